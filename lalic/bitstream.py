@@ -1,0 +1,195 @@
+"""The .lalic file, format version 0 (provisional: it will change without notice until version 1).
+
+All integers are unsigned; fixed-width ones are big-endian, `varint` is LEB128 (7 bits a byte, low bits first, the high
+bit says that another byte follows) in its shortest form.
+
+    field             bytes      meaning
+    magic             4          89 4C 41 4C: a byte that is no ASCII, then "LAL"
+    version           1          0
+    name length       1          1 to 8
+    model name        1 to 8     [a-z0-9-], `config.name` of the model
+    model hash        8          `weights_hash()` of the model: weights and CDF tables
+    width, height     1 to 3     varints, 1 to 65535, of the picture before padding
+    length of z, y    1 to 4     varints, bytes of the two sections, below 2^28
+    symbol checksum   4          CRC-32 of all decoded symbols, made by the encoder
+    header checksum   4          CRC-32 of all bytes above
+    z                 length z   hyper latent, entropy-coded
+    y                 length y   latent, entropy-coded
+    data checksum     4          CRC-32 of all bytes above but the header checksum
+
+All but z and y is at most 4+1+1+8+8+3+3+4+4+4+4+4 = 48 bytes, for any picture (`MAX_OVERHEAD`).
+
+Three checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken.
+The data checksum finds damage in the sections; it continues the header's, so that the sections of one file behind the
+header of another are refused even if the lengths agree. (It must leave the header checksum itself out: a CRC run over a
+message and then over that message's own CRC has the same value for every message, and the two would not be tied.) The
+symbol checksum is compared after entropy decoding: it finds a machine whose floating point differs from the encoder's.
+None of them keeps out somebody who writes a file on purpose: every field is checked for itself besides.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from lalic.errors import BitstreamError
+
+__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "MAX_SIDE", "VERSION", "Container", "parse"]
+
+MAGIC = b"\x89LAL"
+VERSION = 0
+MAX_OVERHEAD = 48
+MAX_SIDE = 65535
+MAX_PIXELS = 2**25  # about 33 million; decoding takes memory in proportion, so a caller raises it knowingly
+_MAX_SECTION = 2**28 - 1  # what a varint of four bytes holds
+_NAME = re.compile(rb"[a-z0-9-]{1,8}")
+_HASH_BYTES = 8
+
+
+def _pack_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a .lalic file holds. Constructing one checks every field; a bad one raises `ValueError`.
+
+    model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. width, height: pixels, 1 to 65535.
+    z, y: the sections, each shorter than 2^28 bytes. symbol_checksum: 0 to 2^32 - 1.
+    """
+
+    model_name: str
+    model_hash: bytes
+    width: int
+    height: int
+    z: bytes
+    y: bytes
+    symbol_checksum: int
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.model_name.encode()):
+            raise ValueError(f"model_name is {self.model_name!r}, expected 1 to 8 characters of a-z, 0-9 and '-'.")
+        if len(self.model_hash) != _HASH_BYTES:
+            raise ValueError(f"model_hash has {len(self.model_hash)} bytes, expected {_HASH_BYTES}.")
+        for name, side in (("width", self.width), ("height", self.height)):
+            if not 1 <= side <= MAX_SIDE:
+                raise ValueError(f"{name} is {side}, expected 1 to {MAX_SIDE}.")
+        for name, section in (("z", self.z), ("y", self.y)):
+            if len(section) > _MAX_SECTION:
+                raise ValueError(f"{name} has {len(section)} bytes, expected at most {_MAX_SECTION}.")
+        if not 0 <= self.symbol_checksum < 2**32:
+            raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**32 - 1}.")
+
+    def pack(self) -> bytes:
+        """The whole file. `len(pack()) - len(z) - len(y) <= MAX_OVERHEAD`."""
+        name = self.model_name.encode()
+        header = b"".join(
+            (
+                MAGIC,
+                bytes((VERSION, len(name))),
+                name,
+                self.model_hash,
+                *(_pack_varint(n) for n in (self.width, self.height, len(self.z), len(self.y))),
+                struct.pack(">I", self.symbol_checksum),
+            )
+        )
+        header_crc = zlib.crc32(header)
+        data_crc = zlib.crc32(self.y, zlib.crc32(self.z, header_crc))
+        return b"".join((header, struct.pack(">I", header_crc), self.z, self.y, struct.pack(">I", data_crc)))
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the packed file in bytes."""
+        name_and_hash = 1 + len(self.model_name) + _HASH_BYTES
+        varints = sum(len(_pack_varint(n)) for n in (self.width, self.height, len(self.z), len(self.y)))
+        return len(MAGIC) + 1 + name_and_hash + varints + 12 + len(self.z) + len(self.y)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Bits of the whole file, header and checksums included, per pixel of the picture."""
+        return 8 * self.file_bytes / (self.width * self.height)
+
+
+class _Reader:
+    """Takes fields off the front of a header; running out of bytes is a `BitstreamError` about truncation."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        if self.at + count > len(self.data):
+            raise BitstreamError(f"The file is truncated: its {len(self.data)} bytes end inside the header.")
+        self.at += count
+        return bytes(self.data[self.at - count : self.at])
+
+    def varint(self, name: str, max_bytes: int) -> int:
+        value = 0
+        for i in range(max_bytes):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << (7 * i)
+            if byte < 0x80:
+                if byte == 0 and i > 0:
+                    raise BitstreamError(f"The header is damaged: {name} is not in its shortest form.")
+                return value
+        raise BitstreamError(f"The header is damaged: {name} takes more than {max_bytes} bytes.")
+
+
+def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIXELS) -> Container:
+    """Read a whole .lalic file strictly: any byte missing, changed or too many is refused.
+
+    data: the file. max_pixels: limit on width * height, None for no limit beyond 65535 a side. Nothing larger than
+    `data` itself is allocated. Raises `BitstreamError` with one sentence that says what is wrong.
+    """
+    data = memoryview(data).cast("B")
+    if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)] or len(data) == 0:
+        raise BitstreamError("This is not a .lalic file: it does not begin with the bytes 89 4C 41 4C.")
+    reader = _Reader(data)
+    reader.take(len(MAGIC))
+    version = reader.take(1)[0]
+    if version != VERSION:
+        raise BitstreamError(f"Format version {version} is not readable by this release, which reads version {VERSION}.")
+    name_length = reader.take(1)[0]
+    if not 1 <= name_length <= 8:
+        raise BitstreamError(f"The header is damaged: the model name has {name_length} characters, expected 1 to 8.")
+    name = reader.take(name_length)
+    model_hash = reader.take(_HASH_BYTES)
+    width = reader.varint("width", 3)
+    height = reader.varint("height", 3)
+    z_length = reader.varint("the length of z", 4)
+    y_length = reader.varint("the length of y", 4)
+    (symbol_checksum,) = struct.unpack(">I", reader.take(4))
+    header_crc = zlib.crc32(data[: reader.at])
+    if struct.unpack(">I", reader.take(4))[0] != header_crc:
+        raise BitstreamError("The header is damaged: its checksum does not match.")
+
+    # From here on the header is what its writer meant; a hostile writer's checksums match, so each value is checked.
+    if not _NAME.fullmatch(name):
+        raise BitstreamError("The header is invalid: the model name has characters other than a-z, 0-9 and '-'.")
+    if width == 0 or height == 0:
+        raise BitstreamError(f"The header is invalid: the picture is {width}x{height}, expected at least 1x1.")
+    if width > MAX_SIDE or height > MAX_SIDE:
+        raise BitstreamError(f"The picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side.")
+    if max_pixels is not None and width * height > max_pixels:
+        raise BitstreamError(
+            f"The picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}."
+        )
+    begin, middle = reader.at, reader.at + z_length
+    end = middle + y_length
+    expected = end + 4
+    if len(data) < expected:
+        raise BitstreamError(f"The file is truncated: expected {expected} bytes, got {len(data)}.")
+    if len(data) > expected:
+        raise BitstreamError(f"The file has trailing bytes: expected {expected} bytes, got {len(data)}.")
+    if struct.unpack(">I", data[end:])[0] != zlib.crc32(data[begin:end], header_crc):
+        raise BitstreamError("The data is damaged: its checksum does not match.")
+    return Container(
+        name.decode(), model_hash, width, height, bytes(data[begin:middle]), bytes(data[middle:end]), symbol_checksum
+    )
