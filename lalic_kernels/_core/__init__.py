@@ -1,0 +1,1 @@
+"""What every op folder shares: argument checks, registration, dispatch, launch configurations, Triton helpers."""

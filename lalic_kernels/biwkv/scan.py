@@ -1,0 +1,188 @@
+"""BiWKV in linear time, in plain torch: no compiled code, autograd works through it, float32 and float64.
+
+The sequence is cut into chunks of S tokens. Three kinds of sums make up a row t = (chunk c, position j): what comes
+from the left of the chunk, what comes from its right, and what is inside. A sum is always a *state*: a numerator a, a
+denominator b and an exponent e, standing for (a, b) * exp(e).
+
+Which of two forms computes the sums inside a chunk depends on w and u alone, never on k:
+
+* **Scaled form**, when max|w| * S <= 10 and max|u| <= 10 (and |v| stays below 1e12). With M the largest key of the chunk
+  and p_i = exp(k_i - M), the left sum of row j is exp(-(j-1)w) * sum_{i<j} exp(iw) p_i (v_i, 1): one running sum for all
+  rows. Every factor lies within exp(+-10), the chunk's largest key alone contributes at least exp(-10) to every row, so
+  what underflows in p is far below rounding.
+* **Logarithmic form**, otherwise: a doubling scan over states whose exponents are the true running maxima, so that no
+  factor ever exceeds one. Correct for any finite w, u, k, at about three times the cost.
+
+The chunks' sums are always combined in logarithmic form. Exponents follow the data through a maximum, and any value
+works as an exponent as long as numerator and denominator are scaled to match; hence they carry no gradient, and the
+scaling uses the *rounded* exponents: exp((e_old - e_new) - n w), never exp(e_old - n w - e_new). The subtraction of the two
+close numbers is exact or nearly so, which keeps the error at a few roundings even for |k| = 1e4 and 1e5 tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 64
+SCALED_LIMIT = 10.0
+SCALED_V_LIMIT = 1e12
+_State = tuple[Tensor, Tensor, Tensor]
+
+
+def uses_scaled_form(w: Tensor, u: Tensor, tokens: int) -> bool:
+    """Whether `biwkv` takes the scaled form for this decay, bonus and number of tokens (see the module's docstring)."""
+    if w.numel() == 0:
+        return True
+    span = min(CHUNK, max(tokens, 1))
+    decay, bonus = w.detach().abs().max().item(), u.detach().abs().max().item()
+    return decay * span <= SCALED_LIMIT and bonus <= SCALED_LIMIT
+
+
+def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bidirectional WKV of the closed form (see `reference.biwkv`) in time and memory linear in T.
+
+    Args:
+        w, u: decay per step and bonus, shape (C,), any sign.
+        k, v: keys and values, shape (B, T, C).
+
+    Returns:
+        y, shape (B, T, C), in k's dtype. float16 and bfloat16 are computed in float32; float64 stays float64.
+
+    Finite for finite arguments as long as T * max|v| is representable.
+    """
+    dtype = k.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        k, v = k.float(), v.float()
+    w, u = w.to(k.dtype), u.to(k.dtype)
+    batch, tokens, channels = k.shape
+    if k.numel() == 0:
+        return (k + v + w + u).to(dtype)
+    span = min(CHUNK, tokens)
+    chunks = -(-tokens // span)
+    missing = chunks * span - tokens
+    low = _low(k)
+    if missing:
+        k = torch.nn.functional.pad(k, (0, 0, 0, missing), value=low)
+        v = torch.nn.functional.pad(v, (0, 0, 0, missing))
+    k, v = k.reshape(batch, chunks, span, channels), v.reshape(batch, chunks, span, channels)
+    scaled = uses_scaled_form(w, u, tokens) and v.detach().abs().max().item() <= SCALED_V_LIMIT
+    y = _scaled_form(w, u, k, v) if scaled else _logarithmic_form(w, u, k, v)
+    return y.reshape(batch, chunks * span, channels)[:, :tokens].to(dtype)
+
+
+def _low(k: Tensor) -> float:
+    """A finite exponent below all others; -inf would turn differences of two empty states into NaN."""
+    return torch.finfo(k.dtype).min / 4
+
+
+def _scaled_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    span = k.shape[2]
+    position = torch.arange(span, device=k.device, dtype=k.dtype)[:, None]
+    top = k.detach().amax(dim=2, keepdim=True)
+    p = torch.exp(k - top)
+    pv = p * v
+    fall = torch.exp(-position * w)  # (S, C): exp(-j w)
+    rise = torch.exp(position * w)  # (S, C): exp(j w)
+    one_back = torch.exp(w)
+
+    def inside(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        up = torch.cumsum(x * rise, dim=2)
+        down = torch.cumsum((x * fall).flip(2), dim=2).flip(2)
+        left = torch.nn.functional.pad(up[:, :, :-1], (0, 0, 1, 0)) * (fall * one_back)
+        right = torch.nn.functional.pad(down[:, :, 1:], (0, 0, 0, 1)) * (rise * one_back)
+        own = x * torch.exp(u)
+        # The chunk's sum as its right neighbour sees it (at distance S - 1 - i) and as its left one does (distance i).
+        return left + right + own, up[:, :, -1] * (fall[-1]), down[:, :, 0]
+
+    num, num_right, num_left = inside(pv)
+    den, den_right, den_left = inside(p)
+    summit = top[:, :, 0]
+    from_left, from_right = _between_chunks(w * span, (num_right, den_right, summit), (num_left, den_left, summit))
+    peak = torch.maximum(torch.maximum(from_left[2], from_right[2]), summit)
+    here = torch.exp(summit - peak).unsqueeze(2)
+    scale_left = torch.exp(from_left[2] - peak).unsqueeze(2) * fall
+    scale_right = torch.exp(from_right[2] - peak).unsqueeze(2) * fall.flip(0)
+    num = num * here + from_left[0].unsqueeze(2) * scale_left + from_right[0].unsqueeze(2) * scale_right
+    den = den * here + from_left[1].unsqueeze(2) * scale_left + from_right[1].unsqueeze(2) * scale_right
+    return num / den
+
+
+def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    span = k.shape[2]
+    exponent = k.detach()
+    # exp(k - its own detached value) is one and carries the gradient of k. A padded token gets no weight at all.
+    p = torch.exp(k - exponent) * (exponent > _low(k))
+    token = (p * v, p, exponent)
+    left = _running(token, w, 2)
+    right = _flip(_running(_flip(token, 2), w, 2), 2)
+    into_right = tuple(x[:, :, -1] for x in left)
+    into_left = tuple(x[:, :, 0] for x in right)
+    from_left, from_right = _between_chunks(w * span, into_right, into_left)
+    position = torch.arange(span, device=k.device, dtype=k.dtype)[:, None]
+    ahead = span - 1 - position
+    parts = [
+        (token, u),
+        (_shift(left, 2), torch.zeros_like(w)),
+        (_flip(_shift(_flip(right, 2), 2), 2), torch.zeros_like(w)),
+        (tuple(x.unsqueeze(2) for x in from_left), -position * w),
+        (tuple(x.unsqueeze(2) for x in from_right), -ahead * w),
+    ]
+    peak = None
+    for state, offset in parts:
+        reach = state[2] + offset.detach()
+        peak = reach if peak is None else torch.maximum(peak, reach)
+    num, den = torch.zeros_like(v), torch.zeros_like(v)
+    for state, offset in parts:
+        scale = _exp((state[2] - peak) + offset)
+        num, den = num + state[0] * scale, den + state[1] * scale
+    return num / den
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp for arguments that are at most a rounding error above zero, or belong to an empty state (which is zero)."""
+    return torch.exp(x.clamp(max=1.0))
+
+
+def _flip(state: _State, dim: int) -> _State:
+    return tuple(x.flip(dim) for x in state)  # type: ignore[return-value]
+
+
+def _shift(state: _State, dim: int) -> _State:
+    """Move every state one place on; the first place gets the empty state."""
+    a, b, e = state
+    size = a.shape[dim]
+    empty = torch.zeros_like(a.narrow(dim, 0, 1))
+    lowest = torch.full_like(e.narrow(dim, 0, 1), _low(e))
+    return (
+        torch.cat([empty, a.narrow(dim, 0, size - 1)], dim),
+        torch.cat([empty, b.narrow(dim, 0, size - 1)], dim),
+        torch.cat([lowest, e.narrow(dim, 0, size - 1)], dim),
+    )
+
+
+def _running(state: _State, step: Tensor, dim: int) -> _State:
+    """Inclusive running sum of states along dim, each place costing a decay of `step` (C,); doubling, log2(n) rounds."""
+    a, b, e = state
+    size = e.shape[dim]
+    reach = 1
+    while reach < size:
+        rest = size - reach
+        decay = step * reach
+        e_old, e_here = e.narrow(dim, 0, rest), e.narrow(dim, reach, rest)
+        e_new = torch.maximum(e_old - decay.detach(), e_here)
+        old, here = _exp((e_old - e_new) - decay), torch.exp(e_here - e_new)
+        a_new = a.narrow(dim, 0, rest) * old + a.narrow(dim, reach, rest) * here
+        b_new = b.narrow(dim, 0, rest) * old + b.narrow(dim, reach, rest) * here
+        a = torch.cat([a.narrow(dim, 0, reach), a_new], dim)
+        b = torch.cat([b.narrow(dim, 0, reach), b_new], dim)
+        e = torch.cat([e.narrow(dim, 0, reach), e_new], dim)
+        reach *= 2
+    return a, b, e
+
+
+def _between_chunks(step: Tensor, into_right: _State, into_left: _State) -> tuple[_State, _State]:
+    """What enters each chunk from its left, as seen by its first token, and from its right, as seen by its last."""
+    from_left = _shift(_running(into_right, step, 1), 1)
+    from_right = _flip(_shift(_running(_flip(into_left, 1), step, 1), 1), 1)
+    return from_left, from_right
