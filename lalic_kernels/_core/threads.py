@@ -1,0 +1,56 @@
+"""Run a compiled, GIL-free kernel over a range of independent work items on as many threads as torch uses.
+
+numba's own ``parallel=True`` is not used: it multiplies compile time, brings a second OpenMP runtime into a process
+that forks data-loader workers, and one of its threading layers aborts when two Python threads call it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def _executor(threads: int) -> ThreadPoolExecutor:
+    """The shared pool, grown when more threads are asked for than it has."""
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < threads:
+            # An old, smaller pool is left to finish what it runs; it is collected afterwards.
+            _pool, _pool_size = ThreadPoolExecutor(threads, thread_name_prefix="lalic-kernels"), threads
+        return _pool
+
+
+def _forget_pool() -> None:
+    """A forked child has the pool's bookkeeping but none of its threads."""
+    global _pool, _pool_size, _lock
+    _lock, _pool, _pool_size = threading.Lock(), None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def run_ranges(kernel: Callable[[int, int], None], items: int, *, least: int = 1) -> None:
+    """Call ``kernel(start, stop)`` so that the ranges cover ``0 .. items``, one range a thread.
+
+    ``least`` is the smallest range worth a thread of its own. The number of threads follows
+    ``torch.get_num_threads()``. An exception raised in any range is raised here.
+    """
+    threads = max(1, min(torch.get_num_threads(), items // max(1, least)))
+    if threads == 1:
+        kernel(0, items)
+        return
+    edges = [items * i // threads for i in range(threads + 1)]
+    executor = _executor(threads)
+    futures = [executor.submit(kernel, edges[i], edges[i + 1]) for i in range(1, threads)]
+    kernel(edges[0], edges[1])
+    for future in futures:
+        future.result()
