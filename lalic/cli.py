@@ -1,0 +1,366 @@
+"""The command `lalic`: compress, decompress, info, demo, train.
+
+Exit codes: 0 everything was done; 1 at least one file failed, the others are done; 2 the request itself is wrong, and
+nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With
+LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback instead.
+
+torch is imported by the commands that need it, so that `lalic --help` and `lalic info` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from lalic.errors import LalicError
+from lalic.files import STREAM, Job, PlanError, plan, write_atomic
+
+__all__ = ["main"]
+
+_EXIT_CODES = "exit codes: 0 all done, 1 some file failed (the others are done), 2 wrong usage, 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with its errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code. argv: the words behind `lalic`, None for `sys.argv`.
+
+    Raises nothing but an unexpected error, and that only with LALIC_TRACEBACK=1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _build_parser(words[:1] == ["train"]).parse_args(words)
+        return args.run(args) or 0
+    except SystemExit as stop:  # argparse: --help, --version, usage errors
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except PlanError as error:
+        _say(str(error))
+        return 2
+    except Exception as error:  # noqa: BLE001  a person gets a sentence, whatever went wrong
+        _say(_sentence(error))
+        return 1
+
+
+def _build_parser(with_train: bool) -> argparse.ArgumentParser:
+    parser = _Parser(prog="lalic", description="Learned image compression with linear attention.", epilog=_EXIT_CODES)
+    parser.add_argument("--version", action=_Version, help="print the release and stop")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    compress = commands.add_parser(
+        "compress",
+        help="pictures to .lalic files",
+        description="Compress pictures to .lalic files. Without -o each is written next to its picture.",
+        epilog=_EXIT_CODES,
+    )
+    compress.add_argument(
+        "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
+    )
+    compress.add_argument("--background", metavar="COLOR", help="colour laid below transparent pixels, such as white")
+    compress.set_defaults(run=_compress)
+
+    decompress = commands.add_parser(
+        "decompress",
+        help=".lalic files to pictures",
+        description="Decompress .lalic files to pictures: PNG, or what the extension of -o says. To standard output: PNG.",
+        epilog=_EXIT_CODES,
+    )
+    decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
+    decompress.set_defaults(run=_decompress)
+
+    for command in (compress, decompress):
+        command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
+        command.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
+        command.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+        command.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
+        command.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 2^25)")
+        _add_machine_arguments(command)
+
+    info = commands.add_parser(
+        "info", help="what .lalic files hold", description="Check .lalic files and describe them."
+    )
+    info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
+    info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser(
+        "demo",
+        help="compress and decompress a picture that ships, beside JPEG",
+        description="Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
+    )
+    demo.add_argument(
+        "--out-dir", default="lalic-demo", metavar="DIR", help="where the pictures go (default %(default)s)"
+    )
+    _add_machine_arguments(demo)
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="train a model")
+    if with_train:
+        from lalic.training import cli as training
+
+        training.add_arguments(train)
+        train.set_defaults(run=training.run)
+    return parser
+
+
+def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
+    command.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: as torch chooses)")
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, **keywords: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata
+
+        try:
+            release = metadata.version("lalic")
+        except metadata.PackageNotFoundError:
+            release = "(not installed)"
+        print(f"lalic {release}")
+        parser.exit()
+
+
+def _say(message: str) -> None:
+    print(f"lalic: {message}", file=sys.stderr)
+
+
+def _sentence(error: Exception) -> str:
+    """One line for any exception. For one nobody expected, its type too, or its traceback if asked for."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    line = " ".join(str(error).split())
+    if isinstance(error, LalicError):
+        return line
+    if os.environ.get("LALIC_TRACEBACK") == "1":
+        raise error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "There is not enough memory for this picture."
+    return f"Unexpected {type(error).__name__}: {line[:300]}"
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)  # read when they are imported
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """`lalic.codec`, the model of --checkpoint (None: the one that ships), and the options that both directions take.
+
+    A device or checkpoint that cannot be had is said here, once, and not for each file.
+    """
+    _set_threads(args.threads)
+    from lalic import codec
+
+    device = codec.resolve_device(args.device)
+    options = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
+    if args.checkpoint is None:
+        return codec, None, {"device": device, **options}
+    import lalic
+
+    return codec, lalic.load_checkpoint(args.checkpoint).to(device).eval(), options
+
+
+def _compress(args: argparse.Namespace) -> int:
+    from lalic import images
+    from lalic.bitstream import parse
+
+    if args.background is not None:
+        try:
+            images.parse_color(args.background)
+        except LalicError as error:
+            raise PlanError(str(error)) from None
+    jobs = plan(args.inputs, args.output, ".lalic", images.readable_extensions())
+    _refuse_terminal(jobs)
+    codec, model, options = _prepare(args)
+
+    def work(job: Job, data: bytes) -> tuple[bytes, str]:
+        result = codec.encode(data, model, background=args.background, **options)
+        container = parse(result, None)
+        size = (
+            f"{container.width}x{container.height}, {len(result)} bytes, {container.bits_per_pixel:.3f} bits per pixel"
+        )
+        return result, size
+
+    return _run(jobs, work, args)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from lalic import images
+
+    jobs = plan(args.inputs, args.output, ".png", [".lalic"])
+    _refuse_terminal(jobs)
+    for extension in sorted({_extension(job) for job in jobs}):
+        try:
+            images.dump(Image.new("RGB", (1, 1)), extension)  # said now rather than after decoding
+        except LalicError as error:
+            raise PlanError(str(error)) from None
+    codec, model, options = _prepare(args)
+
+    def work(job: Job, data: bytes) -> tuple[bytes, str]:
+        picture = codec.decode(data, model, **options)
+        result = images.dump(picture, _extension(job))
+        return result, f"{picture.width}x{picture.height}, {len(result)} bytes"
+
+    return _run(jobs, work, args)
+
+
+def _extension(job: Job) -> str:
+    """Of the picture to write; a device such as /dev/null and standard output get PNG."""
+    if job.target == STREAM or (os.path.exists(job.target) and not os.path.isfile(job.target)):
+        return ".png"
+    return os.path.splitext(job.target)[1]
+
+
+def _refuse_terminal(jobs: Sequence[Job]) -> None:
+    if any(job.target == STREAM for job in jobs) and sys.stdout.isatty():
+        raise PlanError("standard output is a terminal; give -o OUT, or send the output to a file or a program.")
+
+
+def _run(jobs: Sequence[Job], work: Callable[[Job, bytes], tuple[bytes, str]], args: argparse.Namespace) -> int:
+    """Do every job; one that fails is reported and the rest go on. Returns the exit code."""
+    from tqdm import tqdm
+
+    failed = 0
+    quiet = args.quiet or any(job.target == STREAM for job in jobs)
+    show_bar = len(jobs) > 1 and sys.stderr.isatty() and not args.quiet
+    with tqdm(jobs, unit="file", file=sys.stderr, disable=not show_bar) as bar:
+        for job in bar:
+            start = time.perf_counter()
+            with warnings.catch_warnings(record=True) as caught:
+                _keep_image_warnings()
+                try:
+                    if not args.force and os.path.isfile(job.target):
+                        raise LalicError(f"{job.target} exists already, --force overwrites it.")
+                    result, what = work(job, _read(job.source))
+                    _write(job.target, result, args.force)
+                except Exception as error:  # noqa: BLE001  one bad file does not stop the rest
+                    failed += 1
+                    what = None
+                    bar.write(f"lalic: {_name_first(job, _sentence(error))}", file=sys.stderr)
+            for warning in caught:
+                bar.write(f"lalic: {job.source}: warning: {warning.message}", file=sys.stderr)
+            if what is not None and not quiet:
+                seconds = time.perf_counter() - start
+                bar.write(f"{job.source} -> {job.target}: {what}, {seconds:.2f} s", file=sys.stdout)
+    if failed and len(jobs) > 1:
+        _say(f"{failed} of {len(jobs)} files failed")
+    return 1 if failed else 0
+
+
+def _name_first(job: Job, sentence: str) -> str:
+    return sentence if sentence.startswith(f"{job.source}: ") else f"{job.source}: {sentence}"
+
+
+def _keep_image_warnings() -> None:
+    """Libraries' own warnings are for programmers; those about a picture are for the person who gave it."""
+    from lalic.images import ImageWarning
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", ImageWarning)
+
+
+def _read(source: str) -> bytes:
+    if source == STREAM:
+        return sys.stdin.buffer.read()
+    with open(source, "rb") as stream:
+        return stream.read()
+
+
+def _write(target: str, data: bytes, force: bool) -> None:
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    write_atomic(target, data, overwrite=force)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from lalic.bitstream import VERSION, parse
+
+    described = []
+    failed = 0
+    for source in args.inputs:
+        try:
+            container = parse(_read(source), None)
+        except (LalicError, OSError) as error:
+            failed += 1
+            _say(_name_first(Job(source, ""), _sentence(error)))
+            continue
+        overhead = container.file_bytes - len(container.z) - len(container.y)
+        described.append(
+            {
+                "file": source,
+                "format_version": VERSION,
+                "model": container.model_name,
+                "model_hash": container.model_hash.hex(),
+                "width": container.width,
+                "height": container.height,
+                "file_bytes": container.file_bytes,
+                "z_bytes": len(container.z),
+                "y_bytes": len(container.y),
+                "overhead_bytes": overhead,
+                "bits_per_pixel": container.bits_per_pixel,
+                "symbol_checksum": f"{container.symbol_checksum:08x}",
+            }
+        )
+    if args.json:
+        print(json.dumps(described, indent=2))
+    else:
+        for entry in described:
+            print(_INFO.format(**entry))
+    return 1 if failed else 0
+
+
+_INFO = """{file}
+  format    version {format_version}, header and data checksums match
+  model     {model}, hash {model_hash}
+  picture   {width}x{height}
+  size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
+  sections  z {z_bytes} bytes, y {y_bytes} bytes, header and checksums {overhead_bytes} bytes"""
+
+
+def _demo(args: argparse.Namespace) -> int:
+    _set_threads(args.threads)
+    from lalic import demo
+
+    demo.run(args.out_dir, device=args.device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Image <-> bytes: the two functions that most people need.
+
+    encode:  picture -> images.load -> pad to a multiple of model.downsampling -> model.encode_sections -> Container.pack
+    decode:  bytes -> bitstream.parse -> find the model and check its hash -> model.decode_sections -> crop -> picture
+
+Padding repeats the last column to the right and the last row to the bottom; the file keeps the picture's own size.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from lalic import images
+from lalic.bitstream import MAX_PIXELS, MAX_SIDE, Container, parse
+from lalic.errors import ImageError, LalicError, ModelMismatchError
+
+if TYPE_CHECKING:
+    from lalic.images import Color, ImageSource
+
+__all__ = ["MAX_PIXELS", "decode", "encode", "resolve_device", "shipped_model"]
+
+SHIPPED = ("slim",)  # names of the models whose weights are part of the package
+
+_cache: dict[tuple[str, str], Any] = {}
+_cache_lock = threading.Lock()
+
+
+def shipped_model(name: str = "slim", device: str | torch.device | None = None) -> Any:
+    """The model `name` whose weights ship with the package, in eval mode on `device` (None: the CPU).
+
+    Loaded once for each device and then shared, by threads too: treat it as read-only. Raises `LalicError` for a name
+    that does not ship or a device that is not there.
+    """
+    if name not in SHIPPED:
+        raise LalicError(f"No model named {name!r} ships with this release, expected one of {', '.join(SHIPPED)}.")
+    target = resolve_device(device)
+    with _cache_lock:
+        key = (name, str(target))
+        if key not in _cache:
+            import lalic
+
+            _cache[key] = lalic.slim(pretrained=True).to(target).eval()
+        return _cache[key]
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device meant by "cpu", "cuda", "cuda:N" or None (the CPU), with its index; `LalicError` if it is not there."""
+    try:
+        target = torch.device("cpu" if device is None else device)
+    except RuntimeError:
+        raise LalicError(f"device is {str(device)!r}, expected cpu, cuda or cuda:N.") from None
+    if target.type not in ("cpu", "cuda"):
+        raise LalicError(f"device is {str(target)!r}, expected cpu, cuda or cuda:N.")
+    if target.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (target.index or 0) >= count:
+            raise LalicError(
+                f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use."
+            )
+        target = torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
+    return target
+
+
+def _model_device(model: Any) -> torch.device:
+    parameter = next(iter(model.parameters()), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _check_device(model: Any, device: str | torch.device | None) -> torch.device:
+    """Where the model lies; a `device` that says otherwise is an error rather than a silent move of a caller's model."""
+    lies = _model_device(model)
+    if device is not None and resolve_device(device) != lies:
+        raise LalicError(
+            f"device is {str(device)!r}, but the given model lies on {lies}; move it with model.to(device)."
+        )
+    return lies
+
+
+def encode(
+    image: ImageSource,
+    model: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    background: Color | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> bytes:
+    """Compress a picture to the bytes of a .lalic file.
+
+    image: a path, the bytes of a picture file, or a `PIL.Image`; `lalic.images` says what is converted how.
+    model: None for the slim model that ships, or one made by `lalic.load_checkpoint`. device: where the shipped model
+    runs (None: the CPU); a given model runs where it lies. background: colour below transparent pixels, without which
+    they are refused. max_pixels: limit on width * height.
+
+    Raises `ImageError` if the picture is refused, `OSError` if a path cannot be opened.
+
+        >>> data = lalic.encode("photo.png")
+        >>> lalic.decode(data).save("decoded.png")
+    """
+    picture = images.load(image, background=background, max_pixels=max_pixels)
+    width, height = picture.size
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"The picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side.")
+    if model is None:
+        model = shipped_model(device=device)
+    lies = _check_device(model, device)
+    with torch.inference_mode():
+        x = _pad(images.to_tensor(picture).to(lies), model.downsampling)
+        sections = model.encode_sections(x)
+    return Container(
+        model_name=model.config.name,
+        model_hash=model.weights_hash(),
+        width=width,
+        height=height,
+        z=sections.z,
+        y=sections.y,
+        symbol_checksum=sections.checksum,
+    ).pack()
+
+
+def decode(
+    data: bytes,
+    model: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decompress the bytes of a .lalic file to a `PIL.Image` of mode RGB, in sRGB.
+
+    model, device: as in `encode`; the model must be the one that wrote the file. max_pixels: larger pictures are
+    refused before memory is taken.
+
+    Raises `ModelMismatchError` if the file wants other weights, `BitstreamError` for anything else that is wrong with
+    it: a file is decoded to the picture that was written, or not at all.
+    """
+    container = parse(data, max_pixels)
+    model = _matching_model(container, model, device)
+    step = model.downsampling
+    height, width = (-(-side // step) * step for side in (container.height, container.width))
+    with torch.inference_mode():
+        x = model.decode_sections(container.z, container.y, height, width, container.symbol_checksum)
+    return images.from_tensor(x[:, :, : container.height, : container.width])
+
+
+def _matching_model(container: Container, model: Any, device: str | torch.device | None) -> Any:
+    """The model that wrote the file: the given one, or one that ships; `ModelMismatchError` if it is not that one."""
+    wants = f"{container.model_name!r} with hash {container.model_hash.hex()}"
+    if model is None:
+        if container.model_name not in SHIPPED:
+            raise ModelMismatchError(
+                f"The file was written by the model {wants}, which does not ship with this release;"
+                " give its weights (--checkpoint PATH, or model=)."
+            )
+        model = shipped_model(container.model_name, device)
+        given = f"the {container.model_name} model of this release has hash"
+    else:
+        _check_device(model, device)
+        given = f"the given model is {model.config.name!r} with hash"
+    found = model.weights_hash()
+    if (model.config.name, found) != (container.model_name, container.model_hash):
+        raise ModelMismatchError(f"The file was written by the model {wants}, but {given} {found.hex()}.")
+    return model
+
+
+def _pad(x: torch.Tensor, step: int) -> torch.Tensor:
+    """(1, 3, H, W) with its last row and column repeated until both sides are multiples of `step`."""
+    height, width = x.shape[-2:]
+    return torch.nn.functional.pad(x, (0, -width % step, 0, -height % step), mode="replicate")

@@ -1,0 +1,132 @@
+"""`lalic demo`: one picture that ships, through the slim model and back, beside a JPEG of equal PSNR."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lalic import codec
+from lalic.files import write_atomic
+
+__all__ = ["JpegMatch", "jpeg_of_equal_psnr", "psnr", "run"]
+
+_REPEATS = 3
+_T = TypeVar("_T")
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB of two RGB pictures of equal size: 8 bit, one mean over all three channels."""
+    error = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    mean_square = float(np.mean(error**2))
+    return float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
+
+
+class JpegMatch:
+    """A JPEG of at least the wanted PSNR. data: the file. quality: Pillow's, 1..100. subsampling: "4:4:4" or "4:2:0"."""
+
+    def __init__(self, picture: Image.Image, quality: int, subsampling: str) -> None:
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+        self.data = out.getvalue()
+        self.quality = quality
+        self.subsampling = subsampling
+        self.psnr = psnr(picture, Image.open(io.BytesIO(self.data)))
+
+
+def jpeg_of_equal_psnr(picture: Image.Image, wanted: float) -> JpegMatch | None:
+    """The smallest JPEG whose PSNR is at least `wanted` dB, of 4:4:4 and 4:2:0; None if quality 100 stays below.
+
+    PSNR is taken to rise with quality, which a binary search needs; where it wavers by some hundredths of a dB the
+    result may be one step of quality off.
+    """
+    matches = []
+    for subsampling in ("4:4:4", "4:2:0"):
+        low, high = 1, 100
+        best = JpegMatch(picture, high, subsampling)
+        if best.psnr < wanted:
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            match = JpegMatch(picture, middle, subsampling)
+            if match.psnr >= wanted:
+                high, best = middle, match
+            else:
+                low = middle + 1
+        matches.append(best)
+    return min(matches, key=lambda match: len(match.data), default=None)
+
+
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """The result, and the median of its seconds over a few runs; codec calls end on the CPU, so nothing is in flight."""
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - start)
+    return result, statistics.median(seconds)
+
+
+def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None) -> None:
+    """Compress and decompress the astronaut with the shipped slim model, print what came of it, and keep the pictures.
+
+    out_dir: made if need be; files of an earlier demo in it are replaced. Raises `LalicError` or `OSError`.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    original = resources.files("lalic").joinpath("assets", "astronaut.png").read_bytes()
+    picture = Image.open(io.BytesIO(original)).convert("RGB")
+    pixels = picture.width * picture.height
+
+    codec.decode(codec.encode(original, device=device), device=device)  # warm-up: loads the model, compiles the kernels
+    data, encode_seconds = _timed(lambda: codec.encode(original, device=device))
+    paths = {name: folder / f"astronaut{name}" for name in (".png", ".lalic", "-lalic.png", "-jpeg.jpg")}
+    write_atomic(paths[".png"], original)
+    write_atomic(paths[".lalic"], data)
+    read_back = paths[".lalic"].read_bytes()
+    decoded, decode_seconds = _timed(lambda: codec.decode(read_back, device=device))
+    decoded.save(paths["-lalic.png"])
+    ours = psnr(picture, decoded)
+
+    target = codec.resolve_device(device)
+    where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if target.type == "cuda":
+        where = torch.cuda.get_device_name(target)
+    print(f"picture  astronaut, {picture.width}x{picture.height}, {len(original)} bytes as PNG (NASA, public domain)")
+    print(f"model    slim, {where}; its weights are preliminary, so the numbers below are a beginning")
+    print(f"lalic    {len(data)} bytes, {8 * len(data) / pixels:.3f} bits per pixel, PSNR {ours:.2f} dB")
+    print(
+        f"time     encode {encode_seconds:.3f} s, decode {decode_seconds:.3f} s"
+        f" (median of {_REPEATS} after a warm-up, file reading and writing left out)"
+    )
+    match = jpeg_of_equal_psnr(picture, ours)
+    paths["-jpeg.jpg"].unlink(missing_ok=True)
+    if match is None:
+        print(f"jpeg     no JPEG of Pillow's reaches {ours:.2f} dB")
+    else:
+        write_atomic(paths["-jpeg.jpg"], match.data)
+        print(_verdict(match, ours, len(data), pixels))
+    print(f"files    {folder.resolve()}:")
+    print("         " + "  ".join(path.name for path in paths.values() if path.exists()))
+
+
+def _verdict(match: JpegMatch, ours: float, our_bytes: int, pixels: int) -> str:
+    size = len(match.data)
+    line = (
+        f"jpeg     {size} bytes, {8 * size / pixels:.3f} bits per pixel, PSNR {match.psnr:.2f} dB"
+        f" (quality {match.quality}, {match.subsampling}, the smallest of at least {ours:.2f} dB)\n"
+    )
+    if size == our_bytes:
+        return line + "         both files are equally large"
+    smaller, larger = ("lalic", size) if our_bytes < size else ("JPEG", our_bytes)
+    return line + f"         the {smaller} file is smaller, by {100 * (1 - min(size, our_bytes) / larger):.1f} %"

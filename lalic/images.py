@@ -1,0 +1,309 @@
+"""Pictures in and out: whatever Pillow opens becomes 8-bit RGB in sRGB by the rules below, or is refused with a reason.
+
+    what comes                                  what happens
+    RGB, RGBX                                   taken as it is
+    grey (L), 1-bit, palette, HSV, YCbCr        converted to RGB, exactly but for HSV's and YCbCr's rounding
+    CMYK, LAB, with an ICC profile              converted to sRGB through the profile
+    CMYK without a profile                      Pillow's plain formula (no ink model: colours are approximate)
+    LAB without a profile                       converted to sRGB from D50 L*a*b*
+    alpha (RGBA, LA, a transparent palette      accepted if every pixel is opaque; else refused, unless `background`
+      entry or colour), premultiplied or not      names a colour to lay below (blended in sRGB, as browsers do)
+    16-bit grey (I;16, and I within 0..65535)   v -> round(v / 257), so 0 -> 0 and 65535 -> 255
+    32-bit integers (I) outside 0..65535        refused: the range is unknown
+    16-bit RGB, RGBA or grey with alpha (PNG)   Pillow opens these as 8 bit by dropping the low byte, which is at most
+                                                  1 of 255 darker than rounding; taken as opened
+    floating point (F)                          refused: the range is unknown
+    several frames (GIF, APNG, WebP, TIFF)      refused; of a multi-picture JPEG (MPO, as phones write) and of a layered
+                                                  PSD the main picture is taken
+    EPS                                         refused: opening one runs an interpreter
+    EXIF orientation                            applied; an unreadable EXIF block is ignored with an `ImageWarning`
+    ICC profile                                 pixels converted to sRGB (perceptual intent); a profile that moves no
+                                                  colour by more than 1 of 255 is taken for sRGB and the pixels stay;
+                                                  one that is broken or does not fit the picture is ignored with an
+                                                  `ImageWarning`
+    other metadata, gamma and chromaticity      dropped
+      chunks
+    more pixels than `max_pixels`               refused before it is decoded
+    no picture, truncated, damaged              refused
+
+Every refusal is a `lalic.errors.ImageError` of one sentence. Any size from 1x1 up is fine.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+
+from lalic.bitstream import MAX_PIXELS
+from lalic.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Color",
+    "ImageSource",
+    "ImageWarning",
+    "dump",
+    "from_tensor",
+    "load",
+    "parse_color",
+    "readable_extensions",
+    "to_tensor",
+]
+
+ImageSource = str | os.PathLike | bytes | Image.Image
+Color = str | tuple[int, int, int]
+
+_MAIN_PICTURE_FIRST = {"MPO", "PSD"}
+_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+_MODES_OF_RGB = {"RGBX", "P", "HSV", "YCbCr"}
+
+
+class ImageWarning(UserWarning):
+    """Something about a picture was ignored, and the result may differ a little from what was meant."""
+
+
+def parse_color(color: Color) -> tuple[int, int, int]:
+    """A colour as `ImageColor` reads it ("white", "#ffcc00", "rgb(1,2,3)") or three integers 0..255, as (r, g, b).
+
+    Raises `ImageError` for anything else, transparent colours included.
+    """
+    rgb = color
+    if isinstance(color, str):
+        try:
+            rgb = ImageColor.getrgb(color)
+        except ValueError:
+            raise ImageError(
+                f"background is {color!r}, expected a colour such as white, #ffcc00 or rgb(255,204,0)."
+            ) from None
+        if len(rgb) == 4 and rgb[3] == 255:
+            rgb = rgb[:3]
+    if len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
+        raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255.")
+    return (rgb[0], rgb[1], rgb[2])
+
+
+def load(source: ImageSource, *, background: Color | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the table above.
+
+    background: colour laid below transparent pixels; without it they are refused. max_pixels: limit on width * height.
+    Returns a new `PIL.Image` of mode RGB. Raises `ImageError`; `OSError` only if a path cannot be opened.
+    """
+    below = None if background is None else parse_color(background)
+    if isinstance(source, Image.Image):
+        return _convert(source, below, max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _load_stream(io.BytesIO(source), below, max_pixels)
+    with open(source, "rb") as stream:
+        return _load_stream(stream, below, max_pixels)
+
+
+def _load_stream(stream: io.BufferedIOBase, below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:
+        raise ImageError("This is not a picture in a format that Pillow reads.") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"The picture is too large: the limit is {max_pixels} pixels.") from None
+    except Exception as error:  # decoders meet damage with whatever their parsing trips over
+        raise _damaged(error) from error
+    with image:
+        return _convert(image, below, max_pixels)
+
+
+def _damaged(error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return ImageError(f"The picture is damaged or truncated and cannot be decoded ({reason[:200]}).")
+
+
+def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
+    if image.format == "EPS":
+        raise ImageError("EPS files are refused, since opening one runs an interpreter.")
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"The picture is {width}x{height}, expected at least 1x1.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"The picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}."
+        )
+    try:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in _MAIN_PICTURE_FIRST:
+            raise ImageError(f"The file holds {frames} frames, and a .lalic file holds one picture; extract one first.")
+        image.load()
+    except ImageError:
+        raise
+    except Exception as error:  # as above: any exception here means that the file could not be decoded
+        raise _damaged(error) from error
+
+    profile = image.info.get("icc_profile")
+    image = _upright(image)
+    image, alpha = _split_alpha(image, below is not None)
+    image = _to_srgb(_to_8_bit(image), profile)
+    if alpha is not None and below is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, below), alpha)
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; always a copy, so that the caller's object stays as it was."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # noqa: BLE001  Pillow's EXIF reader raises whatever its parsing trips over
+        warnings.warn(
+            f"The EXIF data is damaged ({error}); the picture is taken as stored.", ImageWarning, stacklevel=4
+        )
+        return image.copy()
+
+
+def _split_alpha(image: Image.Image, flatten: bool) -> tuple[Image.Image, Image.Image | None]:
+    """The picture without transparency, and its alpha channel (mode L), None if every pixel is opaque."""
+    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+        return image, None
+    if image.mode.startswith("I"):
+        values = np.asarray(image)  # 16-bit grey PNG: one value is the transparent one
+        alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+        colors = image
+    else:
+        if image.mode in ("RGBa", "La"):
+            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+        colors = image.convert("RGBA")
+        alpha = colors.getchannel("A")
+        # An opaque or flattened grey picture stays grey here, so that its grey ICC profile still fits.
+        if image.mode in ("LA", "L", "1"):
+            image.info.pop("transparency", None)
+            colors = image.convert("L")
+        else:
+            colors = colors.convert("RGB")
+    if alpha.getextrema()[0] == 255:
+        return colors, None
+    if not flatten:
+        raise ImageError(
+            "The picture has transparent pixels, which a .lalic file cannot hold; name a colour to lay below them"
+            " (--background white, or background='white')."
+        )
+    return colors, alpha
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """One of the 8-bit modes that `_to_srgb` takes: RGB, L, CMYK or LAB."""
+    mode = image.mode
+    if mode in ("RGB", "L", "CMYK", "LAB"):
+        return image
+    if mode == "1":
+        return image.convert("L")
+    if mode in _MODES_OF_RGB:
+        return image.convert("RGB")
+    if mode == "I" or mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            raise ImageError(f"The picture has integers from {low} to {high}, expected 16-bit grey, 0 to 65535.")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if mode == "F":
+        raise ImageError(
+            "The picture has floating-point pixels, whose range is unknown; convert it to 8 or 16 bit first."
+        )
+    raise ImageError(f"The picture has Pillow's mode {mode}, which lalic does not read; convert it to RGB first.")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB in sRGB from mode RGB, L, CMYK or LAB, through the ICC profile if it is sound and fits."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            space = source.profile.xcolor_space.strip()
+            fitting = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space)
+            if fitting == "RGB" and image.mode == "L":
+                image = image.convert("RGB")
+            if fitting != image.mode:
+                raise ImageCms.PyCMSError(f"a {space} profile on a picture of mode {image.mode}")
+            transform = ImageCms.buildTransform(
+                source, ImageCms.createProfile("sRGB"), image.mode, "RGB", ImageCms.Intent.PERCEPTUAL
+            )
+            if image.mode == "RGB" and _is_identity(transform):
+                return image
+            return ImageCms.applyTransform(image, transform)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+            warnings.warn(f"The ICC profile is ignored ({error}).", ImageWarning, stacklevel=4)
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+    return image.convert("RGB")
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether an RGB transform moves no colour of a 17x17x17 lattice by more than one level."""
+    levels = np.linspace(0, 255, 17).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(17, 17 * 17, 3)
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
+    return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB picture (H, W) as float32 (1, 3, H, W) in [0, 1], contiguous, on the CPU."""
+    import torch
+
+    if image.mode != "RGB":
+        raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts.")
+    pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)[None]
+    return torch.from_numpy(pixels.astype(np.float32, order="C") / np.float32(255))
+
+
+def from_tensor(tensor: torch.Tensor) -> Image.Image:
+    """Float (1, 3, H, W) as an RGB picture: clamped to [0, 1], times 255, rounded half up.
+
+    Raises `ValueError` for another shape or a value that is not finite.
+    """
+    if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[1] != 3:
+        raise ValueError(f"tensor has shape {tuple(tensor.shape)}, expected (1, 3, H, W).")
+    pixels = tensor.detach()[0].float().cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise ValueError("tensor has values that are not finite, expected numbers in [0, 1].")
+    levels = np.floor(pixels.clip(0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+_SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 95, "subsampling": 0, "optimize": True},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
+# Formats that only an external program or library reads, or that are no pictures: not looked for in folders.
+_NOT_LOOKED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+
+
+def readable_extensions() -> frozenset[str]:
+    """Lower-case extensions, with their dot, of the files that `lalic compress FOLDER` takes."""
+    Image.init()
+    return frozenset(
+        extension.lower()
+        for extension, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in _NOT_LOOKED_FOR
+    )
+
+
+def dump(image: Image.Image, extension: str) -> bytes:
+    """The picture as the bytes of a file of the format that `extension` (".png", any case) stands for.
+
+    PNG, TIFF, BMP, WebP (lossless) keep every pixel; JPEG is written at quality 95 and 4:4:4; others as Pillow does by
+    default. Raises `ImageError` for an extension that Pillow cannot write, or a picture that the format cannot hold.
+    """
+    Image.init()
+    name = Image.registered_extensions().get(extension.lower())
+    if name is None or name not in Image.SAVE:
+        raise ImageError(
+            f"{extension or 'A name without extension'} is no picture format that Pillow writes, try .png."
+        )
+    out = io.BytesIO()
+    try:
+        image.save(out, name, **_SAVE_OPTIONS.get(name, {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise ImageError(f"Pillow cannot write this picture as {name} ({error}).") from error
+    return out.getvalue()
