@@ -1,0 +1,98 @@
+"""Argument checks of every op, in one place: type, layout, shape, dtype, device.
+
+A failed check raises one sentence that names the argument, says what it is and what was expected: TypeError for something
+that is no tensor or has the wrong dtype, ValueError for layout, shape and device. Strides are never an error: ops take any
+strided tensor and copy what their kernels cannot read in place.
+
+Everything here is plain Python on sizes and types, so that torch.compile traces through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
+    """Check shapes against patterns such as "B T C", "5 5" or "2*Cout Cout", and return the sizes that the names took.
+
+    Args:
+        op: the op's name, for messages.
+        arguments: (argument name, tensor, pattern). A name takes its size at its first appearance; later appearances
+            must agree. "2*N" means twice the size N, which must have appeared. A number stands for itself.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: an argument is not strided, or its shape does not fit.
+    """
+    sizes: dict[str, int] = {}
+    for name, value, pattern in arguments:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor of shape {_show(pattern)}, but is a {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
+        places = pattern.split()
+        if value.dim() != len(places):
+            raise ValueError(
+                f"{op}: {name} must have {len(places)} dimensions {_show(pattern)}, but has {value.dim()}: {tuple(value.shape)}"
+            )
+        for place, size in zip(places, value.shape, strict=True):
+            wanted = _size(place, size, sizes)
+            if size != wanted:
+                known = ", ".join(f"{key} = {number}" for key, number in sizes.items())
+                raise ValueError(
+                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + known if known else ''}, "
+                    f"but has shape {tuple(value.shape)}"
+                )
+    return sizes
+
+
+def _size(place: str, size: int, sizes: dict[str, int]) -> int:
+    if place.isdigit():
+        return int(place)
+    factor, _, name = place.rpartition("*")
+    if factor:
+        return int(factor) * sizes[name]
+    if name not in sizes:
+        sizes[name] = size
+    return sizes[name]
+
+
+def _show(pattern: str) -> str:
+    places = pattern.split()
+    return f"({places[0]},)" if len(places) == 1 else "(" + ", ".join(places) + ")"
+
+
+def floating(op: str, name: str, value: Tensor) -> torch.dtype:
+    """Check that a tensor's dtype is float16, bfloat16, float32 or float64, and return it."""
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"{op}: {name} must be float16, bfloat16, float32 or float64, but is {_dtype(value.dtype)}; convert it first"
+        )
+    return value.dtype
+
+
+def dtype_in(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
+    """Check that a tensor has one of the allowed dtypes; `why` ends the sentence, e.g. "as k does"."""
+    if value.dtype not in allowed:
+        options = " or ".join(dict.fromkeys(_dtype(x) for x in allowed))
+        raise TypeError(f"{op}: {name} must be {options} {why}, but is {_dtype(value.dtype)}")
+
+
+def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.device:
+    """Check that all tensors lie on the first one's device, and return it."""
+    device = first[1].device
+    for name, value in others:
+        if value.device != device:
+            raise ValueError(
+                f"{op}: {name} must be on {device} as {first[0]} is, but is on {value.device}; move one of them"
+            )
+    return device
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

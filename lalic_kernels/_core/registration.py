@@ -1,0 +1,84 @@
+"""Registration with torch.library: op, shape function for compilation, gradient, FLOP and byte formulas.
+
+Ops live in the namespace torch.ops.lalic_kernels. A forward op that has a gradient is a `torch.library.custom_op`; its
+gradient is a second op, so that torch.compile and AOTAutograd see two opaque calls and need not trace into either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+NAMESPACE = "lalic_kernels"
+_BYTES: dict[str, Callable[..., int]] = {}
+
+
+def forward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register a forward op and its shape function; returns the op, to which `gradient` may attach a backward.
+
+    Args:
+        name: without namespace.
+        schema: e.g. "(Tensor x, Tensor weight, str backend) -> Tensor".
+        implementation: runs on every device; must return fresh contiguous tensors.
+        fake: same signature; returns empty tensors of the result's shape, dtype and device.
+    """
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", implementation, mutates_args=(), schema=schema)
+    op.register_fake(fake)
+    return op
+
+
+def backward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register the op that computes a gradient; returns its callable.
+
+    Not a custom_op: those switch autograd off inside their implementation, and some of ours differentiate a torch
+    function. Such an op has no gradient of its own; asking for a second derivative raises.
+    """
+    full = f"{NAMESPACE}::{name}"
+    torch.library.define(full, schema)
+    torch.library.impl(full, ("cpu", "cuda"), implementation)
+    torch.library.register_fake(full, fake)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def recompute(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """Gradients of function(*inputs) for the upstream gradient `grad`, by running it again under autograd.
+
+    Gradients come back contiguous and in their input's dtype; an input that does not take part gets zeros.
+    """
+    with torch.enable_grad(), no_autocast(grad.device):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        result = function(*leaves)
+        grads = torch.autograd.grad(result, leaves, grad, allow_unused=True)
+    return [
+        torch.zeros_like(x, memory_format=torch.contiguous_format) if g is None else g.to(x.dtype).contiguous()
+        for x, g in zip(inputs, grads, strict=True)
+    ]
+
+
+def no_autocast(device: torch.device) -> torch.autocast:
+    """Inside an op the dtypes are settled; autocast would change a result's dtype behind the registered one's back."""
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+def flops(name: str, formula: Callable[..., int]) -> None:
+    """Register the floating-point operations of an op for torch.utils.flop_counter; `formula` gets shapes."""
+    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(formula)
+
+
+def moved_bytes(name: str, formula: Callable[..., int]) -> None:
+    """Register the bytes that an op must move at least: inputs read once, outputs written once; it gets tensors."""
+    _BYTES[name] = formula
+
+
+def bytes_of(name: str, *tensors: Tensor) -> int:
+    """The bytes that op `name` must move at least for these arguments (meta tensors do)."""
+    return _BYTES[name](*tensors)
+
+
+def nbytes(*tensors: Tensor) -> int:
+    """Bytes of the elements of tensors, whatever their strides."""
+    return sum(x.numel() * x.element_size() for x in tensors)

@@ -1,0 +1,115 @@
+"""Triton kernels of the entropy-parameter block's forward: linear (with epilogue), LayerNorm, gated sum.
+
+Matrices are contiguous and row-major, rows are positions. Products accumulate in float32; float32 inputs are multiplied as
+IEEE float32 (no TF32), because the results select the entropy coder's tables. Any width works: edges are masked.
+"""
+
+import triton
+import triton.language as tl
+
+from lalic_kernels._core.triton_helpers import sigmoid_stable
+
+
+@triton.jit
+def _product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """x @ matrix^T for the given rows and outputs: x (rows, width), matrix (outputs, width), float32 result."""
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, width, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x_mask = (row < rows)[:, None] & (k < width)[None, :]
+        x = tl.load(x_ptr + row.to(tl.int64)[:, None] * width + k[None, :], mask=x_mask, other=0.0)
+        matrix_mask = (k < width)[:, None] & (n < outputs)[None, :]
+        matrix = tl.load(matrix_ptr + n[None, :] * width + k[:, None], mask=matrix_mask, other=0.0)
+        acc = tl.dot(x, matrix, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr,  # (rows, width)
+    matrix_ptr,  # (outputs, width)
+    bias_ptr,  # (outputs,); unused without HAS_BIAS
+    y_ptr,  # (rows, outputs), written
+    rows,
+    width,
+    outputs,
+    HAS_BIAS: tl.constexpr,
+    SQUARED_RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = x @ matrix^T, then + bias, then relu()^2, the last two where asked for. Grid (blocks of rows, blocks of outputs)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = _product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    if SQUARED_RELU:
+        y = tl.maximum(y, 0.0)
+        y = y * y
+    mask = (row < rows)[:, None] & (n < outputs)[None, :]
+    tl.store(y_ptr + row.to(tl.int64)[:, None] * outputs + n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def layer_norm_kernel(
+    m_ptr,  # (rows, width) float32
+    weight_ptr,  # (width,)
+    bias_ptr,  # (width,)
+    n_ptr,  # (rows, width), written
+    rows,
+    width,
+    eps,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """n = (m - mean) / sqrt(variance + eps) * weight + bias, row by row; the variance from centred values. Grid (blocks of rows,)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    base = row.to(tl.int64)[:, None] * width
+    row_in = (row < rows)[:, None]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        total += tl.load(m_ptr + base + c[None, :], mask=row_in & (c < width)[None, :], other=0.0)
+    mean = tl.sum(total, axis=1) / width
+    squares = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        inside = row_in & (c < width)[None, :]
+        centred = tl.where(inside, tl.load(m_ptr + base + c[None, :], mask=inside, other=0.0) - mean[:, None], 0.0)
+        squares += centred * centred
+    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / width + eps)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        inside = row_in & (c < width)[None, :]
+        m = tl.load(m_ptr + base + c[None, :], mask=inside, other=0.0)
+        weight = tl.load(weight_ptr + c, mask=c < width, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + c, mask=c < width, other=0.0).to(tl.float32)
+        n = (m - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+        tl.store(n_ptr + base + c[None, :], n.to(n_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_sum_kernel(
+    m_ptr,  # (rows, width) float32
+    n_ptr,  # (rows, width)
+    h_ptr,  # (rows, 2 width)
+    receptance_ptr,  # (width, width)
+    value_ptr,  # (width, 2 width)
+    y_ptr,  # (rows, width), written
+    rows,
+    width,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = m + sigmoid(n @ receptance^T) * (h @ value^T). Grid (blocks of rows, blocks of width)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    gate = sigmoid_stable(_product(n_ptr, receptance_ptr, row, c, rows, width, width, BLOCK_M, BLOCK_N, BLOCK_K))
+    mlp = _product(h_ptr, value_ptr, row, c, rows, 2 * width, width, BLOCK_M, BLOCK_N, BLOCK_K)
+    mask = (row < rows)[:, None] & (c < width)[None, :]
+    offset = row.to(tl.int64)[:, None] * width + c[None, :]
+    m = tl.load(m_ptr + offset, mask=mask, other=0.0)
+    tl.store(y_ptr + offset, (m + gate * mlp).to(y_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,26 @@
+"""Entropy coding with N interleaved rANS states over frozen integer distributions; the stream is in README.md.
+
+>>> import numpy as np
+>>> from lalic_kernels import rans
+>>> tables = rans.CodingTables(cdf=[[0, 20000, 60000, 65535, 65536]], lengths=[5], offsets=[-1])
+>>> symbols, indexes = np.array([0, -1, 1, 9]), np.zeros(4, int)
+>>> data = rans.encode([(symbols, indexes)], tables)
+>>> decoder = rans.Decoder(data, tables)
+>>> decoder.decode(indexes).tolist()
+[0, -1, 1, 9]
+>>> decoder.finish()
+"""
+
+from lalic_kernels.rans.op import MAX_LANES, Decoder, RansError, available_backends, choose_lanes, encode, ideal_bits
+from lalic_kernels.rans.tables import CodingTables
+
+__all__ = [
+    "MAX_LANES",
+    "CodingTables",
+    "Decoder",
+    "RansError",
+    "available_backends",
+    "choose_lanes",
+    "encode",
+    "ideal_bits",
+]

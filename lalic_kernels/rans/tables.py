@@ -1,0 +1,156 @@
+"""Frozen integer distributions in the layout the rANS coders read."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISION = 16
+TOTAL = 1 << PRECISION
+COARSE_BITS = 8  # a 256-entry look-up a row stays in the cache; a full 65536-entry one does not
+COST_UNIT = 24  # code lengths are summed in units of 2^-24 bit: integers, so every backend gets the same sum
+
+_INT32 = np.iinfo(np.int32)
+
+
+def integer_array(value: Any, name: str, ndim: int = 1) -> NDArray[np.int32]:
+    """`value` as a C-contiguous, writable int32 array (a copy only where it has to be one).
+
+    Accepts numpy arrays, CPU tensors and sequences of integers; raises ValueError, naming the argument, otherwise.
+    Always writable and aligned, because numba compiles a second version of a function for arrays that are not.
+    """
+    device = getattr(value, "device", None)
+    if hasattr(value, "detach"):  # a tensor, told by its shape so that this module need not import torch
+        if getattr(device, "type", "cpu") != "cpu":
+            raise ValueError(f"{name} must be a numpy array or a CPU tensor, but it is a tensor on {device}")
+        value = value.detach().numpy()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of integers, but numpy cannot read it: {error}") from None
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension(s), but its shape is {array.shape}")
+    if array.size == 0:
+        return np.zeros(array.shape, np.int32)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integers, but its dtype is {array.dtype}")
+    if array.dtype != np.int32 and (int(array.min()) < _INT32.min or int(array.max()) > _INT32.max):
+        raise ValueError(f"{name} must fit int32, but its values run from {array.min()} to {array.max()}")
+    return np.require(array, np.int32, ["C", "A", "W"])
+
+
+class CodingTables:
+    """Rows of 16-bit cumulative distributions, checked once and laid out for both coder backends.
+
+    cdf: integers (R, Lmax); row r counts up strictly from 0 to 65536 in its first lengths[r] entries, the rest of the
+        row is ignored (the padded layout of CompressAI's `_quantized_cdf`).
+    lengths: integers (R,), 3 <= lengths[r] <= Lmax. A row of length L has L - 1 intervals: position p < L - 2 stands for
+        the symbol offsets[r] + p, the last one, p = L - 2, is the escape for every symbol outside that range.
+    offsets: integers (R,), the symbol at position 0.
+
+    Arrays and CPU tensors are accepted. Raises ValueError, naming the argument, for anything that does not fit.
+    Treat an instance as immutable: coders keep references to its arrays.
+    """
+
+    def __init__(self, cdf: Any, lengths: Any, offsets: Any) -> None:
+        cdf_array = integer_array(cdf, "cdf", ndim=2)
+        length_array = integer_array(lengths, "lengths")
+        offset_array = integer_array(offsets, "offsets")
+        rows, width = cdf_array.shape
+        if rows == 0:
+            raise ValueError("cdf must have at least one row, but it has none")
+        for name, array in (("lengths", length_array), ("offsets", offset_array)):
+            if array.shape != (rows,):
+                raise ValueError(f"{name} must have one entry for each of the {rows} rows of cdf, not {array.size}")
+        bad = np.flatnonzero((length_array < 3) | (length_array > width))
+        if bad.size:
+            row = int(bad[0])
+            raise ValueError(f"lengths must lie in 3..{width}, but lengths[{row}] is {length_array[row]}")
+        counts = length_array.astype(np.int64) - 1
+        bad = np.flatnonzero(offset_array + counts - 1 > _INT32.max)
+        if bad.size:
+            raise ValueError(f"offsets must keep symbols within int32, but offsets[{bad[0]}] is {offset_array[bad[0]]}")
+
+        inside = np.arange(width) < length_array[:, None]
+        bad = np.flatnonzero((cdf_array[:, 0] != 0) | (cdf_array[np.arange(rows), length_array - 1] != TOTAL))
+        if bad.size:
+            raise ValueError(f"cdf rows must run from 0 to {TOTAL}, but row {bad[0]} does not")
+        # int64: a difference of two hostile int32 values must not wrap
+        bad = np.flatnonzero(((np.diff(cdf_array.astype(np.int64), axis=1) <= 0) & inside[:, 1:]).any(axis=1))
+        if bad.size:
+            raise ValueError(f"cdf rows must increase strictly, but row {bad[0]} does not")
+
+        inner = inside.copy()
+        inner[np.arange(rows), length_array - 1] = False
+        lower = cdf_array[inner]
+        upper = cdf_array[:, 1:][inside[:, 1:]]
+        self._fill(lower.astype(np.int64), (upper - lower).astype(np.int64), counts, offset_array)
+
+    def _fill(self, lower: NDArray, freq: NDArray, counts: NDArray, offsets: NDArray) -> None:
+        """Builds the arrays the coders read from intervals that are known to be good."""
+        rows = len(counts)
+        start = np.concatenate([[0], np.cumsum(counts)])
+        self._lower, self._freq = lower, freq  # (E,) int64, all rows one after the other
+        self._counts, self._offsets = counts, np.array(offsets, np.int32)
+        self.start = start[:-1].copy()  # (R,) int64, each row's first entry
+        self.offset = self._offsets.astype(np.int64)  # (R,)
+        self.escape = (counts - 1).astype(np.uint64)  # (R,) position of the escape
+        self.bias = self.offset - self.start  # (R,) symbol = entry number + bias
+        self.entries = ((freq << 16) | lower).astype(np.uint32)  # (E,) frequency in the high half, start in the low
+        self.edges = np.repeat(np.arange(rows, dtype=np.int64), counts) * TOTAL + lower  # (E,) increasing over all rows
+        slots = np.arange(rows, dtype=np.int64)[:, None] * TOTAL + np.arange(0, TOTAL, TOTAL >> COARSE_BITS)
+        coarse = np.searchsorted(self.edges, slots.ravel(), side="right") - 1
+        self.coarse = coarse.astype(np.uint32)  # (256 R,) the entry that holds the first slot of each bin
+        cost = np.rint(-np.log2(freq / TOTAL) * (1 << COST_UNIT)).astype(np.uint64)
+        self.priced = (cost << np.uint64(32)) | self.entries  # (E,) code length in the high half, entry in the low
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self._counts)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Row lengths (R,), both ends included."""
+        return (self._counts + 1).astype(np.int32)
+
+    @property
+    def offsets(self) -> NDArray[np.int32]:
+        """Symbol at position 0 of each row, (R,)."""
+        return self._offsets.copy()
+
+    def padded(self) -> NDArray[np.int32]:
+        """The rows as an int32 matrix (R, Lmax), zeros after each row's end."""
+        matrix = np.zeros((self.rows, int(self._counts.max()) + 1), np.int32)
+        matrix[np.arange(matrix.shape[1]) < self._counts[:, None]] = self._lower
+        matrix[np.arange(self.rows), self._counts] = TOTAL
+        return matrix
+
+    def concat(self, other: CodingTables) -> CodingTables:
+        """New tables with the rows of `other` after these: index self.rows + i is row i of `other`."""
+        if not isinstance(other, CodingTables):
+            raise ValueError(f"other must be CodingTables, but it is {type(other).__name__}")
+        joined = CodingTables.__new__(CodingTables)
+        pairs = (
+            (self._lower, other._lower),
+            (self._freq, other._freq),
+            (self._counts, other._counts),
+            (self._offsets, other._offsets),
+        )
+        joined._fill(*(np.concatenate(pair) for pair in pairs))
+        return joined
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of every number that decides the bytes: equal digests, equal streams."""
+        sha = hashlib.sha256(b"lalic rans tables, 16 bit")
+        sha.update(np.array([self.rows], "<u4").tobytes())
+        sha.update((self._counts + 1).astype("<u4").tobytes())
+        sha.update(self._offsets.astype("<i4").tobytes())
+        sha.update(self._lower.astype("<u2").tobytes())
+        return sha.digest()
+
+    def __repr__(self) -> str:
+        return f"CodingTables(rows={self.rows}, entries={len(self.entries)})"
