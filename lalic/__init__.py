@@ -1,0 +1,61 @@
+"""LALIC: learned image compression with linear attention, as a codec.
+
+>>> import lalic
+>>> data = lalic.encode("photo.png")  # doctest: +SKIP
+>>> lalic.decode(data).save("again.png")  # doctest: +SKIP
+
+Models: `lalic.slim()` ships with weights, `lalic.load_checkpoint(path)` takes the published files, `lalic.LALIC(...)`
+builds any other. Names are imported on first use, so that `import lalic` and `lalic --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lalic.codec import decode, encode
+    from lalic.errors import BitstreamError, CheckpointError, ImageError, LalicError, ModelMismatchError
+    from lalic.model import LALIC
+    from lalic.zoo import load_checkpoint, slim
+
+_HOMES = {
+    "decode": "codec",
+    "encode": "codec",
+    "BitstreamError": "errors",
+    "CheckpointError": "errors",
+    "ImageError": "errors",
+    "LalicError": "errors",
+    "ModelMismatchError": "errors",
+    "LALIC": "model",
+    "load_checkpoint": "zoo",
+    "slim": "zoo",
+}
+
+__all__ = [
+    "LALIC",
+    "BitstreamError",
+    "CheckpointError",
+    "ImageError",
+    "LalicError",
+    "ModelMismatchError",
+    "__version__",
+    "decode",
+    "encode",
+    "load_checkpoint",
+    "slim",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lalic.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,71 @@
+"""Model configurations: frozen descriptions from which `lalic.LALIC` is built, and the two that have names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a LALIC model.
+
+    Attributes:
+        name: what a file's header calls the model; at most 8 characters.
+        N: half the least width inside the entropy-parameter networks.
+        M: latent channels; equals ``dims[3]`` and the sum of ``groups``.
+        dims: channels of the three analysis stages, the latents, the hyper transform and the hyper latents.
+        depths: RWKV blocks of the three analysis stages and of the hyper transform.
+        groups: latent channels of each slice, in coding order.
+        context_depth: RWKV blocks in each channel context (published: 2).
+        context_rate: hidden width of those blocks' channel mix, in multiples of M (published: 8).
+    """
+
+    name: str
+    N: int
+    M: int
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    groups: tuple[int, ...]
+    context_depth: int = 2
+    context_rate: int = 8
+
+    def __post_init__(self) -> None:
+        for name, length in (("dims", 6), ("depths", 4)):
+            value = getattr(self, name)
+            if len(value) != length:
+                raise ValueError(f"{name}: expected {length} numbers, got {len(value)}: {value}")
+        for name in ("N", "M", "context_depth", "context_rate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if min(self.dims) < 1 or min(self.groups, default=0) < 1 or min(self.depths) < 0:
+            raise ValueError(
+                f"dims, groups: expected positive numbers, depths: non-negative ones; "
+                f"got {self.dims}, {self.groups}, {self.depths}"
+            )
+        if self.dims[3] != self.M:
+            raise ValueError(f"M: expected dims[3] = {self.dims[3]}, the number of latent channels, got {self.M}")
+        if sum(self.groups) != self.M:
+            raise ValueError(f"groups: expected a sum of M = {self.M}, got {self.groups} with sum {sum(self.groups)}")
+
+
+FULL = Config(
+    name="full",
+    N=128,
+    M=320,
+    dims=(96, 144, 256, 320, 256, 192),
+    depths=(2, 4, 6, 6),
+    groups=(16, 16, 32, 64, 192),
+)
+"""The published model: 66.1 M parameters."""
+
+SLIM = Config(
+    name="slim",
+    N=24,
+    M=96,
+    dims=(32, 64, 96, 96, 48, 32),
+    depths=(1, 2, 2, 2),
+    groups=(24, 24, 24, 24),
+    context_depth=1,
+    context_rate=4,
+)
+"""The small model that ships with weights: fewer than 3 M parameters, for people without a GPU."""

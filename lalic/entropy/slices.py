@@ -1,0 +1,137 @@
+"""Coding the latents slice by slice, two checkerboard passes each: one loop for training, encoder and decoder.
+
+    hyper params ----------------------------+----------------------+
+    slices 0..k-1 -> channel context k ------+                      |
+                                             v                      v
+              anchors:  [        channel | hyper ] -> aggregation -> scales, means -> coder -> y_hat (anchors)
+                                                                                              |
+              others:   [spatial|channel | hyper ] -> aggregation -> scales, means -> coder -> y_hat (others)
+
+What happens to (scales, means) is the coder's business: `Estimate` knows y and gives likelihoods, `Collect` knows y and
+keeps symbols, `Read` takes symbols from streams. As the loop is the same, so is every number in it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lalic_kernels
+from lalic.errors import BitstreamError
+from lalic.nn.context import SliceStack, pack, unpack
+
+
+class SliceCoder(Protocol):
+    """Called once a pass. scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape."""
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
+
+
+def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder) -> Tensor:
+    """Run all slices. params (B, M, h, w) from h_s, h and w even -> y_hat (B, M, h, w), channels last."""
+    hyper = params.permute(0, 2, 3, 1)
+    halves = [pack(hyper, 0), pack(hyper, 1)]
+    decoded: list[Tensor] = []
+    for k, _ in enumerate(stack.groups):
+        part = stack.latent_codec[f"y{k}"]
+        inputs = [[halves[0]], [halves[1]]]
+        if k:
+            context = stack.channel_context[f"y{k}"](torch.cat(decoded, dim=3).permute(0, 3, 1, 2))
+            context = context.permute(0, 2, 3, 1)
+            for parity in (0, 1):
+                inputs[parity].insert(0, pack(context, parity))
+        # Anchors have no spatial context: zeros in the published model, and left out of the first product here.
+        anchors = unpack(_pass(part, coder, k, 0, inputs[0]), 0)
+        spatial = part.context_prediction(anchors.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        inputs[1].insert(0, pack(spatial, 1))
+        decoded.append(anchors + unpack(_pass(part, coder, k, 1, inputs[1]), 1))
+    return torch.cat(decoded, dim=3).permute(0, 3, 1, 2)
+
+
+def _pass(part: torch.nn.Module, coder: SliceCoder, k: int, parity: int, inputs: Sequence[Tensor]) -> Tensor:
+    x = torch.cat(list(inputs), dim=3)
+    scales, means = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3]).float().chunk(2, dim=3)
+    return coder(k, parity, scales, means)
+
+
+class _KnowsLatents:
+    def __init__(self, y: Tensor, groups: Sequence[int]):
+        self.slices = y.float().permute(0, 2, 3, 1).split(list(groups), dim=3)
+
+
+class Estimate(_KnowsLatents):
+    """Rounds y and keeps its likelihoods. In training the rate sees noise and the latents pass gradients straight on."""
+
+    def __init__(self, y: Tensor, groups: Sequence[int], training: bool):
+        super().__init__(y, groups)
+        self.training = training
+        self._likelihoods: list[Tensor] = []
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+        y = pack(self.slices[k], parity)
+        t = y - means
+        y_hat = ((torch.round(t) - t).detach() + t) + means if self.training else torch.round(t) + means
+        seen = y + torch.empty_like(y).uniform_(-0.5, 0.5) if self.training else y_hat
+        self._likelihoods.append(unpack(lalic_kernels.gaussian_likelihood(seen, scales, means), parity))
+        return y_hat
+
+    def likelihoods(self) -> Tensor:
+        """Probability of every latent, shape (B, M, h, w)."""
+        pairs = zip(self._likelihoods[0::2], self._likelihoods[1::2], strict=True)
+        return torch.cat([anchors + others for anchors, others in pairs], dim=3).permute(0, 3, 1, 2)
+
+
+def _stream_order(x: Tensor) -> Tensor:
+    """(B, h, w / 2, g) -> (B, g * h * w / 2) int32 on the CPU, in the order channel, row, place in the row."""
+    return x.permute(0, 3, 1, 2).flatten(1).to(torch.int32).cpu()
+
+
+class Collect(_KnowsLatents):
+    """Rounds y against the means and keeps (symbols, indexes), each (B, n) int32, a pair a pass."""
+
+    def __init__(self, y: Tensor, groups: Sequence[int]):
+        super().__init__(y, groups)
+        self.passes: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+        symbols = torch.round(pack(self.slices[k], parity) - means)
+        check_symbols("y", symbols)
+        self.passes.append((_stream_order(symbols), _stream_order(lalic_kernels.scale_index(scales))))
+        return symbols + means
+
+
+class Read:
+    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``."""
+
+    def __init__(self, read: Callable[[int, Tensor], Tensor]):
+        self.read = read
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+        if not bool(torch.isfinite(means).all()):
+            raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
+        B, h, half, g = means.shape
+        symbols = self.read(2 * k + parity, _stream_order(lalic_kernels.scale_index(scales)))
+        return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means
+
+
+def check_symbols(name: str, symbols: Tensor) -> None:
+    """Raise ``ValueError`` unless rounded values fit the coder; such a picture or such weights cannot be coded."""
+    largest = float(symbols.abs().max()) if symbols.numel() else 0.0
+    if not largest < 2**24:  # also when not finite; floats count exactly up to here
+        raise ValueError(f"{name}: latents of magnitude {largest:g} cannot be coded; expected finite values below 2^24")
+
+
+class Checksum:
+    """CRC-32 over all symbols of one picture, as little-endian int32 in coding order."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, symbols: Tensor) -> None:
+        """Append symbols (n,) int32."""
+        self.value = zlib.crc32(np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes(), self.value)

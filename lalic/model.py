@@ -1,0 +1,308 @@
+"""LALIC: the whole model, with the published constructor, state dict and methods."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lalic.config import FULL, SLIM, Config
+from lalic.entropy.slices import Checksum, Collect, Estimate, Read, check_symbols, code_slices
+from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
+from lalic.errors import BitstreamError
+from lalic.nn import checkpoints
+from lalic.nn.bottleneck import EntropyBottleneck
+from lalic.nn.context import SliceStack
+from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
+from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
+
+Sections = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EncodedSections:
+    """One picture's streams: hyper latents, latents, and the CRC-32 of all their symbols (z first)."""
+
+    z: bytes
+    y: bytes
+    checksum: int
+
+
+class _Hyper(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.entropy_bottleneck = EntropyBottleneck(c.dims[5])
+        self.h_a = hyper_analysis(c)
+        self.h_s = hyper_synthesis(c)
+
+
+class _LatentCodec(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.y = SliceStack(c)
+        self.hyper = _Hyper(c)
+
+
+class LALIC(nn.Module):
+    """Linear Attention Modeling for Learned Image Compression (Feng et al., CVPR 2025).
+
+    Args:
+        N: half the least width inside the entropy-parameter networks.
+        M: latent channels, equal to ``dims[3]``.
+        dims: six channel counts; depths: four block counts; see `lalic.config.Config`.
+        groups: latent channels of each slice; ``None`` is the published 16, 16, 32, 64 and the rest.
+        context_depth, context_rate: blocks of a channel context and their hidden rate (published: 2 and 8).
+
+    Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
+    """
+
+    downsampling = 64
+
+    def __init__(
+        self,
+        N: int = FULL.N,
+        M: int = FULL.M,
+        dims: Sequence[int] = FULL.dims,
+        depths: Sequence[int] = FULL.depths,
+        groups: Sequence[int] | None = None,
+        *,
+        context_depth: int = 2,
+        context_rate: int = 8,
+    ):
+        super().__init__()
+        groups = (16, 16, 32, 64, M - 128) if groups is None else groups
+        shape = dict(
+            N=N, M=M, dims=tuple(dims), depths=tuple(depths), groups=tuple(groups),
+            context_depth=context_depth, context_rate=context_rate,
+        )  # fmt: skip
+        named = [c for c in (FULL, SLIM) if c == Config(name=c.name, **shape)]  # type: ignore[arg-type]
+        self.config = named[0] if named else Config(name="custom", **shape)  # type: ignore[arg-type]
+        self.g_a = analysis(self.config)
+        self.g_s = synthesis(self.config)
+        self.latent_codec = _LatentCodec(self.config)
+        self.h_a = self.latent_codec.hyper.h_a  # the published state dict holds these two twice
+        self.h_s = self.latent_codec.hyper.h_s
+        self._hash: tuple[Any, bytes] | None = None
+        self._z_tables: tuple[Any, CodingTables] | None = None
+
+    # Weights
+
+    @classmethod
+    def from_config(cls, config: Config) -> LALIC:
+        """A model of this shape with fresh weights."""
+        return cls(
+            config.N, config.M, config.dims, config.depths, config.groups,
+            context_depth=config.context_depth, context_rate=config.context_rate,
+        )  # fmt: skip
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> LALIC:
+        """A model ready to code, in eval mode, whose configuration is read off the tensors' shapes.
+
+        Takes the wrappers and key names of published files. Raises ``CheckpointError`` if it is not a LALIC state dict.
+        """
+        sd = checkpoints.normalise(state_dict)
+        model = cls.from_config(checkpoints.infer_config(sd))
+        checkpoints.load_into(model, sd)
+        model.update()
+        return model.eval()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ``torch.nn.Module.load_state_dict``, taking published key names; coding tables are resized, not checked."""
+        sd = checkpoints.complete(checkpoints.normalise(state_dict), self)
+        for name, buffer in list(self.named_buffers()):
+            if name.rsplit(".", 1)[-1] in checkpoints.TABLE_BUFFERS and name in sd:
+                buffer.resize_(sd[name].shape)
+        return super().load_state_dict(sd, strict=strict, assign=assign)
+
+    def update(self, scale_table: Any = None, force: bool = False) -> bool:
+        """Make the integer coding tables of z from the trained prior; true if they were made.
+
+        Tables that a checkpoint brought are kept unless ``force``. The tables of y are frozen data and need no update;
+        ``scale_table`` is accepted for the published scripts' sake and must be ``None``.
+        """
+        if scale_table is not None:
+            raise ValueError("scale_table: expected None, the Gaussian tables are frozen; got another table")
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        if prior._quantized_cdf.numel() and not force:
+            return False
+        # On the CPU whatever the model's device: tables made twice should not differ in a last bit.
+        on_cpu = EntropyBottleneck(prior.channels)
+        on_cpu.load_state_dict({**prior.state_dict(), **{n: torch.empty(0) for n in checkpoints.PRIOR_TABLES}})
+        cdf, length, offset = bottleneck_cdfs(on_cpu.logits_cumulative, on_cpu.quantiles)
+        device = prior.quantiles.device
+        prior._quantized_cdf, prior._cdf_length, prior._offset = cdf.to(device), length.to(device), offset.to(device)
+        return True
+
+    def aux_loss(self) -> Tensor:
+        """Loss that trains the prior's quantiles, and nothing else."""
+        return self.latent_codec.hyper.entropy_bottleneck.auxiliary_loss()
+
+    def weights_hash(self) -> bytes:
+        """8 bytes that name these weights and their coding tables; files carry them."""
+        tensors = {n: t for n, t in self.state_dict().items() if checkpoints.matters(n) and t.numel()}
+        key = tuple((t.data_ptr(), t._version) for t in tensors.values() if not t.is_inference())
+        if self._hash is None or self._hash[0] != key:
+            digest = hashlib.sha256(b"lalic weights 0" + gaussian_tables().digest())
+            for name in sorted(tensors):
+                t = tensors[name].detach().cpu().contiguous()
+                digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+                digest.update(t.flatten().view(torch.uint8).numpy())
+            self._hash = key, digest.digest()[:8]
+        return self._hash[1]
+
+    # Tensors to tensors
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        """x (B, 3, H, W) -> ``{"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}}``; x_hat is not clamped."""
+        self._check_picture(x)
+        y = self.g_a(_channels_last(x))
+        hyper = self.latent_codec.hyper
+        z_hat, z_likelihoods = hyper.entropy_bottleneck(hyper.h_a(y).float())
+        coder = Estimate(y, self.config.groups, self.training)
+        y_hat = code_slices(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), coder)
+        return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
+
+    # Tensors to bytes
+
+    @torch.no_grad()
+    def compress(self, x: Tensor) -> dict[str, Any]:
+        """x (B, 3, H, W) -> ``{"strings", "shape", "y_hat"}``.
+
+        ``strings`` is a list of 2 * slices + 1 lists (each slice's anchors and others, then z) of one ``bytes`` per
+        picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``. Each stream stands for itself;
+        `encode_sections` makes the smaller streams that files hold.
+        """
+        y_passes, z_pass, y_hat = self._symbols(x)
+        tables = [gaussian_tables()] * len(y_passes) + [self._bottleneck_tables()]
+        strings = [
+            [encode([(s, i)], table) for s, i in zip(*section, strict=True)]
+            for section, table in zip([*y_passes, z_pass], tables, strict=True)
+        ]
+        h, w = y_hat.shape[2:]
+        shape = {"y": [torch.Size((g, h, w)) for g in self.config.groups], "hyper": torch.Size((h // 4, w // 4))}
+        return {"strings": strings, "shape": shape, "y_hat": y_hat}
+
+    @torch.no_grad()
+    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Inverse of `compress`: ``{"x_hat": (B, 3, H, W)}`` clamped to [0, 1]. Raises ``BitstreamError``."""
+        count = 2 * len(self.config.groups) + 1
+        if len(strings) != count or len({len(s) for s in strings}) != 1 or not strings[0]:
+            raise ValueError(f"strings: expected {count} lists of one bytes a picture, got {[len(s) for s in strings]}")
+        size = tuple(int(n) for n in shape["hyper"])
+
+        def read(number: int, indexes: Tensor) -> Tensor:
+            table = gaussian_tables() if number < count - 1 else self._bottleneck_tables()
+            rows = []
+            for data, row in zip(strings[number], indexes, strict=True):
+                decoder = Decoder(data, table)
+                rows.append(torch.from_numpy(decoder.decode(row)))
+                decoder.finish()
+            return torch.stack(rows)
+
+        try:
+            z = read(count - 1, self._z_indexes(len(strings[0]), size))
+            y_hat = self._decode_latents(z, size, read)
+        except RansError as error:
+            raise BitstreamError(f"strings: {error}") from error
+        return {"x_hat": self.g_s(y_hat).clamp_(0, 1)}
+
+    @torch.no_grad()
+    def encode_sections(self, x: Tensor) -> EncodedSections:
+        """Streams of one picture x (1, 3, H, W), as files hold them: all of y in one, so lanes are paid for once."""
+        if x.shape[0] != 1:
+            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {tuple(x.shape)}")
+        y_passes, z_pass, _ = self._symbols(x)
+        checksum = Checksum()
+        for symbols, _ in [z_pass, *y_passes]:
+            checksum.add(symbols[0])
+        z = encode([(z_pass[0][0], z_pass[1][0])], self._bottleneck_tables())
+        return EncodedSections(z, encode([(s[0], i[0]) for s, i in y_passes], gaussian_tables()), checksum.value)
+
+    @torch.no_grad()
+    def decode_sections(self, z: bytes, y: bytes, height: int, width: int, checksum: int) -> Tensor:
+        """Inverse of `encode_sections`: x_hat (1, 3, height, width) clamped to [0, 1].
+
+        Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
+        picture, as the checksum is compared before the synthesis transform runs.
+        """
+        step = self.downsampling
+        if min(height, width) < step or height % step or width % step:
+            raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
+        size = (height // step, width // step)
+        found = Checksum()
+        try:
+            z_decoder, y_decoder = Decoder(z, self._bottleneck_tables()), Decoder(y, gaussian_tables())
+
+            def read(decoder: Decoder, indexes: Tensor) -> Tensor:
+                symbols = torch.from_numpy(decoder.decode(indexes[0]))
+                found.add(symbols)
+                return symbols[None]
+
+            z_symbols = read(z_decoder, self._z_indexes(1, size))
+            z_decoder.finish()
+            y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
+            y_decoder.finish()
+        except RansError as error:
+            raise BitstreamError(
+                f"the symbols cannot be decoded: {error}; the data is damaged, or it was written on a machine, device or "
+                f"thread count whose floating point differs from this one"
+            ) from error
+        if found.value != checksum:
+            raise BitstreamError(
+                f"the decoded symbols are not the encoder's (checksum {found.value:08x}, expected {checksum:08x}): the "
+                f"file was written on a machine, device or thread count whose floating point differs from this one"
+            )
+        return self.g_s(y_hat).clamp_(0, 1)
+
+    # Shared steps
+
+    def _symbols(self, x: Tensor) -> tuple[Sections, tuple[Tensor, Tensor], Tensor]:
+        """(symbols, indexes) of each pass of y and of z, all (B, n) int32, and y_hat."""
+        self._check_picture(x)
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        y = self.g_a(_channels_last(x))
+        medians = prior.medians().reshape(1, -1, 1, 1)
+        z = torch.round(self.h_a(y) - medians)
+        check_symbols("z", z)
+        coder = Collect(y, self.config.groups)
+        y_hat = code_slices(self.latent_codec.y, self.h_s(_channels_last(z + medians)), coder)
+        indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
+        return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
+
+    def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any) -> Tensor:
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        medians = prior.medians()
+        z_hat = z.reshape(z.shape[0], -1, *size).to(medians) + medians.reshape(1, -1, 1, 1)
+        return code_slices(self.latent_codec.y, self.h_s(_channels_last(z_hat)), Read(read))
+
+    def _z_indexes(self, batch: int, size: tuple[int, ...]) -> Tensor:
+        """Table row of every z symbol, its channel: (B, C * h * w) int32."""
+        channels = torch.arange(self.config.dims[5], dtype=torch.int32)
+        return channels.repeat_interleave(size[0] * size[1]).expand(batch, -1)
+
+    def _bottleneck_tables(self) -> CodingTables:
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        cdf = prior._quantized_cdf
+        if cdf.numel() == 0:
+            raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
+        key = (cdf.data_ptr(), cdf._version if not cdf.is_inference() else 0)
+        if self._z_tables is None or self._z_tables[0] != key:
+            tables = CodingTables(cdf.cpu().numpy(), prior._cdf_length.cpu().numpy(), prior._offset.cpu().numpy())
+            self._z_tables = key, tables
+        return self._z_tables[1]
+
+    def _check_picture(self, x: Tensor) -> None:
+        step = self.downsampling
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % step or x.shape[3] % step or x.numel() == 0:
+            raise ValueError(f"x: expected (B, 3, H, W) with H and W positive multiples of {step}, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x: expected a floating dtype with values in [0, 1], got {x.dtype}")
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,164 @@
+"""State dicts as they are found: wrappers and key names of published files, and the configuration behind the shapes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lalic.config import FULL, SLIM, Config
+from lalic.errors import CheckpointError
+from lalic.nn.context import channel_ramp
+
+PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
+TABLE_BUFFERS = (*PRIOR_TABLES, "scale_table")
+_PRIOR = "latent_codec.hyper.entropy_bottleneck."
+_ALIASED = "latent_codec.hyper."  # h_a and h_s appear both under this prefix and at the top
+_RENAMES = (
+    (re.compile(r"^module\."), ""),
+    (re.compile(r"\.downsample\."), ".skip."),
+    (re.compile(r"entropy_bottleneck\.matrices\.(\d+)$"), r"entropy_bottleneck._matrix\1"),
+    (re.compile(r"entropy_bottleneck\.biases\.(\d+)$"), r"entropy_bottleneck._bias\1"),
+    (re.compile(r"entropy_bottleneck\.factors\.(\d+)$"), r"entropy_bottleneck._factor\1"),
+)
+
+
+def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors under this package's key names, out of whatever wrapper a training script put them in.
+
+    Raises ``CheckpointError`` when there is no state dict inside.
+    """
+    for wrapper in ("state_dict", "model_state_dict"):
+        if isinstance(checkpoint.get(wrapper), Mapping):
+            checkpoint = checkpoint[wrapper]
+            break
+    result: dict[str, Tensor] = {}
+    for name, value in checkpoint.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"not a state dict: {str(name)[:60]!r} holds {type(value).__name__}, expected a tensor")
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name)
+        result[name] = value
+    return result
+
+
+def matters(name: str) -> bool:
+    """Whether a state-dict entry decides what is coded: not a second name, a derived kernel or a published constant."""
+    derived = "conv5x5_reparam" in name or "gaussian_conditional" in name or name.endswith((".mask", ".bound", ".target"))
+    return not derived and not name.startswith(("h_a.", "h_s."))
+
+
+def complete(sd: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """``sd`` with what files may leave out: either copy of h_a and h_s, derived kernels, constants, empty tables.
+
+    The state dict's own ``conv5x5_reparam`` kernels are dropped: they can be stale, and are never used.
+    """
+    full = dict(sd)
+    for name, value in sd.items():
+        if name.startswith(("h_a.", "h_s.")):
+            full.setdefault(_ALIASED + name, value)
+        elif name.startswith((_ALIASED + "h_a.", _ALIASED + "h_s.")):
+            full.setdefault(name[len(_ALIASED) :], value)
+    for name, value in model.state_dict().items():
+        if "conv5x5_reparam" in name:
+            full[name] = value
+        elif name not in full and not matters(name):
+            if name.rsplit(".", 1)[-1] in TABLE_BUFFERS:
+                value = value.new_empty(0)
+            if not name.startswith(("h_a.", "h_s.")):
+                full[name] = value
+        elif name not in full and name.startswith(_PRIOR) and name.rsplit(".", 1)[-1] in PRIOR_TABLES:
+            full[name] = value.new_empty(0)
+    return full
+
+
+def infer_config(sd: Mapping[str, Tensor]) -> Config:
+    """The configuration that gives these shapes. Raises ``CheckpointError`` if none does."""
+    try:
+        return _infer(sd)
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"not a LALIC state dict: {error}") from error
+
+
+def _infer(sd: Mapping[str, Tensor]) -> Config:
+    def convolutions(prefix: str) -> list[int]:
+        found = [re.fullmatch(rf"{re.escape(prefix)}(\d+)\.bias", name) for name in sd]
+        return sorted(int(m[1]) for m in found if m)
+
+    g_a, h_a = convolutions("g_a."), convolutions(_ALIASED + "h_a.")
+    if len(g_a) != 4 or len(h_a) != 2:
+        raise ValueError(f"expected 4 convolutions in g_a and 2 in h_a, found {len(g_a)} and {len(h_a)}")
+    dims = [sd[f"g_a.{i}.weight"].shape[0] for i in g_a] + [sd[f"{_ALIASED}h_a.{i}.weight"].shape[0] for i in h_a]
+    depths = [b - a - 1 for a, b in zip(g_a[:-1], g_a[1:], strict=True)] + [h_a[1] - h_a[0] - 1]
+    groups: list[int] = []
+    while (name := f"latent_codec.y.latent_codec.y{len(groups)}.context_prediction.weight") in sd:
+        groups.append(sd[name].shape[1])
+    context_depth, context_rate = 2, 8
+    if len(groups) > 1:
+        prefix = "latent_codec.y.channel_context.y1."
+        context_depth = convolutions(prefix)[-1] - 1
+        hidden = sd[f"{prefix}1.ffn.key.weight"].shape
+        context_rate = hidden[0] // hidden[1]
+    shape = dict(
+        M=dims[3], dims=tuple(dims), depths=tuple(depths), groups=tuple(groups),
+        context_depth=context_depth, context_rate=context_rate,
+    )  # fmt: skip
+    N = _infer_least_width(sd, groups, dims[3])
+    for named in (FULL, SLIM):
+        if named == Config(name=named.name, N=named.N, **shape) and _same_widths(sd, groups, dims[3], 2 * named.N):  # type: ignore[arg-type]
+            return named
+    return Config(name="custom", N=N, **shape)  # type: ignore[arg-type]
+
+
+def _widths(sd: Mapping[str, Tensor], groups: list[int], M: int, k: int) -> tuple[int, int, list[int]]:
+    inputs = (4 if k else 2) * groups[k] + M
+    names = (f"latent_codec.y.latent_codec.y{k}.entropy_parameters.{i}.mix.bias" for i in (0, 2))
+    return inputs, 2 * groups[k], [sd[name].shape[0] for name in names]
+
+
+def _same_widths(sd: Mapping[str, Tensor], groups: list[int], M: int, least: int) -> bool:
+    checks = (_widths(sd, groups, M, k) for k in range(len(groups)))
+    return all(channel_ramp(cin, cout, least)[1:3] == inner for cin, cout, inner in checks)
+
+
+def _infer_least_width(sd: Mapping[str, Tensor], groups: list[int], M: int) -> int:
+    """N: a width that the ramp alone does not give is 2 N; without one, the largest N that clips nothing."""
+    candidates = sorted({w // 2 for k in range(len(groups)) for w in _widths(sd, groups, M, k)[2]})
+    for N in candidates:
+        if _same_widths(sd, groups, M, 2 * N):
+            return N
+    raise ValueError(f"no N gives the widths of the entropy-parameter networks, tried {candidates}")
+
+
+def load_into(model: nn.Module, sd: Mapping[str, Tensor]) -> None:
+    """``model.load_state_dict``, strictly, with torch's list of mismatches as a ``CheckpointError`` of one sentence."""
+    try:
+        model.load_state_dict(sd)
+    except RuntimeError as error:
+        first = " ".join(str(error).split("\n", 2)[1:2]).strip()[:300]
+        raise CheckpointError(f"the state dict does not fit the model: {first}") from error
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Contents of a .pth or .safetensors checkpoint, on the CPU, without running any code from the file.
+
+    Raises ``CheckpointError`` when the file is missing, is no checkpoint, or holds pickled objects beyond tensors.
+    """
+    try:
+        if os.fspath(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # torch and safetensors raise many types for a damaged or foreign file
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: expected a dict with a state dict, got {type(loaded).__name__}")
+    return dict(loaded)

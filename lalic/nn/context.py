@@ -1,0 +1,139 @@
+"""What the probability model of one slice is made of: channel context, checkerboard context, parameter aggregation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lalic_kernels
+from lalic.config import Config
+from lalic.nn.blocks import RWKVBlock
+
+
+def pack(x: Tensor, parity: int) -> Tensor:
+    """One colour of the checkerboard. x (B, h, w, C), h and w even -> (B, h, w / 2, C).
+
+    Parity 0 takes the anchors, where row + column is even; parity 1 the others. Row r, place j of the result is
+    column 2 j + (r + parity) % 2.
+    """
+    even, odd = x[:, 0::2, parity::2], x[:, 1::2, 1 - parity :: 2]
+    return torch.stack((even, odd), dim=2).flatten(1, 2)
+
+
+def unpack(x: Tensor, parity: int) -> Tensor:
+    """Inverse of `pack`, zero at the other colour. x (B, h, w / 2, C) -> (B, h, w, C)."""
+    B, h, half, C = x.shape
+    zero = torch.zeros_like(x[:, 0::2])
+    even = (x[:, 0::2], zero) if parity == 0 else (zero, x[:, 0::2])
+    odd = (zero, x[:, 1::2]) if parity == 0 else (x[:, 1::2], zero)
+    rows = torch.stack((torch.stack(even, dim=3), torch.stack(odd, dim=3)), dim=2)  # (B, h/2, 2, w/2, 2, C)
+    return rows.reshape(B, h, 2 * half, C)
+
+
+class CheckerboardConv(nn.Conv2d):
+    """Masked 5x5 convolution: a position sees the 12 taps of the other colour, whose row + column differ in parity."""
+
+    mask: Tensor
+
+    def __init__(self, cin: int, cout: int):
+        super().__init__(cin, cout, 5, padding=2)
+        taps = torch.arange(5)
+        self.register_buffer("mask", ((taps[:, None] + taps) % 2).float().expand_as(self.weight).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, cin, h, w) -> (B, cout, h, w)."""
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=2)
+
+
+class EntropyParametersBlock(nn.Module):
+    """Pointwise: 1x1 mix, LayerNorm, gated squared-ReLU network, residual (`lalic_kernels.entropy_params`)."""
+
+    def __init__(self, cin: int, cout: int):
+        super().__init__()
+        self.mix = nn.Conv2d(cin, cout, 1)
+        self.norm = nn.LayerNorm(cout)
+        self.key = nn.Linear(cout, 2 * cout, bias=False)
+        self.value = nn.Linear(2 * cout, cout, bias=False)
+        self.receptance = nn.Linear(cout, cout, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, P, n) -> (B, P, cout). With n < cin, x holds the last n inputs and the first cin - n are zero."""
+        weight = self.mix.weight.flatten(1)
+        return lalic_kernels.entropy_params(
+            x, weight[:, weight.shape[1] - x.shape[2] :], self.mix.bias, self.norm.weight, self.norm.bias,
+            self.key.weight, self.receptance.weight, self.value.weight,
+        )  # fmt: skip
+
+
+def channel_ramp(cin: int, cout: int, least: int) -> list[int]:
+    """Widths of the three aggregation blocks: a line from cin to cout in float32, rounded down, inner ones >= least."""
+    ramp = [int(v) for v in torch.linspace(cin, cout, 4, dtype=torch.float32).tolist()]
+    return [cin, max(ramp[1], least), max(ramp[2], least), cout]
+
+
+def parameter_aggregation(cin: int, cout: int, least: int) -> nn.Sequential:
+    """Context and hyper parameters (B, P, cin) -> scales, means (B, P, cout). Blocks sit at indices 0, 2, 4."""
+    c = channel_ramp(cin, cout, least)
+    blocks = [EntropyParametersBlock(a, b) for a, b in zip(c[:-1], c[1:], strict=True)]
+    return nn.Sequential(blocks[0], nn.Identity(), blocks[1], nn.Identity(), blocks[2])
+
+
+def channel_context(c: Config, k: int) -> nn.Sequential:
+    """Latents of slices 0 .. k-1 (B, sum(groups[:k]), h, w) -> channel context of slice k (B, 2 groups[k], h, w)."""
+    blocks = [RWKVBlock(c.M, c.context_rate) for _ in range(c.context_depth)]
+    return nn.Sequential(
+        nn.Conv2d(sum(c.groups[:k]), c.M, 3, padding=1), *blocks, nn.Conv2d(c.M, 2 * c.groups[k], 1)
+    )  # fmt: skip
+
+
+class GaussianConditional(nn.Module):
+    """The published model's buffers for the conditional Gaussian; the arithmetic is `lalic_kernels.gaussian`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("_offset", "_quantized_cdf", "_cdf_length"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.int32))
+        self.register_buffer("scale_table", torch.empty(0))
+        self.register_buffer("scale_bound", torch.tensor([0.11]))
+        self.likelihood_lower_bound = LowerBound(1e-9)
+        self.lower_bound_scale = LowerBound(0.11)
+
+
+class LowerBound(nn.Module):
+    """Holds ``bound`` (1,) under its published name."""
+
+    bound: Tensor
+
+    def __init__(self, bound: float):
+        super().__init__()
+        self.register_buffer("bound", torch.tensor([bound]))
+
+
+class _SliceLatents(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gaussian_conditional = GaussianConditional()
+
+
+class Slice(nn.Module):
+    """Probability model of slice k: its checkerboard context and its parameter aggregation."""
+
+    def __init__(self, c: Config, k: int):
+        super().__init__()
+        g = c.groups[k]
+        inputs = 2 * g + (2 * g if k else 0) + c.M
+        self.entropy_parameters = parameter_aggregation(inputs, 2 * g, 2 * c.N)
+        self.context_prediction = CheckerboardConv(g, 2 * g)
+        self.y = _SliceLatents()
+
+
+class SliceStack(nn.Module):
+    """All slices and their channel contexts, under the published names."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.groups = c.groups
+        count = range(len(c.groups))
+        self.channel_context = nn.ModuleDict({f"y{k}": channel_context(c, k) for k in count if k})
+        self.latent_codec = nn.ModuleDict({f"y{k}": Slice(c, k) for k in count})

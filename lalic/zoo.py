@@ -1,0 +1,30 @@
+"""Models by name or by file."""
+
+from __future__ import annotations
+
+import os
+
+from lalic import weights
+from lalic.config import SLIM
+from lalic.model import LALIC
+from lalic.nn import checkpoints
+
+
+def slim(pretrained: bool = True) -> LALIC:
+    """The small model, in eval mode: N = 24, M = 96 in four groups of 24, under 3 M parameters.
+
+    With ``pretrained`` the weights that ship with the package, ready to code. Without, fresh weights: train it, then
+    call ``update()``.
+    """
+    if not pretrained:
+        return LALIC.from_config(SLIM).eval()
+    return LALIC.from_state_dict(weights.load(SLIM.name))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> LALIC:
+    """A model in eval mode, ready to code, from a .pth file as published or trained, or a .safetensors file.
+
+    The configuration is read off the tensors' shapes. Pickled code is never run (``weights_only=True``). Raises
+    ``CheckpointError`` when the file cannot be read or is not a LALIC checkpoint.
+    """
+    return LALIC.from_state_dict(checkpoints.read(path))
