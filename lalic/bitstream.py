@@ -75,17 +75,17 @@ class Container:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model_name.encode()):
-            raise ValueError(f"model_name is {self.model_name!r}, expected 1 to 8 characters of a-z, 0-9 and '-'.")
+            raise ValueError(f"model_name is {self.model_name!r}, expected 1 to 8 characters of a-z, 0-9 and '-'")
         if len(self.model_hash) != _HASH_BYTES:
-            raise ValueError(f"model_hash has {len(self.model_hash)} bytes, expected {_HASH_BYTES}.")
+            raise ValueError(f"model_hash has {len(self.model_hash)} bytes, expected {_HASH_BYTES}")
         for name, side in (("width", self.width), ("height", self.height)):
             if not 1 <= side <= MAX_SIDE:
-                raise ValueError(f"{name} is {side}, expected 1 to {MAX_SIDE}.")
+                raise ValueError(f"{name} is {side}, expected 1 to {MAX_SIDE}")
         for name, section in (("z", self.z), ("y", self.y)):
             if len(section) > _MAX_SECTION:
-                raise ValueError(f"{name} has {len(section)} bytes, expected at most {_MAX_SECTION}.")
+                raise ValueError(f"{name} has {len(section)} bytes, expected at most {_MAX_SECTION}")
         if not 0 <= self.symbol_checksum < 2**32:
-            raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**32 - 1}.")
+            raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**32 - 1}")
 
     def pack(self) -> bytes:
         """The whole file. `len(pack()) - len(z) - len(y) <= MAX_OVERHEAD`."""
@@ -126,7 +126,7 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if self.at + count > len(self.data):
-            raise BitstreamError(f"The file is truncated: its {len(self.data)} bytes end inside the header.")
+            raise BitstreamError(f"the file is truncated: its {len(self.data)} bytes end inside the header")
         self.at += count
         return bytes(self.data[self.at - count : self.at])
 
@@ -137,9 +137,9 @@ class _Reader:
             value |= (byte & 0x7F) << (7 * i)
             if byte < 0x80:
                 if byte == 0 and i > 0:
-                    raise BitstreamError(f"The header is damaged: {name} is not in its shortest form.")
+                    raise BitstreamError(f"the header is damaged: {name} is not in its shortest form")
                 return value
-        raise BitstreamError(f"The header is damaged: {name} takes more than {max_bytes} bytes.")
+        raise BitstreamError(f"the header is damaged: {name} takes more than {max_bytes} bytes")
 
 
 def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIXELS) -> Container:
@@ -150,15 +150,17 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     """
     data = memoryview(data).cast("B")
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)] or len(data) == 0:
-        raise BitstreamError("This is not a .lalic file: it does not begin with the bytes 89 4C 41 4C.")
+        raise BitstreamError("this is not a .lalic file: it does not begin with the bytes 89 4C 41 4C")
     reader = _Reader(data)
     reader.take(len(MAGIC))
     version = reader.take(1)[0]
     if version != VERSION:
-        raise BitstreamError(f"Format version {version} is not readable by this release, which reads version {VERSION}.")
+        raise BitstreamError(
+            f"format version {version} is not readable by this release, which reads version {VERSION}"
+        )
     name_length = reader.take(1)[0]
     if not 1 <= name_length <= 8:
-        raise BitstreamError(f"The header is damaged: the model name has {name_length} characters, expected 1 to 8.")
+        raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
     name = reader.take(name_length)
     model_hash = reader.take(_HASH_BYTES)
     width = reader.varint("width", 3)
@@ -168,28 +170,28 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     (symbol_checksum,) = struct.unpack(">I", reader.take(4))
     header_crc = zlib.crc32(data[: reader.at])
     if struct.unpack(">I", reader.take(4))[0] != header_crc:
-        raise BitstreamError("The header is damaged: its checksum does not match.")
+        raise BitstreamError("the header is damaged: its checksum does not match")
 
     # From here on the header is what its writer meant; a hostile writer's checksums match, so each value is checked.
     if not _NAME.fullmatch(name):
-        raise BitstreamError("The header is invalid: the model name has characters other than a-z, 0-9 and '-'.")
+        raise BitstreamError("the header is invalid: the model name has characters other than a-z, 0-9 and '-'")
     if width == 0 or height == 0:
-        raise BitstreamError(f"The header is invalid: the picture is {width}x{height}, expected at least 1x1.")
+        raise BitstreamError(f"the header is invalid: the picture is {width}x{height}, expected at least 1x1")
     if width > MAX_SIDE or height > MAX_SIDE:
-        raise BitstreamError(f"The picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side.")
+        raise BitstreamError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
     if max_pixels is not None and width * height > max_pixels:
         raise BitstreamError(
-            f"The picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}."
+            f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
         )
     begin, middle = reader.at, reader.at + z_length
     end = middle + y_length
     expected = end + 4
     if len(data) < expected:
-        raise BitstreamError(f"The file is truncated: expected {expected} bytes, got {len(data)}.")
+        raise BitstreamError(f"the file is truncated: expected {expected} bytes, got {len(data)}")
     if len(data) > expected:
-        raise BitstreamError(f"The file has trailing bytes: expected {expected} bytes, got {len(data)}.")
+        raise BitstreamError(f"the file has trailing bytes: expected {expected} bytes, got {len(data)}")
     if struct.unpack(">I", data[end:])[0] != zlib.crc32(data[begin:end], header_crc):
-        raise BitstreamError("The data is damaged: its checksum does not match.")
+        raise BitstreamError("the data is damaged: its checksum does not match")
     return Container(
         name.decode(), model_hash, width, height, bytes(data[begin:middle]), bytes(data[middle:end]), symbol_checksum
     )

@@ -155,15 +155,15 @@ def _say(message: str) -> None:
 def _sentence(error: Exception) -> str:
     """One line for any exception. For one nobody expected, its type too, or its traceback if asked for."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     line = " ".join(str(error).split())
     if isinstance(error, LalicError):
         return line
     if os.environ.get("LALIC_TRACEBACK") == "1":
         raise error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "There is not enough memory for this picture."
-    return f"Unexpected {type(error).__name__}: {line[:300]}"
+        return "there is not enough memory for this picture"
+    return f"unexpected {type(error).__name__}: {line[:300]}"
 
 
 def _set_threads(threads: int | None) -> None:
@@ -247,7 +247,7 @@ def _extension(job: Job) -> str:
 
 def _refuse_terminal(jobs: Sequence[Job]) -> None:
     if any(job.target == STREAM for job in jobs) and sys.stdout.isatty():
-        raise PlanError("standard output is a terminal; give -o OUT, or send the output to a file or a program.")
+        raise PlanError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
 
 
 def _run(jobs: Sequence[Job], work: Callable[[Job, bytes], tuple[bytes, str]], args: argparse.Namespace) -> int:
@@ -264,7 +264,7 @@ def _run(jobs: Sequence[Job], work: Callable[[Job, bytes], tuple[bytes, str]], a
                 _keep_image_warnings()
                 try:
                     if not args.force and os.path.isfile(job.target):
-                        raise LalicError(f"{job.target} exists already, --force overwrites it.")
+                        raise LalicError(f"{job.target} exists already, --force overwrites it")
                     result, what = work(job, _read(job.source))
                     _write(job.target, result, args.force)
                 except Exception as error:  # noqa: BLE001  one bad file does not stop the rest

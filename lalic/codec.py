@@ -36,7 +36,7 @@ def shipped_model(name: str = "slim", device: str | torch.device | None = None) 
     that does not ship or a device that is not there.
     """
     if name not in SHIPPED:
-        raise LalicError(f"No model named {name!r} ships with this release, expected one of {', '.join(SHIPPED)}.")
+        raise LalicError(f"no model named {name!r} ships with this release, expected one of {', '.join(SHIPPED)}")
     target = resolve_device(device)
     with _cache_lock:
         key = (name, str(target))
@@ -52,14 +52,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         target = torch.device("cpu" if device is None else device)
     except RuntimeError:
-        raise LalicError(f"device is {str(device)!r}, expected cpu, cuda or cuda:N.") from None
+        raise LalicError(f"device is {str(device)!r}, expected cpu, cuda or cuda:N") from None
     if target.type not in ("cpu", "cuda"):
-        raise LalicError(f"device is {str(target)!r}, expected cpu, cuda or cuda:N.")
+        raise LalicError(f"device is {str(target)!r}, expected cpu, cuda or cuda:N")
     if target.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (target.index or 0) >= count:
             raise LalicError(
-                f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use."
+                f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use"
             )
         target = torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
     return target
@@ -75,7 +75,7 @@ def _check_device(model: Any, device: str | torch.device | None) -> torch.device
     lies = _model_device(model)
     if device is not None and resolve_device(device) != lies:
         raise LalicError(
-            f"device is {str(device)!r}, but the given model lies on {lies}; move it with model.to(device)."
+            f"device is {str(device)!r}, but the given model lies on {lies}; move it with model.to(device)"
         )
     return lies
 
@@ -103,7 +103,7 @@ def encode(
     picture = images.load(image, background=background, max_pixels=max_pixels)
     width, height = picture.size
     if max(width, height) > MAX_SIDE:
-        raise ImageError(f"The picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side.")
+        raise ImageError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
     if model is None:
         model = shipped_model(device=device)
     lies = _check_device(model, device)
@@ -151,8 +151,8 @@ def _matching_model(container: Container, model: Any, device: str | torch.device
     if model is None:
         if container.model_name not in SHIPPED:
             raise ModelMismatchError(
-                f"The file was written by the model {wants}, which does not ship with this release;"
-                " give its weights (--checkpoint PATH, or model=)."
+                f"the file was written by the model {wants}, which does not ship with this release;"
+                " give its weights (--checkpoint PATH, or model=)"
             )
         model = shipped_model(container.model_name, device)
         given = f"the {container.model_name} model of this release has hash"
@@ -161,7 +161,7 @@ def _matching_model(container: Container, model: Any, device: str | torch.device
         given = f"the given model is {model.config.name!r} with hash"
     found = model.weights_hash()
     if (model.config.name, found) != (container.model_name, container.model_hash):
-        raise ModelMismatchError(f"The file was written by the model {wants}, but {given} {found.hex()}.")
+        raise ModelMismatchError(f"the file was written by the model {wants}, but {given} {found.hex()}")
     return model
 
 

@@ -88,25 +88,25 @@ def plan(sources: Sequence[str], out: str | None, suffix: str, take: Collection[
     """
     if STREAM in sources:
         if len(sources) > 1:
-            raise PlanError(f"{STREAM} (standard input) cannot be combined with other inputs.")
+            raise PlanError(f"{STREAM} (standard input) cannot be combined with other inputs")
         return [Job(STREAM, STREAM if out is None else out)]
     for source in sources:
         if not os.path.exists(source):
-            raise PlanError(f"{source}: there is no such file or folder.")
+            raise PlanError(f"{source}: there is no such file or folder")
     single = len(sources) == 1 and not os.path.isdir(sources[0])
     if out == STREAM and not single:
-        raise PlanError(f"-o {STREAM} (standard output) takes exactly one input file.")
+        raise PlanError(f"-o {STREAM} (standard output) takes exactly one input file")
     if out is not None and single and not os.path.isdir(out) and not out.endswith(("/", os.sep)):
         jobs = [Job(sources[0], out)]
     else:
         if out is not None and os.path.exists(out) and not os.path.isdir(out):
-            raise PlanError(f"-o {out} is a file, expected a folder for several inputs.")
+            raise PlanError(f"-o {out} is a file, expected a folder for several inputs")
         jobs = []
         for source in sources:
             root = Path(source)
             found = _walk(root, take) if root.is_dir() else [root]
             if not found:
-                raise PlanError(f"{source}: this folder holds no file that ends in {_list(take)}.")
+                raise PlanError(f"{source}: this folder holds no file that ends in {_list(take)}")
             for file in found:
                 inside = file.relative_to(root) if root.is_dir() else Path(file.name)
                 target = file if out is None else Path(out) / inside
@@ -135,13 +135,13 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
             continue
         key = _identity(job.target)
         if key in sources:
-            raise PlanError(f"{job.source} would be written to {job.target}, which is itself an input.")
+            raise PlanError(f"{job.source} would be written to {job.target}, which is itself an input")
         if key in targets:
             first = targets[key].source
             if _identity(first) == _identity(job.source):
-                raise PlanError(f"{job.source} is named twice.")
+                raise PlanError(f"{job.source} is named twice")
             raise PlanError(
-                f"{first} and {job.source} would both be written to {job.target}; run them one by one with -o."
+                f"{first} and {job.source} would both be written to {job.target}; run them one by one with -o"
             )
         targets[key] = job
 

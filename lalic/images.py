@@ -80,12 +80,12 @@ def parse_color(color: Color) -> tuple[int, int, int]:
             rgb = ImageColor.getrgb(color)
         except ValueError:
             raise ImageError(
-                f"background is {color!r}, expected a colour such as white, #ffcc00 or rgb(255,204,0)."
+                f"background is {color!r}, expected a colour such as white, #ffcc00 or rgb(255,204,0)"
             ) from None
         if len(rgb) == 4 and rgb[3] == 255:
             rgb = rgb[:3]
     if len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
-        raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255.")
+        raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255")
     return (rgb[0], rgb[1], rgb[2])
 
 
@@ -108,9 +108,9 @@ def _load_stream(stream: io.BufferedIOBase, below: tuple[int, int, int] | None, 
     try:
         image = Image.open(stream)
     except UnidentifiedImageError:
-        raise ImageError("This is not a picture in a format that Pillow reads.") from None
+        raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"The picture is too large: the limit is {max_pixels} pixels.") from None
+        raise ImageError(f"the picture is too large: the limit is {max_pixels} pixels") from None
     except Exception as error:  # decoders meet damage with whatever their parsing trips over
         raise _damaged(error) from error
     with image:
@@ -119,23 +119,23 @@ def _load_stream(stream: io.BufferedIOBase, below: tuple[int, int, int] | None, 
 
 def _damaged(error: Exception) -> ImageError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return ImageError(f"The picture is damaged or truncated and cannot be decoded ({reason[:200]}).")
+    return ImageError(f"the picture is damaged or truncated and cannot be decoded ({reason[:200]})")
 
 
 def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
     if image.format == "EPS":
-        raise ImageError("EPS files are refused, since opening one runs an interpreter.")
+        raise ImageError("EPS files are refused, since opening one runs an interpreter")
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"The picture is {width}x{height}, expected at least 1x1.")
+        raise ImageError(f"the picture is {width}x{height}, expected at least 1x1")
     if width * height > max_pixels:
         raise ImageError(
-            f"The picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}."
+            f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
         )
     try:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in _MAIN_PICTURE_FIRST:
-            raise ImageError(f"The file holds {frames} frames, and a .lalic file holds one picture; extract one first.")
+            raise ImageError(f"the file holds {frames} frames, and a .lalic file holds one picture; extract one first")
         image.load()
     except ImageError:
         raise
@@ -157,7 +157,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # noqa: BLE001  Pillow's EXIF reader raises whatever its parsing trips over
         warnings.warn(
-            f"The EXIF data is damaged ({error}); the picture is taken as stored.", ImageWarning, stacklevel=4
+            f"the EXIF data is damaged ({error}); the picture is taken as stored", ImageWarning, stacklevel=4
         )
         return image.copy()
 
@@ -185,8 +185,8 @@ def _split_alpha(image: Image.Image, flatten: bool) -> tuple[Image.Image, Image.
         return colors, None
     if not flatten:
         raise ImageError(
-            "The picture has transparent pixels, which a .lalic file cannot hold; name a colour to lay below them"
-            " (--background white, or background='white')."
+            "the picture has transparent pixels, which a .lalic file cannot hold; name a colour to lay below them"
+            " (--background white, or background='white')"
         )
     return colors, alpha
 
@@ -204,13 +204,13 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
-            raise ImageError(f"The picture has integers from {low} to {high}, expected 16-bit grey, 0 to 65535.")
+            raise ImageError(f"the picture has integers from {low} to {high}, expected 16-bit grey, 0 to 65535")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if mode == "F":
         raise ImageError(
-            "The picture has floating-point pixels, whose range is unknown; convert it to 8 or 16 bit first."
+            "the picture has floating-point pixels, whose range is unknown; convert it to 8 or 16 bit first"
         )
-    raise ImageError(f"The picture has Pillow's mode {mode}, which lalic does not read; convert it to RGB first.")
+    raise ImageError(f"the picture has Pillow's mode {mode}, which lalic does not read; convert it to RGB first")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -231,7 +231,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 return image
             return ImageCms.applyTransform(image, transform)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-            warnings.warn(f"The ICC profile is ignored ({error}).", ImageWarning, stacklevel=4)
+            warnings.warn(f"the ICC profile is ignored ({error})", ImageWarning, stacklevel=4)
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
@@ -251,7 +251,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     import torch
 
     if image.mode != "RGB":
-        raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts.")
+        raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts")
     pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)[None]
     return torch.from_numpy(pixels.astype(np.float32, order="C") / np.float32(255))
 
@@ -262,10 +262,10 @@ def from_tensor(tensor: torch.Tensor) -> Image.Image:
     Raises `ValueError` for another shape or a value that is not finite.
     """
     if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[1] != 3:
-        raise ValueError(f"tensor has shape {tuple(tensor.shape)}, expected (1, 3, H, W).")
+        raise ValueError(f"tensor has shape {tuple(tensor.shape)}, expected (1, 3, H, W)")
     pixels = tensor.detach()[0].float().cpu().numpy()
     if not np.isfinite(pixels).all():
-        raise ValueError("tensor has values that are not finite, expected numbers in [0, 1].")
+        raise ValueError("tensor has values that are not finite, expected numbers in [0, 1]")
     levels = np.floor(pixels.clip(0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
@@ -299,11 +299,11 @@ def dump(image: Image.Image, extension: str) -> bytes:
     name = Image.registered_extensions().get(extension.lower())
     if name is None or name not in Image.SAVE:
         raise ImageError(
-            f"{extension or 'A name without extension'} is no picture format that Pillow writes, try .png."
+            f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png"
         )
     out = io.BytesIO()
     try:
         image.save(out, name, **_SAVE_OPTIONS.get(name, {}))
     except (OSError, ValueError, KeyError) as error:
-        raise ImageError(f"Pillow cannot write this picture as {name} ({error}).") from error
+        raise ImageError(f"Pillow cannot write this picture as {name} ({error})") from error
     return out.getvalue()

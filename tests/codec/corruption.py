@@ -1,0 +1,103 @@
+"""Makes bad .lalic files out of good ones: what a disk, a network or a hostile hand does to them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from lalic.bitstream import Container, parse
+
+
+def corrupted(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """`count` pairs of (what was done, bytes), none equal to one of `files`. Checksums are left as they fall."""
+    rng = np.random.default_rng(seed)
+    made = 0
+    while made < count:
+        kind, data = _one(files, rng)
+        if data not in files:
+            made += 1
+            yield kind, data
+
+
+def _one(files: list[bytes], rng: np.random.Generator) -> tuple[str, bytes]:
+    data = bytearray(files[rng.integers(len(files))])
+    kind = ("flip", "burst", "truncate", "splice", "zeros", "insert", "delete", "swap")[rng.integers(8)]
+    # Half of the damage goes to the first 48 bytes, where it is the most interesting.
+    at = int(rng.integers(min(48, len(data)) if rng.random() < 0.5 else len(data)))
+    if kind == "flip":
+        for position in [at, *rng.integers(len(data), size=rng.integers(4))]:
+            data[position] ^= 1 << rng.integers(8)
+    elif kind == "burst":
+        data[at : at + int(rng.integers(1, 64))] = rng.bytes(min(int(rng.integers(1, 64)), len(data) - at))
+    elif kind == "truncate":
+        del data[at:]
+    elif kind == "splice":
+        other = files[rng.integers(len(files))]
+        data[at:] = other[at if rng.random() < 0.5 else int(rng.integers(len(other))) :]
+    elif kind == "zeros":
+        length = min(int(rng.integers(1, 512)), len(data) - at)
+        data[at : at + length] = bytes(length)
+    elif kind == "insert":
+        data[at:at] = rng.bytes(int(rng.integers(1, 9)))
+    elif kind == "delete":
+        del data[at : at + int(rng.integers(1, 9))]
+    else:
+        half = len(data) // 2
+        data = data[half:] + data[:half]
+    return kind, bytes(data)
+
+
+def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """`count` pairs of (what was done, bytes) whose header and data checksums fit, so that the model sees them."""
+    rng = np.random.default_rng(seed)
+    containers = [parse(data) for data in files]
+    made = 0
+    while made < count:
+        fields = dict(vars(containers[rng.integers(len(containers))]))
+        other = containers[rng.integers(len(containers))]
+        kind = ("z", "y", "both", "shorten", "lengthen", "empty", "splice", "size", "checksum")[rng.integers(9)]
+        if kind in ("z", "y", "both"):
+            for name in ("z", "y") if kind == "both" else (kind,):
+                section = bytearray(fields[name])
+                for position in rng.integers(len(section), size=int(rng.integers(1, 4))):
+                    section[position] ^= 1 << rng.integers(8)
+                fields[name] = bytes(section)
+        elif kind == "checksum":
+            fields["symbol_checksum"] ^= 1 << int(rng.integers(32))
+        elif kind == "size":
+            fields["width"], fields["height"] = (int(side) for side in rng.integers(1, 2048, 2))
+            step = 64  # another size with as many blocks is another picture of the same symbols, not damage
+            if -(-fields["width"] // step) == -(-other.width // step):
+                continue
+        else:
+            name = "zy"[rng.integers(2)]
+            section = fields[name]
+            fields[name] = {
+                "shorten": section[: rng.integers(len(section))],
+                "lengthen": section + rng.bytes(int(rng.integers(1, 9))),
+                "empty": b"",
+                "splice": getattr(other, name),
+            }[kind]
+        container = Container(**fields)
+        if container not in containers:
+            made += 1
+            yield kind, container.pack()
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """The file with another size in its header, both checksums made to fit."""
+    return Container(**{**vars(parse(data)), "width": width, "height": height}).pack()
+
+
+def with_version(data: bytes, version: int) -> bytes:
+    """The file as a later release might have written it, both checksums made to fit."""
+    container = parse(data)
+    payload = len(container.z) + len(container.y)
+    header = bytearray(data[: len(data) - payload - 8])
+    header[4] = version
+    sections = data[len(data) - payload - 4 : -4]
+    crc = zlib.crc32(header)
+    return bytes(header) + struct.pack(">I", crc) + sections + struct.pack(">I", zlib.crc32(sections, crc))

@@ -1,0 +1,201 @@
+"""The container: what goes in comes out, at most 48 bytes of overhead, and every other byte string is refused."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+import zlib
+
+import pytest
+
+from lalic.bitstream import MAX_OVERHEAD, MAX_PIXELS, VERSION, Container, parse
+from lalic.errors import BitstreamError
+
+SMALL = Container("slim", b"12345678", 300, 200, b"z" * 30, b"y" * 500, 0xDEADBEEF)
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value >= 128:
+        out += bytes([value % 128 + 128])
+        value //= 128
+    return out + bytes([value])
+
+
+def raw(
+    magic=b"\x89LAL",
+    version=VERSION,
+    name=b"slim",
+    model_hash=b"12345678",
+    width=varint(300),
+    height=varint(200),
+    z_length=varint(30),
+    y_length=varint(500),
+    z=b"z" * 30,
+    y=b"y" * 500,
+    checksum=0xDEADBEEF,
+    tail=b"",
+) -> bytes:
+    """A file written by a hostile hand that knows the format: any field can be wrong, and all the checksums fit."""
+    header = magic + bytes([version, len(name)]) + name + model_hash + width + height + z_length + y_length
+    header += struct.pack(">I", checksum)
+    data_crc = zlib.crc32(z + y, zlib.crc32(header))
+    return header + struct.pack(">I", zlib.crc32(header)) + z + y + struct.pack(">I", data_crc) + tail
+
+
+def refused(data: bytes, match: str, **options) -> None:
+    with pytest.raises(BitstreamError, match=match) as caught:
+        parse(data, **options)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 200
+
+
+def test_the_layout_is_the_one_in_the_docstring():
+    assert SMALL.pack() == raw()
+
+
+@pytest.mark.parametrize("name", ["a", "slim", "full-v12"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (127, 128), (5000, 6000), (65535, 1)])
+@pytest.mark.parametrize(("z", "y"), [(b"", b""), (b"\0", b"\xff" * 127), (b"a" * 128, b"b" * 20000)])
+def test_round_trip(name, width, height, z, y):
+    container = Container(name, bytes(range(8)), width, height, z, y, 2**32 - 1)
+    data = container.pack()
+    assert parse(data) == container
+    assert parse(bytearray(data)) == parse(memoryview(data)) == container
+    assert container.file_bytes == len(data)
+    assert container.bits_per_pixel == pytest.approx(8 * len(data) / (width * height))
+
+
+def test_overhead_is_at_most_48_bytes_in_the_worst_case():
+    """Longest name, largest sides, and sections too large to make here: their lengths count as four-byte varints."""
+    section = b"\0" * 2**21  # the shortest section whose length takes four bytes
+    worst = Container("abcdefgh", bytes(8), 65535, 65535, section, section, 2**32 - 1)
+    assert len(worst.pack()) - 2 * len(section) == MAX_OVERHEAD == 48
+    assert len(varint(2**28 - 1)) == 4
+    # No container with more can be made: each of the four sizes is checked when one is constructed.
+    for field, value in [("width", 65536), ("height", 65536), ("model_name", "abcdefghi"), ("z", _Long())]:
+        with pytest.raises(ValueError, match=field):
+            Container(**{**vars(worst), field: value})
+
+
+class _Long(bytes):
+    def __len__(self) -> int:
+        return 2**28
+
+
+def test_overhead_of_a_usual_picture():
+    container = Container("slim", bytes(8), 768, 512, b"z" * 300, b"y" * 12000, 0)
+    assert len(container.pack()) - 12300 == 38
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_name", ""),
+        ("model_name", "Slim"),
+        ("model_name", "slim\n"),
+        ("model_name", "schön"),
+        ("model_hash", b"1234567"),
+        ("width", 0),
+        ("height", -1),
+        ("symbol_checksum", 2**32),
+        ("symbol_checksum", -1),
+    ],
+)
+def test_a_container_with_a_bad_field_cannot_be_made(field, value):
+    with pytest.raises(ValueError, match=field):
+        Container(**{**vars(SMALL), field: value})
+
+
+def test_not_a_lalic_file():
+    for data in (b"", b"\x89PNG\r\n\x1a\n", b"LAL", b"\x88LAL" + SMALL.pack()[4:], b"\0" * 1000):
+        refused(data, r"not a \.lalic file")
+
+
+@pytest.mark.parametrize("version", [1, 2, 127, 255])
+def test_another_version(version):
+    refused(raw(version=version), rf"format version {version} is not readable by this release, which reads version 0$")
+
+
+def test_every_truncation_is_refused_and_says_so():
+    data = SMALL.pack()
+    header = len(data) - 530 - 4
+    for length in range(1, len(data)):
+        if length < header:
+            refused(data[:length], rf"truncated: its {length} bytes end inside the header")
+        else:
+            refused(data[:length], rf"truncated: expected {len(data)} bytes, got {length}")
+
+
+def test_trailing_bytes():
+    refused(SMALL.pack() + b"\0", r"trailing bytes: expected 567 bytes, got 568")
+    refused(SMALL.pack() * 2, r"trailing bytes")
+
+
+def test_every_bit_flip_is_refused():
+    data = SMALL.pack()
+    for position in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << position % 8
+        refused(bytes(flipped), r"damaged|truncated|trailing|not a \.lalic file|version")
+
+
+def test_flips_in_the_sections_are_called_damage():
+    data = bytearray(SMALL.pack())
+    data[-100] ^= 4
+    refused(bytes(data), r"the data is damaged: its checksum")
+    data = bytearray(SMALL.pack())
+    data[8] ^= 4
+    refused(bytes(data), r"the header is damaged: its checksum")
+
+
+def test_sections_behind_another_files_header_are_refused():
+    """Both files are sound and their sections are equally long, so only a checksum over both parts can tell."""
+    other = Container("slim", b"12345678", 200, 300, b"Z" * 30, b"Y" * 500, 0xDEADBEEF).pack()
+    data = SMALL.pack()
+    header = len(data) - 534
+    refused(data[:header] + other[header:], r"the data is damaged")
+    refused(other[:header] + data[header:], r"the data is damaged")
+
+
+HOSTILE = {
+    "zero width": (dict(width=b"\0"), r"0x200, expected at least 1x1"),
+    "zero height": (dict(height=b"\0"), r"300x0, expected at least 1x1"),
+    "wide": (dict(width=varint(65536), height=b"\1"), r"too large: 65536x1, expected at most 65535 a side"),
+    "widest varint": (dict(width=varint(2**21 - 1)), r"too large"),
+    "many pixels": (dict(width=varint(65535), height=varint(65535)), r"4294836225 pixels, and the limit is 33554432"),
+    "one pixel too many": (dict(width=varint(2**13), height=varint(2**12 + 1)), r"too large"),
+    "varint without end": (dict(width=b"\xff" * 10), r"width takes more than 3 bytes"),
+    "long height": (dict(height=b"\xff\xff\xff\1"), r"height takes more than 3 bytes"),
+    "width not minimal": (dict(width=b"\xac\x82\0"), r"width is not in its shortest form"),
+    "zero not minimal": (dict(height=b"\x80\0"), r"height is not in its shortest form"),
+    "length not minimal": (dict(z_length=b"\x9e\0"), r"length of z is not in its shortest form"),
+    "length of five bytes": (dict(y_length=varint(2**28)), r"length of y takes more than 4 bytes"),
+    "z beyond the end": (dict(z_length=varint(2**28 - 1)), r"truncated: expected 2684\d+ bytes, got 570"),
+    "y beyond the end": (dict(y_length=varint(501)), r"truncated: expected 568 bytes, got 567"),
+    "y too short": (dict(y_length=varint(499)), r"trailing bytes"),
+    "no name": (dict(name=b""), r"name has 0 characters"),
+    "long name": (dict(name=b"abcdefghi"), r"name has 9 characters"),
+    "control characters": (dict(name=b"sl\x1b[m"), r"characters other than"),
+    "line break": (dict(name=b"slim\n"), r"characters other than"),
+    "capital": (dict(name=b"Slim"), r"characters other than"),
+    "tail": (dict(tail=b"!"), r"trailing bytes"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers_whose_checksums_fit(case):
+    fields, match = HOSTILE[case]
+    tracemalloc.start()
+    refused(raw(**fields), match)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20  # whatever sizes the header claims, the file has 600 bytes
+
+
+def test_the_pixel_limit_is_the_callers():
+    data = raw(width=varint(5793), height=varint(5793))
+    refused(data, r"too large", max_pixels=MAX_PIXELS)
+    assert parse(data, max_pixels=5793 * 5793).width == 5793
+    assert parse(data, max_pixels=None).height == 5793
+    refused(data, r"limit is 33558848", max_pixels=5793 * 5793 - 1)
