@@ -1,0 +1,48 @@
+# Two commands are enough: `make demo` and `make test`. Each sets up .venv first.
+#
+# TORCH is installed first and alone, because on a machine without a GPU you choose the build here, for instance
+#   make demo TORCH="torch --index-url <the CPU index that pytorch.org names>"
+# PYTHON chooses the interpreter (3.11 or 3.12).
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench gpu lint setup clean
+
+demo: $(VENV)/installed
+	$(BIN)/lalic demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks.run
+
+# Needs a CUDA device: the GPU tests, then the benchmarks, then a table.
+gpu: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests -m gpu
+	$(BIN)/python -m benchmarks.run --device cuda
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/installed-test
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
