@@ -155,9 +155,7 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     reader.take(len(MAGIC))
     version = reader.take(1)[0]
     if version != VERSION:
-        raise BitstreamError(
-            f"format version {version} is not readable by this release, which reads version {VERSION}"
-        )
+        raise BitstreamError(f"format version {version} is not readable by this release, which reads version {VERSION}")
     name_length = reader.take(1)[0]
     if not 1 <= name_length <= 8:
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PlanError as error:
         _say(str(error))
         return 2
-    except Exception as error:  # noqa: BLE001  a person gets a sentence, whatever went wrong
+    except Exception as error:  # a person gets a sentence, whatever went wrong
         _say(_sentence(error))
         return 1
 
@@ -81,7 +81,7 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     decompress = commands.add_parser(
         "decompress",
         help=".lalic files to pictures",
-        description="Decompress .lalic files to pictures: PNG, or what the extension of -o says. To standard output: PNG.",
+        description="Decompress .lalic files to pictures: PNG, or what the extension of -o says.",
         epilog=_EXIT_CODES,
     )
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
@@ -267,7 +267,7 @@ def _run(jobs: Sequence[Job], work: Callable[[Job, bytes], tuple[bytes, str]], a
                         raise LalicError(f"{job.target} exists already, --force overwrites it")
                     result, what = work(job, _read(job.source))
                     _write(job.target, result, args.force)
-                except Exception as error:  # noqa: BLE001  one bad file does not stop the rest
+                except Exception as error:  # one bad file does not stop the rest
                     failed += 1
                     what = None
                     bar.write(f"lalic: {_name_first(job, _sentence(error))}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Image <-> bytes: the two functions that most people need.
 
-    encode:  picture -> images.load -> pad to a multiple of model.downsampling -> model.encode_sections -> Container.pack
+    encode:  picture -> images.load -> pad to multiples of model.downsampling -> model.encode_sections -> Container.pack
     decode:  bytes -> bitstream.parse -> find the model and check its hash -> model.decode_sections -> crop -> picture
 
 Padding repeats the last column to the right and the last row to the bottom; the file keeps the picture's own size.
@@ -48,7 +48,7 @@ def shipped_model(name: str = "slim", device: str | torch.device | None = None) 
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device meant by "cpu", "cuda", "cuda:N" or None (the CPU), with its index; `LalicError` if it is not there."""
+    """What "cpu", "cuda", "cuda:N" or None (the CPU) means, with its index. Raises `LalicError` if it is not there."""
     try:
         target = torch.device("cpu" if device is None else device)
     except RuntimeError:
@@ -58,9 +58,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if target.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (target.index or 0) >= count:
-            raise LalicError(
-                f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use"
-            )
+            raise LalicError(f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use")
         target = torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
     return target
 
@@ -71,7 +69,7 @@ def _model_device(model: Any) -> torch.device:
 
 
 def _check_device(model: Any, device: str | torch.device | None) -> torch.device:
-    """Where the model lies; a `device` that says otherwise is an error rather than a silent move of a caller's model."""
+    """Where the model lies; a `device` that says otherwise is an error, for a caller's model is not moved silently."""
     lies = _model_device(model)
     if device is not None and resolve_device(device) != lies:
         raise LalicError(

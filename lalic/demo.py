@@ -33,7 +33,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 class JpegMatch:
-    """A JPEG of at least the wanted PSNR. data: the file. quality: Pillow's, 1..100. subsampling: "4:4:4" or "4:2:0"."""
+    """A JPEG and its PSNR. data: the file. quality: Pillow's, 1..100. subsampling: "4:4:4" or "4:2:0"."""
 
     def __init__(self, picture: Image.Image, quality: int, subsampling: str) -> None:
         out = io.BytesIO()
@@ -68,7 +68,7 @@ def jpeg_of_equal_psnr(picture: Image.Image, wanted: float) -> JpegMatch | None:
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    """The result, and the median of its seconds over a few runs; codec calls end on the CPU, so nothing is in flight."""
+    """The result, and the median of its seconds over a few runs; codec calls end on the CPU: nothing is in flight."""
     seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()

@@ -14,7 +14,7 @@ class LalicError(ValueError):
 
 
 class BitstreamError(LalicError):
-    """A .lalic file, or a section of one, is damaged, truncated, hostile, or of a version this release does not read."""
+    """A .lalic file, or a section of one, is damaged, truncated, hostile, or of a version that is not read."""
 
 
 class ModelMismatchError(BitstreamError):

@@ -34,7 +34,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
@@ -74,7 +74,7 @@ def parse_color(color: Color) -> tuple[int, int, int]:
 
     Raises `ImageError` for anything else, transparent colours included.
     """
-    rgb = color
+    rgb: tuple[int, ...]
     if isinstance(color, str):
         try:
             rgb = ImageColor.getrgb(color)
@@ -84,6 +84,8 @@ def parse_color(color: Color) -> tuple[int, int, int]:
             ) from None
         if len(rgb) == 4 and rgb[3] == 255:
             rgb = rgb[:3]
+    else:
+        rgb = color
     if len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
         raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255")
     return (rgb[0], rgb[1], rgb[2])
@@ -104,7 +106,7 @@ def load(source: ImageSource, *, background: Color | None = None, max_pixels: in
         return _load_stream(stream, below, max_pixels)
 
 
-def _load_stream(stream: io.BufferedIOBase, below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
+def _load_stream(stream: IO[bytes], below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(stream)
     except UnidentifiedImageError:
@@ -155,10 +157,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says; always a copy, so that the caller's object stays as it was."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # noqa: BLE001  Pillow's EXIF reader raises whatever its parsing trips over
-        warnings.warn(
-            f"the EXIF data is damaged ({error}); the picture is taken as stored", ImageWarning, stacklevel=4
-        )
+    except Exception as error:  # Pillow's EXIF reader raises whatever its parsing trips over
+        warnings.warn(f"the EXIF data is damaged ({error}); the picture is taken as stored", ImageWarning, stacklevel=4)
         return image.copy()
 
 
@@ -229,12 +229,12 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             )
             if image.mode == "RGB" and _is_identity(transform):
                 return image
-            return ImageCms.applyTransform(image, transform)
+            return transform.apply(image)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             warnings.warn(f"the ICC profile is ignored ({error})", ImageWarning, stacklevel=4)
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
     return image.convert("RGB")
 
 
@@ -242,7 +242,7 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
     """Whether an RGB transform moves no colour of a 17x17x17 lattice by more than one level."""
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(17, 17 * 17, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
+    moved = np.asarray(transform.apply(Image.fromarray(lattice)))
     return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1
 
 
@@ -298,9 +298,7 @@ def dump(image: Image.Image, extension: str) -> bytes:
     Image.init()
     name = Image.registered_extensions().get(extension.lower())
     if name is None or name not in Image.SAVE:
-        raise ImageError(
-            f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png"
-        )
+        raise ImageError(f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png")
     out = io.BytesIO()
     try:
         image.save(out, name, **_SAVE_OPTIONS.get(name, {}))

@@ -133,14 +133,14 @@ def test_other_weights_are_refused_by_hash_and_never_run(shipped):
 def test_another_name_is_refused_even_with_the_same_hash(fake):
     container = parse(codec.encode(picture(), fake))
     renamed = Container(**{**vars(container), "model_name": "full"}).pack()
-    with pytest.raises(ModelMismatchError, match="'full' with hash .* but the given model is 'slim'"):
+    with pytest.raises(ModelMismatchError, match=r"'full' with hash .* but the given model is 'slim'"):
         codec.decode(renamed, fake)
 
 
 def test_a_model_that_does_not_ship_must_be_given(shipped):
     model = FakeModel("full")
     data = codec.encode(picture(), model)
-    with pytest.raises(ModelMismatchError, match="'full' .* does not ship with this release"):
+    with pytest.raises(ModelMismatchError, match=r"'full' .* does not ship with this release"):
         codec.decode(data)
     assert shipped == []
     assert codec.decode(data, model).size == (50, 40)

@@ -70,7 +70,14 @@ def test_1000_corrupted_files(slim, slim_files):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**24
-    for part in ("not a .lalic file", "format version N", "truncated", "header is damaged", "data is damaged", "trailing"):
+    for part in (
+        "not a .lalic file",
+        "format version N",
+        "truncated",
+        "header is damaged",
+        "data is damaged",
+        "trailing",
+    ):
         assert any(part in message for message in seen), part
 
 

@@ -1,0 +1,431 @@
+"""The commands with a stand-in model: what they print, what they write, and how they exit."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from PIL import Image
+
+import lalic
+from lalic import cli, codec
+from lalic.bitstream import parse
+from lalic.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+
+
+def picture(seed=0, size=(40, 30), mode="RGB"):
+    channels = len(mode)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder, and stand-ins for the weights that ship and for --checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lalic, "slim", lambda pretrained: FakeModel(), raising=False)
+    monkeypatch.setattr(lalic, "load_checkpoint", load_checkpoint, raising=False)
+    monkeypatch.setattr(codec, "_cache", {})
+    return tmp_path
+
+
+def load_checkpoint(path):
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path} cannot be read")
+    return FakeModel("full", seed=7)
+
+
+@pytest.fixture
+def run(here, capfd):
+    """Runs one command and returns its exit code, lines of output and lines of errors; no traceback may be in it."""
+
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return SimpleNamespace(code=code, out=out.splitlines(), err=err.splitlines())
+
+    return call
+
+
+def same(path, image):
+    with Image.open(path) as found:
+        return found.mode == "RGB" and (np.asarray(found) == np.asarray(image)).all()
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# compress and decompress
+
+
+def test_there_and_back(run, here):
+    picture().save("photo.png")
+    done = run("compress", "photo.png")
+    assert done.code == 0 and done.err == []
+    size = (here / "photo.lalic").stat().st_size
+    assert len(done.out) == 1
+    assert done.out[0].startswith(
+        f"photo.png -> photo.lalic: 40x30, {size} bytes, {8 * size / 1200:.3f} bits per pixel, "
+    )
+    done = run("decompress", "photo.lalic", "-o", "again.png")
+    assert done.code == 0 and done.err == [] and done.out[0].startswith("photo.lalic -> again.png: 40x30, ")
+    assert same("again.png", picture())
+    assert listing(here) == ["again.png", "photo.lalic", "photo.png"]
+
+
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".TIFF", ".webp"])
+def test_the_extension_chooses_the_format(run, here, extension):
+    picture().save("a.png")
+    assert run("compress", "a.png").code == 0
+    assert run("decompress", "a.lalic", "-o", f"b{extension}").code == 0
+    assert same(f"b{extension}", picture())
+
+
+@pytest.mark.parametrize("name", ["b.xyz", "b", "b.lalic2", "b.docx"])
+def test_an_unknown_extension_is_refused_before_decoding(run, here, name, monkeypatch):
+    picture().save("a.png")
+    run("compress", "a.png")
+    monkeypatch.setattr(codec, "decode", lambda *_, **__: pytest.fail("decoded"))
+    done = run("decompress", "a.lalic", "-o", name)
+    assert done.code == 2 and len(done.err) == 1 and "no picture format" in done.err[0]
+
+
+def test_unicode_and_odd_names(run, here):
+    for name in ("Füße 写真 🐦.png", "-dash.png", " leading space.png", "two.dots.png"):
+        picture().save(name)
+        # argparse takes words behind -- as names; a person would write ./-dash.png as well
+        assert run("compress", "--", name).code == 0
+        assert (here / name).with_suffix(".lalic").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 exist on Linux")
+def test_a_name_that_is_no_utf_8(run, here):
+    name = os.fsdecode(b"caf\xe9.png")
+    picture().save(name)
+    assert run("compress", name).code == 0
+    assert run("compress", name).code == 1  # the message holds the name too
+
+
+def test_nothing_is_overwritten_without_force(run, here):
+    picture().save("a.png")
+    (here / "a.lalic").write_bytes(b"precious")
+    done = run("compress", "a.png")
+    assert done.code == 1 and done.err == ["lalic: a.png: a.lalic exists already, --force overwrites it"]
+    assert (here / "a.lalic").read_bytes() == b"precious"
+    assert run("compress", "a.png", "--force").code == 0
+    assert parse((here / "a.lalic").read_bytes()).width == 40
+    before = (here / "a.png").read_bytes()
+    assert run("decompress", "a.lalic").code == 1  # would replace the original
+    assert (here / "a.png").read_bytes() == before
+
+
+def test_input_and_output_the_same(run, here):
+    picture().save("a.png")
+    before = (here / "a.png").read_bytes()
+    done = run("compress", "a.png", "-o", "a.png", "--force")
+    assert done.code == 2 and len(done.err) == 1 and "itself an input" in done.err[0]
+    assert (here / "a.png").read_bytes() == before
+
+
+def test_many_files_and_folders(run, here):
+    for i, name in enumerate(["one.png", "in/two.jpg", "in/deep/three.png", "in/.hidden.png", "in/readme.txt"]):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            Path(name).write_text("no picture")
+        else:
+            picture(i).save(name)
+    done = run("compress", "one.png", "in", "-o", "out")
+    assert done.code == 0 and len(done.out) == 3
+    assert listing(here / "out") == ["deep/three.lalic", "one.lalic", "two.lalic"]
+    done = run("decompress", "out", "-o", "back", "--quiet")
+    assert (done.code, done.out, done.err) == (0, [], [])
+    assert listing(here / "back") == ["deep/three.png", "one.png", "two.png"]
+    assert same("back/one.png", picture(0)) and same("back/deep/three.png", picture(2))
+
+
+def test_one_bad_file_does_not_stop_the_rest(run, here):
+    picture(1).save("a.png")
+    Path("b.png").write_bytes(b"this is no picture")
+    picture(2, mode="RGBA").save("c.png")
+    picture(3).save("d.png")
+    Path("d.png").write_bytes(Path("d.png").read_bytes()[:500])
+    picture(4).save("e.png")
+    done = run("compress", "a.png", "b.png", "c.png", "d.png", "e.png")
+    assert done.code == 1 and len(done.out) == 2
+    assert [line.split(": ")[1] for line in done.err] == ["b.png", "c.png", "d.png", "3 of 5 files failed"]
+    assert listing(here) == ["a.lalic", "a.png", "b.png", "c.png", "d.png", "e.lalic", "e.png"]
+
+
+def test_clashes_are_found_before_work_starts(run, here):
+    picture().save("a.png")
+    picture().save("a.jpg")
+    done = run("compress", "a.png", "a.jpg")
+    assert (
+        done.code == 2 and done.out == [] and len(done.err) == 1 and "would both be written to a.lalic" in done.err[0]
+    )
+    assert listing(here) == ["a.jpg", "a.png"]
+
+
+def test_background(run, here):
+    Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save("a.png")
+    done = run("compress", "a.png")
+    assert done.code == 1 and "--background" in done.err[0]
+    assert run("compress", "a.png", "--background", "#00ff00").code == 0
+    assert run("decompress", "a.lalic", "-o", "b.png").code == 0
+    assert same("b.png", Image.new("RGB", (3, 3), (0, 255, 0)))
+    done = run("compress", "a.png", "--background", "greenish")
+    assert done.code == 2 and len(done.err) == 1 and "greenish" in done.err[0]
+
+
+def test_warnings_about_a_picture_are_shown(run, here):
+    picture().save("a.png", icc_profile=b"junk" * 40)
+    done = run("compress", "a.png")
+    assert done.code == 0 and len(done.err) == 1
+    assert done.err[0].startswith("lalic: a.png: warning: the ICC profile is ignored")
+
+
+def test_max_pixels(run, here):
+    picture().save("a.png")
+    done = run("compress", "a.png", "--max-pixels", "1199")
+    assert done.code == 1 and "limit is 1199" in done.err[0]
+    run("compress", "a.png")
+    done = run("decompress", "a.lalic", "-o", "b.png", "--max-pixels", "1199")
+    assert done.code == 1 and "limit is 1199" in done.err[0]
+
+
+def test_checkpoint(run, here):
+    picture().save("a.png")
+    Path("weights.pth").touch()
+    assert run("compress", "a.png", "--checkpoint", "weights.pth").code == 0
+    assert parse(Path("a.lalic").read_bytes()).model_name == "full"
+    done = run("decompress", "a.lalic", "-o", "b.png")
+    assert done.code == 1 and "does not ship" in done.err[0] and "--checkpoint" in done.err[0]
+    assert run("decompress", "a.lalic", "-o", "b.png", "--checkpoint", "weights.pth").code == 0
+    assert same("b.png", picture())
+    done = run("compress", "a.png", "--checkpoint", "none.pth", "--force")
+    assert (done.code, done.err) == (1, ["lalic: none.pth cannot be read"])
+
+
+def test_damaged_and_missing_files(run, here):
+    picture().save("a.png")
+    run("compress", "a.png")
+    data = bytearray(Path("a.lalic").read_bytes())
+    data[100] ^= 1
+    Path("bad.lalic").write_bytes(data)
+    done = run("decompress", "bad.lalic")
+    assert (done.code, done.err) == (1, ["lalic: bad.lalic: the data is damaged: its checksum does not match"])
+    assert not Path("bad.png").exists()
+    done = run("decompress", "a.png", "-o", "c.png")
+    assert done.code == 1 and "not a .lalic file" in done.err[0]
+    done = run("decompress", "none.lalic")
+    assert (done.code, done.err) == (2, ["lalic: none.lalic: there is no such file or folder"])
+
+
+def test_a_target_that_cannot_be_written(run, here):
+    picture().save("a.png")
+    Path("file").touch()
+    done = run("compress", "a.png", "-o", "file/a.lalic")
+    assert done.code == 1 and len(done.err) == 1 and done.err[0].startswith("lalic: a.png: file: ")
+    Path("folder.lalic").mkdir()
+    picture().save("folder.png")
+    done = run("compress", "folder.png")
+    assert done.code == 1 and len(done.err) == 1 and "folder.lalic" in done.err[0]
+
+
+def test_a_full_disk_leaves_nothing_behind(run, here, monkeypatch):
+    picture().save("a.png")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    done = run("compress", "a.png")
+    assert (done.code, done.err) == (1, ["lalic: a.png: No space left on device"])
+    assert listing(here) == ["a.png"]
+
+
+def test_an_unexpected_error_is_one_line(run, here, monkeypatch):
+    picture().save("a.png")
+
+    def broken(*_, **__):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(codec, "encode", broken)
+    done = run("compress", "a.png")
+    assert (done.code, done.err) == (1, ["lalic: a.png: unexpected RuntimeError: first line second line"])
+    monkeypatch.setenv("LALIC_TRACEBACK", "1")
+    with pytest.raises(RuntimeError):
+        cli.main(["compress", "a.png"])
+
+
+def test_interrupting_leaves_no_file(run, here, monkeypatch):
+    picture().save("a.png")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    done = run("compress", "a.png", "--force")
+    assert (done.code, done.err) == (130, ["lalic: interrupted"])
+    assert listing(here) == ["a.png"]
+
+
+def test_standard_input_and_output(run, here, monkeypatch):
+    data = io.BytesIO()
+    picture().save(data, "PNG")
+
+    def feed(content):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+    class Out(io.TextIOWrapper):
+        pass
+
+    def collect(*words):
+        out = Out(io.BytesIO())
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            code = cli.main(list(words))
+        return code, out.buffer.getvalue()
+
+    feed(data.getvalue())
+    code, packed = collect("compress", "-")
+    assert code == 0 and parse(packed).width == 40
+    feed(packed)
+    code, png = collect("decompress", "-", "-o", "-")
+    assert code == 0 and png.startswith(b"\x89PNG") and same(io.BytesIO(png), picture())
+    feed(packed)
+    assert run("decompress", "-", "-o", "b.bmp").code == 0 and same("b.bmp", picture())
+    feed(packed)
+    assert run("info", "-").code == 0
+    Path("a.png").write_bytes(data.getvalue())
+    code, again = collect("compress", "a.png", "-o", "-")
+    assert code == 0 and again == packed
+    feed(b"nothing")
+    code, nothing = collect("decompress", "-")
+    assert (code, nothing) == (1, b"")
+
+
+def test_bytes_are_not_sent_to_a_terminal(run, here, monkeypatch):
+    picture().save("a.png")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    done = run("compress", "a.png", "-o", "-")
+    assert done.code == 2 and "terminal" in done.err[0]
+
+
+def test_a_progress_bar_on_a_terminal(run, here, monkeypatch):
+    for name in ("a.png", "b.png"):
+        picture().save(name)
+    assert not any("file" in line for line in run("compress", "a.png", "b.png").err)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    done = run("compress", "a.png", "b.png", "--force")
+    assert any("2/2" in line for line in done.err)
+    assert run("compress", "a.png", "--force").err == []  # one file: no bar
+
+
+# info, demo, and the parser
+
+
+def test_info(run, here):
+    picture().save("a.png")
+    run("compress", "a.png")
+    done = run("info", "a.lalic")
+    assert done.code == 0 and done.err == []
+    text = "\n".join(done.out)
+    for part in (
+        "a.lalic",
+        "version 0",
+        "slim",
+        FakeModel().weights_hash().hex(),
+        "40x30",
+        "bits per pixel",
+        "z ",
+        "y ",
+    ):
+        assert part in text
+    Path("b.lalic").write_bytes(b"nonsense")
+    done = run("info", "a.lalic", "b.lalic", "c.lalic", "--json")
+    assert done.code == 1 and len(done.err) == 2 and "No such file" in done.err[1]
+    (entry,) = json.loads("\n".join(done.out))
+    size = os.path.getsize("a.lalic")
+    assert (entry["width"], entry["height"], entry["file_bytes"], entry["model"]) == (40, 30, size, "slim")
+    assert entry["z_bytes"] + entry["y_bytes"] + entry["overhead_bytes"] == size
+    assert entry["bits_per_pixel"] == 8 * size / 1200
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--nonsense"], ["compress"], ["fly", "a.png"], ["compress", "a", "--threads", "0"]]
+)
+def test_wrong_usage(run, words):
+    done = run(*words)
+    assert done.code == 2 and done.out == [] and len(done.err) == 1 and "--help" in done.err[0]
+
+
+@pytest.mark.parametrize("words", [[], ["compress"], ["decompress"], ["info"], ["demo"]])
+def test_help(run, words):
+    done = run(*words, "--help")
+    assert done.code == 0 and done.out[0].startswith("usage: lalic") and done.err == []
+
+
+def test_a_device_that_is_not_there_is_said_once(run, here):
+    for name in ("a.png", "b.png"):
+        picture().save(name)
+    done = run("compress", "a.png", "b.png", "--device", "cuda:99")
+    assert done.code == 1 and len(done.err) == 1 and "cuda:99" in done.err[0]
+
+
+def test_threads(run, here):
+    import torch
+
+    picture().save("a.png")
+    before, environment = torch.get_num_threads(), dict(os.environ)
+    try:
+        assert run("compress", "a.png", "--threads", "1").code == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ.pop(name, None)
+            if name in environment:
+                os.environ[name] = environment[name]
+
+
+def in_a_new_process(*words, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, timeout=120, **options)
+
+
+def test_the_light_commands_do_not_wait_for_torch(tmp_path):
+    picture().save(tmp_path / "ü.png")
+    (tmp_path / "ü.lalic").write_bytes(codec.encode(tmp_path / "ü.png", FakeModel()))
+    check = (
+        "import sys; from lalic.cli import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or 9 * ('torch' in sys.modules or 'numpy' in sys.modules))"
+    )
+    for words in (["--help"], ["--version"], ["compress", "--help"], ["info", "ü.lalic"]):
+        done = in_a_new_process("-c", check, *words, cwd=tmp_path)
+        assert done.returncode == 0 and done.stderr == b"" and done.stdout
+
+
+def test_as_a_module(tmp_path):
+    done = in_a_new_process("-m", "lalic.cli", "info", "none.lalic", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.decode().strip() == "lalic: none.lalic: No such file or directory"
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    (tmp_path / "a.lalic").write_bytes(codec.encode(picture(), FakeModel()))
+    command = f"'{sys.executable}' -m lalic.cli info {'a.lalic ' * 4000} | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], env=environment, cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.stdout.strip() == b"a.lalic" and done.stderr == b""

@@ -1,0 +1,98 @@
+"""lalic demo: what it prints, what it leaves, and its search for the JPEG of equal PSNR."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from PIL import Image
+
+import lalic
+from lalic import cli, codec, demo
+
+ASSETS = Path(lalic.__file__).parent / "assets"
+
+
+def test_the_picture_is_the_one_its_readme_names():
+    digest = hashlib.sha256((ASSETS / "astronaut.png").read_bytes()).hexdigest()
+    assert digest in (ASSETS / "README.md").read_text()
+
+
+def test_psnr():
+    black, grey = Image.new("RGB", (5, 4)), Image.new("RGB", (5, 4), (0, 0, 51))
+    assert demo.psnr(black, black) == float("inf")
+    # one channel of three off by 51 = 255 / 5: 10 log10(3 * 25)
+    assert demo.psnr(black, grey) == pytest.approx(18.7506, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def crop():
+    with Image.open(ASSETS / "astronaut.png") as image:
+        return image.crop((150, 30, 278, 158))
+
+
+@pytest.mark.parametrize("wanted", [20.0, 30.0, 38.0])
+def test_the_jpeg_is_the_smallest_that_is_good_enough(crop, wanted):
+    match = demo.jpeg_of_equal_psnr(crop, wanted)
+    assert match.psnr >= wanted
+    with Image.open(io.BytesIO(match.data)) as decoded:
+        assert decoded.format == "JPEG" and demo.psnr(crop, decoded) == match.psnr
+    every = [demo.JpegMatch(crop, quality, s) for quality in range(1, 101) for s in ("4:4:4", "4:2:0")]
+    best = min((m for m in every if m.psnr >= wanted), key=lambda m: len(m.data))
+    # PSNR wavers by hundredths of a dB from one quality to the next, which can put the search one step off.
+    assert match.subsampling == best.subsampling and match.quality - best.quality in (0, 1)
+
+
+def test_no_jpeg_is_lossless(crop):
+    assert demo.jpeg_of_equal_psnr(crop, float("inf")) is None
+
+
+class Lossy(FakeModel):
+    """Drops the low bits, so that there is a PSNR to print."""
+
+    def encode_sections(self, x):
+        return super().encode_sections((x * 15).round() / 15)
+
+
+@pytest.mark.parametrize(("model", "jpeg"), [(Lossy, True), (FakeModel, False)])
+def test_the_command(tmp_path, monkeypatch, capsys, model, jpeg):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lalic, "slim", lambda pretrained: model(), raising=False)
+    monkeypatch.setattr(codec, "_cache", {})
+    assert cli.main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    folder = tmp_path / "lalic-demo"
+    size = (folder / "astronaut.lalic").stat().st_size
+    decoded = Image.open(folder / "astronaut-lalic.png")
+    original = Image.open(folder / "astronaut.png")
+    psnr = demo.psnr(original, decoded)
+    assert f"{size} bytes, {8 * size / 512**2:.3f} bits per pixel, PSNR {psnr:.2f} dB" in out
+    for part in ("512x512", "preliminary", "encode ", "decode ", "warm-up", str(folder)):
+        assert part in out
+    found = {path.name for path in folder.iterdir()}
+    assert found == {"astronaut.png", "astronaut.lalic", "astronaut-lalic.png"} | (
+        {"astronaut-jpeg.jpg"} if jpeg else set()
+    )
+    if jpeg:
+        jpeg_size = (folder / "astronaut-jpeg.jpg").stat().st_size
+        assert f"jpeg     {jpeg_size} bytes" in out
+        assert ("lalic file is smaller" in out) == (size < jpeg_size)
+        assert (np.asarray(decoded) == np.asarray(codec.decode((folder / "astronaut.lalic").read_bytes()))).all()
+    else:
+        assert "no JPEG" in out and "PSNR inf dB" in out
+
+
+def test_another_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lalic, "slim", lambda pretrained: Lossy(), raising=False)
+    monkeypatch.setattr(codec, "_cache", {})
+    assert cli.main(["demo", "--out-dir", str(tmp_path / "a" / "b")]) == 0
+    assert (tmp_path / "a" / "b" / "astronaut.lalic").exists()
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert cli.main(["demo", "--out-dir", str(tmp_path / "file")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
