@@ -32,12 +32,12 @@ _BAD_COUNT, _BAD_DIGIT, _TOO_LARGE = ref.BAD_COUNT, ref.BAD_DIGIT, ref.TOO_LARGE
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    options = {"nogil": True, "error_model": "numpy"}  # numpy's model has no test for a zero divisor; none can occur
+    # numpy's error model has no test for a zero divisor; a frequency is never zero
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
         # numba found no folder it may write to: the function is then compiled anew in each process
-        return numba.njit(cache=False, **options)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @_compiled
@@ -161,9 +161,7 @@ def look_up(
     return int(escapes), int(cost)
 
 
-def push(
-    entries: NDArray[np.uint32], bounds: NDArray[np.int64], states: NDArray[np.uint32]
-) -> NDArray[np.uint16]:
+def push(entries: NDArray[np.uint32], bounds: NDArray[np.int64], states: NDArray[np.uint32]) -> NDArray[np.uint16]:
     """As reference.push."""
     words = np.empty(len(entries) + 1, np.uint16)  # a symbol puts out one word at most
     return words[int(_push(entries, bounds, states, words)) :]

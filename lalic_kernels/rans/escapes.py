@@ -45,7 +45,7 @@ def write_nibbles(raw: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def pack_backwards(nibbles: NDArray[np.uint8]) -> bytes:
-    """Bytes to stand at the very end of a stream: nibble 0 in the low half of the last byte, nibble 1 in its high half."""
+    """Bytes for the very end of a stream: nibble 0 in the low half of the last byte, nibble 1 in its high half."""
     padded = np.zeros((len(nibbles) + 1) // 2 * 2, np.uint8)
     padded[: len(nibbles)] = nibbles
     return (padded[0::2] | (padded[1::2] << 4))[::-1].tobytes()

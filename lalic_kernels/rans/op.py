@@ -14,9 +14,10 @@ from lalic_kernels.rans import reference
 from lalic_kernels.rans.escapes import count_digits, escape_values, pack_backwards, write_nibbles
 from lalic_kernels.rans.tables import COST_UNIT, CodingTables, integer_array
 
-MAX_LANES = 1 << 15  # log2 of it fills the header's four bits
+MAX_LANES = 1 << 15
 MAX_CHOSEN_LANES = 1024  # a CPU gains nothing from more
-LANE_BYTES = 4  # at most; 3 on average, for a final state carries 0 to 16 bits of the message
+STATE_BYTES = 4  # on average 3 of them are overhead, for a final state carries 0 to 16 bits of the message
+HEADER_BYTES = 4  # none with one lane
 LANE_SHARE = 0.003  # of the payload; with rANS's own 0.2 % the whole stays under 0.5 % of the ideal
 
 _BACKENDS = ("numba", "numpy")
@@ -88,7 +89,7 @@ def _index_error(name: str, indexes: NDArray[np.int32], tables: CodingTables) ->
 def choose_lanes(payload_bytes: float) -> int:
     """The largest power of two whose states cost at most 0.3 % of the payload, at least 1, at most 1024."""
     lanes = 1
-    while lanes < MAX_CHOSEN_LANES and 2 * lanes * LANE_BYTES <= LANE_SHARE * payload_bytes:
+    while lanes < MAX_CHOSEN_LANES and HEADER_BYTES + 2 * lanes * STATE_BYTES <= LANE_SHARE * payload_bytes:
         lanes *= 2
     return lanes
 
@@ -132,7 +133,7 @@ def encode(
         lanes = choose_lanes(cost / (8 << COST_UNIT) + len(nibbles) / 2)
     states = np.full(lanes, reference.LOWER, np.uint32)
     words = coder.push(entries, bounds, states)
-    header = bytes([lanes.bit_length() - 1])
+    header = b"" if lanes == 1 else (lanes.bit_length() - 1).to_bytes(HEADER_BYTES, "little")
     return b"".join([header, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), pack_backwards(nibbles)])
 
 
@@ -163,14 +164,20 @@ class Decoder:
             self._body = 0
             self._words = np.zeros(0, np.uint16)
             return
-        header = int(stream[0])
-        if header > 15:
-            raise RansError(f"the stream begins with byte {header}, where only 0 to 15 (log2 of the lanes) has a meaning")
-        lanes = 1 << header
-        first = 1 + LANE_BYTES * lanes
+        if len(stream) < HEADER_BYTES:
+            raise RansError(f"the stream has {len(stream)} bytes, too few for a state")
+        header = int.from_bytes(stream[:HEADER_BYTES].tobytes(), "little")
+        begin, lanes = 0, 1
+        if header < reference.LOWER:  # no state, which would be the only lane's
+            if not 1 <= header < MAX_LANES.bit_length():
+                raise RansError(
+                    f"the stream's header is {header}, where only 1 to 15 (log2 of the lanes) has a meaning"
+                )
+            begin, lanes = HEADER_BYTES, 1 << header
+        first = begin + STATE_BYTES * lanes
         if len(stream) < first:
             raise RansError(f"the stream has {len(stream)} bytes, too few for the states of its {lanes} lanes")
-        self._states = stream[1:first].view("<u4").astype(np.uint32)
+        self._states = stream[begin:first].view("<u4").astype(np.uint32)
         if int(self._states.min()) < reference.LOWER:
             raise RansError("a state at the stream's beginning is below 65536, which no encoder leaves")
         self._body = len(stream) - first  # bytes of words and nibbles
@@ -208,7 +215,7 @@ class Decoder:
         return out
 
     def finish(self) -> None:
-        """Raises RansError unless every bit of the stream has been used and all states are back where encoding began."""
+        """Raises RansError unless the whole stream has been used and all states are back where encoding began."""
         self._check_open()
         self._closed = "finish() has been called already"
         if len(self._states) == 0:
@@ -233,7 +240,7 @@ class Decoder:
 
 
 def ideal_bits(symbols: Any, indexes: Any, tables: CodingTables) -> float:
-    """Code length in bits of symbols (n,) with rows indexes (n,): -log2 of the quantised probabilities, plus escapes."""
+    """Code length in bits of symbols (n,) with rows indexes (n,): -log2 of the integer probabilities, plus escapes."""
     _check_tables(tables)
     symbols, indexes = _check_section(0, (symbols, indexes))
     entries = np.empty(len(symbols), np.uint32)

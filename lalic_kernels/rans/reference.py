@@ -43,9 +43,7 @@ def look_up(
     return int(np.count_nonzero(outside)), int((priced >> np.uint64(32)).sum())
 
 
-def push(
-    entries: NDArray[np.uint32], bounds: NDArray[np.int64], states: NDArray[np.uint32]
-) -> NDArray[np.uint16]:
+def push(entries: NDArray[np.uint32], bounds: NDArray[np.int64], states: NDArray[np.uint32]) -> NDArray[np.uint16]:
     """Encodes entries[bounds[s]:bounds[s+1]] of all sections s into `states` (N,), in place; returns the words."""
     lanes = len(states)
     freq = (entries >> np.uint32(16)).astype(np.uint64)
@@ -53,7 +51,7 @@ def push(
     x_all = states.astype(np.uint64)
     sixteen = np.uint64(16)
     blocks = []
-    for begin, end in zip(bounds[-2::-1].tolist(), bounds[:0:-1].tolist()):
+    for begin, end in zip(bounds[-2::-1].tolist(), bounds[:0:-1].tolist(), strict=True):
         first_of_last_group = begin + (end - begin - 1) // lanes * lanes
         for at in range(first_of_last_group, begin - 1, -lanes):
             stop = min(at + lanes, end)

@@ -47,8 +47,8 @@ class CodingTables:
 
     cdf: integers (R, Lmax); row r counts up strictly from 0 to 65536 in its first lengths[r] entries, the rest of the
         row is ignored (the padded layout of CompressAI's `_quantized_cdf`).
-    lengths: integers (R,), 3 <= lengths[r] <= Lmax. A row of length L has L - 1 intervals: position p < L - 2 stands for
-        the symbol offsets[r] + p, the last one, p = L - 2, is the escape for every symbol outside that range.
+    lengths: integers (R,), 3 <= lengths[r] <= Lmax. A row of length L has L - 1 intervals: position p < L - 2 stands
+        for the symbol offsets[r] + p, the last one, p = L - 2, is the escape for every symbol outside that range.
     offsets: integers (R,), the symbol at position 0.
 
     Arrays and CPU tensors are accepted. Raises ValueError, naming the argument, for anything that does not fit.
