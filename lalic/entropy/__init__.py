@@ -1,0 +1,1 @@
+"""From latents to symbols and bytes: integer distributions and the coding order."""
