@@ -1,0 +1,1 @@
+"""Measurements; each verifies what it times before it times it."""
