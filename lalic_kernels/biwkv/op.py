@@ -11,12 +11,18 @@ from lalic_kernels.biwkv import cpu, reference, scan
 
 OP = dispatch.add(dispatch.Op("biwkv", cpu_available=cpu.available))
 BACKWARD = "like the forward for cpu; otherwise, CUDA too, autograd through the linear-time torch path, recomputed"
-CPU_RANGE = f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
+CPU_RANGE = (
+    f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
+)
 
 # Long sequences want few chunks, because the chunks are walked through one after the other; short ones want many.
 LAUNCHES = {
     "short": Launch((("CHUNK", 16), ("BLOCK_C", 32)), num_warps=2),
-    "long": Launch((("CHUNK", 64), ("BLOCK_C", 32)), num_warps=4),
+    "long": Launch((("CHUNK", 64), ("BLOCK_C", 16)), num_warps=4),  # wider tiles spill on sm_80
+}
+# The scan holds one value per channel: one warp of 32 of them.
+SCAN_LAUNCHES = {
+    name: Launch((("CHUNK", launch["CHUNK"]), ("BLOCK_C", 32)), num_warps=1) for name, launch in LAUNCHES.items()
 }
 LONG_FROM = 1024
 
@@ -84,7 +90,8 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from lalic_kernels.biwkv import kernels
 
     batch, tokens, channels = k.shape
-    launch = launch_for(tokens)
+    size = "long" if tokens >= LONG_FROM else "short"
+    launch, scan_launch = LAUNCHES[size], SCAN_LAUNCHES[size]
     w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
     chunks = blocks(tokens, launch["CHUNK"])
     plane = batch * chunks * channels
@@ -95,16 +102,13 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         kernels.chunk_sums_kernel[(batch * chunks, across)](
             w, k, v, state, tokens, channels, chunks, plane, **launch.options()
         )
-        kernels.chunk_scan_kernel[(batch, across, 2)](w, state, channels, chunks, plane, **launch.options())
+        kernels.chunk_scan_kernel[(batch, blocks(channels, scan_launch["BLOCK_C"]), 2)](
+            w, state, channels, chunks, plane, **scan_launch.options()
+        )
         kernels.rows_kernel[(batch * chunks, across)](
             w, u, k, v, state, y, tokens, channels, chunks, plane, **launch.options()
         )
     return y
-
-
-def launch_for(tokens: int) -> Launch:
-    """The launch configuration for a sequence length."""
-    return LAUNCHES["long" if tokens >= LONG_FROM else "short"]
 
 
 def _backward(

@@ -11,7 +11,9 @@ from lalic_kernels._core.triton_helpers import sigmoid_stable
 
 
 @triton.jit
-def _product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+def _product(
+    x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):
     """x @ matrix^T for the given rows and outputs: x (rows, width), matrix (outputs, width), float32 result."""
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, width, BLOCK_K):

@@ -15,7 +15,7 @@ BACKWARD = "autograd through the torch path, which recomputes the forward (CUDA 
 # Products of float32 run on the ordinary units and need more registers an element than those of 16-bit types.
 LAUNCHES = {
     "float32": Launch((("BLOCK_M", 32), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4),
-    "float16": Launch((("BLOCK_M", 64), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=4, num_stages=2),
+    "float16": Launch((("BLOCK_M", 64), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
 }
 NORM_LAUNCH = Launch((("BLOCK_M", 4), ("BLOCK_N", 256)), num_warps=4)
 

@@ -80,7 +80,9 @@ def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
 
     Source: Balle et al., 2018; constants as in CompressAI's GaussianConditional.
     """
-    wide = torch.promote_types(torch.promote_types(y.dtype, scales.dtype), torch.promote_types(means.dtype, torch.float32))
+    wide = torch.promote_types(
+        torch.promote_types(y.dtype, scales.dtype), torch.promote_types(means.dtype, torch.float32)
+    )
     y, scales, means = y.to(wide), scales.to(wide), means.to(wide)
     v = (y - means).abs()
     s = lower_bound(scales, SCALE_MIN)

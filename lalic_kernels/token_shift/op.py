@@ -66,7 +66,9 @@ def fold_token_shift(alpha: Tensor, w1: Tensor, w3: Tensor, w5: Tensor) -> Tenso
 
     kernels = (("w5", w5, 5), ("w3", w3, 3), ("w1", w1, 1))
     checks.shapes(
-        "fold_token_shift", *((name, kernel, pattern(kernel, size)) for name, kernel, size in kernels), ("alpha", alpha, "4")
+        "fold_token_shift",
+        *((name, kernel, pattern(kernel, size)) for name, kernel, size in kernels),
+        ("alpha", alpha, "4"),
     )
     dtype = checks.floating("fold_token_shift", "w5", w5)
     for name, value in (("w3", w3), ("w1", w1), ("alpha", alpha)):

@@ -1,0 +1,100 @@
+"""What is installed, which GPU there is, and which implementation each op will use: `python -m lalic_kernels.info`.
+
+Made to be pasted into a bug report.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+
+import torch
+
+import lalic_kernels  # noqa: F401  (importing it enters every op into dispatch.OPS)
+from lalic_kernels._core import dispatch, triton_support
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PACKAGES = ("lalic", "torch", "triton", "numba", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that matters, "not installed" where it is missing."""
+    found = {"python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def devices() -> list[str]:
+    """A line for the processor and one for each CUDA device."""
+    lines = [f"cpu: {platform.machine()}, {torch.get_num_threads()} torch threads"]
+    for index in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(index)
+        runtime = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        lines.append(
+            f"cuda:{index}: {p.name}, capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB, {runtime}"
+        )
+    if not torch.cuda.is_available():
+        lines.append(
+            "cuda: none"
+            if torch.version.cuda or torch.version.hip
+            else "cuda: none, this torch is built for the CPU only"
+        )
+    return lines
+
+
+def missing() -> list[str]:
+    """What is not there and what its absence means."""
+    lines = []
+    if not triton_support.INSTALLED:
+        lines.append("triton: no kernels on CUDA tensors; plain torch serves there")
+    if importlib.util.find_spec("numba") is None:
+        lines.append("numba: no compiled code for the CPU; plain torch serves there, several times slower for biwkv")
+    if not torch.cuda.is_available():
+        lines.append("a CUDA device: the Triton kernels cannot run (except in Triton's interpreter, for tests)")
+    return lines
+
+
+def choices() -> list[tuple[str, str, str, str, str]]:
+    """(op, device type, dtypes, implementation, reason) for every op: the rule of `_core.dispatch`, applied here."""
+    rows = []
+    for op in dispatch.OPS.values():
+        for device in ("cuda", "cpu"):
+            groups: dict[tuple[str, str], list[str]] = {}
+            for dtype in _DTYPES:
+                groups.setdefault(dispatch.choose(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
+            rows += [(op.name, device, " ".join(names), *choice) for choice, names in groups.items()]
+    return rows
+
+
+def backwards() -> dict[str, str]:
+    """How each op computes its gradient."""
+    return {name: importlib.import_module(f"lalic_kernels.{name}.op").BACKWARD for name in dispatch.OPS}
+
+
+def report() -> str:
+    """The whole report as text."""
+    lines = ["versions", *(f"  {name} {version}" for name, version in versions().items())]
+    lines += ["devices", *(f"  {line}" for line in devices())]
+    lines.append("forward, when no backend= is given")
+    rows = choices()
+    width = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines += ["  " + "  ".join(row[i].ljust(width[i]) for i in range(4)) + f"  ({row[4]})" for row in rows]
+    from lalic_kernels.biwkv import op as biwkv_op
+
+    lines.append(f"  biwkv on the CPU takes torch instead of cpu where {biwkv_op.CPU_RANGE}")
+    lines.append("backward")
+    lines += [f"  {name}: {how}" for name, how in backwards().items()]
+    absent = missing()
+    lines += ["missing", *(f"  {line}" for line in absent)] if absent else ["missing: nothing"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,100 @@
+"""Compile every kernel ahead of time for one GPU architecture and report registers and spills, one JSON line each.
+
+Run as a program in a process of its own: `python aot.py cuda 90`, because Triton must not be in interpreter mode. No GPU is
+needed. `test_aot.py` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lalic_kernels.biwkv import kernels as biwkv
+from lalic_kernels.biwkv import op as biwkv_op
+from lalic_kernels.entropy_params import kernels as entropy
+from lalic_kernels.entropy_params import op as entropy_op
+from lalic_kernels.token_shift import kernels as shift
+from lalic_kernels.token_shift import op as shift_op
+
+# Pointers that are float32 whatever the op's dtype.
+ALWAYS_FLOAT32 = {
+    biwkv: {"w_ptr", "u_ptr", "state_ptr"},
+    shift: {"weight_ptr"},
+    entropy: {"m_ptr"},
+}
+
+
+def jobs(dtypes):
+    """(label, kernel, its module, launch, further constants, dtype) for every kernel under every launch configuration."""
+    for dtype in dtypes:
+        for name, launch in biwkv_op.LAUNCHES.items():
+            yield f"chunk_sums {name} {dtype}", biwkv.chunk_sums_kernel, biwkv, launch, {}, dtype
+            yield f"rows {name} {dtype}", biwkv.rows_kernel, biwkv, launch, {}, dtype
+        for name, launch in shift_op.LAUNCHES.items():
+            yield f"token_shift {name} {dtype}", shift.token_shift_kernel, shift, launch, {}, dtype
+        launch = entropy_op.LAUNCHES["float32" if dtype == "fp32" else "float16"]
+        mix = {"HAS_BIAS": True, "SQUARED_RELU": False}
+        hidden = {"HAS_BIAS": False, "SQUARED_RELU": True}
+        yield f"linear mix {dtype}", entropy.linear_kernel, entropy, launch, mix, dtype
+        yield f"linear hidden {dtype}", entropy.linear_kernel, entropy, launch, hidden, dtype
+        yield f"layer_norm {dtype}", entropy.layer_norm_kernel, entropy, entropy_op.NORM_LAUNCH, {}, dtype
+        yield f"gated_sum {dtype}", entropy.gated_sum_kernel, entropy, launch, {}, dtype
+    for name, launch in biwkv_op.SCAN_LAUNCHES.items():
+        yield f"chunk_scan {name}", biwkv.chunk_scan_kernel, biwkv, launch, {}, "fp32"
+
+
+def source(kernel, module, constants, dtype, label):
+    """The kernel with the types that its launch gives: pointers aligned to 16 bytes, sizes int32."""
+    fixed = ALWAYS_FLOAT32[module] | ({"y_ptr"} if label.startswith("linear mix") else set())
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*fp32" if name in fixed else f"*{dtype}"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+    return ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+
+
+def resources(compiled) -> dict[str, int]:
+    """Registers, and the bytes or counts that mean a spill, read from the machine code's own tables."""
+    if "amdgcn" in compiled.asm:
+        found = dict(re.findall(r"\.(\w*(?:spill_count|fixed_size|vgpr_count)):\s+(\d+)", compiled.asm["amdgcn"]))
+        spills = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        return {"registers": int(found["vgpr_count"]), "spills": sum(int(found[name]) for name in spills)}
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = str(bundled) if bundled.exists() else shutil.which("cuobjdump")
+    if tool is None:
+        raise RuntimeError("cuobjdump is neither beside triton nor on the path, so spills cannot be read")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
+
+
+def main(backend: str, architecture: str) -> None:
+    target = GPUTarget("hip", architecture, 64) if backend == "hip" else GPUTarget("cuda", int(architecture), 32)
+    # float16 and bfloat16 differ in conversions only, so one architecture answers for float16.
+    dtypes = ("fp32", "bf16", "fp16") if architecture == "90" else ("fp32", "bf16")
+    for label, kernel, module, launch, further, dtype in jobs(dtypes):
+        constants = dict(launch.constants) | further
+        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        compiled = triton.compile(source(kernel, module, constants, dtype, label), target=target, options=options)
+        print(json.dumps({"kernel": label, "shared": compiled.metadata.shared, **resources(compiled)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

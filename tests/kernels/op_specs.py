@@ -1,0 +1,235 @@
+"""The registry of the contract suite: one OpSpec per op. A new op adds an entry here and passes `test_contract.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import lalic_kernels
+from lalic_kernels.biwkv import cpu as biwkv_cpu
+from lalic_kernels.biwkv import reference as biwkv_reference
+from lalic_kernels.entropy_params import reference as entropy_reference
+from lalic_kernels.token_shift import reference as shift_reference
+
+Arguments = dict[str, Tensor]
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """A call that must be refused: how to spoil good arguments, the exception, and what its message must contain."""
+
+    spoil: Callable[[Arguments], Arguments]
+    error: type[Exception]
+    says: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """What the contract suite needs to know of an op."""
+
+    name: str
+    public: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    make: Callable[..., Arguments]  # make(sizes, generator) -> float64 arguments
+    cases: dict[str, tuple[int, ...]]  # odd sizes, sizes of one, more than one tile and chunk
+    empty: dict[str, tuple[int, ...]]  # no elements in the result
+    gradient_case: tuple[int, ...]  # small enough for gradcheck
+    bad: dict[str, BadCall]
+    cpu_backends: tuple[str, ...]
+    registered: Callable[[Arguments, str], tuple]  # arguments of torch.ops.lalic_kernels.<name>
+    flops: Callable[[tuple[int, ...]], int]
+    bytes: Callable[[tuple[int, ...]], int]  # for float32
+    # Triton's interpreter keeps bfloat16 as bit patterns and multiplies those in tl.dot: only a GPU can test it.
+    multiplies_matrices: bool = False
+
+    def backends(self, device: str) -> tuple[str, ...]:
+        """The implementations to test on a device: all that can run there."""
+        if device == "cuda":
+            return ("triton", "torch")
+        return self.cpu_backends + (("triton",) if INTERPRETER else ())
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _biwkv_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    batch, tokens, channels = sizes
+    divisor = max(tokens, 1)  # as the model does; decays of both signs
+    return {
+        "w": _normal(generator, channels) * 3 / divisor,
+        "u": _normal(generator, channels) * 3 / divisor,
+        "k": _normal(generator, batch, tokens, channels) * 2,
+        "v": _normal(generator, batch, tokens, channels),
+    }
+
+
+def _shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    return {"x": _normal(generator, *sizes), "weight": _normal(generator, sizes[-1], 5, 5) / 5}
+
+
+def _entropy_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    batch, positions, n_in, n_out = sizes
+    return {
+        "x": _normal(generator, batch, positions, n_in),
+        "mix_weight": _normal(generator, n_out, n_in) / max(n_in, 1) ** 0.5,
+        "mix_bias": _normal(generator, n_out) / 2,
+        "norm_weight": 1 + _normal(generator, n_out) / 4,
+        "norm_bias": _normal(generator, n_out) / 4,
+        "key": _normal(generator, 2 * n_out, n_out) / n_out**0.5,
+        "receptance": _normal(generator, n_out, n_out) / n_out**0.5,
+        "value": _normal(generator, n_out, 2 * n_out) / (2 * n_out) ** 0.5,
+    }
+
+
+def _with(**changes: Callable[[Arguments], object]) -> Callable[[Arguments], Arguments]:
+    return lambda arguments: arguments | {name: change(arguments) for name, change in changes.items()}  # type: ignore[return-value]
+
+
+BIWKV = OpSpec(
+    name="biwkv",
+    public=lalic_kernels.biwkv,
+    reference=biwkv_reference.biwkv,
+    make=_biwkv_arguments,
+    # 16 and 64 are the chunks of the launches and of the torch path, 32 and 16 the blocks of channels.
+    cases={
+        "one token": (1, 1, 3),
+        "one of each": (1, 1, 1),
+        "two tokens": (2, 2, 5),
+        "one chunk": (1, 16, 32),
+        "one more than a chunk": (1, 17, 33),
+        "a few chunks, batch": (3, 50, 7),
+        "past the torch path's chunk": (1, 65, 40),
+        "several torch chunks": (2, 200, 9),
+    },
+    empty={"no batch": (0, 5, 4), "no tokens": (2, 0, 4), "no channels": (2, 5, 0)},
+    gradient_case=(2, 6, 3),
+    bad={
+        "k is a list": BadCall(_with(k=lambda a: a["k"].tolist()), TypeError, ("k must be a tensor", "list")),
+        "k has two dimensions": BadCall(
+            _with(k=lambda a: a["k"][0]), ValueError, ("k must have 3 dimensions", "(B, T, C)")
+        ),
+        "v is shorter": BadCall(
+            _with(v=lambda a: a["v"][:, 1:]), ValueError, ("v must have shape (B, T, C)", "T = 17")
+        ),
+        "w has another width": BadCall(
+            _with(w=lambda a: a["w"][1:]), ValueError, ("w must have shape (C,)", "C = 33", "(32,)")
+        ),
+        "u is a scalar": BadCall(_with(u=lambda a: a["u"][0]), ValueError, ("u must have 1 dimensions",)),
+        "k is integer": BadCall(_with(k=lambda a: a["k"].long()), TypeError, ("k must be float16", "int64")),
+        "v has another dtype": BadCall(_with(v=lambda a: a["v"].double()), TypeError, ("v must be float32", "float64")),
+        "w has a wrong dtype": BadCall(_with(w=lambda a: a["w"].half()), TypeError, ("w must be float32", "float16")),
+        "v is elsewhere": BadCall(_with(v=lambda a: a["v"].to("meta")), ValueError, ("v must be on", "meta")),
+        "k is sparse": BadCall(_with(k=lambda a: a["k"].to_sparse()), ValueError, ("k must be a strided", "sparse")),
+    },
+    cpu_backends=("torch",) + (("cpu",) if biwkv_cpu.available() else ()),
+    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], backend),
+    flops=lambda s: 16 * s[0] * s[1] * s[2],
+    bytes=lambda s: 4 * (3 * s[0] * s[1] * s[2] + 2 * s[2]),
+)
+
+TOKEN_SHIFT = OpSpec(
+    name="token_shift",
+    public=lalic_kernels.token_shift,
+    reference=shift_reference.token_shift,
+    make=_shift_arguments,
+    cases={
+        "one pixel": (1, 1, 1, 3),
+        "one line": (2, 1, 9, 5),
+        "one column": (1, 7, 1, 33),
+        "smaller than the kernel": (1, 3, 2, 4),
+        "a whole tile": (1, 5, 16, 64),
+        "odd and past a tile": (2, 6, 19, 67),
+    },
+    empty={"no batch": (0, 4, 4, 3), "no lines": (1, 0, 4, 3), "no columns": (1, 4, 0, 3), "no channels": (1, 4, 4, 0)},
+    gradient_case=(1, 3, 4, 2),
+    bad={
+        "x is None": BadCall(_with(x=lambda a: None), TypeError, ("x must be a tensor", "NoneType")),
+        "x has three dimensions": BadCall(
+            _with(x=lambda a: a["x"][0]), ValueError, ("x must have 4 dimensions", "(B, H, W, C)")
+        ),
+        "weight is 3x3": BadCall(
+            _with(weight=lambda a: a["weight"][:, :3, :3]), ValueError, ("weight must have shape (C, 5, 5)",)
+        ),
+        "weight as conv2d has it": BadCall(
+            _with(weight=lambda a: a["weight"][:, None]), ValueError, ("weight must have 3 dim",)
+        ),
+        "channels first": BadCall(
+            _with(x=lambda a: a["x"].permute(0, 3, 1, 2)),
+            ValueError,
+            ("weight must have shape", "C = 19", "(67, 5, 5)"),
+        ),
+        "x is bool": BadCall(_with(x=lambda a: a["x"] > 0), TypeError, ("x must be float16", "bool")),
+        "weight has another dtype": BadCall(
+            _with(weight=lambda a: a["weight"].half()), TypeError, ("weight must be float32",)
+        ),
+        "weight is elsewhere": BadCall(
+            _with(weight=lambda a: a["weight"].to("meta")), ValueError, ("weight must be on", "meta")
+        ),
+    },
+    cpu_backends=("torch",),
+    registered=lambda a, backend: (a["x"], a["weight"], backend),
+    flops=lambda s: 50 * s[0] * s[1] * s[2] * s[3],
+    bytes=lambda s: 4 * (2 * s[0] * s[1] * s[2] * s[3] + 25 * s[3]),
+)
+
+ENTROPY_PARAMS = OpSpec(
+    name="entropy_params",
+    public=lalic_kernels.entropy_params,
+    reference=entropy_reference.entropy_params,
+    make=_entropy_arguments,
+    cases={
+        "one of each": (1, 1, 1, 1),
+        "narrow": (2, 3, 5, 4),
+        "one tile": (1, 32, 32, 32),
+        "odd and past a tile": (2, 17, 45, 37),
+        "past a 16-bit tile": (1, 67, 33, 70),
+        "past a block of the norm": (1, 5, 20, 261),
+    },
+    empty={"no batch": (0, 4, 6, 5), "no positions": (2, 0, 6, 5)},
+    gradient_case=(1, 3, 4, 5),
+    bad={
+        "x is an image": BadCall(
+            _with(x=lambda a: a["x"][None]), ValueError, ("x must have 3 dimensions", "(B, P, Cin)")
+        ),
+        "mix_weight as conv2d has it": BadCall(
+            _with(mix_weight=lambda a: a["mix_weight"][..., None, None]),
+            ValueError,
+            ("mix_weight must have 2 dimensions",),
+        ),
+        "mix_weight transposed": BadCall(
+            _with(mix_weight=lambda a: a["mix_weight"].t()),
+            ValueError,
+            ("mix_weight must have shape (Cout, Cin)", "Cin = 45"),
+        ),
+        "key transposed": BadCall(
+            _with(key=lambda a: a["key"].t()), ValueError, ("key must have shape (2*Cout, Cout)", "Cout = 37")
+        ),
+        "receptance too wide": BadCall(
+            _with(receptance=lambda a: a["key"]), ValueError, ("receptance must have shape",)
+        ),
+        "norm_bias too short": BadCall(
+            _with(norm_bias=lambda a: a["norm_bias"][:1]), ValueError, ("norm_bias must have shape",)
+        ),
+        "value is a number": BadCall(_with(value=lambda a: 1.0), TypeError, ("value must be a tensor", "float")),
+        "x is integer": BadCall(_with(x=lambda a: a["x"].int()), TypeError, ("x must be float16", "int32")),
+        "mix_bias is float64": BadCall(
+            _with(mix_bias=lambda a: a["mix_bias"].double()), TypeError, ("mix_bias must be float32",)
+        ),
+        "key is elsewhere": BadCall(_with(key=lambda a: a["key"].to("meta")), ValueError, ("key must be on", "meta")),
+    },
+    cpu_backends=("torch",),
+    multiplies_matrices=True,
+    registered=lambda a, backend: (*a.values(), 1e-5, backend),
+    flops=lambda s: 2 * s[0] * s[1] * s[3] * (s[2] + 5 * s[3]),
+    bytes=lambda s: 4 * (s[0] * s[1] * (s[2] + s[3]) + s[3] * s[2] + 3 * s[3] + 5 * s[3] ** 2),
+)
+
+SPECS = (BIWKV, TOKEN_SHIFT, ENTROPY_PARAMS)
+BAD_CASE = {"biwkv": (1, 17, 33), "token_shift": (2, 6, 19, 67), "entropy_params": (2, 17, 45, 37)}

@@ -1,0 +1,154 @@
+"""What is particular to BiWKV: extreme arguments, the borders between its forms, time and memory, its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_specs import BIWKV
+from torch import Tensor
+
+import lalic_kernels
+from lalic_kernels._core import dispatch
+from lalic_kernels.biwkv import cpu, reference, scan
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def arguments(seed: int, tokens: int, w: float | Tensor, u: float, k: float, channels: int = 4) -> list[Tensor]:
+    """Random arguments of given magnitudes, float32; w's sign is the caller's."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    decay = torch.linspace(0.5, 1.0, channels) * w
+    return [decay, torch.linspace(-1, 1, channels) * u, normal(1, tokens, channels) * k, normal(1, tokens, channels)]
+
+
+def truth(args: list[Tensor], upstream: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    leaves = [x.detach().double().requires_grad_() for x in args]
+    y = reference.biwkv(*leaves)
+    return y.detach(), torch.autograd.grad(y, leaves, upstream.double())
+
+
+EXTREME = {
+    "keys of 1e4": (70, 0.01, 1.0, 1e4),
+    "keys of 1e4, growing weights": (70, -0.01, 1.0, 1e4),
+    "|w| T of 1e3, falling": (100, 10.0, 1.0, 3.0),
+    "|w| T of 1e3, growing": (100, -10.0, 1.0, 3.0),
+    "|w| of 1e3 a step": (3, 1e3, 1.0, 1.0),
+    "|w| of -1e3 a step": (3, -1e3, 1.0, 1.0),
+    "bonus of 1e3": (40, 0.1, 1e3, 1.0),
+    "all at once": (67, -15.0, 100.0, 1e4),
+    "one token, large": (1, 1e3, 1e3, 1e4),
+    "no weight but the token's own": (20, 80.0, 200.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch", None])
+@pytest.mark.parametrize("case", EXTREME)
+def test_extreme_arguments(case: str, backend: str | None) -> None:
+    if backend == "triton" and "triton" not in BIWKV.backends("cpu"):
+        pytest.skip("Triton's interpreter is not on")
+    args = arguments(3, *EXTREME[case])
+    upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(4))
+    y_true, grads_true = truth(args, upstream)
+    leaves = [x.clone().requires_grad_() for x in args]
+    y = lalic_kernels.biwkv(*leaves, backend=backend)
+    # y is a mean of v. A weight exp(x) of an exponent x is off by |x| roundings; those that matter have |x| < 16.
+    assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
+    grads = torch.autograd.grad(y, leaves, upstream)
+    for name, grad, true in zip("wukv", grads, grads_true, strict=True):
+        assert grad.isfinite().all(), name
+        # As above for each of the factors; the gradient of w has the distance as a further one, up to T.
+        scale = max(true.abs().max().item(), args[3].abs().max().item() * upstream.abs().max().item())
+        assert (grad - true).abs().max() <= 256 * EPS * scale, f"gradient of {name}"
+
+
+@pytest.mark.parametrize("k", [1e30, -1e30])
+def test_absurd_keys_stay_finite(k: float) -> None:
+    args = arguments(1, 70, 0.1, 1.0, 1.0)
+    args[2] = args[2] * k
+    for backend in (*BIWKV.backends("cpu"), "reference"):
+        assert lalic_kernels.biwkv(*args, backend=backend).isfinite().all(), backend
+
+
+BORDER = scan.SCALED_LIMIT / scan.CHUNK
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("w", "u", "scaled"), [(0.999, 0.999, True), (1.001, 0.999, False), (0.999, 1.001, False)])
+def test_both_sides_of_the_torch_paths_border(w: float, u: float, scaled: bool, sign: int) -> None:
+    """The scaled form at the very edge of its range, with keys spread far beyond float32's exponents, and just past it."""
+    args = arguments(5, 3 * scan.CHUNK + 5, sign * w * BORDER, u * scan.SCALED_LIMIT, 60.0)
+    assert scan.uses_scaled_form(args[0], args[1], args[2].shape[1]) is scaled
+    upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(6))
+    y_true, grads_true = truth(args, upstream)
+    leaves = [x.clone().requires_grad_() for x in args]
+    y = scan.biwkv(*leaves)
+    assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
+    for name, grad, true in zip("wukv", torch.autograd.grad(y, leaves, upstream), grads_true, strict=True):
+        scale = max(true.abs().max().item(), args[3].abs().max().item() * upstream.abs().max().item())
+        # The scaled form takes the gradient of w from terms weighted by positions within a chunk of 64.
+        assert (grad - true).abs().max() <= 512 * EPS * scale, f"gradient of {name}"
+
+
+def test_the_form_depends_on_w_and_u_alone() -> None:
+    w, u = torch.tensor([0.1, -BORDER]), torch.tensor([0.0, -scan.SCALED_LIMIT])
+    assert scan.uses_scaled_form(w, u, 1000) and scan.uses_scaled_form(w, u, 10)
+    assert not scan.uses_scaled_form(w * 1.01, u, 1000) and scan.uses_scaled_form(w * 1.01, u, 10)
+    assert not scan.uses_scaled_form(w, u * 1.01, 1000)
+    assert not scan.uses_scaled_form(torch.tensor([torch.nan]), torch.zeros(1), 10)
+
+
+def test_large_values_do_not_overflow() -> None:
+    args = arguments(2, 130, 0.1, 1.0, 3.0)
+    args[3] = args[3] * 1e34
+    y_true = reference.biwkv(*(x.double() for x in args))
+    for backend in [b for b in BIWKV.backends("cpu") if b != "cpu"]:
+        y = lalic_kernels.biwkv(*args, backend=backend)
+        assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max(), backend
+
+
+@pytest.mark.skipif(not cpu.available(), reason="compiled CPU code needs numba")
+def test_beyond_the_compiled_codes_range() -> None:
+    """Asked for, it refuses; not asked for, the torch path serves, forward and backward."""
+    args = [x.requires_grad_() for x in arguments(1, 30, 30.0, 1.0, 1.0)]
+    assert not cpu.supports(args[0].detach(), args[1].detach(), 30)
+    with pytest.raises(dispatch.BackendUnavailable, match="w or u is outside its range"):
+        lalic_kernels.biwkv(*args, backend="cpu")
+    y = lalic_kernels.biwkv(*args)
+    assert torch.equal(y, lalic_kernels.biwkv(*args, backend="torch"))
+    grads = torch.autograd.grad(y.sum(), args)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_long_launch() -> None:
+    """Sequences from 1024 tokens on take another launch configuration."""
+    if "triton" not in BIWKV.backends("cpu"):
+        pytest.skip("Triton's interpreter is not on")
+    args = arguments(8, 1100, 3.0 / 1100, 0.1, 2.0, channels=3)
+    y_true = reference.biwkv(*(x.double() for x in args))
+    assert (lalic_kernels.biwkv(*args, backend="triton") - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
+
+
+def test_long_sequences_take_linear_memory() -> None:
+    """40 000 tokens: a quadratic path would need 6.4 GB for one channel. The error does not grow with T."""
+    tokens = 40_000
+    args = arguments(9, tokens, 3.0 / tokens, 0.1, 2.0, channels=2)
+    exact = scan.biwkv(*(x.double() for x in args))
+    rows = [0, 1, 63, 64, 12_345, tokens - 1]
+    w, u, k, v = (x.double() for x in args)
+    for t in rows:  # the definition, for a few rows
+        gap = (torch.arange(tokens) - t).abs()[:, None]
+        logits = torch.where(gap == 0, u + k[0], k[0] - (gap - 1) * w)
+        row = (torch.softmax(logits, 0) * v[0]).sum(0)
+        assert (exact[0, t] - row).abs().max() <= 1e-13 * v.abs().max()  # float64 sums of 40 000 terms
+    for backend in [b for b in BIWKV.backends("cpu") if b != "triton"]:
+        assert (lalic_kernels.biwkv(*args, backend=backend) - exact).abs().max() <= 32 * EPS * v.abs().max(), backend
+
+
+def test_the_packages_attribute_is_the_function() -> None:
+    import importlib
+
+    for name in ("biwkv", "token_shift", "entropy_params"):
+        module = importlib.import_module(f"lalic_kernels.{name}.reference")
+        assert callable(getattr(module, name))
+        assert getattr(lalic_kernels, name) is getattr(importlib.import_module(f"lalic_kernels.{name}.op"), name)

@@ -1,0 +1,277 @@
+"""One suite that every op passes, on every implementation that can run here.
+
+Without a GPU the Triton kernels run in Triton's interpreter: the same source, on CPU tensors. With one, everything is
+run again on it.
+
+The measure of an error: the reference is evaluated in float64 (the truth) and once more in the tested dtype (what plain torch
+would give). An implementation may be off by twice what plain torch is off, plus a few roundings of the result, because
+plain torch may be right by luck where it has little to round.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_specs import BAD_CASE, SPECS, Arguments, OpSpec
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lalic_kernels._core import dispatch, registration
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+OPS = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+ON = pytest.mark.parametrize("device", DEVICES)
+
+# Roundings of the largest value that are granted on top of twice plain torch's error. A result: its own rounding, and
+# one each of the last few operations. A gradient with respect to a parameter sums over all tokens, where terms cancel.
+RESULT_ROUNDINGS, GRADIENT_ROUNDINGS = 4, 32
+
+
+def backends_of(specs=SPECS):
+    """(spec, device, backend) for all that can run."""
+    for spec in specs:
+        for device in ("cpu", "cuda"):
+            marks = [pytest.mark.gpu] if device == "cuda" else []
+            for backend in spec.backends(device):
+                yield pytest.param(spec, device, backend, marks=marks, id=f"{spec.name}-{device}-{backend}")
+
+
+IMPLEMENTATIONS = pytest.mark.parametrize(("spec", "device", "backend"), list(backends_of()))
+
+
+def make(spec: OpSpec, sizes: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0) -> Arguments:
+    """Arguments in a dtype; for float16 and bfloat16 exactly what the float64 reference gets too."""
+    arguments = spec.make(sizes, torch.Generator().manual_seed(seed))
+    return {name: value.to(dtype).to(device) for name, value in arguments.items()}
+
+
+def wide(arguments: Arguments) -> Arguments:
+    return {name: value.double() for name, value in arguments.items()}
+
+
+def gradients(function, arguments: Arguments, upstream: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in arguments.items()}
+    result = function(**leaves)
+    if upstream is None:
+        upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    upstream = upstream.to(result.dtype).to(result.device)
+    grads = torch.autograd.grad(result, list(leaves.values()), upstream)
+    return result.detach(), dict(zip(leaves, grads, strict=True))
+
+
+def worst(a: Tensor, truth: Tensor) -> float:
+    return (a.double() - truth).abs().max().item()
+
+
+def allowed(eager: Tensor, truth: Tensor, dtype: torch.dtype, roundings: int, scale: float) -> float:
+    return 2 * worst(eager, truth) + roundings * torch.finfo(dtype).eps * scale
+
+
+@IMPLEMENTATIONS
+def test_values_and_gradients_float32(spec: OpSpec, device: str, backend: str) -> None:
+    for case, sizes in spec.cases.items():
+        arguments = make(spec, sizes, torch.float32, device)
+        truth, true_grads = gradients(spec.reference, wide(arguments))
+        eager, eager_grads = gradients(spec.reference, arguments)
+        result, grads = gradients(lambda **a: spec.public(**a, backend=backend), arguments)
+        assert result.dtype == torch.float32 and result.is_contiguous() and result.shape == truth.shape, case
+        limit = allowed(eager, truth, torch.float32, RESULT_ROUNDINGS, truth.abs().max().item())
+        assert worst(result, truth) <= limit, (
+            f"{case}: result is off by {worst(result, truth):.2e}, allowed {limit:.2e}"
+        )
+        # A gradient that is zero by symmetry is a difference of sums as large as the other gradients.
+        scale = max(grad.abs().max().item() for grad in true_grads.values())
+        for name, grad in grads.items():
+            assert grad.dtype == arguments[name].dtype and grad.shape == arguments[name].shape, f"{case}: {name}"
+            limit = allowed(eager_grads[name], true_grads[name], torch.float32, GRADIENT_ROUNDINGS, scale)
+            error = worst(grad, true_grads[name])
+            assert error <= limit, f"{case}: gradient of {name} is off by {error:.2e}, allowed {limit:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@IMPLEMENTATIONS
+def test_values_and_gradients_low_precision(spec: OpSpec, device: str, backend: str, dtype: torch.dtype) -> None:
+    if spec.multiplies_matrices and (device, backend, dtype) == ("cpu", "triton", torch.bfloat16):
+        pytest.skip("Triton's interpreter cannot multiply matrices of bfloat16")
+    for case, sizes in list(spec.cases.items())[-3:]:
+        arguments = make(spec, sizes, dtype, device)
+        truth, true_grads = gradients(spec.reference, wide(arguments))
+        eager, eager_grads = gradients(spec.reference, arguments)
+        result, grads = gradients(lambda **a: spec.public(**a, backend=backend), arguments)
+        assert result.dtype == dtype, case
+        limit = allowed(eager, truth, dtype, RESULT_ROUNDINGS, truth.abs().max().item())
+        assert worst(result, truth) <= limit, (
+            f"{case}: result is off by {worst(result, truth):.2e}, allowed {limit:.2e}"
+        )
+        for name, grad in grads.items():
+            assert grad.dtype == dtype, f"{case}: {name}"
+            scale = max(x.abs().max().item() for x in true_grads.values())
+            limit = allowed(eager_grads[name], true_grads[name], dtype, RESULT_ROUNDINGS, scale)
+            error = worst(grad, true_grads[name])
+            assert error <= limit, f"{case}: gradient of {name} is off by {error:.2e}, allowed {limit:.2e}"
+
+
+@OPS
+@ON
+def test_values_and_gradients_float64(spec: OpSpec, device: str) -> None:
+    """float64 goes through the torch path, whatever the device, and is as good as the reference."""
+    for case, sizes in spec.cases.items():
+        arguments = make(spec, sizes, torch.float64, device)
+        truth, true_grads = gradients(spec.reference, arguments)
+        result, grads = gradients(spec.public, arguments)
+        assert result.dtype == torch.float64
+        # Both are float64: sums in another order, and in BiWKV's scaled form the gradient of w from terms weighted by
+        # positions of up to 64, in place of distances.
+        scale = truth.abs().max().item()
+        assert worst(result, truth) <= 32 * torch.finfo(torch.float64).eps * scale, case
+        scale = max(grad.abs().max().item() for grad in true_grads.values())
+        for name, grad in grads.items():
+            assert worst(grad, true_grads[name]) <= 512 * torch.finfo(torch.float64).eps * scale, f"{case}: {name}"
+
+
+@OPS
+def test_float32_parameters_beside_low_precision(spec: OpSpec) -> None:
+    """Parameters may stay float32 beside bfloat16 data: the result is bfloat16, their gradients float32."""
+    data = {"biwkv": ("k", "v"), "token_shift": ("x",), "entropy_params": ("x",)}[spec.name]
+    arguments = make(spec, spec.cases[list(spec.cases)[-1]], torch.float32, "cpu")
+    mixed = {name: value.bfloat16() if name in data else value for name, value in arguments.items()}
+    result, grads = gradients(spec.public, mixed)
+    assert result.dtype == torch.bfloat16
+    assert {name: grad.dtype for name, grad in grads.items()} == {name: value.dtype for name, value in mixed.items()}
+    truth = spec.reference(**wide(mixed))
+    # bfloat16 keeps 8 bits; weights are rounded as well where products take them, and a few hundred terms are summed.
+    assert worst(result, truth) <= 8 * torch.finfo(torch.bfloat16).eps * truth.abs().max().item()
+
+
+@IMPLEMENTATIONS
+def test_every_element_is_written(spec: OpSpec, device: str, backend: str, poisoned_memory) -> None:
+    assert torch.empty(3, device=device).isnan().all(), "the poison does not work, so this test shows nothing"
+    for case, sizes in spec.cases.items():
+        result, grads = gradients(
+            lambda **a: spec.public(**a, backend=backend), make(spec, sizes, torch.float32, device)
+        )
+        for name, value in {"result": result, **grads}.items():
+            assert value.isfinite().all(), f"{case}: {name} has elements that were never written"
+
+
+def awkward(value: Tensor) -> Tensor:
+    """The same values at odd places: every second element of a transposed, larger tensor whose rest is NaN."""
+    shape = [2 * size + 1 for size in reversed(value.shape)]
+    store = torch.full(shape, torch.nan, dtype=value.dtype, device=value.device).permute(*reversed(range(value.dim())))
+    view = store[tuple(slice(1, None, 2) for _ in value.shape)]
+    view.copy_(value)
+    assert value.numel() < 2 or not view.is_contiguous()
+    return view
+
+
+@IMPLEMENTATIONS
+def test_strides_do_not_matter(spec: OpSpec, device: str, backend: str) -> None:
+    for case, sizes in list(spec.cases.items())[-2:]:
+        arguments = make(spec, sizes, torch.float32, device)
+        sliced = {name: awkward(value) for name, value in arguments.items()}
+        expected = spec.public(**arguments, backend=backend)
+        result = spec.public(**sliced, backend=backend)
+        assert result.is_contiguous()
+        # Not bit for bit: a matrix product may add in another order for another layout. A few roundings, no more.
+        limit = RESULT_ROUNDINGS * torch.finfo(torch.float32).eps * expected.abs().max().item()
+        assert worst(result, expected.double()) <= limit, case
+        _, expected_grads = gradients(lambda **a: spec.public(**a, backend=backend), arguments)
+        leaves = {name: value.requires_grad_() for name, value in sliced.items()}
+        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        awkward_grad = awkward(upstream.to(torch.float32).to(device))
+        grads = torch.autograd.grad(spec.public(**leaves, backend=backend), list(leaves.values()), awkward_grad)
+        scale = max(grad.abs().max().item() for grad in expected_grads.values())
+        for name, grad in zip(leaves, grads, strict=True):
+            limit = GRADIENT_ROUNDINGS * torch.finfo(torch.float32).eps * scale
+            assert worst(grad, expected_grads[name].double()) <= limit, f"{case}: gradient of {name}"
+
+
+@IMPLEMENTATIONS
+def test_empty_inputs(spec: OpSpec, device: str, backend: str) -> None:
+    for case, sizes in spec.empty.items():
+        arguments = make(spec, sizes, torch.float32, device)
+        expected = spec.reference(**arguments)
+        result, grads = gradients(lambda **a: spec.public(**a, backend=backend), arguments)
+        assert result.shape == expected.shape and result.numel() == 0, case
+        for name, grad in grads.items():
+            assert grad.shape == arguments[name].shape and not grad.any(), f"{case}: gradient of {name} must be zero"
+
+
+@IMPLEMENTATIONS
+def test_same_bits_twice(spec: OpSpec, device: str, backend: str) -> None:
+    arguments = make(spec, list(spec.cases.values())[-1], torch.float32, device)
+    first = spec.public(**arguments, backend=backend)
+    assert all(torch.equal(first, spec.public(**arguments, backend=backend)) for _ in range(2))
+
+
+@OPS
+def test_bad_arguments_are_refused_with_a_sentence(spec: OpSpec) -> None:
+    for case, bad in spec.bad.items():
+        arguments = make(spec, BAD_CASE[spec.name], torch.float32, "cpu")
+        with pytest.raises(bad.error) as caught:
+            spec.public(**bad.spoil(arguments))
+        message = str(caught.value)
+        assert message.startswith(f"{spec.name}: ") and "\n" not in message, case
+        for part in bad.says:
+            assert part in message, f"{case}: {part!r} is not in {message!r}"
+
+
+@OPS
+def test_reference_gradcheck(spec: OpSpec) -> None:
+    arguments = make(spec, spec.gradient_case, torch.float64, "cpu")
+    leaves = tuple(value.requires_grad_() for value in arguments.values())
+    assert torch.autograd.gradcheck(lambda *a: spec.reference(*a), leaves)
+
+
+@IMPLEMENTATIONS
+def test_registration(spec: OpSpec, device: str, backend: str) -> None:
+    """Schema, shape function and gradient agree with what the op does, for real and for symbolic shapes."""
+    op = getattr(torch.ops.lalic_kernels, spec.name).default
+    arguments = make(spec, spec.gradient_case, torch.float32, device)
+    for leaf in arguments.values():
+        leaf.requires_grad_()
+    torch.library.opcheck(op, spec.registered(arguments, backend))
+
+
+@IMPLEMENTATIONS
+def test_compiles_without_graph_breaks(spec: OpSpec, device: str, backend: str) -> None:
+    """aot_eager runs everything of torch.compile but the code generator, which our opaque ops do not meet."""
+    for chosen in (backend, None):
+        torch.compiler.reset()
+
+        def twice(chosen=chosen, **a):
+            return spec.public(**a, backend=chosen) * 2
+
+        arguments = make(spec, list(spec.cases.values())[-2], torch.float32, device)
+        expected, expected_grads = gradients(twice, arguments)
+        compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+        result, grads = gradients(compiled, arguments)
+        assert torch.equal(result, expected)
+        for name, grad in grads.items():
+            assert torch.equal(grad, expected_grads[name]), name
+    torch.compiler.reset()
+
+
+@OPS
+def test_backend_argument(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = make(spec, spec.gradient_case, torch.float32, "cpu")
+    with pytest.raises(ValueError, match="backend must be None or one of triton, cpu, torch, reference, but is 'cuda'"):
+        spec.public(**arguments, backend="cuda")
+    assert torch.equal(spec.public(**arguments, backend="reference"), spec.reference(**arguments))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(dispatch.BackendUnavailable, match="triton"):
+        spec.public(**arguments, backend="triton")
+    if "cpu" not in spec.cpu_backends:
+        with pytest.raises(dispatch.BackendUnavailable, match="cpu"):
+            spec.public(**arguments, backend="cpu")
+
+
+@OPS
+def test_flop_and_byte_formulas(spec: OpSpec) -> None:
+    sizes = list(spec.cases.values())[-1]
+    arguments = make(spec, sizes, torch.float32, "cpu")
+    op = getattr(torch.ops.lalic_kernels, spec.name)
+    with FlopCounterMode(display=False) as counter:
+        op(*spec.registered(arguments, "torch"))
+    assert counter.get_total_flops() == spec.flops(sizes)
+    assert registration.bytes_of(spec.name, *arguments.values()) == spec.bytes(sizes)
