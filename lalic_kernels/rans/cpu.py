@@ -1,4 +1,4 @@
-"""The reference's functions as compiled loops (numba): the same bytes, some twenty times faster.
+"""The reference's functions as compiled loops (numba): the same bytes, ten to a hundred times as fast.
 
 Every array access is bounded by a check written here, as numba itself makes none: table rows by the index check, table
 entries by CodingTables' own validation, words by `limit` once for each step of all lanes (the array carries N words of
