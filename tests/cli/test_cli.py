@@ -378,6 +378,18 @@ def test_help(run, words):
     assert done.code == 0 and done.out[0].startswith("usage: lalic") and done.err == []
 
 
+def test_train_hands_its_arguments_on(run, monkeypatch):
+    from lalic.training import cli as training
+
+    seen = []
+    monkeypatch.setattr(training, "run", lambda args: seen.append(args) or 3)
+    assert run("train", "pictures", "-o", "runs/1").code == 3
+    assert seen[0].data == ["pictures"]
+    assert run("train", "--help").code == 0
+    done = run("train")
+    assert done.code == 2 and len(done.err) == 1 and done.err[0].startswith("lalic train: ")
+
+
 def test_a_device_that_is_not_there_is_said_once(run, here):
     for name in ("a.png", "b.png"):
         picture().save(name)
