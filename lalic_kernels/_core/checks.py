@@ -1,8 +1,8 @@
 """Argument checks of every op, in one place: type, layout, shape, dtype, device.
 
-A failed check raises one sentence that names the argument, says what it is and what was expected: TypeError for something
-that is no tensor or has the wrong dtype, ValueError for layout, shape and device. Strides are never an error: ops take any
-strided tensor and copy what their kernels cannot read in place.
+A failed check raises one sentence that names the argument, says what it is and what was expected: TypeError for
+something that is no tensor or has the wrong dtype, ValueError for layout, shape and device. Strides are never an error:
+ops take any strided tensor and copy what their kernels cannot read in place.
 
 Everything here is plain Python on sizes and types, so that torch.compile traces through it.
 """
@@ -38,7 +38,8 @@ def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
         places = pattern.split()
         if value.dim() != len(places):
             raise ValueError(
-                f"{op}: {name} must have {len(places)} dimensions {_show(pattern)}, but has {value.dim()}: {tuple(value.shape)}"
+                f"{op}: {name} must have {len(places)} dimensions {_show(pattern)}, "
+                f"but has {value.dim()}: {tuple(value.shape)}"
             )
         for place, size in zip(places, value.shape, strict=True):
             wanted = _size(place, size, sizes)
@@ -70,9 +71,7 @@ def _show(pattern: str) -> str:
 def floating(op: str, name: str, value: Tensor) -> torch.dtype:
     """Check that a tensor's dtype is float16, bfloat16, float32 or float64, and return it."""
     if value.dtype not in FLOATING:
-        raise TypeError(
-            f"{op}: {name} must be float16, bfloat16, float32 or float64, but is {_dtype(value.dtype)}; convert it first"
-        )
+        raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, but is {_dtype(value.dtype)}")
     return value.dtype
 
 

@@ -5,10 +5,10 @@
        "cpu"        code compiled for the CPU by numba. CPU tensors; not float64; only where the op has it (biwkv).
        "torch"      plain torch operations. Every device and floating dtype.
        "reference"  the definition. Every device and floating dtype; may need quadratic memory.
-2. Otherwise, tensors on CUDA: "triton"; "torch" for float64, which the kernels do not compute in, and where Triton is not
-   installed.
-3. Otherwise, tensors on the CPU: "cpu" where the op has it and numba is installed, float64 excepted; else "torch". biwkv
-   takes "torch" also for w and u beyond what its compiled code can hold (cpu.supports; never for a trained model).
+2. Otherwise, tensors on CUDA: "triton"; "torch" for float64, which the kernels do not compute in, and where Triton is
+   not installed.
+3. Otherwise, tensors on the CPU: "cpu" where the op has it and numba is installed, float64 excepted; else "torch".
+   biwkv takes "torch" also where w or u is beyond what its compiled code can hold (biwkv/cpu.py, supports()).
 4. Otherwise (other devices): "torch".
 
 No environment variable and no timing takes part, so an encoder and a decoder on equal machines choose alike.

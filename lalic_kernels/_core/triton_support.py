@@ -9,5 +9,5 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
-    """Whether Triton runs kernels in its Python interpreter, on CPU tensors. Triton reads TRITON_INTERPRET at import."""
+    """Whether Triton runs kernels in its Python interpreter, on CPU tensors: TRITON_INTERPRET, read at its import."""
     return INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

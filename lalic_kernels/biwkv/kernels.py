@@ -29,9 +29,10 @@ def chunk_sums_kernel(
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Each chunk's sum as the chunk to its right sees it, and as the one to its left does. Grid (B * chunks, blocks of C).
+    """Each chunk's sum as the chunk to its right sees it, and as the one to its left does.
 
     Going right a token i of the chunk is CHUNK - 1 - i steps further than the nearest, going left i steps.
+    Grid (B * chunks, blocks of C).
     """
     program = tl.program_id(0).to(tl.int64)
     chunk = program % chunks
@@ -106,7 +107,7 @@ def rows_kernel(
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y for one chunk of tokens and a block of channels: a row's own token, the chunk's others, what enters from outside.
+    """y for one chunk of tokens and a block of channels: a row's own token, the chunk's others, what enters the chunk.
 
     Grid (B * chunks, blocks of C). Two passes over the chunk's tokens: the rows' largest exponents, then the sums.
     """

@@ -45,7 +45,8 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str | None = N
         float32 beside them, which they should: decay / T is subnormal in float16.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit. ValueError: shape, layout, device or backend name.
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit, or there is no backend of that name.
         dispatch.BackendUnavailable: the backend asked for cannot run here.
 
     Example:

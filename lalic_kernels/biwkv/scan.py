@@ -4,19 +4,19 @@ The sequence is cut into chunks of S tokens. Three kinds of sums make up a row t
 from the left of the chunk, what comes from its right, and what is inside. A sum is always a *state*: a numerator a, a
 denominator b and an exponent e, standing for (a, b) * exp(e).
 
-Which of two forms computes the sums inside a chunk depends on w and u alone, never on k:
+Which of two forms computes the sums inside a chunk depends on w, u and S alone, never on k:
 
-* **Scaled form**, when max|w| * S <= 10 and max|u| <= 10 (and |v| stays below 1e12). With M the largest key of the chunk
-  and p_i = exp(k_i - M), the left sum of row j is exp(-(j-1)w) * sum_{i<j} exp(iw) p_i (v_i, 1): one running sum for all
-  rows. Every factor lies within exp(+-10), the chunk's largest key alone contributes at least exp(-10) to every row, so
-  what underflows in p is far below rounding.
+* **Scaled form**, when max|w| * S <= 10 and max|u| <= 10. With M the largest key of the chunk and p_i = exp(k_i - M),
+  the left sum of row j is exp(-(j-1)w) * sum_{i<j} exp(iw) p_i (v_i, 1): one running sum for all rows. Every factor
+  lies within exp(+-10), the chunk's largest key alone contributes at least exp(-10) to every row, so what underflows in
+  p is far below rounding. (Values v beyond 1e12, which could overflow here, take the other form too.)
 * **Logarithmic form**, otherwise: a doubling scan over states whose exponents are the true running maxima, so that no
-  factor ever exceeds one. Correct for any finite w, u, k, at about three times the cost.
+  factor ever exceeds one. Correct for any finite w, u, k, at about four times the cost.
 
 The chunks' sums are always combined in logarithmic form. Exponents follow the data through a maximum, and any value
 works as an exponent as long as numerator and denominator are scaled to match; hence they carry no gradient, and the
-scaling uses the *rounded* exponents: exp((e_old - e_new) - n w), never exp(e_old - n w - e_new). The subtraction of the two
-close numbers is exact or nearly so, which keeps the error at a few roundings even for |k| = 1e4 and 1e5 tokens.
+scaling uses the *rounded* exponents: exp((e_old - e_new) - n w), never exp(e_old - n w - e_new). The subtraction of
+the two close numbers is exact or nearly so, which keeps the error at a few roundings even for |k| = 1e4 and 1e5 tokens.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     token = (p * v, p, exponent)
     left = _running(token, w, 2)
     right = _flip(_running(_flip(token, 2), w, 2), 2)
-    into_right = tuple(x[:, :, -1] for x in left)
-    into_left = tuple(x[:, :, 0] for x in right)
+    into_right = left[0][:, :, -1], left[1][:, :, -1], left[2][:, :, -1]
+    into_left = right[0][:, :, 0], right[1][:, :, 0], right[2][:, :, 0]
     from_left, from_right = _between_chunks(w * span, into_right, into_left)
     position = torch.arange(span, device=k.device, dtype=k.dtype)[:, None]
     ahead = span - 1 - position
@@ -125,13 +125,12 @@ def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (token, u),
         (_shift(left, 2), torch.zeros_like(w)),
         (_flip(_shift(_flip(right, 2), 2), 2), torch.zeros_like(w)),
-        (tuple(x.unsqueeze(2) for x in from_left), -position * w),
-        (tuple(x.unsqueeze(2) for x in from_right), -ahead * w),
+        (_unsqueeze(from_left), -position * w),
+        (_unsqueeze(from_right), -ahead * w),
     ]
-    peak = None
-    for state, offset in parts:
-        reach = state[2] + offset.detach()
-        peak = reach if peak is None else torch.maximum(peak, reach)
+    peak = exponent + u.detach()
+    for state, offset in parts[1:]:
+        peak = torch.maximum(peak, state[2] + offset.detach())
     num, den = torch.zeros_like(v), torch.zeros_like(v)
     for state, offset in parts:
         scale = _exp((state[2] - peak) + offset)
@@ -144,8 +143,12 @@ def _exp(x: Tensor) -> Tensor:
     return torch.exp(x.clamp(max=1.0))
 
 
+def _unsqueeze(state: _State) -> _State:
+    return state[0].unsqueeze(2), state[1].unsqueeze(2), state[2].unsqueeze(2)
+
+
 def _flip(state: _State, dim: int) -> _State:
-    return tuple(x.flip(dim) for x in state)  # type: ignore[return-value]
+    return state[0].flip(dim), state[1].flip(dim), state[2].flip(dim)
 
 
 def _shift(state: _State, dim: int) -> _State:
@@ -162,7 +165,7 @@ def _shift(state: _State, dim: int) -> _State:
 
 
 def _running(state: _State, step: Tensor, dim: int) -> _State:
-    """Inclusive running sum of states along dim, each place costing a decay of `step` (C,); doubling, log2(n) rounds."""
+    """Inclusive running sum of states along dim, each place a decay of `step` (C,); by doubling, log2(n) rounds."""
     a, b, e = state
     size = e.shape[dim]
     reach = 1

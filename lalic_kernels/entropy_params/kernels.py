@@ -1,7 +1,7 @@
 """Triton kernels of the entropy-parameter block's forward: linear (with epilogue), LayerNorm, gated sum.
 
-Matrices are contiguous and row-major, rows are positions. Products accumulate in float32; float32 inputs are multiplied as
-IEEE float32 (no TF32), because the results select the entropy coder's tables. Any width works: edges are masked.
+Matrices are contiguous and row-major, rows are positions. Products accumulate in float32; float32 inputs are multiplied
+as IEEE float32 (no TF32), because the results select the entropy coder's tables. Any width works: edges are masked.
 """
 
 import triton
@@ -41,7 +41,10 @@ def linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = x @ matrix^T, then + bias, then relu()^2, the last two where asked for. Grid (blocks of rows, blocks of outputs)."""
+    """y = x @ matrix^T, then + bias, then relu()^2, the last two where asked for.
+
+    Grid (blocks of rows, blocks of outputs).
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     y = _product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
@@ -66,7 +69,10 @@ def layer_norm_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """n = (m - mean) / sqrt(variance + eps) * weight + bias, row by row; the variance from centred values. Grid (blocks of rows,)."""
+    """n = (m - mean) / sqrt(variance + eps) * weight + bias, row by row; the variance from centred values.
+
+    Grid (blocks of rows,).
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     base = row.to(tl.int64)[:, None] * width
     row_in = (row < rows)[:, None]

@@ -51,7 +51,8 @@ def entropy_params(
         and the hidden layer are stored in x's dtype. float32 products are IEEE float32, not TF32.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit. ValueError: shape, layout, device or backend name.
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit, or there is no backend of that name.
         dispatch.BackendUnavailable: the backend asked for cannot run here.
 
     Example:
@@ -81,11 +82,11 @@ def entropy_params(
         checks.dtype_in("entropy_params", name, weight, (dtype, torch.float32), "beside x")
     checks.same_device("entropy_params", ("x", x), *weights.items())
     chosen = dispatch.resolve(OP, backend, x.device.type, dtype)
-    cast = [weight.to(dtype) for weight in weights.values()]
+    cast = tuple(weight.to(dtype) for weight in weights.values())
     if chosen == "reference":
         return reference.entropy_params(x, *cast, eps=eps)
     if chosen == "torch":
-        return torch_path.entropy_params(x, *cast, eps)
+        return torch_path.entropy_params(x, *cast, eps=eps)
     return torch.ops.lalic_kernels.entropy_params(x, *cast, eps, chosen)
 
 
@@ -107,7 +108,7 @@ def _forward(
         return x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0]))
     if chosen == "triton":
         return _launch(x, *weights, eps)
-    return torch_path.entropy_params(x, *weights, eps)
+    return torch_path.entropy_params(x, *weights, eps=eps)
 
 
 def _launch(
@@ -159,7 +160,7 @@ def _backward(
     eps: float,
 ) -> list[Tensor]:
     inputs = (x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value)
-    return registration.recompute(lambda *tensors: torch_path.entropy_params(*tensors, eps), inputs, grad)
+    return registration.recompute(lambda *tensors: torch_path.entropy_params(*tensors, eps=eps), inputs, grad)
 
 
 def _forward_fake(x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, eps, backend) -> Tensor:

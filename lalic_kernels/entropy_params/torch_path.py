@@ -18,6 +18,7 @@ def entropy_params(
     key: Tensor,
     receptance: Tensor,
     value: Tensor,
+    *,
     eps: float,
 ) -> Tensor:
     """Shapes as `reference.entropy_params`; one dtype; returns (B, P, Cout), contiguous."""

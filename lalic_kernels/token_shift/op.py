@@ -27,7 +27,8 @@ def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Ten
         Shape (B, H, W, C), contiguous, in x's dtype. The Triton kernel accumulates in float32.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit. ValueError: shape, layout, device or backend name.
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit, or there is no backend of that name.
         dispatch.BackendUnavailable: the backend asked for cannot run here.
 
     Example:

@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time for one GPU architecture and report registers and spills, one JSON line each.
 
-Run as a program in a process of its own: `python aot.py cuda 90`, because Triton must not be in interpreter mode. No GPU is
-needed. `test_aot.py` runs it.
+Run as a program in a process of its own, because Triton must not be in interpreter mode: `python aot.py cuda 90`. No
+GPU is needed. `test_aot.py` runs it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALWAYS_FLOAT32 = {
 
 
 def jobs(dtypes):
-    """(label, kernel, its module, launch, further constants, dtype) for every kernel under every launch configuration."""
+    """(label, kernel, its module, launch, further constants, dtype) for every kernel and launch configuration."""
     for dtype in dtypes:
         for name, launch in biwkv_op.LAUNCHES.items():
             yield f"chunk_sums {name} {dtype}", biwkv.chunk_sums_kernel, biwkv, launch, {}, dtype

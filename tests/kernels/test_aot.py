@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture we name, under every launch configuration, without spilling registers."""
+"""Every kernel compiles for every architecture we name, in every launch configuration, without spilling registers."""
 
 from __future__ import annotations
 

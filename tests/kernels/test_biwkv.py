@@ -76,7 +76,7 @@ BORDER = scan.SCALED_LIMIT / scan.CHUNK
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("w", "u", "scaled"), [(0.999, 0.999, True), (1.001, 0.999, False), (0.999, 1.001, False)])
 def test_both_sides_of_the_torch_paths_border(w: float, u: float, scaled: bool, sign: int) -> None:
-    """The scaled form at the very edge of its range, with keys spread far beyond float32's exponents, and just past it."""
+    """The scaled form at the edge of its range, with keys spread far beyond float32's exponents, and just past it."""
     args = arguments(5, 3 * scan.CHUNK + 5, sign * w * BORDER, u * scan.SCALED_LIMIT, 60.0)
     assert scan.uses_scaled_form(args[0], args[1], args[2].shape[1]) is scaled
     upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(6))

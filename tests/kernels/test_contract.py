@@ -3,9 +3,9 @@
 Without a GPU the Triton kernels run in Triton's interpreter: the same source, on CPU tensors. With one, everything is
 run again on it.
 
-The measure of an error: the reference is evaluated in float64 (the truth) and once more in the tested dtype (what plain torch
-would give). An implementation may be off by twice what plain torch is off, plus a few roundings of the result, because
-plain torch may be right by luck where it has little to round.
+The measure of an error: the reference is evaluated in float64 (the truth) and once more in the tested dtype (what plain
+torch would give). An implementation may be off by twice what plain torch is off, plus a few roundings of the result,
+because plain torch may be right by luck where it has little to round.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_whole_block(golden: dict[str, Tensor]) -> None:
     # The published class adds 1e-6 to BiWKV's denominator, which is at least one: 1e-6 of its result, in a block whose
     # other parts are exact.
     close(y, golden["block/y_f64"], 4e-6, 1.0)
-    names = [name for name in parameters]
+    names = list(parameters)
     grads = torch.autograd.grad(y, [x, *parameters.values()], golden["block/gy"].double())
     for name, grad in zip(["gx", *(f"gradient/{name}" for name in names)], grads, strict=True):
         # The stored gradients are without that epsilon and rounded to float32.
