@@ -14,6 +14,7 @@ import sys
 import torch
 
 import lalic_kernels  # noqa: F401  (importing it enters every op into dispatch.OPS)
+from lalic_kernels import rans
 from lalic_kernels._core import dispatch, triton_support
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -62,7 +63,10 @@ def missing() -> list[str]:
 
 
 def choices() -> list[tuple[str, str, str, str, str]]:
-    """(op, device type, dtypes, implementation, reason) for every op: the rule of `_core.dispatch`, applied here."""
+    """(op, device type, dtypes, implementation, reason) for every op: the rule of `_core.dispatch`, applied here.
+
+    The entropy coder, whose implementations all write the same bytes, has a rule of its own: compiled where possible.
+    """
     rows = []
     for op in dispatch.OPS.values():
         for device in ("cuda", "cpu"):
@@ -70,6 +74,9 @@ def choices() -> list[tuple[str, str, str, str, str]]:
             for dtype in _DTYPES:
                 groups.setdefault(dispatch.choose(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
             rows += [(op.name, device, " ".join(names), *choice) for choice, names in groups.items()]
+    rows.append(
+        ("rans", "host", "int32", rans.available_backends()[0], "entropy coding is on the host, whatever the device")
+    )
     return rows
 
 
