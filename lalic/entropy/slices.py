@@ -121,7 +121,7 @@ class Read:
 
 def check_symbols(name: str, symbols: Tensor) -> None:
     """Raise ``ValueError`` unless rounded values fit the coder; such a picture or such weights cannot be coded."""
-    largest = float(symbols.abs().max()) if symbols.numel() else 0.0
+    largest = float(symbols.detach().abs().max()) if symbols.numel() else 0.0
     if not largest < 2**24:  # also when not finite; floats count exactly up to here
         raise ValueError(f"{name}: latents of magnitude {largest:g} cannot be coded; expected finite values below 2^24")
 

@@ -71,8 +71,11 @@ class EntropyBottleneck(nn.Module):
     def likelihood(self, z: Tensor) -> Tensor:
         """Probability of the unit interval round each value, z (B, C, h, w) -> the same shape, at least 1e-9."""
         B, C, h, w = z.shape
-        flat = z.float().transpose(0, 1).reshape(C, 1, -1)
-        low, high = self.logits_cumulative(flat - 0.5), self.logits_cumulative(flat + 0.5)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        flat = z.transpose(0, 1).reshape(C, 1, -1)
+        # A probability is a difference of close numbers: never in the low precision that autocast would choose.
+        with torch.autocast(z.device.type, enabled=False):
+            low, high = self.logits_cumulative(flat - 0.5), self.logits_cumulative(flat + 0.5)
         p = lower_bound(torch.sigmoid(high) - torch.sigmoid(low), _LIKELIHOOD_MIN)
         return p.reshape(C, B, h, w).transpose(0, 1)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import CheckpointError
+from lalic.files import write_atomic
 from lalic.nn.context import channel_ramp
 
 PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
@@ -162,3 +163,20 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: expected a dict with a state dict, got {type(loaded).__name__}")
     return dict(loaded)
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write what decides coding, and nothing else, as safetensors: matrices in half precision, tables as integers.
+
+    Load the result with `lalic.load_checkpoint`. The file appears whole or not at all. Small tensors stay float32: the
+    prior's and the blocks' vectors cost little and their rounding would be felt.
+    """
+    from safetensors.torch import save
+
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if matters(name):
+            value = value.detach().cpu()
+            half = value.is_floating_point() and value.ndim >= 2 and not name.startswith(_PRIOR)
+            tensors[name] = (value.half() if half else value).contiguous()
+    write_atomic(path, save(tensors))

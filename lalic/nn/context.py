@@ -68,7 +68,7 @@ class EntropyParametersBlock(nn.Module):
 
 def channel_ramp(cin: int, cout: int, least: int) -> list[int]:
     """Widths of the three aggregation blocks: a line from cin to cout in float32, rounded down, inner ones >= least."""
-    ramp = [int(v) for v in torch.linspace(cin, cout, 4, dtype=torch.float32).tolist()]
+    ramp = [int(v) for v in torch.linspace(cin, cout, 4, dtype=torch.float32, device="cpu").tolist()]
     return [cin, max(ramp[1], least), max(ramp[2], least), cout]
 
 

@@ -1,0 +1,103 @@
+"""Training pictures from folders and tar files, as random crops in an order that a seed fixes."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lalic.errors import ImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+def _sources(paths: Iterable[str | Path]) -> list[tuple[str, bytes | Path]]:
+    """(name, encoded bytes or path) of every picture below ``paths``, in name order within each path."""
+    found: list[tuple[str, bytes | Path]] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found += [(str(p), p) for p in files]
+        elif path.is_file() and tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
+                for member in members:
+                    if Path(member.name).suffix.lower() in SUFFIXES:
+                        file = tar.extractfile(member)
+                        assert file is not None  # isfile() said so
+                        found.append((f"{path}/{member.name}", file.read()))
+        elif path.suffix.lower() in SUFFIXES and path.is_file():
+            found.append((str(path), path))
+        else:
+            raise ImageError(f"{path}: expected a folder, a tar file or a picture")
+    return found
+
+
+class Crops:
+    """Random square crops of all pictures, flipped left to right half of the time.
+
+    Every epoch visits each picture once, in an order drawn from ``seed`` and the epoch; so what batch ``i`` holds
+    depends on the seed and ``i`` alone, and a resumed run sees what an uninterrupted one would have seen. Decoded
+    pictures are kept in memory, 3 bytes a pixel.
+
+    Args:
+        paths: folders, tar files or pictures. patch: side of a crop in pixels. batch: crops a batch.
+        hold_out: every ``hold_out``-th picture is left out of training; `held_out` gives those.
+
+    Raises ``ImageError`` when nothing is found; pictures smaller than a crop are enlarged by repeating their edges.
+    """
+
+    def __init__(self, paths: Iterable[str | Path], patch: int, batch: int, seed: int, hold_out: int = 50):
+        sources = _sources(paths)
+        chosen = [i for i in range(len(sources)) if i % hold_out]
+        if not chosen:
+            raise ImageError(f"no pictures to train on in {[str(p) for p in paths]}")
+        self._train = [sources[i] for i in chosen]
+        self._held_out = [sources[i] for i in range(0, len(sources), hold_out)]
+        self._decoded: dict[str, NDArray[np.uint8]] = {}
+        self.patch, self.batch, self.seed = patch, batch, seed
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    def _picture(self, source: tuple[str, bytes | Path]) -> NDArray[np.uint8]:
+        name, data = source
+        if name not in self._decoded:
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            missing = [(0, max(0, self.patch - n)) for n in pixels.shape[:2]]
+            self._decoded[name] = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+        return self._decoded[name]
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Batch ``index``: float32 (batch, 3, patch, patch) in [0, 1]."""
+        crops = []
+        for number in range(index * self.batch, (index + 1) * self.batch):
+            epoch, place = divmod(number, len(self._train))
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
+            draw = np.random.default_rng((self.seed, epoch, place))
+            pixels = self._picture(self._train[order[place]])
+            top, left = (int(draw.integers(n - self.patch + 1)) for n in pixels.shape[:2])
+            crop = pixels[top : top + self.patch, left : left + self.patch]
+            crops.append(crop[:, ::-1] if draw.random() < 0.5 else crop)
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(255)
+
+    def held_out(self, count: int, side: int = 256) -> list[Tensor]:
+        """The centres of the first ``count`` pictures left out of training, each (1, 3, side, side), or smaller."""
+        result = []
+        for source in self._held_out[:count]:
+            pixels = self._picture(source)
+            h, w = (min(side, n // 64 * 64) for n in pixels.shape[:2])
+            if not h or not w:
+                continue
+            top, left = (pixels.shape[0] - h) // 2, (pixels.shape[1] - w) // 2
+            crop = np.ascontiguousarray(pixels[top : top + h, left : left + w])
+            result.append(torch.from_numpy(crop).permute(2, 0, 1)[None].float().div_(255))
+        return result
