@@ -75,10 +75,10 @@ class LALIC(nn.Module):
     ):
         super().__init__()
         groups = (16, 16, 32, 64, M - 128) if groups is None else groups
-        shape = dict(
-            N=N, M=M, dims=tuple(dims), depths=tuple(depths), groups=tuple(groups),
-            context_depth=context_depth, context_rate=context_rate,
-        )  # fmt: skip
+        shape = {
+            "N": N, "M": M, "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
+            "context_depth": context_depth, "context_rate": context_rate,
+        }  # fmt: skip
         named = [c for c in (FULL, SLIM) if c == Config(name=c.name, **shape)]  # type: ignore[arg-type]
         self.config = named[0] if named else Config(name="custom", **shape)  # type: ignore[arg-type]
         self.g_a = analysis(self.config)
@@ -112,7 +112,7 @@ class LALIC(nn.Module):
         return model.eval()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``torch.nn.Module.load_state_dict``, taking published key names; coding tables are resized, not checked."""
+        """As ``torch.nn.Module.load_state_dict``, taking published key names; coding tables are resized."""
         sd = checkpoints.complete(checkpoints.normalise(state_dict), self)
         for name, buffer in list(self.named_buffers()):
             if name.rsplit(".", 1)[-1] in checkpoints.TABLE_BUFFERS and name in sd:
@@ -249,8 +249,8 @@ class LALIC(nn.Module):
             y_decoder.finish()
         except RansError as error:
             raise BitstreamError(
-                f"the symbols cannot be decoded: {error}; the data is damaged, or it was written on a machine, device or "
-                f"thread count whose floating point differs from this one"
+                f"the symbols cannot be decoded: {error}; the data is damaged, or it was written on a machine, device "
+                f"or thread count whose floating point differs from this one"
             ) from error
         if found.value != checksum:
             raise BitstreamError(
@@ -299,7 +299,9 @@ class LALIC(nn.Module):
     def _check_picture(self, x: Tensor) -> None:
         step = self.downsampling
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % step or x.shape[3] % step or x.numel() == 0:
-            raise ValueError(f"x: expected (B, 3, H, W) with H and W positive multiples of {step}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"x: expected (B, 3, H, W) with H and W positive multiples of {step}, got {tuple(x.shape)}"
+            )
         if not x.is_floating_point():
             raise ValueError(f"x: expected a floating dtype with values in [0, 1], got {x.dtype}")
 

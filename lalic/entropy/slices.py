@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 import lalic_kernels
 from lalic.errors import BitstreamError
-from lalic.nn.context import SliceStack, pack, unpack
+from lalic.nn.context import Slice, SliceStack, pack, unpack
 
 
 class SliceCoder(Protocol):
@@ -38,7 +38,7 @@ def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder) -> Tensor:
     halves = [pack(hyper, 0), pack(hyper, 1)]
     decoded: list[Tensor] = []
     for k, _ in enumerate(stack.groups):
-        part = stack.latent_codec[f"y{k}"]
+        part = cast(Slice, stack.latent_codec[f"y{k}"])
         inputs = [[halves[0]], [halves[1]]]
         if k:
             context = stack.channel_context[f"y{k}"](torch.cat(decoded, dim=3).permute(0, 3, 1, 2))
@@ -53,7 +53,7 @@ def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder) -> Tensor:
     return torch.cat(decoded, dim=3).permute(0, 3, 1, 2)
 
 
-def _pass(part: torch.nn.Module, coder: SliceCoder, k: int, parity: int, inputs: Sequence[Tensor]) -> Tensor:
+def _pass(part: Slice, coder: SliceCoder, k: int, parity: int, inputs: Sequence[Tensor]) -> Tensor:
     x = torch.cat(list(inputs), dim=3)
     scales, means = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3]).float().chunk(2, dim=3)
     return coder(k, parity, scales, means)
@@ -65,7 +65,7 @@ class _KnowsLatents:
 
 
 class Estimate(_KnowsLatents):
-    """Rounds y and keeps its likelihoods. In training the rate sees noise and the latents pass gradients straight on."""
+    """Rounds y and keeps its likelihoods. In training the rate sees noise and rounding passes gradients."""
 
     def __init__(self, y: Tensor, groups: Sequence[int], training: bool):
         super().__init__(y, groups)

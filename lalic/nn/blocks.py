@@ -44,9 +44,7 @@ class OmniShift(nn.Module):
 
     def kernel(self) -> Tensor:
         """The folded kernel, shape (C, 5, 5)."""
-        return lalic_kernels.fold_token_shift(
-            self.alpha, self.conv1x1.weight, self.conv3x3.weight, self.conv5x5.weight
-        )
+        return lalic_kernels.fold_token_shift(self.alpha, self.conv1x1.weight, self.conv3x3.weight, self.conv5x5.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -40,7 +41,9 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name, value in checkpoint.items():
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"not a state dict: {str(name)[:60]!r} holds {type(value).__name__}, expected a tensor")
+            raise CheckpointError(
+                f"not a state dict: {str(name)[:60]!r} holds {type(value).__name__}, expected a tensor"
+            )
         for pattern, replacement in _RENAMES:
             name = pattern.sub(replacement, name)
         result[name] = value
@@ -49,7 +52,9 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def matters(name: str) -> bool:
     """Whether a state-dict entry decides what is coded: not a second name, a derived kernel or a published constant."""
-    derived = "conv5x5_reparam" in name or "gaussian_conditional" in name or name.endswith((".mask", ".bound", ".target"))
+    derived = (
+        "conv5x5_reparam" in name or "gaussian_conditional" in name or name.endswith((".mask", ".bound", ".target"))
+    )
     return not derived and not name.startswith(("h_a.", "h_s."))
 
 
@@ -94,7 +99,7 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
     if len(g_a) != 4 or len(h_a) != 2:
         raise ValueError(f"expected 4 convolutions in g_a and 2 in h_a, found {len(g_a)} and {len(h_a)}")
     dims = [sd[f"g_a.{i}.weight"].shape[0] for i in g_a] + [sd[f"{_ALIASED}h_a.{i}.weight"].shape[0] for i in h_a]
-    depths = [b - a - 1 for a, b in zip(g_a[:-1], g_a[1:], strict=True)] + [h_a[1] - h_a[0] - 1]
+    depths = [b - a - 1 for a, b in itertools.pairwise(g_a)] + [h_a[1] - h_a[0] - 1]
     groups: list[int] = []
     while (name := f"latent_codec.y.latent_codec.y{len(groups)}.context_prediction.weight") in sd:
         groups.append(sd[name].shape[1])
@@ -104,10 +109,10 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
         context_depth = convolutions(prefix)[-1] - 1
         hidden = sd[f"{prefix}1.ffn.key.weight"].shape
         context_rate = hidden[0] // hidden[1]
-    shape = dict(
-        M=dims[3], dims=tuple(dims), depths=tuple(depths), groups=tuple(groups),
-        context_depth=context_depth, context_rate=context_rate,
-    )  # fmt: skip
+    shape = {
+        "M": dims[3], "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
+        "context_depth": context_depth, "context_rate": context_rate,
+    }  # fmt: skip
     N = _infer_least_width(sd, groups, dims[3])
     for named in (FULL, SLIM):
         if named == Config(name=named.name, N=named.N, **shape) and _same_widths(sd, groups, dims[3], 2 * named.N):  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,9 +61,10 @@ class EntropyParametersBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, P, n) -> (B, P, cout). With n < cin, x holds the last n inputs and the first cin - n are zero."""
-        weight = self.mix.weight.flatten(1)
+        weight, bias = self.mix.weight.flatten(1), self.mix.bias
+        assert bias is not None  # made with one; a Conv2d's type allows none
         return lalic_kernels.entropy_params(
-            x, weight[:, weight.shape[1] - x.shape[2] :], self.mix.bias, self.norm.weight, self.norm.bias,
+            x, weight[:, weight.shape[1] - x.shape[2] :], bias, self.norm.weight, self.norm.bias,
             self.key.weight, self.receptance.weight, self.value.weight,
         )  # fmt: skip
 
@@ -75,7 +78,7 @@ def channel_ramp(cin: int, cout: int, least: int) -> list[int]:
 def parameter_aggregation(cin: int, cout: int, least: int) -> nn.Sequential:
     """Context and hyper parameters (B, P, cin) -> scales, means (B, P, cout). Blocks sit at indices 0, 2, 4."""
     c = channel_ramp(cin, cout, least)
-    blocks = [EntropyParametersBlock(a, b) for a, b in zip(c[:-1], c[1:], strict=True)]
+    blocks = [EntropyParametersBlock(a, b) for a, b in itertools.pairwise(c)]
     return nn.Sequential(blocks[0], nn.Identity(), blocks[1], nn.Identity(), blocks[2])
 
 

@@ -8,10 +8,10 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lalic.errors import CheckpointError
 from lalic.files import write_atomic
@@ -49,7 +49,7 @@ class Recipe:
 def rate_distortion(out: dict[str, Any], x: Tensor, lmbda: float) -> dict[str, Tensor]:
     """``loss``, ``bpp`` (bits a pixel) and ``mse`` (of values in [0, 1]) of a forward pass over pictures x."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    bpp = sum(-torch.log2(p).sum() for p in out["likelihoods"].values()) / pixels
+    bpp = -torch.stack([torch.log2(p).sum() for p in out["likelihoods"].values()]).sum() / pixels
     mse = torch.mean((out["x_hat"].float() - x) ** 2)
     return {"loss": lmbda * 255**2 * mse + bpp, "bpp": bpp, "mse": mse}
 
@@ -65,7 +65,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def start_weights(model: LALIC) -> None:
     """Let a fresh model's first output be mid-grey instead of black: a thousand steps of finding the mean saved."""
     with torch.no_grad():
-        model.g_s[-1].bias.fill_(0.5)
+        cast(nn.ConvTranspose2d, model.g_s[-1]).bias.fill_(0.5)  # type: ignore[union-attr]
 
 
 class Trainer:
@@ -114,7 +114,9 @@ class Trainer:
         """A copy of the model with the averaged weights and fresh coding tables, in eval mode."""
         model = LALIC.from_config(self.model.config)
         model.load_state_dict(self.model.state_dict())
-        trained = [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
+        trained: list[Tensor] = [
+            p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad
+        ]
         with torch.no_grad():
             torch._foreach_copy_(trained, self.average)
         model.update(force=True)

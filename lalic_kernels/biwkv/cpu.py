@@ -11,6 +11,7 @@ tells. Outside, ``lalic_kernels.biwkv`` takes the log-space torch path (see READ
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -19,14 +20,17 @@ import torch
 
 from .._core.threads import run_ranges
 
+njit: Any
 try:
-    import numba
     from numba import njit
 except ImportError:  # the torch path serves; `python -m lalic_kernels.info` shows it
-    numba = None
 
-    def njit(*args: Any, **kwargs: Any) -> Any:  # pragma: no cover - trivial stand-in so that the module still imports
-        return args[0] if args and callable(args[0]) else (lambda f: f)
+    def njit(**options: Any) -> Any:
+        """Stand-in that leaves functions as they are, so that the module imports; none of them is called."""
+        return lambda function: function
+
+
+NUMBA = importlib.util.find_spec("numba") is not None
 
 
 RANGE = 20.0
@@ -40,16 +44,16 @@ _LN2_LO = f32(-2.12194440e-4)
 _LOWEST = f32(-87.0)
 
 # 'contract' lets a*b+c become one fused operation; nothing else is relaxed, so infinities and order keep their meaning.
-_OPTIONS = dict(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 def available() -> bool:
     """Whether numba is importable, and so whether this path can run."""
-    return numba is not None
+    return NUMBA
 
 
 def chunk_length(w: torch.Tensor, T: int) -> int:
-    """Longest usable chunk for decays ``w`` (C,): 64, or less where ``max|w| * 64`` would leave the range; 0 if none."""
+    """Longest usable chunk for decays ``w`` (C,): 64, less where ``max|w| * 64`` leaves the range, 0 if none."""
     largest = float(w.abs().max()) if w.numel() else 0.0
     length = min(CHUNK, T)
     if largest * length > RANGE:
@@ -240,8 +244,8 @@ def _gradients(
 ):  # fmt: skip
     """gk, gv per element; gw, gu per chunk. x marks sums of (p v, p), g the transposed sums of (gy, gy y) / den.
 
-    The four running sums have an exponent each. Products that are formed (an x-sum from one side with a g-sum from the
-    other) are sums of true weights, at most one each, so those exponents cancel; other pairs may not and are not formed.
+    The four running sums have an exponent each. The products that are formed (an x-sum from one side with a g-sum from
+    the other) are sums of true weights, at most one each, so their exponents cancel. Other pairs are not formed.
     gw uses that (|t - i| - 1) counts the positions strictly between i and t: at each position the x-sum from one side
     meets the g-sum from the other.
     """
