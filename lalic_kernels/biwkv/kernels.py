@@ -44,7 +44,7 @@ def chunk_sums_kernel(
     token = chunk * CHUNK + row
     inside = (token < tokens)[:, None] & c_in[None, :]
     offset = (item * tokens + token)[:, None] * channels + c[None, :]
-    k = tl.load(k_ptr + offset, mask=inside, other=NOTHING).to(tl.float32)
+    k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     place = program * channels + c
     for direction in tl.static_range(2):

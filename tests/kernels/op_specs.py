@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -17,7 +18,21 @@ from lalic_kernels.entropy_params import reference as entropy_reference
 from lalic_kernels.token_shift import reference as shift_reference
 
 Arguments = dict[str, Tensor]
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+
+
+def _why_no_interpreter() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton's interpreter is off; with a GPU the kernels run there"
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        return "the interpreter of this Triton cannot loop with numpy >= 2.4"
+    return ""
+
+
+WHY_NO_INTERPRETER = _why_no_interpreter()
+INTERPRETER = not WHY_NO_INTERPRETER
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def test_compiles_without_spills(backend: str, architecture: str) -> None:
         env=environment,
         timeout=300,
     )
+    if "ROCm linker" in done.stderr:
+        pytest.skip("this Triton does not bring AMD's linker along (newer ones do)")
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert {result["kernel"].split()[0] for result in results} == KERNELS

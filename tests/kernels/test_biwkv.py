@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_specs import BIWKV
+from op_specs import BIWKV, WHY_NO_INTERPRETER
 from torch import Tensor
 
 import lalic_kernels
@@ -42,13 +42,16 @@ EXTREME = {
 }
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch", None])
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", "triton"), ("cpu", "torch"), ("cpu", None), pytest.param("cuda", None, marks=pytest.mark.gpu)],
+)
 @pytest.mark.parametrize("case", EXTREME)
-def test_extreme_arguments(case: str, backend: str | None) -> None:
-    if backend == "triton" and "triton" not in BIWKV.backends("cpu"):
-        pytest.skip("Triton's interpreter is not on")
-    args = arguments(3, *EXTREME[case])
-    upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(4))
+def test_extreme_arguments(case: str, device: str, backend: str | None) -> None:
+    if backend == "triton" and WHY_NO_INTERPRETER:
+        pytest.skip(WHY_NO_INTERPRETER)
+    args = [x.to(device) for x in arguments(3, *EXTREME[case])]
+    upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(4)).to(device)
     y_true, grads_true = truth(args, upstream)
     leaves = [x.clone().requires_grad_() for x in args]
     y = lalic_kernels.biwkv(*leaves, backend=backend)
@@ -122,9 +125,10 @@ def test_beyond_the_compiled_codes_range() -> None:
 
 def test_long_launch() -> None:
     """Sequences from 1024 tokens on take another launch configuration."""
-    if "triton" not in BIWKV.backends("cpu"):
-        pytest.skip("Triton's interpreter is not on")
-    args = arguments(8, 1100, 3.0 / 1100, 0.1, 2.0, channels=3)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and WHY_NO_INTERPRETER:
+        pytest.skip(WHY_NO_INTERPRETER)
+    args = [x.to(device) for x in arguments(8, 1100, 3.0 / 1100, 0.1, 2.0, channels=3)]
     y_true = reference.biwkv(*(x.double() for x in args))
     assert (lalic_kernels.biwkv(*args, backend="triton") - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_specs import SPECS, WHY_NO_INTERPRETER
 
 import lalic_kernels
 from lalic_kernels import info
@@ -32,6 +33,13 @@ def test_knows_nothing_of_the_model() -> None:
     files = list(PACKAGE.rglob("*.py"))
     assert len(files) > 20
     assert not [path for path in files if "lalic" in imports(path)]
+
+
+def test_the_triton_kernels_are_tested_here() -> None:
+    """The contract suite leaves Triton out where it cannot run; this says so in the summary."""
+    if WHY_NO_INTERPRETER and not torch.cuda.is_available():
+        pytest.skip(f"no Triton kernel is run: {WHY_NO_INTERPRETER}")
+    assert all("triton" in spec.backends("cuda" if torch.cuda.is_available() else "cpu") for spec in SPECS)
 
 
 def test_only_kernel_files_import_triton() -> None:
