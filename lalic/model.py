@@ -16,7 +16,7 @@ from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
 from lalic.errors import BitstreamError
 from lalic.nn import checkpoints
 from lalic.nn.bottleneck import EntropyBottleneck
-from lalic.nn.context import SliceStack
+from lalic.nn.context import SliceStack, full_precision
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
 
@@ -162,7 +162,7 @@ class LALIC(nn.Module):
         self._check_picture(x)
         y = self.g_a(_channels_last(x))
         hyper = self.latent_codec.hyper
-        z_hat, z_likelihoods = hyper.entropy_bottleneck(hyper.h_a(y).float())
+        z_hat, z_likelihoods = hyper.entropy_bottleneck(full_precision(hyper.h_a(y)))
         coder = Estimate(y, self.config.groups, self.training)
         y_hat = code_slices(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), coder)
         return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import lalic_kernels
 from lalic.errors import BitstreamError
-from lalic.nn.context import Slice, SliceStack, pack, unpack
+from lalic.nn.context import Slice, SliceStack, full_precision, pack, unpack
 
 
 class SliceCoder(Protocol):
@@ -55,13 +55,14 @@ def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder) -> Tensor:
 
 def _pass(part: Slice, coder: SliceCoder, k: int, parity: int, inputs: Sequence[Tensor]) -> Tensor:
     x = torch.cat(list(inputs), dim=3)
-    scales, means = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3]).float().chunk(2, dim=3)
+    out = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+    scales, means = full_precision(out).chunk(2, dim=3)
     return coder(k, parity, scales, means)
 
 
 class _KnowsLatents:
     def __init__(self, y: Tensor, groups: Sequence[int]):
-        self.slices = y.float().permute(0, 2, 3, 1).split(list(groups), dim=3)
+        self.slices = full_precision(y).permute(0, 2, 3, 1).split(list(groups), dim=3)
 
 
 class Estimate(_KnowsLatents):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lalic.nn.context import LowerBound
+from lalic.nn.context import LowerBound, full_precision
 from lalic_kernels.gaussian.reference import lower_bound
 
 _FILTERS = (1, 3, 3, 3, 3, 1)
@@ -71,7 +71,7 @@ class EntropyBottleneck(nn.Module):
     def likelihood(self, z: Tensor) -> Tensor:
         """Probability of the unit interval round each value, z (B, C, h, w) -> the same shape, at least 1e-9."""
         B, C, h, w = z.shape
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = full_precision(z)
         flat = z.transpose(0, 1).reshape(C, 1, -1)
         # A probability is a difference of close numbers: never in the low precision that autocast would choose.
         with torch.autocast(z.device.type, enabled=False):

@@ -13,6 +13,11 @@ from lalic.config import Config
 from lalic.nn.blocks import RWKVBlock
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64: what is rounded to symbols is never in the low precision of autocast."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def pack(x: Tensor, parity: int) -> Tensor:
     """One colour of the checkerboard. x (B, h, w, C), h and w even -> (B, h, w / 2, C).
 

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of weights, crops and noise (default: 1)")
     parser.add_argument("--bf16", action="store_true", default=None, help="matrix products in bfloat16")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
 
 
@@ -41,13 +42,14 @@ def run(args: argparse.Namespace) -> int:
     for name in ("steps", "batch", "lr", "lmbda"):
         if not getattr(recipe, name) > 0:
             raise LalicError(f"--{name.replace('lmbda', 'lambda')}: expected more than 0, got {getattr(recipe, name)}")
+    device = resolve_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(recipe.seed)
     model = LALIC.from_config(SLIM if args.model == "slim" else FULL)
     start_weights(model)
     crops = Crops(args.data, recipe.patch, recipe.batch, recipe.seed)
-    trainer = Trainer(model, crops, recipe, args.out)
+    trainer = Trainer(model, crops, recipe, args.out, device)
     resumed = f", resumed at step {trainer.step}" if trainer.resume() else ""
     print(f"{model.config.name}: {len(crops)} pictures, {recipe.steps} steps{resumed}; {recipe}")
     trainer.run(save_every=args.save_every)

@@ -71,7 +71,9 @@ def start_weights(model: LALIC) -> None:
 class Trainer:
     """One run in a folder: ``last.pt`` to resume from, ``weights.safetensors`` to use, ``log.csv`` to look at."""
 
-    def __init__(self, model: LALIC, crops: Crops, recipe: Recipe, folder: Path):
+    def __init__(self, model: LALIC, crops: Crops, recipe: Recipe, folder: Path, device: str = "cpu"):
+        self.device = torch.device(device)
+        model = model.to(self.device)
         self.model, self.crops, self.recipe, self.folder = model, crops, recipe, folder
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles")]
         self.weights = [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
@@ -85,10 +87,10 @@ class Trainer:
         self.model.train()
         # Noise depends on the step alone, so that a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        x = self.crops[self.step]
+        x = self.crops[self.step].to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             out = self.model(x)
         parts = rate_distortion(out, x, self.recipe.lmbda)
         loss = float(parts["loss"].detach())
@@ -112,7 +114,7 @@ class Trainer:
 
     def averaged(self) -> LALIC:
         """A copy of the model with the averaged weights and fresh coding tables, in eval mode."""
-        model = LALIC.from_config(self.model.config)
+        model = LALIC.from_config(self.model.config).to(self.device)
         model.load_state_dict(self.model.state_dict())
         trained: list[Tensor] = [
             p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad
@@ -125,7 +127,8 @@ class Trainer:
     def evaluate(self, pictures: list[Tensor]) -> dict[str, float]:
         """Mean loss, bits a pixel (estimated) and PSNR of the averaged weights over pictures."""
         model, sums = self.averaged(), {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
-        for x in pictures:
+        for picture in pictures:
+            x = picture.to(self.device)
             with torch.no_grad():
                 out = model(x)
                 out["x_hat"].clamp_(0, 1)
@@ -165,7 +168,7 @@ class Trainer:
         self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.auxiliary.load_state_dict(state["auxiliary"])
-        self.average = [t.clone() for t in state["average"]]
+        self.average = [t.to(self.device, copy=True) for t in state["average"]]
         self.step = state["step"]
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 from pathlib import Path
 
@@ -82,6 +83,28 @@ def test_symbols_and_sizes_match_published(golden, model, size):
     assert len(lengths) == len(published) == 11
     # Half a percent, and four bytes for a stream's lane; the published coder flushes 4 to 8 bytes a stream itself.
     assert sum(lengths) <= sum(published) * 1.005 + 4 * 11
+
+
+def test_large_keys_and_negative_decays_in_float32_follow_float64(weights, golden):
+    """What a trained model may come to: every decay negative, keys beyond 100, two pictures at once."""
+    hard = dict(weights)
+    for name, value in weights.items():
+        if name.endswith("att.decay"):
+            hard[name] = -value.abs() - 0.5
+        elif name.endswith("att.key.weight"):
+            hard[name] = value * 60
+    x = torch.cat([golden["128/x"], golden["128/x"].flip(2)])
+    model = LALIC.from_state_dict(hard)
+    largest = []
+    for block in (m for m in model.modules() if type(m).__name__ == "SpatialMix"):
+        block.key.register_forward_hook(lambda module, inputs, out: largest.append(float(out.abs().max())))
+    with torch.no_grad():
+        out, exact = model(x), copy.deepcopy(model).double()(x.double())
+    assert max(largest) > 100
+    # Keys of 100 carry an absolute error of 1e-5, which their exponentials turn into a relative one; then a few layers.
+    assert (out["x_hat"] - exact["x_hat"]).abs().max() < TOLERANCE
+    for name in ("y", "z"):
+        assert (out["likelihoods"][name] - exact["likelihoods"][name]).abs().max() < TOLERANCE
 
 
 def test_published_nesting_and_round_trip(model, golden):
