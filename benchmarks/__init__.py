@@ -1,1 +1,1 @@
-"""Measurements; each verifies what it times before it times it."""
+"""Benchmarks: one registry of operations and inputs, each verified against its definition before it is timed."""

@@ -1,23 +1,65 @@
-"""Speed and size of the entropy coder on one core: `python -m benchmarks.rans [--symbols 500000] [--repeats 9]`.
+"""Speed and size of the entropy coder on one core.
 
 Gaussian symbols of mixed scales, 0.8 bit each on average, under the frozen table; and a stream of almost only zeros.
-Each stream is decoded and compared before anything is timed. Times are the best of the repeats, of whole calls:
-argument checks, byte strings and all.
+Each stream is decoded and compared before anything is timed. Times are medians of whole calls: argument checks, byte
+strings and all.
+
+`python -m benchmarks.run rans` measures what is used by default. `python -m benchmarks.rans [--symbols 500000]
+[--repeats 9]` prints every implementation at several lane counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measure import Call, Case, Setting, WrongResult
 from lalic.entropy.tables import gaussian_tables
 from lalic_kernels import rans, scale_table
 
 Section = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+# (name, median scale, spread of its logarithm)
+STREAMS = (("0.8 bit", 0.32, 0.75), ("almost zeros", 0.06, 0.8))
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Encoding and decoding with the default implementation and lane count."""
+    for name, median, spread in STREAMS:
+        yield _case(name, gaussian_section(2_000 if setting.quick else 500_000, median, spread))
+
+
+def _case(name: str, section: Section) -> Case:
+    tables = gaussian_tables()
+    symbols, indexes = section
+    data = rans.encode([section], tables)
+    ideal = rans.ideal_bits(symbols, indexes, tables) / 8
+
+    def decode(stream: bytes = data) -> NDArray[np.int32]:
+        decoder = rans.Decoder(stream, tables)
+        decoded = decoder.decode(indexes)
+        decoder.finish()
+        return decoded
+
+    def check(decoded: NDArray[np.int32]) -> None:
+        if not np.array_equal(decoded, symbols):
+            raise WrongResult("rans: the decoded symbols are not those that were encoded")
+
+    def metrics(seconds: float) -> dict[str, float]:
+        return {"Msymbols/s": 1e-6 * len(symbols) / seconds, "size over ideal": len(data) / ideal}
+
+    return Case(
+        f"{len(symbols)} symbols, {name}",
+        (
+            Call("encode", lambda: rans.encode([section], tables), lambda stream: check(decode(stream)), metrics),
+            Call("decode", decode, check, metrics),
+        ),
+    )
 
 
 def gaussian_section(count: int, median_scale: float, spread: float, seed: int = 0) -> Section:
@@ -29,14 +71,14 @@ def gaussian_section(count: int, median_scale: float, spread: float, seed: int =
     return np.round(rng.normal(0, 1, count) * np.maximum(scales, table[0])).astype(np.int32), indexes
 
 
-def best_time(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` calls."""
+def median_time(call: Callable[[], object], repeats: int) -> float:
+    """Median of `repeats` calls, in seconds."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
-    return min(times)
+    return statistics.median(times)
 
 
 def main() -> None:
@@ -47,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tables = gaussian_tables()
     print(f"{'stream':14}{'backend':9}{'lanes':>6}{'bytes':>9}{'/ ideal':>9}{'encode':>9}{'decode':>9}  Msymbols/s")
-    for name, median, spread in (("0.8 bit", 0.32, 0.75), ("almost zeros", 0.06, 0.8)):
+    for name, median, spread in STREAMS:
         symbols, indexes = section = gaussian_section(arguments.symbols, median, spread)
         ideal = rans.ideal_bits(symbols, indexes, tables) / 8
         for backend in rans.available_backends():
@@ -63,7 +105,7 @@ def main() -> None:
                 decoder.decode(indexes)
                 decoder.finish()
 
-        seconds = best_time(decode, arguments.repeats) / 11
+        seconds = median_time(decode, arguments.repeats) / 11
         print(f"a stream of 100 symbols, {backend}: {1e6 * seconds:.0f} us to open, decode and finish")
 
 
@@ -84,8 +126,8 @@ def measure(
         raise SystemExit(f"{backend} with {lanes} lanes does not decode what it encoded; nothing is timed")
     if backend == "numpy":
         repeats = min(repeats, 2)
-    encoding = best_time(lambda: rans.encode([section], tables, lanes=lanes, backend=backend), repeats)
-    decoding = best_time(decode, repeats)
+    encoding = median_time(lambda: rans.encode([section], tables, lanes=lanes, backend=backend), repeats)
+    decoding = median_time(decode, repeats)
     million = len(symbols) / 1e6
     print(
         f"{name:14}{backend:9}{lanes or 'auto':>6}{len(data):9}{len(data) / ideal:9.4f}"

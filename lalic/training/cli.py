@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, or continue. Returns the exit code."""
     import torch
 
+    from lalic.codec import resolve_device
     from lalic.config import FULL, SLIM
     from lalic.errors import LalicError
     from lalic.model import LALIC

@@ -71,7 +71,7 @@ def start_weights(model: LALIC) -> None:
 class Trainer:
     """One run in a folder: ``last.pt`` to resume from, ``weights.safetensors`` to use, ``log.csv`` to look at."""
 
-    def __init__(self, model: LALIC, crops: Crops, recipe: Recipe, folder: Path, device: str = "cpu"):
+    def __init__(self, model: LALIC, crops: Crops, recipe: Recipe, folder: Path, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
         model = model.to(self.device)
         self.model, self.crops, self.recipe, self.folder = model, crops, recipe, folder
