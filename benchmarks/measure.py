@@ -1,0 +1,224 @@
+"""Verify, then time: the one place where a clock is read.
+
+A `Case` is a handful of calls on the same inputs. Each call's result is checked first; a wrong one raises
+`WrongResult` and nothing of the case is timed. Then all calls run in turn, round after round, in one process, so that
+whatever disturbs the machine disturbs the measured call and its yardstick alike. A ratio is one median over another.
+
+On the CPU a time is the wall clock round one call, the release of its result included. On CUDA it is the time between
+two events in the stream, after the L2 cache was overwritten; calls that wait for the host themselves (`wall_clock`) are
+timed by the clock between two synchronisations.
+
+What a large result costs on a CPU depends on where its memory comes from: pages fresh from the system are zeroed one by
+one at first touch, which can take longer than the arithmetic. `MEMORY` names the states of the allocator to measure in.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Row = dict[str, Any]
+
+# Environment of the measuring process, read by glibc when it starts. Real processes lie between "fresh" and "reused";
+# a short one, and anything above 32 MiB in most, is close to "fresh".
+MEMORY = {
+    "default": {},
+    "fresh": {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)},  # all above 128 KiB is mapped anew, and unmapped when released
+    "reused": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},  # nothing goes back to the system
+}
+
+FLUSH_BYTES = 256 << 20  # more than the L2 cache of any present GPU
+COPY_BYTES = 1 << 30
+
+
+class WrongResult(Exception):
+    """A result that is not the reference's: the call is not timed."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how thoroughly to measure.
+
+    Attributes:
+        device: of the inputs.
+        quick: tiny inputs, two rounds, to see that everything runs.
+        memory: the key of `MEMORY` under whose environment this process was started; a label here.
+    """
+
+    device: torch.device
+    quick: bool = False
+    memory: str = "default"
+
+    @property
+    def rounds(self) -> tuple[int, int, float]:
+        """Least and most rounds, and the seconds after which the least is enough."""
+        return (2, 2, 0.0) if self.quick else (9, 101, 4.0)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Something to time.
+
+    Attributes:
+        name: as it stands in the table.
+        run: the call; its result goes to `check`.
+        check: raises `WrongResult` for a wrong result. None for yardsticks only, which are torch's or a peer's.
+        metrics: more figures from the median, in seconds.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    check: Callable[[Any], None] | None = None
+    metrics: Callable[[float], dict[str, float]] | None = None
+
+    @property
+    def is_yardstick(self) -> bool:
+        return self.check is None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Calls on the same inputs, timed together; every call that is no yardstick gets a ratio to each that is."""
+
+    name: str
+    calls: tuple[Call, ...]
+    wall_clock: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the registry.
+
+    Attributes:
+        name, about: for the command line.
+        cases: builds inputs one case after the other, so that each can be freed in between.
+        devices: where it runs.
+        memory: states of the allocator to measure in on a CPU.
+    """
+
+    name: str
+    about: str
+    cases: Callable[[Setting], Iterator[Case]]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    memory: tuple[str, ...] = ("default",)
+
+
+def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Raise `WrongResult` unless shapes agree and no element is further than `tolerance` (absolute) from `want`."""
+    if got.shape != want.shape:
+        raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
+    error = (got.double() - want.double()).abs().max().item() if got.numel() else 0.0
+    if not error <= tolerance:  # also when it is not a number
+        raise WrongResult(f"{what}: the largest error is {error:.3g}, expected at most {tolerance:.3g}")
+
+
+def measure(entry: str, case: Case, setting: Setting) -> list[Row]:
+    """Rows of one case, its yardsticks included. Raises `WrongResult` before anything is timed."""
+    for call in case.calls:
+        if call.check is not None:
+            call.check(call.run())
+    rounds = _cuda_rounds if setting.device.type == "cuda" and not case.wall_clock else _clock_rounds
+    times, peaks = rounds(case.calls, setting)
+    medians = {call.name: statistics.median(times[call.name]) for call in case.calls}
+    rows = []
+    for call in case.calls:
+        seconds = medians[call.name]
+        low, _, high = statistics.quantiles(times[call.name], n=4)
+        rows.append(
+            {
+                "entry": entry,
+                "memory": setting.memory,
+                "case": case.name,
+                "call": call.name,
+                "yardstick": call.is_yardstick,
+                "seconds": seconds,
+                "quartiles": [low, high],
+                "repeats": len(times[call.name]),
+                "ratios": {}
+                if call.is_yardstick
+                else {other.name: seconds / medians[other.name] for other in case.calls if other.is_yardstick},
+                "metrics": (call.metrics(seconds) if call.metrics else {}) | peaks.get(call.name, {}),
+            }
+        )
+    return rows
+
+
+Times = tuple[dict[str, list[float]], dict[str, dict[str, float]]]
+
+
+def _clock_rounds(calls: Sequence[Call], setting: Setting) -> Times:
+    wait = torch.cuda.synchronize if setting.device.type == "cuda" else lambda: None
+    for call in calls:
+        call.run()
+    times: dict[str, list[float]] = {call.name: [] for call in calls}
+    least, most, enough = setting.rounds
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for done in range(most):
+            if done >= least and time.perf_counter() - start > enough:
+                break
+            for call in calls:
+                wait()
+                begin = time.perf_counter()
+                call.run()
+                wait()
+                times[call.name].append(time.perf_counter() - begin)
+    finally:
+        gc.enable()
+    return times, {}
+
+
+def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
+    """Events are read after all rounds, so that the host runs ahead and its own time does not show."""
+    peaks = {}
+    for call in calls:
+        call.run()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call.run()
+        torch.cuda.synchronize()
+        peaks[call.name] = {"peak MiB": (torch.cuda.max_memory_allocated() - before) / 2**20}
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=setting.device)
+    pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {call.name: [] for call in calls}
+    for _ in range(setting.rounds[1]):
+        for call in calls:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            flush.zero_()
+            begin.record()
+            call.run()
+            end.record()
+            pairs[call.name].append((begin, end))
+    torch.cuda.synchronize()
+    return {name: [1e-3 * a.elapsed_time(b) for a, b in found] for name, found in pairs.items()}, peaks
+
+
+_bandwidth: dict[str, float] = {}
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written together, of copying 1 GiB on a CUDA device; measured once in a process."""
+    key = str(device)
+    if key not in _bandwidth:
+        source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        times, _ = _cuda_rounds((Call("copy", lambda: target.copy_(source)),), Setting(device))
+        _bandwidth[key] = 2 * COPY_BYTES / statistics.median(times["copy"])
+    return _bandwidth[key]
+
+
+def bandwidth_metrics(moved: int, device: torch.device) -> Callable[[float], dict[str, float]] | None:
+    """On CUDA: GB/s counting the bytes an op must move at least, and their share of the copy's. None elsewhere."""
+    if device.type != "cuda":
+        return None
+    peak = copy_bandwidth(device)
+    return lambda seconds: {"GB/s": 1e-9 * moved / seconds, "of copy bandwidth": moved / seconds / peak}

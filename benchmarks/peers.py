@@ -1,0 +1,50 @@
+"""Other people's codecs, as yardsticks where they happen to be installed. Never a dependency.
+
+`pip install --no-deps compressai` into an environment that has torch builds it without replacing torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A codec of somebody else's: tensors (1, 3, H, W) to streams and back."""
+
+    name: str
+    model: Any
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor) -> dict[str, Any]:
+        """Streams of a picture."""
+        return self.model.compress(x)
+
+    @torch.inference_mode()
+    def decode(self, streams: dict[str, Any]) -> Tensor:
+        """The picture of streams."""
+        return self.model.decompress(streams["strings"], streams["shape"])["x_hat"]
+
+
+def mbt2018_mean(device: torch.device) -> Peer | None:
+    """CompressAI's mean-scale hyperprior, quality 6 (N = 192, M = 320), random weights; None if it is not installed.
+
+    Raises ImportError if it is installed but does not import, rather than leaving its rows out silently.
+    """
+    if importlib.util.find_spec("compressai") is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its own, about torch's old names
+        from compressai.zoo import mbt2018_mean as build
+    version = importlib.metadata.version("compressai")
+    torch.manual_seed(0)
+    model = build(quality=6, pretrained=False).eval().to(device)
+    model.update()
+    return Peer(f"CompressAI {version} mbt2018-mean q6", model)
