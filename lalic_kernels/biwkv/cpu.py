@@ -156,10 +156,10 @@ def _chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r
 
 
 @njit(**_OPTIONS)
-def _apply(k, v, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y, den, base):
-    """y = numerator / denominator. With ``den`` of k's shape the denominators, relative to exp(base), are kept too."""
+def _apply(k, v, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y, inv, base):
+    """y = numerator / denominator. With ``inv`` of k's shape 1 / denominator, relative to exp(-base), is kept too."""
     T, C = k.shape[1], k.shape[2]
-    keep = den.shape[1] > 0
+    keep = inv.shape[1] > 0
     per = (T + chunk - 1) // chunk
     p = np.empty((chunk, C), np.float32)
     left1, left2 = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
@@ -199,47 +199,50 @@ def _apply(k, v, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y, de
                 base[item, c] = ref[c]
             for t in range(length):
                 for c in range(C):
-                    den[b, first + t, c] = left2[t, c]
+                    inv[b, first + t, c] = f32(1.0) / left2[t, c]
 
 
 @njit(**_OPTIONS)
-def _gradient_summaries(gy, y, den, base, em1, chunk, start, stop, top, floor, a1, a2, b1, b2):
-    """The transposed sums' chunk summaries: values gy / den and gy y / den, relative to exp(top)."""
+def _gradient_summaries(gy, y, inv, base, em1, chunk, start, stop, top, unit, a1, a2, b1, b2):
+    """The transposed sums' chunk summaries: values gy / den and gy y / den, relative to exp(top).
+
+    ``unit`` takes a chunk's reciprocal denominators to at most one, which is what ``top`` is relative to.
+    """
     T, C = gy.shape[1], gy.shape[2]
     per = (T + chunk - 1) // chunk
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
         length = min(chunk, T - first)
-        low = np.full(C, f32(np.inf))
+        peak, scale = np.zeros(C, np.float32), unit[item]
         for t in range(length):
-            row = den[b, first + t]
+            row = inv[b, first + t]
             for c in range(C):
-                low[c] = min(low[c], row[c])
+                peak[c] = max(peak[c], row[c])
+        for c in range(C):
+            scale[c] = f32(1.0) / peak[c]
+            top[item, c] = math.log(peak[c]) - np.float64(base[item, c])
         x1, x2, y1, y2 = a1[item], a2[item], b1[item], b2[item]
         x1[:] = f32(0.0)
         x2[:] = f32(0.0)
         y1[:] = f32(0.0)
         y2[:] = f32(0.0)
         for t in range(length):
-            g, out, d = gy[b, first + t], y[b, first + t], den[b, first + t]
+            g, out, d = gy[b, first + t], y[b, first + t], inv[b, first + t]
             for c in range(C):
-                q = g[c] * (low[c] / d[c])
+                q = g[c] * (scale[c] * d[c])
                 x1[c] += x1[c] * em1[c] + q
                 x2[c] += x2[c] * em1[c] + q * out[c]
         for t in range(length - 1, -1, -1):
-            g, out, d = gy[b, first + t], y[b, first + t], den[b, first + t]
+            g, out, d = gy[b, first + t], y[b, first + t], inv[b, first + t]
             for c in range(C):
-                q = g[c] * (low[c] / d[c])
+                q = g[c] * (scale[c] * d[c])
                 y1[c] += y1[c] * em1[c] + q
                 y2[c] += y2[c] * em1[c] + q * out[c]
-        for c in range(C):
-            floor[item, c] = low[c]
-            top[item, c] = -np.float64(base[item, c]) - math.log(low[c])
 
 
 @njit(**_OPTIONS)
 def _gradients(
-    k, v, gy, y, den, base, floor, w, em1, eu, chunk, start, stop,
+    k, v, gy, y, inv, base, unit, w, em1, eu, chunk, start, stop,
     ktop, kl1, kl2, klm, kr1, kr2, krm, gtop, gl1, gl2, glm, gr1, gr2, grm, gk, gv, gw, gu,
 ):  # fmt: skip
     """gk, gv per element; gw, gu per chunk. x marks sums of (p v, p), g the transposed sums of (gy, gy y) / den.
@@ -247,13 +250,14 @@ def _gradients(
     The four running sums have an exponent each. The products that are formed (an x-sum from one side with a g-sum from
     the other) are sums of true weights, at most one each, so their exponents cancel. Other pairs are not formed.
     gw uses that (|t - i| - 1) counts the positions strictly between i and t: at each position the x-sum from one side
-    meets the g-sum from the other.
+    meets the g-sum from the other. gk and gv may lie where inv and y do: a chunk is read before it is written.
     """
     T, C = k.shape[1], k.shape[2]
     per = (T + chunk - 1) // chunk
     p = np.empty((chunk, C), np.float32)
     sx1, sx2 = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
     sg1, sg2 = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
+    weighed, outs = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
     x1, x2, g1, g2 = np.empty(C, f32), np.empty(C, f32), np.empty(C, f32), np.empty(C, f32)
     px, pg = np.empty(C, f32), np.empty(C, f32)  # the chunk's own scale inside the running sum
     el, er, diag = np.empty(C, f32), np.empty(C, f32), np.empty(C, f32)
@@ -276,7 +280,7 @@ def _gradients(
             g1[c] = f32(gl1[item, c] * scale)
             g2[c] = f32(gl2[item, c] * scale)
             px[c] = f32(math.exp(ktop[item, c] - xl))
-            pg[c] = f32(math.exp(gtop[item, c] - gl)) * floor[item, c]
+            pg[c] = f32(math.exp(gtop[item, c] - gl)) * unit[item, c]
             el[c] = f32(math.exp(ktop[item, c] + gl))
             er[c] = f32(math.exp(ktop[item, c] + gr))
             fl[c] = f32(math.exp(xl + gr - w[c]))
@@ -287,7 +291,7 @@ def _gradients(
             ul[c] = f32(0.0)
         for t in range(length):
             row, value, weight = k[b, first + t], v[b, first + t], p[t]
-            g, out, d = gy[b, first + t], y[b, first + t], den[b, first + t]
+            g, out, d = gy[b, first + t], y[b, first + t], inv[b, first + t]
             o1, o2, q1, q2 = sx1[t], sx2[t], sg1[t], sg2[t]
             for c in range(C):
                 e = _exp(row[c] - top[c])
@@ -297,12 +301,15 @@ def _gradients(
                 x = e * px[c]
                 x1[c] += x1[c] * em1[c] + x * value[c]
                 x2[c] += x2[c] * em1[c] + x
+            own, kept = weighed[t], outs[t]
             for c in range(C):
                 q1[c] = g1[c]
                 q2[c] = g2[c]
-                q = g[c] * (pg[c] / d[c])
+                own[c] = g[c] * d[c]
+                kept[c] = out[c]
+                q = own[c] * pg[c]
                 g1[c] += g1[c] * em1[c] + q
-                g2[c] += g2[c] * em1[c] + q * out[c]
+                g2[c] += g2[c] * em1[c] + q * kept[c]
         for c in range(C):
             xr = max(ktop[item, c], krm[item, c])
             gr = max(gtop[item, c], grm[item, c])
@@ -313,10 +320,9 @@ def _gradients(
             g1[c] = f32(gr1[item, c] * scale)
             g2[c] = f32(gr2[item, c] * scale)
             px[c] = f32(math.exp(ktop[item, c] - xr))
-            pg[c] = f32(math.exp(gtop[item, c] - gr)) * floor[item, c]
+            pg[c] = f32(math.exp(gtop[item, c] - gr)) * unit[item, c]
         for t in range(length - 1, -1, -1):
-            value, weight = v[b, first + t], p[t]
-            g, out, d = gy[b, first + t], y[b, first + t], den[b, first + t]
+            value, weight, own, out = v[b, first + t], p[t], weighed[t], outs[t]
             o1, o2, q1, q2 = sx1[t], sx2[t], sg1[t], sg2[t]
             ok, ov = gk[b, first + t], gv[b, first + t]
             for c in range(C):
@@ -325,16 +331,16 @@ def _gradients(
                 wr[c] += x1[c] * q1[c] - x2[c] * q2[c]
                 s1 = e * (q1[c] * el[c] + g1[c] * er[c])
                 s2 = e * (q2[c] * el[c] + g2[c] * er[c])
-                own = diag[c] * e / d[c] * g[c]
-                own_k = own * (value[c] - out[c])
-                ul[c] += own_k
-                ov[c] = s1 + own
-                ok[c] = value[c] * s1 - s2 + own_k
+                direct = diag[c] * e * own[c]
+                direct_k = direct * (value[c] - out[c])
+                ul[c] += direct_k
+                ov[c] = s1 + direct
+                ok[c] = value[c] * s1 - s2 + direct_k
             for c in range(C):
                 x = weight[c] * px[c]
                 x1[c] += x1[c] * em1[c] + x * value[c]
                 x2[c] += x2[c] * em1[c] + x
-                q = g[c] * (pg[c] / d[c])
+                q = own[c] * pg[c]
                 g1[c] += g1[c] * em1[c] + q
                 g2[c] += g2[c] * em1[c] + q * out[c]
         for c in range(C):
@@ -375,17 +381,17 @@ def _forward(w, u, k, v, keep: bool):  # type: ignore[no-untyped-def]
     B, T, C, chunk, per, w64, em1, eu, least = _prepare(w, u, k)
     kn, vn = k.detach().numpy(), v.detach().numpy()
     y = torch.empty_like(k)
-    den = np.empty(k.shape if keep else (1, 0, C), np.float32)
+    inv = np.empty(k.shape if keep else (1, 0, C), np.float32)
     base = np.empty((B * per if keep else 1, C), np.float32)
     x = _States(B * per, C)
     run_ranges(lambda i, j: _summaries(kn, vn, em1, chunk, i, j, x.top, *x.sums), B * per, least=least)
     x.chain(w64, chunk, T, per, B)
     run_ranges(
-        lambda i, j: _apply(kn, vn, em1, eu, chunk, i, j, x.top, *x.entering, y.numpy(), den, base),
+        lambda i, j: _apply(kn, vn, em1, eu, chunk, i, j, x.top, *x.entering, y.numpy(), inv, base),
         B * per,
         least=least,
     )
-    return y, x, den, base
+    return y, x, inv, base
 
 
 def forward(w: torch.Tensor, u: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -405,29 +411,29 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(gw (C,), gu (C,), gk (B, T, C), gv (B, T, C)) float32; same inputs as ``forward`` and the gradient of y.
 
-    The forward sums are recomputed. Work space: y and the denominators, each the size of k. Deterministic: per-chunk
-    parts of gw and gu are added in a fixed order in float64.
+    The forward sums are recomputed. No work space of k's size: y and the reciprocal denominators live where gv and gk
+    will be. Deterministic: per-chunk parts of gw and gu are added in a fixed order in float64.
     """
     if k.numel() == 0:
         return torch.zeros_like(w), torch.zeros_like(u), torch.empty_like(k), torch.empty_like(v)
     if k.shape[1] == 1:
         return torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), gy.clone()
     B, T, C, chunk, per, w64, em1, eu, least = _prepare(w, u, k)
-    y, x, den, base = _forward(w, u, k, v, keep=True)
+    y, x, inv, base = _forward(w, u, k, v, keep=True)
     kn, vn, gn, yn = k.detach().numpy(), v.detach().numpy(), gy.detach().numpy(), y.numpy()
-    floor = np.empty((B * per, C), np.float32)
+    unit = np.empty((B * per, C), np.float32)
     g = _States(B * per, C)
     run_ranges(
-        lambda i, j: _gradient_summaries(gn, yn, den, base, em1, chunk, i, j, g.top, floor, *g.sums),
+        lambda i, j: _gradient_summaries(gn, yn, inv, base, em1, chunk, i, j, g.top, unit, *g.sums),
         B * per,
         least=least,
     )
     g.chain(w64, chunk, T, per, B)
-    gk, gv = torch.empty_like(k), torch.empty_like(v)
+    gk, gv = torch.from_numpy(inv), y  # both are read for the last time where the gradients are written
     gw, gu = np.empty((B * per, C), np.float32), np.empty((B * per, C), np.float32)
     run_ranges(
         lambda i, j: _gradients(
-            kn, vn, gn, yn, den, base, floor, w64, em1, eu, chunk, i, j,
+            kn, vn, gn, yn, inv, base, unit, w64, em1, eu, chunk, i, j,
             x.top, *x.entering, g.top, *g.entering, gk.numpy(), gv.numpy(), gw, gu,
         ),
         B * per,
