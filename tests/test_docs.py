@@ -1,0 +1,165 @@
+"""What the documents say can be done: their Python compiles, their commands parse, the examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import lalic_kernels
+from lalic import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+PYTHON = ("python", "py")
+SHELL = ("console", "sh", "shell", "bash")
+FENCE = re.compile(r"^(```+|~~~+)[ \t]*([\w-]*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def text_of(document: str) -> str:
+    path = ROOT / document
+    assert path.is_file(), f"{document} is missing from the repository"
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(document: str, languages: tuple[str, ...]) -> list[tuple[int, str]]:
+    """(line of the fence, content) of the fenced blocks in one of the languages."""
+    text = text_of(document)
+    return [
+        (text.count("\n", 0, match.start()) + 1, match[3]) for match in FENCE.finditer(text) if match[2] in languages
+    ]
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """Words of each command of a shell block: prompts and comments taken off, continued lines joined.
+
+    Where a block has prompts, lines without one are output.
+    """
+    lines = block.replace("\\\n", " ").splitlines()
+    if any(line.startswith("$ ") for line in lines):
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+def all_commands() -> list[tuple[str, list[str]]]:
+    """(where, words) of every command of every document."""
+    return [
+        (f"{document}:{line}", words)
+        for document in DOCUMENTS
+        for line, block in blocks(document, SHELL)
+        for words in commands(block)
+    ]
+
+
+def problem(words: list[str]) -> str | None:
+    """What is wrong with a command of ours, None if nothing is or it is somebody else's. Nothing is run."""
+    if words[0] == "lalic":
+        try:
+            cli._build_parser("train" in words[1:2]).parse_args(words[1:])
+        except SystemExit as stop:
+            if stop.code:
+                return f"`{shlex.join(words)}` is not what the command line takes"
+    elif words[0] == "make":
+        makefile = text_of("Makefile")
+        for word in words[1:]:
+            if re.fullmatch(r"[\w-]+", word) and not re.search(rf"^{word}:", makefile, re.MULTILINE):
+                return f"`{shlex.join(words)}`: the Makefile has no target {word}"
+            name = re.match(r"(\w+)=", word)
+            if name and not re.search(rf"^{name[1]} \?=", makefile, re.MULTILINE):
+                return f"`{shlex.join(words)}`: the Makefile has no variable {name[1]}"
+    elif words[0] in ("python", "python3") and words[1:2] == ["-m"]:
+        module = words[2]
+        if module.partition(".")[0] in ("lalic", "lalic_kernels", "benchmarks"):
+            path = ROOT.joinpath(*module.split("."))
+            if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
+                return f"`{shlex.join(words)}`: there is no module {module}"
+    return None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_fences_are_closed(document: str) -> None:
+    fences = re.findall(r"^(?:```|~~~)", text_of(document), re.MULTILINE)
+    assert len(fences) == 2 * len(FENCE.findall(text_of(document)))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_compile(document: str) -> None:
+    for line, block in blocks(document, PYTHON):
+        compile("\n" * line + block, document, "exec")  # the line in a SyntaxError is the document's
+
+
+def test_names_in_the_readme_exist() -> None:
+    """`lalic.x` and `lalic_kernels.x` in its Python blocks are there, so a renamed function does not stay in it."""
+    seen = set()
+    for _, block in blocks("README.md", PYTHON):
+        for package, name in re.findall(r"(?<![\w.\"'])(lalic(?:_kernels)?)\.(\w+)", block):
+            seen.add(f"{package}.{name}")
+            assert hasattr(importlib.import_module(package), name), f"README.md uses {package}.{name}"
+    assert seen, "README.md shows no Python at all"
+
+
+def test_commands_are_real() -> None:
+    found = all_commands()
+    ours = {words[0] for _, words in found}
+    assert {"lalic", "make"} <= ours, f"README.md shows commands of {sorted(ours)} only"
+    wrong = [f"{where}: {sentence}" for where, words in found if (sentence := problem(words))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_first_commands_are_the_two_that_suffice() -> None:
+    """A newcomer needs `make demo` and `make test`, so they stand first."""
+    _, first = blocks("README.md", SHELL)[0]
+    assert [" ".join(words) for words in commands(first)][:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lalic compres photo.png",
+        "lalic compress",
+        "lalic compress photo.png --quality 3",
+        "lalic train",
+        "make everything",
+        "make demo TORCHES=torch",
+        "python -m lalic_kernels.information",
+        "python -m benchmarks.race",
+    ],
+)
+def test_a_wrong_command_is_seen(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = commands(f"$ {line}   # a comment\noutput of it\n")
+    assert words == line.split()
+    assert problem(words)
+
+
+def test_a_block_without_prompts_is_all_commands() -> None:
+    assert list(commands("# first\nmake demo\nlalic info \\\n  a.lalic\n")) == [
+        ["make", "demo"],
+        ["lalic", "info", "a.lalic"],
+    ]
+
+
+# Docstrings
+
+NEEDS_EXAMPLE = ("biwkv", "token_shift", "entropy_params")
+
+
+@pytest.mark.parametrize("name", [*lalic_kernels.__all__, "rans"])
+def test_examples_of_public_functions_run(name: str) -> None:
+    subject = getattr(lalic_kernels, name) if name != "rans" else importlib.import_module("lalic_kernels.rans")
+    assert subject.__doc__, f"lalic_kernels.{name} has no docstring"
+    space = {"torch": torch} | {public: getattr(lalic_kernels, public) for public in lalic_kernels.__all__}
+    test = doctest.DocTestParser().get_doctest(subject.__doc__, space, f"lalic_kernels.{name}", None, None)
+    assert test.examples or name not in NEEDS_EXAMPLE, f"lalic_kernels.{name} shows no example"
+    heard: list[str] = []
+    result = doctest.DocTestRunner(verbose=False).run(test, out=heard.append)
+    assert not result.failed, "".join(heard)
