@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from lalic.errors import LalicError
 from lalic.files import STREAM, Job, PlanError, plan, write_atomic
+from lalic.memory import keep_memory
 
 __all__ = ["main"]
 
@@ -166,7 +167,8 @@ def _sentence(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {line[:300]}"
 
 
-def _set_threads(threads: int | None) -> None:
+def _set_up_process(threads: int | None) -> None:
+    keep_memory()
     if threads is None:
         return
     os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)  # read when they are imported
@@ -180,7 +182,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     A device or checkpoint that cannot be had is said here, once, and not for each file.
     """
-    _set_threads(args.threads)
+    _set_up_process(args.threads)
     from lalic import codec
 
     device = codec.resolve_device(args.device)
@@ -355,7 +357,7 @@ _INFO = """{file}
 
 
 def _demo(args: argparse.Namespace) -> int:
-    _set_threads(args.threads)
+    _set_up_process(args.threads)
     from lalic import demo
 
     demo.run(args.out_dir, device=args.device)

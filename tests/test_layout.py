@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic_kernels": set(),
     "lalic.errors": set(),
     "lalic.config": set(),
+    "lalic.memory": set(),
     "lalic.files": {"lalic.errors"},
     "lalic.weights": {"lalic.errors"},
     "lalic.nn": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.files"},
@@ -37,12 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.demo": {"lalic.errors", "lalic.files", "lalic.bitstream", "lalic.images", "lalic.zoo", "lalic.codec"},
     "lalic.training": {
         "lalic_kernels", "lalic.config", "lalic.errors", "lalic.files", "lalic.nn", "lalic.entropy", "lalic.model",
-        "lalic.zoo", "lalic.images", "lalic.codec",
+        "lalic.zoo", "lalic.images", "lalic.codec", "lalic.memory",
     },
     "lalic.cli": {
-        "lalic.config", "lalic.errors", "lalic.files", "lalic.bitstream", "lalic.images", "lalic.zoo", "lalic.codec",
-        "lalic.demo", "lalic.training",
+        "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.images", "lalic.zoo",
+        "lalic.codec", "lalic.demo", "lalic.training",
     },
+    "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.
     "lalic": {"lalic.codec", "lalic.errors", "lalic.model", "lalic.zoo"},
 }  # fmt: skip

@@ -6,6 +6,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from lalic.memory import keep_memory
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `lalic train`; needs no torch."""
@@ -29,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, or continue. Returns the exit code."""
     import torch
 
+    keep_memory()
     from lalic.codec import resolve_device
     from lalic.config import FULL, SLIM
     from lalic.errors import LalicError

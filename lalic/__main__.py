@@ -1,0 +1,7 @@
+"""`python -m lalic` is the command `lalic`."""
+
+import sys
+
+from lalic.cli import main
+
+sys.exit(main())

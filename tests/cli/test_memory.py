@@ -1,0 +1,39 @@
+"""The allocator setting: what it does to a process, seen from that process."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+MIB = 256
+PROBE = f"""
+import resource, sys, torch
+from lalic.memory import keep_memory
+said = keep_memory() if sys.argv[1] == "keep" else None
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+
+before = resident()
+large = torch.ones({MIB} << 18)
+del large
+print(said, resident() - before)
+"""
+
+
+def probe(how: str) -> tuple[str, int]:
+    out = subprocess.run([sys.executable, "-c", PROBE, how], capture_output=True, text=True, check=True).stdout
+    said, kept = out.split()
+    return said, int(kept)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc on Linux"
+)
+def test_freed_memory_stays_with_the_process():
+    assert probe("default")[1] < MIB // 2
+    said, kept = probe("keep")
+    assert said == "True" and kept >= MIB - 8
