@@ -1,19 +1,61 @@
-"""Triton kernels of BiWKV's forward: sums of chunks, running sums over chunks, rows. Arithmetic is float32.
+"""Triton kernels of BiWKV's forward: factors, sums of chunks, running sums over chunks, rows. float32 arithmetic.
 
-Tensors are contiguous, tokens major: k, v, y are (B, T, C). A state buffer is float32 (2, 3, B, chunks, C): direction
-(0 going right, 1 going left), then numerator a, denominator b, exponent e, meaning (a, b) * exp(e).
+Tensors are contiguous, tokens major: k, v, y are (B, T, C). A chunk has 4 GROUPS tokens; a thread takes the four tokens
+of a group times as many channels as 16 bytes hold, so that most of a running sum needs no other thread.
+
+* `factors` is float32 (2 GROUPS + 4, C), with n = 4 tokens a group, L = 4 GROUPS, |w| L <= 20:
+  rows U(g) = exp(n w (g - o)) and W(g) = exp(-n w (g - o')), where o, o' = GROUPS, 0 for w >= 0, else 0, GROUPS,
+  so that none exceeds one; then exp(-w), kappa = exp(n w + |w| L), exp(u), and whether this block of channels takes the
+  fast form (1) or the logarithmic one (0). kappa U(g) W(h) = exp(-n w (h - 1 - g)): the weight of group g seen from h.
+* `sums` and `entering` are float32 (6, B, chunks, C): numerator a, denominator b, exponent e, meaning (a, b) exp(e), of
+  what goes right and of what goes left. README.md has the equations.
 """
 
 import triton
 import triton.language as tl
 
-from lalic_kernels._core.triton_helpers import merge_states
+from lalic_kernels.biwkv.kernels_log import log_chunk_sums, log_row
 
 # The exponent of "nothing": finite, so that differences stay numbers, and below any key that is not itself absurd.
 NOTHING = tl.constexpr(-1.0e38)
+# The fast form's range: max|w| times the tokens of a chunk, and max|u|.
+RANGE = tl.constexpr(20.0)
 
 # A size of one must stay a number with a type, not become a compile-time constant.
-_SIZES = ["tokens", "channels", "chunks", "plane"]
+_SIZES = ["tokens", "channels", "chunks"]
+
+
+@triton.jit(do_not_specialize=["channels"])
+def factors_kernel(
+    w_ptr,  # (C,) float32
+    u_ptr,  # (C,) float32
+    factors_ptr,  # (2 GROUPS + 4, C) float32, written
+    channels,  # C
+    GROUPS: tl.constexpr,
+    PER_GROUP: tl.constexpr,  # tokens a group
+    BLOCK_C: tl.constexpr,
+):
+    """The powers of exp(w) that all programs share, from float64, and each block's form. Grid (blocks of C,)."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_in = c < channels
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0)
+    u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+    within = (tl.abs(w) * (PER_GROUP * GROUPS) <= RANGE) & (tl.abs(u) <= RANGE)  # a NaN is not
+    fast = tl.min(within.to(tl.int32), axis=0)
+    w = tl.where(within, w, 0.0).to(tl.float64) * PER_GROUP
+    u = tl.where(within, u, 0.0).to(tl.float64)
+    g = tl.arange(0, GROUPS)[:, None].to(tl.float64)
+    start_up = tl.where(w >= 0, GROUPS, 0).to(tl.float64)
+    start_down = GROUPS - start_up
+    place = factors_ptr + tl.arange(0, GROUPS)[:, None] * channels + c[None, :]
+    inside = c_in[None, :] & (g >= 0)
+    tl.store(place, tl.exp(w[None, :] * (g - start_up[None, :])).to(tl.float32), mask=inside)
+    tl.store(place + GROUPS * channels, tl.exp(-w[None, :] * (g - start_down[None, :])).to(tl.float32), mask=inside)
+    last = factors_ptr + 2 * GROUPS * channels + c
+    tl.store(last, tl.exp(-w / PER_GROUP).to(tl.float32), mask=c_in)
+    tl.store(last + channels, tl.exp(w + tl.abs(w) * GROUPS).to(tl.float32), mask=c_in)
+    tl.store(last + 2 * channels, tl.exp(u).to(tl.float32), mask=c_in)
+    tl.store(last + 3 * channels, tl.where(c_in, fast, 0).to(tl.float32), mask=c_in)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -21,75 +63,231 @@ def chunk_sums_kernel(
     w_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
     v_ptr,  # (B, T, C)
-    state_ptr,  # (2, 3, B, chunks, C) float32, written
+    factors_ptr,  # (2 GROUPS + 4, C) float32
+    sums_ptr,  # (6, B, chunks, C) float32, written
     tokens,  # T
     channels,  # C
     chunks,
     plane,  # B * chunks * C
-    CHUNK: tl.constexpr,
+    GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    VEC: tl.constexpr,  # C is a multiple of it
+    FAST_ONLY: tl.constexpr,  # leaves the logarithmic form out, to count instructions
 ):
-    """Each chunk's sum as the chunk to its right sees it, and as the one to its left does.
+    """Each chunk's sum as the first token after it sees it, and as the last token before it does.
 
-    Going right a token i of the chunk is CHUNK - 1 - i steps further than the nearest, going left i steps.
-    Grid (B * chunks, blocks of C).
+    The fast form leaves out kappa W(GROUPS) and kappa U(-1), which the scan puts in. Grid (blocks of C, B * chunks).
     """
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % chunks
-    item = program // chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    LENGTH: tl.constexpr = 4 * GROUPS
+    channels = (channels // VEC) * VEC
+    first = tl.program_id(0) * BLOCK_C
+    c = first + tl.arange(0, BLOCK_C)
     c_in = c < channels
+    program = tl.program_id(1).to(tl.int64)
+    chunk = program % chunks
+    start = (program // chunks * tokens + chunk * LENGTH) * channels
+    left = (tokens - chunk * LENGTH).to(tl.int32)  # tokens from the chunk's first one on
     w = tl.load(w_ptr + c, mask=c_in, other=0.0)
-    row = tl.arange(0, CHUNK)
-    token = chunk * CHUNK + row
-    inside = (token < tokens)[:, None] & c_in[None, :]
-    offset = (item * tokens + token)[:, None] * channels + c[None, :]
-    k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    place = program * channels + c
-    for direction in tl.static_range(2):
-        if direction == 0:
-            decay = (CHUNK - 1 - row)[:, None].to(tl.float32) * w[None, :]
-        else:
-            decay = row[:, None].to(tl.float32) * w[None, :]
-        e = tl.max(tl.where(inside, k - decay, NOTHING), axis=0)
-        p = tl.where(inside, tl.exp(tl.minimum((k - e[None, :]) - decay, 1.0)), 0.0)
-        base = state_ptr + direction * 3 * plane.to(tl.int64) + place
-        tl.store(base, tl.sum(p * v, axis=0), mask=c_in)
-        tl.store(base + plane, tl.sum(p, axis=0), mask=c_in)
-        tl.store(base + 2 * plane.to(tl.int64), e, mask=c_in)
+    out = sums_ptr + program * channels + c
+    plane = plane.to(tl.int64)
+    if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
+        g = tl.arange(0, GROUPS)
+        offset = (4 * g)[:, None] * channels + c[None, :]
+        in0 = (4 * g < left)[:, None] & c_in[None, :]
+        in1 = (4 * g + 1 < left)[:, None] & c_in[None, :]
+        in2 = (4 * g + 2 < left)[:, None] & c_in[None, :]
+        in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
+        k_ptr += start
+        v_ptr += start
+        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)
+        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
+        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
+        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
+        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+        table = g[:, None] * channels + c[None, :]
+        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)
+        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=0.0)
+        step = tl.load(factors_ptr + 2 * GROUPS * channels + c, mask=c_in, other=0.0)[None, :]
+        # Where weights grow with distance, room for their growth, so that no sum exceeds that of |v|.
+        e = tl.max(tl.maximum(tl.maximum(k0, k1), tl.maximum(k2, k3)), axis=0) + tl.maximum(-w, 0.0) * LENGTH
+        e = tl.where(c_in, e, 0.0)
+        p0 = tl.exp(k0 - e[None, :])
+        p1 = tl.exp(k1 - e[None, :])
+        p2 = tl.exp(k2 - e[None, :])
+        p3 = tl.exp(k3 - e[None, :])
+        tl.store(out + plane, tl.sum((((p0 * step + p1) * step + p2) * step + p3) * up, axis=0), mask=c_in)
+        tl.store(out + 4 * plane, tl.sum((((p3 * step + p2) * step + p1) * step + p0) * down, axis=0), mask=c_in)
+        p0 *= v0
+        p1 *= v1
+        p2 *= v2
+        p3 *= v3
+        tl.store(out, tl.sum((((p0 * step + p1) * step + p2) * step + p3) * up, axis=0), mask=c_in)
+        tl.store(out + 3 * plane, tl.sum((((p3 * step + p2) * step + p1) * step + p0) * down, axis=0), mask=c_in)
+        tl.store(out + 2 * plane, e, mask=c_in)
+        tl.store(out + 5 * plane, e, mask=c_in)
+    else:
+        log_chunk_sums(w, k_ptr + start, v_ptr + start, out, plane, left, channels, c, c_in, LENGTH, BLOCK_C)
+
+
+@triton.jit
+def _max_before(inclusive, before, inclusive_here, before_here):
+    """Running maximum, with and without the last element."""
+    return tl.maximum(inclusive, inclusive_here), tl.maximum(inclusive, before_here)
+
+
+@triton.jit
+def _recurrence(f, a, b, f_here, a_here, b_here):
+    """s -> f s + (a, b), twice."""
+    return f * f_here, a * f_here + a_here, b * f_here + b_here
+
+
+@triton.jit
+def running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Inclusive running sums of states along axis 0, [PIECE, BLOCK_C] float64, after a carried one; and the new carry.
+
+    Each place costs a decay of `decay` [BLOCK_C]. With x_j = e_j + j decay and X its running maximum, the sum at j is
+    sum_i (a_i, b_i) exp(x_i - X_j) times exp(X_j - j decay): a recurrence of factors exp(X_{j-1} - X_j) <= 1.
+    """
+    j = tl.arange(0, PIECE)[:, None].to(tl.float64)
+    x = e + j * decay[None, :]
+    before = tl.full([PIECE, BLOCK_C], NOTHING, tl.float64)
+    top, top_before = tl.associative_scan((x, before), 0, _max_before)
+    carried = (e_carry - decay)[None, :]
+    top = tl.maximum(top, carried)
+    top_before = tl.maximum(top_before, carried)
+    here = tl.exp(x - top)
+    f, a, b = tl.associative_scan((tl.exp(top_before - top), a * here, b * here), 0, _recurrence)
+    a += f * a_carry[None, :]
+    b += f * b_carry[None, :]
+    e = top - j * decay[None, :]
+    last = j == PIECE - 1
+    a_carry = tl.sum(tl.where(last, a, 0.0), axis=0)
+    b_carry = tl.sum(tl.where(last, b, 0.0), axis=0)
+    e_carry = tl.sum(tl.where(last, e, 0.0), axis=0)
+    return a, b, e, a_carry, b_carry, e_carry
 
 
 @triton.jit(do_not_specialize=_SIZES[1:])
 def chunk_scan_kernel(
     w_ptr,  # (C,) float32
-    state_ptr,  # (2, 3, B, chunks, C) float32, read and written in place
+    u_ptr,  # (C,) float32
+    factors_ptr,  # (2 GROUPS + 4, C) float32
+    sums_ptr,  # (6, B, chunks, C) float32
+    entering_ptr,  # (6, B, chunks, C) float32, written
+    own_ptr,  # (6, B, chunks, C) float32, written if KEEP_OWN: an exponent for each direction
     channels,  # C
     chunks,
     plane,  # B * chunks * C
-    CHUNK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PER_GROUP: tl.constexpr,  # tokens a group of the sums
+    FOLDED: tl.constexpr,  # tokens a group of the rows
+    KEEP_OWN: tl.constexpr,
+    PIECE: tl.constexpr,  # chunks at a time
     BLOCK_C: tl.constexpr,
 ):
-    """Replace every chunk's sum by the sum of all chunks before it in its direction. Grid (B, blocks of C, 2)."""
+    """What enters each chunk from its left and from its right. float64: a float32 factor a chunk would drift.
+
+    For blocks of the fast form both come relative to one exponent, which bounds every weight of the chunk's rows by
+    one, and times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
+    """
+    LENGTH: tl.constexpr = PER_GROUP * GROUPS
     item = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
-    direction = tl.program_id(2)
-    decay = tl.load(w_ptr + c, mask=c_in, other=0.0) * CHUNK
-    base = state_ptr + direction * 3 * plane.to(tl.int64) + item * chunks * channels + c
-    a = tl.zeros([BLOCK_C], tl.float32)
-    b = tl.zeros([BLOCK_C], tl.float32)
-    e = tl.full([BLOCK_C], NOTHING, tl.float32)
-    for step in range(chunks):
-        chunk = tl.where(direction == 0, step, chunks - 1 - step)
-        place = base + chunk.to(tl.int64) * channels
-        a_here = tl.load(place, mask=c_in, other=0.0)
-        b_here = tl.load(place + plane, mask=c_in, other=0.0)
-        e_here = tl.load(place + 2 * plane.to(tl.int64), mask=c_in, other=NOTHING)
-        tl.store(place, a, mask=c_in)
-        tl.store(place + plane, b, mask=c_in)
-        tl.store(place + 2 * plane.to(tl.int64), e, mask=c_in)
-        a, b, e = merge_states(a, b, e, a_here, b_here, e_here, decay)
+    w32 = tl.load(w_ptr + c, mask=c_in, other=0.0)
+    fast = tl.load(factors_ptr + (2 * GROUPS + 3) * channels + c, mask=c_in, other=0.0) > 0.5
+    decay = w32.to(tl.float64) * LENGTH
+    near = tl.where(fast, w32, 0.0).to(tl.float64)
+    growth = tl.maximum(-near, 0.0) * LENGTH
+    shrink = tl.maximum(near, 0.0) * LENGTH
+    from_left = tl.exp(-near * PER_GROUP - shrink)  # U(-1)
+    from_right = tl.exp(-shrink)  # W(GROUPS)
+    kappa = tl.exp(near * PER_GROUP + tl.abs(near) * LENGTH)
+    to_right = tl.where(fast, kappa * from_right, 1.0)[None, :]
+    to_left = tl.where(fast, kappa * from_left, 1.0)[None, :]
+    from_left = tl.exp(-near * FOLDED - shrink)
+    room = growth + tl.maximum(tl.load(u_ptr + c, mask=c_in, other=0.0), 0.0).to(tl.float64)
+    plane = plane.to(tl.int64)
+    base = item * chunks * channels + c[None, :]
+    row = tl.arange(0, PIECE)[:, None]
+
+    a_carry = tl.zeros([BLOCK_C], tl.float64)
+    b_carry = tl.zeros([BLOCK_C], tl.float64)
+    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    for start in range(0, chunks, PIECE):
+        j = start + row
+        mask = (j >= 1) & (j < chunks) & c_in[None, :]
+        source = sums_ptr + base + (j - 1).to(tl.int64) * channels
+        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_right
+        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_right
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)
+        a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
+        e32 = e.to(tl.float32)
+        scale = tl.exp(e - e32.to(tl.float64))
+        target = entering_ptr + base + j.to(tl.int64) * channels
+        mask = (j < chunks) & c_in[None, :]
+        tl.store(target, (a * scale).to(tl.float32), mask=mask)
+        tl.store(target + plane, (b * scale).to(tl.float32), mask=mask)
+        tl.store(target + 2 * plane, e32, mask=mask)
+        if KEEP_OWN:
+            target = own_ptr + base + j.to(tl.int64) * channels
+            tl.store(target, (a * scale).to(tl.float32), mask=mask)
+            tl.store(target + plane, (b * scale).to(tl.float32), mask=mask)
+            tl.store(target + 2 * plane, e32, mask=mask)
+    tl.debug_barrier()  # other threads of this program read what was just written
+
+    a_carry = tl.zeros([BLOCK_C], tl.float64)
+    b_carry = tl.zeros([BLOCK_C], tl.float64)
+    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    for start in range(0, chunks, PIECE):
+        j = chunks - 1 - start - row
+        mask = (j >= 0) & (j < chunks - 1) & c_in[None, :]
+        source = sums_ptr + 3 * plane + base + (j + 1).to(tl.int64) * channels
+        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_left
+        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_left
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)
+        a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
+        mask = (j >= 0) & c_in[None, :]
+        here = base + j.to(tl.int64) * channels
+        target = entering_ptr + here
+        a_left = tl.load(target, mask=mask, other=0.0)
+        b_left = tl.load(target + plane, mask=mask, other=0.0)
+        e_left = tl.load(target + 2 * plane, mask=mask, other=0.0)
+        own = tl.load(sums_ptr + 2 * plane + here, mask=mask, other=0.0)
+        if KEEP_OWN:
+            e32 = e.to(tl.float32)
+            scale = tl.exp(e - e32.to(tl.float64))
+            tl.store(own_ptr + here + 3 * plane, (a * scale).to(tl.float32), mask=mask)
+            tl.store(own_ptr + here + 4 * plane, (b * scale).to(tl.float32), mask=mask)
+            tl.store(own_ptr + here + 5 * plane, e32, mask=mask)
+        # `own` holds the growth already.
+        wide = tl.maximum(tl.maximum(e, e_left.to(tl.float64)) + growth[None, :], own.to(tl.float64))
+        ref = (wide + (room - growth)[None, :]).to(tl.float32)
+        e_right = tl.where(fast[None, :], ref, e.to(tl.float32))
+        scale = tl.exp(tl.minimum(e - e_right.to(tl.float64), 1.0)) * tl.where(fast, from_right, 1.0)[None, :]
+        tl.store(target + 3 * plane, (a * scale).to(tl.float32), mask=mask)
+        tl.store(target + 4 * plane, (b * scale).to(tl.float32), mask=mask)
+        tl.store(target + 5 * plane, e_right, mask=mask)
+        e_new = tl.where(fast[None, :], ref, e_left)
+        scale = tl.exp(e_left.to(tl.float64) - e_new.to(tl.float64)) * tl.where(fast, from_left, 1.0)[None, :]
+        tl.store(target, (a_left * scale).to(tl.float32), mask=mask)
+        tl.store(target + plane, (b_left * scale).to(tl.float32), mask=mask)
+        tl.store(target + 2 * plane, e_new, mask=mask)
+
+
+@triton.jit
+def sums_before(a, a_before, b, b_before, a_here, a_before_here, b_here, b_before_here):
+    """Two running sums, each with and without the last element: no subtraction, so no cancellation."""
+    return a + a_here, a + a_before_here, b + b_here, b + b_before_here
+
+
+@triton.jit
+def _sigmoid(x):
+    z = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, z) / (1.0 + z)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -98,64 +296,119 @@ def rows_kernel(
     u_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
     v_ptr,  # (B, T, C)
-    state_ptr,  # (2, 3, B, chunks, C) float32
+    gate_ptr,  # (B, T, C), read only if GATED
+    factors_ptr,  # (2 GROUPS + 4, C) float32
+    entering_ptr,  # (6, B, chunks, C) float32
     y_ptr,  # (B, T, C), written
     tokens,  # T
     channels,  # C
     chunks,
     plane,  # B * chunks * C
-    CHUNK: tl.constexpr,
+    GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    VEC: tl.constexpr,  # C is a multiple of it
+    GATED: tl.constexpr,
+    FAST_ONLY: tl.constexpr,  # leaves the logarithmic form out, to count instructions
 ):
-    """y for one chunk of tokens and a block of channels: a row's own token, the chunk's others, what enters the chunk.
-
-    Grid (B * chunks, blocks of C). Two passes over the chunk's tokens: the rows' largest exponents, then the sums.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % chunks
-    item = program // chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """y, or sigmoid(gate) y, for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
+    LENGTH: tl.constexpr = 4 * GROUPS
+    channels = (channels // VEC) * VEC
+    first = tl.program_id(0) * BLOCK_C
+    c = first + tl.arange(0, BLOCK_C)
     c_in = c < channels
-    w = tl.load(w_ptr + c, mask=c_in, other=0.0)
-    u = tl.load(u_ptr + c, mask=c_in, other=0.0)
-    row = tl.arange(0, CHUNK)
-    token = chunk * CHUNK + row
-    inside = (token < tokens)[:, None] & c_in[None, :]
-    offset = (item * tokens + token)[:, None] * channels + c[None, :]
-    k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-
-    from_left = state_ptr + program * channels + c
-    from_right = from_left + 3 * plane.to(tl.int64)
-    e_left = tl.load(from_left + 2 * plane.to(tl.int64), mask=c_in, other=NOTHING)
-    e_right = tl.load(from_right + 2 * plane.to(tl.int64), mask=c_in, other=NOTHING)
-    decay_left = row[:, None].to(tl.float32) * w[None, :]
-    decay_right = (CHUNK - 1 - row)[:, None].to(tl.float32) * w[None, :]
-    top = tl.maximum(k + u[None, :], tl.maximum(e_left[None, :] - decay_left, e_right[None, :] - decay_right))
-
-    first = (item * tokens + chunk * CHUNK) * channels + c
-    count = tl.minimum(CHUNK, tokens - chunk * CHUNK).to(tl.int32)
-    for i in range(count):
-        k_i = tl.load(k_ptr + first + i * channels, mask=c_in, other=0.0).to(tl.float32)
-        gap = tl.abs(row - i)
-        reach = k_i[None, :] - (gap - 1)[:, None].to(tl.float32) * w[None, :]
-        top = tl.maximum(top, tl.where((gap > 0)[:, None], reach, NOTHING))
-
-    own = tl.exp(tl.minimum((k - top) + u[None, :], 1.0))
-    num = own * v
-    den = own
-    scale = tl.exp(tl.minimum((e_left[None, :] - top) - decay_left, 1.0))
-    num += scale * tl.load(from_left, mask=c_in, other=0.0)[None, :]
-    den += scale * tl.load(from_left + plane, mask=c_in, other=0.0)[None, :]
-    scale = tl.exp(tl.minimum((e_right[None, :] - top) - decay_right, 1.0))
-    num += scale * tl.load(from_right, mask=c_in, other=0.0)[None, :]
-    den += scale * tl.load(from_right + plane, mask=c_in, other=0.0)[None, :]
-    for i in range(count):
-        k_i = tl.load(k_ptr + first + i * channels, mask=c_in, other=0.0).to(tl.float32)
-        v_i = tl.load(v_ptr + first + i * channels, mask=c_in, other=0.0).to(tl.float32)
-        gap = tl.abs(row - i)
-        p = tl.exp(tl.minimum((k_i[None, :] - top) - (gap - 1)[:, None].to(tl.float32) * w[None, :], 1.0))
-        p = tl.where((gap > 0)[:, None], p, 0.0)
-        num += p * v_i[None, :]
-        den += p
-    tl.store(y_ptr + offset, (num / den).to(y_ptr.dtype.element_ty), mask=inside)
+    program = tl.program_id(1).to(tl.int64)
+    chunk = program % chunks
+    start = (program // chunks * tokens + chunk * LENGTH) * channels
+    left = (tokens - chunk * LENGTH).to(tl.int32)
+    k_ptr += start
+    v_ptr += start
+    y_ptr += start
+    if GATED:
+        gate_ptr += start
+    g = tl.arange(0, GROUPS)
+    offset = (4 * g)[:, None] * channels + c[None, :]
+    state = entering_ptr + program * channels + c
+    plane = plane.to(tl.int64)
+    if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
+        in0 = (4 * g < left)[:, None] & c_in[None, :]
+        in1 = (4 * g + 1 < left)[:, None] & c_in[None, :]
+        in2 = (4 * g + 2 < left)[:, None] & c_in[None, :]
+        in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
+        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)
+        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
+        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
+        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
+        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+        table = g[:, None] * channels + c[None, :]
+        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)
+        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=1.0)
+        constants = factors_ptr + 2 * GROUPS * channels + c
+        step = tl.load(constants, mask=c_in, other=0.0)[None, :]
+        kappa = tl.load(constants + channels, mask=c_in, other=1.0)[None, :]
+        bonus = tl.load(constants + 2 * channels, mask=c_in, other=0.0)[None, :]
+        ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)[None, :]
+        p0 = tl.exp(k0 - ref)
+        p1 = tl.exp(k1 - ref)
+        p2 = tl.exp(k2 - ref)
+        p3 = tl.exp(k3 - ref)
+        v0 *= p0
+        v1 *= p1
+        v2 *= p2
+        v3 *= p3
+        # From here on v stands for p v. What comes from the left, as the first token of each group sees it.
+        a = (((v0 * step + v1) * step + v2) * step + v3) * up
+        b = (((p0 * step + p1) * step + p2) * step + p3) * up
+        nothing = tl.zeros([GROUPS, BLOCK_C], tl.float32)
+        a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before)
+        num = (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)
+        den = (den + tl.load(state + plane, mask=c_in, other=1.0)[None, :]) * (kappa * down)
+        num0 = num + bonus * v0
+        den0 = den + bonus * p0
+        num = num * step + v0
+        den = den * step + p0
+        num1 = num + bonus * v1
+        den1 = den + bonus * p1
+        num = num * step + v1
+        den = den * step + p1
+        num2 = num + bonus * v2
+        den2 = den + bonus * p2
+        num3 = num * step + v2 + bonus * v3
+        den3 = den * step + p2 + bonus * p3
+        # What comes from the right, as the last token of each group sees it.
+        a = (((v3 * step + v2) * step + v1) * step + v0) * down
+        b = (((p3 * step + p2) * step + p1) * step + p0) * down
+        a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before, reverse=True)
+        num = (num + tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
+        den = (den + tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
+        y3 = (num3 + num) / (den3 + den)
+        num = num * step + v3
+        den = den * step + p3
+        y2 = (num2 + num) / (den2 + den)
+        num = num * step + v2
+        den = den * step + p2
+        y1 = (num1 + num) / (den1 + den)
+        y0 = (num0 + num * step + v1) / (den0 + den * step + p1)
+        if GATED:
+            y0 *= _sigmoid(tl.load(gate_ptr + offset, mask=in0, other=0.0).to(tl.float32))
+            y1 *= _sigmoid(tl.load(gate_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32))
+            y2 *= _sigmoid(tl.load(gate_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32))
+            y3 *= _sigmoid(tl.load(gate_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32))
+        tl.store(y_ptr + offset, y0.to(y_ptr.dtype.element_ty), mask=in0)
+        tl.store(y_ptr + offset + channels, y1.to(y_ptr.dtype.element_ty), mask=in1)
+        tl.store(y_ptr + offset + 2 * channels, y2.to(y_ptr.dtype.element_ty), mask=in2)
+        tl.store(y_ptr + offset + 3 * channels, y3.to(y_ptr.dtype.element_ty), mask=in3)
+    else:
+        w = tl.load(w_ptr + c, mask=c_in, other=0.0)
+        u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+        for place in range(4):
+            num, den = log_row(
+                w, u, k_ptr, v_ptr, state, plane, 4 * g + place, left, channels, c, c_in, LENGTH, BLOCK_C
+            )
+            mask = (4 * g + place < left)[:, None] & c_in[None, :]
+            y = num / den
+            if GATED:
+                y *= _sigmoid(tl.load(gate_ptr + offset + place * channels, mask=mask, other=0.0).to(tl.float32))
+            tl.store(y_ptr + offset + place * channels, y.to(y_ptr.dtype.element_ty), mask=mask)

@@ -6,26 +6,14 @@ import torch
 from torch import Tensor
 
 from lalic_kernels._core import checks, dispatch, registration
-from lalic_kernels._core.launch import Launch, blocks, on
-from lalic_kernels.biwkv import cpu, reference, scan
+from lalic_kernels._core.launch import blocks, on
+from lalic_kernels.biwkv import cpu, launches, reference, scan
 
 OP = dispatch.add(dispatch.Op("biwkv", cpu_available=cpu.available))
-BACKWARD = "like the forward for cpu; otherwise, CUDA too, autograd through the linear-time torch path, recomputed"
+BACKWARD = "like the forward for triton and cpu; otherwise autograd through the linear-time torch path, recomputed"
 CPU_RANGE = (
     f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
 )
-
-# Long sequences want few chunks, because the chunks are walked through one after the other; short ones want many.
-# Four elements a thread: with more, rows_kernel spills on one architecture or another.
-LAUNCHES = {
-    "short": Launch((("CHUNK", 16), ("BLOCK_C", 32)), num_warps=4),
-    "long": Launch((("CHUNK", 64), ("BLOCK_C", 32)), num_warps=16),
-}
-# The scan holds one value per channel: one warp of 32 of them.
-SCAN_LAUNCHES = {
-    name: Launch((("CHUNK", launch["CHUNK"]), ("BLOCK_C", 32)), num_warps=1) for name, launch in LAUNCHES.items()
-}
-LONG_FROM = 1024
 
 
 def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
@@ -71,6 +59,8 @@ def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor
     chosen = _choose(w, u, k, backend)
     if k.numel() == 0:
         return torch.empty_like(k, memory_format=torch.contiguous_format)
+    if k.shape[1] == 1:
+        return v.clone(memory_format=torch.contiguous_format)  # a token's weight for itself cancels, exactly
     if chosen == "triton":
         return _launch(w, u, k, v)
     if chosen == "cpu":
@@ -92,23 +82,29 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from lalic_kernels.biwkv import kernels
 
     batch, tokens, channels = k.shape
-    size = "long" if tokens >= LONG_FROM else "short"
-    launch, scan_launch = LAUNCHES[size], SCAN_LAUNCHES[size]
     w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
-    chunks = blocks(tokens, launch["CHUNK"])
+    choice = launches.choose(launches.architecture(k.device), tokens, channels, k.element_size())
+    groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
+    chunks, across = blocks(tokens, choice.chunk), blocks(channels, block_c)
     plane = batch * chunks * channels
-    state = torch.empty((2, 3, batch, chunks, channels), dtype=torch.float32, device=k.device)
+    factors = torch.empty((2 * groups + 4, channels), dtype=torch.float32, device=k.device)
+    sums, entering = torch.empty((2, 6, batch, chunks, channels), dtype=torch.float32, device=k.device)
     y = torch.empty_like(k)
-    across = blocks(channels, launch["BLOCK_C"])
+    options = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False}
     with on(k.device):
-        kernels.chunk_sums_kernel[(batch * chunks, across)](
-            w, k, v, state, tokens, channels, chunks, plane, **launch.options()
+        kernels.factors_kernel[(across,)](
+            w, u, factors, channels, GROUPS=groups, PER_GROUP=launches.PER_GROUP, BLOCK_C=block_c, num_warps=4
         )
-        kernels.chunk_scan_kernel[(batch, blocks(channels, scan_launch["BLOCK_C"]), 2)](
-            w, state, channels, chunks, plane, **scan_launch.options()
+        kernels.chunk_sums_kernel[(across, batch * chunks)](
+            w, k, v, factors, sums, tokens, channels, chunks, plane, **options
         )
-        kernels.rows_kernel[(batch * chunks, across)](
-            w, u, k, v, state, y, tokens, channels, chunks, plane, **launch.options()
+        kernels.chunk_scan_kernel[(batch, blocks(channels, choice.scan["BLOCK_C"]))](
+            w, u, factors, sums, entering, entering, channels, chunks, plane,
+            GROUPS=groups, PER_GROUP=launches.PER_GROUP, FOLDED=launches.PER_GROUP, KEEP_OWN=False,
+            **choice.scan.options(),
+        )  # fmt: skip
+        kernels.rows_kernel[(across, batch * chunks)](
+            w, u, k, v, k, factors, entering, y, tokens, channels, chunks, plane, GATED=False, **options
         )
     return y
 
@@ -119,8 +115,17 @@ def _backward(
     inputs = (w, u, k, v)
     if k.numel() == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)  # type: ignore[return-value]
-    if _choose(w, u, k, backend) == "cpu":
+    chosen = _choose(w, u, k, backend)
+    if k.shape[1] == 1:
+        zeros = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (w, u, k)]
+        return *zeros, grad.clone(memory_format=torch.contiguous_format)  # type: ignore[return-value]
+    if chosen == "cpu":
         grads = cpu.backward(*(x.float().contiguous() for x in (*inputs, grad)))
+        return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))  # type: ignore[return-value]
+    if chosen == "triton":
+        from lalic_kernels.biwkv.backward import backward
+
+        grads = backward(w.float().contiguous(), u.float().contiguous(), *(x.contiguous() for x in (k, v, grad)))
         return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))  # type: ignore[return-value]
     return tuple(registration.recompute(scan.biwkv, inputs, grad))  # type: ignore[return-value]
 
@@ -153,6 +158,6 @@ _BACKWARD_OP = registration.backward_op(
     _backward_fake,
 )
 _FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
-# Two running sums of numerator and denominator, their combination and a division: about 8 multiply-adds an element.
-registration.flops("biwkv", lambda w, u, k, v, backend, **_: 16 * k[0] * k[1] * k[2])
+# As the paper's supplement counts: 29 operations an element, exponentials and divisions one each.
+registration.flops("biwkv", lambda w, u, k, v, backend, **_: 29 * k[0] * k[1] * k[2])
 registration.moved_bytes("biwkv", lambda w, u, k, v: registration.nbytes(w, u, k, v, k))

@@ -19,8 +19,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lalic_kernels._core.launch import Launch
 from lalic_kernels.biwkv import kernels as biwkv
-from lalic_kernels.biwkv import op as biwkv_op
+from lalic_kernels.biwkv import kernels_backward as biwkv_backward
+from lalic_kernels.biwkv import launches as biwkv_launches
 from lalic_kernels.entropy_params import kernels as entropy
 from lalic_kernels.entropy_params import op as entropy_op
 from lalic_kernels.token_shift import kernels as shift
@@ -28,18 +30,38 @@ from lalic_kernels.token_shift import op as shift_op
 
 # Pointers that are float32 whatever the op's dtype.
 ALWAYS_FLOAT32 = {
-    biwkv: {"w_ptr", "u_ptr", "state_ptr"},
+    biwkv: {"w_ptr", "u_ptr", "factors_ptr", "sums_ptr", "entering_ptr", "own_ptr"},
+    biwkv_backward: {
+        *("w_ptr", "u_ptr", "factors_ptr", "entering_ptr", "sums_ptr", "x_sums_ptr", "x_own_ptr", "constants_ptr"),
+        "running_ptr",
+        *("log_den_ptr", "y_ptr", "parts_ptr"),
+    },
     shift: {"weight_ptr"},
     entropy: {"m_ptr"},
 }
 
 
-def jobs(dtypes):
+def jobs(dtypes, target):
     """(label, kernel, its module, launch, further constants, dtype) for every kernel and launch configuration."""
     for dtype in dtypes:
-        for name, launch in biwkv_op.LAUNCHES.items():
-            yield f"chunk_sums {name} {dtype}", biwkv.chunk_sums_kernel, biwkv, launch, {}, dtype
-            yield f"rows {name} {dtype}", biwkv.rows_kernel, biwkv, launch, {}, dtype
+        size = 4 if dtype == "fp32" else 2
+        for (arch, name, itemsize), launch in biwkv_launches.TABLE.items():
+            if itemsize != size or arch not in ("any", target):
+                continue
+            for vec in (16 // size, 1):
+                more = {"VEC": vec, "FAST_ONLY": False}
+                label = f"{name} {dtype} vectors of {vec}"
+                yield f"chunk_sums {label}", biwkv.chunk_sums_kernel, biwkv, launch, more, dtype
+                yield f"rows {label}", biwkv.rows_kernel, biwkv, launch, more | {"GATED": False}, dtype
+        for (arch, name, itemsize), launch in biwkv_launches.BACKWARD.items():
+            if itemsize != size or arch not in ("any", target):
+                continue
+            # chunk_sums is the forward's, of which the table above has wider blocks on as many threads.
+            for vec in (16 // size, 1):
+                more = {"VEC": vec, "FAST_ONLY": False}
+                label = f"{name} {dtype} vectors of {vec}"
+                yield f"grad_sums {label}", biwkv_backward.grad_sums_kernel, biwkv_backward, launch, more, dtype
+                yield f"grad_rows {label}", biwkv_backward.grad_rows_kernel, biwkv_backward, launch, more, dtype
         for name, launch in shift_op.LAUNCHES.items():
             yield f"token_shift {name} {dtype}", shift.token_shift_kernel, shift, launch, {}, dtype
         launch = entropy_op.LAUNCHES["float32" if dtype == "fp32" else "float16"]
@@ -49,8 +71,22 @@ def jobs(dtypes):
         yield f"linear hidden {dtype}", entropy.linear_kernel, entropy, launch, hidden, dtype
         yield f"layer_norm {dtype}", entropy.layer_norm_kernel, entropy, entropy_op.NORM_LAUNCH, {}, dtype
         yield f"gated_sum {dtype}", entropy.gated_sum_kernel, entropy, launch, {}, dtype
-    for name, launch in biwkv_op.SCAN_LAUNCHES.items():
-        yield f"chunk_scan {name}", biwkv.chunk_scan_kernel, biwkv, launch, {}, "fp32"
+    tables = {(launch["GROUPS"], launch["BLOCK_C"]) for launch in biwkv_launches.TABLE.values()}
+    for length in sorted({launch["LENGTH"] for launch in biwkv_launches.BACKWARD.values()}):
+        more = {"LENGTH": length}
+        yield "grad_join", biwkv_backward.grad_join_kernel, biwkv_backward, biwkv_launches.JOIN, more, "fp32"
+        for name, launch in biwkv_launches.SCANS.items():
+            more = {"LENGTH": length}
+            yield f"grad_scan {name}", biwkv_backward.grad_scan_kernel, biwkv_backward, launch, more, "fp32"
+    for groups, block_c in sorted(tables):
+        more = {"GROUPS": groups, "PER_GROUP": biwkv_launches.PER_GROUP}
+        for name, launch in biwkv_launches.SCANS.items():
+            scan = more | {"FOLDED": biwkv_launches.PER_GROUP, "KEEP_OWN": False}
+            yield f"chunk_scan {name} {groups}", biwkv.chunk_scan_kernel, biwkv, launch, scan, "fp32"
+            scan = more | {"FOLDED": 1, "KEEP_OWN": True}
+            yield f"chunk_scan {name} {groups} backward", biwkv.chunk_scan_kernel, biwkv, launch, scan, "fp32"
+        launch = Launch((("BLOCK_C", block_c),), num_warps=4)  # as op.py has it
+        yield f"factors {groups}", biwkv.factors_kernel, biwkv, launch, more, "fp32"
 
 
 def source(kernel, module, constants, dtype, label):
@@ -95,7 +131,7 @@ def main(backend: str, architecture: str) -> None:
     target = GPUTarget("hip", architecture, 64) if backend == "hip" else GPUTarget("cuda", int(architecture), 32)
     # float16 and bfloat16 differ in conversions only, so one architecture answers for float16.
     dtypes = ("fp32", "bf16", "fp16") if architecture == "90" else ("fp32", "bf16")
-    for label, kernel, module, launch, further, dtype in jobs(dtypes):
+    for label, kernel, module, launch, further, dtype in jobs(dtypes, f"{backend} {architecture}"):
         constants = dict(launch.constants) | further
         options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
         compiled = triton.compile(source(kernel, module, constants, dtype, label), target=target, options=options)

@@ -15,7 +15,10 @@ pytest.importorskip("triton", reason="ahead-of-time compilation needs triton, wh
 HERE = Path(__file__).resolve().parent
 # Ampere, Hopper, Blackwell for data centres, Blackwell for desks, and AMD's MI300.
 TARGETS = [("cuda", "80"), ("cuda", "90"), ("cuda", "100"), ("cuda", "120"), ("hip", "gfx942")]
-KERNELS = {"chunk_sums", "rows", "chunk_scan", "token_shift", "linear", "layer_norm", "gated_sum"}
+KERNELS = {
+    *("factors", "chunk_sums", "chunk_scan", "rows", "grad_sums", "grad_scan", "grad_join", "grad_rows"),
+    *("token_shift", "linear", "layer_norm", "gated_sum"),
+}
 
 
 @pytest.mark.parametrize(("backend", "architecture"), TARGETS)

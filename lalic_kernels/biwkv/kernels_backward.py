@@ -1,0 +1,319 @@
+"""Triton kernels of BiWKV's backward, float32 arithmetic: gradient sums of chunks, their running sums, gradient rows.
+
+The transposed sums have the rows' gradients as values: with den_t the denominator of row t relative to exp(ref) and low
+the smallest of the chunk, q_t = gy_t low / den_t and q_t y_t, relative to exp(-ref) / low. Denominators and y are
+recomputed wherever they are needed. `factors` has groups of one token (kernels.py). `constants` is (18, B, chunks, C)
+float32, in the order in which `grad_join_kernel` stores them. README.md has the equations.
+
+In the logarithmic form, each row's log denominator and y are kept, and `grad_rows_kernel` goes over all T rows.
+"""
+
+import triton
+import triton.language as tl
+
+from lalic_kernels.biwkv.kernels import running_states, sums_before
+from lalic_kernels.biwkv.kernels_log import log_grad_row, log_whole_row
+
+NOTHING = tl.constexpr(-1.0e38)
+_SIZES = ["tokens", "channels", "chunks"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def grad_sums_kernel(
+    w_ptr,  # (C,) float32
+    u_ptr,  # (C,) float32
+    k_ptr,  # (B, T, C)
+    v_ptr,  # (B, T, C)
+    grad_ptr,  # (B, T, C), gradient of y
+    factors_ptr,  # (2 LENGTH + 4, C) float32
+    entering_ptr,  # (6, B, chunks, C) float32
+    sums_ptr,  # (6, B, chunks, C) float32, written: sums of q and q y going right, low; going left, ref
+    log_den_ptr,  # (B, T, C) float32, written in the logarithmic form
+    y_ptr,  # (B, T, C) float32, written in the logarithmic form
+    tokens,  # T
+    channels,  # C
+    chunks,
+    plane,  # B * chunks * C
+    LENGTH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    VEC: tl.constexpr,
+    FAST_ONLY: tl.constexpr,
+):
+    """Each chunk's transposed sums, as its neighbours see them. Grid (blocks of C, B * chunks)."""
+    channels = (channels // VEC) * VEC
+    first = tl.program_id(0) * BLOCK_C
+    c = first + tl.arange(0, BLOCK_C)
+    c_in = c < channels
+    program = tl.program_id(1).to(tl.int64)
+    chunk = program % chunks
+    origin = program // chunks * tokens * channels
+    start = origin + chunk * LENGTH * channels
+    left = (tokens - chunk * LENGTH).to(tl.int32)
+    row = tl.arange(0, LENGTH)
+    offset = row[:, None] * channels + c[None, :]
+    inside = (row < left)[:, None] & c_in[None, :]
+    plane = plane.to(tl.int64)
+    state = entering_ptr + program * channels + c
+    if FAST_ONLY or tl.load(factors_ptr + (2 * LENGTH + 3) * channels + first) > 0.5:
+        k = tl.load(k_ptr + start + offset, mask=inside, other=NOTHING).to(tl.float32)
+        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(factors_ptr + offset, mask=c_in[None, :], other=1.0)
+        down = tl.load(factors_ptr + LENGTH * channels + offset, mask=c_in[None, :], other=1.0)
+        shared = factors_ptr + 2 * LENGTH * channels + c
+        kappa = tl.load(shared + channels, mask=c_in, other=1.0)[None, :]
+        bonus = tl.load(shared + 2 * channels, mask=c_in, other=0.0)[None, :]
+        ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)
+        p = tl.exp(k - ref[None, :])
+        pv = p * v
+        nothing = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+        _, num, _, den = tl.associative_scan((pv * up, nothing, p * up, nothing), 0, sums_before)
+        y = bonus * pv + (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)
+        weight = bonus * p + (den + tl.load(state + plane, mask=c_in, other=1.0)[None, :]) * (kappa * down)
+        _, num, _, den = tl.associative_scan((pv * down, nothing, p * down, nothing), 0, sums_before, reverse=True)
+        y += (num + tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
+        weight += (den + tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
+        y = y / weight
+        low = tl.min(tl.where(inside, weight, 1.0e38), axis=0)
+        low = tl.where(c_in, low, 1.0)
+        q = tl.where(inside, grad * (low[None, :] / weight), 0.0)
+        qy = tl.where(inside, q * y, 0.0)
+        out = sums_ptr + program * channels + c
+        tl.store(out, tl.sum(q * up, axis=0), mask=c_in)
+        tl.store(out + plane, tl.sum(qy * up, axis=0), mask=c_in)
+        tl.store(out + 2 * plane, low, mask=c_in)
+        tl.store(out + 3 * plane, tl.sum(q * down, axis=0), mask=c_in)
+        tl.store(out + 4 * plane, tl.sum(qy * down, axis=0), mask=c_in)
+        tl.store(out + 5 * plane, ref, mask=c_in)
+    else:
+        w = tl.load(w_ptr + c, mask=c_in, other=0.0)
+        u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+        log_den, y = log_whole_row(
+            w, u, k_ptr + origin, v_ptr + origin,
+            (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C,
+        )  # fmt: skip
+        tl.store(log_den_ptr + start + offset, log_den, mask=inside)
+        tl.store(y_ptr + start + offset, y, mask=inside)
+
+
+@triton.jit(do_not_specialize=_SIZES[1:])
+def grad_scan_kernel(
+    w_ptr,  # (C,) float32
+    factors_ptr,  # (2 LENGTH + 4, C) float32
+    sums_ptr,  # (6, B, chunks, C) float32, of grad_sums_kernel
+    running_ptr,  # (6, B, chunks, C) float32, written: transposed sums that enter from the left, and from the right
+    channels,  # C
+    chunks,
+    plane,  # B * chunks * C
+    LENGTH: tl.constexpr,
+    PIECE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Running transposed sums, in float64. Grid (B, blocks of C, 2): from the left, from the right."""
+    item = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    leftward = tl.program_id(2)
+    c_in = c < channels
+    # The logarithmic form has no use for this.
+    c_in = c_in & (tl.load(factors_ptr + (2 * LENGTH + 3) * channels + c, mask=c_in, other=0.0) > 0.5)
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0).to(tl.float64)
+    decay = w * LENGTH
+    # kappa W(LENGTH), or kappa U(-1): what grad_sums_kernel left out.
+    growth = tl.maximum(-decay, 0.0)
+    factor = tl.exp(growth + tl.where(leftward == 0, w, 0.0))[None, :]
+    plane = plane.to(tl.int64)
+    base = item * chunks * channels + c[None, :]
+    sums = sums_ptr + base + leftward * 3 * plane
+    low_ptr = sums_ptr + base + 2 * plane
+    running = running_ptr + base + leftward * 3 * plane
+    row = tl.arange(0, PIECE)[:, None]
+    a_carry = tl.zeros([BLOCK_C], tl.float64)
+    b_carry = tl.zeros([BLOCK_C], tl.float64)
+    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    for start in range(0, chunks, PIECE):
+        place = start + row
+        mask = (place >= 1) & (place < chunks) & c_in[None, :]
+        source = (tl.where(leftward == 0, place - 1, chunks - place) * channels).to(tl.int64)
+        a = tl.load(sums + source, mask=mask, other=0.0).to(tl.float64) * factor
+        b = tl.load(sums + source + plane, mask=mask, other=0.0).to(tl.float64) * factor
+        e = -tl.log(tl.load(low_ptr + source, mask=mask, other=1.0).to(tl.float64))
+        e -= tl.load(low_ptr + source + 3 * plane, mask=mask, other=-NOTHING).to(tl.float64)
+        a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
+        e32 = e.to(tl.float32)
+        scale = tl.exp(e - e32.to(tl.float64))
+        target = (tl.where(leftward == 0, place, chunks - 1 - place) * channels).to(tl.int64)
+        mask = (place < chunks) & c_in[None, :]
+        tl.store(running + target, (a * scale).to(tl.float32), mask=mask)
+        tl.store(running + target + plane, (b * scale).to(tl.float32), mask=mask)
+        tl.store(running + target + 2 * plane, e32, mask=mask)
+
+
+@triton.jit(do_not_specialize=["channels"])
+def grad_join_kernel(
+    w_ptr,  # (C,) float32
+    x_sums_ptr,  # (6, B, chunks, C) float32, of k and v
+    x_own_ptr,  # (6, B, chunks, C) float32, what enters, an exponent for each direction
+    sums_ptr,  # (6, B, chunks, C) float32, of grad_sums_kernel
+    running_ptr,  # (6, B, chunks, C) float32, of grad_scan_kernel
+    constants_ptr,  # (18, B, chunks, C) float32, written
+    channels,  # C
+    plane,  # B * chunks * C
+    LENGTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All that `grad_rows_kernel` needs of a chunk's surroundings, for one side. Grid (blocks of B * chunks * C, 2).
+
+    The sums of p, p v from one side (unit exp(x)) meet the transposed sums from the other (unit exp(-x)): such products
+    are sums of true weights, so nothing overflows though either factor's natural unit may be far out of range.
+    Where the logarithmic form is taken the results are meaningless, and not read.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < plane
+    side = tl.program_id(1)  # 0: x from the left, 1: x from the right
+    plane = plane.to(tl.int64)
+    w = tl.load(w_ptr + at % channels, mask=mask, other=0.0).to(tl.float64)
+    decay = w * LENGTH
+    shrink = tl.maximum(decay, 0.0)
+    from_left = -w - shrink  # log U(-1)
+    from_right = -shrink  # log W(LENGTH)
+    top = tl.load(x_sums_ptr + 2 * plane + at, mask=mask, other=0.0).to(tl.float64)
+    low = tl.load(sums_ptr + 2 * plane + at, mask=mask, other=1.0).to(tl.float64)
+    ref = tl.load(sums_ptr + 5 * plane + at, mask=mask, other=0.0).to(tl.float64)
+    x = x_own_ptr + side * 3 * plane + at
+    g = running_ptr + (1 - side) * 3 * plane + at
+    e_x = tl.load(x + 2 * plane, mask=mask, other=0.0).to(tl.float64)
+    e_g = tl.load(g + 2 * plane, mask=mask, other=0.0).to(tl.float64)
+    unit = tl.maximum(top, e_x + tl.maximum(-decay, 0.0))
+    out = constants_ptr + side * 6 * plane + at
+    tl.store(out, tl.exp(top - unit).to(tl.float32), mask=mask)
+    scale = tl.exp(tl.where(side == 0, from_left, from_right) + (e_x - unit)).to(tl.float32)
+    tl.store(out + plane, tl.load(x, mask=mask, other=0.0) * scale, mask=mask)
+    tl.store(out + 2 * plane, tl.load(x + plane, mask=mask, other=0.0) * scale, mask=mask)
+    tl.store(out + 3 * plane, (tl.exp(unit - ref) / low).to(tl.float32), mask=mask)
+    scale = tl.exp(tl.minimum(tl.where(side == 0, from_right, from_left) + (unit + e_g), 80.0)).to(tl.float32)
+    tl.store(out + 4 * plane, tl.load(g, mask=mask, other=0.0) * scale, mask=mask)
+    tl.store(out + 5 * plane, tl.load(g + plane, mask=mask, other=0.0) * scale, mask=mask)
+    rest = constants_ptr + 12 * plane + at
+    tl.store(rest + (1 + side) * plane, tl.exp(unit - ref).to(tl.float32), mask=mask)
+    own = tl.exp(top - ref)
+    sides = tl.zeros([BLOCK], tl.int32) + side  # what both sides share is written once
+    tl.store(rest, (own / low).to(tl.float32), mask=mask & (sides == 0))
+    tl.store(rest + 3 * plane, own.to(tl.float32), mask=mask & (sides == 0))
+    tl.store(rest + 4 * plane, low.to(tl.float32), mask=mask & (sides == 1))
+    tl.store(rest + 5 * plane, top.to(tl.float32), mask=mask & (sides == 1))
+
+
+@triton.jit
+def _constant(ptr, plane, place: tl.constexpr, c_in):
+    return tl.load(ptr + place * plane, mask=c_in, other=1.0)[None, :]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def grad_rows_kernel(
+    w_ptr,  # (C,) float32
+    u_ptr,  # (C,) float32
+    k_ptr,  # (B, T, C)
+    v_ptr,  # (B, T, C)
+    grad_ptr,  # (B, T, C), gradient of y
+    factors_ptr,  # (2 LENGTH + 4, C) float32
+    constants_ptr,  # (18, B, chunks, C) float32
+    log_den_ptr,  # (B, T, C) float32, read in the logarithmic form
+    y_ptr,  # (B, T, C) float32, read in the logarithmic form
+    grad_k_ptr,  # (B, T, C), written
+    grad_v_ptr,  # (B, T, C), written
+    parts_ptr,  # (2, B, chunks, C) float32, written: the chunk's share of the gradients of w and u
+    tokens,  # T
+    channels,  # C
+    chunks,
+    plane,  # B * chunks * C
+    LENGTH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    VEC: tl.constexpr,
+    FAST_ONLY: tl.constexpr,
+):
+    """Gradients of a chunk's keys and values, and its shares of those of w and u. Grid (blocks of C, B * chunks).
+
+    (|s - i| - 1) counts the positions strictly between i and s: at each, the sums of p from one side meet the
+    transposed ones from the other; that is the gradient of w.
+    """
+    channels = (channels // VEC) * VEC
+    first = tl.program_id(0) * BLOCK_C
+    c = first + tl.arange(0, BLOCK_C)
+    c_in = c < channels
+    program = tl.program_id(1).to(tl.int64)
+    chunk = program % chunks
+    origin = program // chunks * tokens * channels
+    start = origin + chunk * LENGTH * channels
+    left = (tokens - chunk * LENGTH).to(tl.int32)
+    row = tl.arange(0, LENGTH)
+    offset = row[:, None] * channels + c[None, :]
+    inside = (row < left)[:, None] & c_in[None, :]
+    plane = plane.to(tl.int64)
+    parts = parts_ptr + program * channels + c
+    kind = grad_k_ptr.dtype.element_ty
+    if FAST_ONLY or tl.load(factors_ptr + (2 * LENGTH + 3) * channels + first) > 0.5:
+        k = tl.load(k_ptr + start + offset, mask=inside, other=NOTHING).to(tl.float32)
+        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(factors_ptr + offset, mask=c_in[None, :], other=1.0)
+        down = tl.load(factors_ptr + LENGTH * channels + offset, mask=c_in[None, :], other=1.0)
+        shared = factors_ptr + 2 * LENGTH * channels + c
+        step = tl.load(shared, mask=c_in, other=0.0)
+        kappa = tl.load(shared + channels, mask=c_in, other=1.0)[None, :]
+        bonus = tl.load(shared + 2 * channels, mask=c_in, other=1.0)[None, :]
+        at = constants_ptr + program * channels + c
+        in_left = _constant(at, plane, 0, c_in)
+        in_right = _constant(at, plane, 6, c_in)
+        nothing = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+        p = tl.exp(k - _constant(at, plane, 17, c_in))
+        pv = p * v
+        # Sums of p v and p: x from the left, z from the right, without the token itself.
+        _, x1, _, x2 = tl.associative_scan((pv * up, nothing, p * up, nothing), 0, sums_before)
+        x1 = (x1 * in_left + _constant(at, plane, 1, c_in)) * (kappa * down)
+        x2 = (x2 * in_left + _constant(at, plane, 2, c_in)) * (kappa * down)
+        _, z1, _, z2 = tl.associative_scan((pv * down, nothing, p * down, nothing), 0, sums_before, reverse=True)
+        z1 = (z1 * in_right + _constant(at, plane, 7, c_in)) * (kappa * up)
+        z2 = (z2 * in_right + _constant(at, plane, 8, c_in)) * (kappa * up)
+        unit_x = _constant(at, plane, 13, c_in)
+        unit_z = _constant(at, plane, 14, c_in)
+        own = _constant(at, plane, 15, c_in) * bonus
+        den = unit_x * x2 + unit_z * z2 + own * p
+        y = (unit_x * x1 + unit_z * z1 + own * pv) / den
+        q = tl.where(inside, grad * (_constant(at, plane, 16, c_in) / den), 0.0)
+        y = tl.where(inside, y, 0.0)
+        qy = q * y
+        # Transposed sums from the right, in the unit of x.
+        _, g1, _, g2 = tl.associative_scan((q * down, nothing, qy * down, nothing), 0, sums_before, reverse=True)
+        scale = _constant(at, plane, 3, c_in)
+        g1 = (g1 * scale + _constant(at, plane, 4, c_in)) * (kappa * up)
+        g2 = (g2 * scale + _constant(at, plane, 5, c_in)) * (kappa * up)
+        between = x1 * g1 - x2 * g2
+        s1 = in_left * g1
+        s2 = in_left * g2
+        # From the left, in the unit of z.
+        _, g1, _, g2 = tl.associative_scan((q * up, nothing, qy * up, nothing), 0, sums_before)
+        scale = _constant(at, plane, 9, c_in)
+        g1 = (g1 * scale + _constant(at, plane, 10, c_in)) * (kappa * down)
+        g2 = (g2 * scale + _constant(at, plane, 11, c_in)) * (kappa * down)
+        between += z1 * g1 - z2 * g2
+        s1 += in_right * g1
+        s2 += in_right * g2
+        own = _constant(at, plane, 12, c_in) * bonus * p * q
+        own_k = own * (v - y)
+        tl.store(grad_v_ptr + start + offset, (p * s1 + own).to(kind), mask=inside)
+        tl.store(grad_k_ptr + start + offset, (p * (v * s1 - s2) + own_k).to(kind), mask=inside)
+        tl.store(parts, -step * tl.sum(tl.where(inside, between, 0.0), axis=0), mask=c_in)
+        tl.store(parts + plane, tl.sum(tl.where(inside, own_k, 0.0), axis=0), mask=c_in)
+    else:
+        w = tl.load(w_ptr + c, mask=c_in, other=0.0)
+        u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+        k = tl.load(k_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        grad_k, grad_v, grad_w, grad_u = log_grad_row(
+            w, u, k, v, grad_ptr + origin, log_den_ptr + origin, y_ptr + origin,
+            (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C,
+        )  # fmt: skip
+        tl.store(grad_v_ptr + start + offset, grad_v.to(kind), mask=inside)
+        tl.store(grad_k_ptr + start + offset, grad_k.to(kind), mask=inside)
+        tl.store(parts, tl.sum(tl.where(inside, grad_w, 0.0), axis=0), mask=c_in)
+        tl.store(parts + plane, tl.sum(tl.where(inside, grad_u, 0.0), axis=0), mask=c_in)
