@@ -44,7 +44,9 @@ def test_the_triton_kernels_are_tested_here() -> None:
 
 def test_only_kernel_files_import_triton() -> None:
     importing = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "triton" in imports(path)}
-    assert all(name.endswith("/kernels.py") or name == "_core/triton_helpers.py" for name in importing), importing
+    # An op with many kernels has several such files: kernels.py, kernels_backward.py, ...
+    kernels = {name for name in importing if name.rpartition("/")[2].startswith("kernels")}
+    assert importing - kernels == {"_core/triton_helpers.py"}, importing
     assert len(importing) >= 4
 
 
