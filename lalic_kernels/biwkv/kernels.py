@@ -284,19 +284,12 @@ def sums_before(a, a_before, b, b_before, a_here, a_before_here, b_here, b_befor
     return a + a_here, a + a_before_here, b + b_here, b + b_before_here
 
 
-@triton.jit
-def _sigmoid(x):
-    z = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, z) / (1.0 + z)
-
-
 @triton.jit(do_not_specialize=_SIZES)
 def rows_kernel(
     w_ptr,  # (C,) float32
     u_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
     v_ptr,  # (B, T, C)
-    gate_ptr,  # (B, T, C), read only if GATED
     factors_ptr,  # (2 GROUPS + 4, C) float32
     entering_ptr,  # (6, B, chunks, C) float32
     y_ptr,  # (B, T, C), written
@@ -307,10 +300,9 @@ def rows_kernel(
     GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     VEC: tl.constexpr,  # C is a multiple of it
-    GATED: tl.constexpr,
     FAST_ONLY: tl.constexpr,  # leaves the logarithmic form out, to count instructions
 ):
-    """y, or sigmoid(gate) y, for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
+    """y for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -323,8 +315,6 @@ def rows_kernel(
     k_ptr += start
     v_ptr += start
     y_ptr += start
-    if GATED:
-        gate_ptr += start
     g = tl.arange(0, GROUPS)
     offset = (4 * g)[:, None] * channels + c[None, :]
     state = entering_ptr + program * channels + c
@@ -391,11 +381,6 @@ def rows_kernel(
         den = den * step + p2
         y1 = (num1 + num) / (den1 + den)
         y0 = (num0 + num * step + v1) / (den0 + den * step + p1)
-        if GATED:
-            y0 *= _sigmoid(tl.load(gate_ptr + offset, mask=in0, other=0.0).to(tl.float32))
-            y1 *= _sigmoid(tl.load(gate_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32))
-            y2 *= _sigmoid(tl.load(gate_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32))
-            y3 *= _sigmoid(tl.load(gate_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32))
         tl.store(y_ptr + offset, y0.to(y_ptr.dtype.element_ty), mask=in0)
         tl.store(y_ptr + offset + channels, y1.to(y_ptr.dtype.element_ty), mask=in1)
         tl.store(y_ptr + offset + 2 * channels, y2.to(y_ptr.dtype.element_ty), mask=in2)
@@ -409,6 +394,4 @@ def rows_kernel(
             )
             mask = (4 * g + place < left)[:, None] & c_in[None, :]
             y = num / den
-            if GATED:
-                y *= _sigmoid(tl.load(gate_ptr + offset + place * channels, mask=mask, other=0.0).to(tl.float32))
             tl.store(y_ptr + offset + place * channels, y.to(y_ptr.dtype.element_ty), mask=mask)

@@ -104,7 +104,7 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
             **choice.scan.options(),
         )  # fmt: skip
         kernels.rows_kernel[(across, batch * chunks)](
-            w, u, k, v, k, factors, entering, y, tokens, channels, chunks, plane, GATED=False, **options
+            w, u, k, v, factors, entering, y, tokens, channels, chunks, plane, **options
         )
     return y
 

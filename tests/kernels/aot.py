@@ -52,7 +52,7 @@ def jobs(dtypes, target):
                 more = {"VEC": vec, "FAST_ONLY": False}
                 label = f"{name} {dtype} vectors of {vec}"
                 yield f"chunk_sums {label}", biwkv.chunk_sums_kernel, biwkv, launch, more, dtype
-                yield f"rows {label}", biwkv.rows_kernel, biwkv, launch, more | {"GATED": False}, dtype
+                yield f"rows {label}", biwkv.rows_kernel, biwkv, launch, more, dtype
         for (arch, name, itemsize), launch in biwkv_launches.BACKWARD.items():
             if itemsize != size or arch not in ("any", target):
                 continue
