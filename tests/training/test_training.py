@@ -98,8 +98,16 @@ def test_a_step_moves_weights_quantiles_and_average(pictures, tmp_path):
     assert not any("conv5x5_reparam" in n for n in moved)
 
 
-def test_killed_and_resumed_equals_not_killed(pictures, tmp_path):
-    torch.set_num_threads(1)  # sums in one order
+@pytest.fixture
+def one_thread():
+    """Sums in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_and_resumed_equals_not_killed(pictures, tmp_path, one_thread):
     whole = trainer(pictures, tmp_path / "whole")
     whole.run(every=2, save_every=2, held_out=1)
     first = trainer(pictures, tmp_path / "parts")
