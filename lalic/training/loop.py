@@ -68,6 +68,11 @@ def start_weights(model: LALIC) -> None:
         cast(nn.ConvTranspose2d, model.g_s[-1]).bias.fill_(0.5)  # type: ignore[union-attr]
 
 
+def _weights(model: LALIC) -> list[Tensor]:
+    """What the main optimiser trains and the moving average follows: all but the prior's quantiles."""
+    return [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
+
+
 class Trainer:
     """One run in a folder: ``last.pt`` to resume from, ``weights.safetensors`` to use, ``log.csv`` to look at."""
 
@@ -76,7 +81,7 @@ class Trainer:
         model = model.to(self.device)
         self.model, self.crops, self.recipe, self.folder = model, crops, recipe, folder
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles")]
-        self.weights = [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
+        self.weights = _weights(model)
         self.optimizer = torch.optim.Adam(self.weights, lr=recipe.lr)
         self.auxiliary = torch.optim.Adam(quantiles, lr=recipe.auxiliary_lr)
         self.average = [p.detach().clone() for p in self.weights]
@@ -116,11 +121,8 @@ class Trainer:
         """A copy of the model with the averaged weights and fresh coding tables, in eval mode."""
         model = LALIC.from_config(self.model.config).to(self.device)
         model.load_state_dict(self.model.state_dict())
-        trained: list[Tensor] = [
-            p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad
-        ]
         with torch.no_grad():
-            torch._foreach_copy_(trained, self.average)
+            torch._foreach_copy_(_weights(model), self.average)
         model.update(force=True)
         return model.eval()
 
