@@ -1,0 +1,163 @@
+"""Ahead-of-time compilation of one kernel for one architecture, and what can be read from the machine code.
+
+Triton must not be in interpreter mode, so this runs in a process of its own. No GPU is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.compiled import OPS
+from lalic_kernels._core.launch import Launch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel in one launch configuration, for one dtype ("fp32", "bf16", "fp16") of the op's tensors.
+
+    `constants` are compile-time constants besides the launch's. `float32` names the pointers that are float32 whatever
+    the dtype. `facts` is printed along, for reports.
+    """
+
+    label: str
+    kernel: Any
+    launch: Launch
+    dtype: str
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    float32: frozenset[str] = frozenset()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def target_of(backend: str, architecture: str) -> GPUTarget:
+    """The target of "cuda 90" or "hip gfx942"."""
+    return GPUTarget("hip", architecture, 64) if backend == "hip" else GPUTarget("cuda", int(architecture), 32)
+
+
+def jobs_for(backend: str, architecture: str, ops: Sequence[str] = OPS) -> Iterator[Job]:
+    """All jobs of some ops on one architecture."""
+    # float16 and bfloat16 differ in conversions only, so one architecture answers for float16.
+    dtypes = ("fp32", "bf16", "fp16") if architecture == "90" else ("fp32", "bf16")
+    for op in ops:
+        yield from importlib.import_module(f"benchmarks.compiled.{op}").jobs(dtypes, f"{backend} {architecture}")
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes an element."""
+    return 4 if dtype == "fp32" else 2
+
+
+def compile_job(job: Job, target: GPUTarget) -> Any:
+    """Triton's compiled kernel, with the machine code in `.asm`."""
+    constants = {**dict(job.launch.constants), **job.constants}
+    options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages}
+    return triton.compile(_source(job, constants), target=target, options=options)
+
+
+def describe(job: Job, target: GPUTarget) -> dict[str, Any]:
+    """One line of the report: the kernel, its configuration, and what `resources` and `instructions` find."""
+    compiled = compile_job(job, target)
+    found = {
+        "kernel": job.label,
+        "function": job.kernel.__name__,
+        "dtype": job.dtype,
+        "launch": job.launch.options(),
+        "constants": dict(job.constants),
+        **job.facts,
+        "shared": compiled.metadata.shared,
+        **resources(compiled),
+    }
+    return found | ({"instructions": instructions(compiled)} if "cubin" in compiled.asm else {})
+
+
+def _source(job: Job, constants: Mapping[str, Any]) -> ASTSource:
+    """The kernel with the types that its launch gives: pointers aligned to 16 bytes, sizes int32."""
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+    for place, name in enumerate(job.kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*fp32" if name in job.float32 else f"*{job.dtype}"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+    if "constexprs" not in inspect.signature(ASTSource.__init__).parameters:
+        # Triton 3.2: another name, and attributes of another kind.
+        signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+        from triton.backends.compiler import AttrsDescriptor
+
+        aligned = AttrsDescriptor.from_dict(
+            {"arg_properties": {"tt.divisibility": [place for (place,) in attributes]}, "cls": "AttrsDescriptor"}
+        )
+        return ASTSource(job.kernel, signature, constants=dict(constants), attrs=aligned)
+    return ASTSource(job.kernel, signature, constexprs=dict(constants), attrs=attributes)
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = str(bundled) if bundled.exists() else shutil.which("cuobjdump")
+    if tool is None:
+        raise RuntimeError("cuobjdump is neither beside triton nor on the path, so machine code cannot be read")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """Registers, and the bytes or counts that mean a spill, read from the machine code's own tables."""
+    if "amdgcn" in compiled.asm:
+        found = dict(re.findall(r"\.(\w*(?:spill_count|fixed_size|vgpr_count)):\s+(\d+)", compiled.asm["amdgcn"]))
+        spills = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        return {"registers": int(found["vgpr_count"]), "spills": sum(int(found[name]) for name in spills)}
+    text = _cuobjdump(compiled.asm["cubin"], "-res-usage")
+    numbers = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": numbers["REG"], "spills": numbers["STACK"] + numbers["LOCAL"]}
+
+
+def instructions(compiled: Any) -> dict[str, int]:
+    """How often each kind stands in a thread's machine code: a static count, so an instruction in a loop counts once."""
+    return count_instructions(_cuobjdump(compiled.asm["cubin"], "-sass"))
+
+
+# An instruction's line: its address in a comment, a guard, then the name with its suffixes.
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_WIDTHS = {"64": 64, "128": 128, "U8": 8, "S8": 8, "U16": 16, "S16": 16}
+
+
+def count_instructions(sass: str) -> dict[str, int]:
+    """Counts by name: LDG.32, STG.128 and so on by width in bits, LDL, STL, MUFU, MUFU.EX2, backward branches ("loops")."""
+    counts: Counter[str] = Counter()
+    for line in sass.splitlines():
+        match = _INSTRUCTION.search(line)
+        if match is None:
+            continue
+        name, *suffixes = match[1].split(".")
+        counts["all"] += 1
+        if name in ("LDG", "STG"):
+            counts[f"{name}.{next((_WIDTHS[s] for s in suffixes if s in _WIDTHS), 32)}"] += 1
+        elif name in ("LDL", "STL", "MUFU", "DFMA", "DADD", "DMUL"):
+            counts[name] += 1
+            if name == "MUFU" and "EX2" in suffixes:
+                counts["MUFU.EX2"] += 1
+        elif name == "BRA":
+            goal = re.search(r"BRA\S*\s+(?:`\()?(?:.*?)(0x[0-9a-f]+)", line)
+            here = re.search(r"/\*([0-9a-f]{4,})\*/", line)
+            # A branch onto itself pads the end of every kernel.
+            if goal and here and int(goal[1], 16) < int(here[1], 16):
+                counts["loops"] += 1
+    return dict(sorted(counts.items()))
