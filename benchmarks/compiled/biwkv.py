@@ -19,7 +19,7 @@ BACKWARD_FLOAT32 = frozenset(
 # Compile-time constants of a kernel besides its launch's and VEC: variants, each with what its label ends in.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "chunk_sums_kernel": {"": {"FAST_ONLY": False}},
-    "rows_kernel": {"": {"FAST_ONLY": False}},
+    "rows_kernel": {"": {"FAST_ONLY": False, "GATED": False}, " gated": {"FAST_ONLY": False, "GATED": True}},
     "grad_sums_kernel": {"": {"FAST_ONLY": False}},
     "grad_rows_kernel": {"": {"FAST_ONLY": False}},
     "chunk_scan_kernel": {

@@ -130,7 +130,7 @@ def resources(compiled: Any) -> dict[str, int]:
 
 
 def instructions(compiled: Any) -> dict[str, int]:
-    """How often each kind stands in a thread's machine code: a static count, so an instruction in a loop counts once."""
+    """How often each kind stands in a thread's machine code: static, so an instruction in a loop counts once."""
     return count_instructions(_cuobjdump(compiled.asm["cubin"], "-sass"))
 
 
@@ -140,7 +140,7 @@ _WIDTHS = {"64": 64, "128": 128, "U8": 8, "S8": 8, "U16": 16, "S16": 16}
 
 
 def count_instructions(sass: str) -> dict[str, int]:
-    """Counts by name: LDG.32, STG.128 and so on by width in bits, LDL, STL, MUFU, MUFU.EX2, backward branches ("loops")."""
+    """Counts by name: LDG.32, STG.128 (by width in bits), LDL, STL, MUFU, MUFU.EX2, backward branches ("loops")."""
     counts: Counter[str] = Counter()
     for line in sass.splitlines():
         match = _INSTRUCTION.search(line)
