@@ -17,52 +17,67 @@ BACKWARD_FLOAT32 = frozenset(
     }
 )
 # Compile-time constants of a kernel besides its launch's and VEC: variants, each with what its label ends in.
+_SLOW_TOO: dict[str, Any] = {"FAST_ONLY": False}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "chunk_sums_kernel": {"": {"FAST_ONLY": False}},
-    "rows_kernel": {"": {"FAST_ONLY": False, "GATED": False}, " gated": {"FAST_ONLY": False, "GATED": True}},
-    "grad_sums_kernel": {"": {"FAST_ONLY": False}},
-    "grad_rows_kernel": {"": {"FAST_ONLY": False}},
+    "chunk_sums_kernel": {"": _SLOW_TOO},
+    "rows_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
+    "grad_sums_kernel": {"": _SLOW_TOO},
+    "grad_rows_kernel": {"": _SLOW_TOO},
     "chunk_scan_kernel": {
         "": {"FOLDED": launches.PER_GROUP, "KEEP_OWN": False},
         " backward": {"FOLDED": 1, "KEEP_OWN": True},
     },
 }
+BY_CHUNK = {
+    "forward": (kernels.chunk_sums_kernel, kernels.rows_kernel),
+    # chunk_sums is the forward's, which has blocks as wide on as many threads.
+    "backward": (kernels_backward.grad_sums_kernel, kernels_backward.grad_rows_kernel),
+}
 
 
-def by_chunk(kernel: Any, launch: Launch, dtype: str, label: str, variants: Mapping[str, Any]) -> Iterator[Job]:
-    """A kernel whose programs take a chunk of tokens each: with whole vectors of channels, and without."""
+def by_chunk(kernel: Any, launch: Launch, dtype: str, label: str, more: Mapping[str, Any], vec: int) -> Job:
+    """A job of a kernel whose programs take a chunk of tokens each; VEC channels are one vector."""
     name = kernel.__name__.removesuffix("_kernel")
-    fixed = FORWARD_FLOAT32 if kernel in (kernels.chunk_sums_kernel, kernels.rows_kernel) else BACKWARD_FLOAT32
-    for vec in (16 // itemsize(dtype), 1):
-        for ending, more in variants.items():
-            facts = {"size": label, "vec": vec}
-            words = f"{name} {label} {dtype} vectors of {vec}{ending}"
-            yield Job(words, kernel, launch, dtype, {"VEC": vec, **more}, fixed, facts)
+    fixed = FORWARD_FLOAT32 if kernel in BY_CHUNK["forward"] else BACKWARD_FLOAT32
+    return Job(f"{name} {label} {dtype} vectors of {vec}", kernel, launch, dtype, {"VEC": vec, **more}, fixed)
+
+
+def scans(launch: Launch, length: int) -> Iterator[Job]:
+    """The jobs of the running sums over chunks of `length` tokens."""
+    groups = length // launches.PER_GROUP
+    more = {"GROUPS": groups, "PER_GROUP": launches.PER_GROUP}
+    for ending, variant in VARIANTS["chunk_scan_kernel"].items():
+        words = f"chunk_scan {launch['PIECE']} {groups}{ending}"
+        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
+    kernel = kernels_backward.grad_scan_kernel
+    yield Job(f"grad_scan {launch['PIECE']} {length}", kernel, launch, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
 
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     """Every kernel and launch configuration."""
+    table = [row for row in launches.TABLE if row.architecture in ("any", target)]
     for dtype in dtypes:
-        for table, found in (
-            (launches.TABLE, (kernels.chunk_sums_kernel, kernels.rows_kernel)),
-            # chunk_sums is the forward's, of which the table above has wider blocks on as many threads.
-            (launches.BACKWARD, (kernels_backward.grad_sums_kernel, kernels_backward.grad_rows_kernel)),
-        ):
-            for (architecture, size, width), launch in table.items():
-                if width == itemsize(dtype) and architecture in ("any", target):
-                    for kernel in found:
-                        yield from by_chunk(kernel, launch, dtype, size, VARIANTS[kernel.__name__])
-    for length in sorted({launch["LENGTH"] for launch in launches.BACKWARD.values()}):
-        more = {"LENGTH": length}
-        yield Job("grad_join", kernels_backward.grad_join_kernel, launches.JOIN, "fp32", more, BACKWARD_FLOAT32)
-        for name, launch in launches.SCANS.items():
-            kernel = kernels_backward.grad_scan_kernel
-            yield Job(f"grad_scan {name} {length}", kernel, launch, "fp32", more, BACKWARD_FLOAT32)
-    for groups, block_c in sorted({(launch["GROUPS"], launch["BLOCK_C"]) for launch in launches.TABLE.values()}):
-        more = {"GROUPS": groups, "PER_GROUP": launches.PER_GROUP}
-        for name, launch in launches.SCANS.items():
-            for ending, variant in VARIANTS["chunk_scan_kernel"].items():
-                words = f"chunk_scan {name} {groups}{ending}"
-                yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
+        for row in table:
+            if row.itemsize == itemsize(dtype):
+                for kernel in BY_CHUNK[row.use]:
+                    for vec in (16 // itemsize(dtype), 1):
+                        for ending, more in VARIANTS[kernel.__name__].items():
+                            yield by_chunk(kernel, row.launch, dtype, f"from {row.start}{ending}", more, vec)
+    blocks = {
+        (launches.PER_GROUP * row.launch["GROUPS"], row.launch["BLOCK_C"]) for row in table if row.use == "forward"
+    }
+    backward = {row.launch["LENGTH"] for row in table if row.use == "backward"}
+    for length in sorted({length for length, _ in blocks} | backward):
+        for row in table:
+            if row.use == "scan":
+                yield from scans(row.launch, length)
+    for length in sorted(backward):
+        kernel = kernels_backward.grad_join_kernel
+        yield Job(f"grad_join {length}", kernel, launches.JOIN, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
+    for length, block_c in sorted(blocks):
         launch = Launch((("BLOCK_C", block_c),), num_warps=4)  # as op.py has it
-        yield Job(f"factors {groups}", kernels.factors_kernel, launch, "fp32", more, FORWARD_FLOAT32)
+        for per_group in (launches.PER_GROUP, 1):  # the forward's, the backward's
+            groups = length // per_group
+            if per_group > 1 or length in backward:
+                more = {"GROUPS": groups, "PER_GROUP": per_group}
+                yield Job(f"factors {groups}", kernels.factors_kernel, launch, "fp32", more, FORWARD_FLOAT32)
