@@ -44,6 +44,11 @@ def backward_op(name: str, schema: str, implementation: Callable[..., Any], fake
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def vmap(name: str, rule: Callable[..., Any]) -> None:
+    """Register what `torch.vmap` does with an op: rule(info, in_dims, *arguments) -> (outputs, out_dims)."""
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", rule)
+
+
 def recompute(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """Gradients of function(*inputs) for the upstream gradient `grad`, by running it again under autograd.
 

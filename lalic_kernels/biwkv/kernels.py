@@ -284,12 +284,27 @@ def sums_before(a, a_before, b, b_before, a_here, a_before_here, b_here, b_befor
     return a + a_here, a + a_before_here, b + b_here, b + b_before_here
 
 
+@triton.jit
+def row_values(num, den, gate_ptr, mask, GATED: tl.constexpr):
+    """num / den, times sigmoid(gate) if GATED, for one exponential more and no division more.
+
+    sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): the exponential is of nothing positive, so it does not overflow.
+    """
+    if GATED:
+        gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)
+        z = tl.exp(-tl.abs(gate))
+        num *= tl.where(gate < 0, z, 1.0)
+        den *= 1.0 + z
+    return num / den
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def rows_kernel(
     w_ptr,  # (C,) float32
     u_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
     v_ptr,  # (B, T, C)
+    gate_ptr,  # (B, T, C), read if GATED
     factors_ptr,  # (2 GROUPS + 4, C) float32
     entering_ptr,  # (6, B, chunks, C) float32
     y_ptr,  # (B, T, C), written
@@ -301,6 +316,7 @@ def rows_kernel(
     BLOCK_C: tl.constexpr,
     VEC: tl.constexpr,  # C is a multiple of it
     FAST_ONLY: tl.constexpr,  # leaves the logarithmic form out, to count instructions
+    GATED: tl.constexpr,  # sigmoid(gate) * y in place of y
 ):
     """y for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
     LENGTH: tl.constexpr = 4 * GROUPS
@@ -314,6 +330,7 @@ def rows_kernel(
     left = (tokens - chunk * LENGTH).to(tl.int32)
     k_ptr += start
     v_ptr += start
+    gate_ptr += start
     y_ptr += start
     g = tl.arange(0, GROUPS)
     offset = (4 * g)[:, None] * channels + c[None, :]
@@ -373,14 +390,14 @@ def rows_kernel(
         a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before, reverse=True)
         num = (num + tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
         den = (den + tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
-        y3 = (num3 + num) / (den3 + den)
+        y3 = row_values(num3 + num, den3 + den, gate_ptr + offset + 3 * channels, in3, GATED)
         num = num * step + v3
         den = den * step + p3
-        y2 = (num2 + num) / (den2 + den)
+        y2 = row_values(num2 + num, den2 + den, gate_ptr + offset + 2 * channels, in2, GATED)
         num = num * step + v2
         den = den * step + p2
-        y1 = (num1 + num) / (den1 + den)
-        y0 = (num0 + num * step + v1) / (den0 + den * step + p1)
+        y1 = row_values(num1 + num, den1 + den, gate_ptr + offset + channels, in1, GATED)
+        y0 = row_values(num0 + num * step + v1, den0 + den * step + p1, gate_ptr + offset, in0, GATED)
         tl.store(y_ptr + offset, y0.to(y_ptr.dtype.element_ty), mask=in0)
         tl.store(y_ptr + offset + channels, y1.to(y_ptr.dtype.element_ty), mask=in1)
         tl.store(y_ptr + offset + 2 * channels, y2.to(y_ptr.dtype.element_ty), mask=in2)
@@ -393,5 +410,5 @@ def rows_kernel(
                 w, u, k_ptr, v_ptr, state, plane, 4 * g + place, left, channels, c, c_in, LENGTH, BLOCK_C
             )
             mask = (4 * g + place < left)[:, None] & c_in[None, :]
-            y = num / den
+            y = row_values(num, den, gate_ptr + offset + place * channels, mask, GATED)
             tl.store(y_ptr + offset + place * channels, y.to(y_ptr.dtype.element_ty), mask=mask)

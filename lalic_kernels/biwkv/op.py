@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
+from lalic_kernels._core import autocast, checks, dispatch, registration
 from lalic_kernels._core.launch import blocks, on
-from lalic_kernels.biwkv import cpu, launches, reference, scan
+from lalic_kernels.biwkv import batching, cpu, launches, reference, scan
 
 OP = dispatch.add(dispatch.Op("biwkv", cpu_available=cpu.available))
 BACKWARD = "like the forward for triton and cpu; otherwise autograd through the linear-time torch path, recomputed"
 CPU_RANGE = (
     f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
 )
+_Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
+def biwkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, gate: Tensor | None = None, backend: str | None = None
+) -> Tensor:
     """Linear attention in both directions with a decay per channel.
 
     For each batch item and channel y_t = sum_i exp(L(t, i)) v_i / sum_i exp(L(t, i)) with
@@ -27,11 +32,15 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str | None = N
         u: bonus of a token for itself, shape (C,), likewise.
         k: keys, shape (B, T, C), float16, bfloat16, float32 or float64, any strides.
         v: values, as k.
+        gate: as k, or None. With it the result is sigmoid(gate) * y, in one pass.
         backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
-        y, shape (B, T, C), contiguous, in k's dtype. float16 and bfloat16 are computed in float32; w and u may stay
-        float32 beside them, which they should: decay / T is subnormal in float16.
+        y, or sigmoid(gate) * y, shape (B, T, C), contiguous, in k's dtype. float16 and bfloat16 are computed in float32
+        and rounded once; w and u may stay float32 beside them, which they should: decay / T is subnormal in float16.
+
+    Inside `torch.autocast` data are not narrowed: k, v and gate that differ are promoted to the widest of them, as
+    torch's promoting operations do, and w and u may have any floating dtype. Outside, dtypes that differ are an error.
 
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
@@ -44,28 +53,47 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *, backend: str | None = N
         >>> biwkv(w, u, k, v).shape
         torch.Size([2, 64, 96])
     """
-    checks.shapes("biwkv", ("k", k, "B T C"), ("v", v, "B T C"), ("w", w, "C"), ("u", u, "C"))
+    given = () if gate is None else (("gate", gate),)
+    checks.shapes(
+        "biwkv", ("k", k, "B T C"), ("v", v, "B T C"), ("w", w, "C"), ("u", u, "C"),
+        *((name, value, "B T C") for name, value in given),
+    )  # fmt: skip
+    if autocast.enabled(k.device):
+        k, v, gate = autocast.widest(k, v, gate)
+        w, u = autocast.beside(k, w), autocast.beside(k, u)
+        given = () if gate is None else (("gate", gate),)
     dtype = checks.floating("biwkv", "k", k)
-    checks.dtype_in("biwkv", "v", v, (dtype,), "as k is")
+    for name, value in (("v", v), *given):
+        checks.dtype_in("biwkv", name, value, (dtype,), "as k is")
     for name, value in (("w", w), ("u", u)):
         checks.dtype_in("biwkv", name, value, (dtype, torch.float32), "beside k")
-    checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u))
+    checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u), *given)
     if backend == "reference":
-        return reference.biwkv(w.to(dtype), u.to(dtype), k, v)
-    return torch.ops.lalic_kernels.biwkv(w, u, k, v, dispatch.AUTO if backend is None else backend)
+        return reference.biwkv(w.to(dtype), u.to(dtype), k, v, gate)
+    return torch.ops.lalic_kernels.biwkv(w, u, k, v, gate, dispatch.AUTO if backend is None else backend)
 
 
-def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
     chosen = _choose(w, u, k, backend)
+    given = () if gate is None else (gate,)
     if k.numel() == 0:
         return torch.empty_like(k, memory_format=torch.contiguous_format)
-    if k.shape[1] == 1:
-        return v.clone(memory_format=torch.contiguous_format)  # a token's weight for itself cancels, exactly
+    if k.shape[1] == 1:  # a token's weight for itself cancels, exactly
+        return v.clone(memory_format=torch.contiguous_format) if gate is None else _gated(v, gate).contiguous()
     if chosen == "triton":
-        return _launch(w, u, k, v)
+        return _launch(w, u, k, v, gate)
     if chosen == "cpu":
-        return cpu.forward(*(x.float().contiguous() for x in (w, u, k, v))).to(k.dtype)
-    return scan.biwkv(w, u, k, v).contiguous()
+        return cpu.forward(*_plain(w, u, k, v, *given)).to(k.dtype)
+    return scan.biwkv(w, u, k, v, gate).contiguous()
+
+
+def _gated(y: Tensor, gate: Tensor) -> Tensor:
+    return torch.sigmoid(gate) * y
+
+
+def _plain(*tensors: Tensor) -> list[Tensor]:
+    """Contiguous float32, as compiled CPU code takes them."""
+    return [x.float().contiguous() for x in tensors]
 
 
 def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str) -> str:
@@ -78,11 +106,12 @@ def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str) -> str:
     return chosen
 
 
-def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
     from lalic_kernels.biwkv import kernels
 
     batch, tokens, channels = k.shape
     w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
+    gates = k if gate is None else gate.contiguous()  # without a gate nothing is read through its pointer
     choice = launches.choose(launches.architecture(k.device), tokens, channels, k.element_size())
     groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
     chunks, across = blocks(tokens, choice.chunk), blocks(channels, block_c)
@@ -104,60 +133,94 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
             **choice.scan.options(),
         )  # fmt: skip
         kernels.rows_kernel[(across, batch * chunks)](
-            w, u, k, v, factors, entering, y, tokens, channels, chunks, plane, **options
+            w, u, k, v, gates, factors, entering, y, tokens, channels, chunks, plane, **options, GATED=gate is not None
         )
     return y
 
 
-def _backward(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, grad: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = (w, u, k, v)
-    if k.numel() == 0:
-        return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)  # type: ignore[return-value]
+def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str) -> _Grads:
+    given = () if gate is None else (gate,)
+    inputs = (w, u, k, v, *given)
     chosen = _choose(w, u, k, backend)
-    if k.shape[1] == 1:
-        zeros = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (w, u, k)]
-        return *zeros, grad.clone(memory_format=torch.contiguous_format)  # type: ignore[return-value]
-    if chosen == "cpu":
-        grads = cpu.backward(*(x.float().contiguous() for x in (*inputs, grad)))
-        return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))  # type: ignore[return-value]
-    if chosen == "triton":
-        from lalic_kernels.biwkv.backward import backward
+    grads: list[Any]
+    if k.numel() == 0:
+        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    elif k.shape[1] == 1:
+        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (w, u, k)]
+        if gate is None:
+            grads.append(grad.clone(memory_format=torch.contiguous_format))
+        else:
+            grads += registration.recompute(_gated, (v, gate), grad)
+    elif chosen == "cpu":
+        grads = list(cpu.backward(*_plain(w, u, k, v, grad, *given)))
+    elif chosen == "triton":
+        grads = _launch_backward(w, u, k, v, gate, grad)
+    else:
+        wide = torch.promote_types(k.dtype, torch.float32)
+        grads = registration.recompute(scan.centred, inputs, grad.to(wide))
+    given = [g.to(x.dtype) for g, x in zip(grads, inputs, strict=False)]
+    return tuple(given) if gate is not None else (*given[:4], k.new_empty(0))  # type: ignore[return-value]
 
-        grads = backward(w.float().contiguous(), u.float().contiguous(), *(x.contiguous() for x in (k, v, grad)))
-        return tuple(g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))  # type: ignore[return-value]
-    return tuple(registration.recompute(scan.biwkv, inputs, grad))  # type: ignore[return-value]
+
+def _launch_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor) -> list[Tensor]:
+    from lalic_kernels.biwkv.backward import backward
+
+    w, u = w.float().contiguous(), u.float().contiguous()
+    k, v, grad = k.contiguous(), v.contiguous(), grad.contiguous()
+    if gate is None:
+        return list(backward(w, u, k, v, grad))
+    y = _launch(w, u, k, v, None).float()
+    open_ = torch.sigmoid(gate.float())
+    outer = grad.float()
+    inner = (outer * open_).to(k.dtype)
+    return [*backward(w, u, k, v, inner), outer * y * open_ * (1 - open_)]
 
 
-def _forward_fake(w: Tensor, u: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+def _forward_fake(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
     return torch.empty_like(k, memory_format=torch.contiguous_format)
 
 
 def _backward_fake(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, grad: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (w, u, k, v))  # type: ignore[return-value]
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str
+) -> _Grads:
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (w, u, k, v)]
+    last = k.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
+    return *grads, last  # type: ignore[return-value]
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.backend = inputs[4]
+    ctx.save_for_backward(*inputs[:5])
+    ctx.backend = inputs[5]
 
 
 def _gradient(ctx, grad: Tensor):
-    return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend), None
+    gate = ctx.saved_tensors[4]
+    *grads, grad_gate = _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend)
+    return *grads, None if gate is None else grad_gate, None
 
 
-_TENSORS = "Tensor w, Tensor u, Tensor k, Tensor v"
+_TENSORS = "Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate"
 _FORWARD_OP = registration.forward_op("biwkv", f"({_TENSORS}, str backend) -> Tensor", _forward, _forward_fake)
 _BACKWARD_OP = registration.backward_op(
     "biwkv_backward",
-    f"({_TENSORS}, Tensor grad, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"({_TENSORS}, Tensor grad, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
 _FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
-# As the paper's supplement counts: 29 operations an element, exponentials and divisions one each.
-registration.flops("biwkv", lambda w, u, k, v, backend, **_: 29 * k[0] * k[1] * k[2])
-registration.moved_bytes("biwkv", lambda w, u, k, v: registration.nbytes(w, u, k, v, k))
+registration.vmap("biwkv", batching.forward_rule(lambda *a: torch.ops.lalic_kernels.biwkv(*a)))
+registration.vmap("biwkv_backward", batching.backward_rule(_BACKWARD_OP))
+
+
+def _flops(w, u, k, v, gate, *_, **__) -> int:
+    # As the paper's supplement counts: 29 operations an element, exponentials and divisions one each. The gate adds an
+    # exponential, an addition, a division and a product.
+    return (29 if gate is None else 33) * k[0] * k[1] * k[2]
+
+
+def _least_bytes(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> int:
+    return registration.nbytes(w, u, k, v, k) + (0 if gate is None else registration.nbytes(gate))
+
+
+registration.flops("biwkv", _flops)
+registration.moved_bytes("biwkv", _least_bytes)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
     """Bidirectional WKV, quadratic in the number of tokens.
 
     For each batch item and channel, with T tokens::
@@ -20,10 +20,11 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         u: bonus of a token for itself, shape (C,).
         k: keys, shape (B, T, C).
         v: values, shape (B, T, C).
+        gate: shape (B, T, C), or None. With it the result is sigmoid(gate) * y.
 
     Returns:
-        y, shape (B, T, C), in the dtype that the arguments promote to. Any floating dtype works; use float64 for a
-        reference. Memory grows as B * T * T * C.
+        y, or sigmoid(gate) * y, shape (B, T, C), in the dtype that the arguments promote to. Any floating dtype works;
+        use float64 for a reference. Memory grows as B * T * T * C.
 
     Source: closed form of Bi-WKV in Vision-RWKV (Duan et al., 2024), as used by LALIC. The published CUDA kernel
     computes something that differs from it by O(w); see this folder's README. No epsilon is added to the
@@ -36,8 +37,9 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     own = (gap == 0)[None, :, :, None]
     logits = torch.where(own, u + k[:, None, :, :], logits)
     if k.numel() == 0:
-        return torch.zeros_like(logits.sum(dim=2)) * v
+        return torch.zeros_like(logits.sum(dim=2)) * (v if gate is None else gate * v)
     # Any value subtracted from a whole row cancels, so it needs no gradient.
     top = logits.detach().amax(dim=2, keepdim=True)
     weights = torch.exp(logits - top)
-    return (weights * v[:, None, :, :]).sum(dim=2) / weights.sum(dim=2)
+    y = (weights * v[:, None, :, :]).sum(dim=2) / weights.sum(dim=2)
+    return y if gate is None else torch.sigmoid(gate) * y

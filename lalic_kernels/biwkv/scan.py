@@ -39,25 +39,30 @@ def uses_scaled_form(w: Tensor, u: Tensor, tokens: int) -> bool:
     return decay * span <= SCALED_LIMIT and bonus <= SCALED_LIMIT
 
 
-def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
     """Bidirectional WKV of the closed form (see `reference.biwkv`) in time and memory linear in T.
 
     Args:
         w, u: decay per step and bonus, shape (C,), any sign.
         k, v: keys and values, shape (B, T, C).
+        gate: as k, or None.
 
     Returns:
-        y, shape (B, T, C), in k's dtype. float16 and bfloat16 are computed in float32; float64 stays float64.
+        y, or sigmoid(gate) * y, shape (B, T, C), in k's dtype. float16 and bfloat16 are computed in float32; float64
+        stays float64.
 
     Finite for finite arguments as long as T * max|v| is representable.
     """
     dtype = k.dtype
     if dtype in (torch.float16, torch.bfloat16):
         k, v = k.float(), v.float()
+        gate = None if gate is None else gate.float()
     w, u = w.to(k.dtype), u.to(k.dtype)
     batch, tokens, channels = k.shape
     if k.numel() == 0:
-        return (k + v + w + u).to(dtype)
+        return (k + v + w + u if gate is None else k + v + w + u + gate).to(dtype)
+    if tokens <= 2:
+        w = w * 0  # no two tokens are more than one step apart: w has no part in y, and a gradient of exactly zero
     span = min(CHUNK, tokens)
     chunks = -(-tokens // span)
     missing = chunks * span - tokens
@@ -68,7 +73,33 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = k.reshape(batch, chunks, span, channels), v.reshape(batch, chunks, span, channels)
     scaled = uses_scaled_form(w, u, tokens) and v.detach().abs().max().item() <= SCALED_V_LIMIT
     y = _scaled_form(w, u, k, v) if scaled else _logarithmic_form(w, u, k, v)
-    return y.reshape(batch, chunks * span, channels)[:, :tokens].to(dtype)
+    y = y.reshape(batch, chunks * span, channels)[:, :tokens]
+    return (y if gate is None else torch.sigmoid(gate) * y).to(dtype)
+
+
+def centred(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
+    """`biwkv` in a form to differentiate; arguments as there, the result in float32 or float64.
+
+    A row's weights add up to one, so y(v - c) = y(v) - c for any c, and c has no part in the gradients of w, u and k:
+    each is a sum of terms weighted by v_i - y_t. It has a part in their rounding, because autograd forms v_i and y_t
+    terms apart and subtracts. Where keys are so sharp that one token outweighs all others, every y is close to one v,
+    and what remains of the difference is 1e-4 of the terms at keys of 80. With c = y of the middle row the terms are as
+    small as what remains.
+    """
+    wide = torch.promote_types(k.dtype, torch.float32)
+    w, u, k, v = w.to(wide), u.to(wide), k.to(wide), v.to(wide)
+    if k.numel() == 0:
+        return biwkv(w, u, k, v, gate)
+    centre = _row(w.detach(), u.detach(), k.detach(), v.detach(), k.shape[1] // 2)
+    y = biwkv(w, u, k, v - centre)
+    return y if gate is None else torch.sigmoid(gate.to(wide)) * (y + centre)
+
+
+def _row(w: Tensor, u: Tensor, k: Tensor, v: Tensor, row: int) -> Tensor:
+    """One row of y, (B, 1, C), by the definition."""
+    gap = (torch.arange(k.shape[1], device=k.device) - row).abs()[:, None]
+    logits = torch.where(gap == 0, u + k, k - (gap - 1) * w)
+    return (torch.softmax(logits, dim=1) * v).sum(dim=1, keepdim=True)
 
 
 def _low(k: Tensor) -> float:

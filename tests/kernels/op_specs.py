@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -60,8 +60,13 @@ class OpSpec:
     registered: Callable[[Arguments, str], tuple]  # arguments of torch.ops.lalic_kernels.<name>
     flops: Callable[[tuple[int, ...]], int]
     bytes: Callable[[tuple[int, ...]], int]  # for float32
+    variant: str = ""  # another entry of the same op, with optional arguments given
     # Triton's interpreter keeps bfloat16 as bit patterns and multiplies those in tl.dot: only a GPU can test it.
     multiplies_matrices: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
     def backends(self, device: str) -> tuple[str, ...]:
         """The implementations to test on a device: all that can run there."""
@@ -83,6 +88,10 @@ def _biwkv_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Argu
         "k": _normal(generator, batch, tokens, channels) * 2,
         "v": _normal(generator, batch, tokens, channels),
     }
+
+
+def _gated_biwkv_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    return _biwkv_arguments(sizes, generator) | {"gate": _normal(generator, *sizes) * 3}
 
 
 def _shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
@@ -144,9 +153,33 @@ BIWKV = OpSpec(
         "k is sparse": BadCall(_with(k=lambda a: a["k"].to_sparse()), ValueError, ("k must be a strided", "sparse")),
     },
     cpu_backends=("torch",) + (("cpu",) if biwkv_cpu.available() else ()),
-    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], backend),
+    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], None, backend),
     flops=lambda s: 29 * s[0] * s[1] * s[2],
     bytes=lambda s: 4 * (3 * s[0] * s[1] * s[2] + 2 * s[2]),
+)
+
+GATED_BIWKV = replace(
+    BIWKV,
+    variant="gated",
+    make=_gated_biwkv_arguments,
+    bad={
+        "gate is a number": BadCall(_with(gate=lambda a: 0.5), TypeError, ("gate must be a tensor", "float")),
+        "gate has two dimensions": BadCall(
+            _with(gate=lambda a: a["gate"][0]), ValueError, ("gate must have 3 dimensions", "(B, T, C)")
+        ),
+        "gate is narrower": BadCall(
+            _with(gate=lambda a: a["gate"][..., 1:]), ValueError, ("gate must have shape (B, T, C)", "C = 33")
+        ),
+        "gate has another dtype": BadCall(
+            _with(gate=lambda a: a["gate"].bfloat16()), TypeError, ("gate must be float32", "bfloat16")
+        ),
+        "gate is elsewhere": BadCall(
+            _with(gate=lambda a: a["gate"].to("meta")), ValueError, ("gate must be on", "meta")
+        ),
+    },
+    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], a["gate"], backend),
+    flops=lambda s: 33 * s[0] * s[1] * s[2],
+    bytes=lambda s: 4 * (4 * s[0] * s[1] * s[2] + 2 * s[2]),
 )
 
 TOKEN_SHIFT = OpSpec(
@@ -246,5 +279,5 @@ ENTROPY_PARAMS = OpSpec(
     bytes=lambda s: 4 * (s[0] * s[1] * (s[2] + s[3]) + s[3] * s[2] + 3 * s[3] + 5 * s[3] ** 2),
 )
 
-SPECS = (BIWKV, TOKEN_SHIFT, ENTROPY_PARAMS)
+SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, ENTROPY_PARAMS)
 BAD_CASE = {"biwkv": (1, 17, 33), "token_shift": (2, 6, 19, 67), "entropy_params": (2, 17, 45, 37)}

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lalic_kernels._core import dispatch, registration
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-OPS = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+OPS = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 ON = pytest.mark.parametrize("device", DEVICES)
 
 # Roundings of the largest value that are granted on top of twice plain torch's error. A result: its own rounding, and
@@ -33,7 +33,7 @@ def backends_of(specs=SPECS):
         for device in ("cpu", "cuda"):
             marks = [pytest.mark.gpu] if device == "cuda" else []
             for backend in spec.backends(device):
-                yield pytest.param(spec, device, backend, marks=marks, id=f"{spec.name}-{device}-{backend}")
+                yield pytest.param(spec, device, backend, marks=marks, id=f"{spec.id}-{device}-{backend}")
 
 
 IMPLEMENTATIONS = pytest.mark.parametrize(("spec", "device", "backend"), list(backends_of()))
@@ -132,7 +132,7 @@ def test_values_and_gradients_float64(spec: OpSpec, device: str) -> None:
 @OPS
 def test_float32_parameters_beside_low_precision(spec: OpSpec) -> None:
     """Parameters may stay float32 beside bfloat16 data: the result is bfloat16, their gradients float32."""
-    data = {"biwkv": ("k", "v"), "token_shift": ("x",), "entropy_params": ("x",)}[spec.name]
+    data = {"biwkv": ("k", "v", "gate"), "token_shift": ("x",), "entropy_params": ("x",)}[spec.name]
     arguments = make(spec, spec.cases[list(spec.cases)[-1]], torch.float32, "cpu")
     mixed = {name: value.bfloat16() if name in data else value for name, value in arguments.items()}
     result, grads = gradients(spec.public, mixed)
