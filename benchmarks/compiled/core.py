@@ -80,7 +80,9 @@ def describe(job: Job, target: GPUTarget) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         **resources(compiled),
     }
-    return found | ({"instructions": instructions(compiled)} if "cubin" in compiled.asm else {})
+    if "cubin" in compiled.asm:
+        found |= {"instructions": instructions(compiled), "accesses": accesses(compiled.asm["ptx"], job)}
+    return found
 
 
 def _source(job: Job, constants: Mapping[str, Any]) -> ASTSource:
@@ -161,3 +163,36 @@ def count_instructions(sass: str) -> dict[str, int]:
             if goal and here and int(goal[1], 16) < int(here[1], 16):
                 counts["loops"] += 1
     return dict(sorted(counts.items()))
+
+
+_PARAMETER = re.compile(r"ld\.param\.[ub]64\s+(%rd\d+), \[\w+_param_(\d+)\]")
+_GLOBAL = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bus](\d+)\s.*?\[ ?(%rd\d+)")
+_REGISTERS = re.compile(r"%rd\d+")
+
+
+def accesses(ptx: str, job: Job) -> dict[str, dict[str, int]]:
+    """How many loads and stores a thread has for each pointer, by width in bits: {"k_ptr": {"load 128": 4}}.
+
+    Which argument an address comes from is followed through the arithmetic on 64-bit registers; the assembler keeps the
+    widths. Static, as all here: an instruction in a loop counts once.
+    """
+    names = [name for name in job.kernel.arg_names if name not in {**dict(job.launch.constants), **job.constants}]
+    roots: dict[str, set[str]] = {}
+    for register, place in _PARAMETER.findall(ptx):
+        name = names[int(place)] if int(place) < len(names) else ""
+        roots[register] = {name} if name.endswith("_ptr") else set()
+    steps = [found for line in ptx.splitlines() if "ld." not in line and (found := _REGISTERS.findall(line))[1:]]
+    changed = True
+    while changed:
+        changed = False
+        for target, *sources in steps:
+            known = roots.setdefault(target, set())
+            more = set().union(*(roots.get(source, set()) for source in sources)) - known
+            known |= more
+            changed |= bool(more)
+    counts: dict[str, Counter[str]] = {}
+    for kind, vector, bits, address in _GLOBAL.findall(ptx):
+        for name in roots.get(address, set()):
+            word = "load" if kind == "ld" else "store"
+            counts.setdefault(name, Counter())[f"{word} {int(vector or 1) * int(bits)}"] += 1
+    return {name: dict(sorted(found.items())) for name, found in sorted(counts.items())}
