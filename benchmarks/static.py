@@ -3,8 +3,8 @@
 For each kernel whose programs take a chunk of tokens, in each launch configuration: registers, spills, shared memory,
 the width of each load and store of a tensor of the op, and exponentials (MUFU.EX2) an element. These are counts of what
 stands in the machine code, so they are per execution only where there is no loop: the logarithmic form, the one part
-with loops, is left out of these compilations (FAST_ONLY), and a count with a loop in it is not given. Counted per thread,
-times threads, over the elements of the program's block: what threads compute twice counts twice.
+with loops, is left out of these compilations (FAST_ONLY), and a count with a loop in it is not given.
+Counted per thread, times threads, over the elements of the program's block: what threads compute twice counts twice.
 
 Then the bytes that a forward moves, over the minimum (k, v read, y written, once each): k and v are read twice, and the
 floats of states that a chunk and channel cost are counted in the same code. Reads that the L2 cache serves count too.
