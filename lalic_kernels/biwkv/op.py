@@ -70,7 +70,10 @@ def biwkv(
     checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u), *given)
     if backend == "reference":
         return reference.biwkv(w.to(dtype), u.to(dtype), k, v, gate)
-    return torch.ops.lalic_kernels.biwkv(w, u, k, v, gate, dispatch.AUTO if backend is None else backend)
+    # A registered op's gradient is unknown to torch.func.grad; that of an autograd.Function is known.
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    call = _UnderTransforms.apply if transformed else torch.ops.lalic_kernels.biwkv
+    return call(w, u, k, v, gate, dispatch.AUTO if backend is None else backend)
 
 
 def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
@@ -158,8 +161,8 @@ def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, g
     else:
         wide = torch.promote_types(k.dtype, torch.float32)
         grads = registration.recompute(scan.centred, inputs, grad.to(wide))
-    given = [g.to(x.dtype) for g, x in zip(grads, inputs, strict=False)]
-    return tuple(given) if gate is not None else (*given[:4], k.new_empty(0))  # type: ignore[return-value]
+    results = [g.to(x.dtype) for g, x in zip(grads, inputs, strict=False)]  # the compiled code ends in a None, no gate
+    return tuple(results) if gate is not None else (*results, k.new_empty(0))  # type: ignore[return-value]
 
 
 def _launch_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor) -> list[Tensor]:
@@ -208,8 +211,17 @@ _BACKWARD_OP = registration.backward_op(
     _backward_fake,
 )
 _FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
-registration.vmap("biwkv", batching.forward_rule(lambda *a: torch.ops.lalic_kernels.biwkv(*a)))
+registration.vmap("biwkv", batching.forward_rule(torch.ops.lalic_kernels.biwkv.default))
 registration.vmap("biwkv_backward", batching.backward_rule(_BACKWARD_OP))
+
+
+class _UnderTransforms(torch.autograd.Function):
+    """The op for torch.func's transforms: the same forward, gradient and rule of vmap, registered in another way."""
+
+    forward = staticmethod(lambda *arguments: torch.ops.lalic_kernels.biwkv(*arguments))
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_gradient)
+    vmap = staticmethod(batching.forward_rule(lambda *arguments: _UnderTransforms.apply(*arguments)))
 
 
 def _flops(w, u, k, v, gate, *_, **__) -> int:
