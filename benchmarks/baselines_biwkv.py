@@ -1,9 +1,9 @@
 """Two baselines for BiWKV on a GPU, in Triton, float32: what the fast kernels are compared with, and nothing else.
 
 * `published`: the shape of the published CUDA algorithm. A program takes 16 channels; each channel's sequence is cut
-  into 32 chunks of ceil(T / 32) tokens, a thread each, which walks its tokens one by one: once for the chunk's sums, then
-  32 steps that combine the chunks, then once more for the rows, with a state from the left that grows and one of all from
-  here to the right, from which tokens are subtracted as they are passed. Ten exponentials a token.
+  into 32 chunks of ceil(T / 32) tokens, a thread each, which walks its tokens one by one: once for the chunk's sums,
+  then 32 steps that combine the chunks, then once more for the rows, with a state from the left that grows and one of
+  all from here to the right, from which tokens are subtracted as they are passed. Ten exponentials a token.
 * `walking`: a program for a block of channels walks all T tokens, to the right and then back.
 
 Both are written from the closed form (lalic_kernels/biwkv/README.md), and that is what they compute: the published

@@ -101,6 +101,7 @@ class Entry:
         cases: builds inputs one case after the other, so that each can be freed in between.
         devices: where it runs.
         memory: states of the allocator to measure in on a CPU.
+        more: further rows, of what cannot be timed as calls in turn.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Entry:
     cases: Callable[[Setting], Iterator[Case]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     memory: tuple[str, ...] = ("default",)
+    more: Callable[[Setting], list[Row]] | None = None
 
 
 def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
@@ -180,17 +182,21 @@ def _clock_rounds(calls: Sequence[Call], setting: Setting) -> Times:
 def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
     """Events are read after all rounds, so that the host runs ahead and its own time does not show."""
     peaks = {}
+    one_round = 0.0
     for call in calls:
         call.run()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
         call.run()
         torch.cuda.synchronize()
+        one_round += time.perf_counter() - start
         peaks[call.name] = {"peak MiB": (torch.cuda.max_memory_allocated() - before) / 2**20}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=setting.device)
     pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {call.name: [] for call in calls}
-    for _ in range(setting.rounds[1]):
+    least, most, enough = setting.rounds
+    for _ in range(max(least, min(most, int(enough / one_round)))):
         for call in calls:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             flush.zero_()

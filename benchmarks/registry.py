@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import codec, ops, rans
+from benchmarks import biwkv, codec, cold, ops, rans
 from benchmarks.measure import Entry, Row, Setting, measure
 
 _BOTH = ("fresh", "reused")
 _ALL = (
-    Entry("biwkv", "bidirectional WKV, forward and backward", ops.biwkv_cases, memory=_BOTH),
+    Entry("biwkv", "bidirectional WKV, forward and backward", biwkv.cases, memory=_BOTH, more=cold.biwkv),
     Entry("token_shift", "depth-wise 5x5, channels last", ops.token_shift_cases, memory=_BOTH),
     Entry("entropy_params", "the entropy-parameter block", ops.entropy_params_cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
@@ -18,4 +18,6 @@ ENTRIES = {entry.name: entry for entry in _ALL}
 
 def measure_entry(name: str, setting: Setting) -> list[Row]:
     """All rows of an entry. Raises `WrongResult` at the first result that is wrong; then there are none."""
-    return [row for case in ENTRIES[name].cases(setting) for row in measure(name, case, setting)]
+    entry = ENTRIES[name]
+    rows = [row for case in entry.cases(setting) for row in measure(name, case, setting)]
+    return rows + (entry.more(setting) if entry.more else [])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import lalic_kernels
+from benchmarks.biwkv import biwkv_arguments, check_biwkv, check_biwkv_gradients
 from benchmarks.measure import Setting
-from benchmarks.ops import biwkv_arguments, check_biwkv, check_biwkv_gradients, stage_shapes
+from benchmarks.ops import stage_shapes
 
 SETTING = Setting(torch.device("cpu"))
 SHAPES = [(1, h * w, c) for h, w, c in stage_shapes()]

@@ -21,7 +21,7 @@ from lalic_kernels.biwkv import reference
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packages
 
-from benchmarks import measure, ops, report, run  # noqa: E402
+from benchmarks import biwkv, measure, ops, report, run  # noqa: E402
 from benchmarks.measure import Call, Case, Setting, WrongResult  # noqa: E402
 from benchmarks.networks import MeanScaleHyperprior  # noqa: E402
 from benchmarks.registry import ENTRIES, measure_entry  # noqa: E402
@@ -105,11 +105,11 @@ def test_what_is_wrong_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rows_by_the_definition_are_the_reference() -> None:
-    w, u, k, v = (x.double() for x in ops.biwkv_arguments((2, 23, 3), torch.float32, QUICK))
+    w, u, k, v = (x.double() for x in biwkv.biwkv_arguments((2, 23, 3), torch.float32, QUICK))
     rows = [0, 7, 22]
     expected = reference.biwkv(40 * w, u, k, v)[:, rows]
     # Two float64 evaluations of one formula, means of v: a few roundings of 1e-16 apart.
-    assert (ops.definition_rows(40 * w, u, k, v, rows) - expected).abs().max() < 1e-13
+    assert (biwkv.definition_rows(40 * w, u, k, v, rows) - expected).abs().max() < 1e-13
 
 
 def _row(y):
@@ -126,27 +126,27 @@ def _not_a_number(y):
 
 @pytest.mark.parametrize("spoil", [_row, _channel, _not_a_number])
 def test_long_sequences_are_checked_by_rows_and_channels(spoil) -> None:
-    arguments = ops.biwkv_arguments((1, 2000, 8), torch.float32, QUICK)
-    assert ops.QUADRATIC_LIMIT < 2000 * 2000 * 8  # else this tests the quadratic reference
+    arguments = biwkv.biwkv_arguments((1, 2000, 8), torch.float32, QUICK)
+    assert biwkv.QUADRATIC_LIMIT < 2000 * 2000 * 8  # else this tests the quadratic reference
     y = lalic_kernels.biwkv(*arguments)
-    ops.check_biwkv(arguments, y)
+    biwkv.check_biwkv(arguments, y)
     spoil(y)
     with pytest.raises(WrongResult):
-        ops.check_biwkv(arguments, y)
+        biwkv.check_biwkv(arguments, y)
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 3), (1, 3000, 6)])  # against the quadratic reference, and the linear path
 @pytest.mark.parametrize("which", range(4))
 def test_wrong_gradients_are_caught(shape: tuple[int, int, int], which: int) -> None:
-    arguments = ops.biwkv_arguments(shape, torch.float32, QUICK)
+    arguments = biwkv.biwkv_arguments(shape, torch.float32, QUICK)
     leaves = [x.requires_grad_() for x in arguments]
     y = lalic_kernels.biwkv(*leaves)
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     grads = list(torch.autograd.grad(y, leaves, upstream))
-    ops.check_biwkv_gradients(arguments, upstream, grads)
+    biwkv.check_biwkv_gradients(arguments, upstream, grads)
     grads[which] = grads[which] * 1.001
     with pytest.raises(WrongResult, match=f"gradient of {'wukv'[which]}"):
-        ops.check_biwkv_gradients(arguments, upstream, grads)
+        biwkv.check_biwkv_gradients(arguments, upstream, grads)
 
 
 def test_a_wrong_shape_is_a_wrong_result() -> None:
