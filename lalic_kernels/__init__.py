@@ -2,8 +2,10 @@
 
 from lalic_kernels._core.dispatch import BackendUnavailable
 from lalic_kernels.biwkv.op import biwkv
+from lalic_kernels.channel_mix.op import channel_mix
 from lalic_kernels.entropy_params.op import entropy_params
 from lalic_kernels.gaussian import gaussian_likelihood, scale_index, scale_table
+from lalic_kernels.spatial_mix.op import spatial_mix
 from lalic_kernels.token_shift.op import fold_token_shift, token_shift
 
 # A public op and its folder share a name. Importing the folder's op first and binding the function here last makes
@@ -11,10 +13,12 @@ from lalic_kernels.token_shift.op import fold_token_shift, token_shift
 __all__ = [
     "BackendUnavailable",
     "biwkv",
+    "channel_mix",
     "entropy_params",
     "fold_token_shift",
     "gaussian_likelihood",
     "scale_index",
     "scale_table",
+    "spatial_mix",
     "token_shift",
 ]

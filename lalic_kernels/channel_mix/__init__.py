@@ -1,1 +1,1 @@
-"""Channel mix, the feed-forward half of an RWKV block: so far its reference only."""
+"""Channel mix, the feed-forward half of an RWKV block. The function is `lalic_kernels.channel_mix`."""

@@ -1,4 +1,4 @@
-"""Channel mix by its definition: the feed-forward half of an RWKV block, between its LayerNorm and its residual."""
+"""Channel mix by its definition: the feed-forward half of an RWKV block, after its LayerNorm and shift."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lalic_kernels.token_shift import reference as _token_shift
 
-
-def channel_mix(n: Tensor, shift_weight: Tensor, key: Tensor, receptance: Tensor, value: Tensor) -> Tensor:
-    """s = TokenShift(n); result = sigmoid(R s) * (V relu(K s)^2).
+def channel_mix(
+    x: Tensor,
+    key: Tensor,
+    receptance: Tensor,
+    value: Tensor,
+    residual: Tensor | None = None,
+    gamma: Tensor | None = None,
+) -> Tensor:
+    """m = sigmoid(R x) * (V relu(K x)^2); the result is m, or residual + gamma * m.
 
     Args:
-        n: normalised image, shape (B, H, W, C).
-        shift_weight: folded 5x5 kernels, shape (C, 5, 5).
-        key: shape (r C, C) for a hidden rate r.
+        x: shifted image, shape (B, H, W, C).
+        key: shape (F, C), F the width of the hidden layer (4 C or 8 C in LALIC).
         receptance: shape (C, C).
-        value: shape (C, r C).
+        value: shape (C, F).
+        residual: shape (B, H, W, C), or None.
+        gamma: shape (C,), or None.
 
     Returns:
         Shape (B, H, W, C).
 
     Source: LALIC (Feng et al., 2025), RWKV block, channel half.
     """
-    s = _token_shift.token_shift(n, shift_weight)
-    hidden = torch.relu(F.linear(s, key)).square()
-    return torch.sigmoid(F.linear(s, receptance)) * F.linear(hidden, value)
+    hidden = torch.relu(F.linear(x, key)).square()
+    mixed = torch.sigmoid(F.linear(x, receptance)) * F.linear(hidden, value)
+    return mixed if residual is None or gamma is None else residual + gamma * mixed

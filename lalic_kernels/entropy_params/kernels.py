@@ -7,23 +7,8 @@ as IEEE float32 (no TF32), because the results select the entropy coder's tables
 import triton
 import triton.language as tl
 
+from lalic_kernels._core.kernels_linear import product
 from lalic_kernels._core.triton_helpers import sigmoid_stable
-
-
-@triton.jit
-def _product(
-    x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
-):
-    """x @ matrix^T for the given rows and outputs: x (rows, width), matrix (outputs, width), float32 result."""
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, width, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x_mask = (row < rows)[:, None] & (k < width)[None, :]
-        x = tl.load(x_ptr + row.to(tl.int64)[:, None] * width + k[None, :], mask=x_mask, other=0.0)
-        matrix_mask = (k < width)[:, None] & (n < outputs)[None, :]
-        matrix = tl.load(matrix_ptr + n[None, :] * width + k[:, None], mask=matrix_mask, other=0.0)
-        acc = tl.dot(x, matrix, acc, input_precision="ieee")
-    return acc
 
 
 @triton.jit
@@ -47,7 +32,7 @@ def linear_kernel(
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = _product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
+    y = product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
     if HAS_BIAS:
         y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     if SQUARED_RELU:
@@ -115,8 +100,8 @@ def gated_sum_kernel(
     """y = m + sigmoid(n @ receptance^T) * (h @ value^T). Grid (blocks of rows, blocks of width)."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    gate = sigmoid_stable(_product(n_ptr, receptance_ptr, row, c, rows, width, width, BLOCK_M, BLOCK_N, BLOCK_K))
-    mlp = _product(h_ptr, value_ptr, row, c, rows, 2 * width, width, BLOCK_M, BLOCK_N, BLOCK_K)
+    gate = sigmoid_stable(product(n_ptr, receptance_ptr, row, c, rows, width, width, BLOCK_M, BLOCK_N, BLOCK_K))
+    mlp = product(h_ptr, value_ptr, row, c, rows, 2 * width, width, BLOCK_M, BLOCK_N, BLOCK_K)
     mask = (row < rows)[:, None] & (c < width)[None, :]
     offset = row.to(tl.int64)[:, None] * width + c[None, :]
     m = tl.load(m_ptr + offset, mask=mask, other=0.0)

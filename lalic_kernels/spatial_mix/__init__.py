@@ -1,1 +1,1 @@
-"""Spatial mix, the attention half of an RWKV block: so far its reference only."""
+"""Spatial mix, the attention half of an RWKV block. The function is `lalic_kernels.spatial_mix`."""

@@ -281,3 +281,8 @@ ENTROPY_PARAMS = OpSpec(
 
 SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, ENTROPY_PARAMS)
 BAD_CASE = {"biwkv": (1, 17, 33), "token_shift": (2, 6, 19, 67), "entropy_params": (2, 17, 45, 37)}
+
+from mix_specs import CHANNEL_MIX, SPATIAL_MIX  # noqa: E402  (their entries are made of what stands above)
+
+SPECS += (CHANNEL_MIX, SPATIAL_MIX)
+BAD_CASE |= {"channel_mix": (1, 3, 3, 24, 4), "spatial_mix": (1, 3, 3, 24)}

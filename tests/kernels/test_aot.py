@@ -16,6 +16,9 @@ pytest.importorskip("triton", reason="ahead-of-time compilation needs triton, wh
 ROOT = Path(__file__).resolve().parents[2]
 # Ampere, Hopper, Blackwell for data centres, Blackwell for desks, and AMD's MI300.
 TARGETS = [("cuda", "80"), ("cuda", "90"), ("cuda", "100"), ("cuda", "120"), ("hip", "gfx942")]
+# KiB of shared memory that a block may have. 48 is what one gets without asking; only Hopper's matrix products, whose
+# operands lie there, have a table of their own that asks for more.
+SHARED = {"80": 48, "90": 227, "100": 48, "120": 48, "gfx942": 48}
 
 
 def kernels() -> set[str]:
@@ -43,5 +46,4 @@ def test_compiles_without_spills(backend: str, architecture: str) -> None:
     assert {result["function"] for result in results} == kernels()
     spilled = [result for result in results if result["spills"]]
     assert not spilled, f"{backend} {architecture}: registers spill to memory in {spilled}"
-    # 48 KiB is what every block gets without asking; all our tiles are meant to fit.
-    assert max(result["shared"] for result in results) <= 48 * 1024
+    assert max(result["shared"] for result in results) <= SHARED[architecture] * 1024

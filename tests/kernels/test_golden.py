@@ -130,10 +130,12 @@ def test_whole_block(golden: dict[str, Tensor]) -> None:
 
     image = x.permute(0, 2, 3, 1)
     att = weights("att", "key", "value", "receptance", "output")
-    mixed = spatial_mix(norm(image, "ln1"), shift("att"), *att, parameters["att.decay"], parameters["att.boost"])
-    image = image + parameters["gamma1"] * mixed
-    mixed = channel_mix(norm(image, "ln2"), shift("ffn"), *weights("ffn", "key", "receptance", "value"))
-    y = (image + parameters["gamma2"] * mixed).permute(0, 3, 1, 2)
+    shifted = shift_reference(norm(image, "ln1"), shift("att"))
+    decay, boost = parameters["att.decay"], parameters["att.boost"]
+    image = spatial_mix(shifted, decay, boost, *att, residual=image, gamma=parameters["gamma1"])
+    ffn = weights("ffn", "key", "receptance", "value")
+    shifted = shift_reference(norm(image, "ln2"), shift("ffn"))
+    y = channel_mix(shifted, *ffn, residual=image, gamma=parameters["gamma2"]).permute(0, 3, 1, 2)
     # The published class adds 1e-6 to BiWKV's denominator, which is at least one: 1e-6 of its result, in a block whose
     # other parts are exact.
     close(y, golden["block/y_f64"], 4e-6, 1.0)

@@ -1,0 +1,23 @@
+"""Spatial mix's products, as their launch table has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.compiled.core import Job, itemsize
+from lalic_kernels.spatial_mix import kernels, launches
+
+# Channels: the model's, and the most that each row of the table may get; 255 takes one element at a time.
+CHANNELS = {"fp32": (96, 144, 255), "bf16": (96, 144, 160, 256, 320, 255), "fp16": (96, 144, 256)}
+
+
+def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
+    """Both products at widths that meet every row of their table."""
+    for dtype in dtypes:
+        for channels in CHANNELS[dtype]:
+            for label, planes, residual in (("kvr", 3, False), ("output", 1, True)):
+                choice = launches.choose(target, 1 << 16, channels, planes, itemsize(dtype))
+                more = {"VEC": choice.vec, "PLANES": planes, "RESIDUAL": residual, "MAIN": choice.main}
+                more["REST"] = choice.rest
+                name = f"{label} {channels} {dtype}"
+                yield Job(name, kernels.rows_linear_kernel, choice.launch, dtype, more, frozenset({"gamma_ptr"}))
