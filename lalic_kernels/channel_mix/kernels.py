@@ -51,7 +51,7 @@ def channel_mix_kernel(
 ):
     """y = sigmoid(x @ receptance^T) * (relu(x @ key^T)^2 @ value^T), or residual + gamma * ().
 
-    Grid (blocks of rows,). The hidden layer is rounded to x's dtype before the second product, as it would be if it were stored.
+    Grid (blocks of rows,). The hidden layer is rounded to x's dtype before the second product, as if it were stored.
     """
     channels = (channels // VEC) * VEC
     hidden = (hidden // VEC) * VEC

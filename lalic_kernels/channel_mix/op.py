@@ -63,11 +63,11 @@ def channel_mix(
         ("x", x, "B H W C"), ("key", key, "F C"), ("receptance", receptance, "C C"), ("value", value, "C F"),
         *_residual.patterns(residual, gamma),
     )  # fmt: skip
-    x, cast = _residual.settle("channel_mix", x, matrices, residual, gamma)
+    x, (key, receptance, value) = _residual.settle("channel_mix", x, matrices, residual, gamma)
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if chosen == "reference":
-        return reference.channel_mix(x, *cast, residual=residual, gamma=gamma)
-    return torch.ops.lalic_kernels.channel_mix(x, *cast, residual, gamma, chosen)
+        return reference.channel_mix(x, key, receptance, value, residual, gamma)
+    return torch.ops.lalic_kernels.channel_mix(x, key, receptance, value, residual, gamma, chosen)
 
 
 def _forward(

@@ -63,22 +63,24 @@ def spatial_mix(
         torch.Size([1, 4, 6, 16])
     """
     matrices = {"key": key, "value": value, "receptance": receptance, "output": output}
-    vectors = (("decay", decay), ("boost", boost))
+    named = (("decay", decay), ("boost", boost))
     checks.shapes(
         "spatial_mix",
         ("x", x, "B H W C"),
-        *((name, vector, "C") for name, vector in vectors),
+        *((name, vector, "C") for name, vector in named),
         *((name, matrix, "C C") for name, matrix in matrices.items()),
         *_residual.patterns(residual, gamma),
     )
-    x, cast = _residual.settle("spatial_mix", x, matrices, residual, gamma)
-    checks.same_device("spatial_mix", ("x", x), *vectors)
-    for name, vector in vectors:
+    x, (key, value, receptance, output) = _residual.settle("spatial_mix", x, matrices, residual, gamma)
+    checks.same_device("spatial_mix", ("x", x), *named)
+    for name, vector in named:
         checks.dtype_in("spatial_mix", name, vector, (x.dtype, torch.float32), "beside x")
     dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if backend == "reference":
-        return reference.spatial_mix(x, decay.to(x.dtype), boost.to(x.dtype), *cast, residual=residual, gamma=gamma)
-    return torch.ops.lalic_kernels.spatial_mix(x, decay, boost, *cast, residual, gamma, _residual.auto(backend))
+        vectors = decay.to(x.dtype), boost.to(x.dtype)
+        return reference.spatial_mix(x, *vectors, key, value, receptance, output, residual, gamma)
+    chosen = _residual.auto(backend)
+    return torch.ops.lalic_kernels.spatial_mix(x, decay, boost, key, value, receptance, output, residual, gamma, chosen)
 
 
 def _forward(

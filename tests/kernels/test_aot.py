@@ -16,9 +16,9 @@ pytest.importorskip("triton", reason="ahead-of-time compilation needs triton, wh
 ROOT = Path(__file__).resolve().parents[2]
 # Ampere, Hopper, Blackwell for data centres, Blackwell for desks, and AMD's MI300.
 TARGETS = [("cuda", "80"), ("cuda", "90"), ("cuda", "100"), ("cuda", "120"), ("hip", "gfx942")]
-# KiB of shared memory that a block may have. 48 is what one gets without asking; only Hopper's matrix products, whose
-# operands lie there, have a table of their own that asks for more.
-SHARED = {"80": 48, "90": 227, "100": 48, "120": 48, "gfx942": 48}
+# KiB of shared memory that a block may have. 48 is what one gets without asking; only the matrix products
+# of Hopper and of Blackwell for data centres, whose operands lie there, may ask for more.
+SHARED = {"80": 48, "90": 227, "100": 227, "120": 48, "gfx942": 48}
 
 
 def kernels() -> set[str]:
