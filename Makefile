@@ -20,10 +20,12 @@ test: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.run
 
-# Needs a CUDA device: the GPU tests, then the benchmarks, then a table.
+# Needs a CUDA device: the GPU tests, then the benchmarks, then this architecture's own launch table (it changes
+# lalic_kernels/biwkv/launches.json: run the tests again, look at the difference, and commit it with the results).
 gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests -m gpu
-	$(BIN)/python -m benchmarks.run --device cuda
+	$(BIN)/python -m benchmarks.run --device cuda --save
+	$(BIN)/python -m benchmarks.tune biwkv --save
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -83,9 +83,9 @@ def architecture(device: torch.device) -> str:
     return f"cuda {properties.major}{properties.minor}"
 
 
-def find(use: str, arch: str, itemsize: int | None, size: int, table: Iterable[Row] = TABLE) -> Launch:
+def find(use: str, arch: str, itemsize: int | None, size: int) -> Launch:
     """The launch for `size` tokens or chunks: of the architecture's own rows where it has any, else of "any"."""
-    fitting = [row for row in table if row.use == use and row.itemsize == itemsize and row.start <= size]
+    fitting = [row for row in TABLE if row.use == use and row.itemsize == itemsize and row.start <= size]
     rows = [row for row in fitting if row.architecture == arch] or [row for row in fitting if row.architecture == "any"]
     return max(rows, key=lambda row: row.start).launch
 

@@ -1,0 +1,212 @@
+"""Measure launch tables: `python -m benchmarks.tune biwkv [--output FILE] [--save]`, on the GPU the table is for.
+
+For each use (forward, scan, backward), size class and bytes an element, every candidate's result is verified against
+the reference path in float64, as in `benchmarks.run`, and all are timed in turn; the smallest median wins. The winners
+become the architecture's rows of lalic_kernels/biwkv/launches.json; all other rows stay. Nothing is tuned at run time.
+
+`--compile 90` measures nothing: it compiles every candidate for that architecture and prints registers and spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lalic_kernels
+from benchmarks import report
+from benchmarks.biwkv import biwkv_arguments, check_biwkv, check_biwkv_gradients
+from benchmarks.measure import Call, Case, Setting, measure
+from benchmarks.measure import Row as Measured
+from lalic_kernels._core.launch import Launch
+from lalic_kernels.biwkv import launches
+
+# (GROUPS, BLOCK_C, warps): a thread has the four tokens of a group times 16 bytes of channels, in float32 twice that.
+_WHOLE = ((16, 16, 1), (16, 32, 2), (32, 16, 2), (32, 32, 4), (64, 16, 4), (64, 32, 8), (128, 16, 8))
+_HALF = ((16, 16, 2), (32, 16, 4))  # more warps of less each; with eight, registers would not do
+CANDIDATES: dict[tuple[str, int | None], tuple[tuple[int, int, int], ...]] = {
+    ("forward", 2): _WHOLE,
+    ("forward", 4): _WHOLE + _HALF,
+    # (PIECE, BLOCK_C, warps)
+    ("scan", None): ((32, 4, 1), (32, 8, 2), (64, 4, 2), (128, 2, 2), (128, 4, 4)),
+    # (LENGTH, BLOCK_C, warps)
+    ("backward", 2): ((32, 16, 2), (32, 32, 4), (64, 16, 4)),
+    ("backward", 4): ((32, 16, 2), (32, 32, 4), (64, 16, 4)),
+}
+# Where a class of sizes begins, in tokens, and the shape that stands for it: the model's stages where there is one.
+FORWARD_SIZES = (
+    (0, (8, 128, 192)),
+    (240, (1, 384, 256)),
+    (1024, (1, 2040, 256)),
+    (4096, (1, 6144, 256)),
+    (16384, (1, 24576, 144)),
+    (65536, (1, 98304, 96)),
+)
+SIZES: dict[str, tuple[tuple[int, tuple[int, int, int]], ...]] = {
+    "forward": FORWARD_SIZES,
+    "scan": ((0, (1, 2040, 256)), (33, (1, 24576, 144)), (257, (1, 98304, 96))),  # begins are counted in chunks
+    "backward": FORWARD_SIZES,
+}
+DTYPES = {2: torch.bfloat16, 4: torch.float32, None: torch.bfloat16}
+
+
+def launch_of(use: str, sizes: tuple[int, int, int]) -> Launch:
+    """A candidate as a launch."""
+    *constants, warps = sizes
+    return Launch(tuple(zip(launches.CONSTANTS[use], constants, strict=True)), num_warps=warps)
+
+
+@contextlib.contextmanager
+def using(rows: Iterable[launches.Row]) -> Iterator[None]:
+    """Other rows in place of the table's, for this process and a while."""
+    before, launches.TABLE = launches.TABLE, tuple(rows)
+    try:
+        yield
+    finally:
+        launches.TABLE = before
+
+
+def with_row(table: Iterable[launches.Row], row: launches.Row) -> tuple[launches.Row, ...]:
+    """The table, with a row instead of all that there are for its use, architecture and itemsize, whatever the size."""
+    key = (row.use, row.architecture, row.itemsize)
+    return (*(other for other in table if (other.use, other.architecture, other.itemsize) != key), row)
+
+
+def merged(rows: Sequence[launches.Row]) -> list[launches.Row]:
+    """Rows of one use in order of their start, without those that say what the one before says."""
+    kept: list[launches.Row] = []
+    for row in sorted(rows, key=lambda row: row.start):
+        if not kept or kept[-1].launch != row.launch:
+            kept.append(row)
+    return kept
+
+
+def write(rows: Iterable[launches.Row], path: Path) -> None:
+    """Write rows as launches.json has them: one a line, "any" first."""
+    uses = list(launches.CONSTANTS)
+
+    def place(row: launches.Row) -> tuple:
+        return row.architecture != "any", row.architecture, uses.index(row.use), row.itemsize or 0, row.start
+
+    found = [
+        {"use": row.use, "architecture": row.architecture, "itemsize": row.itemsize, "start": row.start}
+        | dict(row.launch.constants)
+        | {"num_warps": row.launch.num_warps}
+        for row in sorted(rows, key=place)
+    ]
+    path.write_text("[\n" + ",\n".join(f"  {json.dumps(line)}" for line in found) + "\n]\n", encoding="utf-8")
+
+
+def case(row: launches.Row, candidates: Sequence[Launch], shape: tuple[int, int, int], setting: Setting) -> Case:
+    """All candidates for `row` on one shape, each verified by `benchmarks.measure` before any is timed."""
+    arguments = biwkv_arguments(shape, DTYPES[row.itemsize], setting)
+    upstream = torch.randn(shape, device=setting.device).to(arguments[2].dtype)
+    leaves = [x.detach().requires_grad_() for x in arguments]
+
+    def forward(table: tuple[launches.Row, ...]) -> Any:
+        with using(table):
+            return lalic_kernels.biwkv(*arguments, backend="triton")
+
+    def backward(table: tuple[launches.Row, ...]) -> Any:
+        with using(table):
+            y = lalic_kernels.biwkv(*leaves, backend="triton")
+            return torch.autograd.grad(y, leaves, upstream)
+
+    calls = []
+    for launch in candidates:
+        table = with_row(launches.TABLE, replace(row, start=0, launch=launch))
+        if row.use == "backward":
+            check: Callable[[Any], None] = lambda grads: check_biwkv_gradients(arguments, upstream, grads)  # noqa: E731
+            calls.append(Call(name_of(launch), lambda table=table: backward(table), check))
+        else:
+            check = lambda y: check_biwkv(arguments, y)  # noqa: E731
+            calls.append(Call(name_of(launch), lambda table=table: forward(table), check))
+    return Case(f"{row.use} from {row.start} {shape} {str(arguments[2].dtype).removeprefix('torch.')}", tuple(calls))
+
+
+def name_of(launch: Launch) -> str:
+    """A launch in words, as a key."""
+    return " ".join(f"{name} {number}" for name, number in launch.options().items())
+
+
+def tune(
+    architecture: str, setting: Setting, timed: Callable[[Case], list[Measured]]
+) -> tuple[list[launches.Row], list[Measured]]:
+    """The architecture's best rows, and all that was measured. Raises `WrongResult` for a candidate that is wrong."""
+    best: list[launches.Row] = []
+    measured: list[Measured] = []
+    # The forward first: how many chunks there are decides what the scan has to do.
+    for (use, itemsize), sizes in CANDIDATES.items():
+        candidates = [launch_of(use, each) for each in sizes]
+        found = []
+        with using((*(row for row in launches.TABLE if row.architecture != architecture), *best)):
+            for start, shape in SIZES[use]:
+                row = launches.Row(use, architecture, itemsize, start, candidates[0])
+                rows = timed(case(row, candidates, shape, setting))
+                measured += rows
+                fastest = min(rows, key=lambda row: row["seconds"])["call"]
+                found.append(replace(row, launch=next(x for x in candidates if name_of(x) == fastest)))
+        best += merged(found)
+    return best, measured
+
+
+def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
+    """What becomes of the kernels that need most registers, for every candidate, with whole vectors of channels."""
+    from benchmarks.compiled import biwkv as ours
+    from benchmarks.compiled import core
+
+    target = core.target_of("cuda", architecture)
+    for (use, itemsize), candidates in CANDIDATES.items():
+        for launch in (launch_of(use, each) for each in candidates):
+            if itemsize is None:
+                for job in ours.scans(launch, 256):
+                    yield core.describe(job, target)
+                continue
+            dtype = "bf16" if itemsize == 2 else "fp32"
+            kernel = ours.BY_CHUNK[use][-1]
+            more = list(ours.VARIANTS[kernel.__name__].values())[-1]
+            yield core.describe(ours.by_chunk(kernel, launch, dtype, name_of(launch), more, 16 // itemsize), target)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Write a table. Returns 0; usage errors, and a machine without a GPU, exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description="Measure a launch table on a GPU.")
+    parser.add_argument("op", choices=("biwkv",))
+    parser.add_argument("--output", type=Path, default=launches.FILE, metavar="FILE", help="default: the package's own")
+    parser.add_argument("--save", action="store_true", help="append all measurements to the results")
+    parser.add_argument("--compile", metavar="90", help="only compile the candidates, for a CUDA architecture")
+    options = parser.parse_args(words)
+    if options.compile:
+        for found in compile_candidates(options.compile):
+            print(json.dumps(found), flush=True)
+        return 0
+    if not torch.cuda.is_available():
+        parser.error("a launch table is measured on the GPU that it is for, and torch finds none on this machine")
+    device = torch.device("cuda")
+    architecture = launches.architecture(device)
+    record = report.environment(device)
+    print(report.header(record), flush=True)
+    setting = Setting(device)
+
+    def timed(case: Case) -> list[Measured]:
+        rows = measure("tune biwkv", case, setting)
+        print(report.table("tune biwkv", rows), flush=True)
+        return rows
+
+    best, measured = tune(architecture, setting, timed)
+    write([*(row for row in launches.TABLE if row.architecture != architecture), *best], options.output)
+    print(f"wrote {len(best)} rows for {architecture} to {options.output}")
+    if options.save:
+        print(f"appended to {report.append(record | {'quick': False, 'rows': measured})}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
