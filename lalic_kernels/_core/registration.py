@@ -7,7 +7,7 @@ gradient is a second op, so that torch.compile and AOTAutograd see two opaque ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -35,13 +35,29 @@ def backward_op(name: str, schema: str, implementation: Callable[..., Any], fake
     """Register the op that computes a gradient; returns its callable.
 
     Not a custom_op: those switch autograd off inside their implementation, and some of ours differentiate a torch
-    function. Such an op has no gradient of its own; asking for a second derivative raises.
+    function. Such an op has no gradient of its own. torch would warn and go on with a wrong second derivative, so the
+    callable raises where the first is asked for in a form to differentiate (create_graph=True).
     """
     full = f"{NAMESPACE}::{name}"
     torch.library.define(full, schema)
     torch.library.impl(full, ("cpu", "cuda"), implementation)
     torch.library.register_fake(full, fake)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def once(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            refuse_second_derivative(name)
+        return op(*arguments)
+
+    return once
+
+
+def refuse_second_derivative(name: str) -> NoReturn:
+    """Raise what a second derivative through an op is answered with."""
+    raise NotImplementedError(
+        f"{name.removesuffix('_backward')}: there is no second derivative, so its gradient cannot be taken with "
+        "create_graph=True; call it without, or use backend='reference', which is plain torch"
+    )
 
 
 def vmap(name: str, rule: Callable[..., Any]) -> None:

@@ -172,11 +172,10 @@ def _launch_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | 
     k, v, grad = k.contiguous(), v.contiguous(), grad.contiguous()
     if gate is None:
         return list(backward(w, u, k, v, grad))
-    y = _launch(w, u, k, v, None).float()
-    open_ = torch.sigmoid(gate.float())
-    outer = grad.float()
-    inner = (outer * open_).to(k.dtype)
-    return [*backward(w, u, k, v, inner), outer * y * open_ * (1 - open_)]
+    k, v, gate, grad = k.float(), v.float(), gate.float().contiguous(), grad.float()
+    weight = torch.sigmoid(gate)
+    grad_gate = _launch(w, u, k, v, gate).mul_(1 - weight).mul_(grad)
+    return [*backward(w, u, k, v, grad * weight), grad_gate]
 
 
 def _forward_fake(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
@@ -197,9 +196,12 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, grad: Tensor):
-    gate = ctx.saved_tensors[4]
-    *grads, grad_gate = _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend)
-    return *grads, None if gate is None else grad_gate, None
+    return _with_gate(ctx, _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend))
+
+
+def _with_gate(ctx, grads: _Grads):
+    """One gradient for each argument of the op."""
+    return *grads[:4], None if ctx.saved_tensors[4] is None else grads[4], None
 
 
 _TENSORS = "Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate"
@@ -212,7 +214,7 @@ _BACKWARD_OP = registration.backward_op(
 )
 _FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
 registration.vmap("biwkv", batching.forward_rule(torch.ops.lalic_kernels.biwkv.default))
-registration.vmap("biwkv_backward", batching.backward_rule(_BACKWARD_OP))
+registration.vmap("biwkv_backward", batching.backward_rule(torch.ops.lalic_kernels.biwkv_backward.default))
 
 
 class _UnderTransforms(torch.autograd.Function):
@@ -220,8 +222,20 @@ class _UnderTransforms(torch.autograd.Function):
 
     forward = staticmethod(lambda *arguments: torch.ops.lalic_kernels.biwkv(*arguments))
     setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_gradient)
     vmap = staticmethod(batching.forward_rule(lambda *arguments: _UnderTransforms.apply(*arguments)))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _with_gate(ctx, _BackwardUnderTransforms.apply(*ctx.saved_tensors, grad, ctx.backend))
+
+
+class _BackwardUnderTransforms(torch.autograd.Function):
+    """The backward op likewise, as torch.func.grad always takes a gradient in a form to differentiate."""
+
+    forward = staticmethod(lambda *arguments: torch.ops.lalic_kernels.biwkv_backward(*arguments))
+    setup_context = staticmethod(lambda ctx, inputs, output: None)
+    backward = staticmethod(lambda ctx, *grads: registration.refuse_second_derivative("biwkv"))
+    vmap = staticmethod(batching.backward_rule(lambda *arguments: _BackwardUnderTransforms.apply(*arguments)))
 
 
 def _flops(w, u, k, v, gate, *_, **__) -> int:

@@ -290,3 +290,17 @@ def test_autocast_promotes_to_the_widest() -> None:
     for bad in ({"gate": k}, {"v": k}):
         with pytest.raises(TypeError, match=f"{next(iter(bad))} must be float32 as k is, but is bfloat16"):
             lalic_kernels.biwkv(**({"w": w, "u": u, "k": x, "v": x} | bad))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    leaves = [x.requires_grad_() for x in arguments(BIWKV, 1, 5, 2).values()]
+    y = lalic_kernels.biwkv(*leaves)
+    with pytest.raises(NotImplementedError, match="biwkv: there is no second derivative"):
+        torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+    w, u, k, v = (x.detach() for x in leaves)
+    first = torch.func.grad(lambda k: lalic_kernels.biwkv(w, u, k, v).square().sum())
+    with pytest.raises(NotImplementedError, match="biwkv: there is no second derivative"):
+        torch.func.grad(lambda k: first(k).square().sum())(k)
+    y = lalic_kernels.biwkv(*leaves, backend="reference")
+    (gradient,) = torch.autograd.grad(y.square().sum(), leaves[2], create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), leaves[2])[0].any()
