@@ -109,7 +109,20 @@ def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str) -> str:
     return chosen
 
 
-def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
+def make_factors(w: Tensor, u: Tensor, choice: launches.Choice) -> Tensor:
+    """The powers of exp(w) for a launch configuration; contiguous float32 w and u. A caller may keep them."""
+    from lalic_kernels.biwkv import kernels
+
+    groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
+    factors = torch.empty((2 * groups + 4, w.shape[0]), dtype=torch.float32, device=w.device)
+    with on(w.device):
+        kernels.factors_kernel[(blocks(w.shape[0], block_c),)](
+            w, u, factors, w.shape[0], GROUPS=groups, PER_GROUP=launches.PER_GROUP, BLOCK_C=block_c, num_warps=4
+        )
+    return factors
+
+
+def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, factors: Tensor | None = None) -> Tensor:
     from lalic_kernels.biwkv import kernels
 
     batch, tokens, channels = k.shape
@@ -119,14 +132,12 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> 
     groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
     chunks, across = blocks(tokens, choice.chunk), blocks(channels, block_c)
     plane = batch * chunks * channels
-    factors = torch.empty((2 * groups + 4, channels), dtype=torch.float32, device=k.device)
+    if factors is None:
+        factors = make_factors(w, u, choice)
     sums, entering = torch.empty((2, 6, batch, chunks, channels), dtype=torch.float32, device=k.device)
     y = torch.empty_like(k)
     options = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False}
     with on(k.device):
-        kernels.factors_kernel[(across,)](
-            w, u, factors, channels, GROUPS=groups, PER_GROUP=launches.PER_GROUP, BLOCK_C=block_c, num_warps=4
-        )
         kernels.chunk_sums_kernel[(across, batch * chunks)](
             w, k, v, factors, sums, tokens, channels, chunks, plane, **options
         )
