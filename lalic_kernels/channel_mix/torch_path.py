@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lalic_kernels._core import elementwise
 from lalic_kernels._core import residual as _residual
 from lalic_kernels._core.products import add_product_
 
@@ -22,9 +21,9 @@ def forward(
     out = torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
     for rows in _residual.stretches(x, key.shape[0]):
         part = x[rows]
-        hidden = elementwise.squared_relu_(F.linear(part, key))
-        mixed, gate = F.linear(hidden, value), F.linear(part, receptance)
-        elementwise.gated(mixed, gate, None if residual is None else residual[rows], gamma, out[rows])
+        hidden = F.linear(part, key).relu_()
+        mixed = F.linear(hidden.mul_(hidden), value).mul_(F.linear(part, receptance).sigmoid_())
+        _residual.finish(mixed, None if residual is None else residual[rows], gamma, out[rows])
     return out
 
 
