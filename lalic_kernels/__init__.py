@@ -5,6 +5,7 @@ from lalic_kernels.biwkv.op import biwkv
 from lalic_kernels.channel_mix.op import channel_mix
 from lalic_kernels.entropy_params.op import entropy_params
 from lalic_kernels.gaussian import gaussian_likelihood, scale_index, scale_table
+from lalic_kernels.norm_shift.op import norm_shift
 from lalic_kernels.spatial_mix.op import spatial_mix
 from lalic_kernels.token_shift.op import fold_token_shift, token_shift
 
@@ -17,6 +18,7 @@ __all__ = [
     "entropy_params",
     "fold_token_shift",
     "gaussian_likelihood",
+    "norm_shift",
     "scale_index",
     "scale_table",
     "spatial_mix",

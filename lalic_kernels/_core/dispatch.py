@@ -2,7 +2,7 @@
 
 1. `backend="..."` given: that implementation, or BackendUnavailable if it cannot run here. Never another one.
        "triton"     Triton kernels. CUDA tensors (on CPU tensors only in Triton's interpreter); not float64.
-       "cpu"        code compiled for the CPU by numba. CPU tensors; not float64; only where the op has it (biwkv).
+       "cpu"        code compiled for the CPU by numba. CPU tensors; not float64; only where the op has it.
        "torch"      plain torch operations. Every device and floating dtype.
        "reference"  the definition. Every device and floating dtype; may need quadratic memory.
 2. Otherwise, tensors on CUDA: "triton"; "torch" for float64, which the kernels do not compute in, and where Triton is

@@ -1,37 +1,126 @@
-"""Triton kernel of the token shift's forward. Arithmetic is float32; tensors are contiguous, channels last."""
+"""Triton kernel of the token shift, with or without a LayerNorm in front. float32 arithmetic; channels last."""
 
 import triton
 import triton.language as tl
 
+# A size of one must stay a number with a type, not become a compile-time constant.
+SIZES = ["height", "width", "channels", "split"]
+
 
 @triton.jit
-def token_shift_kernel(
+def place_of_tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(batch item as int64, first line, first column) of the tile that grid axis 0 numbers."""
+    tile = tl.program_id(0)
+    across = tl.cdiv(width, COLUMNS)
+    down = tl.cdiv(height, ROWS)
+    return (tile // (across * down)).to(tl.int64), tile // across % down * ROWS, tile % across * COLUMNS
+
+
+@triton.jit
+def _statistics(
+    x_ptr, own, batch, top, left, height, width, channels, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr, ALL_C: tl.constexpr,
+):  # fmt: skip
+    """Mean and 1 / standard deviation of every pixel of the tile and its margin of two, PIXELS at a time, to `own`."""
+    WIDE: tl.constexpr = COLUMNS + 4
+    COUNT: tl.constexpr = (ROWS + 4) * WIDE
+    c = tl.arange(0, ALL_C)
+    for start in range(0, COUNT, PIXELS):
+        p = start + tl.arange(0, PIXELS)
+        i = top - 2 + p // WIDE
+        j = left - 2 + p % WIDE
+        inside = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (p < COUNT)
+        place = ((batch * height + i) * width + j) * channels
+        here = inside[:, None] & (c < channels)[None, :]
+        x = tl.load(x_ptr + place[:, None] + c[None, :], mask=here, other=0.0).to(tl.float32)
+        mean = tl.sum(x, axis=1) / channels
+        away = tl.where(here, x - mean[:, None], 0.0)
+        factor = 1.0 / tl.sqrt(tl.sum(away * away, axis=1) / channels + eps)
+        tl.store(own + p, mean, mask=p < COUNT)
+        tl.store(own + COUNT + p, factor, mask=p < COUNT)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def shift_kernel(
     x_ptr,  # (B, H, W, C)
-    weight_ptr,  # (25, C) float32: the taps in row-major order
+    norm_weight_ptr,  # (C,) float32; without NORM not read, like the next and statistics_ptr
+    norm_bias_ptr,  # (C,) float32
+    taps_ptr,  # (25, C) float32: the taps in row-major order
+    statistics_ptr,  # (programs, 2, (ROWS + 4) (COLUMNS + 4)) float32: each program's own scratch
     y_ptr,  # (B, H, W, C), written
     height,  # H
     width,  # W
     channels,  # C
-    BLOCK_W: tl.constexpr,
+    split,  # blocks of channels a program
+    eps,
+    NORM: tl.constexpr,
+    TURNED: tl.constexpr,  # the kernel turned by 180 degrees: the gradient's correlation
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PIXELS: tl.constexpr,
+    ALL_C: tl.constexpr,  # a power of two, at least C
+    VEC: tl.constexpr,  # C is a multiple of it
 ):
-    """y for a run of pixels of one image row and a block of channels. Grid (B * H, blocks of W, blocks of C)."""
-    line = tl.program_id(0).to(tl.int64)
-    i = (line % height).to(tl.int32)
-    j = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_in = c < channels
-    acc = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
-    for a in tl.static_range(5):
-        i_from = i + (a - 2)
-        # Outside the image's lines every column is moved outside too, so that one test covers both.
-        column = tl.where((i_from >= 0) & (i_from < height), j, -8)
-        source = x_ptr + (line + (a - 2)) * width * channels
-        for d in tl.static_range(5):
-            j_from = column + (d - 2)
-            inside = ((j_from >= 0) & (j_from < width))[:, None] & c_in[None, :]
-            x = tl.load(source + j_from[:, None] * channels + c[None, :], mask=inside, other=0.0)
-            weight = tl.load(weight_ptr + (a * 5 + d) * channels + c, mask=c_in, other=0.0)
-            acc += x.to(tl.float32) * weight[None, :]
-    offset = (line * width + j[:, None]) * channels + c[None, :]
-    tl.store(y_ptr + offset, acc.to(y_ptr.dtype.element_ty), mask=(j < width)[:, None] & c_in[None, :])
+    """y for a tile of ROWS x COLUMNS pixels and `split` blocks of channels. Grid (tiles, blocks of `split`).
+
+    For each block of channels the program walks down the tile's lines. A line is read five times, once for each column
+    of the kernel, and is added to the five lines of output that it belongs to, whose sums rotate through registers.
+    With NORM the pixels' statistics come first, over all channels; threads hand them to one another through memory
+    that no other program touches, which the barrier makes safe.
+    """
+    WIDE: tl.constexpr = COLUMNS + 4
+    COUNT: tl.constexpr = (ROWS + 4) * WIDE
+    STEP: tl.constexpr = -5 if TURNED else 5
+    channels = (channels // VEC) * VEC
+    batch, top, left = place_of_tile(height, width, ROWS, COLUMNS)
+    own = statistics_ptr
+    if NORM:
+        own += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * COUNT)
+        _statistics(x_ptr, own, batch, top, left, height, width, channels, eps, ROWS, COLUMNS, PIXELS, ALL_C)
+        tl.debug_barrier()
+    column = tl.arange(0, COLUMNS)
+    first = tl.program_id(1) * split
+    for block in range(first, tl.minimum(first + split, tl.cdiv(channels, BLOCK_C))):
+        c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        c_in = c < channels
+        scale = tl.full([BLOCK_C], 1.0, tl.float32)
+        offset = tl.zeros([BLOCK_C], tl.float32)
+        if NORM:
+            scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)
+            offset = tl.load(norm_bias_ptr + c, mask=c_in, other=0.0)
+        # sum_a belongs to the line of output for which this line is row a of the kernel.
+        sum_0 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
+        sum_1 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
+        sum_2 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
+        sum_3 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
+        sum_4 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
+        for r in range(0, tl.minimum(ROWS, height - top) + 4):
+            i = top - 2 + r
+            # Outside the image's lines every column is moved outside too, so that one test covers both.
+            j_here = tl.where((i >= 0) & (i < height), left + column, -8)
+            line = x_ptr + (batch * height + i) * width * channels
+            for d in tl.static_range(5):
+                j = j_here + (d - 2)
+                inside = (j >= 0) & (j < width)
+                here = inside[:, None] & c_in[None, :]
+                x = tl.load(line + j[:, None] * channels + c[None, :], mask=here, other=0.0).to(tl.float32)
+                if NORM:
+                    mean = tl.load(own + r * WIDE + column + d)
+                    factor = tl.load(own + COUNT + r * WIDE + column + d)
+                    x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
+                    x = tl.where(inside[:, None], x, 0.0)
+                tap = taps_ptr + (24 - d if TURNED else d) * channels + c
+                sum_0 += x * tl.load(tap, mask=c_in, other=0.0)[None, :]
+                sum_1 += x * tl.load(tap + STEP * channels, mask=c_in, other=0.0)[None, :]
+                sum_2 += x * tl.load(tap + 2 * STEP * channels, mask=c_in, other=0.0)[None, :]
+                sum_3 += x * tl.load(tap + 3 * STEP * channels, mask=c_in, other=0.0)[None, :]
+                sum_4 += x * tl.load(tap + 4 * STEP * channels, mask=c_in, other=0.0)[None, :]
+            j = tl.where((i - 2 >= top) & (i - 2 < height), left + column, width)
+            to = y_ptr + (batch * height + (i - 2)) * width * channels + j[:, None] * channels + c[None, :]
+            tl.store(to, sum_4.to(y_ptr.dtype.element_ty), mask=(j < width)[:, None] & c_in[None, :])
+            sum_4 = sum_3
+            sum_3 = sum_2
+            sum_2 = sum_1
+            sum_1 = sum_0
+            sum_0 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor
 
 from lalic_kernels._core import checks, dispatch, registration
-from lalic_kernels._core.launch import Launch, blocks, on
-from lalic_kernels.token_shift import reference, torch_path
+from lalic_kernels.token_shift import cpu, launches, reference, torch_path
 
-OP = dispatch.add(dispatch.Op("token_shift"))
-BACKWARD = "autograd through the torch path: its convolution's gradients (CUDA too)"
-
-LAUNCHES = {"all": Launch((("BLOCK_W", 16), ("BLOCK_C", 64)), num_warps=4)}
+OP = dispatch.add(dispatch.Op("token_shift", cpu_available=cpu.available))
+BACKWARD = "like the forward for triton; otherwise autograd through the torch path: its convolution's gradients"
 
 
 def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
@@ -21,10 +18,11 @@ def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Ten
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
         weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32; see `fold_token_shift`.
-        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "torch", "reference".
+        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
-        Shape (B, H, W, C), contiguous, in x's dtype. The Triton kernel accumulates in float32.
+        Shape (B, H, W, C), contiguous, in x's dtype. Triton and compiled CPU code compute in float32 and
+        round once.
 
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
@@ -82,27 +80,22 @@ def _forward(x: Tensor, weight: Tensor, backend: str) -> Tensor:
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
+    if chosen == "cpu":
+        return cpu.forward(x, weight)
     if chosen == "triton":
-        return _launch(x, weight)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        launches.shift(x.contiguous(), launches.taps(weight), y)
+        return y
     return torch_path.token_shift(x, weight.to(x.dtype))
 
 
-def _launch(x: Tensor, weight: Tensor) -> Tensor:
-    from lalic_kernels.token_shift import kernels
-
-    batch, height, width, channels = x.shape
-    launch = LAUNCHES["all"]
-    x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-    taps = weight.reshape(channels, 25).t().float().contiguous()
-    grid = (batch * height, blocks(width, launch["BLOCK_W"]), blocks(channels, launch["BLOCK_C"]))
-    with on(x.device):
-        kernels.token_shift_kernel[grid](x, taps, y, height, width, channels, **launch.options())
-    return y
-
-
-def _backward(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(x: Tensor, weight: Tensor, grad: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight))  # type: ignore[return-value]
+    if dispatch.resolve(OP, backend, x.device.type, x.dtype) == "triton":
+        x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        launches.shift(grad, launches.taps(weight), grad_x, turned=True)
+        return grad_x, launches.grad_weight(x, grad).to(weight.dtype)
 
     def shifted(image: Tensor, kernel: Tensor) -> Tensor:
         return torch_path.token_shift(image, kernel.to(image.dtype))
@@ -114,23 +107,27 @@ def _forward_fake(x: Tensor, weight: Tensor, backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _backward_fake(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_fake(x: Tensor, weight: Tensor, grad: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))  # type: ignore[return-value]
 
 
 def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:2])
+    ctx.backend = inputs[2]
 
 
 def _gradient(ctx, grad: Tensor):
-    return *_BACKWARD_OP(*ctx.saved_tensors, grad), None
+    return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend), None
 
 
 _FORWARD_OP = registration.forward_op(
     "token_shift", "(Tensor x, Tensor weight, str backend) -> Tensor", _forward, _forward_fake
 )
 _BACKWARD_OP = registration.backward_op(
-    "token_shift_backward", "(Tensor x, Tensor weight, Tensor grad) -> (Tensor, Tensor)", _backward, _backward_fake
+    "token_shift_backward",
+    "(Tensor x, Tensor weight, Tensor grad, str backend) -> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
 )
 _FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
 registration.flops("token_shift", lambda x, weight, backend, **_: 50 * x[0] * x[1] * x[2] * x[3])

@@ -15,6 +15,8 @@ import lalic_kernels
 from lalic_kernels.biwkv import cpu as biwkv_cpu
 from lalic_kernels.biwkv import reference as biwkv_reference
 from lalic_kernels.entropy_params import reference as entropy_reference
+from lalic_kernels.norm_shift import reference as norm_shift_reference
+from lalic_kernels.token_shift import cpu as shift_cpu
 from lalic_kernels.token_shift import reference as shift_reference
 
 Arguments = dict[str, Tensor]
@@ -96,6 +98,16 @@ def _gated_biwkv_arguments(sizes: tuple[int, ...], generator: torch.Generator) -
 
 def _shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
     return {"x": _normal(generator, *sizes), "weight": _normal(generator, sizes[-1], 5, 5) / 5}
+
+
+def _norm_shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    return {
+        # A mean beside which the deviations are not large, as in a residual stream.
+        "x": 1 + _normal(generator, *sizes),
+        "norm_weight": 1 + _normal(generator, sizes[-1]) / 4,
+        "norm_bias": _normal(generator, sizes[-1]) / 4,
+        "weight": _normal(generator, sizes[-1], 5, 5) / 5,
+    }
 
 
 def _entropy_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
@@ -192,8 +204,8 @@ TOKEN_SHIFT = OpSpec(
         "one line": (2, 1, 9, 5),
         "one column": (1, 7, 1, 33),
         "smaller than the kernel": (1, 3, 2, 4),
-        "a whole tile": (1, 5, 16, 64),
-        "odd and past a tile": (2, 6, 19, 67),
+        "a whole tile": (1, 8, 16, 32),
+        "odd and past a tile": (2, 5, 17, 35),
     },
     empty={"no batch": (0, 4, 4, 3), "no lines": (1, 0, 4, 3), "no columns": (1, 4, 0, 3), "no channels": (1, 4, 4, 0)},
     gradient_case=(1, 3, 4, 2),
@@ -211,7 +223,7 @@ TOKEN_SHIFT = OpSpec(
         "channels first": BadCall(
             _with(x=lambda a: a["x"].permute(0, 3, 1, 2)),
             ValueError,
-            ("weight must have shape", "C = 19", "(67, 5, 5)"),
+            ("weight must have shape", "C = 17", "(35, 5, 5)"),
         ),
         "x is bool": BadCall(_with(x=lambda a: a["x"] > 0), TypeError, ("x must be float16", "bool")),
         "weight has another dtype": BadCall(
@@ -221,10 +233,53 @@ TOKEN_SHIFT = OpSpec(
             _with(weight=lambda a: a["weight"].to("meta")), ValueError, ("weight must be on", "meta")
         ),
     },
-    cpu_backends=("torch",),
+    cpu_backends=("torch",) + (("cpu",) if shift_cpu.available() else ()),
     registered=lambda a, backend: (a["x"], a["weight"], backend),
     flops=lambda s: 50 * s[0] * s[1] * s[2] * s[3],
     bytes=lambda s: 4 * (2 * s[0] * s[1] * s[2] * s[3] + 25 * s[3]),
+)
+
+NORM_SHIFT = OpSpec(
+    name="norm_shift",
+    public=lalic_kernels.norm_shift,
+    reference=norm_shift_reference.norm_shift,
+    make=_norm_shift_arguments,
+    cases={
+        "one pixel": (1, 1, 1, 3),
+        "one line": (2, 1, 17, 5),
+        "one column": (1, 17, 1, 33),
+        "smaller than the kernel": (1, 3, 2, 4),
+        "a whole tile": (1, 8, 16, 32),
+        "odd and past a tile": (2, 5, 17, 35),
+    },
+    empty={"no batch": (0, 4, 4, 3), "no lines": (1, 0, 4, 3), "no columns": (1, 4, 0, 3), "no channels": (1, 4, 4, 0)},
+    gradient_case=(1, 3, 4, 3),
+    bad={
+        "x is a number": BadCall(_with(x=lambda a: 1.0), TypeError, ("x must be a tensor", "float")),
+        "x is tokens": BadCall(
+            _with(x=lambda a: a["x"].flatten(1, 2)), ValueError, ("x must have 4 dimensions", "(B, H, W, C)")
+        ),
+        "norm_weight is short": BadCall(
+            _with(norm_weight=lambda a: a["norm_weight"][1:]), ValueError, ("norm_weight must have shape (C,)", "(34,)")
+        ),
+        "norm_bias is an image": BadCall(
+            _with(norm_bias=lambda a: a["norm_bias"][None]), ValueError, ("norm_bias must have 1 dimensions",)
+        ),
+        "weight as conv2d has it": BadCall(
+            _with(weight=lambda a: a["weight"][:, None]), ValueError, ("weight must have 3 dim",)
+        ),
+        "x is integer": BadCall(_with(x=lambda a: a["x"].int()), TypeError, ("x must be float16", "int32")),
+        "norm_bias has another dtype": BadCall(
+            _with(norm_bias=lambda a: a["norm_bias"].half()), TypeError, ("norm_bias must be float32",)
+        ),
+        "weight is elsewhere": BadCall(
+            _with(weight=lambda a: a["weight"].to("meta")), ValueError, ("weight must be on", "meta")
+        ),
+    },
+    cpu_backends=("torch",) + (("cpu",) if shift_cpu.available() else ()),
+    registered=lambda a, backend: (*a.values(), 1e-5, backend),
+    flops=lambda s: 58 * s[0] * s[1] * s[2] * s[3],
+    bytes=lambda s: 4 * (2 * s[0] * s[1] * s[2] * s[3] + 27 * s[3]),
 )
 
 ENTROPY_PARAMS = OpSpec(
@@ -279,8 +334,13 @@ ENTROPY_PARAMS = OpSpec(
     bytes=lambda s: 4 * (s[0] * s[1] * (s[2] + s[3]) + s[3] * s[2] + 3 * s[3] + 5 * s[3] ** 2),
 )
 
-SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, ENTROPY_PARAMS)
-BAD_CASE = {"biwkv": (1, 17, 33), "token_shift": (2, 6, 19, 67), "entropy_params": (2, 17, 45, 37)}
+SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, NORM_SHIFT, ENTROPY_PARAMS)
+BAD_CASE = {
+    "biwkv": (1, 17, 33),
+    "token_shift": (2, 5, 17, 35),
+    "norm_shift": (2, 5, 17, 35),
+    "entropy_params": (2, 17, 45, 37),
+}
 
 from mix_specs import CHANNEL_MIX, SPATIAL_MIX  # noqa: E402  (their entries are made of what stands above)
 

@@ -1,0 +1,140 @@
+"""Vectors of 16 floats inside numba functions, where numba's own vectoriser does badly.
+
+A loop that keeps several accumulators over many rows has too many pointers for the compiler to prove apart, so it stays
+scalar. These few functions say what is wanted: each is one instruction on a machine with 512-bit registers and two or
+four elsewhere. Importing this module needs numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_WORDS = ir.VectorType(ir.IntType(32), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
+
+
+class _Vector(types.Type):  # type: ignore[misc]
+    """16 float32 values in registers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Vector16")
+
+
+VECTOR = _Vector()
+
+
+@register_model(_Vector)
+class _Model(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+def _words(value: int) -> ir.Constant:
+    return ir.Constant(_WORDS, [value] * LANES)
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """Elements index .. index + 15 of a one-dimensional contiguous array: float32, or uint16 that holds bfloat16."""
+    wide = array.dtype == types.float32
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
+        value = builder.load(place)
+        value.align = 4 if wide else 2
+        if wide:
+            return value
+        return builder.bitcast(builder.shl(builder.zext(value, _WORDS), _words(16)), _FLOATS)
+
+    return VECTOR(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write 16 elements, likewise; to bfloat16 rounded to nearest, ties to even, a NaN staying one."""
+    wide = array.dtype == types.float32
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[2]
+        if not wide:
+            bits = builder.bitcast(value, _WORDS)
+            odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
+            rounded = builder.add(builder.add(bits, _words(0x7FFF)), odd)
+            quiet = builder.or_(bits, _words(0x400000))
+            bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+            value = builder.trunc(builder.lshr(bits, _words(16)), _HALVES)
+        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
+        builder.store(value, place).align = 4 if wide else 2
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, value), codegen
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once where the machine can."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = f"llvm.fmuladd.v{LANES}f32"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
+        return builder.call(function, args)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), codegen
+
+
+def _elementwise(instruction: str) -> Any:
+    def typed(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(*args)
+
+        return VECTOR(VECTOR, VECTOR), codegen
+
+    return typed
+
+
+add, sub, mul = (intrinsic(_elementwise(name)) for name in ("fadd", "fsub", "fmul"))
+
+
+@intrinsic
+def splat(typingctx: Any, value: Any) -> Any:
+    """16 times the same float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), args[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), _words(0))
+
+    return VECTOR(types.float32), codegen
+
+
+@intrinsic
+def total(typingctx: Any, vector: Any) -> Any:
+    """The sum of all 16, by halves."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, size = args[0], LANES
+        while size > 1:
+            size //= 2
+
+            def half(start: int, value: Any = value, size: int = size) -> Any:
+                places = ir.Constant(
+                    ir.VectorType(ir.IntType(32), size), [ir.IntType(32)(start + n) for n in range(size)]
+                )
+                return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), places)
+
+            value = builder.fadd(half(0), half(size))
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(VECTOR), codegen
