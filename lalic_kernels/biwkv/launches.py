@@ -102,6 +102,13 @@ def choose_backward(arch: str, tokens: int, channels: int, itemsize: int) -> Cho
     return complete(rows, rows["LENGTH"], arch, tokens, channels, itemsize)
 
 
+def sums_of(rows: Launch, itemsize: int) -> Launch:
+    """The backward's launch of chunk_sums: a group of tokens and 16 bytes of channels a thread, for wide loads."""
+    groups, block_c = rows["LENGTH"] // PER_GROUP, rows["BLOCK_C"]
+    warps = max(1, groups * block_c * itemsize // (16 * 32))
+    return Launch((("GROUPS", groups), ("BLOCK_C", block_c)), num_warps=warps)
+
+
 def complete(rows: Launch, chunk: int, arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
     """A call's launches, the one by chunks given."""
     vec = 16 // itemsize
