@@ -15,7 +15,6 @@ from lalic.config import FULL, Config
 from lalic.nn.context import channel_ramp
 from lalic_kernels._core.registration import bytes_of
 from lalic_kernels.entropy_params.reference import entropy_params as entropy_reference
-from lalic_kernels.token_shift.reference import token_shift as shift_reference
 
 HEIGHT, WIDTH = 512, 768
 
@@ -52,34 +51,6 @@ def check_by_reference(reference: Callable[..., Tensor], arguments: Sequence[Ten
         within(reference.__name__, y, want, float(torch.maximum(2 * own, floor)))
 
     return check
-
-
-def token_shift_cases(setting: Setting) -> Iterator[Case]:
-    """At every stage's shape, against one depth-wise convolution of torch on the same channels-last memory."""
-    for height, width, channels in [(7, 19, 5)] if setting.quick else stage_shapes():
-        for dtype in dtypes(setting):
-            generator = generator_of(setting)
-            size = (1, height, width, channels)
-            x = torch.randn(size, generator=generator, device=setting.device).to(dtype)
-            weight = (torch.randn(channels, 5, 5, generator=generator, device=setting.device) / 5).to(dtype)
-            image, kernel = x.permute(0, 3, 1, 2), weight.unsqueeze(1)
-            yield Case(
-                case_name("forward", size, dtype),
-                (
-                    Call(
-                        "token_shift",
-                        lambda x=x, weight=weight: lalic_kernels.token_shift(x, weight),
-                        check_by_reference(shift_reference, (x, weight)),
-                        bandwidth_metrics(bytes_of("token_shift", x, weight), setting.device),
-                    ),
-                    Call(
-                        "one F.conv2d",
-                        lambda image=image, kernel=kernel, groups=channels: F.conv2d(
-                            image, kernel, padding=2, groups=groups
-                        ),
-                    ),
-                ),
-            )
 
 
 def entropy_shapes(c: Config = FULL) -> list[tuple[int, int, int]]:

@@ -87,6 +87,7 @@ def _broken_decoder(decoder):
 BREAKAGES = {
     "biwkv": (lalic_kernels, "biwkv", _off_by_a_little),
     "token_shift": (lalic_kernels, "token_shift", _off_by_a_little),
+    "norm_shift": (lalic_kernels, "norm_shift", _off_by_a_little),
     "entropy_params": (lalic_kernels, "entropy_params", _off_by_a_little),
     "rans": (rans, "Decoder", _broken_decoder),
     "codec": (lalic.LALIC, "decode_sections", _off_by_a_little),
