@@ -6,6 +6,8 @@ from lalic_kernels.channel_mix.op import channel_mix
 from lalic_kernels.entropy_params.op import entropy_params
 from lalic_kernels.gaussian import gaussian_likelihood, scale_index, scale_table
 from lalic_kernels.norm_shift.op import norm_shift
+from lalic_kernels.rwkv_block.op import rwkv_block
+from lalic_kernels.rwkv_block.parameters import BlockParameters
 from lalic_kernels.spatial_mix.op import spatial_mix
 from lalic_kernels.token_shift.op import fold_token_shift, token_shift
 
@@ -13,6 +15,7 @@ from lalic_kernels.token_shift.op import fold_token_shift, token_shift
 # `lalic_kernels.biwkv` the function, while `from lalic_kernels.biwkv.reference import biwkv` goes on to work.
 __all__ = [
     "BackendUnavailable",
+    "BlockParameters",
     "biwkv",
     "channel_mix",
     "entropy_params",
@@ -21,6 +24,7 @@ __all__ = [
     "norm_shift",
     "scale_index",
     "scale_table",
+    "rwkv_block",
     "spatial_mix",
     "token_shift",
 ]

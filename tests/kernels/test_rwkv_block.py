@@ -1,0 +1,241 @@
+"""The whole block: against the reference in float64, launches counted, what is kept for inference and for how long."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from op_specs import INTERPRETER, WHY_NO_INTERPRETER
+from test_contract import awkward
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import lalic_kernels
+from lalic_kernels import BlockParameters
+from lalic_kernels.rwkv_block import inference
+from lalic_kernels.rwkv_block.parameters import SHAPES, Derived
+from lalic_kernels.rwkv_block.reference import rwkv_block as reference
+
+EPS32 = torch.finfo(torch.float32).eps
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KERNELS = pytest.mark.skipif(not INTERPRETER and DEVICE == "cpu", reason=WHY_NO_INTERPRETER or "no kernels")
+
+
+def make(channels: int, rate: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> BlockParameters:
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, pattern in SHAPES.items():
+        shape = [{"C": channels, "F": rate * channels, "5": 5}[place] for place in pattern.split()]
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if len(shape) == 2:
+            value /= shape[1] ** 0.5
+        elif len(shape) == 3:
+            value /= 5
+        elif name in ("norm1_weight", "norm2_weight", "gamma1", "gamma2"):
+            value = 1 + value / 4
+        found[name] = value.to(dtype).to(DEVICE)
+    return BlockParameters(**found)
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3)).to(dtype).to(DEVICE)
+
+
+SIZES = [(1, 1, 1, 3), (2, 1, 17, 4), (1, 17, 1, 5), (1, 3, 17, 8), (2, 3, 3, 16)]
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_values_and_gradients(shape: tuple[int, ...]) -> None:
+    x, p = image(*shape), make(shape[-1], 4)
+    upstream = image(*shape)
+    true_x = x.double().requires_grad_()
+    true_p = p.to(torch.float64)
+    for tensor in true_p.tensors():
+        tensor.requires_grad_()
+    truth = reference(true_x, true_p)
+    true_grads = torch.autograd.grad(truth, [true_x, *true_p.tensors()], upstream.double())
+    leaves = [x.clone().requires_grad_(), *(tensor.clone().requires_grad_() for tensor in p.tensors())]
+    result = lalic_kernels.rwkv_block(leaves[0], BlockParameters(*leaves[1:]))
+    grads = torch.autograd.grad(result, leaves, upstream)
+    # Two LayerNorms, six products of up to 64 terms and a sum of 25 after one another: the errors of one half are
+    # inputs of the other, whose gain with these weights is a few.
+    assert result.is_contiguous()
+    assert (result - truth).abs().max() <= 64 * EPS32 * truth.abs().max()
+    for name, grad, true in zip(["x", *SHAPES], grads, true_grads, strict=True):
+        scale = max(true.abs().max().item(), 1.0)
+        assert (grad - true).abs().max() <= 256 * EPS32 * scale, name
+
+
+@pytest.mark.parametrize("shape", SIZES[1:])
+def test_strides_and_paths_do_not_matter(shape: tuple[int, ...]) -> None:
+    x, p = image(*shape), make(shape[-1], 2)
+    truth = reference(x.double(), p.to(torch.float64))
+    odd = BlockParameters(*(awkward(tensor) for tensor in p.tensors()))
+    backends = [None, "torch", *(["triton"] if INTERPRETER or DEVICE == "cuda" else [])]
+    for backend in backends:
+        for given, parameters in ((x, p), (awkward(x), odd)):
+            result = lalic_kernels.rwkv_block(given, parameters, backend=backend)
+            assert result.is_contiguous()
+            assert (result - truth).abs().max() <= 64 * EPS32 * truth.abs().max(), backend
+
+
+class _Calls(TorchDispatchMode):
+    """Counts ATen calls that run something: not allocations, and not views, which are arithmetic on strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func._schema.name.removeprefix("aten::")
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if not view and name not in ("empty", "empty_like", "empty_strided", "new_empty", "detach"):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """All launches inside: Triton's, in the interpreter or on a GPU, and ATen's calls."""
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.jit import JITFunction
+
+    calls = _Calls()
+    run, execute = JITFunction.run, GridExecutor.__call__
+
+    def run_counted(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.counts[self.__name__] += 1
+        return run(self, *args, **kwargs)
+
+    def execute_counted(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.counts[self.fn.__name__] += 1
+        with _disable_current_modes():  # the interpreter copies its arguments about
+            return execute(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, calls:
+        patch.setattr(JITFunction, "run", run_counted)
+        patch.setattr(GridExecutor, "__call__", execute_counted)
+        yield calls.counts
+
+
+@KERNELS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_at_most_eight_launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Library and ATen calls included; the first call, which derives tensors from the parameters, needs more."""
+    p = make(16, 4)  # float32 parameters beside 16-bit data too: they are cast once
+    x = image(1, 5, 7, 16, dtype=dtype)
+    with torch.no_grad(), counted(monkeypatch) as first:
+        lalic_kernels.rwkv_block(x, p, backend="triton")
+    assert first["cat"] == 1 and first["factors_kernel"] == 1, "the count does not see what it should"
+    with torch.no_grad(), counted(monkeypatch) as second:
+        lalic_kernels.rwkv_block(x, p, backend="triton")
+    assert second["shift_kernel"] == 2 and second["rows_linear_kernel"] == 2, second
+    assert second["rows_kernel"] == second["channel_mix_kernel"] == 1, second
+    assert second.total() <= 8, second
+
+
+@KERNELS
+def test_what_is_kept_follows_the_parameters() -> None:
+    p, x = make(8, 2), image(1, 3, 4, 8)
+    lalic_kernels.rwkv_block(x, p, backend="triton")
+    assert len(p.derived) == 2
+    for name in SHAPES:
+        before = lalic_kernels.rwkv_block(x, p, backend="triton")
+        getattr(p, name).mul_(1.5).add_(0.125)
+        after = lalic_kernels.rwkv_block(x, p, backend="triton")
+        truth = reference(x.double(), p.to(torch.float64))
+        # norm1_bias and norm2_bias act on all, decay on what differs between tokens: each change is far above this.
+        assert (after - truth).abs().max() <= 64 * EPS32 * truth.abs().max(), name
+        assert not torch.equal(before, after), name
+    for width in range(2, 20):
+        lalic_kernels.rwkv_block(image(1, 1, width, 8), p, backend="triton")
+    assert len(p.derived) == Derived.LIMIT
+    assert len(copy.deepcopy(p).derived) == 0
+
+
+@KERNELS
+def test_parameters_that_count_no_writes_are_not_kept() -> None:
+    with torch.inference_mode():
+        p, x = make(8, 2), image(1, 3, 4, 8)
+        lalic_kernels.rwkv_block(x, p, backend="triton")
+        assert len(p.derived) == 0
+        p.gamma2.zero_()
+        truth = reference(x.double(), p.to(torch.float64))
+        result = lalic_kernels.rwkv_block(x, p, backend="triton")
+    assert (result - truth).abs().max() <= 64 * EPS32 * truth.abs().max()
+
+
+@KERNELS
+def test_with_gradients_the_registered_ops_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, x = make(8, 2), image(1, 3, 4, 8)
+    expected = lalic_kernels.rwkv_block(x, p, backend="triton")
+    monkeypatch.setattr(inference, "run", None)  # calling it would raise
+    leaf = x.clone().requires_grad_()
+    result = lalic_kernels.rwkv_block(leaf, p, backend="triton")
+    assert result.requires_grad
+    assert (result - expected).abs().max() <= 16 * EPS32 * expected.abs().max()  # the same kernels
+
+
+def test_saves_four_images() -> None:
+    shape = (1, 6, 7, 16)
+    p, x = make(16, 4), image(*shape).requires_grad_()
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor
+        return tensor
+
+    leaves = BlockParameters(*(tensor.requires_grad_() for tensor in p.tensors()))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        lalic_kernels.rwkv_block(x, leaves)
+    known = {tensor.data_ptr() for tensor in leaves.tensors()}
+    images = [tensor for pointer, tensor in saved.items() if pointer not in known]
+    assert sorted(tuple(tensor.shape) for tensor in images) == [shape] * 4
+
+
+def test_compiles_without_graph_breaks() -> None:
+    p, x = make(8, 2), image(1, 3, 4, 8)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: lalic_kernels.rwkv_block(x, p), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = lalic_kernels.rwkv_block(x, p)
+        assert (compiled(x) - expected).abs().max() <= 16 * EPS32 * expected.abs().max()
+    torch.compiler.reset()
+
+
+def test_autocast_narrows_the_products_alone() -> None:
+    p, x = make(16, 4), image(1, 5, 7, 16)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        result = lalic_kernels.rwkv_block(x, p)
+    assert result.dtype == torch.float32
+    truth = reference(x.double(), p.to(torch.float64))
+    # bfloat16 keeps 8 bits; eight products and roundings after one another.
+    assert (result - truth).abs().max() <= 8 * 2**-8 * truth.abs().max()
+    assert (result - truth).abs().max() >= 2**-14 * truth.abs().max()  # they were narrowed
+
+
+def test_bad_arguments_are_refused_with_a_sentence() -> None:
+    p, x = make(8, 2), image(1, 3, 4, 8)
+    tensors = dict(zip(SHAPES, p.tensors(), strict=True))
+    for changes, error, says in (
+        ({"key": tensors["key"][1:]}, ValueError, r"key must have shape \(C, C\) with C = 8"),
+        ({"shift2": 3.0}, TypeError, "shift2 must be a tensor"),
+        ({"channel_value": tensors["channel_value"].t()}, ValueError, r"channel_value must have shape \(C, F\)"),
+        ({"gamma1": tensors["gamma1"].int()}, TypeError, "gamma1 must be float16"),
+        ({"decay": tensors["decay"].to("meta")}, ValueError, "decay must be on"),
+        ({"eps": -1.0}, ValueError, "eps must be at least 0"),
+    ):
+        with pytest.raises(error, match=says):
+            BlockParameters(**(tensors | changes))
+    with pytest.raises(TypeError, match="parameters must be BlockParameters, but is a dict"):
+        lalic_kernels.rwkv_block(x, tensors)
+    with pytest.raises(ValueError, match=r"x must have shape \(B, H, W, C\) with C = 8"):
+        lalic_kernels.rwkv_block(x[..., 1:], p)
+    with pytest.raises(TypeError, match="parameters must be float32 beside x, but is float16"):
+        lalic_kernels.rwkv_block(x, p.to(torch.float16))
+    with pytest.raises(ValueError, match="backend must be None or one of"):
+        lalic_kernels.rwkv_block(x, p, backend="cuda")
