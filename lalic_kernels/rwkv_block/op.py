@@ -26,7 +26,7 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
         parameters: of C channels; each in x's dtype or float32.
         backend: None for the rule in `lalic_kernels._core.dispatch`, or one of its names: each op follows it, but for
-            "cpu", which those without compiled code take as None.
+            "cpu", which leaves the channel mix to "torch".
 
     Returns:
         Shape (B, H, W, C), contiguous, in x's dtype. Inside `torch.autocast` the mixes' products are in its dtype.
@@ -51,14 +51,14 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     chosen = dispatch.resolve(_SPATIAL, backend, x.device.type, dtype)
     if chosen == "triton" and x.numel() and x.shape[1] * x.shape[2] > 1 and not _needs_ops(x, p):
         return inference.run(x.contiguous(), p)
-    others = None if backend == "cpu" else backend
-    s = norm_shift(x, p.norm1_weight, p.norm1_bias, p.shift1, eps=p.eps, backend=others)
+    s = norm_shift(x, p.norm1_weight, p.norm1_bias, p.shift1, eps=p.eps, backend=backend)
     x = spatial_mix(
         s, p.decay, p.boost, p.key, p.value, p.receptance, p.output, residual=x, gamma=p.gamma1, backend=backend
     )
-    s = norm_shift(x, p.norm2_weight, p.norm2_bias, p.shift2, eps=p.eps, backend=others)
+    s = norm_shift(x, p.norm2_weight, p.norm2_bias, p.shift2, eps=p.eps, backend=backend)
     matrices = (p.channel_key, p.channel_receptance, p.channel_value)
-    return channel_mix(s, *matrices, residual=x, gamma=p.gamma2, backend=others)
+    # Its products are torch's on a CPU, whatever is compiled for the others.
+    return channel_mix(s, *matrices, residual=x, gamma=p.gamma2, backend="torch" if backend == "cpu" else backend)
 
 
 def _needs_ops(x: Tensor, p: BlockParameters) -> bool:

@@ -1,0 +1,152 @@
+"""What the contract suite does not ask of the two mixes: options, mixed dtypes, launch tables, work space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from op_specs import CHANNEL_MIX, INTERPRETER, SPATIAL_MIX, OpSpec
+from test_contract import make, wide, worst
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lalic_kernels
+from lalic_kernels._core import residual as core
+from lalic_kernels.channel_mix import launches as channel_launches
+from lalic_kernels.channel_mix import op as channel_op
+from lalic_kernels.spatial_mix import launches as spatial_launches
+
+MIXES = pytest.mark.parametrize("spec", [CHANNEL_MIX, SPATIAL_MIX], ids=lambda spec: spec.name)
+BACKENDS = [None, "torch", *(["triton"] if INTERPRETER else [])]
+EPS32, EPS16 = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
+
+
+@MIXES
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_residual(spec: OpSpec, backend: str | None) -> None:
+    arguments = make(spec, list(spec.cases.values())[-1], torch.float32, "cpu")
+    del arguments["residual"], arguments["gamma"]
+    leaves = {name: value.requires_grad_() for name, value in arguments.items()}
+    truth = spec.reference(**wide(leaves))
+    result = spec.public(**leaves, backend=backend)
+    # Two products after one another, of up to 320 terms, and BiWKV's 32 roundings.
+    assert worst(result.detach(), truth.detach()) <= 64 * EPS32 * truth.abs().max().item()
+    grads = torch.autograd.grad(result.square().sum(), list(leaves.values()))
+    true = torch.autograd.grad(truth.square().sum(), list(leaves.values()))
+    scale = max(grad.abs().max().item() for grad in true)
+    for name, grad, want in zip(leaves, grads, true, strict=True):
+        assert worst(grad, want.double()) <= 256 * EPS32 * scale, name
+
+
+@MIXES
+def test_a_float32_stream_stays_float32_beside_bfloat16(spec: OpSpec) -> None:
+    arguments = make(spec, list(spec.cases.values())[-1], torch.bfloat16, "cpu")
+    arguments["residual"] = arguments["residual"].float() * 1.001  # not a bfloat16 number
+    result = spec.public(**arguments)
+    assert result.dtype == torch.float32
+    truth = spec.reference(**wide(arguments))
+    # What is added has bfloat16's error, the residual none: with the mix taken away, float32's is left.
+    assert worst(result, truth) <= 8 * EPS16 * (truth - arguments["residual"]).abs().max().item()
+    nothing = spec.public(**(arguments | {"gamma": torch.zeros_like(arguments["gamma"])}))
+    assert torch.equal(nothing, arguments["residual"])
+
+
+@MIXES
+def test_autocast_casts_as_linear_does(spec: OpSpec) -> None:
+    arguments = make(spec, list(spec.cases.values())[-1], torch.float32, "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = spec.public(**arguments)
+        assert spec.public(**{n: a for n, a in arguments.items() if n not in ("residual", "gamma")}).dtype == (
+            torch.bfloat16
+        )
+    assert result.dtype == torch.float32
+    narrowed = {n: a.bfloat16() if a.dim() == 2 or n == "x" else a for n, a in arguments.items()}
+    assert torch.equal(result, spec.public(**narrowed))
+
+
+def test_a_width_beyond_the_table_takes_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not INTERPRETER:
+        pytest.skip("needs the interpreter")
+    arguments = make(CHANNEL_MIX, (1, 1, 3, 24, 4), torch.float32, "cpu")
+    expected = lalic_kernels.channel_mix(**arguments, backend="torch")
+    monkeypatch.setattr(channel_launches, "choose", lambda *a: None)
+    assert (
+        channel_op.launch(*(arguments[n].flatten(0, -2) for n in ("x", "key", "receptance", "value")), None, None)
+        is None
+    )
+    assert torch.equal(lalic_kernels.channel_mix(**arguments, backend="triton"), expected)
+
+
+def test_two_powers_cover_the_channels() -> None:
+    for channels in range(1, 700):
+        main, rest = core.split(channels)
+        assert main + rest >= channels and main >= 16 and rest in (0, 16, 32, 64, 128, 256, 512)
+        assert main & (main - 1) == 0
+    assert [core.split(c) for c in (96, 144, 192, 256, 320)] == [(64, 32), (128, 16), (128, 64), (256, 0), (256, 64)]
+
+
+@pytest.mark.parametrize("arch", ["any", "cuda 90", "cuda 100", "hip gfx942"])
+def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
+    for channels in range(1, 520):
+        for itemsize in (2, 4):
+            choice = channel_launches.choose(arch, channels, 4 * channels, itemsize)
+            whole = channels * itemsize % 16 == 0
+            assert (choice is not None) == (channels <= (512 if whole else 256)), channels
+            if choice is not None:
+                assert choice.main + choice.rest >= channels and channels % choice.vec == 0
+            for rows, planes in ((1, 1), (6144, 3), (98304, 3)):
+                linear = spatial_launches.choose(arch, rows, channels, planes, itemsize)
+                tiles = planes * -(-channels // linear.launch["BLOCK_N"])
+                assert linear.grid[0] * linear.launch["BLOCK_M"] >= rows
+                assert linear.grid[1] * linear.per >= tiles > (linear.grid[1] - 1) * linear.per
+                assert not linear.launch["HELD"] or linear.main + linear.rest >= channels
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest result of any ATen call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def _largest(call: Callable[[], object]) -> int:
+    with torch.no_grad(), _Largest() as mode:
+        call()
+    return mode.elements
+
+
+def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither forward nor backward has a tensor larger than the image or a stretch's work space."""
+    arguments = make(CHANNEL_MIX, (1, 16, 64, 24, 8), torch.float32, "cpu")
+    x, key, receptance, value, residual, gamma = arguments.values()
+    monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 4 * 64 * key.shape[0])
+    image = x.numel()
+    assert _largest(lambda: channel_op._forward(x, key, receptance, value, residual, gamma, "torch")) == image
+    assert _largest(lambda: channel_op._backward(x, key, receptance, value, gamma, residual)) == image
+    monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 1 << 40)
+    assert _largest(lambda: channel_op._forward(x, key, receptance, value, residual, gamma, "torch")) == 8 * image
+
+
+@MIXES
+def test_stretches_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (2, 9, 17, 6, 2) if spec is CHANNEL_MIX else (2, 9, 17, 6)
+    arguments = make(spec, sizes, torch.float32, "cpu")
+
+    def results() -> list[Tensor]:
+        leaves = [value.clone().requires_grad_() for value in arguments.values()]
+        result = spec.public(**dict(zip(arguments, leaves, strict=True)))
+        return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
+
+    whole = results()
+    monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 1)  # the least: 64 tokens at a time
+    for one, other in zip(whole, results(), strict=True):
+        # The same sums of 306 terms, in five parts.
+        assert (one - other).abs().max() <= 32 * EPS32 * one.abs().max()
