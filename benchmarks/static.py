@@ -28,7 +28,7 @@ from lalic_kernels.biwkv import launches
 
 ARCHITECTURES = ("80", "90", "100", "120")
 # Tensors of the op's own shape: all of an element's traffic but states.
-MAIN = ("k_ptr", "v_ptr", "y_ptr", "gate_ptr", "grad_ptr", "grad_k_ptr", "grad_v_ptr")
+MAIN = ("k_ptr", "v_ptr", "y_ptr", "gate_ptr", "grad_ptr", "grad_k_ptr", "grad_v_ptr", "grad_gate_ptr")
 READS, WRITES = 4, 1  # of an element by the forward: k and v by chunk_sums and by rows, y by rows
 LENGTHS = (64, 239, 240, 384, 512, 1024, 1025, 2040, 4096, 6144, 8160, 24576, 98304, 1 << 20)
 
@@ -43,13 +43,10 @@ def biwkv(architecture: str) -> list[dict[str, Any]]:
     kernels: list[dict[str, Any]] = []
     for row in table:
         dtype = {2: "bf16", 4: "fp32"}.get(row.itemsize or 0, "")
-        for kernel in ours.BY_CHUNK.get(row.use, ()):
-            for ending, more in ours.VARIANTS[kernel.__name__].items():
-                fast = {**more, "FAST_ONLY": True}
-                job = ours.by_chunk(
-                    kernel, row.launch, dtype, f"from {row.start}{ending}", fast, 16 // core.itemsize(dtype)
-                )
-                kernels.append(_kernel(core.describe(job, target)))
+        for kernel, launch, ending, more in ours.variants(row):
+            fast = {**more, "FAST_ONLY": True}
+            job = ours.by_chunk(kernel, launch, dtype, f"from {row.start}{ending}", fast, 16 // core.itemsize(dtype))
+            kernels.append(_kernel(core.describe(job, target)))
     any_scan = next(row.launch for row in table if row.use == "scan")
     scan = core.describe(next(iter(ours.scans(any_scan, 256))), target)
     shared = any_scan["PIECE"] * any_scan["BLOCK_C"] // (32 * any_scan.num_warps)  # elements a thread
@@ -83,6 +80,7 @@ def _kernel(found: dict[str, Any]) -> dict[str, Any]:
         "exponentials": None if counts.get("loops") else counts["MUFU.EX2"] * threads / elements,
         "states": states,
         "gated": bool(found["constants"].get("GATED")),
+        "centred": bool(found["constants"].get("CENTRED")),
     }
 
 
@@ -101,9 +99,8 @@ def _traffic(architecture: str, kernels: Sequence[Mapping[str, Any]], per_scan: 
     for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
         for tokens in LENGTHS:
             choice = launches.choose(architecture, tokens, 96, itemsize)
-            own = [
-                k for k in kernels if k["launch"] == choice.rows.options() and k["dtype"] == dtype and not k["gated"]
-            ]
+            forward = [k for k in kernels if k["dtype"] == dtype and not k["gated"] and not k["centred"]]
+            own = [k for k in forward if k["launch"] == choice.rows.options()]
             states = per_scan + sum(k["states"] for k in own)
             moved = (READS + WRITES) * itemsize + 4 * states * blocks(tokens, choice.chunk) / tokens
             yield {

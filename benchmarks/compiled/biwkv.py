@@ -7,32 +7,43 @@ from typing import Any
 
 from benchmarks.compiled.core import Job, itemsize
 from lalic_kernels._core.launch import Launch
-from lalic_kernels.biwkv import kernels, kernels_backward, launches
+from lalic_kernels.biwkv import kernels, kernels_backward, kernels_scan, launches
 
-FORWARD_FLOAT32 = frozenset({"w_ptr", "u_ptr", "factors_ptr", "sums_ptr", "entering_ptr", "own_ptr"})
+FORWARD_FLOAT32 = frozenset(
+    {"w_ptr", "u_ptr", "factors_ptr", "sums_ptr", "entering_ptr", "own_ptr", "peaks_ptr", "centre_ptr"}
+)
 BACKWARD_FLOAT32 = frozenset(
     {
         *("w_ptr", "u_ptr", "factors_ptr", "entering_ptr", "sums_ptr", "x_sums_ptr", "x_own_ptr", "constants_ptr"),
-        *("running_ptr", "log_den_ptr", "y_ptr", "parts_ptr"),
+        *("running_ptr", "log_den_ptr", "y_ptr", "parts_ptr", "centre_ptr", "centre_ptr"),
     }
 )
 # Compile-time constants of a kernel besides its launch's and VEC: variants, each with what its label ends in.
 _SLOW_TOO: dict[str, Any] = {"FAST_ONLY": False}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "chunk_sums_kernel": {"": _SLOW_TOO},
+    "chunk_sums_kernel": {"": _SLOW_TOO | {"CENTRED": False}},
     "rows_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
-    "grad_sums_kernel": {"": _SLOW_TOO},
-    "grad_rows_kernel": {"": _SLOW_TOO},
+    "grad_sums_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
+    "grad_rows_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
     "chunk_scan_kernel": {
-        "": {"FOLDED": launches.PER_GROUP, "KEEP_OWN": False},
-        " backward": {"FOLDED": 1, "KEEP_OWN": True},
+        "": {"FOLDED": launches.PER_GROUP, "BACKWARD": False},
+        " backward": {"FOLDED": 1, "BACKWARD": True},
     },
 }
 BY_CHUNK = {
     "forward": (kernels.chunk_sums_kernel, kernels.rows_kernel),
-    # chunk_sums is the forward's, which has blocks as wide on as many threads.
     "backward": (kernels_backward.grad_sums_kernel, kernels_backward.grad_rows_kernel),
 }
+
+
+def variants(row: launches.Row) -> Iterator[tuple[Any, Launch, str, dict[str, Any]]]:
+    """(kernel, launch, what the label ends in, constants) of all that a row of the table launches chunk by chunk."""
+    for kernel in BY_CHUNK.get(row.use, ()):
+        for ending, more in VARIANTS[kernel.__name__].items():
+            yield kernel, row.launch, ending, more
+    if row.use == "backward":  # the forward's first kernel, with the backward's blocks
+        launch = launches.sums_of(row.launch, row.itemsize or 4)
+        yield kernels.chunk_sums_kernel, launch, " centred", _SLOW_TOO | {"CENTRED": True}
 
 
 def by_chunk(kernel: Any, launch: Launch, dtype: str, label: str, more: Mapping[str, Any], vec: int) -> Job:
@@ -48,7 +59,7 @@ def scans(launch: Launch, length: int) -> Iterator[Job]:
     more = {"GROUPS": groups, "PER_GROUP": launches.PER_GROUP}
     for ending, variant in VARIANTS["chunk_scan_kernel"].items():
         words = f"chunk_scan {launch['PIECE']} {groups}{ending}"
-        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
+        yield Job(words, kernels_scan.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
     kernel = kernels_backward.grad_scan_kernel
     yield Job(f"grad_scan {launch['PIECE']} {length}", kernel, launch, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
 
@@ -59,10 +70,9 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     for dtype in dtypes:
         for row in table:
             if row.itemsize == itemsize(dtype):
-                for kernel in BY_CHUNK[row.use]:
+                for kernel, launch, ending, more in variants(row):
                     for vec in (16 // itemsize(dtype), 1):
-                        for ending, more in VARIANTS[kernel.__name__].items():
-                            yield by_chunk(kernel, row.launch, dtype, f"from {row.start}{ending}", more, vec)
+                        yield by_chunk(kernel, launch, dtype, f"from {row.start}{ending}", more, vec)
     blocks = {
         (launches.PER_GROUP * row.launch["GROUPS"], row.launch["BLOCK_C"]) for row in table if row.use == "forward"
     }

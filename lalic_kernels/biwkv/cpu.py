@@ -128,9 +128,10 @@ def backward(
     float64. ``ggate`` is None without a gate.
     """
     if k.numel() == 0:
-        return *(torch.zeros_like(x) for x in (w, u, k, v)), None if gate is None else torch.zeros_like(gate)
+        empty = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), torch.zeros_like(v)
+        return *empty, None if gate is None else torch.zeros_like(gate)
     if k.shape[1] == 1:
-        zeros = [torch.zeros_like(x) for x in (w, u, k)]
+        zeros = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k)
         if gate is None:
             return *zeros, gy.clone(), None
         s = torch.sigmoid(gate)

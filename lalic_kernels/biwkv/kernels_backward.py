@@ -5,14 +5,18 @@ the smallest of the chunk, q_t = gy_t low / den_t and q_t y_t, relative to exp(-
 recomputed wherever they are needed. `factors` has groups of one token (kernels.py). `constants` is (18, B, chunks, C)
 float32, in the order in which `grad_join_kernel` stores them. README.md has the equations.
 
+v and y are measured from `centre`, see `kernels_scan.middle_row`.
+
 In the logarithmic form, each row's log denominator and y are kept, and `grad_rows_kernel` goes over all T rows.
 """
 
 import triton
 import triton.language as tl
 
-from lalic_kernels.biwkv.kernels import running_states, sums_before
+from lalic_kernels._core.triton_helpers import sigmoid_stable
+from lalic_kernels.biwkv.kernels import sums_before
 from lalic_kernels.biwkv.kernels_log import log_grad_row, log_whole_row
+from lalic_kernels.biwkv.kernels_scan import running_states
 
 NOTHING = tl.constexpr(-1.0e38)
 _SIZES = ["tokens", "channels", "chunks"]
@@ -24,7 +28,9 @@ def grad_sums_kernel(
     u_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
     v_ptr,  # (B, T, C)
-    grad_ptr,  # (B, T, C), gradient of y
+    gate_ptr,  # (B, T, C), read if GATED
+    grad_ptr,  # (B, T, C), gradient of y, or of sigmoid(gate) * y
+    centre_ptr,  # (B, C) float32
     factors_ptr,  # (2 LENGTH + 4, C) float32
     entering_ptr,  # (6, B, chunks, C) float32
     sums_ptr,  # (6, B, chunks, C) float32, written: sums of q and q y going right, low; going left, ref
@@ -38,6 +44,7 @@ def grad_sums_kernel(
     BLOCK_C: tl.constexpr,
     VEC: tl.constexpr,
     FAST_ONLY: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     """Each chunk's transposed sums, as its neighbours see them. Grid (blocks of C, B * chunks)."""
     channels = (channels // VEC) * VEC
@@ -54,10 +61,13 @@ def grad_sums_kernel(
     inside = (row < left)[:, None] & c_in[None, :]
     plane = plane.to(tl.int64)
     state = entering_ptr + program * channels + c
+    centre = tl.load(centre_ptr + program // chunks * channels + c, mask=c_in, other=0.0)
     if FAST_ONLY or tl.load(factors_ptr + (2 * LENGTH + 3) * channels + first) > 0.5:
         k = tl.load(k_ptr + start + offset, mask=inside, other=NOTHING).to(tl.float32)
-        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
         grad = tl.load(grad_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        if GATED:
+            grad *= sigmoid_stable(tl.load(gate_ptr + start + offset, mask=inside, other=0.0).to(tl.float32))
         up = tl.load(factors_ptr + offset, mask=c_in[None, :], other=1.0)
         down = tl.load(factors_ptr + LENGTH * channels + offset, mask=c_in[None, :], other=1.0)
         shared = factors_ptr + 2 * LENGTH * channels + c
@@ -89,7 +99,7 @@ def grad_sums_kernel(
         w = tl.load(w_ptr + c, mask=c_in, other=0.0)
         u = tl.load(u_ptr + c, mask=c_in, other=0.0)
         log_den, y = log_whole_row(
-            w, u, k_ptr + origin, v_ptr + origin,
+            w, u, k_ptr + origin, v_ptr + origin, centre,
             (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C,
         )  # fmt: skip
         tl.store(log_den_ptr + start + offset, log_den, mask=inside)
@@ -204,6 +214,15 @@ def grad_join_kernel(
 
 
 @triton.jit
+def gate_gradient(gate_ptr, grad_ptr, grad_gate_ptr, y, offset, inside):
+    """Write the gradient of the gate; both inputs are read again, which is cheaper than keeping them in registers."""
+    gate = tl.load(gate_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    slope = sigmoid_stable(gate) * sigmoid_stable(-gate)
+    tl.store(grad_gate_ptr + offset, (grad * y * slope).to(grad_gate_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _constant(ptr, plane, place: tl.constexpr, c_in):
     return tl.load(ptr + place * plane, mask=c_in, other=1.0)[None, :]
 
@@ -214,13 +233,16 @@ def grad_rows_kernel(
     u_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
     v_ptr,  # (B, T, C)
-    grad_ptr,  # (B, T, C), gradient of y
+    gate_ptr,  # (B, T, C), read if GATED
+    grad_ptr,  # (B, T, C), gradient of y, or of sigmoid(gate) * y
+    centre_ptr,  # (B, C) float32
     factors_ptr,  # (2 LENGTH + 4, C) float32
     constants_ptr,  # (18, B, chunks, C) float32
     log_den_ptr,  # (B, T, C) float32, read in the logarithmic form
     y_ptr,  # (B, T, C) float32, read in the logarithmic form
     grad_k_ptr,  # (B, T, C), written
     grad_v_ptr,  # (B, T, C), written
+    grad_gate_ptr,  # (B, T, C), written if GATED
     parts_ptr,  # (2, B, chunks, C) float32, written: the chunk's share of the gradients of w and u
     tokens,  # T
     channels,  # C
@@ -230,6 +252,7 @@ def grad_rows_kernel(
     BLOCK_C: tl.constexpr,
     VEC: tl.constexpr,
     FAST_ONLY: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     """Gradients of a chunk's keys and values, and its shares of those of w and u. Grid (blocks of C, B * chunks).
 
@@ -251,10 +274,13 @@ def grad_rows_kernel(
     plane = plane.to(tl.int64)
     parts = parts_ptr + program * channels + c
     kind = grad_k_ptr.dtype.element_ty
+    centre = tl.load(centre_ptr + program // chunks * channels + c, mask=c_in, other=0.0)
     if FAST_ONLY or tl.load(factors_ptr + (2 * LENGTH + 3) * channels + first) > 0.5:
         k = tl.load(k_ptr + start + offset, mask=inside, other=NOTHING).to(tl.float32)
-        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
         grad = tl.load(grad_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        if GATED:
+            grad *= sigmoid_stable(tl.load(gate_ptr + start + offset, mask=inside, other=0.0).to(tl.float32))
         up = tl.load(factors_ptr + offset, mask=c_in[None, :], other=1.0)
         down = tl.load(factors_ptr + LENGTH * channels + offset, mask=c_in[None, :], other=1.0)
         shared = factors_ptr + 2 * LENGTH * channels + c
@@ -281,6 +307,8 @@ def grad_rows_kernel(
         y = (unit_x * x1 + unit_z * z1 + own * pv) / den
         q = tl.where(inside, grad * (_constant(at, plane, 16, c_in) / den), 0.0)
         y = tl.where(inside, y, 0.0)
+        if GATED:
+            gate_gradient(gate_ptr, grad_ptr, grad_gate_ptr, y + centre[None, :], start + offset, inside)
         qy = q * y
         # Transposed sums from the right, in the unit of x.
         _, g1, _, g2 = tl.associative_scan((q * down, nothing, qy * down, nothing), 0, sums_before, reverse=True)
@@ -308,12 +336,15 @@ def grad_rows_kernel(
         w = tl.load(w_ptr + c, mask=c_in, other=0.0)
         u = tl.load(u_ptr + c, mask=c_in, other=0.0)
         k = tl.load(k_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
         grad_k, grad_v, grad_w, grad_u = log_grad_row(
-            w, u, k, v, grad_ptr + origin, log_den_ptr + origin, y_ptr + origin,
-            (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C,
+            w, u, k, v, gate_ptr + origin, grad_ptr + origin, log_den_ptr + origin, y_ptr + origin,
+            (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C, GATED,
         )  # fmt: skip
         tl.store(grad_v_ptr + start + offset, grad_v.to(kind), mask=inside)
         tl.store(grad_k_ptr + start + offset, grad_k.to(kind), mask=inside)
         tl.store(parts, tl.sum(tl.where(inside, grad_w, 0.0), axis=0), mask=c_in)
         tl.store(parts + plane, tl.sum(tl.where(inside, grad_u, 0.0), axis=0), mask=c_in)
+        if GATED:
+            y = tl.load(y_ptr + start + offset, mask=inside, other=0.0) + centre[None, :]
+            gate_gradient(gate_ptr, grad_ptr, grad_gate_ptr, y, start + offset, inside)

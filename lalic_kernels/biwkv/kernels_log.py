@@ -6,6 +6,8 @@ Every exponent has its row's or its sum's largest taken out first, so no weight 
 import triton
 import triton.language as tl
 
+from lalic_kernels._core.triton_helpers import sigmoid_stable
+
 NOTHING = tl.constexpr(-1.0e38)
 
 
@@ -79,8 +81,10 @@ def log_row(
 
 
 @triton.jit
-def log_whole_row(w, u, k_ptr, v_ptr, row, tokens, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(log denominator, y), [LENGTH, BLOCK_C], of the tokens `row`, from all T tokens of a batch item.
+def log_whole_row(
+    w, u, k_ptr, v_ptr, centre, row, tokens, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """(log denominator, y - centre), [LENGTH, BLOCK_C], of the tokens `row`, from all T tokens of a batch item.
 
     Exponents are rounded as `log_grad_row` rounds them, so that a row's weights add up to one in the gradient too.
     """
@@ -100,7 +104,7 @@ def log_whole_row(w, u, k_ptr, v_ptr, row, tokens, channels, c, c_in, LENGTH: tl
         gap = tl.abs(row - i)[:, None]
         reach = tl.where(gap == 0, k + u[None, :], k - (gap - 1).to(tl.float32) * w[None, :])
         p = tl.exp(tl.minimum(reach - top, 1.0))
-        num += p * v
+        num += p * (v - centre[None, :])
         den += p
         offset += channels
     return top + tl.log(den), num / den
@@ -112,6 +116,7 @@ def log_grad_row(
     u,
     k,
     v,
+    gate_ptr,
     grad_ptr,
     log_den_ptr,
     y_ptr,
@@ -122,10 +127,12 @@ def log_grad_row(
     c_in,
     LENGTH: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     """Gradients of the keys and values at tokens `row`, and each token's share of those of w and u; over all T rows.
 
-    The pointers point to the batch item. A weight is exp(k - steps w - log_den), at most one but for rounding.
+    v and y are measured from one value. The pointers point to the batch item. A weight
+    is exp(k - steps w - log_den), at most one but for rounding.
     """
     grad_k = tl.zeros([LENGTH, BLOCK_C], tl.float32)
     grad_v = tl.zeros([LENGTH, BLOCK_C], tl.float32)
@@ -134,6 +141,8 @@ def log_grad_row(
     offset = c.to(tl.int64)
     for t in range(tokens):
         g = tl.load(grad_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]
+        if GATED:
+            g *= sigmoid_stable(tl.load(gate_ptr + offset, mask=c_in, other=0.0).to(tl.float32))[None, :]
         top = tl.load(log_den_ptr + offset, mask=c_in, other=0.0)[None, :]
         y = tl.load(y_ptr + offset, mask=c_in, other=0.0)[None, :]
         gap = tl.abs(row - t)[:, None]

@@ -123,7 +123,7 @@ def make_factors(w: Tensor, u: Tensor, choice: launches.Choice) -> Tensor:
 
 
 def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, factors: Tensor | None = None) -> Tensor:
-    from lalic_kernels.biwkv import kernels
+    from lalic_kernels.biwkv import kernels, kernels_scan
 
     batch, tokens, channels = k.shape
     w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
@@ -139,11 +139,11 @@ def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, fac
     options = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False}
     with on(k.device):
         kernels.chunk_sums_kernel[(across, batch * chunks)](
-            w, k, v, factors, sums, tokens, channels, chunks, plane, **options
+            w, k, v, factors, sums, w, tokens, channels, chunks, plane, **options, CENTRED=False
         )
-        kernels.chunk_scan_kernel[(batch, blocks(channels, choice.scan["BLOCK_C"]))](
-            w, u, factors, sums, entering, entering, channels, chunks, plane,
-            GROUPS=groups, PER_GROUP=launches.PER_GROUP, FOLDED=launches.PER_GROUP, KEEP_OWN=False,
+        kernels_scan.chunk_scan_kernel[(batch, blocks(channels, choice.scan["BLOCK_C"]))](
+            w, u, factors, sums, entering, entering, w, w, channels, chunks, plane,
+            GROUPS=groups, PER_GROUP=launches.PER_GROUP, FOLDED=launches.PER_GROUP, BACKWARD=False,
             **choice.scan.options(),
         )  # fmt: skip
         kernels.rows_kernel[(across, batch * chunks)](
@@ -176,17 +176,12 @@ def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, g
     return tuple(results) if gate is not None else (*results, k.new_empty(0))  # type: ignore[return-value]
 
 
-def _launch_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor) -> list[Tensor]:
+def _launch_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor) -> list[Any]:
     from lalic_kernels.biwkv.backward import backward
 
     w, u = w.float().contiguous(), u.float().contiguous()
     k, v, grad = k.contiguous(), v.contiguous(), grad.contiguous()
-    if gate is None:
-        return list(backward(w, u, k, v, grad))
-    k, v, gate, grad = k.float(), v.float(), gate.float().contiguous(), grad.float()
-    weight = torch.sigmoid(gate)
-    grad_gate = _launch(w, u, k, v, gate).mul_(1 - weight).mul_(grad)
-    return [*backward(w, u, k, v, grad * weight), grad_gate]
+    return list(backward(w, u, k, v, grad, None if gate is None else gate.contiguous()))
 
 
 def _forward_fake(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
