@@ -12,7 +12,7 @@ from lalic_kernels.norm_shift import reference, torch_path
 from lalic_kernels.token_shift import cpu, launches
 
 OP = dispatch.add(dispatch.Op("norm_shift", cpu_available=cpu.available))
-BACKWARD = "like the forward for triton; otherwise autograd through the torch path, recomputed"
+BACKWARD = "like the forward for triton, and for cpu but for the norm's, which is torch's; otherwise torch, recomputed"
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight"
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -95,6 +95,8 @@ def _backward(
     if x.numel() == 0:
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)  # type: ignore[return-value]
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
+    if chosen == "cpu":
+        return _backward_cpu(x, norm_weight, norm_bias, weight, grad, eps)
     if chosen == "triton":
         x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
@@ -107,6 +109,20 @@ def _backward(
 
     by_torch = functools.partial(_by_torch, eps=eps)
     return tuple(registration.recompute(by_torch, inputs, grad))  # type: ignore[return-value]
+
+
+def _backward_cpu(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, grad: Tensor, eps: float
+) -> _Gradients:
+    """The convolution's part compiled, the norm's from torch, which parts with nothing there."""
+    normed, of_weight = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
+    scale, offset = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+
+    def layer_norm(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x, (x.shape[3],), scale, offset, eps)
+
+    of_x, of_scale, of_offset = registration.recompute(layer_norm, (x, scale, offset), normed)
+    return of_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
 
 
 def _by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:

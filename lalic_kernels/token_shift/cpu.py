@@ -17,6 +17,7 @@ from lalic_kernels._core.threads import run_ranges
 NUMBA = importlib.util.find_spec("numba") is not None
 # Below some ten thousand elements a thread costs more than it saves; a range starts by filling its ring, four lines.
 _LEAST_ELEMENTS, _LEAST_LINES = 16384, 4
+_SHARE_LINES = 16  # lines of a share of the weight's gradient: by size alone, so that threads do not matter
 
 
 def available() -> bool:
@@ -44,6 +45,37 @@ def forward(
     least = max(_LEAST_LINES, _LEAST_ELEMENTS // (width * channels))
     run_ranges(lambda start, stop: cpu_lines.forward_lines(*arguments, start, stop), batch * height, least=least)
     return y
+
+
+def backward(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(gradient of the shifted image, in x's dtype; gradient of the weight (C, 5, 5), float32), arguments as `forward`.
+
+    With a norm the first is that of the normalised image, which the caller takes through the norm. Shares of the
+    second, each of some lines of an image, are added in one order, in float64.
+    """
+    from lalic_kernels.token_shift import cpu_lines
+
+    if x.dtype == torch.float16:
+        of_image, of_weight = backward(x.float(), weight, grad.float(), norm_weight, norm_bias, eps)
+        return of_image.to(x.dtype), of_weight
+    batch, height, width, channels = x.shape
+    x, grad = x.detach().contiguous(), grad.detach().contiguous()
+    items = batch * -(-height // _SHARE_LINES)
+    parts = np.empty((items, -(-channels // 16), 25, 16), np.float32)
+    arguments = (
+        _flat(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
+        norm_weight is not None, _flat(grad), parts.reshape(-1), height, width, channels, _SHARE_LINES,
+    )  # fmt: skip
+    run_ranges(lambda start, stop: cpu_lines.gradient_lines(*arguments, start, stop), items)
+    of_weight = parts.sum(0, dtype=np.float64).astype(np.float32).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
+    return forward(grad, weight.flip(1, 2)), torch.from_numpy(np.ascontiguousarray(of_weight))
 
 
 def blocked_taps(weight: Tensor) -> np.ndarray:

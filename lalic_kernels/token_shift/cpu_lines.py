@@ -151,3 +151,52 @@ def forward_lines(x, norm_weight, norm_bias, eps, normed, taps, y, height, width
                     pixel,
                 )  # fmt: skip
         _line(ring, size, i, width, padded, channels, taps, y, line * width * channels, spill)
+
+
+@njit(**_OPTIONS)
+def gradient_lines(x, norm_weight, norm_bias, eps, normed, grad, parts, height, width, channels, lines, start, stop):
+    """Shares of the weight's gradient, (items, channels / 16, 25, 16): an item is `lines` lines of one image."""
+    padded = (width + PIXELS - 1) // PIXELS * PIXELS + 4
+    size = padded * ((channels + 15) // 16 * 16)
+    ring, upstream = np.zeros(5 * size, np.float32), np.zeros(size, np.float32)
+    means, factors, pixel = (
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+        np.zeros(channels + 32, np.float32),
+    )
+    per = (height + lines - 1) // lines
+    share = 25 * ((channels + 15) // 16 * 16)
+    for item in range(start, stop):
+        image, top = item // per * height, item % per * lines
+        parts[item * share : (item + 1) * share] = f32(0.0)
+        for i in range(top, min(top + lines, height)):
+            for row in range(i - 2 if i == top else i + 2, i + 3):
+                slot = (row + 5) % 5 * size
+                if row < 0 or row >= height:
+                    ring[slot : slot + size] = f32(0.0)
+                else:
+                    _enter(
+                        x, (image + row) * width * channels, norm_weight, norm_bias, eps, normed, ring, slot, means,
+                        factors, width, padded, channels, pixel,
+                    )  # fmt: skip
+            first = (image + i) * width * channels
+            _enter(
+                grad, first, norm_weight, norm_bias, eps, False, upstream, 0, means, factors, width, padded, channels,
+                pixel,
+            )  # fmt: skip
+            for c in range(0, channels, 16):
+                for a in range(5):
+                    line = (i + a + 3) % 5 * size + c * padded
+                    s0 = splat(f32(0.0))
+                    s1, s2, s3, s4 = s0, s0, s0, s0
+                    for q in range(0, width * 16, 16):
+                        g, r = load(upstream, c * padded + 32 + q), line + q
+                        s0, s1 = fma(load(ring, r), g, s0), fma(load(ring, r + 16), g, s1)
+                        s2, s3 = fma(load(ring, r + 32), g, s2), fma(load(ring, r + 48), g, s3)
+                        s4 = fma(load(ring, r + 64), g, s4)
+                    t = item * share + c * 25 + a * 80
+                    store(parts, t, add(load(parts, t), s0))
+                    store(parts, t + 16, add(load(parts, t + 16), s1))
+                    store(parts, t + 32, add(load(parts, t + 32), s2))
+                    store(parts, t + 48, add(load(parts, t + 48), s3))
+                    store(parts, t + 64, add(load(parts, t + 64), s4))

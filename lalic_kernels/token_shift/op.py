@@ -9,7 +9,7 @@ from lalic_kernels._core import checks, dispatch, registration
 from lalic_kernels.token_shift import cpu, launches, reference, torch_path
 
 OP = dispatch.add(dispatch.Op("token_shift", cpu_available=cpu.available))
-BACKWARD = "like the forward for triton; otherwise autograd through the torch path: its convolution's gradients"
+BACKWARD = "like the forward for triton and cpu; otherwise autograd through the torch path"
 
 
 def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
@@ -92,7 +92,11 @@ def _forward(x: Tensor, weight: Tensor, backend: str) -> Tensor:
 def _backward(x: Tensor, weight: Tensor, grad: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight))  # type: ignore[return-value]
-    if dispatch.resolve(OP, backend, x.device.type, x.dtype) == "triton":
+    chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
+    if chosen == "cpu":
+        of_image, of_weight = cpu.backward(x, weight, grad)
+        return of_image, of_weight.to(weight.dtype)
+    if chosen == "triton":
         x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         launches.shift(grad, launches.taps(weight), grad_x, turned=True)
         return grad_x, launches.grad_weight(x, grad).to(weight.dtype)
