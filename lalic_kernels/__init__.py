@@ -22,9 +22,9 @@ __all__ = [
     "fold_token_shift",
     "gaussian_likelihood",
     "norm_shift",
+    "rwkv_block",
     "scale_index",
     "scale_table",
-    "rwkv_block",
     "spatial_mix",
     "token_shift",
 ]

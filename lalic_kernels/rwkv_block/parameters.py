@@ -97,7 +97,7 @@ class BlockParameters:
     channel_receptance: Tensor
     channel_value: Tensor
     gamma2: Tensor
-    eps: float = 1e-5
+    eps: float = field(default=1e-5, kw_only=True)
     derived: Derived = field(default_factory=Derived, init=False, repr=False)
 
     def __post_init__(self) -> None:

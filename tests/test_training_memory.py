@@ -1,0 +1,91 @@
+"""What a training step needs: the count counts, and a stack of blocks needs at most half of plain PyTorch's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lalic_kernels
+from lalic.nn.blocks import RWKVBlock
+from lalic_kernels import BlockParameters
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not part of the installed packages
+
+pytest.importorskip("triton", reason="the count runs the launches' Python, which needs triton")
+
+from benchmarks import memory
+
+
+def test_the_count_by_hand() -> None:
+    """Linear(4, 8) on 16 rows, then a sigmoid, which keeps its result."""
+
+    def make() -> nn.Module:
+        return nn.Linear(4, 8, bias=False)
+
+    found = memory.count(make, lambda module: torch.sigmoid(module(torch.empty(16, 4))).sum())
+    weight, x, y = 4 * 8 * 4, 16 * 4 * 4, 16 * 8 * 4
+    assert found["parameters"] == weight
+    # Weights and Adam's two states; x; y while its sigmoid is made, or later the sigmoid and two gradients of y's size
+    # (the sum's is expanded, not stored; one scalar and its gradient).
+    assert found["peak"] >= 3 * weight + x + 2 * y
+    assert found["peak"] <= 3 * weight + x + 3 * y + weight + 2 * 512
+
+
+def test_the_count_runs_what_a_gpu_would() -> None:
+    """BiWKV's backward allocates what its launches need: more than its results, less than autograd through torch."""
+    leaves = [torch.empty(32, device="meta", requires_grad=True) for _ in range(2)]
+    leaves += [torch.empty(1, 4096, 32, device="meta", requires_grad=True) for _ in range(2)]
+    live = memory.Live()
+    with memory._launches_left_out(), live:
+        y = lalic_kernels.biwkv(*leaves)
+        before = live.now
+        torch.autograd.grad(y, leaves, torch.empty_like(y))
+    plane = 4096 * 32 * 4
+    assert 4 * plane <= live.peak - before <= 8 * plane
+
+
+@pytest.fixture
+def by_rwkv_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RWKVBlock through `lalic_kernels.rwkv_block`."""
+
+    def forward(self: RWKVBlock, x: Tensor) -> Tensor:
+        att, ffn = self.att, self.ffn
+        p = BlockParameters(
+            self.ln1.weight, self.ln1.bias, att.omni_shift.kernel(), att.decay, att.boost,
+            att.key.weight, att.value.weight, att.receptance.weight, att.output.weight, self.gamma1,
+            self.ln2.weight, self.ln2.bias, ffn.omni_shift.kernel(),
+            ffn.key.weight, ffn.receptance.weight, ffn.value.weight, self.gamma2,
+        )  # fmt: skip
+        return lalic_kernels.rwkv_block(x.permute(0, 2, 3, 1), p).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(RWKVBlock, "forward", forward)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(96, 128), (144, 64), (256, 32)])
+def test_blocks_need_at_most_half(channels: int, size: int, by_rwkv_block: None) -> None:
+    make, loss = memory.blocks(channels, 2), memory.blocks_loss((8, channels, size, size))
+    ours = memory.count(make, loss)
+    with memory.plain():
+        plain = memory.count(make, loss)
+    assert ours["parameters"] == plain["parameters"]
+    assert ours["peak"] <= 0.5 * plain["peak"]
+
+
+def test_plain_is_the_same_block(by_rwkv_block: None) -> None:
+    """What is counted beside ours computes the same, with the same gradients."""
+    torch.manual_seed(0)
+    block = RWKVBlock(12)
+    x = torch.randn(2, 12, 5, 7)
+    found = []
+    for side in ("ours", "plain"):
+        leaf = x.clone().requires_grad_()
+        y = memory.plain_block(block, leaf) if side == "plain" else block(leaf)
+        weights = [weight for weight in block.parameters() if weight.requires_grad]
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), [leaf, *weights])])
+    for one, other in zip(*found, strict=True):
+        # Two float32 evaluations of a block: products and sums in other orders.
+        assert (one - other).abs().max() <= 256 * torch.finfo(torch.float32).eps * max(other.abs().max().item(), 1.0)
