@@ -45,7 +45,7 @@ def shift_kernel(
     x_ptr,  # (B, H, W, C)
     norm_weight_ptr,  # (C,) float32; without NORM not read, like the next and statistics_ptr
     norm_bias_ptr,  # (C,) float32
-    taps_ptr,  # (25, C) float32: the taps in row-major order
+    taps_ptr,  # (25, C up to whole blocks of BLOCK_C) float32: the taps in row-major order
     statistics_ptr,  # (programs, 2, (ROWS + 4) (COLUMNS + 4)) float32: each program's own scratch
     y_ptr,  # (B, H, W, C), written
     height,  # H
@@ -80,6 +80,8 @@ def shift_kernel(
         _statistics(x_ptr, own, batch, top, left, height, width, channels, eps, ROWS, COLUMNS, PIXELS, ALL_C)
         tl.debug_barrier()
     column = tl.arange(0, COLUMNS)
+    # Taps come in whole blocks, because a masked load first sets its registers: one instruction a tap and channel.
+    taps_row = tl.cdiv(channels, BLOCK_C) * BLOCK_C
     first = tl.program_id(1) * split
     for block in range(first, tl.minimum(first + split, tl.cdiv(channels, BLOCK_C))):
         c = block * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -110,12 +112,12 @@ def shift_kernel(
                     factor = tl.load(own + COUNT + r * WIDE + column + d)
                     x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
                     x = tl.where(inside[:, None], x, 0.0)
-                tap = taps_ptr + (24 - d if TURNED else d) * channels + c
-                sum_0 += x * tl.load(tap, mask=c_in, other=0.0)[None, :]
-                sum_1 += x * tl.load(tap + STEP * channels, mask=c_in, other=0.0)[None, :]
-                sum_2 += x * tl.load(tap + 2 * STEP * channels, mask=c_in, other=0.0)[None, :]
-                sum_3 += x * tl.load(tap + 3 * STEP * channels, mask=c_in, other=0.0)[None, :]
-                sum_4 += x * tl.load(tap + 4 * STEP * channels, mask=c_in, other=0.0)[None, :]
+                tap = taps_ptr + (24 - d if TURNED else d) * taps_row + c
+                sum_0 += x * tl.load(tap)[None, :]
+                sum_1 += x * tl.load(tap + STEP * taps_row)[None, :]
+                sum_2 += x * tl.load(tap + 2 * STEP * taps_row)[None, :]
+                sum_3 += x * tl.load(tap + 3 * STEP * taps_row)[None, :]
+                sum_4 += x * tl.load(tap + 4 * STEP * taps_row)[None, :]
             j = tl.where((i - 2 >= top) & (i - 2 < height), left + column, width)
             to = y_ptr + (batch * height + (i - 2)) * width * channels + j[:, None] * channels + c[None, :]
             tl.store(to, sum_4.to(y_ptr.dtype.element_ty), mask=(j < width)[:, None] & c_in[None, :])

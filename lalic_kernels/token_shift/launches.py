@@ -10,11 +10,12 @@ from lalic_kernels._core.launch import Launch, blocks, on
 # The forward's tile, by the number of pixels B * H * W. Fewer pixels: smaller tiles and the channels dealt out to
 # several programs, each of which finds the statistics anew, so that a GPU's processors all have work.
 MANY_PIXELS = 16384
+BLOCK_C = 32
 
 
 # Two warps where a thread has eight neighbouring channels (vectors of 16-bit types), else four, for registers' sake.
 def _tile(rows: int, warps: int) -> Launch:
-    return Launch((("ROWS", rows), ("COLUMNS", 16), ("BLOCK_C", 32)), num_warps=warps)
+    return Launch((("ROWS", rows), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=warps)
 
 
 TILES: dict[tuple[str, int], Launch] = {
@@ -24,14 +25,17 @@ TILES: dict[tuple[str, int], Launch] = {
     ("few", 4): _tile(4, 4),
 }
 SPLIT = 2  # blocks of channels a program where pixels are few
-TAPS = Launch((("ROWS", 32), ("COLUMNS", 16), ("BLOCK_C", 32)), num_warps=4)
+TAPS = Launch((("ROWS", 32), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=4)
 NORM_STEPS = 8  # blocks of pixels a program of the norm's backward
 _HELD = 4096  # elements that a block of statistics holds in registers
 
 
 def taps(weight: Tensor) -> Tensor:
-    """weight (C, 5, 5) as the kernels read it: (25, C), contiguous, float32."""
-    return weight.detach().reshape(weight.shape[0], 25).t().float().contiguous()
+    """weight (C, 5, 5) as the kernels read it: (25, C), contiguous, float32, zeros up to whole blocks of channels."""
+    channels = weight.shape[0]
+    found = weight.detach().reshape(channels, 25).t().float()
+    missing = -channels % BLOCK_C
+    return torch.nn.functional.pad(found, (0, missing)) if missing else found.contiguous()
 
 
 def tile(pixels: int, vec: int) -> tuple[Launch, bool]:

@@ -1,0 +1,152 @@
+"""What the contract suite does not ask of the token shift and the normalised shift."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_specs import INTERPRETER
+from torch import Tensor
+
+import lalic_kernels
+from lalic_kernels.token_shift import cpu, launches
+
+EPS32, EPS16 = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
+COMPILED = pytest.mark.skipif(not cpu.available(), reason="numba is not installed")
+INTERPRETED = pytest.mark.skipif(not INTERPRETER, reason="Triton's interpreter is off")
+
+
+def make(*size: int, mean: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    channels = size[-1]
+    return (
+        mean + torch.randn(size, generator=generator),
+        1 + torch.randn(channels, generator=generator) / 4,
+        torch.randn(channels, generator=generator) / 4,
+        torch.randn(channels, 5, 5, generator=generator) / 5,
+    )
+
+
+def by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> Tensor:
+    """Torch's own two functions in float64."""
+    channels = x.shape[-1]
+    normed = F.layer_norm(x.double(), (channels,), norm_weight.double(), norm_bias.double())
+    y = F.conv2d(normed.permute(0, 3, 1, 2), weight.double()[:, None], padding=2, groups=channels)
+    return y.permute(0, 2, 3, 1)
+
+
+def backends() -> list[str]:
+    return ["torch"] + ["cpu"] * cpu.available() + ["triton"] * INTERPRETER
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_the_padding_comes_after_the_norm(backend: str) -> None:
+    """A bias alone: inside, every pixel sums all taps; a corner only the nine that meet the image."""
+    x, norm_weight = torch.randn(1, 6, 7, 3), torch.zeros(3)
+    y = lalic_kernels.norm_shift(x, norm_weight, torch.ones(3), torch.ones(3, 5, 5), backend=backend)
+    assert y[0, 2, 3].tolist() == [25.0] * 3 and y[0, 0, 0].tolist() == [9.0] * 3
+    assert y[0, 5, 6].tolist() == [9.0] * 3
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_wide_images_of_channels(backend: str) -> None:
+    """More channels than a block of statistics holds pixels for, and an image that arrives channels first."""
+    x, *parameters = make(1, 2, 3, 518 if backend == "triton" else 1030)  # the interpreter takes its time
+    x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not x.is_contiguous()
+    y, truth = lalic_kernels.norm_shift(x, *parameters, backend=backend), by_torch(x, *parameters)
+    # 25 products, a few roundings each; the norm's sums over 1030 channels are added pairwise or in several lanes.
+    assert (y - truth).abs().max() <= 32 * EPS32 * truth.abs().max()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_mean_far_from_zero_costs_what_the_input_lost(backend: str) -> None:
+    """x = 1000 + noise: the mean is taken out before squares are formed, so that nothing cancels but x's rounding."""
+    x, *parameters = make(1, 3, 4, 48, mean=1000.0)
+    y, truth = lalic_kernels.norm_shift(x, *parameters, backend=backend), by_torch(x, *parameters)
+    # The mean itself is rounded to 1000 eps, half a unit in its last place and a few for its sum; 25 taps add up.
+    assert (y - truth).abs().max() <= 8 * 1000 * EPS32 * truth.abs().max()
+    # sum(x^2) - mean^2 would lose 1e6 eps of a variance of one, ten times what is allowed.
+
+
+@COMPILED
+@pytest.mark.parametrize("size", [(2, 40, 9, 20), (1, 37, 16, 96)])
+def test_threads_do_not_change_a_bit(size: tuple[int, ...]) -> None:
+    x, *parameters = make(*size)
+    upstream = torch.randn(size, generator=torch.Generator().manual_seed(4))
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = cpu.forward(x, parameters[2], *parameters[:2], 1e-5)
+            found.append((y, *cpu.backward(x, parameters[2], upstream, *parameters[:2], 1e-5)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@COMPILED
+def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
+    """One tap of one is the identity, so bfloat16 comes back unchanged; another tap gives torch's rounding."""
+    weight = torch.zeros(40, 5, 5)
+    x = torch.randn(1, 3, 5, 40, generator=torch.Generator().manual_seed(5)).bfloat16()
+    x[0, 0, 0, :4] = torch.tensor([float("inf"), -float("inf"), 1e-40, -0.0])
+    weight[:, 2, 2] = 1
+    finite = x.clone()
+    finite[0, 0, 0, :2] = 3.0
+    assert torch.equal(lalic_kernels.token_shift(finite, weight, backend="cpu"), finite)
+    weight[:, 2, 2] = 1 + 2**-8  # halfway between neighbours for many a value: ties to even show
+    expected = (finite.float() * (1 + 2**-8)).bfloat16()
+    assert torch.equal(lalic_kernels.token_shift(finite, weight, backend="cpu"), expected)
+    # Zero taps times infinity are NaN around an infinity, which must stay NaN in 16 bits.
+    assert lalic_kernels.token_shift(x, weight, backend="cpu")[0, 1, 1, :2].isnan().all()
+
+
+@INTERPRETED
+def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With taps prepared nothing but the kernel runs: asking the allocator for memory is no operation."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from lalic_kernels.token_shift import kernels
+
+    seen, launched = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: launched.append(grid)
+
+    monkeypatch.setattr(kernels, "shift_kernel", Kernel())
+    x, norm_weight, norm_bias, weight = make(1, 4, 5, 16)
+    taps, out = launches.taps(weight), torch.empty_like(x)
+    with Watch():
+        launches.norm_shift(x, norm_weight, norm_bias, taps, out)
+        launches.shift(x, taps, out)
+    assert len(launched) == 2
+    assert set(seen) <= {"aten.empty.memory_format"}, seen
+
+
+@INTERPRETED
+def test_tiles_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tile of large images, on a small one, past its edges; and channels dealt out unevenly."""
+    x, *parameters = make(1, 9, 17, 70)
+    truth = by_torch(x, *parameters)
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(launches, "MANY_PIXELS", limit)
+        y = lalic_kernels.norm_shift(x, *parameters, backend="triton")
+        assert (y - truth).abs().max() <= 16 * EPS32 * truth.abs().max()  # 25 products, added in float32
+
+
+def test_eps_is_checked() -> None:
+    x, *parameters = make(1, 2, 2, 4)
+    with pytest.raises(ValueError, match="norm_shift: eps must be at least 0, but is -1"):
+        lalic_kernels.norm_shift(x, *parameters, eps=-1)
+    larger = lalic_kernels.norm_shift(x, *parameters, eps=10.0)
+    assert (larger - lalic_kernels.norm_shift(x, *parameters, eps=10.0, backend="reference")).abs().max() < 1e-5
+    assert not torch.allclose(larger, lalic_kernels.norm_shift(x, *parameters), atol=1e-3)
