@@ -105,7 +105,9 @@ def _forward(
         scale = None if gamma is None else gamma.float().contiguous()
         return linear(y, output.contiguous(), 1, rest, scale).view(x.shape)
     with registration.no_autocast(x.device):
-        kvr = torch_path.planes(tokens, (key, value, receptance, output))
+        # BiWKV's compiled code takes float32: a stretch is widened while it is in the cache, not the planes afterwards.
+        wide = torch.float32 if x.device.type == "cpu" and x.dtype != torch.float64 else None
+        kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
         return torch_path.project(torch_path.biwkv(decay, boost, kvr, backend), output, rest, gamma).view(x.shape)
 
 

@@ -15,13 +15,16 @@ from lalic_kernels._core.products import add_product_
 Matrices = tuple[Tensor, Tensor, Tensor, Tensor]  # key, value, receptance, output
 
 
-def planes(x: Tensor, matrices: Matrices) -> Tensor:
-    """k, v, r: shape (3, B, T, C) from x (B, T, C)."""
-    found = torch.empty((3, *x.shape), dtype=x.dtype, device=x.device)
+def planes(x: Tensor, matrices: Matrices, dtype: torch.dtype | None = None) -> Tensor:
+    """k, v, r: shape (3, B, T, C) from x (B, T, C), in its dtype, or rounded to it and kept in a wider one."""
+    found = torch.empty((3, *x.shape), dtype=dtype or x.dtype, device=x.device)
     flat = x.flatten(0, 1)
     for rows in _residual.stretches(flat, 4 * flat.shape[1]):
         for matrix, plane in zip(matrices, found.flatten(1, 2), strict=False):
-            torch.mm(flat[rows], matrix.t(), out=plane[rows])
+            if plane.dtype == x.dtype:
+                torch.mm(flat[rows], matrix.t(), out=plane[rows])
+            else:
+                plane[rows].copy_(torch.mm(flat[rows], matrix.t()))
     return found
 
 
@@ -38,13 +41,13 @@ def by_tokens(decay: Tensor, boost: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def project(y: Tensor, output: Tensor, residual: Tensor | None, gamma: Tensor | None) -> Tensor:
-    """y @ output^T, or residual + gamma * (), shape (B, T, C)."""
-    out = torch.empty(y.shape, dtype=_residual.dtype_of(y, residual), device=y.device)
+    """y @ output^T, or residual + gamma * (), shape (B, T, C). y is rounded to output's dtype if it is wider."""
+    out = torch.empty(y.shape, dtype=_residual.dtype_of(output, residual), device=y.device)
     flat, flat_out = y.flatten(0, 1), out.flatten(0, 1)
     rest = None if residual is None else residual.flatten(0, 1)
     for rows in _residual.stretches(flat, 2 * flat.shape[1]):
         part = None if rest is None else rest[rows]
-        _residual.finish(torch.mm(flat[rows], output.t()), part, gamma, flat_out[rows])
+        _residual.finish(torch.mm(flat[rows].to(output.dtype), output.t()), part, gamma, flat_out[rows])
     return out
 
 
