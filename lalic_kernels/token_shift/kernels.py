@@ -67,7 +67,7 @@ def shift_kernel(
     For each block of channels the program walks down the tile's lines. A line is read five times, once for each column
     of the kernel, and is added to the five lines of output that it belongs to, whose sums rotate through registers.
     With NORM the pixels' statistics come first, over all channels; threads hand them to one another through memory
-    that no other program touches, which the barrier makes safe.
+    that no other program touches, which the barrier makes safe (on AMD's GPUs since a block's threads share one cache).
     """
     WIDE: tl.constexpr = COLUMNS + 4
     COUNT: tl.constexpr = (ROWS + 4) * WIDE

@@ -44,10 +44,14 @@ def tile(pixels: int, vec: int) -> tuple[Launch, bool]:
     return TILES[size, 8 if vec == 8 else 4], size == "few"
 
 
-def over_channels(channels: int, tile: Launch) -> dict[str, int]:
-    """Constants of what takes all channels of a few pixels at once, for the warps of a tile."""
+def over_channels(channels: int, tile: Launch, vec: int) -> dict[str, int]:
+    """Constants of what takes all channels of a few pixels at once, for the warps of a tile.
+
+    Fewer pixels where there are no vectors: each element then needs registers for its own address and test.
+    """
     all_c = 1 << max(4, (channels - 1).bit_length())
-    return {"ALL_C": all_c, "PIXELS": max(1, min(16, _HELD * tile.num_warps // (4 * all_c)))}
+    held = _HELD if vec > 1 else _HELD // 4
+    return {"ALL_C": all_c, "PIXELS": max(1, min(16, held * tile.num_warps // (4 * all_c)))}
 
 
 def vector(channels: int, itemsize: int) -> int:
@@ -90,7 +94,7 @@ def _shift(x: Tensor, norm: tuple[Tensor, Tensor] | None, taps: Tensor, out: Ten
         kernels.shift_kernel[(tiles, splits)](
             x, *(norm or (taps, taps)), taps, statistics, out, height, width, channels, split, eps,
             NORM=norm is not None, TURNED=turned, VEC=vec,
-            **over_channels(channels, launch), **launch.options(),
+            **over_channels(channels, launch, vec), **launch.options(),
         )  # fmt: skip
 
 
@@ -122,14 +126,15 @@ def grad_norm(x: Tensor, norm_weight: Tensor, grad: Tensor, eps: float) -> tuple
 
     channels = x.shape[3]
     pixels = x.numel() // channels
-    constants = over_channels(channels, TAPS) | {"STEPS": NORM_STEPS}
+    vec = vector(channels, x.element_size())
+    constants = over_channels(channels, TAPS, vec) | {"STEPS": NORM_STEPS}
     programs = blocks(pixels, constants["PIXELS"] * NORM_STEPS)
     statistics = torch.empty((2, pixels), dtype=torch.float32, device=x.device)
     parts = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device)
     with on(x.device):
         kernels_backward.grad_norm_kernel[(programs,)](
             x, norm_weight, grad, statistics, parts, pixels, channels, eps,
-            VEC=vector(channels, x.element_size()), **constants, num_warps=TAPS.num_warps,
+            VEC=vec, **constants, num_warps=TAPS.num_warps,
         )  # fmt: skip
     of_weight, of_bias = parts.sum(0, dtype=torch.float64).to(torch.float32)
     return of_weight, of_bias, statistics
