@@ -1,4 +1,4 @@
-"""The RWKV block of LALIC: Omni-Shift, spatial mix, channel mix.
+"""The RWKV block of LALIC: modules that hold its parameters under the published names; `lalic_kernels` computes it.
 
 Blocks take and return NCHW tensors, as the published modules do, and compute in NHWC: with
 ``torch.channels_last`` memory the change between the two is a change of strides, not a copy.
@@ -6,13 +6,13 @@ Blocks take and return NCHW tensors, as the published modules do, and compute in
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lalic_kernels
-
-_STRETCH = 2048  # tokens; 2048 x 4 C floats are a few MiB at the widths in use
+from lalic_kernels import BlockParameters
 
 
 class _DepthwiseWeight(nn.Module):
@@ -46,10 +46,6 @@ class OmniShift(nn.Module):
         """The folded kernel, shape (C, 5, 5)."""
         return lalic_kernels.fold_token_shift(self.alpha, self.conv1x1.weight, self.conv3x3.weight, self.conv5x5.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, W, C) -> (B, H, W, C)."""
-        return lalic_kernels.token_shift(x, self.kernel().to(x.dtype))
-
 
 def _store_folded_kernel(module: OmniShift, prefix: str, keep_vars: bool) -> None:
     with torch.no_grad():
@@ -69,15 +65,6 @@ class SpatialMix(nn.Module):
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, n: Tensor) -> Tensor:
-        """n (B, H, W, C), normalised -> (B, H, W, C)."""
-        B, H, W, C = n.shape
-        tokens = H * W
-        s = self.omni_shift(n).reshape(B, tokens, C)
-        k, v, r = self.key(s), self.value(s), self.receptance(s)
-        mixed = lalic_kernels.biwkv(self.decay / tokens, self.boost / tokens, k, v)
-        return self.output(torch.sigmoid(r) * mixed).reshape(B, H, W, C)
-
 
 class ChannelMix(nn.Module):
     """Feed-forward half of a block: shift, squared ReLU, gate."""
@@ -88,19 +75,6 @@ class ChannelMix(nn.Module):
         self.key = nn.Linear(dim, rate * dim, bias=False)
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(rate * dim, dim, bias=False)
-
-    def forward(self, n: Tensor) -> Tensor:
-        """n (B, H, W, C), normalised -> (B, H, W, C)."""
-        s = self.omni_shift(n)
-        if torch.is_grad_enabled():
-            return torch.sigmoid(self.receptance(s)) * self.value(torch.square(F.relu(self.key(s))))
-        # The hidden layer is several times the size of the input: a stretch of tokens at a time it stays in the cache.
-        flat = s.flatten(0, 2)
-        out = torch.empty_like(flat)
-        for part, result in zip(flat.split(_STRETCH), out.split(_STRETCH), strict=True):
-            hidden = F.relu(self.key(part), inplace=True)
-            torch.mul(torch.sigmoid(self.receptance(part)), self.value(hidden.mul_(hidden)), out=result)
-        return out.view_as(s)
 
 
 class RWKVBlock(nn.Module):
@@ -119,10 +93,39 @@ class RWKVBlock(nn.Module):
         self.ln2 = nn.LayerNorm(dim)
         self.att = SpatialMix(dim)
         self.ffn = ChannelMix(dim, rate)
+        self._kept: tuple[Any, BlockParameters] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W), both best in channels-last memory."""
-        x = x.permute(0, 2, 3, 1)
-        x = x + self.gamma1 * self.att(self.ln1(x))
-        x = x + self.gamma2 * self.ffn(self.ln2(x))
-        return x.permute(0, 3, 1, 2)
+        return lalic_kernels.rwkv_block(x.permute(0, 2, 3, 1), self.block_parameters()).permute(0, 3, 1, 2)
+
+    def block_parameters(self) -> BlockParameters:
+        """The parameters as `lalic_kernels.rwkv_block` takes them.
+
+        The shifts are folded differentiably for training. Without gradients they are folded once and kept, with what
+        inference derives from them, until a parameter changes.
+        """
+        own = list(self.parameters())
+        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in own)
+        if differentiable or torch.compiler.is_compiling() or any(p.is_inference() for p in own):
+            return self._gather()
+        # An assignment to .data shows in the storage, any other change in the version.
+        key = tuple((p.untyped_storage()._cdata, p._version, p.dtype, p.device) for p in own)
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = key, self._gather()
+        return self._kept[1]
+
+    def _gather(self) -> BlockParameters:
+        att, ffn = self.att, self.ffn
+        return BlockParameters(
+            norm1_weight=self.ln1.weight, norm1_bias=self.ln1.bias, shift1=att.omni_shift.kernel(),
+            decay=att.decay, boost=att.boost, key=att.key.weight, value=att.value.weight,
+            receptance=att.receptance.weight, output=att.output.weight, gamma1=self.gamma1,
+            norm2_weight=self.ln2.weight, norm2_bias=self.ln2.bias, shift2=ffn.omni_shift.kernel(),
+            channel_key=ffn.key.weight, channel_receptance=ffn.receptance.weight, channel_value=ffn.value.weight,
+            gamma2=self.gamma2, eps=self.ln1.eps,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}  # copies and pickles make their own
