@@ -105,8 +105,8 @@ def test_twenty_steps_are_those_of_plain_pytorch() -> None:
     fused, weights = trained(20)
     with plain():
         expected, plain_weights = trained(20)
-    # Both are float32 in another order: a few roundings a step, of the loss 2e-7 when this was written. Where a gradient
-    # is near zero Adam may take its other sign, which would be worth up to lr; half of that is allowed for one weight.
+    # Both are float32 in another order: a few roundings a step, 2e-7 of the loss when this was written. Where gradients
+    # are near zero Adam may take the other sign, which would be worth up to lr; half of that is allowed for one weight.
     assert fused == pytest.approx(expected, rel=2e-6)
     assert fused[-1] < fused[0]
     pairs = [(weights[n], plain_weights[n]) for n in weights if weights[n].is_floating_point()]
