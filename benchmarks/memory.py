@@ -90,9 +90,10 @@ def plain_block(self: RWKVBlock, x: Tensor) -> Tensor:
 
 def _plain_entropy_params(
     x: Tensor, mix_weight: Tensor, mix_bias: Tensor, norm_weight: Tensor, norm_bias: Tensor,
-    key: Tensor, receptance: Tensor, value: Tensor,
+    key: Tensor, receptance: Tensor, value: Tensor, *, partial: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     m = F.linear(x, mix_weight, mix_bias)
+    m = m if partial is None else m + partial
     n = F.layer_norm(m, m.shape[-1:], norm_weight, norm_bias)
     return m + torch.sigmoid(F.linear(n, receptance)) * F.linear(torch.square(torch.relu(F.linear(n, key))), value)
 

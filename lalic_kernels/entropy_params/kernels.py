@@ -16,17 +16,19 @@ def linear_kernel(
     x_ptr,  # (rows, width)
     matrix_ptr,  # (outputs, width)
     bias_ptr,  # (outputs,); unused without HAS_BIAS
+    partial_ptr,  # (rows, outputs); unused without HAS_PARTIAL
     y_ptr,  # (rows, outputs), written
     rows,
     width,
     outputs,
     HAS_BIAS: tl.constexpr,
+    HAS_PARTIAL: tl.constexpr,
     SQUARED_RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = x @ matrix^T, then + bias, then relu()^2, the last two where asked for.
+    """y = x @ matrix^T, then + bias, + partial, relu()^2, each where asked for. Width may be 0.
 
     Grid (blocks of rows, blocks of outputs).
     """
@@ -35,11 +37,14 @@ def linear_kernel(
     y = product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
     if HAS_BIAS:
         y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    mask = (row < rows)[:, None] & (n < outputs)[None, :]
+    offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
+    if HAS_PARTIAL:
+        y += tl.load(partial_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     if SQUARED_RELU:
         y = tl.maximum(y, 0.0)
         y = y * y
-    mask = (row < rows)[:, None] & (n < outputs)[None, :]
-    tl.store(y_ptr + row.to(tl.int64)[:, None] * outputs + n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

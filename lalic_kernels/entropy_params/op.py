@@ -30,19 +30,22 @@ def entropy_params(
     receptance: Tensor,
     value: Tensor,
     *,
+    partial: Tensor | None = None,
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """m = M x + b; n = LayerNorm(m); result m + sigmoid(R n) * (V relu(K n)^2), each position on its own.
+    """m = M x + b + partial; n = LayerNorm(m); result m + sigmoid(R n) * (V relu(K n)^2), each position on its own.
 
     Args:
-        x: features, shape (B, P, Cin), float16, bfloat16, float32 or float64, any strides.
+        x: features, shape (B, P, Cin), float16, bfloat16, float32 or float64, any strides. Cin may be 0.
         mix_weight, mix_bias: shapes (Cout, Cin) and (Cout,). This and the following in x's dtype, or in float32 (then
             they are rounded to x's dtype first, as autocast would do).
         norm_weight, norm_bias: LayerNorm's scale and shift, shapes (Cout,).
         key: shape (2 Cout, Cout).
         receptance: shape (Cout, Cout).
         value: shape (Cout, 2 Cout).
+        partial: the part of the first product that is known already, of inputs that x leaves out; shape (B, P, Cout),
+            in x's dtype or float32. None for nothing.
         eps: added to LayerNorm's variance.
         backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "torch", "reference".
 
@@ -76,18 +79,20 @@ def entropy_params(
         "entropy_params",
         ("x", x, "B P Cin"),
         *((name, weight, pattern) for (name, weight), pattern in zip(weights.items(), patterns, strict=True)),
+        *(() if partial is None else (("partial", partial, "B P Cout"),)),
     )
     dtype = checks.floating("entropy_params", "x", x)
-    for name, weight in weights.items():
-        checks.dtype_in("entropy_params", name, weight, (dtype, torch.float32), "beside x")
-    checks.same_device("entropy_params", ("x", x), *weights.items())
+    others = weights if partial is None else weights | {"partial": partial}
+    for name, other in others.items():
+        checks.dtype_in("entropy_params", name, other, (dtype, torch.float32), "beside x")
+    checks.same_device("entropy_params", ("x", x), *others.items())
     chosen = dispatch.resolve(OP, backend, x.device.type, dtype)
     cast = tuple(weight.to(dtype) for weight in weights.values())
     if chosen == "reference":
-        return reference.entropy_params(x, *cast, eps=eps)
+        return reference.entropy_params(x, *cast, partial=None if partial is None else partial.to(dtype), eps=eps)
     if chosen == "torch":
-        return torch_path.entropy_params(x, *cast, eps=eps)
-    return torch.ops.lalic_kernels.entropy_params(x, *cast, eps, chosen)
+        return torch_path.entropy_params(x, *cast, partial=partial, eps=eps)
+    return torch.ops.lalic_kernels.entropy_params(x, *cast, partial, eps, chosen)
 
 
 def _forward(
@@ -99,6 +104,7 @@ def _forward(
     key: Tensor,
     receptance: Tensor,
     value: Tensor,
+    partial: Tensor | None,
     eps: float,
     backend: str,
 ) -> Tensor:
@@ -107,8 +113,8 @@ def _forward(
     if x.shape[0] * x.shape[1] * mix_weight.shape[0] == 0:
         return x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0]))
     if chosen == "triton":
-        return _launch(x, *weights, eps)
-    return torch_path.entropy_params(x, *weights, eps=eps)
+        return _launch(x, *weights, partial, eps)
+    return torch_path.entropy_params(x, *weights, partial, eps=eps)
 
 
 def _launch(
@@ -120,6 +126,7 @@ def _launch(
     key: Tensor,
     receptance: Tensor,
     value: Tensor,
+    partial: Tensor | None,
     eps: float,
 ) -> Tensor:
     from lalic_kernels.entropy_params import kernels
@@ -128,6 +135,7 @@ def _launch(
     launch = LAUNCHES["float32" if x.dtype == torch.float32 else "float16"]
     x, mix_weight, key, receptance, value = (t.contiguous() for t in (x, mix_weight, key, receptance, value))
     mix_bias, norm_weight, norm_bias = mix_bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
+    known = mix_bias if partial is None else partial.contiguous()
     m = torch.empty((rows, n_out), dtype=torch.float32, device=x.device)
     n = torch.empty((rows, n_out), dtype=x.dtype, device=x.device)
     hidden = torch.empty((rows, 2 * n_out), dtype=x.dtype, device=x.device)
@@ -135,14 +143,16 @@ def _launch(
     down, across = blocks(rows, launch["BLOCK_M"]), blocks(n_out, launch["BLOCK_N"])
     with on(x.device):
         kernels.linear_kernel[(down, across)](
-            x, mix_weight, mix_bias, m, rows, n_in, n_out, HAS_BIAS=True, SQUARED_RELU=False, **launch.options()
-        )
+            x, mix_weight, mix_bias, known, m, rows, n_in, n_out,
+            HAS_BIAS=True, HAS_PARTIAL=partial is not None, SQUARED_RELU=False, **launch.options(),
+        )  # fmt: skip
         kernels.layer_norm_kernel[(blocks(rows, NORM_LAUNCH["BLOCK_M"]),)](
             m, norm_weight, norm_bias, n, rows, n_out, eps, **NORM_LAUNCH.options()
         )
         kernels.linear_kernel[(down, blocks(2 * n_out, launch["BLOCK_N"]))](
-            n, key, mix_bias, hidden, rows, n_out, 2 * n_out, HAS_BIAS=False, SQUARED_RELU=True, **launch.options()
-        )
+            n, key, mix_bias, mix_bias, hidden, rows, n_out, 2 * n_out,
+            HAS_BIAS=False, HAS_PARTIAL=False, SQUARED_RELU=True, **launch.options(),
+        )  # fmt: skip
         kernels.gated_sum_kernel[(down, across)](m, n, hidden, receptance, value, y, rows, n_out, **launch.options())
     return y
 
@@ -156,34 +166,42 @@ def _backward(
     key: Tensor,
     receptance: Tensor,
     value: Tensor,
+    partial: Tensor | None,
     grad: Tensor,
     eps: float,
 ) -> list[Tensor]:
-    inputs = (x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value)
+    inputs = [x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value]
+    inputs += [] if partial is None else [partial]
     return registration.recompute(lambda *tensors: torch_path.entropy_params(*tensors, eps=eps), inputs, grad)
 
 
-def _forward_fake(x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, eps, backend) -> Tensor:
+def _forward_fake(
+    x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, partial, eps, backend
+) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0]))
 
 
-def _backward_fake(x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, grad, eps) -> list[Tensor]:
-    inputs = (x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value)
+def _backward_fake(
+    x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, partial, grad, eps
+) -> list[Tensor]:
+    inputs = [x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value]
+    inputs += [] if partial is None else [partial]
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.eps = inputs[8]
+    ctx.save_for_backward(*inputs[:9])
+    ctx.partial, ctx.eps = inputs[8] is not None, inputs[9]
 
 
 def _gradient(ctx, grad: Tensor):
-    return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.eps), None, None
+    grads = _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.eps)
+    return *grads, *(() if ctx.partial else (None,)), None, None
 
 
 _TENSORS = (
     "Tensor x, Tensor mix_weight, Tensor mix_bias, Tensor norm_weight, Tensor norm_bias, "
-    "Tensor key, Tensor receptance, Tensor value"
+    "Tensor key, Tensor receptance, Tensor value, Tensor? partial"
 )
 _FORWARD_OP = registration.forward_op(
     "entropy_params", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake
@@ -199,6 +217,7 @@ registration.flops(
 registration.moved_bytes(
     "entropy_params",
     lambda x, mix_weight, *rest: (
-        registration.nbytes(x, mix_weight, *rest) + x.shape[0] * x.shape[1] * mix_weight.shape[0] * x.element_size()
+        registration.nbytes(x, mix_weight, *(t for t in rest if t is not None))
+        + x.shape[0] * x.shape[1] * mix_weight.shape[0] * x.element_size()
     ),
 )

@@ -16,10 +16,11 @@ def entropy_params(
     key: Tensor,
     receptance: Tensor,
     value: Tensor,
+    partial: Tensor | None = None,
     *,
     eps: float = 1e-5,
 ) -> Tensor:
-    """m = M x + b; n = LayerNorm(m); out = m + sigmoid(R n) * (V relu(K n)^2), each position on its own.
+    """m = M x + b + partial; n = LayerNorm(m); out = m + sigmoid(R n) * (V relu(K n)^2), each position on its own.
 
     Args:
         x: features, shape (B, P, Cin), P positions, any floating dtype.
@@ -28,6 +29,7 @@ def entropy_params(
         key: shape (2 Cout, Cout).
         receptance: shape (Cout, Cout).
         value: shape (Cout, 2 Cout).
+        partial: what other inputs contribute to m, shape (B, P, Cout); None for nothing.
         eps: added to the variance (the mean of squared deviations) before the square root.
 
     Returns:
@@ -36,6 +38,8 @@ def entropy_params(
     Source: LALIC (Feng et al., 2025), entropy-parameter aggregation.
     """
     m = F.linear(x, mix_weight, mix_bias)
+    if partial is not None:
+        m = m + partial
     centred = m - m.mean(dim=-1, keepdim=True)
     n = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps) * norm_weight + norm_bias
     hidden = torch.relu(F.linear(n, key)).square()

@@ -18,12 +18,15 @@ def entropy_params(
     key: Tensor,
     receptance: Tensor,
     value: Tensor,
+    partial: Tensor | None = None,
     *,
     eps: float,
 ) -> Tensor:
-    """Shapes as `reference.entropy_params`; one dtype; returns (B, P, Cout), contiguous."""
+    """Shapes as `reference.entropy_params`; one dtype, but for `partial`; returns (B, P, Cout), contiguous."""
     with no_autocast(x.device):
         m = F.linear(x, mix_weight, mix_bias)
+        if partial is not None:
+            m = (m + partial).to(m.dtype)
         n = F.layer_norm(m, (m.shape[-1],), norm_weight, norm_bias, eps)
         hidden = torch.relu(F.linear(n, key)).square()
         return (m + torch.sigmoid(F.linear(n, receptance)) * F.linear(hidden, value)).contiguous()

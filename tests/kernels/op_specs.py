@@ -329,12 +329,43 @@ ENTROPY_PARAMS = OpSpec(
     },
     cpu_backends=("torch",),
     multiplies_matrices=True,
-    registered=lambda a, backend: (*a.values(), 1e-5, backend),
+    registered=lambda a, backend: (*a.values(), None, 1e-5, backend),
     flops=lambda s: 2 * s[0] * s[1] * s[3] * (s[2] + 5 * s[3]),
     bytes=lambda s: 4 * (s[0] * s[1] * (s[2] + s[3]) + s[3] * s[2] + 3 * s[3] + 5 * s[3] ** 2),
 )
 
-SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, NORM_SHIFT, ENTROPY_PARAMS)
+
+def _entropy_partial_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    batch, positions, _, n_out = sizes
+    return _entropy_arguments(sizes, generator) | {"partial": _normal(generator, batch, positions, n_out)}
+
+
+ENTROPY_PARAMS_PARTIAL = replace(
+    ENTROPY_PARAMS,
+    variant="partial",
+    make=_entropy_partial_arguments,
+    # Not a norm of one channel: what it takes off all that was added is known to a rounding of that times 1 / sqrt(eps).
+    cases={case: sizes for case, sizes in ENTROPY_PARAMS.cases.items() if case != "one of each"},
+    bad={
+        "partial is a number": BadCall(_with(partial=lambda a: 0.0), TypeError, ("partial must be a tensor", "float")),
+        "partial is an image": BadCall(
+            _with(partial=lambda a: a["partial"][None]), ValueError, ("partial must have 3 dimensions", "(B, P, Cout)")
+        ),
+        "partial is as wide as x": BadCall(
+            _with(partial=lambda a: a["x"]), ValueError, ("partial must have shape (B, P, Cout)", "Cout = 37")
+        ),
+        "partial is float64": BadCall(
+            _with(partial=lambda a: a["partial"].double()), TypeError, ("partial must be float32", "float64")
+        ),
+        "partial is elsewhere": BadCall(
+            _with(partial=lambda a: a["partial"].to("meta")), ValueError, ("partial must be on", "meta")
+        ),
+    },
+    registered=lambda a, backend: (*a.values(), 1e-5, backend),
+    bytes=lambda s: ENTROPY_PARAMS.bytes(s) + 4 * s[0] * s[1] * s[3],
+)
+
+SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, NORM_SHIFT, ENTROPY_PARAMS, ENTROPY_PARAMS_PARTIAL)
 BAD_CASE = {
     "biwkv": (1, 17, 33),
     "token_shift": (2, 5, 17, 35),

@@ -1,0 +1,57 @@
+"""The entropy-parameter block where it does not start from its inputs alone: what the contract suite cannot ask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_specs import ENTROPY_PARAMS
+
+import lalic_kernels
+from lalic_kernels.entropy_params import reference
+
+BACKENDS = ENTROPY_PARAMS.backends("cpu")
+ROUNDINGS = 64 * torch.finfo(torch.float32).eps  # products of up to 90 terms of order one, added in another order
+
+
+def arguments(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+    made = ENTROPY_PARAMS.make((2, 7, n_in, n_out), torch.Generator().manual_seed(0))
+    return {name: value.float() for name, value in made.items()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_inputs_left(backend: str) -> None:
+    """With Cin = 0 the first product is what `partial` says, and the bias."""
+    given = arguments(0, 37) | {"partial": torch.randn(2, 7, 37)}
+    found = []
+    for function in (lambda **a: lalic_kernels.entropy_params(**a, backend=backend), reference.entropy_params):
+        leaves = {name: value.clone().requires_grad_() for name, value in given.items()}
+        result = function(**leaves)
+        found.append([result.detach(), *torch.autograd.grad(result.square().sum(), list(leaves.values()))])
+    assert found[0][0].shape == (2, 7, 37) and found[0][0].abs().max() > 0.1
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        if other.numel():
+            assert (one - other).abs().max() <= ROUNDINGS * other.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parts_of_the_first_product_add_up(backend: str) -> None:
+    """Some inputs multiplied beforehand give what all inputs at once give."""
+    given = arguments(45, 37)
+    whole = lalic_kernels.entropy_params(**given, backend=backend)
+    x, mix = given.pop("x"), given.pop("mix_weight")
+    partial = x[..., 11:] @ mix[:, 11:].t()
+    parts = lalic_kernels.entropy_params(x[..., :11], mix[:, :11], **given, partial=partial, backend=backend)
+    assert (parts - whole).abs().max() <= ROUNDINGS * whole.abs().max()
+    off = lalic_kernels.entropy_params(x[..., :11], mix[:, :11], **given, backend=backend)
+    assert (off - whole).abs().max() > 0.01  # the part matters
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_float32_part_beside_low_precision(backend: str) -> None:
+    given = {name: value.half() for name, value in arguments(5, 12).items()}
+    partial = torch.randn(2, 7, 12)
+    result = lalic_kernels.entropy_params(**given, partial=partial, backend=backend)
+    assert result.dtype == torch.float16
+    truth = reference.entropy_params(**{name: value.double() for name, value in given.items()}, partial=partial)
+    assert (result - truth).abs().max() <= 8 * torch.finfo(torch.float16).eps * truth.abs().max()
