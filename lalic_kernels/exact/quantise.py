@@ -1,0 +1,88 @@
+"""Settled values, powers of two, integers from floats and back: what every exact primitive is made of, in eager torch.
+
+Each step is an integer operation, a comparison, or one correctly rounded float operation, elementwise and alone. Eager
+torch rounds each of them by itself on every device, so these lines give the same bits everywhere. They must not be
+compiled: a compiler may contract a product and a sum to one rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, LARGEST, TINY
+
+_MAGNITUDE = 0x7FFFFFFF
+_INFINITY = 0x7F800000
+
+
+def settle(x: Tensor) -> Tensor:
+    """x, float32, with magnitudes below 2^-60 made +0 and those above 2^60 made 2^60. x may be infinite, not NaN."""
+    size = x.abs()
+    x = torch.where(size >= TINY, x, torch.zeros_like(x))
+    return torch.where(size > HUGE, torch.where(x > 0, HUGE, -HUGE).to(x.dtype), x)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent in float32, exponent int32 in -126..127."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Bits of the largest |x| over dims (kept, of size 1), int32. Bits of magnitudes order as the magnitudes do.
+
+    Raises ValueError if an element of x is infinite or NaN, TypeError if x is not float32.
+    """
+    if x.dtype != torch.float32:
+        raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
+    bits = (x.contiguous().view(torch.int32) & _MAGNITUDE).amax(dim=tuple(dims), keepdim=True)
+    require_finite(bits)
+    return bits
+
+
+def require_finite(bits: Tensor) -> None:
+    """Raise ValueError unless all magnitude bits (int32) are those of finite numbers."""
+    if bits.numel() and int(bits.max()) >= _INFINITY:
+        raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
+
+
+def leading_exponent(bits: Tensor, least: int = -EXPONENT) -> Tensor:
+    """The E, int32, with 2^E <= magnitude < 2^(E + 1), clipped to least..60. `bits` as `magnitude_bits` gives them."""
+    return ((bits >> 23) - 127).clamp(least, EXPONENT)
+
+
+def quantise(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Integers of 13 bits and sign with one power-of-two scale for all elements along dims.
+
+    x is about q 2^(exponent - 12). The exponent is that of the largest magnitude, clipped to -60..60; q is
+    x 2^(12 - exponent) clipped to +-8191 and rounded half to even.
+
+    Args:
+        x: float32, any shape, not empty along dims.
+        dims: dimensions that share a scale; never the batch.
+
+    Returns:
+        q, int32 of x's shape; exponent, int32, of size 1 along dims.
+
+    Raises:
+        ValueError: x is not finite.
+    """
+    exponent = leading_exponent(magnitude_bits(x, dims))
+    scaled = x * power_of_two(BITS - 1 - exponent)
+    return torch.round(scaled.clamp(-LARGEST, LARGEST)).to(torch.int32), exponent
+
+
+def dequantise(sums: Tensor, exponent: Tensor, weight_exponent: Tensor, bias: Tensor | None) -> Tensor:
+    """Float of an integer sum of products: sums 2^(exponent - 12) 2^(weight_exponent - 12) + bias, settled.
+
+    Args:
+        sums: float64 that hold integers below 2^53, or int32; any shape.
+        exponent, weight_exponent: int32 that broadcast to it.
+        bias: settled float32 that broadcasts to it, or None.
+
+    The sum is rounded to float32 once; the two scalings are exact wherever the result survives being settled.
+    """
+    y = sums.to(torch.float32) * power_of_two(exponent - (BITS - 1)) * power_of_two(weight_exponent - (BITS - 1))
+    return settle(y if bias is None else y + bias)

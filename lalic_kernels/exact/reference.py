@@ -1,0 +1,226 @@
+"""The exact primitives by their definition: eager torch, the same bits on every device. docs/portable-arithmetic.md.
+
+Activations are float32 and finite (ValueError otherwise); results are settled (`quantise.settle`) and a function of one
+image alone, whatever the batch. Products are taken in float64 on integers below 2^53, which is exact in any order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.quantise import (
+    dequantise,
+    leading_exponent,
+    magnitude_bits,
+    power_of_two,
+    quantise,
+    settle,
+)  # fmt: skip
+from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+
+
+def check(x: Tensor) -> None:
+    """Raise TypeError unless x is float32, ValueError unless it is finite."""
+    if x.numel():
+        magnitude_bits(x.reshape(-1), (0,))
+
+
+def linear(x: Tensor, prepared: ExactLinear) -> Tensor:
+    """x (..., K) -> (..., O), a scale for each row of K."""
+    q, exponent = quantise(x, (-1,))
+    sums = q.double() @ prepared.weight.double().t()
+    return dequantise(sums, exponent, prepared.exponent, prepared.bias)
+
+
+def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
+    """x (B, H, W, C) -> (B, H', W', O), a scale for each image.
+
+    With a parity only the outputs of one colour of the checkerboard, packed (`pack`): (B, H', W' / 2, O); H' and W'
+    must then be even.
+    """
+    q, exponent = quantise(x, (1, 2, 3))
+    batch, height, width, _ = x.shape
+    rows, columns = prepared.output_size(height), prepared.output_size(width)
+    outputs = prepared.weight.shape[0]
+    out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
+    sums = torch.zeros(batch, rows, columns, outputs, dtype=torch.float64, device=x.device)
+    for phase in prepared.phases:
+        if not phase.taps:
+            continue
+        target = sums[:, phase.row :: out_step, phase.column :: out_step]
+        count = target.shape[1:3]
+        parts = [_window(q.double(), dy, dx, count, in_step) for dy, dx in phase.offsets]
+        weight = prepared.weight[:, list(phase.taps)].double().flatten(1)
+        target.copy_(torch.cat(parts, dim=3) @ weight.t())
+    y = dequantise(sums, exponent, prepared.exponent, prepared.bias)
+    return y if parity is None else pack(y, parity)
+
+
+def _window(x: Tensor, dy: int, dx: int, count: torch.Size, step: int) -> Tensor:
+    """x[:, dy + step i, dx + step j] for i, j below count, zero outside."""
+    last_row, last_column = dy + step * (count[0] - 1), dx + step * (count[1] - 1)
+    top, left = max(0, -dy), max(0, -dx)
+    bottom, right = max(0, last_row + 1 - x.shape[1]), max(0, last_column + 1 - x.shape[2])
+    x = F.pad(x, (0, 0, left, right, top, bottom))
+    return x[:, dy + top : last_row + top + 1 : step, dx + left : last_column + left + 1 : step]
+
+
+def pack(x: Tensor, parity: int) -> Tensor:
+    """One colour of the checkerboard, x (B, H, W, C), H and W even -> (B, H, W / 2, C): row + column = parity mod 2."""
+    return torch.stack((x[:, 0::2, parity::2], x[:, 1::2, 1 - parity :: 2]), dim=2).flatten(1, 2)
+
+
+def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
+    """x (B, H, W, C), a scale for each channel of each image, zeros round it -> (B, H, W, C)."""
+    q, exponent = quantise(x, (1, 2))
+    size = prepared.weight.shape[-1]
+    sums = torch.zeros_like(q)
+    for ky in range(size):
+        for kx in range(size):
+            window = _window(q, ky - size // 2, kx - size // 2, x.shape[1:3], 1)
+            sums = sums + window * prepared.weight[:, ky, kx].to(torch.int32)
+    return dequantise(sums, exponent, prepared.exponent, None)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Over the last dimension (C up to 4096) from integers of 17 bits: their sums are exact in any order.
+
+    weight, bias: (C,). eps: 2^-30 to 2^-10, taken as float32, so that every scale of x leaves it a normal number.
+    """
+    channels = x.shape[-1]
+    if not 0 < channels <= n.NORM_MOST_CHANNELS:
+        raise ValueError(f"layer_norm: x must have 1 to {n.NORM_MOST_CHANNELS} channels, but has {channels}")
+    if not 2.0**-30 <= eps <= 2.0**-10:
+        raise ValueError(f"layer_norm: eps must lie within 2^-30 to 2^-10, but is {eps}")
+    exponent = leading_exponent(magnitude_bits(x, (-1,)), n.NORM_LEAST_EXPONENT)
+    bound = 2.0**n.NORM_BITS
+    scaled = (x * power_of_two(n.NORM_BITS - 1 - exponent)).clamp(-bound, bound)
+    q = torch.round(scaled).to(torch.int64)
+    total = q.sum(dim=-1, keepdim=True)
+    spread = channels * (q * q).sum(dim=-1, keepdim=True) - total * total  # C^2 times the variance
+    offset = torch.tensor(eps, dtype=torch.float32, device=x.device) * float(channels * channels)
+    half = power_of_two(n.NORM_BITS - 1 - exponent)
+    rate = 1.0 / torch.sqrt(spread.to(torch.float32) + (offset * half) * half)
+    normal = (channels * q - total).to(torch.float32) * rate
+    return settle(normal * settle(weight) + settle(bias))
+
+
+def exp(x: Tensor) -> Tensor:
+    """exp of x clipped to +-41.5, so that the result lies within 2^-60..2^60; relative error about 1e-7."""
+    check(x)
+    return _exp(x)
+
+
+def _exp(x: Tensor) -> Tensor:
+    x = x.clamp(-n.EXP_RANGE, n.EXP_RANGE)
+    turns = torch.round(x * n.LOG2E)
+    r = x - turns * n.LN2_HIGH
+    r = r - turns * n.LN2_LOW
+    p = torch.full_like(r, n.EXP_POLYNOMIAL[0])
+    for c in n.EXP_POLYNOMIAL[1:]:
+        p = p * r
+        p = p + c
+    y = p * (r * r)
+    y = y + r
+    y = y + 1.0
+    return y * power_of_two(turns.to(torch.int32))
+
+
+def _exp64(x: Tensor) -> Tensor:
+    """exp in float64 for |x| up to 300; relative error about 1e-14."""
+    turns = torch.round(x * n.LOG2E_64)
+    r = x - turns * n.LN2_HIGH_64
+    r = r - turns * n.LN2_LOW_64
+    p = torch.full_like(r, n.EXP64_POLYNOMIAL[0])
+    for c in n.EXP64_POLYNOMIAL[1:]:
+        p = p * r
+        p = p + c
+    y = p * (r * r)
+    y = y + r
+    y = y + 1.0
+    return y * ((turns.to(torch.int64) + 1023) << 52).view(torch.float64)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """z = exp(-|x|); 1 / (1 + z) where x >= 0, z / (1 + z) elsewhere."""
+    check(x)
+    z = _exp(-x.abs())
+    return torch.where(x >= 0, torch.ones_like(z), z) / (1.0 + z)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """x x where x > 0, +0 elsewhere; settled."""
+    check(x)
+    return settle(torch.where(x > 0, x * x, torch.zeros_like(x)))
+
+
+def gate(r: Tensor, x: Tensor) -> Tensor:
+    """sigmoid(r) x, settled."""
+    check(x)
+    return settle(sigmoid(r) * x)
+
+
+def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """x + settle(gamma change), settled; gamma (C,) or None for x + change."""
+    check(x)
+    check(change)
+    if gamma is not None:
+        change = settle(settle(gamma) * change)
+    return settle(x + change)
+
+
+def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None) -> Tensor:
+    """Bidirectional WKV (`lalic_kernels.biwkv`): w, u (C,), k, v (B, T, C) -> (B, T, C); with a gate sigmoid(gate) y.
+
+    In float64, sequential inside chunks of 64 tokens and over chunks, never rearranged. Clipped: |w| T to 256, |u| to
+    80, k to at most 300 below its channel's maximum over the image. Nothing then leaves the normal numbers, and a
+    denominator is never zero, so that every finite input has a finite result.
+    """
+    for x in (w, u, k, v):
+        check(x)
+    batch, tokens, channels = k.shape
+    if k.numel() == 0:
+        return torch.empty_like(k)
+    limit = n.DECAY_RANGE / tokens
+    w64 = w.double().clamp(-limit, limit)
+    decay, jump = _exp64(-w64), _exp64(-w64 * min(n.CHUNK, tokens))
+    boost = _exp64(u.double().clamp(-n.BOOST_RANGE, n.BOOST_RANGE))
+    k64 = k.double()
+    p = _exp64((k64 - k64.amax(dim=1, keepdim=True)).clamp(min=n.EXP64_FLOOR))
+    pv = p * settle(v).double()
+    chunks = -(-tokens // n.CHUNK)
+    spare = chunks * n.CHUNK - tokens  # tokens of weight 0 behind the last: their part of every sum is exactly 0
+    terms = torch.stack((pv, p))  # (2, B, T, C)
+    folded = F.pad(terms, (0, 0, 0, spare)).reshape(2, batch, chunks, n.CHUNK, channels)
+    sides = [_before(folded, decay, jump), _before(folded.flip(2, 3), decay, jump).flip(2, 3)]
+    left, right = (side.reshape(2, batch, -1, channels)[:, :, :tokens] for side in sides)
+    own = boost * p
+    top = (left[0] + right[0]) + own * settle(v).double()
+    y = settle((top / ((left[1] + right[1]) + own)).to(torch.float32))
+    return y if gate_by is None else gate(gate_by, y)
+
+
+def _before(x: Tensor, decay: Tensor, jump: Tensor) -> Tensor:
+    """For each token the decayed sum of those before it. x (2, B, chunks, 64, C) -> the same shape."""
+    own = torch.zeros_like(x[:, :, :, 0])
+    for i in range(n.CHUNK):
+        own = own * decay + x[:, :, :, i]
+    entering = [torch.zeros_like(own[:, :, 0])]
+    for j in range(x.shape[2] - 1):
+        entering.append(entering[-1] * jump + own[:, :, j])
+    state = torch.stack(entering, dim=2)
+    found = torch.empty_like(x)
+    for i in range(n.CHUNK):
+        found[:, :, :, i] = state
+        state = state * decay + x[:, :, :, i]
+    return found
+
+
+def scale_index(scales: Tensor) -> Tensor:
+    """How many of the 63 shipped thresholds lie below each scale: int32 of its shape, 0..63."""
+    check(scales)
+    thresholds = torch.tensor(n.THRESHOLDS, dtype=torch.float32, device=scales.device)
+    return torch.bucketize(scales, thresholds).to(torch.int32)
