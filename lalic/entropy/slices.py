@@ -1,29 +1,25 @@
 """Coding the latents slice by slice, two checkerboard passes each: one loop for training, encoder and decoder.
 
-    hyper params ----------------------------+----------------------+
-    slices 0..k-1 -> channel context k ------+                      |
-                                             v                      v
-              anchors:  [        channel | hyper ] -> aggregation -> scales, means -> coder -> y_hat (anchors)
-                                                                                              |
-              others:   [spatial|channel | hyper ] -> aggregation -> scales, means -> coder -> y_hat (others)
-
-What happens to (scales, means) is the coder's business: `Estimate` knows y and gives likelihoods, `Collect` knows y and
-keeps symbols, `Read` takes symbols from streams. As the loop is the same, so is every number in it.
+`lalic.entropy.decoder.SliceDecoder` says what a pass knows, and what is kept from one to the next. What happens to
+(scales, means) is the coder's business: `Estimate` knows y and gives likelihoods, `Collect` knows y and keeps
+symbols, `Read` takes symbols from streams. As the loop is the same, so is every number in it.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import lalic_kernels
+from lalic.entropy.decoder import SliceDecoder
+from lalic.entropy.engine import FLOAT, Engine
 from lalic.errors import BitstreamError
-from lalic.nn.context import Slice, SliceStack, full_precision, pack, unpack
+from lalic.nn.context import SliceStack, full_precision, interleave, pack
 
 
 class SliceCoder(Protocol):
@@ -32,32 +28,13 @@ class SliceCoder(Protocol):
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
 
 
-def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder) -> Tensor:
+def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, engine: Engine = FLOAT) -> Tensor:
     """Run all slices. params (B, M, h, w) from h_s, h and w even -> y_hat (B, M, h, w), channels last."""
-    hyper = params.permute(0, 2, 3, 1)
-    halves = [pack(hyper, 0), pack(hyper, 1)]
-    decoded: list[Tensor] = []
-    for k, _ in enumerate(stack.groups):
-        part = cast(Slice, stack.latent_codec[f"y{k}"])
-        inputs = [[halves[0]], [halves[1]]]
-        if k:
-            context = stack.channel_context[f"y{k}"](torch.cat(decoded, dim=3).permute(0, 3, 1, 2))
-            context = context.permute(0, 2, 3, 1)
-            for parity in (0, 1):
-                inputs[parity].insert(0, pack(context, parity))
-        # Anchors have no spatial context: zeros in the published model, and left out of the first product here.
-        anchors = unpack(_pass(part, coder, k, 0, inputs[0]), 0)
-        spatial = part.context_prediction(anchors.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        inputs[1].insert(0, pack(spatial, 1))
-        decoded.append(anchors + unpack(_pass(part, coder, k, 1, inputs[1]), 1))
-    return torch.cat(decoded, dim=3).permute(0, 3, 1, 2)
-
-
-def _pass(part: Slice, coder: SliceCoder, k: int, parity: int, inputs: Sequence[Tensor]) -> Tensor:
-    x = torch.cat(list(inputs), dim=3)
-    out = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-    scales, means = full_precision(out).chunk(2, dim=3)
-    return coder(k, parity, scales, means)
+    state = SliceDecoder(stack, params, engine)
+    for k in range(len(stack.groups)):
+        for parity in (0, 1):
+            state.add(coder(k, parity, *state.parameters()))
+    return state.y_hat()
 
 
 class _KnowsLatents:
@@ -78,13 +55,13 @@ class Estimate(_KnowsLatents):
         t = y - means
         y_hat = ((torch.round(t) - t).detach() + t) + means if self.training else torch.round(t) + means
         seen = y + torch.empty_like(y).uniform_(-0.5, 0.5) if self.training else y_hat
-        self._likelihoods.append(unpack(lalic_kernels.gaussian_likelihood(seen, scales, means), parity))
+        self._likelihoods.append(lalic_kernels.gaussian_likelihood(seen, scales, means))
         return y_hat
 
     def likelihoods(self) -> Tensor:
         """Probability of every latent, shape (B, M, h, w)."""
         pairs = zip(self._likelihoods[0::2], self._likelihoods[1::2], strict=True)
-        return torch.cat([anchors + others for anchors, others in pairs], dim=3).permute(0, 3, 1, 2)
+        return torch.cat([interleave(anchors, others) for anchors, others in pairs], dim=3).permute(0, 3, 1, 2)
 
 
 def _stream_order(x: Tensor) -> Tensor:

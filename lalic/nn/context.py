@@ -30,12 +30,21 @@ def pack(x: Tensor, parity: int) -> Tensor:
 
 def unpack(x: Tensor, parity: int) -> Tensor:
     """Inverse of `pack`, zero at the other colour. x (B, h, w / 2, C) -> (B, h, w, C)."""
-    B, h, half, C = x.shape
-    zero = torch.zeros_like(x[:, 0::2])
-    even = (x[:, 0::2], zero) if parity == 0 else (zero, x[:, 0::2])
-    odd = (zero, x[:, 1::2]) if parity == 0 else (x[:, 1::2], zero)
-    rows = torch.stack((torch.stack(even, dim=3), torch.stack(odd, dim=3)), dim=2)  # (B, h/2, 2, w/2, 2, C)
+    zero = torch.zeros_like(x)
+    return interleave(x, zero) if parity == 0 else interleave(zero, x)
+
+
+def interleave(anchors: Tensor, others: Tensor) -> Tensor:
+    """Both colours, as `pack` gives them, put together. Each (B, h, w / 2, C) -> (B, h, w, C)."""
+    B, h, half, C = anchors.shape
+    places = (anchors[:, 0::2], others[:, 0::2], others[:, 1::2], anchors[:, 1::2])
+    # (B, h/2, w/2, C) each; in an even row the anchor comes first, in an odd row the other.
+    rows = torch.stack([torch.stack(pair, dim=3) for pair in (places[:2], places[2:])], dim=2)
     return rows.reshape(B, h, 2 * half, C)
+
+
+CHECKERBOARD_TAPS = tuple((row, column) for row in range(5) for column in range(5) if (row + column) % 2)
+"""The 12 places of a 5x5 kernel that see the other colour, by row and column."""
 
 
 class CheckerboardConv(nn.Conv2d):
@@ -52,6 +61,11 @@ class CheckerboardConv(nn.Conv2d):
         """x (B, cin, h, w) -> (B, cout, h, w)."""
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=2)
 
+    def live_taps(self) -> Tensor:
+        """What the mask leaves of the weight: (cout, 12 cin), taps by row and column, a tap's channels together."""
+        rows, columns = zip(*CHECKERBOARD_TAPS, strict=True)
+        return self.weight[:, :, rows, columns].transpose(1, 2).flatten(1)
+
 
 class EntropyParametersBlock(nn.Module):
     """Pointwise: 1x1 mix, LayerNorm, gated squared-ReLU network, residual (`lalic_kernels.entropy_params`)."""
@@ -66,10 +80,15 @@ class EntropyParametersBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, P, n) -> (B, P, cout). With n < cin, x holds the last n inputs and the first cin - n are zero."""
-        weight, bias = self.mix.weight.flatten(1), self.mix.bias
+        mix, *others = self.tensors()
+        return lalic_kernels.entropy_params(x, mix[:, mix.shape[1] - x.shape[2] :], *others)  # type: ignore[misc]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its weights in the order of `lalic_kernels.entropy_params`, the mix as a matrix (cout, cin)."""
+        bias = self.mix.bias
         assert bias is not None  # made with one; a Conv2d's type allows none
-        return lalic_kernels.entropy_params(
-            x, weight[:, weight.shape[1] - x.shape[2] :], bias, self.norm.weight, self.norm.bias,
+        return (
+            self.mix.weight.flatten(1), bias, self.norm.weight, self.norm.bias,
             self.key.weight, self.receptance.weight, self.value.weight,
         )  # fmt: skip
 

@@ -87,12 +87,12 @@ def entropy_params(
         checks.dtype_in("entropy_params", name, other, (dtype, torch.float32), "beside x")
     checks.same_device("entropy_params", ("x", x), *others.items())
     chosen = dispatch.resolve(OP, backend, x.device.type, dtype)
-    cast = tuple(weight.to(dtype) for weight in weights.values())
+    cast = {name: weight.to(dtype) for name, weight in weights.items()}
     if chosen == "reference":
-        return reference.entropy_params(x, *cast, partial=None if partial is None else partial.to(dtype), eps=eps)
+        return reference.entropy_params(x, **cast, partial=None if partial is None else partial.to(dtype), eps=eps)
     if chosen == "torch":
-        return torch_path.entropy_params(x, *cast, partial=partial, eps=eps)
-    return torch.ops.lalic_kernels.entropy_params(x, *cast, partial, eps, chosen)
+        return torch_path.entropy_params(x, **cast, partial=partial, eps=eps)
+    return torch.ops.lalic_kernels.entropy_params(x, *cast.values(), partial, eps, chosen)
 
 
 def _forward(

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from lalic.nn.bottleneck import EntropyBottleneck
-from lalic.nn.context import CheckerboardConv, EntropyParametersBlock, channel_ramp, pack, unpack
+from lalic.nn.context import (
+    CHECKERBOARD_TAPS,
+    CheckerboardConv,
+    EntropyParametersBlock,
+    channel_ramp,
+    interleave,
+    pack,
+    unpack,
+)
 
 
 def test_pack_follows_the_stated_columns():
@@ -19,6 +27,7 @@ def test_pack_follows_the_stated_columns():
             for j in range(w // 2):
                 assert torch.equal(packed[:, r, j], x[:, r, 2 * j + (r + parity) % 2])
     assert torch.equal(unpack(pack(x, 0), 0) + unpack(pack(x, 1), 1), x)
+    assert torch.equal(interleave(pack(x, 0), pack(x, 1)), x)
     board = (torch.arange(h)[:, None] + torch.arange(w)) % 2
     assert not unpack(pack(x, 0), 0)[:, board == 1].any()
 
@@ -32,6 +41,17 @@ def test_checkerboard_conv_sees_the_other_colour_only():
     assert torch.allclose(anchors_only[..., board == 1], conv(x)[..., board == 1])
     expected = F.conv2d(x, conv.weight * conv.mask, conv.bias, padding=2)
     assert torch.equal(conv(x), expected)
+
+
+def test_live_taps_are_what_the_mask_leaves():
+    torch.manual_seed(0)
+    conv = CheckerboardConv(3, 4)
+    x = torch.randn(1, 3, 9, 9)
+    seen = [x[0, :, 4 + a - 2, 4 + b - 2] for a, b in CHECKERBOARD_TAPS]
+    expected = conv(x)[0, :, 4, 4]
+    assert torch.allclose(conv.live_taps() @ torch.cat(seen) + conv.bias, expected, atol=1e-6)
+    conv.live_taps().sum().backward()
+    assert torch.equal(conv.weight.grad, conv.mask)
 
 
 def test_missing_leading_inputs_count_as_zero():

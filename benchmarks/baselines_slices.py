@@ -1,0 +1,41 @@
+"""The published schedule of the slices, step by step: what cached coding is compared with, here and in the tests.
+
+Every pass concatenates its inputs and multiplies them all; the checkerboard convolution runs dense, over the full grid
+and all 25 taps, in both passes, its result thrown away in the first; each channel context convolves all earlier slices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lalic.entropy.slices import SliceCoder
+from lalic.nn.context import SliceStack, full_precision, pack, unpack
+
+
+def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid: bool = False) -> Tensor:
+    """As `lalic.entropy.slices.code_slices`. With full_grid the aggregation runs on all positions in both passes.
+
+    The published compress() and decompress() run it on one colour, the published forward() on the full grid.
+    """
+    hyper = params.permute(0, 2, 3, 1)
+    decoded: list[Tensor] = []
+    for k, g in enumerate(stack.groups):
+        part = stack.latent_codec[f"y{k}"]
+        known = [hyper]
+        if k:
+            context = stack.channel_context[f"y{k}"](torch.cat(decoded, dim=3).permute(0, 3, 1, 2))
+            known.insert(0, context.permute(0, 2, 3, 1))
+        so_far = params.new_zeros((*hyper.shape[:3], g))
+        for parity in (0, 1):
+            spatial = part.context_prediction(so_far.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if parity == 0:
+                spatial = torch.zeros_like(spatial)  # without the bias, too
+            inputs = torch.cat([spatial, *known], dim=3)
+            x = inputs if full_grid else pack(inputs, parity)
+            out = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+            out = pack(out, parity) if full_grid else out
+            scales, means = full_precision(out).chunk(2, dim=3)
+            so_far = so_far + unpack(coder(k, parity, scales, means), parity)
+        decoded.append(so_far)
+    return torch.cat(decoded, dim=3).permute(0, 3, 1, 2)
