@@ -293,6 +293,11 @@ def test_kept_results_are_complete_records() -> None:
                 rated = {"picture", "bits_per_pixel", "psnr", "jpeg_bits_per_pixel"}
                 assert all(set(row) == rated for row in record["rate"]), where
                 continue
+            if "counted" in record:  # benchmarks.context: counted without computing, on no device
+                assert record["device"] == "static" and record["device_type"] == "none" and record["op"], where
+                counts = {"model", "parameters", "macs", "calls"}
+                assert all(set(row) - {"cache MiB"} == counts for row in record["counted"]), where
+                continue
             if "compiled" in record:  # benchmarks.static: counted in machine code, on no device
                 assert record["device"] == "static" and record["device_type"] == "none" and record["triton"], where
                 assert record["op"] and all(("kernel" in row) != ("traffic" in row) for row in record["compiled"]), (

@@ -156,8 +156,8 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, first: int, size: tuple[int, int, int], cache: KeyValueCache | None) -> Tensor:
         """x (n, B h w, width), size (B, h, w) -> same shape. Without a cache the tokens are 0 .. n - 1."""
-        q, k, v = self.qkv(self._placed(F.layer_norm(x, x.shape[2:]), first, size), first).chunk(3, dim=2)
-        q, k, v = (self._windows(part, size) for part in (q, k, v))
+        qkv = self.qkv(self._placed(F.layer_norm(x, x.shape[2:]), first, size), first)
+        q, k, v = self._windows(qkv, size).unbind()
         if cache is not None:
             k, v = cache.append(k, v)
         scores = torch.bmm(q, k.transpose(1, 2)) * self.window**-1.0  # one over the root of the number of positions
@@ -176,17 +176,19 @@ class TransformerLayer(nn.Module):
         return x + F.gelu(conv.unflatten(1, (n, width)).permute(1, 0, 3, 4, 2).reshape(x.shape))
 
     def _windows(self, x: Tensor, size: tuple[int, int, int]) -> Tensor:
-        """(n, B h w, width) -> (B windows heads, n width / heads, window^2), zero beyond the picture's edge.
+        """(n, B h w, 3 width) -> (3, B windows heads, n width / heads, window^2), zero beyond the picture's edge.
 
         Zeros are neutral: a product of two channels over a window is the sum over the positions that are there.
         """
         (B, h, w), side = size, self.window
-        x = F.pad(x.unflatten(1, size), (0, 0, 0, -w % side, 0, -h % side))
-        x = x.reshape(x.shape[0], B, x.shape[2] // side, side, x.shape[3] // side, side, self.heads, -1)
-        return x.permute(1, 2, 4, 6, 0, 7, 3, 5).flatten(6).flatten(4, 5).flatten(0, 3)
+        x = x.unflatten(1, size)
+        if h % side or w % side:
+            x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
+        x = x.reshape(x.shape[0], B, x.shape[2] // side, side, x.shape[3] // side, side, 3, self.heads, -1)
+        return x.permute(6, 1, 2, 4, 7, 0, 8, 3, 5).flatten(7).flatten(5, 6).flatten(1, 4)
 
     def _positions(self, x: Tensor, shape: torch.Size, size: tuple[int, int, int]) -> Tensor:
-        """Inverse of `_windows`; shape is that of its input."""
+        """Inverse of `_windows`, of one of the three; shape is that of the layer's input."""
         (B, h, w), side = size, self.window
         rows, columns = -(-h // side), -(-w // side)
         x = x.reshape(B, rows, columns, self.heads, shape[0], -1, side, side)

@@ -32,9 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lalic_kernels
 from lalic.config import Config
 from lalic.nn.channel_transformer import ChannelTransformer, TransformerConfig, TransformerState
-from lalic.nn.context import Slice, channel_context, channel_ramp, parameter_aggregation
+from lalic.nn.context import EntropyParametersBlock, Slice, channel_context, channel_ramp, parameter_aggregation
 
 
 @dataclass
@@ -194,17 +195,35 @@ class ConvPlusContext(ConvContext):
         return DepthConvBlock(channels, self.kernel, self.widen * channels)
 
 
-class RWKVContext(ContextModel):
+class _PublishedAggregation(ContextModel):
+    """The published model's three blocks, whatever the channel context."""
+
+    def _aggregation(self, cin: int, cout: int, least: int) -> nn.Sequential:
+        return parameter_aggregation(cin, cout, least)
+
+    def aggregate(self, k: int, x: Tensor) -> Tensor:
+        """See `ContextModel.aggregate`."""
+        network = cast(Slice, self.latent_codec[f"y{k}"]).entropy_parameters
+        first = cast(EntropyParametersBlock, network[0])
+        weight, bias = first.mix.weight.flatten(1), first.mix.bias
+        assert bias is not None  # made with one; a Conv2d's type allows none
+        x = lalic_kernels.entropy_params(
+            x, weight[:, weight.shape[1] - x.shape[2] :], bias, first.norm.weight, first.norm.bias,
+            first.key.weight, first.receptance.weight, first.value.weight,
+        )  # fmt: skip
+        for block in list(network)[1:]:
+            x = block(x)
+        return x
+
+
+class RWKVContext(_PublishedAggregation):
     """RWKV-SCCTX, the published one; its state dict has the names of `lalic.nn.context.SliceStack`."""
 
     def _channel_context(self, c: Config, k: int) -> nn.Module:
         return channel_context(c, k)
 
-    def _aggregation(self, cin: int, cout: int, least: int) -> nn.Sequential:
-        return parameter_aggregation(cin, cout, least)
 
-
-class TransformerContext(ContextModel):
+class TransformerContext(_PublishedAggregation):
     """A `ChannelTransformer`'s scales and means as channel context, refined by what the spatial context adds.
 
     Slice 0 has a channel context too, made of the hyper parameters. Args: fields of `TransformerConfig`; the width is
@@ -221,9 +240,6 @@ class TransformerContext(ContextModel):
 
     def _channel_contexts(self, c: Config) -> dict[str, nn.Module]:
         return {}  # one transformer makes them all
-
-    def _aggregation(self, cin: int, cout: int, least: int) -> nn.Sequential:
-        return parameter_aggregation(cin, cout, least)
 
     def context_channels(self, k: int) -> int:
         """Of slice 0 as of the others."""

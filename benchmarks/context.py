@@ -1,0 +1,230 @@
+"""What predicting the latents costs, slice by slice, by each context model. `python -m benchmarks.context`.
+
+Counted, on tensors without memory, for the latents of one 768x512 picture: parameters, multiply-adds (half of what
+torch's counter and our ops' formulas say), ATen calls (views left out, an op of ours is one). A slice is its channel
+context, its spatial context and its two aggregations at half the positions; hyper parameters' part is in slice 0.
+
+The published network's size (`FAT`) alone as well: with the cache, recomputing the slices so far, and recomputing all
+slices each time, as the published decoder does. `--time` measures those on this machine, results compared before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import report
+from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from lalic.config import FULL
+from lalic.nn.channel_transformer import FAT, ChannelTransformer, TransformerState
+from lalic.nn.context import pack, unpack
+from lalic.nn.context_models import ContextModel, make
+
+SIZE = (32, 48)  # latents of 768x512 pixels, landscape
+MODELS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("conv", {}), ("conv-plus", {"kernel": 3}), ("conv-plus", {"kernel": 5}), ("conv-plus", {"kernel": 7}),
+    ("rwkv", {}), ("transformer", {}),
+)  # fmt: skip
+BUSY = 0.5  # load average of a machine that does something else as well
+
+Counted = dict[str, Any]
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls inside that compute or move something: ATen's that are no views, and our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [r.alias_info for r in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases) or "_unsafe_view" in func.name()
+        self.count += func.namespace in ("aten", "lalic_kernels") and not is_view
+        return func(*args, **(kwargs or {}))
+
+
+def count(call: Callable[[], Any]) -> tuple[int, int, Any]:
+    """Multiply-adds, ATen calls, and the result of a call."""
+    with FlopCounterMode(display=False) as flops, Calls() as calls:
+        result = call()
+    return flops.get_total_flops() // 2, calls.count, result
+
+
+def _without_memory(weight: Tensor) -> Tensor:
+    """As on a CPU, which decides how our ops compute; inside FakeTensorMode, so that it takes no memory."""
+    return torch.empty(weight.shape, dtype=weight.dtype)
+
+
+def predict(model: ContextModel, state: Any, k: int, previous: Tensor | None, hyper: Tensor, latents: Tensor) -> None:
+    """What a decoder computes for slice k, its symbols known: latents (B, g, h, w)."""
+    context = model.channel(state, previous)
+    rest = [*([] if context is None else [context]), hyper]
+    anchors = unpack(pack(latents.permute(0, 2, 3, 1), 0), 0).permute(0, 3, 1, 2)
+    for parity, inputs in ((0, rest), (1, [model.spatial(k, anchors), *rest])):
+        packed = torch.cat([pack(part.permute(0, 2, 3, 1), parity) for part in inputs], dim=3)
+        model.aggregate(k, packed.flatten(1, 2))
+
+
+def parameters(module: torch.nn.Module) -> int:
+    """Numbers in a module, derived ones that a state dict holds left out."""
+    return sum(p.numel() for name, p in module.named_parameters() if "conv5x5_reparam" not in name)
+
+
+def count_model(name: str, options: dict[str, int]) -> Counted:
+    """A context model of the full configuration."""
+    with torch.device("meta"):
+        model = make(name, FULL, **options)
+    with FakeTensorMode(), torch.no_grad():
+        model._apply(_without_memory)
+        hyper, y = torch.empty(1, FULL.M, *SIZE), torch.empty(1, FULL.M, *SIZE)
+        start = count(lambda: model.start(hyper))
+        state, previous, slices = start[2], None, []
+        for k, part in enumerate(y.split(list(FULL.groups), dim=1)):
+            slices.append(count(lambda k=k, p=previous, s=part: predict(model, state, k, p, hyper, s))[:2])  # type: ignore[misc]
+            previous = part
+    slices[0] = (slices[0][0] + start[0], slices[0][1] + start[1])
+    label = " ".join([name, *(f"{key} {value}" for key, value in options.items())])
+    found = row(label, parameters(model), slices)
+    if isinstance(state, TransformerState):
+        found["cache MiB"] = state.bytes() / 2**20
+    return found
+
+
+def row(label: str, held: int, slices: Sequence[tuple[int, int]]) -> Counted:
+    """A line of the table."""
+    return {
+        "model": label,
+        "parameters": held,
+        "macs": [macs for macs, _ in slices],
+        "calls": [calls for _, calls in slices],
+    }
+
+
+def count_transformer() -> list[Counted]:
+    """The published size alone, scales and means and correction of five slices."""
+    with torch.device("meta"):
+        model = ChannelTransformer(FAT)
+    with FakeTensorMode(), torch.no_grad():
+        model._apply(_without_memory)
+        hyper, y = torch.empty(1, FAT.hyper, *SIZE), torch.empty(1, sum(FAT.groups), *SIZE)
+        start = count(lambda: model.start(hyper))
+        state, previous, cached = start[2], None, []
+        for part in y.split(list(FAT.groups), dim=1):
+            cached.append(count(lambda p=previous: model.step(state, p))[:2])  # type: ignore[misc]
+            previous = part
+        cached[0] = (cached[0][0] + start[0], cached[0][1] + start[1])
+        prefix = [count(lambda k=k: model(y, hyper, slices=k + 1))[:2] for k in range(len(FAT.groups))]  # type: ignore[misc]
+        whole = count(lambda: model(y, hyper))[:2]
+    held = parameters(model)
+    return [
+        row("ChannelTransformer, FAT's size, cached", held, cached) | {"cache MiB": state.bytes() / 2**20},
+        row("recomputing the slices so far", held, prefix),
+        row("recomputing all slices each time", held, [whole] * len(FAT.groups)),
+    ]
+
+
+# Timing
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """A case a slice: a step with the cache against recomputing; the published size, or a tiny one if quick."""
+    config = replace(FAT, width=32, heads=2, depth=2, hyper=16) if setting.quick else FAT
+    size = (8, 12) if setting.quick else SIZE
+    torch.manual_seed(0)
+    model = ChannelTransformer(config).to(setting.device)
+    hyper = torch.randn(1, config.hyper, *size, device=setting.device)
+    y = torch.randn(1, sum(config.groups), *size, device=setting.device)
+    parts: list[Tensor | None] = [None, *y.split(list(config.groups), dim=1)]
+    state = model.start(hyper)
+    for k, g in enumerate(config.groups):
+        first = sum(config.groups[:k])
+
+        def step(k: int = k) -> tuple[Tensor, ...]:
+            state.next = k  # the same step again, into the same places of the cache
+            for cache in state.caches:
+                cache.filled = k
+            return model.step(state, parts[k])
+
+        def check(got: tuple[Tensor, ...], first: int = first, g: int = g) -> None:
+            for one, want in zip(got, model(y, hyper), strict=True):
+                # float32 through a few dozen products; outputs are near 0.2, so an error in the cache is far above.
+                within("a step with the cache", one, want[:, first : first + g], 1e-4)
+
+        yield Case(
+            f"slice {k}",
+            (
+                Call("step with the cache", step, check),
+                Call("recomputing the slices so far", lambda k=k: model(y, hyper, slices=k + 1)),  # type: ignore[misc]
+                Call("recomputing all slices", lambda: model(y, hyper)),
+            ),
+        )
+
+
+def measure_all(setting: Setting) -> list[Row]:
+    """Rows of every slice."""
+    with torch.no_grad():
+        return [found for case in cases(setting) for found in measure("context", case, setting)]
+
+
+# The command
+
+
+def lines(counted: Sequence[Counted]) -> Iterator[str]:
+    """The counts as text."""
+    for found in counted:
+        macs, calls = found["macs"], found["calls"]
+        yield f"{found['model']}: {found['parameters'] / 1e6:.2f} M parameters"
+        yield f"    GMAC       {sum(macs) / 1e9:7.2f}  = " + " + ".join(f"{x / 1e9:.2f}" for x in macs)
+        yield f"    ATen calls {sum(calls):7d}  = " + " + ".join(map(str, calls))
+        if "cache MiB" in found:
+            yield f"    cache      {found['cache MiB']:7.1f} MiB"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the table. Returns 0; usage errors exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description="Cost of the context models.")
+    parser.add_argument("--time", action="store_true", help="measure the cache against recomputing on this machine")
+    parser.add_argument("--device", default="cpu", help="for --time (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
+    parser.add_argument("--save", action="store_true", help="append records to the results")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    options = parser.parse_args(words)
+    if options.save and options.quick:
+        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
+    if options.save and options.time and (load := os.getloadavg()[0]) > BUSY:
+        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
+    counted = [count_model(*model) for model in MODELS] + count_transformer()
+    print("\n".join(map(json.dumps, counted) if options.json else lines(counted)))
+    device = torch.device(options.device)
+    folder = options.results or report.RESULTS
+    if options.save:
+        record = report.environment(torch.device("cpu"))
+        # Nothing here depends on the machine, so the record stands with the other counts.
+        record |= {"device": "static", "device_type": "none", "quick": False, "op": "context", "counted": counted}
+        print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+    if options.time:
+        record = report.environment(device) | {"quick": options.quick}
+        record["rows"] = measure_all(Setting(device, quick=options.quick))
+        print(report.header(record))
+        print(report.table("context", record["rows"]))
+        if options.save:
+            print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
