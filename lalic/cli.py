@@ -94,6 +94,11 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
         command.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
         command.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
         command.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 2^25)")
+        command.add_argument(
+            "--precision",
+            choices=("float32", "bfloat16", "float16"),
+            help="of the transforms between picture and latents; files do not depend on it (default float32)",
+        )
         _add_machine_arguments(command)
 
     info = commands.add_parser(
@@ -187,11 +192,14 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     device = codec.resolve_device(args.device)
     options = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
-    if args.checkpoint is None:
+    if args.checkpoint is None and args.precision is None:
         return codec, None, {"device": device, **options}
     import lalic
 
-    return codec, lalic.load_checkpoint(args.checkpoint).to(device).eval(), options
+    # With a precision of its own the model that ships must not be the one that everybody shares.
+    model = lalic.slim(pretrained=True) if args.checkpoint is None else lalic.load_checkpoint(args.checkpoint)
+    model = model.to(device).eval()
+    return codec, model if args.precision is None else model.set_precision(args.precision), options
 
 
 def _compress(args: argparse.Namespace) -> int:

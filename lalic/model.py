@@ -17,6 +17,7 @@ from lalic.errors import BitstreamError
 from lalic.nn import checkpoints
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
+from lalic.nn.precision import Narrowed, dtype_of
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
 
@@ -88,6 +89,8 @@ class LALIC(nn.Module):
         self.h_s = self.latent_codec.hyper.h_s
         self._hash: tuple[Any, bytes] | None = None
         self._z_tables: tuple[Any, CodingTables] | None = None
+        self.precision = "float32"
+        self._narrowed = Narrowed()
 
     # Weights
 
@@ -155,17 +158,26 @@ class LALIC(nn.Module):
             self._hash = key, digest.digest()[:8]
         return self._hash[1]
 
+    def set_precision(self, precision: str) -> LALIC:
+        """Let g_a, h_a and g_s compute in "float32", "bfloat16" or "float16" where no gradients are asked for.
+
+        Pictures and rates change a little, the meaning of a file does not (`lalic.nn.precision`). Returns the model.
+        """
+        dtype_of(precision)
+        self.precision = precision
+        return self
+
     # Tensors to tensors
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         """x (B, 3, H, W) -> ``{"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}}``; x_hat is not clamped."""
         self._check_picture(x)
-        y = self.g_a(_channels_last(x))
+        y = self._transform("g_a", _channels_last(x))
         hyper = self.latent_codec.hyper
-        z_hat, z_likelihoods = hyper.entropy_bottleneck(full_precision(hyper.h_a(y)))
+        z_hat, z_likelihoods = hyper.entropy_bottleneck(full_precision(self._transform("h_a", y)))
         coder = Estimate(y, self.config.groups, self.training)
         y_hat = code_slices(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), coder)
-        return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
+        return {"x_hat": self._transform("g_s", y_hat), "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
 
     # Tensors to bytes
 
@@ -209,7 +221,7 @@ class LALIC(nn.Module):
             y_hat = self._decode_latents(z, size, read)
         except RansError as error:
             raise BitstreamError(f"strings: {error}") from error
-        return {"x_hat": self.g_s(y_hat).clamp_(0, 1)}
+        return {"x_hat": self._transform("g_s", y_hat).clamp_(0, 1)}
 
     @torch.no_grad()
     def encode_sections(self, x: Tensor) -> EncodedSections:
@@ -257,17 +269,24 @@ class LALIC(nn.Module):
                 f"the decoded symbols are not the encoder's (checksum {found.value:08x}, expected {checksum:08x}): the "
                 f"file was written on a machine, device or thread count whose floating point differs from this one"
             )
-        return self.g_s(y_hat).clamp_(0, 1)
+        return self._transform("g_s", y_hat).clamp_(0, 1)
 
     # Shared steps
+
+    def _transform(self, name: str, x: Tensor) -> Tensor:
+        """g_a, h_a or g_s of x; without gradients under the model's precision, with them as autocast says."""
+        transform, dtype = getattr(self, name), dtype_of(self.precision)
+        if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return transform(x)
+        return self._narrowed(name, transform, x, dtype)
 
     def _symbols(self, x: Tensor) -> tuple[Sections, tuple[Tensor, Tensor], Tensor]:
         """(symbols, indexes) of each pass of y and of z, all (B, n) int32, and y_hat."""
         self._check_picture(x)
         prior = self.latent_codec.hyper.entropy_bottleneck
-        y = self.g_a(_channels_last(x))
+        y = self._transform("g_a", _channels_last(x))
         medians = prior.medians().reshape(1, -1, 1, 1)
-        z = torch.round(self.h_a(y) - medians)
+        z = torch.round(self._transform("h_a", y) - medians)
         check_symbols("z", z)
         coder = Collect(y, self.config.groups)
         y_hat = code_slices(self.latent_codec.y, self.h_s(_channels_last(z + medians)), coder)

@@ -23,6 +23,11 @@ class FakeModel(torch.nn.Module):
         self.config = SimpleNamespace(name=name)
         self.seed = seed
         self.decoded = 0  # how often decode_sections was called
+        self.precision = "float32"
+
+    def set_precision(self, precision: str) -> FakeModel:
+        self.precision = precision
+        return self
 
     def weights_hash(self) -> bytes:
         return hashlib.sha256(f"{self.config.name}{self.seed}".encode()).digest()[:8]

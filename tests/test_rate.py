@@ -26,6 +26,7 @@ def test_rows_are_those_of_real_files(tmp_path, monkeypatch, capsys):
     data = lalic.encode(picture)
     (row,) = record["rate"]
     assert row["picture"] == "one" and record["pictures"] == "noise" and record["model"] == "slim"
+    assert record["precision"] == "float32"
     assert row["bits_per_pixel"] == 8 * len(data) / (70 * 90) == record["mean_bits_per_pixel"]
     assert row["psnr"] == psnr(picture, lalic.decode(data))
     assert row["jpeg_bits_per_pixel"] > 0

@@ -1,0 +1,83 @@
+"""The precision policy: what it touches, what it leaves alone, and that it is refused where it does not hold."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import lalic
+from lalic.errors import LalicError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lalic.slim()
+
+
+def picture(seed: int = 0) -> torch.Tensor:
+    coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=(64, 128), mode="bicubic").clamp(0, 1)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_file_means_the_same_under_every_policy(model, precision: str) -> None:
+    """Written in float32 and read in 16 bits, and the other way: the same symbols, pixels that differ a little."""
+    narrow = copy.deepcopy(model).set_precision(precision)
+    x = picture()
+    for writer, reader in ((model, narrow), (narrow, model)):
+        sections = writer.encode_sections(x)
+        arguments = (sections.z, sections.y, 64, 128, sections.checksum)
+        a, b = writer.decode_sections(*arguments), reader.decode_sections(*arguments)
+        assert a.dtype == b.dtype == torch.float32
+        difference = (a - b).abs()
+        # bfloat16 keeps 8 bits of each activation; that these are single levels of 255 is what the policy is worth.
+        assert 0 < difference.max() < (12 / 255 if precision == "bfloat16" else 2 / 255)
+        assert difference.mean() < 1 / 255
+
+
+def test_only_matrices_are_narrowed(model) -> None:
+    narrow = copy.deepcopy(model).set_precision("bfloat16")
+    with torch.no_grad():
+        narrow(picture())
+    kept = narrow._narrowed._kept
+    assert sorted(kept) == ["g_a", "g_s", "h_a"]
+    for name, parameter in kept["g_s"][1].named_parameters():
+        matrix = parameter.dim() == 2 or name.split(".")[1] in ("weight", "bias")
+        assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
+    assert all(p.dtype == torch.float32 for p in narrow.parameters())
+    assert narrow.weights_hash() == model.weights_hash()
+
+
+def test_kept_copies_follow_the_weights(model) -> None:
+    narrow = copy.deepcopy(model).set_precision("bfloat16")
+    x = picture()
+    with torch.no_grad():
+        before = narrow(x)["x_hat"]
+        assert torch.equal(before, narrow(x)["x_hat"])
+        narrow.g_s[0].weight.mul_(0.5)
+        after = narrow(x)["x_hat"]
+        assert not torch.equal(before, after)
+        assert torch.equal(after, copy.deepcopy(narrow)(x)["x_hat"])
+
+
+def test_training_is_not_narrowed(model) -> None:
+    narrow = copy.deepcopy(model).set_precision("bfloat16")
+    assert torch.equal(narrow(picture())["x_hat"], model(picture())["x_hat"])
+
+
+def test_overflow_in_float16_is_said(model) -> None:
+    narrow = copy.deepcopy(model).set_precision("float16")
+    with torch.no_grad():
+        narrow.g_s[0].weight.mul_(1e6)
+    with (
+        pytest.raises(LalicError, match="g_s: values beyond float16's range; use precision bfloat16 or float32"),
+        torch.no_grad(),
+    ):
+        narrow(picture())
+
+
+def test_an_unknown_policy_is_refused(model) -> None:
+    with pytest.raises(ValueError, match="precision: expected one of float32, bfloat16, float16, got 'int8'"):
+        model.set_precision("int8")
