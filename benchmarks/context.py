@@ -193,6 +193,17 @@ def lines(counted: Sequence[Counted]) -> Iterator[str]:
             yield f"    cache      {found['cache MiB']:7.1f} MiB"
 
 
+def markdown(counted: Sequence[Counted]) -> str:
+    """The counts as the table of docs/context-models.md."""
+    table = ["| model | M parameters | GMAC | by slice | calls | cache MiB |", "|---|---|---|---|---|---|"]
+    for found in counted:
+        macs = [f"{x / 1e9:.2f}" for x in (sum(found["macs"]), *found["macs"])]
+        cache = f"{found['cache MiB']:.0f}" if "cache MiB" in found else ""
+        figures = [found["model"], f"{found['parameters'] / 1e6:.2f}", macs[0], " ".join(macs[1:])]
+        table.append(f"| {' | '.join([*figures, str(sum(found['calls'])), cache])} |".replace("|  |", "| |"))
+    return "\n".join(table)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description="Cost of the context models.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import lalic_kernels
 from lalic.config import Config
 from lalic.nn.blocks import RWKVBlock
+from lalic.nn.channel_transformer import ChannelTransformer as ChannelTransformer
 
 
 def full_precision(x: Tensor) -> Tensor:

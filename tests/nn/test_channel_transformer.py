@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lalic.nn import channel_transformer
+from lalic.nn import channel_transformer, context
 from lalic.nn.channel_transformer import FAT, ChannelTransformer, KeyValueCache, TransformerConfig, TransformerState
 
 # Slices of unequal size; windows that do not fit into 6 x 10 positions; a head has several channels.
@@ -251,6 +251,10 @@ def test_wrong_arguments_are_named() -> None:
     model.step(state, y[:, 4:12])
     with pytest.raises(ValueError, match="all 3 slices are done"):
         model.step(state, y[:, 12:])
+
+
+def test_it_stands_beside_the_other_contexts() -> None:
+    assert context.ChannelTransformer is ChannelTransformer
 
 
 def test_the_example_runs() -> None:
