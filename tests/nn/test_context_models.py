@@ -181,6 +181,18 @@ def test_depth_conv_block_in_its_parts() -> None:
     assert (block(x) - expected).abs().max() < 1e-13
 
 
+def test_the_transformers_context_is_its_scales_and_means() -> None:
+    model, hyper, y = example("transformer")
+    assert isinstance(model, TransformerContext)
+    with torch.no_grad():
+        state = model.start(hyper)
+        model.channel(state, None)
+        scales, means = (out[:, 2:8] for out in model.transformer(y, hyper))
+        expected = torch.cat((scales, means), dim=1)
+        # float64, sums in another order.
+        assert (model.channel(state, y[:, :2]) - expected).abs().max() < 1e-13
+
+
 def test_the_transformer_of_the_full_model_has_the_published_width() -> None:
     with torch.device("meta"):
         model = make("transformer", FULL)
