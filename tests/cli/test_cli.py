@@ -15,10 +15,8 @@ import pytest
 from fake_model import FakeModel
 from PIL import Image
 
-import lalic
 from lalic import cli, codec
 from lalic.bitstream import parse
-from lalic.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,35 +25,6 @@ def picture(seed=0, size=(40, 30), mode="RGB"):
     channels = len(mode)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working folder, and stand-ins for the weights that ship and for --checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lalic, "slim", lambda pretrained: FakeModel(), raising=False)
-    monkeypatch.setattr(lalic, "load_checkpoint", load_checkpoint, raising=False)
-    monkeypatch.setattr(codec, "_cache", {})
-    return tmp_path
-
-
-def load_checkpoint(path):
-    if not os.path.exists(path):
-        raise CheckpointError(f"{path} cannot be read")
-    return FakeModel("full", seed=7)
-
-
-@pytest.fixture
-def run(here, capfd):
-    """Runs one command and returns its exit code, lines of output and lines of errors; no traceback may be in it."""
-
-    def call(*words):
-        code = cli.main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return SimpleNamespace(code=code, out=out.splitlines(), err=err.splitlines())
-
-    return call
 
 
 def same(path, image):
@@ -441,19 +410,3 @@ def test_a_reader_that_goes_away(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", "-c", command], env=environment, cwd=tmp_path, capture_output=True, timeout=60)
     assert done.stdout.strip() == b"a.lalic" and done.stderr == b""
-
-
-def test_precision_reaches_a_model_of_its_own(run, here, monkeypatch):
-    picture().save("a.png")
-    used = []
-    for name in ("encode", "decode"):
-        inner = getattr(codec, name)
-        monkeypatch.setattr(
-            codec, name, lambda data, model, inner=inner, **more: used.append(model) or inner(data, model, **more)
-        )
-    assert run("compress", "a.png", "--precision", "bfloat16").code == 0
-    assert run("decompress", "a.lalic", "-o", "b.png", "--precision", "float16", "--checkpoint", __file__).code == 1
-    assert run("decompress", "a.lalic", "-o", "b.png", "--precision", "float16").code == 0
-    assert [model.precision for model in used] == ["bfloat16", "float16", "float16"]
-    assert codec._cache == {}  # the shared model is not the one that was changed
-    assert run("compress", "a.png", "--precision", "int8").code == 2
