@@ -1,8 +1,16 @@
 """Exact arithmetic: float32 in and out, the same bits on every machine (docs/portable-arithmetic.md, version 1)."""
 
+from lalic_kernels.exact.blocks import (
+    ExactBlock,
+    ExactEntropyParams,
+    entropy_params,
+    entropy_params_tail,
+    prepare_block,
+    prepare_entropy_params,
+    rwkv_block,
+)
 from lalic_kernels.exact.numbers import VERSION
-from lalic_kernels.exact.quantise import quantise, settle
-from lalic_kernels.exact.reference import (
+from lalic_kernels.exact.op import (
     biwkv,
     conv,
     depthwise,
@@ -10,12 +18,13 @@ from lalic_kernels.exact.reference import (
     gate,
     layer_norm,
     linear,
-    pack,
     residual,
     scale_index,
     sigmoid,
     squared_relu,
-)  # fmt: skip
+)
+from lalic_kernels.exact.quantise import quantise, settle
+from lalic_kernels.exact.reference import pack
 from lalic_kernels.exact.weights import (
     ExactConv,
     ExactDepthwise,
@@ -23,26 +32,33 @@ from lalic_kernels.exact.weights import (
     prepare_conv,
     prepare_depthwise,
     prepare_linear,
-)  # fmt: skip
+)
 
 __all__ = [
     "VERSION",
+    "ExactBlock",
     "ExactConv",
     "ExactDepthwise",
+    "ExactEntropyParams",
     "ExactLinear",
     "biwkv",
     "conv",
     "depthwise",
+    "entropy_params",
+    "entropy_params_tail",
     "exp",
     "gate",
     "layer_norm",
     "linear",
     "pack",
+    "prepare_block",
     "prepare_conv",
     "prepare_depthwise",
+    "prepare_entropy_params",
     "prepare_linear",
     "quantise",
     "residual",
+    "rwkv_block",
     "scale_index",
     "settle",
     "sigmoid",

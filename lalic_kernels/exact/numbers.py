@@ -35,6 +35,7 @@ MOST_TERMS = 2**17  # of one sum: the digits' sums stay in int32, the whole sum 
 # LayerNorm
 NORM_BITS = 17
 NORM_LEAST_EXPONENT = -40
+ROOT_GUESS = 0x5F375A86
 NORM_MOST_CHANNELS = 4096  # 4096 * 2^17 * 2 is still an int32
 
 # exp in float32, its argument clipped to +-EXP_RANGE, so that exp(x) is settled

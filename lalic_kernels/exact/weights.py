@@ -20,7 +20,7 @@ from lalic_kernels.exact.numbers import EXPONENT, LARGEST, MOST_TERMS, VERSION
 from lalic_kernels.exact.quantise import quantise, settle
 
 
-class _Prepared:
+class Prepared:
     """What the prepared weights share: tensors of a state, digest, move to a device."""
 
     def state(self) -> dict[str, Tensor]:
@@ -103,8 +103,8 @@ def _bias(kind: str, bias: Tensor | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, eq=False)
-class ExactLinear(_Prepared):
-    """weight (O, K) int16 within +-8191, exponent (O,) int32: W is about weight 2^(exponent - 12). bias (O,) or None."""
+class ExactLinear(Prepared):
+    """weight (O, K) int16 within +-8191, exponent (O,) int32: W is weight 2^(exponent - 12), about. bias (O,)."""
 
     weight: Tensor
     exponent: Tensor
@@ -118,7 +118,7 @@ class ExactLinear(_Prepared):
         _check("ExactLinear", self.weight, self.exponent, self.bias)
 
     @cached_property
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[Any, Any]:
         """What a fast path derives from the weight, under a name of its own; never part of state or digest."""
         return {}
 
@@ -133,7 +133,7 @@ class Phase(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ExactConv(_Prepared):
+class ExactConv(Prepared):
     """weight (O, T, C) int16, T live taps in order; taps ((ky, kx), ...); the rest as torch's convolutions name it."""
 
     weight: Tensor
@@ -185,13 +185,13 @@ class ExactConv(_Prepared):
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
     @cached_property
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[Any, Any]:
         """As `ExactLinear.kept`."""
         return {}
 
 
 @dataclass(frozen=True, eq=False)
-class ExactDepthwise(_Prepared):
+class ExactDepthwise(Prepared):
     """weight (C, k, k) int16, k odd, at most 5, so that sums of products are int32; exponent (C,) int32."""
 
     weight: Tensor
@@ -204,7 +204,7 @@ class ExactDepthwise(_Prepared):
         _check("ExactDepthwise", self.weight, self.exponent, None)
 
     @cached_property
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[Any, Any]:
         """As `ExactLinear.kept`."""
         return {}
 

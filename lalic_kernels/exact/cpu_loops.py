@@ -1,0 +1,299 @@
+"""The exact primitives' loops for CPUs, compiled by numba: products' two ends, LayerNorm, pointwise functions.
+
+Same bits as `reference.py`. No fast-math of any kind, not even contraction: each float operation below is rounded by
+itself. What may be rearranged is exact: integers, and float64 sums of integers below 2^53. Rounding half to even of
+values below 2^22 is adding and subtracting 1.5 2^23, which every instruction set has. Importing this needs numba.
+
+Arrays are contiguous; `bits` is the int32 view of x. No loop here depends on how many rows a call is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from lalic_kernels.exact import numbers as n
+
+f32, i32, f64 = np.float32, np.int32, np.float64
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_TINY, _HUGE, _ZERO, _ONE = f32(n.TINY), f32(n.HUGE), f32(0.0), f32(1.0)
+_HALF, _THREE_HALVES = f32(0.5), f32(1.5)
+_ROUND = f32(1.5 * 2.0**23)
+_LARGEST = f32(n.LARGEST)
+_NORM_LARGEST = f32(2.0**n.NORM_BITS)
+_EXP_RANGE, _LOG2E, _LN2_HIGH, _LN2_LOW = f32(n.EXP_RANGE), f32(n.LOG2E), f32(n.LN2_HIGH), f32(n.LN2_LOW)
+_P0, _P1, _P2, _P3, _P4, _P5 = (f32(c) for c in n.EXP_POLYNOMIAL)
+_MAGNITUDE = i32(0x7FFFFFFF)
+_MOST, _LEAST, _NORM_LEAST = i32(n.EXPONENT), i32(-n.EXPONENT), i32(n.NORM_LEAST_EXPONENT)
+
+
+@njit(inline="always")
+def settle(x):
+    """`quantise.settle` of one value."""
+    y = x if abs(x) >= _TINY else _ZERO
+    y = y if y < _HUGE else _HUGE
+    return y if y > -_HUGE else -_HUGE
+
+
+@njit(inline="always")
+def exponent_of(bits, least):
+    """`quantise.leading_exponent` of one magnitude's bits."""
+    return min(max((bits >> i32(23)) - i32(127), least), _MOST)
+
+
+@njit(inline="always")
+def power(exponent):
+    """2^exponent."""
+    return i32((exponent + i32(127)) << i32(23)).view(np.float32)
+
+
+@njit(inline="always")
+def exp(x):
+    """`reference.exp` of one value."""
+    x = x if x < _EXP_RANGE else _EXP_RANGE
+    x = x if x > -_EXP_RANGE else -_EXP_RANGE
+    turns = (x * _LOG2E + _ROUND) - _ROUND
+    r = x - turns * _LN2_HIGH
+    r = r - turns * _LN2_LOW
+    p = _P0 * r + _P1
+    p = p * r + _P2
+    p = p * r + _P3
+    p = p * r + _P4
+    p = p * r + _P5
+    y = p * (r * r) + r + _ONE
+    return y * power(i32(turns))
+
+
+@njit(inline="always")
+def reciprocal_root(x):
+    """`reference._reciprocal_root` of one value."""
+    y = i32(i32(n.ROOT_GUESS) - (f32(x).view(np.int32) >> i32(1))).view(np.float32)
+    half = _HALF * x
+    y = y * (_THREE_HALVES - (half * y) * y)
+    y = y * (_THREE_HALVES - (half * y) * y)
+    return y * (_THREE_HALVES - (half * y) * y)
+
+
+@njit(inline="always")
+def sigmoid(x):
+    """`reference.sigmoid` of one value."""
+    z = exp(-abs(x))
+    return (_ONE if x >= _ZERO else z) / (_ONE + z)
+
+
+@njit(**OPTIONS)
+def largest_of_rows(bits, start, stop, found):
+    """found[r] = magnitude bits of row r of (R, K)."""
+    for r in range(start, stop):
+        row = bits[r]
+        m = i32(0)
+        for c in range(row.shape[0]):
+            m = max(m, row[c] & _MAGNITUDE)
+        found[r] = m
+
+
+@njit(**OPTIONS)
+def largest_of_channels(bits, rows, start, stop, found):
+    """found[i] (C,) = magnitude bits of each channel over rows i * rows .. of (R, C)."""
+    for i in range(start, stop):
+        m = found[i]
+        m[:] = i32(0)
+        for r in range(i * rows, min((i + 1) * rows, bits.shape[0])):
+            row = bits[r]
+            for c in range(row.shape[0]):
+                m[c] = max(m[c], row[c] & _MAGNITUDE)
+
+
+@njit(**OPTIONS)
+def digits_of_rows(x, magnitudes, start, stop, high, low):
+    """x (R, K) as high and low digits (R, K' >= K) int8 by its rows' magnitude bits; the rest of a row is left."""
+    for r in range(start, stop):
+        scale = power(i32(12) - exponent_of(magnitudes[r], _LEAST))
+        row, above, below = x[r], high[r], low[r]
+        for c in range(row.shape[0]):
+            y = row[c] * scale
+            y = y if y < _LARGEST else _LARGEST
+            y = y if y > -_LARGEST else -_LARGEST
+            q = i32((y + _ROUND) - _ROUND)
+            d = ((q + i32(64)) & i32(127)) - i32(64)
+            below[c] = np.int8(d)
+            above[c] = np.int8((q - d) >> i32(7))
+
+
+@njit(**OPTIONS)
+def integers_of_rows(x, magnitudes, start, stop, q):
+    """x (R, K) as integers in q (R, K) float64."""
+    for r in range(start, stop):
+        scale = power(i32(12) - exponent_of(magnitudes[r], _LEAST))
+        row, out = x[r], q[r]
+        for c in range(row.shape[0]):
+            y = row[c] * scale
+            y = y if y < _LARGEST else _LARGEST
+            y = y if y > -_LARGEST else -_LARGEST
+            out[c] = f64((y + _ROUND) - _ROUND)
+
+
+@njit(**OPTIONS)
+def from_digits(sums, magnitudes, scales, bias, start, stop, y):
+    """y (R, O) from the sums (2 R, 2 O) int32 of [high; low] by [high, low]; scales (O,) = 2^(exponent - 12)."""
+    count, outputs = y.shape
+    for r in range(start, stop):
+        scale = power(exponent_of(magnitudes[r], _LEAST) - i32(12))
+        hh, hl = sums[r, :outputs], sums[r, outputs:]
+        lh, ll = sums[count + r, :outputs], sums[count + r, outputs:]
+        out = y[r]
+        for c in range(outputs):
+            total = f64(hh[c]) * 16384.0 + f64(hl[c] + lh[c]) * 128.0 + f64(ll[c])
+            out[c] = settle(f32(total) * scale * scales[c] + bias[c])
+
+
+@njit(**OPTIONS)
+def from_integers(sums, magnitudes, scales, bias, start, stop, y):
+    """y (R, O) from sums (R, O), float64 that hold integers."""
+    for r in range(start, stop):
+        scale = power(exponent_of(magnitudes[r], _LEAST) - i32(12))
+        row, out = sums[r], y[r]
+        for c in range(out.shape[0]):
+            out[c] = settle(f32(row[c]) * scale * scales[c] + bias[c])
+
+
+@njit(**OPTIONS)
+def gather(x, taps, height, width, shape, step, parity, first, start, stop, rows):
+    """Rows of a convolution's product: rows[r, t C:] = pixel of tap t for output first + r, zeros outside.
+
+    x (B H W, C), any type; taps (T, 2) int64 offsets; shape: outputs' rows and columns of an image. With parity 0 or 1
+    an output row has the columns of one colour of the checkerboard, else -1.
+    """
+    channels, (down, across) = x.shape[1], shape
+    for r in range(start, stop):
+        place = first + r
+        image, rest = place // (down * across), place % (down * across)
+        i, j = rest // across, rest % across
+        if parity >= 0:
+            j = 2 * j + (i + parity) % 2
+        out = rows[r]
+        for t in range(taps.shape[0]):
+            a, b = i * step + taps[t, 0], j * step + taps[t, 1]
+            part = out[t * channels : (t + 1) * channels]
+            if 0 <= a < height and 0 <= b < width:
+                source = x[(image * height + a) * width + b]
+                for c in range(channels):
+                    part[c] = source[c]
+            else:
+                for c in range(channels):
+                    part[c] = 0
+
+
+@njit(**OPTIONS)
+def integers_of_image(x, magnitudes, size, start, stop, q):
+    """x (B size, C) as int32 q by magnitudes (B, C), one of each channel of each image."""
+    channels = x.shape[1]
+    scales = np.empty(channels, np.float32)
+    for r in range(start, stop):
+        if r == start or r % size == 0:
+            m = magnitudes[r // size]
+            for c in range(channels):
+                scales[c] = power(i32(12) - exponent_of(m[c], _LEAST))
+        row, out = x[r], q[r]
+        for c in range(channels):
+            y = row[c] * scales[c]
+            y = y if y < _LARGEST else _LARGEST
+            y = y if y > -_LARGEST else -_LARGEST
+            out[c] = i32((y + _ROUND) - _ROUND)
+
+
+@njit(**OPTIONS)
+def depthwise_lines(q, taps, magnitudes, scales, height, width, start, stop, y):
+    """Lines start..stop of all images: y (B H, W, C) from q (B H, W, C) int32, taps (k, k, C) int32."""
+    channels, size = q.shape[2], taps.shape[0]
+    own, sums = np.empty(channels, np.float32), np.empty(channels, np.int32)
+    for line in range(start, stop):
+        image, i = line // height, line % height
+        for c in range(channels):
+            own[c] = power(exponent_of(magnitudes[image, c], _LEAST) - i32(12))
+        for j in range(width):
+            sums[:] = i32(0)
+            for ky in range(size):
+                a = i + ky - size // 2
+                if 0 <= a < height:
+                    for kx in range(size):
+                        b = j + kx - size // 2
+                        if 0 <= b < width:
+                            row, tap = q[image * height + a, b], taps[ky, kx]
+                            for c in range(channels):
+                                sums[c] += row[c] * tap[c]
+            out = y[line, j]
+            for c in range(channels):
+                out[c] = settle(f32(sums[c]) * own[c] * scales[c])
+
+
+@njit(**OPTIONS)
+def layer_norm_rows(x, bits, weight, bias, offset, start, stop, found, y):
+    """`reference.layer_norm` of rows of (R, C); offset = float32(eps) float32(C^2); found (R,) magnitude bits."""
+    channels = i32(x.shape[1])
+    q = np.empty(channels, np.int32)
+    for r in range(start, stop):
+        row, raw, out = x[r], bits[r], y[r]
+        m = i32(0)
+        for c in range(channels):
+            m = max(m, raw[c] & _MAGNITUDE)
+        found[r] = m
+        scale = power(i32(16) - exponent_of(m, _NORM_LEAST))
+        total, squares = i32(0), np.int64(0)
+        for c in range(channels):
+            v = row[c] * scale
+            v = v if v < _NORM_LARGEST else _NORM_LARGEST
+            v = v if v > -_NORM_LARGEST else -_NORM_LARGEST
+            z = i32((v + _ROUND) - _ROUND)
+            q[c] = z
+            total = i32(total + z)
+            squares += np.int64(z) * np.int64(z)
+        spread = np.int64(channels) * squares - np.int64(total) * np.int64(total)
+        rate = reciprocal_root(f32(spread) + (offset * scale) * scale)
+        for c in range(channels):
+            d = i32(i32(channels * q[c]) - total)
+            out[c] = settle(f32(d) * rate * weight[c] + bias[c])
+
+
+@njit(**OPTIONS)
+def exp_of(x, start, stop, y):
+    """Elements start..stop."""
+    for i in range(start, stop):
+        y[i] = exp(x[i])
+
+
+@njit(**OPTIONS)
+def sigmoid_of(x, start, stop, y):
+    """Elements start..stop."""
+    for i in range(start, stop):
+        y[i] = sigmoid(x[i])
+
+
+@njit(**OPTIONS)
+def squared_relu_of(x, start, stop, y):
+    """Elements start..stop."""
+    for i in range(start, stop):
+        v = x[i] if x[i] > _ZERO else _ZERO
+        y[i] = settle(v * v)
+
+
+@njit(**OPTIONS)
+def gate_of(r, x, start, stop, y):
+    """Elements start..stop."""
+    for i in range(start, stop):
+        y[i] = settle(sigmoid(r[i]) * x[i])
+
+
+@njit(**OPTIONS)
+def residual_of(x, change, gamma, start, stop, y):
+    """Rows start..stop of (R, C); gamma (C,) settled, or None."""
+    for r in range(start, stop):
+        row, other, out = x[r], change[r], y[r]
+        if gamma is None:
+            for c in range(row.shape[0]):
+                out[c] = settle(row[c] + other[c])
+        else:
+            for c in range(row.shape[0]):
+                out[c] = settle(row[c] + settle(gamma[c] * other[c]))

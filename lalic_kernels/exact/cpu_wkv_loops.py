@@ -1,0 +1,138 @@
+"""The exact bidirectional WKV's loops for CPUs, compiled by numba; `reference.biwkv` is what they compute, bit for bit.
+
+float64 throughout, no fast-math, in the definition's order. Three passes: weights and each chunk's sums; the sums that
+enter a chunk from either side; the values. A block of WIDTH channels of a chunk lies in one flat array, everything of a
+token side by side, so that the compiler sees constant distances. Importing this needs numba.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.cpu_loops import OPTIONS, settle, sigmoid
+
+CHUNK = n.CHUNK
+WIDTH = 16
+f32, f64 = np.float32, np.float64
+_ROUND = 1.5 * 2.0**52
+_FLOOR = n.EXP64_FLOOR
+_LOG2E, _LN2_HIGH, _LN2_LOW = n.LOG2E_64, n.LN2_HIGH_64, n.LN2_LOW_64
+_P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8, _P9 = n.EXP64_POLYNOMIAL
+
+
+@njit(inline="always")
+def exp64(x):
+    """`reference._exp64` of one value."""
+    shifted = x * _LOG2E + _ROUND
+    turns = shifted - _ROUND
+    r = x - turns * _LN2_HIGH
+    r = r - turns * _LN2_LOW
+    p = _P0 * r + _P1
+    p = p * r + _P2
+    p = p * r + _P3
+    p = p * r + _P4
+    p = p * r + _P5
+    p = p * r + _P6
+    p = p * r + _P7
+    p = p * r + _P8
+    p = p * r + _P9
+    y = p * (r * r) + r + 1.0
+    # the low bits of `shifted` are the integer: one shift puts them where the exponent is
+    return y * np.int64((f64(shifted).view(np.int64) + np.int64(1023)) << np.int64(52)).view(np.float64)
+
+
+@njit(**OPTIONS)
+def exps(x, y):
+    """y = exp64(x), elementwise."""
+    for c in range(x.shape[0]):
+        y[c] = exp64(x[c])
+
+
+@njit(**OPTIONS)
+def summaries(k, v, top, decay, start, stop, weights, sums):
+    """Items (batch, chunk) start..stop: weights (B, T, 2, C) = p v, p; sums (items, 4, C) of both, to either edge.
+
+    top (B, C) is k's maximum over the image.
+    """
+    tokens, channels = k.shape[1], k.shape[2]
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    for item in range(start, stop):
+        b, first = item // chunks, (item % chunks) * CHUNK
+        last = min(first + CHUNK, tokens)
+        out = sums[item]
+        out[:] = 0.0
+        a1, a2, z1, z2 = out[0], out[1], out[2], out[3]
+        m = top[b]
+        for t in range(first, last):
+            row, value = k[b, t], v[b, t]
+            pv, p = weights[b, t, 0], weights[b, t, 1]
+            for c in range(channels):
+                d = f64(row[c]) - f64(m[c])
+                e = exp64(d if d > _FLOOR else _FLOOR)
+                p[c] = e
+                pv[c] = e * f64(settle(value[c]))
+        for t in range(first, last):
+            pv, p = weights[b, t, 0], weights[b, t, 1]
+            for c in range(channels):
+                a1[c] = a1[c] * decay[c] + pv[c]
+                a2[c] = a2[c] * decay[c] + p[c]
+        for t in range(last - 1, first - 1, -1):
+            pv, p = weights[b, t, 0], weights[b, t, 1]
+            for c in range(channels):
+                z1[c] = z1[c] * decay[c] + pv[c]
+                z2[c] = z2[c] * decay[c] + p[c]
+
+
+@njit(**OPTIONS)
+def chain(jump, chunks, start, stop, sums):
+    """Images start..stop: each chunk's sums become those that enter it, from the left, then from the right."""
+    channels = jump.shape[0]
+    s1, s2 = np.empty(channels), np.empty(channels)
+    for b in range(start, stop):
+        for side in range(2):
+            s1[:] = 0.0
+            s2[:] = 0.0
+            for step in range(chunks):
+                item = b * chunks + (step if side == 0 else chunks - 1 - step)
+                x1, x2 = sums[item, 2 * side], sums[item, 2 * side + 1]
+                for c in range(channels):
+                    own1, own2 = x1[c], x2[c]
+                    x1[c], x2[c] = s1[c], s2[c]
+                    s1[c] = s1[c] * jump[c] + own1
+                    s2[c] = s2[c] * jump[c] + own2
+
+
+@njit(**OPTIONS)
+def values(v, gate, weights, decay, boost, start, stop, sums, y):
+    """y (B, T, C) of items start..stop, times sigmoid(gate) where there is one; `sums` is used up."""
+    tokens, channels = v.shape[1], v.shape[2]
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    left = np.empty((CHUNK, 2, channels))
+    for item in range(start, stop):
+        b, first = item // chunks, (item % chunks) * CHUNK
+        last = min(first + CHUNK, tokens)
+        s1, s2, r1, r2 = sums[item, 0], sums[item, 1], sums[item, 2], sums[item, 3]
+        for t in range(first, last):
+            pv, p = weights[b, t, 0], weights[b, t, 1]
+            l1, l2 = left[t - first, 0], left[t - first, 1]
+            for c in range(channels):
+                l1[c] = s1[c]
+                l2[c] = s2[c]
+                s1[c] = s1[c] * decay[c] + pv[c]
+                s2[c] = s2[c] * decay[c] + p[c]
+        for t in range(last - 1, first - 1, -1):
+            pv, p, value, out = weights[b, t, 0], weights[b, t, 1], v[b, t], y[b, t]
+            l1, l2 = left[t - first, 0], left[t - first, 1]
+            for c in range(channels):
+                own = boost[c] * p[c]
+                top = (l1[c] + r1[c]) + own * f64(settle(value[c]))
+                out[c] = settle(f32(top / ((l2[c] + r2[c]) + own)))
+                r1[c] = r1[c] * decay[c] + pv[c]
+                r2[c] = r2[c] * decay[c] + p[c]
+        if gate is not None:
+            for t in range(first, last):
+                receptance, out = gate[b, t], y[b, t]
+                for c in range(channels):
+                    out[c] = settle(sigmoid(receptance[c]) * out[c])

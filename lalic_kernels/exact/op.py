@@ -1,0 +1,99 @@
+"""The exact primitives as callers see them: compiled loops on CPU tensors where numba is there, else eager torch.
+
+Both give the same bits, so the choice is of time alone and no result depends on it; `backend=` is for tests. Values are
+float32 and finite (TypeError, ValueError otherwise); `reference.py` says what each function computes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels.exact import reference
+from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+
+NUMBA = importlib.util.find_spec("numba") is not None
+BACKENDS = ("reference", "cpu")
+
+
+def backend_of(device: str) -> str:
+    """ "cpu" for the compiled loops or "reference" for eager torch: what tensors on a device type get."""
+    return "cpu" if device == "cpu" and NUMBA else "reference"
+
+
+def _path(x: Tensor, backend: str | None) -> Any:
+    name = backend_of(x.device.type) if backend is None else backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS} or None, but is {backend!r}")
+    if name == "reference":
+        return reference
+    if not NUMBA or x.device.type != "cpu":
+        raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")
+    return importlib.import_module("lalic_kernels.exact.cpu")
+
+
+def _described(function: Callable[..., Any]) -> Callable[..., Any]:
+    function.__doc__ = getattr(reference, function.__name__).__doc__
+    return function
+
+
+@_described
+def linear(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).linear(x, prepared)
+
+
+@_described
+def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).conv(x, prepared, parity)
+
+
+@_described
+def depthwise(x: Tensor, prepared: ExactDepthwise, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).depthwise(x, prepared)
+
+
+@_described
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).layer_norm(x, weight, bias, eps)
+
+
+@_described
+def exp(x: Tensor, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).exp(x)
+
+
+@_described
+def sigmoid(x: Tensor, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).sigmoid(x)
+
+
+@_described
+def squared_relu(x: Tensor, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).squared_relu(x)
+
+
+@_described
+def gate(r: Tensor, x: Tensor, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).gate(r, x)
+
+
+@_described
+def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    return _path(x, backend).residual(x, change, gamma)
+
+
+@_described
+def biwkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    return _path(k, backend).biwkv(w, u, k, v, gate_by)
+
+
+@_described
+def scale_index(scales: Tensor, *, backend: str | None = None) -> Tensor:
+    return _path(scales, backend).scale_index(scales)
