@@ -14,9 +14,10 @@ from lalic.nn.context import SliceStack, full_precision, pack, unpack
 
 
 def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid: bool = False) -> Tensor:
-    """As `lalic.entropy.slices.code_slices`. With full_grid the aggregation runs on all positions in both passes.
+    """As `lalic.entropy.slices.code_slices`; with full_grid as the published forward() has it.
 
-    The published compress() and decompress() run it on one colour, the published forward() on the full grid.
+    Then the aggregation runs on all positions in both passes, and the spatial context for the second alone. The
+    published compress() and decompress() run the aggregation on one colour, and both for both.
     """
     hyper = params.permute(0, 2, 3, 1)
     decoded: list[Tensor] = []
@@ -28,9 +29,10 @@ def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid:
             known.insert(0, context.permute(0, 2, 3, 1))
         so_far = params.new_zeros((*hyper.shape[:3], g))
         for parity in (0, 1):
-            spatial = part.context_prediction(so_far.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if parity or not full_grid:
+                spatial = part.context_prediction(so_far.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             if parity == 0:
-                spatial = torch.zeros_like(spatial)  # without the bias, too
+                spatial = params.new_zeros((*hyper.shape[:3], 2 * g))  # without the bias, too
             inputs = torch.cat([spatial, *known], dim=3)
             x = inputs if full_grid else pack(inputs, parity)
             out = part.entropy_parameters(x.flatten(1, 2)).unflatten(1, x.shape[1:3])

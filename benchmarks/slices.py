@@ -1,0 +1,397 @@
+"""What keeping results between slices is worth: multiply-adds, calls, time. `python -m benchmarks.slices`.
+
+Counted for the full model and a 768x512 picture, on tensors without memory: multiply-adds of products and
+convolutions (BiWKV's scans, norms and elementwise work left out, as in the published count), and calls of ATen that
+compute or move something (views left out; an op of ours is one call, whatever it launches). Each thing kept is switched
+off by a subclass of `SliceDecoder` here that does without it. `--time` measures the same variants on this machine,
+each one's result compared with the published schedule's before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import baselines_slices, report
+from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from lalic.config import FULL, SLIM, Config
+from lalic.entropy import decoder, slices, weights
+from lalic.entropy.decoder import SliceDecoder
+from lalic.entropy.engine import FLOAT, Engine
+from lalic.model import LALIC
+from lalic.nn.context import SliceStack, pack, unpack
+
+HEIGHT, WIDTH = 512, 768
+BUSY = 0.5  # load average of a machine that does something else as well
+
+# Without one thing that is kept
+
+
+class _Uncached(SliceDecoder):
+    """Remembers the modules and the hyper parameters, for what has to be computed from them again."""
+
+    def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
+        self.stack = stack
+        super().__init__(stack, params, engine)
+
+
+class HyperEachPass(_Uncached):
+    """A slice's hyper part by itself, once a pass: ten products in place of one."""
+
+    def hyper_parts(self, hyper: Tensor) -> tuple[Tensor, ...]:
+        self.hyper = hyper
+        return ()
+
+    def hyper_part(self) -> Tensor:
+        widths = [own.width for own in self.weights.slices]
+        own = self.weights.hyper.weight.split(widths)[self.k]
+        return torch.stack([F.linear(colour, own) for colour in self.hyper])
+
+
+class ChannelEachPass(_Uncached):
+    """The channel context's part of the first product once a pass."""
+
+    def known_part(self) -> Tensor:
+        hyper = self.hyper_part()
+        if self.k == 0:
+            return hyper
+        own = self.weights.slices[self.k].channel
+        context = self._by_colour(self.channel_context())
+        return hyper + torch.stack([self.engine.linear(colour, own) for colour in context])
+
+
+class ConvolveAllSlices(_Uncached):
+    """A channel context's first convolution over all earlier slices when its turn comes."""
+
+    def arrived(self) -> None:
+        pass
+
+    def context_input(self) -> Tensor:
+        first = self.stack.channel_context[f"y{self.k}"][0]  # type: ignore[index]
+        return first(torch.cat(self._slices, dim=3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class DenseSpatial(_Uncached):
+    """The spatial context over the full grid and all 25 taps."""
+
+    def spatial_context(self) -> Tensor:
+        assert self._anchors is not None
+        return self._dense(unpack(self._anchors, 0))
+
+    def _dense(self, image: Tensor) -> Tensor:
+        own = self.stack.latent_codec[f"y{self.k}"].context_prediction
+        return pack(own(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), 1).flatten(1, 2)  # type: ignore[operator]
+
+
+class SpatialForAnchors(DenseSpatial):
+    """That, and as well for the anchors, of zeros, its result replaced by zeros and multiplied."""
+
+    def aggregation(self, x: Tensor, first: object, known: Tensor) -> Tensor:
+        if self.parity == 0:
+            g = self.stack.groups[self.k]
+            x = torch.zeros_like(self._dense(known.new_zeros((self.batch, self.height, self.width, g))))
+            first = self.weights.slices[self.k].first
+        return super().aggregation(x, first, known)
+
+
+class FullGrid(_Uncached):
+    """The aggregation of both colours in both passes, as the published forward() has it."""
+
+    def aggregation(self, x: Tensor, first: object, known: Tensor) -> Tensor:
+        both = torch.cat((known, self._known[1 - self.parity]))
+        return super().aggregation(torch.cat((x, x)), first, both)[: self.batch]
+
+
+class WeightsEachTime(_Uncached):
+    """Cut and joined weights made for every picture."""
+
+    def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
+        with mock.patch.object(decoder, "stack_weights", weights._make):
+            super().__init__(stack, params, engine)
+
+
+VARIANTS: dict[str, type[SliceDecoder]] = {
+    "all kept": SliceDecoder,
+    "hyper part once a pass": HyperEachPass,
+    "channel part once a pass": ChannelEachPass,
+    "all earlier slices convolved at once": ConvolveAllSlices,
+    "spatial context on the full grid, 25 taps": DenseSpatial,
+    "that, and for anchors as well": SpatialForAnchors,
+    "aggregation of both colours in both passes": FullGrid,
+    "weights prepared for every picture": WeightsEachTime,
+}
+PUBLISHED, PUBLISHED_FORWARD = "the published schedule", "the published schedule of forward()"
+
+
+def loop_of(variant: str) -> Callable[..., Tensor]:
+    """`code_slices` of a variant, by name."""
+    if variant == PUBLISHED:
+        return baselines_slices.code_slices
+    if variant == PUBLISHED_FORWARD:
+        return lambda *a: baselines_slices.code_slices(*a, full_grid=True)
+
+    def loop(stack: SliceStack, params: Tensor, coder: slices.SliceCoder) -> Tensor:
+        with mock.patch.object(slices, "SliceDecoder", VARIANTS[variant]):
+            return slices.code_slices(stack, params, coder)
+
+    return loop
+
+
+# Counting
+
+
+def _image_products(x: Tensor, per_element: int) -> int:
+    return x.numel() * per_element
+
+
+OURS: dict[str, Callable[..., int]] = {  # multiply-adds of products and convolutions in our ops
+    "biwkv": lambda *a: 0,
+    "token_shift": lambda x, *a: _image_products(x, 25),
+    "norm_shift": lambda x, *a: _image_products(x, 25),
+    "spatial_mix": lambda x, *a: _image_products(x, 4 * x.shape[3]),
+    "channel_mix": lambda x, key, *a: _image_products(x, 2 * key.shape[0] + x.shape[3]),
+    "entropy_params": lambda x, mix, *a: x.shape[0] * x.shape[1] * mix.shape[0] * (x.shape[2] + 5 * mix.shape[0]),
+}
+
+
+class Count(TorchDispatchMode):
+    """Multiply-adds and calls inside, by the part that is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = "packing and the rest"
+        self.macs: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Name what is inside."""
+        before, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace == "lalic_kernels":
+            self.macs[self.part] += OURS[func._schema.name.partition("::")[2]](*args)  # an unknown op is an error
+        elif func._overloadpacket in flop_registry:
+            self.macs[self.part] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
+        views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]
+        if func.namespace in ("aten", "lalic_kernels") and not any(views) and "_unsafe_view" not in func.name():
+            self.calls[self.part] += 1
+        return out
+
+
+STEPS = {
+    "hyper_parts": "hyper part of the first products",
+    "hyper_part": "hyper part of the first products",
+    "known_part": "channel part of the first products",
+    "channel_context": "channel contexts",
+    "arrived": "channel contexts",
+    "spatial_context": "spatial contexts",
+    "aggregation": "aggregation",
+}
+
+
+@contextlib.contextmanager
+def _named(count: Count, model: LALIC, steps: type[SliceDecoder]) -> Iterator[None]:
+    """Parts of the model, and the steps of a variant, name what they count."""
+
+    def naming(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*a: Any, **k: Any) -> Any:
+            with count.of(part):
+                return function(*a, **k)
+
+        return call
+
+    with contextlib.ExitStack() as undo:
+        for name in ("g_a", "g_s", "h_a", "h_s"):
+            module = getattr(model, name)
+            undo.enter_context(mock.patch.object(module, "forward", naming(name, module.forward)))
+        stack = model.latent_codec.y
+        whole = [("channel contexts", m) for m in stack.channel_context.values()]  # as the published schedule runs them
+        for part in stack.latent_codec.values():
+            whole += [("spatial contexts", part.context_prediction), ("aggregation", part.entropy_parameters)]
+        for name, module in whole:
+            undo.enter_context(mock.patch.object(module, "forward", naming(name, module.forward)))
+        for name, part in STEPS.items():
+            undo.enter_context(mock.patch.object(steps, name, naming(part, getattr(steps, name))))
+        yield
+
+
+@contextlib.contextmanager
+def full_model() -> Iterator[LALIC]:
+    """The full model without memory, to use inside: its tensors are as on a CPU, which decides how our ops compute."""
+    with torch.device("meta"):
+        model = LALIC.from_config(FULL).eval()
+    with FakeTensorMode(), torch.no_grad():
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, value in held.items():
+                    if value is not None:
+                        empty = torch.empty(value.shape, dtype=value.dtype)
+                        held[name] = nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty
+        yield model
+
+
+def means_only(k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+    """A coder whose symbols are all zero."""
+    return means
+
+
+Counted = dict[str, Any]
+
+
+def count(what: str, variant: str = "all kept") -> Counted:
+    """Multiply-adds and calls of "decompress", "forward" or "slices" (from hyper parameters to y_hat), by part.
+
+    Entropy coding itself, which is no tensor operation, is left out.
+    """
+    found, loop = Count(), loop_of(variant)
+    with full_model() as model:
+        z = torch.empty(1, FULL.dims[5], HEIGHT // 64, WIDTH // 64)
+        params = torch.empty(1, FULL.M, HEIGHT // 16, WIDTH // 16).contiguous(memory_format=torch.channels_last)
+        stack = model.latent_codec.y
+        if variant != "weights prepared for every picture":
+            weights.stack_weights(stack, FLOAT)
+        with (
+            found,
+            _named(found, model, VARIANTS.get(variant, SliceDecoder)),
+            mock.patch("lalic.model.code_slices", loop),
+        ):
+            if what == "decompress":
+                model.g_s(loop(stack, model.h_s(z), means_only))
+            elif what == "forward":
+                model(torch.empty(1, 3, HEIGHT, WIDTH))
+            else:
+                loop(stack, params, means_only)
+    return {
+        "what": what,
+        "variant": variant,
+        "macs": sum(found.macs.values()),
+        "calls": sum(found.calls.values()),
+        "parts": {part: [found.macs[part], found.calls[part]] for part in sorted(found.macs | found.calls)},
+    }
+
+
+def count_all() -> list[Counted]:
+    """Every row of the table."""
+    rows = [count("slices", variant) for variant in (*VARIANTS, PUBLISHED, PUBLISHED_FORWARD)]
+    whole = {"decompress": ("all kept", PUBLISHED), "forward": ("all kept", PUBLISHED_FORWARD)}
+    return rows + [count(what, variant) for what, variants in whole.items() for variant in variants]
+
+
+# Timing
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """From hyper parameters to y_hat, symbols known: slim at 768x512, the full model at 256x256 and 768x512."""
+    sizes: list[tuple[Config, int, int]] = [(SLIM, HEIGHT, WIDTH), (FULL, 256, 256), (FULL, HEIGHT, WIDTH)]
+    for config, height, width in [(SLIM, 64, 128)] if setting.quick else sizes:
+        torch.manual_seed(0)
+        model = LALIC.from_config(config).eval().to(setting.device)
+        stack = model.latent_codec.y
+        params = torch.randn(1, config.M, height // 16, width // 16, device=setting.device)
+        params = params.contiguous(memory_format=torch.channels_last)
+        expected = baselines_slices.code_slices(stack, params, means_only)
+
+        def check(got: Tensor, expected: Tensor = expected) -> None:
+            # float32 through some dozen layers, five slices deep; means are of order one: 1e-6 as measured.
+            within("y_hat", got, expected, 1e-4 * max(1.0, float(expected.abs().max())))
+
+        def call(variant: str, stack: SliceStack = stack, params: Tensor = params) -> Callable[[], Tensor]:
+            loop = loop_of(variant)
+            return lambda: loop(stack, params, means_only)
+
+        yield Case(
+            f"{config.name} {width}x{height}",
+            (
+                *(Call(variant, call(variant), check) for variant in VARIANTS),
+                Call(PUBLISHED_FORWARD, call(PUBLISHED_FORWARD), check),
+                Call(PUBLISHED, call(PUBLISHED)),
+            ),
+        )
+
+
+def measure_all(setting: Setting) -> list[Row]:
+    """Rows of every case."""
+    with torch.no_grad():
+        return [row for case in cases(setting) for row in measure("slices", case, setting)]
+
+
+# The command
+
+
+def table(rows: Sequence[Counted]) -> Iterator[str]:
+    """The counts as Markdown, as docs/slice-cache.md has them."""
+    yield "| from hyper parameters to latents | GMAC | ATen calls |"
+    yield "|---|---|---|"
+    for row in rows:
+        if row["what"] == "slices":
+            yield f"| {row['variant']} | {row['macs'] / 1e9:.3f} | {row['calls']} |"
+    yield ""
+    for what in ("decompress", "forward"):
+        ours, published = (row for row in rows if row["what"] == what)
+        yield f"| {what}, by part | GMAC | published | ATen calls | published |"
+        yield "|---|---|---|---|---|"
+        for part in sorted(set(ours["parts"]) | set(published["parts"])):
+            (a, b), (c, d) = (row["parts"].get(part, (0, 0)) for row in (ours, published))
+            yield f"| {part} | {a / 1e9:.3f} | {c / 1e9:.3f} | {b} | {d} |"
+        yield (
+            f"| **all** | **{ours['macs'] / 1e9:.2f}** | **{published['macs'] / 1e9:.2f}** "
+            f"| **{ours['calls']}** | **{published['calls']}** |"
+        )
+        yield ""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the table. Returns 0; usage errors exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.slices", description="What keeping results is worth.")
+    parser.add_argument("--time", action="store_true", help="measure the variants on this machine as well")
+    parser.add_argument("--device", default="cpu", help="for --time (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
+    parser.add_argument("--save", action="store_true", help="append records to the results")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    options = parser.parse_args(words)
+    if options.save and options.quick:
+        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
+    if options.save and options.time and (load := os.getloadavg()[0]) > BUSY:
+        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
+    counted = count_all()
+    print("\n".join(table(counted)))
+    folder = options.results or report.RESULTS
+    if options.save:
+        # Nothing counted depends on the machine, so the record stands with the other counts.
+        record = report.environment(torch.device("cpu"))
+        record |= {"device": "static", "device_type": "none", "quick": False, "op": "slices", "counted": counted}
+        print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+    if options.time:
+        device = torch.device(options.device)
+        record = report.environment(device) | {"quick": options.quick}
+        record["rows"] = measure_all(Setting(device, quick=options.quick))
+        print(report.header(record))
+        print(report.table("slices", record["rows"]))
+        if options.save:
+            print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
