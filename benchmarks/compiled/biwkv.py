@@ -50,7 +50,8 @@ def by_chunk(kernel: Any, launch: Launch, dtype: str, label: str, more: Mapping[
     """A job of a kernel whose programs take a chunk of tokens each; VEC channels are one vector."""
     name = kernel.__name__.removesuffix("_kernel")
     fixed = FORWARD_FLOAT32 if kernel in BY_CHUNK["forward"] else BACKWARD_FLOAT32
-    return Job(f"{name} {label} {dtype} vectors of {vec}", kernel, launch, dtype, {"VEC": vec, **more}, fixed)
+    constants = {"VEC": vec, **more}
+    return Job(f"{name} {label} {dtype} vectors of {vec}", kernel, launch, dtype, constants, fixed, minor=vec == 1)
 
 
 def scans(launch: Launch, length: int) -> Iterator[Job]:

@@ -30,7 +30,8 @@ class Job:
     """One kernel in one launch configuration, for one dtype ("fp32", "bf16", "fp16") of the op's tensors.
 
     `constants` are compile-time constants besides the launch's. `float32` names the pointers that are float32 whatever
-    the dtype. `facts` is printed along, for reports.
+    the dtype. `facts` is printed along, for reports. What is `minor` differs little from another job, and is compiled
+    for one architecture only, unless all is asked for.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Job:
     constants: Mapping[str, Any] = field(default_factory=dict)
     float32: frozenset[str] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    minor: bool = False
 
 
 def target_of(backend: str, architecture: str) -> GPUTarget:
@@ -47,12 +49,18 @@ def target_of(backend: str, architecture: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64) if backend == "hip" else GPUTarget("cuda", int(architecture), 32)
 
 
-def jobs_for(backend: str, architecture: str, ops: Sequence[str] = OPS) -> Iterator[Job]:
-    """All jobs of some ops on one architecture."""
-    # float16 and bfloat16 differ in conversions only, so one architecture answers for float16.
-    dtypes = ("fp32", "bf16", "fp16") if architecture == "90" else ("fp32", "bf16")
+def jobs_for(backend: str, architecture: str, ops: Sequence[str] = OPS, everything: bool = False) -> Iterator[Job]:
+    """Jobs of some ops on one architecture: all for sm_90 or if `everything` is asked for, else the ones not minor.
+
+    float16 counts as minor: it differs from bfloat16 in conversions only.
+    """
+    everything = everything or (backend, architecture) == ("cuda", "90")
+    dtypes = ("fp32", "bf16", "fp16") if everything else ("fp32", "bf16")
     for op in ops:
-        yield from importlib.import_module(f"benchmarks.compiled.{op}").jobs(dtypes, f"{backend} {architecture}")
+        module = importlib.import_module(f"benchmarks.compiled.{op}")
+        for job in module.jobs(dtypes, f"{backend} {architecture}"):
+            if everything or not job.minor:
+                yield job
 
 
 def itemsize(dtype: str) -> int:

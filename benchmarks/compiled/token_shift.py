@@ -25,7 +25,8 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
                 launch, _ = launches.tile(launches.MANY_PIXELS if size == "many" else 1, vec)
                 label = f"{'norm_' if norm else 'token_'}shift {size} C={width}{' turned' if turned else ''} {dtype}"
                 constants = launches.over_channels(width, launch, vec) | {"VEC": vec, "NORM": norm, "TURNED": turned}
-                yield Job(label, kernels.shift_kernel, launch, dtype, constants, FLOAT32)
+                minor = width == 1024 or size == "few"
+                yield Job(label, kernels.shift_kernel, launch, dtype, constants, FLOAT32, minor=minor)
             constants = launches.over_channels(width, launches.TAPS, vec) | {"VEC": vec}
             whole = Launch((("STEPS", launches.NORM_STEPS),), num_warps=launches.TAPS.num_warps)
             yield Job(
