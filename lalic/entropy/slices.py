@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -65,35 +66,45 @@ class Estimate(_KnowsLatents):
 
 
 def _stream_order(x: Tensor) -> Tensor:
-    """(B, h, w / 2, g) -> (B, g * h * w / 2) int32 on the CPU, in the order channel, row, place in the row."""
-    return x.permute(0, 3, 1, 2).flatten(1).to(torch.int32).cpu()
+    """(B, h, w / 2, g) -> (B, g * h * w / 2) int32, in the order channel, row, place in the row."""
+    return x.permute(0, 3, 1, 2).flatten(1).to(torch.int32)
 
 
 class Collect(_KnowsLatents):
-    """Rounds y against the means and keeps (symbols, indexes), each (B, n) int32, a pair a pass."""
+    """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`."""
 
     def __init__(self, y: Tensor, groups: Sequence[int]):
         super().__init__(y, groups)
-        self.passes: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._largest: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         symbols = torch.round(pack(self.slices[k], parity) - means)
-        check_symbols("y", symbols)
-        self.passes.append((_stream_order(symbols), _stream_order(lalic_kernels.scale_index(scales))))
+        self._largest.append(symbols.abs().amax())
+        self._kept.append((_stream_order(symbols), _stream_order(lalic_kernels.scale_index(scales))))
         return symbols + means
+
+    @cached_property
+    def passes(self) -> list[tuple[Tensor, Tensor]]:
+        """(symbols, indexes) on the CPU, each (B, n) int32, a pair a pass. Raises as `check_symbols` does."""
+        check_symbols("y", torch.stack(self._largest))
+        return [(symbols.cpu(), indexes.cpu()) for symbols, indexes in self._kept]
 
 
 class Read:
-    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``."""
+    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``, both on the CPU."""
 
     def __init__(self, read: Callable[[int, Tensor], Tensor]):
         self.read = read
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
-        if not bool(torch.isfinite(means).all()):
-            raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
         B, h, half, g = means.shape
-        symbols = self.read(2 * k + parity, _stream_order(lalic_kernels.scale_index(scales)))
+        # A mean that is not finite shows as an index that no table has: one transfer brings both.
+        indexes = torch.where(torch.isfinite(means), lalic_kernels.scale_index(scales), -1)
+        on_cpu = _stream_order(indexes).cpu()
+        if int(on_cpu.min()) < 0:
+            raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
+        symbols = self.read(2 * k + parity, on_cpu)
         return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means
 
 

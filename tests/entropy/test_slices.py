@@ -14,8 +14,9 @@ from torch import Tensor
 import lalic
 from lalic.entropy.decoder import SliceDecoder, neighbours
 from lalic.entropy.engine import FLOAT
-from lalic.entropy.slices import Collect, Estimate, code_slices
+from lalic.entropy.slices import Collect, Estimate, Read, code_slices
 from lalic.entropy.weights import stack_weights
+from lalic.errors import BitstreamError
 from lalic.model import LALIC
 from lalic.nn.context import pack
 
@@ -130,6 +131,48 @@ def test_training_numbers_are_the_coders() -> None:
     assert y_hat.requires_grad and (y_hat - expected).abs().max() <= 1e-5
     likelihoods = coder.likelihoods()
     assert likelihoods.shape == y.shape and float(likelihoods.detach().min()) > 0
+
+
+def test_the_encoder_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each of these would stop the host until the device is done; symbols leave it after the last slice."""
+    model = odd()
+    params, y = latents(model, torch.float32)
+    coder = Collect(y, model.config.groups)
+    with monkeypatch.context() as patch, torch.no_grad():
+        for name in ("cpu", "item", "tolist", "__bool__", "__float__", "__int__"):
+            patch.setattr(Tensor, name, lambda *a, name=name: pytest.fail(f"Tensor.{name} waits for the device"))
+        code_slices(model.latent_codec.y, params, coder)
+    assert [symbols.shape for symbols, _ in coder.passes] == [(2, 20 * g) for g in (3, 3, 1, 1, 7, 7)]
+
+
+def test_latents_that_cannot_be_coded_are_refused() -> None:
+    model = odd()
+    params, y = latents(model, torch.float32)
+    for bad in (float("nan"), float("inf"), 1e9):
+        spoilt = y.clone()
+        spoilt[1, 5, 2, 3] = bad
+        coder = Collect(spoilt, model.config.groups)
+        with torch.no_grad():
+            code_slices(model.latent_codec.y, params, coder)
+        with pytest.raises(ValueError, match="y: latents of magnitude"):
+            _ = coder.passes
+
+
+def test_a_decoder_that_is_lost_says_so() -> None:
+    model = odd()
+    params, _ = latents(model, torch.float32)
+    passes = []
+
+    def read(number: int, indexes: Tensor) -> Tensor:
+        assert indexes.dtype == torch.int32 and int(indexes.min()) >= 0
+        passes.append(number)
+        return torch.zeros_like(indexes)
+
+    with torch.no_grad():
+        model.latent_codec.y.latent_codec["y1"].context_prediction.bias.fill_(float("nan"))
+        with pytest.raises(BitstreamError, match="a predicted mean is not finite"):
+            code_slices(model.latent_codec.y, params, Read(read))
+    assert passes == [0, 1, 2]
 
 
 def test_neighbours_by_hand() -> None:
