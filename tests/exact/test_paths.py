@@ -1,0 +1,181 @@
+"""Every path gives the reference's bits: compiled loops with either product, threads, batches, extremes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import exact_inputs
+import pytest
+import torch
+from exact_inputs import KINDS, Source
+from torch import Tensor
+
+from lalic_kernels import exact
+from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels.exact import op
+
+GOLDEN = Path(__file__).with_name("golden.json")
+NEEDS_NUMBA = pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference serves")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit, so that -0 and +0 differ."""
+    if a.dtype == torch.float32:
+        a, b = a.contiguous().view(torch.int32), b.contiguous().view(torch.int32)
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@NEEDS_NUMBA
+@pytest.mark.parametrize("path", ["int8", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_loops_give_the_reference(kind: str, path: str) -> None:
+    wanted, found = exact_inputs.results(kind, "reference"), exact_inputs.results(kind, path)
+    assert wanted.keys() == found.keys()
+    assert not [name for name in wanted if not same(wanted[name], found[name])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_finite_and_settled(kind: str) -> None:
+    for name, x in exact_inputs.results(kind, "reference").items():
+        if x.dtype == torch.float32:
+            assert same(exact.settle(x), x), name
+            assert torch.isfinite(x).all(), name
+
+
+def test_golden_hashes() -> None:
+    """A change of the definition is a new version: numbers.VERSION up, and this file made anew beside the old one."""
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["version"] == exact.VERSION
+    assert exact_inputs.all_hashes("reference") == golden["hashes"]
+
+
+@NEEDS_NUMBA
+def test_threads_do_not_matter(two_threads: None) -> None:
+    """Sizes at which two threads have work (a thread takes at least 16384 elements)."""
+    x = Source(3).normal
+    image, keys = x(1, 24, 32, 96), x(2, 500, 96)
+    weight, kernel = exact.prepare_linear(x(200, 96), x(200)), exact.prepare_conv(x(64, 96, 3, 3), padding=1)
+    shift, vector = exact.prepare_depthwise(x(96, 5, 5)), x(96)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(
+            [
+                exact.linear(image, weight),
+                exact.conv(image, kernel),
+                exact.conv(image, kernel, 1),
+                exact.depthwise(image, shift),
+                exact.layer_norm(image, vector, vector),
+                exact.gate(image, image),
+                exact.residual(image, image, vector),
+                exact.biwkv(vector / 500, vector, keys, keys, keys),
+            ]
+        )
+    assert all(map(same, *found))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
+def test_a_batch_does_not_matter(backend: str) -> None:
+    """Images of very different size in one batch: a scale taken over the batch would show."""
+    x = Source(4).normal
+    image = x(4, 6, 8, 40) * torch.tensor([1.0, 2.0**20, 2.0**-20, 3.0]).reshape(4, 1, 1, 1)
+    vector, block = x(40), make_block(x, 40, 2)
+    functions = [
+        lambda a: exact.linear(a, block.key, backend=backend),
+        lambda a: exact.conv(a, exact.prepare_conv(vector.expand(3, 5, 5, 40).permute(0, 3, 1, 2)), backend=backend),
+        lambda a: exact.depthwise(a, block.shift1, backend=backend),
+        lambda a: exact.layer_norm(a, vector, vector, backend=backend),
+        lambda a: exact.biwkv(vector, vector, a.flatten(1, 2), a.flatten(1, 2), backend=backend),
+        lambda a: exact.rwkv_block(a, block, backend=backend),
+    ]
+    for function in functions:
+        together = function(image)
+        for i in range(4):
+            assert same(function(image[i : i + 1]), together[i : i + 1])
+
+
+def make_block(x, channels: int, rate: int) -> exact.ExactBlock:
+    """A block with weights of a trained one's size."""
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return x(rows, columns) * float(columns) ** -0.5
+
+    return exact.prepare_block(
+        (1 + x(channels) / 8, x(channels) / 8), x(channels, 5, 5) / 4, x(channels), x(channels),
+        (*(matrix(channels, channels) for _ in range(4)),), x(channels),
+        (1 + x(channels) / 8, x(channels) / 8), x(channels, 5, 5) / 4,
+        (matrix(rate * channels, channels), matrix(channels, channels), matrix(channels, rate * channels)), x(channels),
+    )  # fmt: skip
+
+
+@NEEDS_NUMBA
+def test_blocks_on_both_paths() -> None:
+    x = Source(5).normal
+    block, image = make_block(x, 48, 3), x(2, 6, 10, 48)
+    assert same(exact.rwkv_block(image, block, backend="cpu"), exact.rwkv_block(image, block, backend="reference"))
+    params = exact.prepare_entropy_params((x(33, 48), x(33)), (x(33), x(33)), x(66, 33), x(33, 33), x(33, 66))
+    found = [exact.entropy_params(image, params, backend=name) for name in ("cpu", "reference")]
+    assert same(*found)
+
+
+@NEEDS_NUMBA
+def test_sums_larger_than_one_strip() -> None:
+    """Rows are multiplied in strips of bounded work space; the last one is shorter."""
+    x = Source(6).normal
+    weight, rows = exact.prepare_linear(x(2300, 8)), x(1100, 8)
+    assert same(exact.linear(rows, weight, backend="cpu"), exact.linear(rows, weight, backend="reference"))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_refused(backend: str, value: float) -> None:
+    x = Source(7).normal
+    good = x(1, 4, 6, 8)
+    bad = good.clone()
+    bad[0, 3, 5, 7] = value
+    vector, block = x(8), make_block(x, 8, 2)
+    tokens, wrong = good.flatten(1, 2), bad.flatten(1, 2)
+    for function in (
+        lambda: exact.linear(bad, block.key, backend=backend),
+        lambda: exact.conv(bad, exact.prepare_conv(x(3, 8, 3, 3)), backend=backend),
+        lambda: exact.depthwise(bad, block.shift1, backend=backend),
+        lambda: exact.layer_norm(bad, vector, vector, backend=backend),
+        lambda: exact.exp(bad, backend=backend),
+        lambda: exact.sigmoid(bad, backend=backend),
+        lambda: exact.squared_relu(bad, backend=backend),
+        lambda: exact.gate(bad, good, backend=backend),
+        lambda: exact.gate(good, bad, backend=backend),
+        lambda: exact.residual(bad, good, backend=backend),
+        lambda: exact.residual(good, bad, vector, backend=backend),
+        lambda: exact.biwkv(vector, vector, wrong, tokens, backend=backend),
+        lambda: exact.biwkv(vector, vector, tokens, wrong, backend=backend),
+        lambda: exact.biwkv(vector, vector, tokens, tokens, wrong, backend=backend),
+        lambda: exact.biwkv(vector * value, vector, tokens, tokens, backend=backend),
+        lambda: exact.scale_index(bad, backend=backend),
+    ):
+        with pytest.raises(ValueError, match="must be finite"):
+            function()
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
+def test_float64_is_refused_and_nothing_is_nothing(backend: str) -> None:
+    x = Source(8).normal
+    weight = exact.prepare_linear(x(3, 4))
+    with pytest.raises(TypeError, match="must be float32"):
+        exact.linear(x(2, 4).double(), weight, backend=backend)
+    with pytest.raises(ValueError, match="eps must"):
+        exact.layer_norm(x(2, 4), x(4), x(4), 0.0, backend=backend)
+    assert exact.linear(x(0, 4), weight, backend=backend).shape == (0, 3)
+    assert exact.biwkv(x(4), x(4), x(2, 0, 4), x(2, 0, 4), backend=backend).shape == (2, 0, 4)
+    with pytest.raises(ValueError, match="backend must"):
+        exact.linear(x(2, 4), weight, backend="best")
+    with pytest.raises(BackendUnavailable):
+        exact.linear(x(2, 4).to("meta"), weight, backend="cpu")
