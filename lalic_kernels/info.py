@@ -16,6 +16,7 @@ import torch
 import lalic_kernels  # noqa: F401  (importing it enters every op into dispatch.OPS)
 from lalic_kernels import rans
 from lalic_kernels._core import dispatch, triton_support
+from lalic_kernels.exact import op as exact_op
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PACKAGES = ("lalic", "torch", "triton", "numba", "numpy")
@@ -65,7 +66,8 @@ def missing() -> list[str]:
 def choices() -> list[tuple[str, str, str, str, str]]:
     """(op, device type, dtypes, implementation, reason) for every op: the rule of `_core.dispatch`, applied here.
 
-    The entropy coder, whose implementations all write the same bytes, has a rule of its own: compiled where possible.
+    The entropy coder and the exact arithmetic, whose implementations all give the same bytes, have a rule of their own:
+    compiled where possible.
     """
     rows = []
     for op in dispatch.OPS.values():
@@ -77,6 +79,8 @@ def choices() -> list[tuple[str, str, str, str, str]]:
     rows.append(
         ("rans", "host", "int32", rans.available_backends()[0], "entropy coding is on the host, whatever the device")
     )
+    same = "exact arithmetic, the same bits either way"
+    rows += [("exact", device, "float32", exact_op.describe(device), same) for device in ("cuda", "cpu")]
     return rows
 
 

@@ -171,6 +171,16 @@ def test_triton_is_imported_by_kernels_only() -> None:
     assert not wrong, f"triton is imported outside files of kernels: {wrong}"
 
 
+def test_exact_arithmetic_stands_alone() -> None:
+    """No float op serves in it, or what decides a stream could change with one."""
+    allowed = ("lalic_kernels.exact", "lalic_kernels._core")
+    found = [(file, line, name) for module, file, line, name in all_imports() if module.startswith(allowed[0])]
+    assert len(found) > 20
+    wrong = [f"{file}:{line}: {name}" for file, line, name in found if name.startswith(PACKAGES)
+             and not name.startswith(allowed)]  # fmt: skip
+    assert not wrong, f"exact arithmetic imports more than itself and _core: {wrong}"
+
+
 # What files say
 
 

@@ -26,6 +26,12 @@ def backend_of(device: str) -> str:
     return "cpu" if device == "cpu" and NUMBA else "reference"
 
 
+def describe(device: str) -> str:
+    """`backend_of`, and for the compiled loops how integers are multiplied: "cpu int8", "cpu float64", "reference"."""
+    name = backend_of(device)
+    return f"cpu {importlib.import_module('lalic_kernels.exact.cpu').products()}" if name == "cpu" else name
+
+
 def _path(x: Tensor, backend: str | None) -> Any:
     name = backend_of(x.device.type) if backend is None else backend
     if name not in BACKENDS:
