@@ -23,37 +23,38 @@ CHECKERBOARD = [(y, x) for y in range(5) for x in range(5) if (y + x) % 2]
 class Source:
     """Tensors from a frozen stream of integers (numpy keeps RandomState's for ever)."""
 
-    def __init__(self, seed: int):
-        self.stream = np.random.RandomState(seed)
+    def __init__(self, seed: int, device: str = "cpu"):
+        self.stream, self.device = np.random.RandomState(seed), device
 
     def normal(self, *shape: int) -> Tensor:
         """About a standard normal: a sum of four, scaled by a power of two; float32, exact."""
         total = self.stream.randint(-(1 << 20), 1 << 20, (4, *shape)).sum(0)
-        return torch.from_numpy(total.astype(np.float32)) * 2.0**-20
+        return (torch.from_numpy(total.astype(np.float32)) * 2.0**-20).to(self.device)
 
     def wild(self, *shape: int) -> Tensor:
         """Magnitudes from 2^-100 to 2^100, one in ten 0."""
         powers = np.ldexp(1.0, self.stream.randint(-100, 101, shape)).astype(np.float32)
         zero = self.stream.randint(0, 10, shape) == 0
-        return self.normal(*shape) * torch.from_numpy(np.where(zero, np.float32(0), powers))
+        return self.normal(*shape) * torch.from_numpy(np.where(zero, np.float32(0), powers)).to(self.device)
 
     def digits(self, *shape: int) -> Tensor:
         """+-8191, so that every high digit is +-64, in every mixture of signs."""
-        return torch.from_numpy((self.stream.randint(0, 2, shape) * 2 - 1).astype(np.float32)) * 8191.0
+        signs = (self.stream.randint(0, 2, shape) * 2 - 1).astype(np.float32)
+        return (torch.from_numpy(signs) * 8191.0).to(self.device)
 
     def same_sign(self, *shape: int) -> Tensor:
         """8191 throughout: the largest sums."""
-        return torch.full(shape, 8191.0)
+        return torch.full(shape, 8191.0, device=self.device)
 
 
 KINDS = ("normal", "wild", "digits", "same_sign")
 
 
-def results(kind: str, path: str | None) -> dict[str, Tensor]:
+def results(kind: str, path: str, device: str = "cpu") -> dict[str, Tensor]:
     """Every primitive's result on one kind of input; path as `backend=`, or "int8" or "float64" for either product."""
     from lalic_kernels.exact import cpu, reference
 
-    source = Source(KINDS.index(kind))
+    source = Source(KINDS.index(kind), device)
     x = getattr(source, kind)
     here = reference if path == "reference" else cpu
     how = {"how": path} if path in ("int8", "float64") else {}
@@ -104,12 +105,12 @@ def float_results() -> dict[str, Tensor]:
 
 
 def digest(x: Tensor) -> str:
-    array = x.contiguous().numpy()
+    array = x.cpu().contiguous().numpy()
     return hashlib.sha256(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()).hexdigest()[:16]
 
 
-def all_hashes(path: str) -> dict[str, str]:
-    return {f"{kind}: {name}": digest(x) for kind in KINDS for name, x in results(kind, path).items()}
+def all_hashes(path: str, device: str = "cpu") -> dict[str, str]:
+    return {f"{kind}: {name}": digest(x) for kind in KINDS for name, x in results(kind, path, device).items()}
 
 
 if __name__ == "__main__":

@@ -57,6 +57,11 @@ def test_golden_hashes() -> None:
     assert exact_inputs.all_hashes("reference") == golden["hashes"]
 
 
+@pytest.mark.gpu
+def test_golden_hashes_on_a_gpu() -> None:
+    assert exact_inputs.all_hashes("reference", "cuda") == json.loads(GOLDEN.read_text())["hashes"]
+
+
 @NEEDS_NUMBA
 def test_threads_do_not_matter(two_threads: None) -> None:
     """Sizes at which two threads have work (a thread takes at least 16384 elements)."""
