@@ -144,12 +144,12 @@ def _forward(name: str, run: Function, launches: Launches, x: Tensor, residual: 
         case_name("forward", tuple(x.shape), x.dtype),
         (
             Call(name, call, check, roofline_metrics(launches, x)),
-            Call("its matrix products", lambda: _products(name, x, p)),
+            Call("its matrix products", lambda: block_products(name, x, p)),
         ),
     )
 
 
-def _products(name: str, x: Tensor, p: BlockParameters) -> None:
+def block_products(name: str, x: Tensor, p: BlockParameters) -> None:
     """A forward's matrix products alone, by torch, one after the other over all tokens."""
     flat = x.flatten(0, 2)
     if name != "channel_mix":

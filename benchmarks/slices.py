@@ -120,7 +120,7 @@ class WeightsEachTime(_Uncached):
     """Cut and joined weights made for every picture."""
 
     def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
-        with mock.patch.object(decoder, "stack_weights", weights._make):
+        with mock.patch.object(decoder, "stack_weights", weights.make_weights):
             super().__init__(stack, params, engine)
 
 
