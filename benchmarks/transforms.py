@@ -18,7 +18,7 @@ from lalic.model import LALIC
 from lalic.nn.blocks import RWKVBlock
 
 TINY = Config("tiny", N=8, M=16, dims=(8, 8, 12, 16, 8, 8), depths=(1, 1, 1, 1), groups=(8, 8))
-# ||a - b|| / ||b|| against the published structure in plain float32 torch: some forty layers, rounded to the dtype each.
+# ||a - b|| / ||b|| against the published structure in plain float32 torch: some forty layers, each of them rounded.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
