@@ -6,6 +6,7 @@ picture file and writing the container are left out, as they are for the yardsti
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from importlib import resources
 
@@ -43,6 +44,7 @@ def models(setting: Setting) -> list[tuple[str, lalic.LALIC]]:
     return [
         ("LALIC slim", lalic.slim(pretrained=True).to(setting.device)),
         ("LALIC full, random weights", full.eval().to(setting.device)),
+        ("LALIC full, random weights, bfloat16", copy.deepcopy(full).set_precision("bfloat16")),
     ]
 
 
@@ -52,7 +54,7 @@ class _Subject:
     @torch.inference_mode()
     def __init__(self, model: lalic.LALIC, x: Tensor):
         self.model, self.x = model, x
-        self.expected = model.g_s(model.compress(x)["y_hat"]).clamp(0, 1)
+        self.expected = model._transform("g_s", model.compress(x)["y_hat"]).clamp(0, 1)
         self.sections = model.encode_sections(x)
 
     @torch.inference_mode()
@@ -92,10 +94,9 @@ def cases(setting: Setting) -> Iterator[Case]:
     decoding = [Call(name, s.decode, s.check_picture, s.size) for name, s in subjects]
     encoding.append(Call(label, torch.inference_mode()(lambda: networks.encoding(x))))
     decoding.append(Call(label, torch.inference_mode()(lambda: networks.decoding(y, z))))
-    peer = None if setting.quick else peers.mbt2018_mean(setting.device)
-    if peer is not None:
+    for peer in [] if setting.quick else peers.installed(setting.device):
         streams = peer.encode(x)
-        encoding.append(Call(peer.name, lambda: peer.encode(x)))
-        decoding.append(Call(peer.name, lambda: peer.decode(streams)))
+        encoding.append(Call(peer.name, lambda peer=peer: peer.encode(x)))
+        decoding.append(Call(peer.name, lambda peer=peer, streams=streams: peer.decode(streams)))
     yield Case(f"encode {width}x{height}", tuple(encoding), wall_clock=True)
     yield Case(f"decode {width}x{height}", tuple(decoding), wall_clock=True)

@@ -33,18 +33,25 @@ class Peer:
         return self.model.decompress(streams["strings"], streams["shape"])["x_hat"]
 
 
-def mbt2018_mean(device: torch.device) -> Peer | None:
-    """CompressAI's mean-scale hyperprior, quality 6 (N = 192, M = 320), random weights; None if it is not installed.
+def installed(device: torch.device) -> list[Peer]:
+    """CompressAI's mean-scale hyperprior, quality 6 (N = 192, M = 320), and ELIC, random weights; [] if not installed.
 
     Raises ImportError if it is installed but does not import, rather than leaving its rows out silently.
     """
     if importlib.util.find_spec("compressai") is None:
-        return None
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its own, about torch's old names
-        from compressai.zoo import mbt2018_mean as build
+        from compressai.models import Elic2022Official
+        from compressai.zoo import mbt2018_mean
     version = importlib.metadata.version("compressai")
-    torch.manual_seed(0)
-    model = build(quality=6, pretrained=False).eval().to(device)
-    model.update()
-    return Peer(f"CompressAI {version} mbt2018-mean q6", model)
+    found = []
+    for name, build in (
+        ("mbt2018-mean q6", lambda: mbt2018_mean(quality=6, pretrained=False)),
+        ("ELIC", Elic2022Official),
+    ):
+        torch.manual_seed(0)
+        model = build().eval().to(device)
+        model.update()
+        found.append(Peer(f"CompressAI {version} {name}", model))
+    return found
