@@ -159,7 +159,7 @@ def rwkv_block(x: Tensor, block: ExactBlock, *, eps: float = 1e-5, backend: str 
     x = op.residual(x, op.linear(mixed, block.output, backend=backend), block.gamma1, backend=backend)
     normal = op.layer_norm(x, block.norm2_weight, block.norm2_bias, eps, backend=backend)
     s = op.depthwise(normal, block.shift2, backend=backend)
-    hidden = op.squared_relu(op.linear(s, block.key, backend=backend), backend=backend)
+    hidden = op.linear_squared_relu(s, block.key, backend=backend)
     value = op.linear(hidden, block.value, backend=backend)
     gated = op.gate(op.linear(s, block.receptance, backend=backend), value, backend=backend)
     return op.residual(x, gated, block.gamma2, backend=backend)
@@ -185,7 +185,7 @@ def entropy_params_tail(
 ) -> Tensor:
     """What follows the mix: for a caller that has m (..., Cout) as a sum of parts."""
     normal = op.layer_norm(m, block.norm_weight, block.norm_bias, eps, backend=backend)
-    hidden = op.squared_relu(op.linear(normal, block.key, backend=backend), backend=backend)
+    hidden = op.linear_squared_relu(normal, block.key, backend=backend)
     value = op.linear(hidden, block.value, backend=backend)
     gated = op.gate(op.linear(normal, block.receptance, backend=backend), value, backend=backend)
     return op.residual(m, gated, backend=backend)

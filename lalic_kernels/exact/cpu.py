@@ -88,8 +88,19 @@ class _Factor:
         else:
             self.matrix = weight.double().t()
 
-    def multiply(self, rows: int, fill: Callable[..., None], magnitudes: np.ndarray, y: np.ndarray, how: str) -> None:
-        """y (rows, O): `fill(first, count, targets)` writes integers of rows first.. into targets, high and low."""
+    def multiply(
+        self,
+        rows: int,
+        fill: Callable[..., None],
+        magnitudes: np.ndarray,
+        y: np.ndarray,
+        how: str,
+        squared: bool = False,
+    ) -> None:
+        """y (rows, O): `fill(first, count, targets)` writes integers of rows first.. into targets, high and low.
+
+        With `squared` the squared ReLU of the product.
+        """
         strip = min(rows, max(_MIN_ROWS, _STRIP // (4 * self.outputs)))
         int8 = how == "int8"
         size = (2 * strip if int8 else strip, self.depth)
@@ -104,11 +115,11 @@ class _Factor:
             (torch._int_mm if int8 else torch.mm)(left, self.matrix, out=sums)
             combine = loops.from_digits if int8 else loops.from_integers
             a, m, out = sums.numpy(), magnitudes[first : first + count], y[first : first + count]
-            _over(lambda i, j: combine(a, m, self.scales, self.bias, i, j, out), count, self.outputs)  # noqa: B023
+            _over(lambda i, j: combine(a, m, self.scales, self.bias, squared, i, j, out), count, self.outputs)  # noqa: B023
 
 
-def linear(x: Tensor, prepared: ExactLinear, how: str | None = None) -> Tensor:
-    """As `reference.linear`; `how` is "int8" or "float64", None for `products()`."""
+def linear(x: Tensor, prepared: ExactLinear, how: str | None = None, squared: bool = False) -> Tensor:
+    """As `reference.linear`; `how` is "int8" or "float64", None for `products()`. `squared`: then squared_relu."""
     _require(x)
     how = how or products()
     factor = prepared.kept.get(how) or prepared.kept.setdefault(
@@ -125,7 +136,7 @@ def linear(x: Tensor, prepared: ExactLinear, how: str | None = None) -> Tensor:
         a, m = flat[first : first + count], magnitudes[first : first + count]
         _over(lambda i, j: kernel(a, m, i, j, *targets), count, factor.terms)
 
-    factor.multiply(flat.shape[0], fill, magnitudes, y.numpy().reshape(-1, factor.outputs), how)
+    factor.multiply(flat.shape[0], fill, magnitudes, y.numpy().reshape(-1, factor.outputs), how, squared)
     return y
 
 
@@ -199,19 +210,19 @@ def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
         return y
     batch, height, width, channels = x.shape
     if "taps" not in prepared.kept:
-        taps = np.ascontiguousarray(_array(prepared.weight).astype(np.int32).transpose(1, 2, 0))
+        taps = np.ascontiguousarray(_array(prepared.weight).astype(np.int32).transpose(1, 2, 0)).reshape(-1)
         prepared.kept["taps"] = taps, _array(reference.power_of_two(prepared.exponent - (n.BITS - 1)))
     taps, scales = prepared.kept["taps"]
-    flat = _array(x).reshape(-1, channels)
-    magnitudes = _channel_bits(flat, batch)
-    q = np.empty(flat.shape, np.int32)
-    size = height * width
-    _over(lambda i, j: loops.integers_of_image(flat, magnitudes, size, i, j, q), *flat.shape)
-    lines, out = q.reshape(-1, width, channels), y.numpy().reshape(-1, width, channels)
+    edge, kernel, lines = prepared.weight.shape[-1] // 2, prepared.weight.shape[-1], batch * height
+    flat = _array(x).reshape(-1)
+    magnitudes = _channel_bits(flat.reshape(-1, channels), batch)
+    q, out = np.empty(lines * (width + 2 * edge) * channels, np.int32), y.numpy().reshape(-1)
+    size = width * channels
+    _over(lambda i, j: loops.integers_of_image(flat, magnitudes, height, width, edge, i, j, q), lines, size)
     _over(
-        lambda i, j: loops.depthwise_lines(lines, taps, magnitudes, scales, height, width, i, j, out),
-        batch * height,
-        width * channels * 5,
+        lambda i, j: loops.depthwise_lines(q, taps, kernel, magnitudes, scales, height, width, i, j, out),
+        lines,
+        size * 5,
     )
     return y
 

@@ -136,8 +136,19 @@ def integers_of_rows(x, magnitudes, start, stop, q):
 
 
 @njit(**OPTIONS)
-def from_digits(sums, magnitudes, scales, bias, start, stop, y):
-    """y (R, O) from the sums (2 R, 2 O) int32 of [high; low] by [high, low]; scales (O,) = 2^(exponent - 12)."""
+def squared_relu_of(x, start, stop, y):
+    """Elements start..stop."""
+    for i in range(start, stop):
+        v = x[i] if x[i] > _ZERO else _ZERO
+        y[i] = settle(v * v)
+
+
+@njit(**OPTIONS)
+def from_digits(sums, magnitudes, scales, bias, squared, start, stop, y):
+    """y (R, O) from the sums (2 R, 2 O) int32 of [high; low] by [high, low]; scales (O,) = 2^(exponent - 12).
+
+    With `squared` the squared ReLU of it.
+    """
     count, outputs = y.shape
     for r in range(start, stop):
         scale = power(exponent_of(magnitudes[r], _LEAST) - i32(12))
@@ -147,16 +158,20 @@ def from_digits(sums, magnitudes, scales, bias, start, stop, y):
         for c in range(outputs):
             total = f64(hh[c]) * 16384.0 + f64(hl[c] + lh[c]) * 128.0 + f64(ll[c])
             out[c] = settle(f32(total) * scale * scales[c] + bias[c])
+        if squared:
+            squared_relu_of(out, 0, outputs, out)
 
 
 @njit(**OPTIONS)
-def from_integers(sums, magnitudes, scales, bias, start, stop, y):
-    """y (R, O) from sums (R, O), float64 that hold integers."""
+def from_integers(sums, magnitudes, scales, bias, squared, start, stop, y):
+    """y (R, O) from sums (R, O), float64 that hold integers; `squared` as above."""
     for r in range(start, stop):
         scale = power(exponent_of(magnitudes[r], _LEAST) - i32(12))
         row, out = sums[r], y[r]
         for c in range(out.shape[0]):
             out[c] = settle(f32(row[c]) * scale * scales[c] + bias[c])
+        if squared:
+            squared_relu_of(out, 0, out.shape[0], out)
 
 
 @njit(**OPTIONS)
@@ -187,27 +202,58 @@ def gather(x, taps, height, width, shape, step, parity, first, start, stop, rows
 
 
 @njit(**OPTIONS)
-def integers_of_image(x, magnitudes, size, start, stop, q):
-    """x (B size, C) as int32 q by magnitudes (B, C), one of each channel of each image."""
-    channels = x.shape[1]
+def integers_of_image(x, magnitudes, height, width, edge, start, stop, q):
+    """Lines start..stop of x (B H, W, C), flat, as int32 in q (B H, W + 2 edge, C), flat, zeros at both ends of a line.
+
+    magnitudes (B, C): one of each channel of each image.
+    """
+    channels = magnitudes.shape[1]
     scales = np.empty(channels, np.float32)
-    for r in range(start, stop):
-        if r == start or r % size == 0:
-            m = magnitudes[r // size]
-            for c in range(channels):
-                scales[c] = power(i32(12) - exponent_of(m[c], _LEAST))
-        row, out = x[r], q[r]
+    for line in range(start, stop):
+        m = magnitudes[line // height]
         for c in range(channels):
-            y = row[c] * scales[c]
-            y = y if y < _LARGEST else _LARGEST
-            y = y if y > -_LARGEST else -_LARGEST
-            out[c] = i32((y + _ROUND) - _ROUND)
+            scales[c] = power(i32(12) - exponent_of(m[c], _LEAST))
+        first = line * (width + 2 * edge) * channels
+        q[first : first + edge * channels] = i32(0)
+        first += edge * channels
+        q[first + width * channels : first + (width + edge) * channels] = i32(0)
+        for j in range(width):
+            row = x[(line * width + j) * channels : (line * width + j + 1) * channels]
+            out = q[first + j * channels : first + (j + 1) * channels]
+            for c in range(channels):
+                y = row[c] * scales[c]
+                y = y if y < _LARGEST else _LARGEST
+                y = y if y > -_LARGEST else -_LARGEST
+                out[c] = i32((y + _ROUND) - _ROUND)
 
 
 @njit(**OPTIONS)
-def depthwise_lines(q, taps, magnitudes, scales, height, width, start, stop, y):
-    """Lines start..stop of all images: y (B H, W, C) from q (B H, W, C) int32, taps (k, k, C) int32."""
-    channels, size = q.shape[2], taps.shape[0]
+def _five_taps(q, taps, n, sums):
+    """sums (n,) += the products of five neighbouring pixels of n channels with five taps, both flat."""
+    for c in range(n):
+        sums[c] += (
+            q[c] * taps[c]
+            + q[c + n] * taps[c + n]
+            + q[c + 2 * n] * taps[c + 2 * n]
+            + q[c + 3 * n] * taps[c + 3 * n]
+            + q[c + 4 * n] * taps[c + 4 * n]
+        )
+
+
+@njit(**OPTIONS)
+def _one_tap(q, taps, n, sums):
+    """The same of one pixel and tap."""
+    for c in range(n):
+        sums[c] += q[c] * taps[c]
+
+
+@njit(**OPTIONS)
+def depthwise_lines(q, taps, size, magnitudes, scales, height, width, start, stop, y):
+    """Lines start..stop of all images: y (B H, W, C), flat, from q as `integers_of_image` makes it, edge size // 2.
+
+    taps: (size, size, C) int32, flat.
+    """
+    channels, edge = magnitudes.shape[1], size // 2
     own, sums = np.empty(channels, np.float32), np.empty(channels, np.int32)
     for line in range(start, stop):
         image, i = line // height, line % height
@@ -216,15 +262,16 @@ def depthwise_lines(q, taps, magnitudes, scales, height, width, start, stop, y):
         for j in range(width):
             sums[:] = i32(0)
             for ky in range(size):
-                a = i + ky - size // 2
+                a = i + ky - edge
                 if 0 <= a < height:
-                    for kx in range(size):
-                        b = j + kx - size // 2
-                        if 0 <= b < width:
-                            row, tap = q[image * height + a, b], taps[ky, kx]
-                            for c in range(channels):
-                                sums[c] += row[c] * tap[c]
-            out = y[line, j]
+                    pixels = q[((image * height + a) * (width + 2 * edge) + j) * channels :]
+                    row = taps[ky * size * channels :]
+                    if size == 5:
+                        _five_taps(pixels, row, channels, sums)
+                    else:
+                        for kx in range(size):
+                            _one_tap(pixels[kx * channels :], row[kx * channels :], channels, sums)
+            out = y[(line * width + j) * channels : (line * width + j + 1) * channels]
             for c in range(channels):
                 out[c] = settle(f32(sums[c]) * own[c] * scales[c])
 
@@ -269,14 +316,6 @@ def sigmoid_of(x, start, stop, y):
     """Elements start..stop."""
     for i in range(start, stop):
         y[i] = sigmoid(x[i])
-
-
-@njit(**OPTIONS)
-def squared_relu_of(x, start, stop, y):
-    """Elements start..stop."""
-    for i in range(start, stop):
-        v = x[i] if x[i] > _ZERO else _ZERO
-        y[i] = settle(v * v)
 
 
 @njit(**OPTIONS)

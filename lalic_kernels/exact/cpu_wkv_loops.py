@@ -1,8 +1,8 @@
 """The exact bidirectional WKV's loops for CPUs, compiled by numba; `reference.biwkv` is what they compute, bit for bit.
 
 float64 throughout, no fast-math, in the definition's order. Three passes: weights and each chunk's sums; the sums that
-enter a chunk from either side; the values. A block of WIDTH channels of a chunk lies in one flat array, everything of a
-token side by side, so that the compiler sees constant distances. Importing this needs numba.
+enter a chunk from either side; the values. The inner loops run over channels and touch few arrays each: with more than
+a handful the compiler gives up proving them apart and does not vectorise. Importing this needs numba.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.cpu_loops import OPTIONS, settle, sigmoid
 
 CHUNK = n.CHUNK
-WIDTH = 16
 f32, f64 = np.float32, np.float64
 _ROUND = 1.5 * 2.0**52
 _FLOOR = n.EXP64_FLOOR
@@ -51,6 +50,29 @@ def exps(x, y):
 
 
 @njit(**OPTIONS)
+def _add(total, decay, x):
+    """total = total decay + x, of every channel."""
+    for c in range(total.shape[0]):
+        total[c] = total[c] * decay[c] + x[c]
+
+
+@njit(**OPTIONS)
+def _put(total, decay, x, before):
+    """`_add`, with what `total` was in `before`."""
+    for c in range(total.shape[0]):
+        before[c] = total[c]
+        total[c] = total[c] * decay[c] + x[c]
+
+
+@njit(**OPTIONS)
+def _join(total, decay, x, before):
+    """`_add`, with what `total` was added to `before`."""
+    for c in range(total.shape[0]):
+        before[c] = before[c] + total[c]
+        total[c] = total[c] * decay[c] + x[c]
+
+
+@njit(**OPTIONS)
 def summaries(k, v, top, decay, start, stop, weights, sums):
     """Items (batch, chunk) start..stop: weights (B, T, 2, C) = p v, p; sums (items, 4, C) of both, to either edge.
 
@@ -74,15 +96,11 @@ def summaries(k, v, top, decay, start, stop, weights, sums):
                 p[c] = e
                 pv[c] = e * f64(settle(value[c]))
         for t in range(first, last):
-            pv, p = weights[b, t, 0], weights[b, t, 1]
-            for c in range(channels):
-                a1[c] = a1[c] * decay[c] + pv[c]
-                a2[c] = a2[c] * decay[c] + p[c]
+            _add(a1, decay, weights[b, t, 0])
+            _add(a2, decay, weights[b, t, 1])
         for t in range(last - 1, first - 1, -1):
-            pv, p = weights[b, t, 0], weights[b, t, 1]
-            for c in range(channels):
-                z1[c] = z1[c] * decay[c] + pv[c]
-                z2[c] = z2[c] * decay[c] + p[c]
+            _add(z1, decay, weights[b, t, 0])
+            _add(z2, decay, weights[b, t, 1])
 
 
 @njit(**OPTIONS)
@@ -109,28 +127,21 @@ def values(v, gate, weights, decay, boost, start, stop, sums, y):
     """y (B, T, C) of items start..stop, times sigmoid(gate) where there is one; `sums` is used up."""
     tokens, channels = v.shape[1], v.shape[2]
     chunks = (tokens + CHUNK - 1) // CHUNK
-    left = np.empty((CHUNK, 2, channels))
+    both = np.empty((CHUNK, 2, channels))  # what comes from the left and, in the end, from the right as well
     for item in range(start, stop):
         b, first = item // chunks, (item % chunks) * CHUNK
         last = min(first + CHUNK, tokens)
-        s1, s2, r1, r2 = sums[item, 0], sums[item, 1], sums[item, 2], sums[item, 3]
         for t in range(first, last):
-            pv, p = weights[b, t, 0], weights[b, t, 1]
-            l1, l2 = left[t - first, 0], left[t - first, 1]
-            for c in range(channels):
-                l1[c] = s1[c]
-                l2[c] = s2[c]
-                s1[c] = s1[c] * decay[c] + pv[c]
-                s2[c] = s2[c] * decay[c] + p[c]
+            _put(sums[item, 0], decay, weights[b, t, 0], both[t - first, 0])
+            _put(sums[item, 1], decay, weights[b, t, 1], both[t - first, 1])
         for t in range(last - 1, first - 1, -1):
-            pv, p, value, out = weights[b, t, 0], weights[b, t, 1], v[b, t], y[b, t]
-            l1, l2 = left[t - first, 0], left[t - first, 1]
+            _join(sums[item, 2], decay, weights[b, t, 0], both[t - first, 0])
+            _join(sums[item, 3], decay, weights[b, t, 1], both[t - first, 1])
+        for t in range(first, last):
+            p, value, out, top, below = weights[b, t, 1], v[b, t], y[b, t], both[t - first, 0], both[t - first, 1]
             for c in range(channels):
                 own = boost[c] * p[c]
-                top = (l1[c] + r1[c]) + own * f64(settle(value[c]))
-                out[c] = settle(f32(top / ((l2[c] + r2[c]) + own)))
-                r1[c] = r1[c] * decay[c] + pv[c]
-                r2[c] = r2[c] * decay[c] + p[c]
+                out[c] = settle(f32((top[c] + own * f64(settle(value[c]))) / (below[c] + own)))
         if gate is not None:
             for t in range(first, last):
                 receptance, out = gate[b, t], y[b, t]

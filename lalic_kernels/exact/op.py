@@ -53,6 +53,14 @@ def linear(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> T
     return _path(x, backend).linear(x, prepared)
 
 
+def linear_squared_relu(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> Tensor:
+    """squared_relu(linear(x)), where possible without a pass of its own."""
+    path = _path(x, backend)
+    if path.__name__ == "lalic_kernels.exact.cpu":
+        return path.linear(x, prepared, squared=True)
+    return path.squared_relu(path.linear(x, prepared))
+
+
 @_described
 def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, *, backend: str | None = None) -> Tensor:
     return _path(x, backend).conv(x, prepared, parity)
