@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic_kernels
+from benchmarks import report
 from benchmarks.measure import MEMORY
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
@@ -267,17 +268,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8, help="pictures (default %(default)s)")
     parser.add_argument("--size", type=int, default=256, help="their sides (default %(default)s)")
     parser.add_argument("--measure", action="store_true", help="run the slim model on this CPU as well, two pictures")
+    parser.add_argument("--save", action="store_true", help="append records to the results")
     arguments = parser.parse_args(argv)
-    rows = {
+    counted = {
         f"counted, {arguments.config}, {arguments.batch} x {arguments.size} x {arguments.size}": count_model(
             CONFIGS[arguments.config], arguments.batch, arguments.size
         )
     }
-    if arguments.measure:
-        rows["measured on the CPU, slim, 2 x 256 x 256"] = measure("slim", 2, 256)
+    measured = {"measured on the CPU, slim, 2 x 256 x 256": measure("slim", 2, 256)} if arguments.measure else {}
+    rows = counted | measured
     for name, row in rows.items():
         print(f"{name}: plain {_mib(row['plain'])}, ours {_mib(row['ours'])}, ratio {row['ratio']:.3f}")
     print(json.dumps(rows))
+    if arguments.save:
+        environment = report.environment(torch.device("cpu"))
+        # What is counted does not depend on the machine, and stands with the other counts.
+        static = {"device": "static", "device_type": "none"}
+        for record in (environment | static | {"memory": counted}, environment | {"memory": measured}):
+            if record["memory"]:
+                print(f"appended to {report.append(record)}")
     return int(any(row["ratio"] > 0.5 for row in rows.values()))
 
 

@@ -314,6 +314,11 @@ def test_kept_results_are_complete_records() -> None:
                     counts = {"what", "variant", "macs", "calls", "parts"}
                 assert all(set(row) - {"cache MiB"} == counts for row in record["counted"]), where
                 continue
+            if "memory" in record and "rows" not in record:  # benchmarks.memory: peaks of a training step
+                assert (record["device"] == "static") == all(name.startswith("counted") for name in record["memory"])
+                for row in record["memory"].values():
+                    assert row["ratio"] == row["ours"]["peak"] / row["plain"]["peak"], where
+                continue
             if "compiled" in record:  # benchmarks.static: counted in machine code, on no device
                 assert record["device"] == "static" and record["device_type"] == "none" and record["triton"], where
                 assert record["op"] and all(("kernel" in row) != ("traffic" in row) for row in record["compiled"]), (

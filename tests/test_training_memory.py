@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lalic_kernels
 from lalic.nn.blocks import RWKVBlock
-from lalic_kernels import BlockParameters
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not part of the installed packages
 
 pytest.importorskip("triton", reason="the count runs the launches' Python, which needs triton")
 
 from benchmarks import memory
+from lalic.config import FULL
 
 
 def test_the_count_by_hand() -> None:
@@ -48,25 +48,8 @@ def test_the_count_runs_what_a_gpu_would() -> None:
     assert 4 * plane <= live.peak - before <= 8 * plane
 
 
-@pytest.fixture
-def by_rwkv_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RWKVBlock through `lalic_kernels.rwkv_block`."""
-
-    def forward(self: RWKVBlock, x: Tensor) -> Tensor:
-        att, ffn = self.att, self.ffn
-        p = BlockParameters(
-            self.ln1.weight, self.ln1.bias, att.omni_shift.kernel(), att.decay, att.boost,
-            att.key.weight, att.value.weight, att.receptance.weight, att.output.weight, self.gamma1,
-            self.ln2.weight, self.ln2.bias, ffn.omni_shift.kernel(),
-            ffn.key.weight, ffn.receptance.weight, ffn.value.weight, self.gamma2,
-        )  # fmt: skip
-        return lalic_kernels.rwkv_block(x.permute(0, 2, 3, 1), p).permute(0, 3, 1, 2)
-
-    monkeypatch.setattr(RWKVBlock, "forward", forward)
-
-
 @pytest.mark.parametrize(("channels", "size"), [(96, 128), (144, 64), (256, 32)])
-def test_blocks_need_at_most_half(channels: int, size: int, by_rwkv_block: None) -> None:
+def test_blocks_need_at_most_half(channels: int, size: int) -> None:
     make, loss = memory.blocks(channels, 2), memory.blocks_loss((8, channels, size, size))
     ours = memory.count(make, loss)
     with memory.plain():
@@ -75,7 +58,12 @@ def test_blocks_need_at_most_half(channels: int, size: int, by_rwkv_block: None)
     assert ours["peak"] <= 0.5 * plain["peak"]
 
 
-def test_plain_is_the_same_block(by_rwkv_block: None) -> None:
+def test_the_full_model_needs_at_most_half() -> None:
+    found = memory.count_model(FULL, 8, 256)
+    assert found["ratio"] == found["ours"]["peak"] / found["plain"]["peak"] <= 0.5
+
+
+def test_plain_is_the_same_block() -> None:
     """What is counted beside ours computes the same, with the same gradients."""
     torch.manual_seed(0)
     block = RWKVBlock(12)
