@@ -1,30 +1,32 @@
-"""The .lalic file, format version 0 (provisional: it will change without notice until version 1).
+"""The .lalic file, format version 1. Files of version 0, of before the first release, are refused.
 
 All integers are unsigned; fixed-width ones are big-endian, `varint` is LEB128 (7 bits a byte, low bits first, the high
 bit says that another byte follows) in its shortest form.
 
     field             bytes      meaning
     magic             4          89 4C 41 4C: a byte that is no ASCII, then "LAL"
-    version           1          0
+    version           1          1
     name length       1          1 to 8
     model name        1 to 8     [a-z0-9-], `config.name` of the model
-    model hash        8          `weights_hash()` of the model: weights and CDF tables
-    width, height     1 to 3     varints, 1 to 65535, of the picture before padding
+    model hash        8          `weights_hash()` of the model: integer weights, arithmetic, CDF tables, synthesis
+    width, height     2 each     1 to 65535, of the picture before padding
     length of z, y    1 to 4     varints, bytes of the two sections, below 2^28
-    symbol checksum   4          CRC-32 of all decoded symbols, made by the encoder
+    z symbol checksum 2          low half of the CRC-32 of z's decoded symbols, made by the encoder
+    symbol checksum   4          CRC-32 of all decoded symbols, z's and then y's
     header checksum   4          CRC-32 of all bytes above
     z                 length z   hyper latent, entropy-coded
     y                 length y   latent, entropy-coded
     data checksum     4          CRC-32 of all bytes above but the header checksum
 
-All but z and y is at most 4+1+1+8+8+3+3+4+4+4+4+4 = 48 bytes, for any picture (`MAX_OVERHEAD`).
+All but z and y is at most 4+1+1+8+8+2+2+4+4+2+4+4+4 = 48 bytes, for any picture (`MAX_OVERHEAD`).
 
-Three checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken.
-The data checksum finds damage in the sections; it continues the header's, so that the sections of one file behind the
-header of another are refused even if the lengths agree. (It must leave the header checksum itself out: a CRC run over a
-message and then over that message's own CRC has the same value for every message, and the two would not be tied.) The
-symbol checksum is compared after entropy decoding: it finds a machine whose floating point differs from the encoder's.
-None of them keeps out somebody who writes a file on purpose: every field is checked for itself besides.
+Checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken. The data
+checksum finds damage in the sections; it continues the header's, so that the sections of one file behind the header of
+another are refused even if the lengths agree. (It must leave the header checksum itself out: a CRC run over a message
+and then over that message's own CRC has the same value for every message, and the two would not be tied.) The symbol
+checksums are compared after entropy decoding, z's before y is begun: they find an encoder or a decoder that departs
+from the exact arithmetic. None of them keeps out somebody who writes a file on purpose: every field is checked for
+itself besides.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from lalic.errors import BitstreamError
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "MAX_SIDE", "VERSION", "Container", "parse"]
 
 MAGIC = b"\x89LAL"
-VERSION = 0
+VERSION = 1
 MAX_OVERHEAD = 48
 MAX_SIDE = 65535
 MAX_PIXELS = 2**25  # about 33 million; decoding takes memory in proportion, so a caller raises it knowingly
@@ -62,7 +64,7 @@ class Container:
     """What a .lalic file holds. Constructing one checks every field; a bad one raises `ValueError`.
 
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. width, height: pixels, 1 to 65535.
-    z, y: the sections, each shorter than 2^28 bytes. symbol_checksum: 0 to 2^32 - 1.
+    z, y: the sections, each shorter than 2^28 bytes. symbol_checksum: 48 bits, z's 16 above all symbols' 32.
     """
 
     model_name: str
@@ -84,8 +86,8 @@ class Container:
         for name, section in (("z", self.z), ("y", self.y)):
             if len(section) > _MAX_SECTION:
                 raise ValueError(f"{name} has {len(section)} bytes, expected at most {_MAX_SECTION}")
-        if not 0 <= self.symbol_checksum < 2**32:
-            raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**32 - 1}")
+        if not 0 <= self.symbol_checksum < 2**48:
+            raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**48 - 1}")
 
     def pack(self) -> bytes:
         """The whole file. `len(pack()) - len(z) - len(y) <= MAX_OVERHEAD`."""
@@ -96,8 +98,9 @@ class Container:
                 bytes((VERSION, len(name))),
                 name,
                 self.model_hash,
-                *(_pack_varint(n) for n in (self.width, self.height, len(self.z), len(self.y))),
-                struct.pack(">I", self.symbol_checksum),
+                struct.pack(">HH", self.width, self.height),
+                *(_pack_varint(len(section)) for section in (self.z, self.y)),
+                self.symbol_checksum.to_bytes(6, "big"),
             )
         )
         header_crc = zlib.crc32(header)
@@ -108,8 +111,8 @@ class Container:
     def file_bytes(self) -> int:
         """Size of the packed file in bytes."""
         name_and_hash = 1 + len(self.model_name) + _HASH_BYTES
-        varints = sum(len(_pack_varint(n)) for n in (self.width, self.height, len(self.z), len(self.y)))
-        return len(MAGIC) + 1 + name_and_hash + varints + 12 + len(self.z) + len(self.y)
+        varints = sum(len(_pack_varint(len(section))) for section in (self.z, self.y))
+        return len(MAGIC) + 1 + name_and_hash + 4 + varints + 14 + len(self.z) + len(self.y)
 
     @property
     def bits_per_pixel(self) -> float:
@@ -154,6 +157,11 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     reader = _Reader(data)
     reader.take(len(MAGIC))
     version = reader.take(1)[0]
+    if version == 0:
+        raise BitstreamError(
+            "format version 0 was provisional and is not readable by this release: its symbols depended on the machine "
+            "that wrote them; compress the picture again"
+        )
     if version != VERSION:
         raise BitstreamError(f"format version {version} is not readable by this release, which reads version {VERSION}")
     name_length = reader.take(1)[0]
@@ -161,11 +169,10 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
     name = reader.take(name_length)
     model_hash = reader.take(_HASH_BYTES)
-    width = reader.varint("width", 3)
-    height = reader.varint("height", 3)
+    width, height = struct.unpack(">HH", reader.take(4))
     z_length = reader.varint("the length of z", 4)
     y_length = reader.varint("the length of y", 4)
-    (symbol_checksum,) = struct.unpack(">I", reader.take(4))
+    symbol_checksum = int.from_bytes(reader.take(6), "big")
     header_crc = zlib.crc32(data[: reader.at])
     if struct.unpack(">I", reader.take(4))[0] != header_crc:
         raise BitstreamError("the header is damaged: its checksum does not match")
@@ -175,8 +182,6 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         raise BitstreamError("the header is invalid: the model name has characters other than a-z, 0-9 and '-'")
     if width == 0 or height == 0:
         raise BitstreamError(f"the header is invalid: the picture is {width}x{height}, expected at least 1x1")
-    if width > MAX_SIDE or height > MAX_SIDE:
-        raise BitstreamError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
     if max_pixels is not None and width * height > max_pixels:
         raise BitstreamError(
             f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"

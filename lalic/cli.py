@@ -345,7 +345,7 @@ def _info(args: argparse.Namespace) -> int:
                 "y_bytes": len(container.y),
                 "overhead_bytes": overhead,
                 "bits_per_pixel": container.bits_per_pixel,
-                "symbol_checksum": f"{container.symbol_checksum:08x}",
+                "symbol_checksum": f"{container.symbol_checksum:012x}",
             }
         )
     if args.json:

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import lalic_kernels
 from lalic.config import FULL, SLIM, Config
-from lalic.entropy.slices import Checksum, Collect, Estimate, Read, check_symbols, code_slices
+from lalic.entropy.exact import exact_entropy
+from lalic.entropy.slices import Checksum, Collect, Estimate, Read, SliceCoder, check_symbols, code_slices
 from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
-from lalic.errors import BitstreamError
+from lalic.entropy.weights import versions
+from lalic.errors import BitstreamError, LalicError
 from lalic.nn import checkpoints
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
 from lalic.nn.precision import Narrowed, dtype_of
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
+from lalic_kernels import exact
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
 
 Sections = list[tuple[Tensor, Tensor]]
@@ -26,11 +30,19 @@ Sections = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EncodedSections:
-    """One picture's streams: hyper latents, latents, and the CRC-32 of all their symbols (z first)."""
+    """One picture's streams: hyper latents, latents, and `Checksum` of all their symbols."""
 
     z: bytes
     y: bytes
     checksum: int
+
+
+@dataclass(frozen=True)
+class DecodedSections:
+    """What the symbols of one picture say: y_hat (1, M, h, w), and SHA-256 of the symbols in coding order, z first."""
+
+    y_hat: Tensor
+    symbols_sha256: str
 
 
 class _Hyper(nn.Module):
@@ -57,6 +69,10 @@ class LALIC(nn.Module):
         dims: six channel counts; depths: four block counts; see `lalic.config.Config`.
         groups: latent channels of each slice; ``None`` is the published 16, 16, 32, 64 and the rest.
         context_depth, context_rate: blocks of a channel context and their hidden rate (published: 2 and 8).
+
+    Coding (`compress`, `decompress` and the sections) computes the entropy model in exact arithmetic, so that symbols
+    do not depend on the machine; `forward` and training compute it in floating point. ``entropy`` says so: "exact", or
+    "float" for measuring what the exact one costs. Only an exact model's files are portable.
 
     Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
     """
@@ -87,9 +103,10 @@ class LALIC(nn.Module):
         self.latent_codec = _LatentCodec(self.config)
         self.h_a = self.latent_codec.hyper.h_a  # the published state dict holds these two twice
         self.h_s = self.latent_codec.hyper.h_s
-        self._hash: tuple[Any, bytes] | None = None
+        self._hash: tuple[Any, bytes, list[Tensor]] | None = None
         self._z_tables: tuple[Any, CodingTables] | None = None
         self.precision = "float32"
+        self.entropy = "exact"
         self._narrowed = Narrowed()
 
     # Weights
@@ -146,16 +163,32 @@ class LALIC(nn.Module):
         return self.latent_codec.hyper.entropy_bottleneck.auxiliary_loss()
 
     def weights_hash(self) -> bytes:
-        """8 bytes that name these weights and their coding tables; files carry them."""
-        tensors = {n: t for n, t in self.state_dict().items() if checkpoints.matters(n) and t.numel()}
-        key = tuple((t.data_ptr(), t._version) for t in tensors.values() if not t.is_inference())
-        if self._hash is None or self._hash[0] != key:
-            digest = hashlib.sha256(b"lalic weights 0" + gaussian_tables().digest())
-            for name in sorted(tensors):
-                t = tensors[name].detach().cpu().contiguous()
+        """8 bytes that name what decoding depends on; files carry them.
+
+        They cover the arithmetic's version, the integer weights of the entropy model, the coding tables of z and y, and
+        the synthesis transform; not the transforms that only an encoder runs. With `entropy` set to "float" they name
+        another model, which cannot read files of this one, nor this one its.
+        """
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        weights = [*self.latent_codec.y.named_parameters(), *self.h_s.named_parameters(prefix="h_s")]
+        synthesis = [*self.g_s.named_parameters(prefix="g_s")]
+        tables = [(name, getattr(prior, name)) for name in checkpoints.PRIOR_TABLES]
+        plain = [(n, t) for n, t in [*synthesis, *tables] if checkpoints.matters(n)]
+        named = [(n, t) for n, t in [*weights, ("quantiles", prior.quantiles)] if checkpoints.matters(n)]
+        key = versions([t for _, t in [*plain, *named]])
+        if self._hash is None or key is None or self._hash[0] != (self.entropy, key):
+            digest = hashlib.sha256(f"lalic weights 1 {self.entropy} {exact.VERSION}\n".encode())
+            digest.update(gaussian_tables().digest())
+            if self.entropy == "exact":
+                digest.update(exact_entropy(self.latent_codec).digest().encode())
+            else:
+                plain = plain + named
+            for name, value in plain:
+                t = value.detach().cpu().contiguous()
                 digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
                 digest.update(t.flatten().view(torch.uint8).numpy())
-            self._hash = key, digest.digest()[:8]
+            # The tensors are held, so that no other can come to lie where one of them was.
+            self._hash = (self.entropy, key), digest.digest()[:8], [t.detach() for _, t in [*plain, *named]]
         return self._hash[1]
 
     def set_precision(self, precision: str) -> LALIC:
@@ -202,6 +235,11 @@ class LALIC(nn.Module):
     @torch.no_grad()
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> dict[str, Tensor]:
         """Inverse of `compress`: ``{"x_hat": (B, 3, H, W)}`` clamped to [0, 1]. Raises ``BitstreamError``."""
+        return {"x_hat": self._transform("g_s", self.decode_strings(strings, shape)).clamp_(0, 1)}
+
+    @torch.no_grad()
+    def decode_strings(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> Tensor:
+        """`decompress` up to y_hat (B, M, h, w), which is the encoder's to the last bit."""
         count = 2 * len(self.config.groups) + 1
         if len(strings) != count or len({len(s) for s in strings}) != 1 or not strings[0]:
             raise ValueError(f"strings: expected {count} lists of one bytes a picture, got {[len(s) for s in strings]}")
@@ -221,7 +259,7 @@ class LALIC(nn.Module):
             y_hat = self._decode_latents(z, size, read)
         except RansError as error:
             raise BitstreamError(f"strings: {error}") from error
-        return {"x_hat": self._transform("g_s", y_hat).clamp_(0, 1)}
+        return y_hat
 
     @torch.no_grad()
     def encode_sections(self, x: Tensor) -> EncodedSections:
@@ -230,7 +268,9 @@ class LALIC(nn.Module):
             raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {tuple(x.shape)}")
         y_passes, z_pass, _ = self._symbols(x)
         checksum = Checksum()
-        for symbols, _ in [z_pass, *y_passes]:
+        checksum.add(z_pass[0][0])
+        checksum.end_of_z()
+        for symbols, _ in y_passes:
             checksum.add(symbols[0])
         z = encode([(z_pass[0][0], z_pass[1][0])], self._bottleneck_tables())
         return EncodedSections(z, encode([(s[0], i[0]) for s, i in y_passes], gaussian_tables()), checksum.value)
@@ -242,6 +282,12 @@ class LALIC(nn.Module):
         Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
         picture, as the checksum is compared before the synthesis transform runs.
         """
+        y_hat = self.read_sections(z, y, height, width, checksum).y_hat
+        return self._transform("g_s", y_hat).clamp_(0, 1)
+
+    @torch.no_grad()
+    def read_sections(self, z: bytes, y: bytes, height: int, width: int, checksum: int) -> DecodedSections:
+        """`decode_sections` without the synthesis transform. With exact arithmetic the same bits on every machine."""
         step = self.downsampling
         if min(height, width) < step or height % step or width % step:
             raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
@@ -257,19 +303,26 @@ class LALIC(nn.Module):
 
             z_symbols = read(z_decoder, self._z_indexes(1, size))
             z_decoder.finish()
+            if found.end_of_z() != checksum >> 32:
+                raise BitstreamError(
+                    f"the decoded symbols of z are not the encoder's (expected checksum {checksum >> 32:04x}): "
+                    f"{self._whose_fault()}"
+                )
             y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
             y_decoder.finish()
         except RansError as error:
-            raise BitstreamError(
-                f"the symbols cannot be decoded: {error}; the data is damaged, or it was written on a machine, device "
-                f"or thread count whose floating point differs from this one"
-            ) from error
+            raise BitstreamError(f"the symbols cannot be decoded: {error}; {self._whose_fault()}") from error
         if found.value != checksum:
             raise BitstreamError(
-                f"the decoded symbols are not the encoder's (checksum {found.value:08x}, expected {checksum:08x}): the "
-                f"file was written on a machine, device or thread count whose floating point differs from this one"
+                f"the decoded symbols are not the encoder's (checksum {found.value & 0xFFFFFFFF:08x}, expected "
+                f"{checksum & 0xFFFFFFFF:08x}): {self._whose_fault()}"
             )
-        return self._transform("g_s", y_hat).clamp_(0, 1)
+        return DecodedSections(y_hat, found.sha256.hexdigest())
+
+    def _whose_fault(self) -> str:
+        if self.entropy == "exact":
+            return "the data is damaged, or an encoder or this decoder departs from the exact arithmetic"
+        return "the data is damaged, or the floating point of the encoder's machine differs from this one's"
 
     # Shared steps
 
@@ -288,16 +341,32 @@ class LALIC(nn.Module):
         medians = prior.medians().reshape(1, -1, 1, 1)
         z = torch.round(self._transform("h_a", y) - medians)
         check_symbols("z", z)
-        coder = Collect(y, self.config.groups)
-        y_hat = code_slices(self.latent_codec.y, self.h_s(_channels_last(z + medians)), coder)
+        check_symbols("y", y)
+        coder = Collect(y, self.config.groups, self._scale_index())
+        y_hat = self._code(z, coder)
         indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
         return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
 
     def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any) -> Tensor:
-        prior = self.latent_codec.hyper.entropy_bottleneck
-        medians = prior.medians()
-        z_hat = z.reshape(z.shape[0], -1, *size).to(medians) + medians.reshape(1, -1, 1, 1)
-        return code_slices(self.latent_codec.y, self.h_s(_channels_last(z_hat)), Read(read))
+        symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
+        try:
+            return self._code(symbols, Read(read, self._scale_index()))
+        except (LalicError, RansError):
+            raise
+        except ValueError as error:  # the exact arithmetic's word for what is not finite
+            raise BitstreamError(f"the file does not decode with these weights: {error}") from error
+
+    def _code(self, z: Tensor, coder: SliceCoder) -> Tensor:
+        """All slices behind z (B, C, h, w), whole numbers: y_hat."""
+        if self.entropy == "exact":
+            return exact_entropy(self.latent_codec).code(z, coder)
+        medians = self.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1)
+        return code_slices(self.latent_codec.y, self.h_s(_channels_last(z + medians)), coder)
+
+    def _scale_index(self) -> Any:
+        if self.entropy not in ("exact", "float"):
+            raise ValueError(f'entropy: expected "exact" or "float", got {self.entropy!r}')
+        return _exact_index if self.entropy == "exact" else lalic_kernels.scale_index
 
     def _z_indexes(self, batch: int, size: tuple[int, ...]) -> Tensor:
         """Table row of every z symbol, its channel: (B, C * h * w) int32."""
@@ -323,6 +392,10 @@ class LALIC(nn.Module):
             )
         if not x.is_floating_point():
             raise ValueError(f"x: expected a floating dtype with values in [0, 1], got {x.dtype}")
+
+
+def _exact_index(scales: Tensor) -> Tensor:
+    return exact.scale_index(scales.contiguous())
 
 
 def _channels_last(x: Tensor) -> Tensor:

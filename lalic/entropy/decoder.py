@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lalic.entropy.engine import FLOAT, Engine
-from lalic.entropy.weights import stack_weights
+from lalic.entropy.weights import StackWeights, stack_weights
 from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, full_precision, interleave, pack
 
 
@@ -35,7 +35,7 @@ class SliceDecoder:
     and means: an encoder rounds latents against them, a decoder reads symbols, training does both in one.
 
     Args:
-        stack: the model's slices.
+        stack: the model's slices, or their weights as the engine prepared them.
         params: hyper parameters from h_s, shape (B, M, h, w), h and w even.
         engine: what computes; floating point unless another is given.
 
@@ -43,7 +43,7 @@ class SliceDecoder:
         k, parity: the slice and the colour that `parameters` answers for (0: anchors).
     """
 
-    def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
+    def __init__(self, stack: SliceStack | StackWeights, params: Tensor, engine: Engine = FLOAT):
         self.engine = engine
         self.weights = stack_weights(stack, engine)
         self.batch, self.channels, self.height, self.width = params.shape

@@ -33,6 +33,9 @@ class Engine(Protocol):
     def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> Any:
         """mix (O, K), its bias, norm's weight and bias, key, receptance, value -> what `aggregation` takes."""
 
+    def without_inputs(self, aggregation: Any) -> Any:
+        """What `prepare_aggregation` gave, for inputs of no columns: m = bias + partial."""
+
     def linear(self, x: Tensor, weights: Any) -> Tensor:
         """x (..., K) -> (..., O)."""
 
@@ -67,6 +70,9 @@ class FloatEngine:
 
     def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tensors
+
+    def without_inputs(self, aggregation: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return aggregation[0][:, :0], *aggregation[1:]
 
     def linear(self, x: Tensor, weights: _Affine) -> Tensor:
         return F.linear(x, weights.weight, weights.bias)

@@ -7,6 +7,7 @@ symbols, `Read` takes symbols from streams. As the loop is the same, so is every
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -22,6 +23,8 @@ from lalic.entropy.engine import FLOAT, Engine
 from lalic.errors import BitstreamError
 from lalic.nn.context import SliceStack, full_precision, interleave, pack
 
+IndexOf = Callable[[Tensor], Tensor]  # scales -> rows of the Gaussian tables, int32
+
 
 class SliceCoder(Protocol):
     """Called once a pass. scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape."""
@@ -31,8 +34,12 @@ class SliceCoder(Protocol):
 
 def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, engine: Engine = FLOAT) -> Tensor:
     """Run all slices. params (B, M, h, w) from h_s, h and w even -> y_hat (B, M, h, w), channels last."""
-    state = SliceDecoder(stack, params, engine)
-    for k in range(len(stack.groups)):
+    return run_slices(SliceDecoder(stack, params, engine), coder)
+
+
+def run_slices(state: SliceDecoder, coder: SliceCoder) -> Tensor:
+    """All slices of a fresh state: y_hat."""
+    for k in range(len(state.weights.slices)):
         for parity in (0, 1):
             state.add(coder(k, parity, *state.parameters()))
     return state.y_hat()
@@ -73,16 +80,17 @@ def _stream_order(x: Tensor) -> Tensor:
 class Collect(_KnowsLatents):
     """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`."""
 
-    def __init__(self, y: Tensor, groups: Sequence[int]):
+    def __init__(self, y: Tensor, groups: Sequence[int], index: IndexOf = lalic_kernels.scale_index):
         super().__init__(y, groups)
+        self.index = index
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._largest: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         symbols = torch.round(pack(self.slices[k], parity) - means)
         self._largest.append(symbols.abs().amax())
-        self._kept.append((_stream_order(symbols), _stream_order(lalic_kernels.scale_index(scales))))
-        return symbols + means
+        self._kept.append((_stream_order(symbols), _stream_order(self.index(scales))))
+        return symbols.to(means) + means
 
     @cached_property
     def passes(self) -> list[tuple[Tensor, Tensor]]:
@@ -94,13 +102,14 @@ class Collect(_KnowsLatents):
 class Read:
     """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``, both on the CPU."""
 
-    def __init__(self, read: Callable[[int, Tensor], Tensor]):
+    def __init__(self, read: Callable[[int, Tensor], Tensor], index: IndexOf = lalic_kernels.scale_index):
         self.read = read
+        self.index = index
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         B, h, half, g = means.shape
         # A mean that is not finite shows as an index that no table has: one transfer brings both.
-        indexes = torch.where(torch.isfinite(means), lalic_kernels.scale_index(scales), -1)
+        indexes = torch.where(torch.isfinite(means), self.index(scales), -1)
         on_cpu = _stream_order(indexes).cpu()
         if int(on_cpu.min()) < 0:
             raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
@@ -116,11 +125,27 @@ def check_symbols(name: str, symbols: Tensor) -> None:
 
 
 class Checksum:
-    """CRC-32 over all symbols of one picture, as little-endian int32 in coding order."""
+    """48 bits over all symbols of one picture, as little-endian int32 in coding order, z first.
+
+    The upper 16 are the low half of the CRC-32 over z alone, the lower 32 the CRC-32 over everything. Beside them a
+    SHA-256 over the same bytes, for people who compare machines.
+    """
 
     def __init__(self) -> None:
-        self.value = 0
+        self._crc = self._z = 0
+        self.sha256 = hashlib.sha256()
 
     def add(self, symbols: Tensor) -> None:
         """Append symbols (n,) int32."""
-        self.value = zlib.crc32(np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes(), self.value)
+        data = np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes()
+        self._crc = zlib.crc32(data, self._crc)
+        self.sha256.update(data)
+
+    def end_of_z(self) -> int:
+        """All symbols of z have been added; their 16 bits."""
+        self._z = self._crc & 0xFFFF
+        return self._z
+
+    @property
+    def value(self) -> int:
+        return self._z << 32 | self._crc

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -49,24 +50,41 @@ class StackWeights:
     slices: tuple[SliceWeights, ...]
 
 
-def stack_weights(stack: SliceStack, engine: Engine) -> StackWeights:
-    """The weights for an engine: kept in inference until one is written to or replaced; afresh where gradients pass."""
+def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeights:
+    """The weights for an engine: kept in inference until one is written to or replaced; afresh where gradients pass.
+
+    What is prepared already is returned as it is.
+    """
+    if isinstance(stack, StackWeights):
+        return stack
     sources = tuple(_sources(stack))
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-    if differentiable or torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
-        return _make(stack, engine)
-    # An assignment to .data shows in the storage, any other change in the version. What is kept holds the storages, so
-    # that no other tensor can come to lie where one of them was.
-    key = tuple((t.untyped_storage()._cdata, t._version, t.dtype, t.device) for t in sources)
+    key = versions(sources)
+    if differentiable or torch.compiler.is_compiling() or key is None:
+        return make_weights(stack, engine)
     with _LOCK:
         kept = _KEPT.setdefault(stack, {})
         found = kept.get(engine.name)
     if found is None or found[0] != key:
         with torch.inference_mode(False), torch.no_grad():
-            found = key, tuple(t.detach() for t in sources), _make(stack, engine)
+            found = key, tuple(t.detach() for t in sources), make_weights(stack, engine)
         with _LOCK:
             kept[engine.name] = found
     return found[2]
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[Any, ...] | None:
+    """Equal as long as none of the tensors is written to or replaced; None if that cannot be told of one of them.
+
+    An assignment to .data shows in the storage, any other change in the version. Whoever keeps this keeps the tensors
+    (detached) as well, so that no other can come to lie where one of them was.
+    """
+    found = []
+    for t in tensors:
+        if t.is_inference():
+            return None
+        found.append((t.untyped_storage()._cdata, t._version, t.dtype, t.device))
+    return tuple(found)
 
 
 _KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -79,7 +97,7 @@ def _part(stack: SliceStack, k: int) -> tuple[Slice, list[EntropyParametersBlock
 
 
 def _sources(stack: SliceStack) -> list[Tensor]:
-    """Every tensor that `_make` reads. The RWKV blocks look after their own."""
+    """Every tensor that `make_weights` reads. The RWKV blocks look after their own."""
     found: list[Tensor] = []
     for k in range(len(stack.groups)):
         found += stack.latent_codec[f"y{k}"].parameters()
@@ -89,7 +107,8 @@ def _sources(stack: SliceStack) -> list[Tensor]:
     return found
 
 
-def _make(stack: SliceStack, engine: Engine) -> StackWeights:
+def make_weights(stack: SliceStack, engine: Engine) -> StackWeights:
+    """The weights as an engine prepares them from the stack's tensors, where they lie."""
     hyper, slices = [], []
     for k, g in enumerate(stack.groups):
         part, (first, *rest) = _part(stack, k)
@@ -102,6 +121,7 @@ def _make(stack: SliceStack, engine: Engine) -> StackWeights:
             _, *body, last = cast(nn.Sequential, stack.channel_context[f"y{k}"])
             blocks = tuple(engine.prepare_block(cast(RWKVBlock, block)) for block in body)
             context = engine.prepare_linear(cast(Tensor, last.weight).flatten(1), cast(Tensor, last.bias))
+        prepared = engine.prepare_aggregation((spatial, bias, *others))
         slices.append(
             SliceWeights(
                 width=mix.shape[0],
@@ -109,8 +129,8 @@ def _make(stack: SliceStack, engine: Engine) -> StackWeights:
                 blocks=blocks,
                 context=context,
                 channel=engine.prepare_linear(channel, None) if k else None,
-                first=engine.prepare_aggregation((spatial, bias, *others)),
-                anchors=engine.prepare_aggregation((spatial[:, :0], bias, *others)),
+                first=prepared,
+                anchors=engine.without_inputs(prepared),
                 rest=tuple(engine.prepare_aggregation(block.tensors()) for block in rest),
                 spread=_spread(stack, engine, k),
             )

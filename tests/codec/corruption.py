@@ -66,7 +66,7 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
                     section[position] ^= 1 << rng.integers(8)
                 fields[name] = bytes(section)
         elif kind == "checksum":
-            fields["symbol_checksum"] ^= 1 << int(rng.integers(32))
+            fields["symbol_checksum"] ^= 1 << int(rng.integers(48))
         elif kind == "size":
             fields["width"], fields["height"] = (int(side) for side in rng.integers(1, 2048, 2))
             step = 64  # another size with as many blocks is another picture of the same symbols, not damage

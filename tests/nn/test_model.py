@@ -71,14 +71,20 @@ def test_forward_matches_published(golden, model, size):
         assert (out["likelihoods"][name] - golden[f"{size}/likelihoods/{name}"]).abs().max() < TOLERANCE
 
 
+# Exact arithmetic has factors of 13 bits: relative errors of some 1e-4, at latents up to 20; of a thousand symbols and
+# scales a few may lie so close to an edge that they fall on its other side.
+@pytest.mark.parametrize(("entropy", "tolerance", "few"), [("float", TOLERANCE, 0.0), ("exact", 1e-2, 0.01)])
 @pytest.mark.parametrize("size", ["64", "128"])
-def test_symbols_and_sizes_match_published(golden, model, size):
+def test_symbols_and_sizes_match_published(golden, weights, size, entropy, tolerance, few):
     x = golden[f"{size}/x"]
+    model = LALIC.from_state_dict(weights)
+    model.entropy = entropy
     passes, (z, _), y_hat = model._symbols(x)
-    assert torch.equal(torch.cat([s[0] for s, _ in passes]), golden[f"{size}/symbols"].int())
-    assert torch.equal(torch.cat([i[0] for _, i in passes]), golden[f"{size}/indexes"].int())
+    for got, name in zip(zip(*passes, strict=True), ("symbols", "indexes"), strict=True):
+        away = (torch.cat([t[0] for t in got]) - golden[f"{size}/{name}"].int()).abs()
+        assert away.max() <= (few > 0) and (away != 0).float().mean() <= few, name
     assert torch.equal(z[0], golden[f"{size}/z_symbols"].int())
-    assert (y_hat - golden[f"{size}/y_hat"]).abs().max() < TOLERANCE
+    assert (y_hat - golden[f"{size}/y_hat"]).abs().max() < tolerance
     lengths = [len(s[0]) for s in model.compress(x)["strings"]]
     published = golden[f"{size}/string_lengths"].tolist()
     assert len(lengths) == len(published) == 11
@@ -140,6 +146,7 @@ def test_sections_round_trip_and_refusal():
 
 def test_forward_in_eval_equals_compress():
     model = tiny()
+    model.entropy = "float"
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         out = model(x)
