@@ -4,6 +4,7 @@ Same bits as `reference.py`. No fast-math of any kind, not even contraction: eac
 itself. What may be rearranged is exact: integers, and float64 sums of integers below 2^53. Rounding half to even of
 values below 2^22 is adding and subtracting 1.5 2^23, which every instruction set has. Importing this needs numba.
 
+A loop over start..stop takes that slice first: of an index that may be negative, as numba's may, it would make gathers.
 Arrays are contiguous; `bits` is the int32 view of x. No loop here depends on how many rows a call is given.
 """
 
@@ -138,9 +139,10 @@ def integers_of_rows(x, magnitudes, start, stop, q):
 @njit(**OPTIONS)
 def squared_relu_of(x, start, stop, y):
     """Elements start..stop."""
-    for i in range(start, stop):
-        v = x[i] if x[i] > _ZERO else _ZERO
-        y[i] = settle(v * v)
+    a, out = x[start:stop], y[start:stop]
+    for i in range(out.shape[0]):
+        v = a[i] if a[i] > _ZERO else _ZERO
+        out[i] = settle(v * v)
 
 
 @njit(**OPTIONS)
@@ -307,22 +309,25 @@ def layer_norm_rows(x, bits, weight, bias, offset, start, stop, found, y):
 @njit(**OPTIONS)
 def exp_of(x, start, stop, y):
     """Elements start..stop."""
-    for i in range(start, stop):
-        y[i] = exp(x[i])
+    a, out = x[start:stop], y[start:stop]
+    for i in range(out.shape[0]):
+        out[i] = exp(a[i])
 
 
 @njit(**OPTIONS)
 def sigmoid_of(x, start, stop, y):
     """Elements start..stop."""
-    for i in range(start, stop):
-        y[i] = sigmoid(x[i])
+    a, out = x[start:stop], y[start:stop]
+    for i in range(out.shape[0]):
+        out[i] = sigmoid(a[i])
 
 
 @njit(**OPTIONS)
 def gate_of(r, x, start, stop, y):
     """Elements start..stop."""
-    for i in range(start, stop):
-        y[i] = settle(sigmoid(r[i]) * x[i])
+    b, a, out = r[start:stop], x[start:stop], y[start:stop]
+    for i in range(out.shape[0]):
+        out[i] = settle(sigmoid(b[i]) * a[i])
 
 
 @njit(**OPTIONS)
