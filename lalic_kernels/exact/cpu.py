@@ -255,13 +255,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     return y
 
 
+def _checked(x: Tensor) -> np.ndarray:
+    """All elements of x, float32 and finite."""
+    _require(x)
+    flat = _array(x).reshape(-1)
+    _rows_bits(flat.reshape(1, -1) if flat.size < _LEAST or flat.size % 64 else flat.reshape(64, -1))
+    return flat
+
+
 def _elementwise(kernel: Any, *inputs: Tensor) -> Tensor:
     y = torch.empty(inputs[0].shape)
-    for x in inputs:
-        _require(x)
-    flats = [_array(x).reshape(-1) for x in inputs]
-    for flat in flats:
-        _rows_bits(flat.reshape(1, -1) if flat.size < _LEAST or flat.size % 64 else flat.reshape(64, -1))
+    flats = [_checked(x) for x in inputs]
     out = y.numpy().reshape(-1)
     run_ranges(lambda i, j: kernel(*flats, i, j, out), out.size, least=_LEAST)
     return y
@@ -337,4 +341,12 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = N
     return y
 
 
-scale_index = reference.scale_index
+_THRESHOLDS = np.array(n.THRESHOLDS, np.float32)
+
+
+def scale_index(scales: Tensor) -> Tensor:
+    """As `reference.scale_index`."""
+    y = torch.empty(scales.shape, dtype=torch.int32)
+    flat, out = _checked(scales), y.numpy().reshape(-1)
+    run_ranges(lambda i, j: loops.scale_index_of(flat, _THRESHOLDS, i, j, out), out.size, least=_LEAST)
+    return y

@@ -341,3 +341,15 @@ def residual_of(x, change, gamma, start, stop, y):
         else:
             for c in range(row.shape[0]):
                 out[c] = settle(row[c] + settle(gamma[c] * other[c]))
+
+
+@njit(**OPTIONS)
+def scale_index_of(x, thresholds, start, stop, y):
+    """Elements start..stop: how many of the 63 thresholds are less, by halving."""
+    a, out = x[start:stop], y[start:stop]
+    for i in range(out.shape[0]):
+        value, found = a[i], np.uint32(0)
+        for power_of_half in range(6):
+            step = np.uint32(32 >> power_of_half)
+            found += step if thresholds[found + step - np.uint32(1)] < value else np.uint32(0)
+        out[i] = found
