@@ -62,6 +62,31 @@ def test_golden_hashes_on_a_gpu() -> None:
     assert exact_inputs.all_hashes("reference", "cuda") == json.loads(GOLDEN.read_text())["hashes"]
 
 
+@pytest.mark.parametrize("path", ["reference", pytest.param("int8", marks=NEEDS_NUMBA)])
+def test_flushing_subnormal_numbers_does_not_matter(path: str, two_threads: None) -> None:
+    """Some machines do. The switch is the calling thread's, so all is computed there."""
+    golden = json.loads(GOLDEN.read_text())["hashes"]
+    torch.set_num_threads(1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush them")
+    try:
+        assert float(torch.tensor([2.0**-126]) * 0.5) == 0.0
+        found = exact_inputs.all_hashes(path)
+    finally:
+        torch.set_flush_denormal(False)
+    assert [name for name in golden if found[name] != golden[name]] == []
+
+
+def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "NUMBA", False)
+    assert op.describe("cpu") == "reference"
+    x = Source(9).normal
+    rows, weight = x(3, 4), exact.prepare_linear(x(2, 4))
+    assert same(exact.linear(rows, weight), exact.linear(rows, weight, backend="reference"))
+    with pytest.raises(BackendUnavailable, match="needs numba"):
+        exact.linear(rows, weight, backend="cpu")
+
+
 @NEEDS_NUMBA
 def test_threads_do_not_matter(two_threads: None) -> None:
     """Sizes at which two threads have work (a thread takes at least 16384 elements)."""
