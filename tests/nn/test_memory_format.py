@@ -1,0 +1,49 @@
+"""Channels stay last from one end of a transform to the other: no step copies an image to another layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lalic
+
+COPIES = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::contiguous")
+
+
+class Copies(TorchDispatchMode):
+    """Notes every copy of at least `least` elements, and into which layout."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.name().split(".")[0] in COPIES and result.numel() >= self.least:
+            self.found.append(f"{func.name()} {tuple(args[0].shape)} {args[0].stride()} -> {result.stride()}")
+        return result
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("g_a", (1, 3, 128, 192)), ("g_s", (1, 96, 8, 12)), ("h_a", (1, 96, 32, 48)), ("h_s", (1, 32, 8, 12))],
+)
+def test_no_copy_between_layouts(name: str, shape: tuple[int, ...]) -> None:
+    transform = getattr(lalic.slim(pretrained=False), name)
+    x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
+    watch, seen = Copies(min(x.numel(), 8 * 12 * 32)), []
+    for module in transform.children():
+        module.register_forward_hook(lambda module, inputs, y: seen.append(y))
+    with torch.no_grad():
+        transform(x)  # once before, so that what is kept of the weights is there
+        seen.clear()
+        with watch:
+            y = transform(x)
+    assert seen and all(t.is_contiguous(memory_format=torch.channels_last) for t in seen)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert watch.found == []
+    with torch.no_grad(), watch:
+        y.contiguous()
+    assert watch.found  # the watch would have seen one
