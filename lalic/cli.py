@@ -1,4 +1,4 @@
-"""The command `lalic`: compress, decompress, info, demo, train.
+"""The command `lalic`: compress, decompress, info, convert, demo, train.
 
 Exit codes: 0 everything was done; 1 at least one file failed, the others are done; 2 the request itself is wrong, and
 nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With
@@ -106,7 +106,25 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     )
     info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
     info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
+    info.add_argument(
+        "--symbols",
+        action="store_true",
+        help="decode, and print SHA-256 of the symbols and of the latents: equal on every machine",
+    )
+    info.add_argument("--checkpoint", metavar="PATH", help="weights for --symbols instead of those that ship")
+    _add_machine_arguments(info)
     info.set_defaults(run=_info)
+
+    convert = commands.add_parser(
+        "convert",
+        help="a checkpoint with its entropy model as integers",
+        description="Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes "
+        "the same files as the original.",
+    )
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
+    convert.add_argument("output", metavar="OUT", help=".safetensors file to write")
+    convert.add_argument("-f", "--force", action="store_true", help="overwrite a file that exists")
+    convert.set_defaults(run=_convert)
 
     demo = commands.add_parser(
         "demo",
@@ -322,11 +340,14 @@ def _write(target: str, data: bytes, force: bool) -> None:
 def _info(args: argparse.Namespace) -> int:
     from lalic.bitstream import VERSION, parse
 
+    decode = _symbol_hasher(args) if args.symbols else None
     described = []
     failed = 0
     for source in args.inputs:
         try:
-            container = parse(_read(source), None)
+            data = _read(source)
+            container = parse(data, None)
+            hashes = decode(data) if decode else {}
         except (LalicError, OSError) as error:
             failed += 1
             _say(_name_first(Job(source, ""), _sentence(error)))
@@ -346,14 +367,40 @@ def _info(args: argparse.Namespace) -> int:
                 "overhead_bytes": overhead,
                 "bits_per_pixel": container.bits_per_pixel,
                 "symbol_checksum": f"{container.symbol_checksum:012x}",
+                **hashes,
             }
         )
     if args.json:
         print(json.dumps(described, indent=2))
     else:
         for entry in described:
-            print(_INFO.format(**entry))
+            print((_INFO + _SYMBOLS if args.symbols else _INFO).format(**entry))
     return 1 if failed else 0
+
+
+def _symbol_hasher(args: argparse.Namespace) -> Callable[[bytes], dict[str, str]]:
+    """What decodes a file's symbols and hashes them, with the model of --checkpoint or the one that ships."""
+    _set_up_process(args.threads)
+    from lalic import codec
+
+    device, model = codec.resolve_device(args.device), None
+    if args.checkpoint is not None:
+        import lalic
+
+        model = lalic.load_checkpoint(args.checkpoint).to(device).eval()
+    return lambda data: codec.symbol_hashes(data, model, device=None if model is not None else device)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from lalic import zoo
+
+    try:
+        model = zoo.convert(args.checkpoint, args.output, overwrite=args.force)
+    except FileExistsError:
+        raise LalicError(f"{args.output} exists already, --force overwrites it") from None
+    size = os.path.getsize(args.output)
+    print(f"{args.checkpoint} -> {args.output}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
+    return 0
 
 
 _INFO = """{file}
@@ -362,6 +409,11 @@ _INFO = """{file}
   picture   {width}x{height}
   size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
   sections  z {z_bytes} bytes, y {y_bytes} bytes, header and checksums {overhead_bytes} bytes"""
+
+
+_SYMBOLS = """
+  symbols   sha256 {symbols_sha256}
+  latents   sha256 {latents_sha256}"""
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ Padding repeats the last column to the right and the last row to the bottom; the
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,29 @@ def decode(
     with torch.inference_mode():
         x = model.decode_sections(container.z, container.y, height, width, container.symbol_checksum)
     return images.from_tensor(x[:, :, : container.height, : container.width])
+
+
+def symbol_hashes(
+    data: bytes,
+    model: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> dict[str, str]:
+    """Decode the symbols of a .lalic file, and no picture: {"symbols_sha256", "latents_sha256"}, each 64 hex digits.
+
+    The first is over all symbols as little-endian int32 in coding order; the second over y_hat, symbols plus predicted
+    means, as little-endian float32 (channel, row, column). Two machines that print the same decoded the same, to the
+    last bit. Arguments and errors as in `decode`.
+    """
+    container = parse(data, max_pixels)
+    model = _matching_model(container, model, device)
+    step = model.downsampling
+    height, width = (-(-side // step) * step for side in (container.height, container.width))
+    with torch.inference_mode():
+        found = model.read_sections(container.z, container.y, height, width, container.symbol_checksum)
+    latents = found.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
+    return {"symbols_sha256": found.symbols_sha256, "latents_sha256": hashlib.sha256(latents.tobytes()).hexdigest()}
 
 
 def _matching_model(container: Container, model: Any, device: str | torch.device | None) -> Any:

@@ -16,8 +16,8 @@ from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import Checksum, Collect, Estimate, Read, SliceCoder, check_symbols, code_slices
 from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
 from lalic.entropy.weights import versions
-from lalic.errors import BitstreamError, LalicError
-from lalic.nn import checkpoints
+from lalic.errors import BitstreamError, CheckpointError, LalicError
+from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
 from lalic.nn.precision import Narrowed, dtype_of
@@ -123,13 +123,30 @@ class LALIC(nn.Module):
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> LALIC:
         """A model ready to code, in eval mode, whose configuration is read off the tensors' shapes.
 
-        Takes the wrappers and key names of published files. Raises ``CheckpointError`` if it is not a LALIC state dict.
+        Takes the wrappers and key names of published files, and converted ones. Raises ``CheckpointError`` if it is not
+        a LALIC state dict, or a converted one whose entropy model is not the one that it names.
         """
         sd = checkpoints.normalise(state_dict)
         model = cls.from_config(checkpoints.infer_config(sd))
         checkpoints.load_into(model, sd)
         model.update()
+        named = state_dict.get(checkpoints.DIGEST)
+        if named is not None:
+            found = exact_entropy(model.latent_codec).digest()
+            if not isinstance(named, Tensor) or bytes(named.tolist()).hex() != found:
+                raise CheckpointError(
+                    f"the file's integer weights give an entropy model with digest {found[:16]}..., not the one that "
+                    f"it names: it is damaged, or was converted for other arithmetic than version {exact.VERSION}"
+                )
         return model.eval()
+
+    def converted(self) -> dict[str, Tensor]:
+        """State dict with the entropy model's matrices as integers (`lalic.nn.integers`); `from_state_dict` takes it.
+
+        The same hash, and the same symbols, as this model. Raises ``ValueError`` before ``update()``.
+        """
+        self._bottleneck_tables()
+        return integers.pack(self, self.config, exact_entropy(self.latent_codec).digest())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As ``torch.nn.Module.load_state_dict``, taking published key names; coding tables are resized."""

@@ -6,6 +6,7 @@ import os
 
 from lalic import weights
 from lalic.config import SLIM
+from lalic.errors import CheckpointError
 from lalic.model import LALIC
 from lalic.nn import checkpoints
 
@@ -28,3 +29,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LALIC:
     ``CheckpointError`` when the file cannot be read or is not a LALIC checkpoint.
     """
     return LALIC.from_state_dict(checkpoints.read(path))
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> LALIC:
+    """Write the checkpoint `source` to `target` (.safetensors) with its entropy model as integers; returns the model.
+
+    The coding tables of z are made now, once, if the checkpoint has none, and travel with the weights: machines that
+    make them anew may differ in a last bit, and then refuse each other's files. Raises ``CheckpointError`` as
+    `load_checkpoint` and for another ending, ``FileExistsError`` unless it may overwrite.
+    """
+    if not os.fspath(target).endswith(".safetensors"):
+        raise CheckpointError(f"{os.fspath(target)}: a converted checkpoint's name must end in .safetensors")
+    model = load_checkpoint(source)
+    checkpoints.save_tensors(model.converted(), target, overwrite)
+    return model

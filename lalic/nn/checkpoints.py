@@ -16,6 +16,7 @@ from lalic.errors import CheckpointError
 from lalic.files import write_atomic
 from lalic.nn.context import channel_ramp
 
+DIGEST = "entropy_digest"  # of a converted checkpoint (`lalic.nn.integers`)
 PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
 TABLE_BUFFERS = (*PRIOR_TABLES, "scale_table")
 _PRIOR = "latent_codec.hyper.entropy_bottleneck."
@@ -32,8 +33,11 @@ _RENAMES = (
 def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors under this package's key names, out of whatever wrapper a training script put them in.
 
-    Raises ``CheckpointError`` when there is no state dict inside.
+    Integers of a converted checkpoint become floats, exactly. Raises ``CheckpointError`` when there is no state dict
+    inside.
     """
+    from lalic.nn import integers  # which builds on this module
+
     for wrapper in ("state_dict", "model_state_dict"):
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
@@ -47,7 +51,7 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         for pattern, replacement in _RENAMES:
             name = pattern.sub(replacement, name)
         result[name] = value
-    return result
+    return integers.unpack(result)
 
 
 def matters(name: str) -> bool:
@@ -176,12 +180,17 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Load the result with `lalic.load_checkpoint`. The file appears whole or not at all. Small tensors stay float32: the
     prior's and the blocks' vectors cost little and their rounding would be felt.
     """
-    from safetensors.torch import save
-
     tensors = {}
     for name, value in model.state_dict().items():
         if matters(name):
             value = value.detach().cpu()
             half = value.is_floating_point() and value.ndim >= 2 and not name.startswith(_PRIOR)
             tensors[name] = (value.half() if half else value).contiguous()
-    write_atomic(path, save(tensors))
+    save_tensors(tensors, path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], overwrite: bool = True) -> None:
+    """Write a safetensors file, whole or not at all. Raises ``FileExistsError`` unless it may overwrite one."""
+    from safetensors.torch import save
+
+    write_atomic(path, save(dict(tensors)), overwrite=overwrite)
