@@ -2,10 +2,11 @@
 #
 # TORCH is installed first and alone, because on a machine without a GPU you choose the build here, for instance
 #   make demo TORCH="torch --index-url <the CPU index that pytorch.org names>"
-# PYTHON chooses the interpreter (3.11 or 3.12).
+# PYTHON chooses the interpreter (3.11 or 3.12), JOBS the number of processes that share the tests.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -15,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/lalic demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(JOBS)
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.run
