@@ -7,8 +7,10 @@ not. Run as a script it prints a hash of every primitive's result; test_machines
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,13 +52,18 @@ class Source:
 KINDS = ("normal", "wild", "digits", "same_sign")
 
 
-def results(kind: str, path: str, device: str = "cpu") -> dict[str, Tensor]:
-    """Every primitive's result on one kind of input; path as `backend=`, or "int8" or "float64" for either product."""
-    from lalic_kernels.exact import cpu, reference
+def results(
+    kind: str, path: str, device: str = "cpu", lengths: Sequence[int] = (1, 3, 64, 65, 200)
+) -> dict[str, Tensor]:
+    """Every primitive's result on one kind of input; path as `backend=`, or "int8" or "float64" for either product.
+
+    `lengths` are the WKV's, in tokens.
+    """
 
     source = Source(KINDS.index(kind), device)
     x = getattr(source, kind)
-    here = reference if path == "reference" else cpu
+    names = {"reference": "reference", "triton": "gpu"}
+    here = importlib.import_module(f"lalic_kernels.exact.{names.get(path, 'cpu')}")
     how = {"how": path} if path in ("int8", "float64") else {}
     found: dict[str, Tensor] = {}
     for rows, terms, outputs in ((1, 1, 1), (5, 1, 9), (3, 7, 5), (70, 130, 33), (2, 640, 3)):
@@ -83,7 +90,7 @@ def results(kind: str, path: str, device: str = "cpu") -> dict[str, Tensor]:
     found["gate"] = here.gate(image, other)
     found["residual"] = here.residual(image, other, vector)
     found["residual plain"] = here.residual(image, other)
-    for tokens in (1, 3, 64, 65, 200):
+    for tokens in lengths:
         keys, data, gate = x(2, tokens, 37), x(2, tokens, 37), x(2, tokens, 37)
         found[f"biwkv {tokens}"] = here.biwkv(vector, bias, keys, data)
         found[f"biwkv gate {tokens}"] = here.biwkv(vector * 2.0**-7, bias, keys, data, gate)
