@@ -1,0 +1,204 @@
+"""The same files decoded under many settings of one machine: `python -m benchmarks.portability FOLDER [--save]`.
+
+Every picture of the folder goes to a file, once with the exact entropy model and once with the floating-point one. Then
+a fresh process for each setting of `SETTINGS` decodes the files alone, and pictures of equal size in batches of four,
+and prints SHA-256 of the symbols and of the latents (symbols plus predicted means). With exact arithmetic all of them
+must be the encoder's; how many of the floating-point model's are is counted beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lalic
+from benchmarks import report
+from lalic import images
+from lalic.errors import LalicError
+from lalic.model import LALIC
+
+ENTROPIES = ("exact", "float")
+BATCH = 4
+
+
+def _setting(aten: str = "", dnnl: str = "", numba: str = "", threads: int = 1) -> dict[str, str]:
+    chosen = {"ATEN_CPU_CAPABILITY": aten, "DNNL_MAX_CPU_ISA": dnnl, "NUMBA_CPU_NAME": numba}
+    if numba:
+        chosen["NUMBA_CPU_FEATURES"] = ""
+    count = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    return {name: value for name, value in chosen.items() if value or name == "NUMBA_CPU_FEATURES"} | count
+
+
+SETTINGS = (
+    _setting(),
+    _setting(threads=2),
+    *(
+        _setting(aten=a, threads=t)
+        for a, t in (("default", 1), ("default", 2), ("avx2", 1), ("avx2", 2), ("avx512", 1))
+    ),
+    *(_setting(dnnl=d, threads=t) for d, t in (("SSE41", 1), ("SSE41", 2), ("AVX2", 1), ("AVX512_CORE", 2))),
+    _setting(numba="generic"),
+    _setting("default", "SSE41", "generic", 2),
+    _setting("avx2", "AVX2", "generic", 1),
+    _setting("avx512", "SSE41", "", 2),
+    _setting("default", "AVX512_CORE", "", 1),
+)
+FEW = (SETTINGS[1], SETTINGS[2], SETTINGS[7], SETTINGS[12], SETTINGS[13])
+"""Enough for continuous integration: each value once, both ways of multiplying integers, both thread counts."""
+
+
+def prepare(folder: Path, model: LALIC, pictures: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Write a model and the streams of pictures (1, 3, H, W), sides multiples of 64; returns the encoder's hashes.
+
+    The result is as `decode` gives it: {"exact": {picture: [symbols, latents]}, "float": ...}, without batches.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), folder / "weights.pth")
+    found: dict[str, Any] = {entropy: {} for entropy in ENTROPIES}
+    work = []
+    for name, x in pictures:
+        item: dict[str, Any] = {"name": name, "size": list(x.shape[2:])}
+        for entropy in ENTROPIES:
+            model.entropy = entropy
+            sections, packed = model.encode_sections(x), model.compress(x)
+            item[entropy] = {
+                "z": _text(sections.z), "y": _text(sections.y), "checksum": sections.checksum,
+                "strings": [_text(s[0]) for s in packed["strings"]], "hyper": list(packed["shape"]["hyper"]),
+            }  # fmt: skip
+            symbols = hashlib.sha256()
+            passes, (z, _), _ = model._symbols(x)
+            for part in [z, *(s for s, _ in passes)]:
+                symbols.update(part.numpy().astype("<i4").tobytes())
+            found[entropy][name] = [symbols.hexdigest(), _hash(packed["y_hat"])]
+        work.append(item)
+    (folder / "work.json").write_text(json.dumps(work))
+    model.entropy = "exact"
+    return found
+
+
+def decode(folder: Path) -> dict[str, Any]:
+    """What this process makes of a prepared folder.
+
+    {entropy: {picture: [symbols, latents] or "refused"}, "batch": {entropy: {picture: latents or "refused"}}}.
+    """
+    model = lalic.load_checkpoint(folder / "weights.pth")
+    work = json.loads((folder / "work.json").read_text())
+    found: dict[str, Any] = {entropy: {} for entropy in ENTROPIES} | {"batch": {entropy: {} for entropy in ENTROPIES}}
+    for entropy in ENTROPIES:
+        model.entropy = entropy
+        for item in work:
+            own = item[entropy]
+            try:
+                read = model.read_sections(_bytes(own["z"]), _bytes(own["y"]), *item["size"], own["checksum"])
+                found[entropy][item["name"]] = [read.symbols_sha256, _hash(read.y_hat)]
+            except LalicError:
+                found[entropy][item["name"]] = "refused"
+        for group in _batches(work):
+            parts = [item[entropy] for item in group]
+            strings = [[_bytes(s) for s in streams] for streams in zip(*(p["strings"] for p in parts), strict=True)]
+            try:
+                y_hat = model.decode_strings(strings, {"hyper": parts[0]["hyper"]})
+                hashes = [_hash(one[None]) for one in y_hat]
+            except LalicError:
+                hashes = ["refused"] * len(group)
+            found["batch"][entropy] |= {item["name"]: h for item, h in zip(group, hashes, strict=True)}
+    return found
+
+
+def _batches(work: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    for size in sorted({tuple(item["size"]) for item in work}):
+        alike = [item for item in work if tuple(item["size"]) == size]
+        for start in range(0, len(alike) - BATCH + 1, BATCH):
+            yield alike[start : start + BATCH]
+
+
+def in_another_process(folder: Path, setting: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """`decode` of each prepared folder in one, under a setting, by name. Raises ``RuntimeError`` with what the process said if it fails."""
+    root = Path(__file__).parents[1]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ATEN_", "DNNL_", "NUMBA_CPU"))}
+    command = [sys.executable, "-m", "benchmarks.portability", str(folder), "--decode"]
+    environment = {**clean, **setting, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"under {setting}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def compare(expected: dict[str, Any], got: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """How many pictures each entropy model decoded, and how many of them as the encoder did, alone and in batches."""
+    counts = {}
+    for entropy in ENTROPIES:
+        alone, batch = got[entropy], got["batch"][entropy]
+        counts[entropy] = {
+            "pictures": len(alone),
+            "equal": sum(alone[name] == expected[entropy][name] for name in alone),
+            "in_batches": len(batch),
+            "equal_in_batches": sum(batch[name] == expected[entropy][name][1] for name in batch),
+        }
+    return counts
+
+
+def _hash(y_hat: Tensor) -> str:
+    return hashlib.sha256(y_hat[0].contiguous().numpy().astype("<f4").tobytes()).hexdigest()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line a setting; with --save append a record to the results. 1 if an exact decoder differed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.portability", description="One file, many settings.")
+    parser.add_argument("folder", type=Path, help="pictures, in name order")
+    parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
+    parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
+    parser.add_argument("--save", action="store_true", help="append a record to the results")
+    parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)  # what a fresh process does
+    arguments = parser.parse_args(argv)
+    if arguments.decode:
+        prepared = sorted(path.parent for path in arguments.folder.glob("*/work.json"))
+        print(json.dumps({path.name: decode(path) for path in prepared}))
+        return 0
+    paths = sorted(p for p in arguments.folder.glob("*") if p.suffix.lower() in images.readable_extensions())
+    if not paths:
+        parser.error(f"no pictures in {arguments.folder}")
+    model = lalic.slim() if arguments.checkpoint is None else lalic.load_checkpoint(arguments.checkpoint)
+    record = report.environment(torch.device("cpu"))
+    print(report.header(record))
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        from lalic.codec import _pad
+
+        pictures = ((p.stem, _pad(images.to_tensor(images.load(p)), model.downsampling)) for p in paths)
+        expected = prepare(Path(scratch) / "all", model, pictures)
+        for setting in SETTINGS:
+            counts = compare(expected, in_another_process(Path(scratch), setting)["all"])
+            rows.append({"setting": setting} | counts)
+            print(json.dumps(rows[-1]), flush=True)
+    record |= {"pictures": arguments.name or arguments.folder.name, "model": model.config.name}
+    record |= {"weights": model.weights_hash().hex(), "portability": rows}
+    if arguments.save:
+        print(f"added to {report.append(record)}")
+    exact = [row["exact"] for row in rows]
+    whole = all(c["equal"] == c["pictures"] and c["equal_in_batches"] == c["in_batches"] for c in exact)
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
