@@ -26,8 +26,10 @@ from torch import Tensor
 import lalic
 from benchmarks import report
 from lalic import images
+from lalic.entropy.tables import gaussian_tables
 from lalic.errors import LalicError
 from lalic.model import LALIC
+from lalic_kernels.rans import ideal_bits
 
 ENTROPIES = ("exact", "float")
 BATCH = 4
@@ -57,6 +59,14 @@ SETTINGS = (
 )
 FEW = (SETTINGS[1], SETTINGS[2], SETTINGS[7], SETTINGS[12], SETTINGS[13])
 """Enough for continuous integration: each value once, both ways of multiplying integers, both thread counts."""
+
+
+def ideal_code_length(model: LALIC, x: Tensor) -> float:
+    """Bits that x (1, 3, H, W) needs under the shipped integer tables, were the coder perfect."""
+    with torch.no_grad():
+        passes, (z, rows), _ = model._symbols(x)
+    y_bits = sum(ideal_bits(symbols[0], indexes[0], gaussian_tables()) for symbols, indexes in passes)
+    return y_bits + ideal_bits(z[0], rows[0], model._bottleneck_tables())
 
 
 def prepare(folder: Path, model: LALIC, pictures: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
@@ -101,7 +111,8 @@ def decode(folder: Path) -> dict[str, Any]:
         for item in work:
             own = item[entropy]
             try:
-                read = model.read_sections(_bytes(own["z"]), _bytes(own["y"]), *item["size"], own["checksum"])
+                height, width = item["size"]
+                read = model.read_sections(_bytes(own["z"]), _bytes(own["y"]), height, width, own["checksum"])
                 found[entropy][item["name"]] = [read.symbols_sha256, _hash(read.y_hat)]
             except LalicError:
                 found[entropy][item["name"]] = "refused"
@@ -125,7 +136,10 @@ def _batches(work: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def in_another_process(folder: Path, setting: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """`decode` of each prepared folder in one, under a setting, by name. Raises ``RuntimeError`` with what the process said if it fails."""
+    """`decode` of each prepared folder in one, by name, under a setting.
+
+    Raises ``RuntimeError`` with what the process said if it fails.
+    """
     root = Path(__file__).parents[1]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ATEN_", "DNNL_", "NUMBA_CPU"))}
     command = [sys.executable, "-m", "benchmarks.portability", str(folder), "--decode"]

@@ -187,7 +187,7 @@ class LALIC(nn.Module):
         another model, which cannot read files of this one, nor this one its.
         """
         prior = self.latent_codec.hyper.entropy_bottleneck
-        weights = [*self.latent_codec.y.named_parameters(), *self.h_s.named_parameters(prefix="h_s")]
+        weights = [*self.latent_codec.y.named_parameters(), *self.h_s.named_parameters(prefix="hyper")]
         synthesis = [*self.g_s.named_parameters(prefix="g_s")]
         tables = [(name, getattr(prior, name)) for name in checkpoints.PRIOR_TABLES]
         plain = [(n, t) for n, t in [*synthesis, *tables] if checkpoints.matters(n)]

@@ -167,7 +167,7 @@ def exact_entropy(latent_codec: nn.Module) -> ExactEntropy:
     """
     hyper, stack = cast(Any, latent_codec).hyper, cast(SliceStack, latent_codec.y)
     quantiles = hyper.entropy_bottleneck.quantiles
-    modules = (("h_s", hyper.h_s), ("y", stack))
+    modules = (("hyper", hyper.h_s), ("y", stack))
     named = [(n, p) for top, module in modules for n, p in module.named_parameters(prefix=top)]
     sources = [quantiles, *(p for n, p in named if matters(n))]
     key = versions(sources)

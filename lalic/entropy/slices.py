@@ -20,7 +20,7 @@ from torch import Tensor
 import lalic_kernels
 from lalic.entropy.decoder import SliceDecoder
 from lalic.entropy.engine import FLOAT, Engine
-from lalic.errors import BitstreamError
+from lalic.errors import BitstreamError, LalicError
 from lalic.nn.context import SliceStack, full_precision, interleave, pack
 
 IndexOf = Callable[[Tensor], Tensor]  # scales -> rows of the Gaussian tables, int32
@@ -118,10 +118,10 @@ class Read:
 
 
 def check_symbols(name: str, symbols: Tensor) -> None:
-    """Raise ``ValueError`` unless rounded values fit the coder; such a picture or such weights cannot be coded."""
+    """Raise ``LalicError`` unless rounded values fit the coder; such a picture or such weights cannot be coded."""
     largest = float(symbols.detach().abs().max()) if symbols.numel() else 0.0
     if not largest < 2**24:  # also when not finite; floats count exactly up to here
-        raise ValueError(f"{name}: latents of magnitude {largest:g} cannot be coded; expected finite values below 2^24")
+        raise LalicError(f"{name}: latents of magnitude {largest:g} cannot be coded; expected finite values below 2^24")
 
 
 class Checksum:

@@ -1,0 +1,76 @@
+"""A file decodes to the same symbols and means whatever this machine's libraries are told to use; floats do not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lalic
+from lalic import images
+from lalic.model import LALIC
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not part of the installed packages
+
+from benchmarks import portability
+
+ROOT = Path(__file__).parents[2]
+
+
+def published_style() -> tuple[LALIC, list[torch.Tensor]]:
+    golden = load_file(ROOT / "tests" / "golden" / "model.safetensors")
+    model = LALIC.from_state_dict({name[3:]: value for name, value in golden.items() if name.startswith("sd/")})
+    x = golden["128/x"]
+    return model, [x, x.flip(2), x.flip(3), x.transpose(2, 3)]
+
+
+def slim() -> tuple[LALIC, list[torch.Tensor]]:
+    x = images.to_tensor(images.load(ROOT / "lalic" / "assets" / "astronaut.png"))
+    return lalic.slim(), [x[:, :, 64 * i : 64 * i + 64, 128 : 128 + 128] for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """{model: (the encoder's hashes, [what each setting's process made of it])}."""
+    folder = tmp_path_factory.mktemp("portable")
+    expected = {}
+    with torch.inference_mode():
+        for make in (slim, published_style):
+            model, pictures = make()
+            named = ((str(i), x.contiguous()) for i, x in enumerate(pictures))
+            expected[make.__name__] = portability.prepare(folder / make.__name__, model, named)
+    got = [portability.in_another_process(folder, setting) for setting in portability.FEW]
+    return {name: (hashes, [one[name] for one in got]) for name, hashes in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["slim", "published_style"])
+def test_symbols_and_means_are_the_encoders_under_every_setting(results, name: str) -> None:
+    expected, found = results[name]
+    assert len({tuple(hashes) for hashes in expected["exact"].values()}) == 4  # four different pictures
+    for setting, got in zip(portability.FEW, found, strict=True):
+        assert got["exact"] == expected["exact"], setting
+        assert got["batch"]["exact"] == {picture: latents for picture, (_, latents) in expected["exact"].items()}, (
+            setting
+        )
+
+
+def test_the_float_model_fails_the_same_test(results) -> None:
+    """Or the settings would not reach what they are meant to change."""
+    differs = [got["float"] != expected["float"] for expected, found in results.values() for got in found]
+    in_batches = [
+        got["batch"]["float"] != {picture: latents for picture, (_, latents) in expected["float"].items()}
+        for expected, found in results.values()
+        for got in found
+    ]
+    assert any(differs) and any(in_batches)
+
+
+def test_settings_reach_each_value_and_both_products() -> None:
+    for name in ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "NUMBA_CPU_NAME", "OMP_NUM_THREADS"):
+        all_values = {setting[name] for setting in portability.SETTINGS if name in setting}
+        assert len(all_values) == {"NUMBA_CPU_NAME": 1, "OMP_NUM_THREADS": 2}.get(name, 3)
+    few = {tuple(sorted(setting.items())) for setting in portability.FEW}
+    assert len(few) == len(portability.FEW) == 5
