@@ -30,7 +30,8 @@ class Job:
     """One kernel in one launch configuration, for one dtype ("fp32", "bf16", "fp16") of the op's tensors.
 
     `constants` are compile-time constants besides the launch's. `float32` names the pointers that are float32 whatever
-    the dtype. `facts` is printed along, for reports. What is `minor` differs little from another job, and is compiled
+    the dtype, `types` has Triton's types of other arguments ("*i8", "fp32"). `options` are the compiler's besides the
+    launch's. `facts` is printed along, for reports. What is `minor` differs little from another job, and is compiled
     for one architecture only, unless all is asked for.
     """
 
@@ -42,6 +43,8 @@ class Job:
     float32: frozenset[str] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict)
     minor: bool = False
+    types: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def target_of(backend: str, architecture: str) -> GPUTarget:
@@ -71,7 +74,7 @@ def itemsize(dtype: str) -> int:
 def compile_job(job: Job, target: GPUTarget) -> Any:
     """Triton's compiled kernel, with the machine code in `.asm`."""
     constants = {**dict(job.launch.constants), **job.constants}
-    options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages}
+    options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.options}
     return triton.compile(_source(job, constants), target=target, options=options)
 
 
@@ -101,10 +104,10 @@ def _source(job: Job, constants: Mapping[str, Any]) -> ASTSource:
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            signature[name] = "*fp32" if name in job.float32 else f"*{job.dtype}"
+            signature[name] = job.types.get(name, "*fp32" if name in job.float32 else f"*{job.dtype}")
             attributes[(place,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name == "eps" else "i32"
+            signature[name] = job.types.get(name, "fp32" if name == "eps" else "i32")
     if "constexprs" not in inspect.signature(ASTSource.__init__).parameters:
         # Triton 3.2: another name, and attributes of another kind.
         signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}

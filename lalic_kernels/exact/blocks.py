@@ -147,6 +147,8 @@ def prepare_block(
 
 def rwkv_block(x: Tensor, block: ExactBlock, *, eps: float = 1e-5, backend: str | None = None) -> Tensor:
     """x (B, H, W, C) -> (B, H, W, C): x + gamma1 SpatialMix(shift(LN x)), then x + gamma2 ChannelMix(shift(LN x))."""
+    if (whole := op.fused(x, backend)) is not None:
+        return whole.rwkv_block(x, block, eps)
     batch, height, width, channels = x.shape
     tokens = height * width
     normal = op.layer_norm(x, block.norm1_weight, block.norm1_bias, eps, backend=backend)
@@ -184,6 +186,8 @@ def entropy_params_tail(
     m: Tensor, block: ExactEntropyParams, *, eps: float = 1e-5, backend: str | None = None
 ) -> Tensor:
     """What follows the mix: for a caller that has m (..., Cout) as a sum of parts."""
+    if (whole := op.fused(m, backend)) is not None:
+        return whole.entropy_params_tail(m, block, eps)
     normal = op.layer_norm(m, block.norm_weight, block.norm_bias, eps, backend=backend)
     hidden = op.linear_squared_relu(normal, block.key, backend=backend)
     value = op.linear(hidden, block.value, backend=backend)

@@ -1,6 +1,6 @@
-"""The exact primitives as callers see them: compiled loops on CPU tensors where numba is there, else eager torch.
+"""The exact primitives as callers see them: Triton kernels on CUDA tensors, compiled loops on CPU ones, or eager torch.
 
-Both give the same bits, so the choice is of time alone and no result depends on it; `backend=` is for tests. Values are
+All give the same bits, so the choice is of time alone and no result depends on it; `backend=` is for tests. Values are
 float32 and finite (TypeError, ValueError otherwise); `reference.py` says what each function computes.
 """
 
@@ -13,16 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
+from lalic_kernels._core import triton_support
 from lalic_kernels._core.dispatch import BackendUnavailable
 from lalic_kernels.exact import reference
 from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
 
 NUMBA = importlib.util.find_spec("numba") is not None
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 
 
 def backend_of(device: str) -> str:
-    """ "cpu" for the compiled loops or "reference" for eager torch: what tensors on a device type get."""
+    """What tensors on a device type get: "triton", "cpu" for the compiled loops, or "reference" for eager torch."""
+    if device == "cuda" and triton_support.INSTALLED:
+        return "triton"
     return "cpu" if device == "cpu" and NUMBA else "reference"
 
 
@@ -38,9 +41,23 @@ def _path(x: Tensor, backend: str | None) -> Any:
         raise ValueError(f"backend must be one of {BACKENDS} or None, but is {backend!r}")
     if name == "reference":
         return reference
+    if name == "triton":
+        here = "cuda" if not triton_support.interpreting() else "cpu"
+        if not triton_support.INSTALLED or x.device.type not in ("cuda", here):
+            raise BackendUnavailable(
+                f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
+                f"triton: {triton_support.INSTALLED}, device: {x.device}"
+            )
+        return importlib.import_module("lalic_kernels.exact.gpu")
     if not NUMBA or x.device.type != "cpu":
         raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")
     return importlib.import_module("lalic_kernels.exact.cpu")
+
+
+def fused(x: Tensor, backend: str | None) -> Any | None:
+    """The module that has whole blocks in few launches (`gpu_blocks`), where Triton is the path that x takes."""
+    triton = _path(x, backend).__name__ == "lalic_kernels.exact.gpu"
+    return importlib.import_module("lalic_kernels.exact.gpu_blocks") if triton else None
 
 
 def _described(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +73,7 @@ def linear(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> T
 def linear_squared_relu(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> Tensor:
     """squared_relu(linear(x)), where possible without a pass of its own."""
     path = _path(x, backend)
-    if path.__name__ == "lalic_kernels.exact.cpu":
+    if path is not reference:
         return path.linear(x, prepared, squared=True)
     return path.squared_relu(path.linear(x, prepared))
 
@@ -111,3 +128,10 @@ def biwkv(
 @_described
 def scale_index(scales: Tensor, *, backend: str | None = None) -> Tensor:
     return _path(scales, backend).scale_index(scales)
+
+
+@_described
+def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    path = _path(parameters, backend)
+    found: tuple[Tensor, Tensor] = getattr(path, "gaussian_head", reference.gaussian_head)(parameters)
+    return found

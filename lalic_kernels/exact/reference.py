@@ -241,3 +241,10 @@ def scale_index(scales: Tensor) -> Tensor:
     check(scales)
     thresholds = torch.tensor(n.THRESHOLDS, dtype=torch.float32, device=scales.device)
     return torch.bucketize(scales, thresholds).to(torch.int32)
+
+
+def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """parameters (..., 2 g), g scales, then g means -> (the scales' indexes int32, the means), each (..., g)."""
+    scales, means = parameters.chunk(2, dim=-1)
+    check(means)
+    return scale_index(scales.contiguous()), means.contiguous()

@@ -1,0 +1,71 @@
+"""The exact kernels, as their launch table has them: with the options that keep each float operation by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.compiled.core import Job
+from lalic_kernels.exact import gpu, kernels, kernels_products, kernels_wkv
+
+_BYTES = ("high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr")
+_DOUBLES = ("weights_ptr", "sums_ptr", "left_ptr")
+_INTEGERS = ("status_ptr", "parts_ptr", "index_ptr", "offsets_ptr", "phases_ptr")
+TYPES = {
+    **dict.fromkeys(_BYTES, "*i8"),
+    **dict.fromkeys(_DOUBLES, "*fp64"),
+    **dict.fromkeys(_INTEGERS, "*i32"),
+    "taps_ptr": "*i16",
+    "eps_area": "fp32",
+}
+
+
+def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
+    """Every kernel and variant, once: they know float32 alone."""
+    if "fp32" not in dtypes:
+        return
+
+    def job(label: str, kernel: Any, launch: str, types: dict[str, str] | None = None, **constants: Any) -> Job:
+        return Job(
+            f"exact {label}", kernel, gpu.LAUNCHES[launch], "fp32", constants, types=TYPES | (types or {}),
+            options=gpu.OPTIONS,
+        )  # fmt: skip
+
+    for function in ("exp", "sigmoid", "squared_relu", "gate"):
+        yield job(function, kernels.exact_pointwise_kernel, "pointwise", FUNCTION=function)
+    for gamma in (False, True):
+        yield job(f"residual {gamma}", kernels.exact_residual_kernel, "residual", HAS_GAMMA=gamma)
+    yield job("layer_norm", kernels.exact_layer_norm_kernel, "layer_norm", DIGITS=False)
+    yield job("layer_norm digits", kernels.exact_layer_norm_kernel, "layer_norm", DIGITS=True)
+    for means in (False, True):
+        yield job(f"head {means}", kernels.exact_head_kernel, "head", MEANS=means)
+    for shared in (False, True):
+        yield job(f"digits {shared}", kernels_products.exact_digits_kernel, "digits", SHARED=shared)
+    yield job("image_maximum", kernels_products.exact_image_maximum_kernel, "image_maximum")
+    maximum = kernels_products.exact_channel_maximum_kernel
+    yield job("channel_maximum", maximum, "channel_maximum", SIGNED=False)
+    yield job("channel_maximum signed", maximum, "channel_maximum", {"parts_ptr": "*fp32"}, SIGNED=True)
+    for label, on in (("", "BIAS"), (" hidden", "SQUARED"), (" gated", "GATE RESIDUAL"), (" gamma", "RESIDUAL GAMMA")):
+        flags = {f"HAS_{name}": name in on.split() for name in ("BIAS", "SQUARED", "GATE", "RESIDUAL", "GAMMA")}
+        yield job(f"linear{label}", kernels_products.exact_linear_kernel, "linear", **flags)
+    for packed in (False, True):
+        yield job(f"conv {packed}", kernels_products.exact_conv_kernel, "conv", HAS_BIAS=True, PACKED=packed)
+    yield job("depthwise", kernels_products.exact_depthwise_kernel, "depthwise", SIZE=5)
+    yield job("wkv sums", kernels_wkv.exact_wkv_sums_kernel, "wkv_sums")
+    yield job("wkv chain", kernels_wkv.exact_wkv_chain_kernel, "wkv_chain")
+    for gated in (False, True):
+        yield job(f"wkv values {gated}", kernels_wkv.exact_wkv_values_kernel, "wkv_values", GATED=gated)
+
+
+# What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals.
+_FAULTS = re.compile(
+    r"\b(?:fma|mad)\.\w+(?:\.\w+)*\.f(?:32|64)|\b\w+\.approx\S*|\bdiv\.full\S*|\bex2\S*|\b\S+\.ftz\S*"
+    r"|\bsqrt\S*|\brsqrt\S*|\bcall\b.*"
+)
+
+
+def float_faults(ptx: str) -> list[str]:
+    """Instructions of PTX that the definition does not allow, in order, each once."""
+    code = "\n".join(line.partition("//")[0] for line in ptx.splitlines())
+    return list(dict.fromkeys(_FAULTS.findall(code)))

@@ -1,0 +1,400 @@
+"""Launches of the exact Triton kernels: `reference.py`'s functions on CUDA tensors, or in Triton's interpreter.
+
+Launch shapes are fixed. Each public call looks once whether its inputs were finite, which waits for the device; within
+`one_check()` many calls share one look at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lalic_kernels._core.launch import Launch, blocks, on
+from lalic_kernels.exact import kernels, kernels_products, kernels_wkv, reference
+from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.quantise import power_of_two
+from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+
+# One rounding an operation, also on AMD and whatever Triton's default is.
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+DEPTH = 64  # rows of digits are filled up to a multiple of it
+PART = 4096  # elements of an image, and
+TOKENS = 256  # tokens, whose maximum a program finds
+LAUNCHES = {
+    "pointwise": Launch((("BLOCK", 512),), num_warps=4),
+    "residual": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
+    "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
+    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 128)), num_warps=4),
+    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 128)), num_warps=4),
+    "image_maximum": Launch((("PART", PART), ("BLOCK", 1024)), num_warps=4),
+    "channel_maximum": Launch((("PART", TOKENS), ("BLOCK_P", 16), ("BLOCK_C", 64)), num_warps=4),
+    "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
+    "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
+    "depthwise": Launch((("BLOCK_P", 32), ("BLOCK_C", 32)), num_warps=4),
+    "wkv_sums": Launch((("BLOCK_T", 8), ("BLOCK_C", 32)), num_warps=1),
+    "wkv_chain": Launch((("BLOCK_C", 32),), num_warps=1),
+    "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
+}
+
+
+def _options(name: str) -> dict[str, Any]:
+    return LAUNCHES[name].options() | OPTIONS
+
+
+_SHARED: ContextVar[dict[torch.device, Tensor] | None] = ContextVar("lalic_exact_status", default=None)
+
+
+@contextlib.contextmanager
+def one_check() -> Iterator[None]:
+    """Calls inside look for inputs that are not finite together, at the end: no call of its own waits for the device.
+
+    Raises:
+        ValueError: at the end, if one was not finite. What was computed from it is then without meaning.
+    """
+    if _SHARED.get() is not None:
+        yield
+        return
+    found: dict[torch.device, Tensor] = {}
+    token = _SHARED.set(found)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+    for status in found.values():
+        _raise_for(status)
+
+
+def _raise_for(status: Tensor) -> None:
+    if int(status):
+        raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
+
+
+@contextlib.contextmanager
+def checked(device: torch.device) -> Iterator[Tensor]:
+    """A status for kernels to write to, looked at on leaving; the device is current meanwhile."""
+    shared = _SHARED.get()
+    if shared is not None and device in shared:
+        status = shared[device]
+    else:
+        status = torch.zeros(1, dtype=torch.int32, device=device)
+        if shared is not None:
+            shared[device] = status
+    with on(device):
+        yield status
+    if shared is None:
+        _raise_for(status)
+
+
+def require(*tensors: Tensor) -> None:
+    for x in tensors:
+        if x.dtype != torch.float32:
+            raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
+
+
+class Factor:
+    """Integers (O, ..., K) of a weight as digits (O, ..., depth) int8 with zeros behind; scales 2^(exponent - 12)."""
+
+    def __init__(self, weight: Tensor, exponent: Tensor, bias: Tensor | None):
+        self.depth = blocks(weight.shape[-1], DEPTH) * DEPTH
+        q = torch.nn.functional.pad(weight.to(torch.int32), (0, self.depth - weight.shape[-1]))
+        low = ((q + 64) & 127) - 64
+        self.high, self.low = ((q - low) >> 7).to(torch.int8).contiguous(), low.to(torch.int8).contiguous()
+        self.scales = power_of_two(exponent - (n.BITS - 1))
+        self.bias = bias
+
+
+class Rows:
+    """Rows of digits with a scale each."""
+
+    def __init__(self, rows: int, width: int, device: torch.device):
+        self.rows, self.depth = rows, blocks(width, DEPTH) * DEPTH
+        self.high = torch.empty(rows, self.depth, dtype=torch.int8, device=device)
+        self.low = torch.empty_like(self.high)
+        self.scales = torch.empty(rows, dtype=torch.float32, device=device)
+
+
+def digits_of(flat: Tensor, status: Tensor, width: int) -> Rows:
+    """Digits of the first `width` columns of flat (rows, ...), a scale a row."""
+    rows = flat.shape[0]
+    found = Rows(rows, width, flat.device)
+    kernels_products.exact_digits_kernel[(blocks(rows, LAUNCHES["digits"]["BLOCK_M"]), 1)](
+        flat, status, found.high, found.low, found.scales, status, rows, width, flat.shape[1],
+        found.depth, 1, SHARED=False, **_options("digits"),
+    )  # fmt: skip
+    return found
+
+
+def product(
+    x: Rows, factor: Factor, squared: int = 0, gate: Tensor | None = None, residual: Tensor | None = None,
+    gamma: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(rows, O): x @ w^T + bias; relu()^2 below column `squared`; sigmoid(gate) (); residual + gamma ()."""
+    outputs = factor.high.shape[0]
+    y = torch.empty(x.rows, outputs, device=x.high.device)
+    launch = LAUNCHES["linear"]
+    kernels_products.exact_linear_kernel[(blocks(x.rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
+        x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
+        factor.scales if factor.bias is None else factor.bias,
+        y if gate is None else gate, y if residual is None else residual, factor.scales if gamma is None else gamma, y,
+        x.rows, x.depth, outputs, squared, 0 if gate is None else gate.stride(0),
+        HAS_BIAS=factor.bias is not None, HAS_SQUARED=squared > 0, HAS_GATE=gate is not None,
+        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, **_options("linear"),
+    )  # fmt: skip
+    return y
+
+
+def factor_of(prepared: ExactLinear) -> Factor:
+    found = prepared.kept.get("triton")
+    if found is None:
+        found = prepared.kept["triton"] = Factor(prepared.weight, prepared.exponent, prepared.bias)
+    return found
+
+
+def linear(x: Tensor, prepared: ExactLinear, squared: bool = False) -> Tensor:
+    """As `reference.linear`, with `squared` as `squared_relu` of it."""
+    require(x)
+    factor = factor_of(prepared)
+    shape = (*x.shape[:-1], factor.high.shape[0])
+    if x.numel() == 0 or 0 in shape:
+        return x.new_empty(shape)
+    with checked(x.device) as status:
+        digits = digits_of(x.contiguous().reshape(-1, x.shape[-1]), status, x.shape[-1])
+        return product(digits, factor, squared=shape[-1] if squared else 0).reshape(shape)
+
+
+class _ConvFactor(Factor):
+    """A convolution's digits, phase after phase, with the tables that its kernel reads."""
+
+    def __init__(self, prepared: ExactConv):
+        order = [tap for phase in prepared.phases for tap in phase.taps]
+        super().__init__(prepared.weight[:, order], prepared.exponent, prepared.bias)
+        offsets = [offset for phase in prepared.phases for offset in phase.offsets]
+        first, lines = 0, []
+        for phase in prepared.phases:
+            lines.append((phase.row, phase.column, first, len(phase.taps)))
+            first += len(phase.taps)
+        device = prepared.weight.device
+        self.taps = len(order)
+        self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device).reshape(-1, 2)
+        self.phases = torch.tensor(lines, dtype=torch.int32, device=device)
+
+
+def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
+    """As `reference.conv`."""
+    require(x)
+    if parity is not None and len(prepared.phases) > 1:
+        return reference.pack(conv(x, prepared), parity)
+    factor = prepared.kept.get("triton")
+    if factor is None:
+        factor = prepared.kept["triton"] = _ConvFactor(prepared)
+    images, height, width, channels = x.shape
+    rows, columns = prepared.output_size(height), prepared.output_size(width)
+    columns = columns if parity is None else columns // 2
+    outputs = factor.high.shape[0]
+    y = x.new_empty(images, rows, columns, outputs)
+    if y.numel() == 0 or x.numel() == 0:
+        return y if x.numel() else reference.conv(x, prepared, parity)
+    out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
+    x, size = x.contiguous(), height * width * channels
+    launch = LAUNCHES["conv"]
+    with checked(x.device) as status:
+        parts = torch.empty(images, blocks(size, PART), dtype=torch.int32, device=x.device)
+        kernels_products.exact_image_maximum_kernel[(parts.shape[1], images)](
+            x, parts, status, size, **_options("image_maximum")
+        )
+        digits = Rows(images * height * width, channels, x.device)
+        scales = digits.scales[:images]
+        kernels_products.exact_digits_kernel[(blocks(height * width, LAUNCHES["digits"]["BLOCK_M"]), images)](
+            x, parts, digits.high, digits.low, scales, status, height * width, channels, channels,
+            digits.depth, parts.shape[1], SHARED=True, **_options("digits"),
+        )  # fmt: skip
+        pixels = images * blocks(rows, out_step) * blocks(columns, out_step)
+        kernels_products.exact_conv_kernel[
+            (blocks(pixels, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]), len(prepared.phases))
+        ](
+            digits.high, digits.low, scales, factor.high, factor.low, factor.scales,
+            factor.scales if factor.bias is None else factor.bias, factor.offsets, factor.phases, y,
+            images, height, width, digits.depth, rows, columns, outputs, factor.taps, in_step, out_step, parity or 0,
+            HAS_BIAS=factor.bias is not None, PACKED=parity is not None, **_options("conv"),
+        )  # fmt: skip
+    return y
+
+
+def _channel_maxima(x: Tensor, signed: bool, status: Tensor) -> Tensor:
+    """(B, parts, C) maxima of x (B, T, C) over parts of its tokens: of k's values, or of magnitudes' bits."""
+    images, tokens, channels = x.shape
+    kind = torch.float32 if signed else torch.int32
+    parts = torch.empty(images, blocks(tokens, TOKENS), channels, dtype=kind, device=x.device)
+    across = blocks(channels, LAUNCHES["channel_maximum"]["BLOCK_C"])
+    kernels_products.exact_channel_maximum_kernel[(parts.shape[1], across, images)](
+        x, parts, status, tokens, channels, x.stride(1), SIGNED=signed, **_options("channel_maximum")
+    )
+    return parts
+
+
+def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
+    """As `reference.depthwise`."""
+    require(x)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if y.numel() == 0:
+        return y
+    if "triton" not in prepared.kept:
+        taps = prepared.weight.flatten(1).t().contiguous()
+        prepared.kept["triton"] = taps, power_of_two(prepared.exponent - (n.BITS - 1))
+    taps, scales = prepared.kept["triton"]
+    images, height, width, channels = x.shape
+    launch, x = LAUNCHES["depthwise"], x.contiguous()
+    grid = (blocks(height * width, launch["BLOCK_P"]), blocks(channels, launch["BLOCK_C"]), images)
+    with checked(x.device) as status:
+        parts = _channel_maxima(x.reshape(images, -1, channels), False, status)
+        kernels_products.exact_depthwise_kernel[grid](
+            x, parts, taps, scales, y, height, width, channels, parts.shape[1],
+            SIZE=prepared.weight.shape[-1], **_options("depthwise"),
+        )  # fmt: skip
+    return y
+
+
+def normalise(
+    flat: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, digits: Rows | None, status: Tensor
+) -> None:
+    rows, width = flat.shape
+    area = float(np.float32(eps) * np.float32(width * width))
+    high, low, scales = (y, y, y) if digits is None else (digits.high, digits.low, digits.scales)
+    kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]),)](
+        flat, weight.contiguous(), bias.contiguous(), y, high, low, scales, status,
+        rows, width, width if digits is None else digits.depth, area, DIGITS=digits is not None,
+        **_options("layer_norm"),
+    )  # fmt: skip
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """As `reference.layer_norm`."""
+    require(x, weight, bias)
+    reference.check_norm(x, eps)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if y.numel():
+        with checked(x.device) as status:
+            normalise(x.contiguous().reshape(-1, x.shape[-1]), weight, bias, eps, y, None, status)
+    return y
+
+
+def _pointwise(function: str, x: Tensor, other: Tensor | None = None) -> Tensor:
+    require(x, *(() if other is None else (other,)))
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if y.numel():
+        second = x if other is None else other
+        with checked(x.device) as status:
+            kernels.exact_pointwise_kernel[(blocks(y.numel(), LAUNCHES["pointwise"]["BLOCK"]),)](
+                x.contiguous(), second.contiguous(), y, status, y.numel(), FUNCTION=function, **_options("pointwise")
+            )
+    return y
+
+
+def exp(x: Tensor) -> Tensor:
+    """As `reference.exp`."""
+    return _pointwise("exp", x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """As `reference.sigmoid`."""
+    return _pointwise("sigmoid", x)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """As `reference.squared_relu`."""
+    return _pointwise("squared_relu", x)
+
+
+def gate(r: Tensor, x: Tensor) -> Tensor:
+    """As `reference.gate`."""
+    return _pointwise("gate", r, x)
+
+
+def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """As `reference.residual`."""
+    require(x, change, *(() if gamma is None else (gamma,)))
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if y.numel():
+        width = x.shape[-1]
+        rows, launch = y.numel() // width, LAUNCHES["residual"]
+        with checked(x.device) as status:
+            kernels.exact_residual_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
+                x.contiguous(), change.contiguous(), x if gamma is None else gamma.contiguous(), y, status, rows, width,
+                HAS_GAMMA=gamma is not None, **_options("residual"),
+            )  # fmt: skip
+    return y
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """x (B, T, C) with channels side by side and images T tokens apart: a part of a product's columns is that."""
+    good = x.stride(2) == 1 and x.stride(1) >= x.shape[2] and x.stride(0) == x.shape[1] * x.stride(1)
+    return x if good else x.contiguous()
+
+
+def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None) -> Tensor:
+    """As `reference.biwkv`."""
+    require(w, u, k, v, *(() if gate_by is None else (gate_by,)))
+    y = torch.empty(k.shape, device=k.device)
+    if y.numel() == 0:
+        return y
+    images, tokens, channels = k.shape
+    k, v, r = _tokens(k), _tokens(v), y if gate_by is None else _tokens(gate_by)
+    w, u = w.contiguous(), u.contiguous()
+    chunks, across = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
+    with checked(k.device) as status:
+        tops = _channel_maxima(k, True, status)
+        weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=k.device)
+        sums = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=k.device)
+        kernels_wkv.exact_wkv_sums_kernel[(chunks, across, images)](
+            w, k, v, tops, weights, sums, status, tokens, channels, tops.shape[1], k.stride(1), v.stride(1),
+            **_options("wkv_sums"),
+        )  # fmt: skip
+        kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
+            w, sums, tokens, channels, chunks, **_options("wkv_chain")
+        )
+        kernels_wkv.exact_wkv_values_kernel[(chunks, across, images)](
+            w, u, v, r, weights, sums, left, y, status, tokens, channels, v.stride(1), r.stride(1),
+            GATED=gate_by is not None, **_options("wkv_values"),
+        )  # fmt: skip
+    return y
+
+
+@functools.cache
+def _thresholds(device: torch.device) -> Tensor:
+    return torch.tensor(n.THRESHOLDS, dtype=torch.float32, device=device)
+
+
+def _head(x: Tensor, width: int, means: bool) -> tuple[Tensor, Tensor]:
+    """Scales' indexes, and what lies behind the scales, of rows of x whose last dimension has at least `width`."""
+    shape = (*x.shape[:-1], width)
+    index = torch.empty(shape, dtype=torch.int32, device=x.device)
+    mean = torch.empty(shape, device=x.device) if means else x
+    if index.numel():
+        flat, launch = x.contiguous(), LAUNCHES["head"]
+        rows = index.numel() // width
+        with checked(x.device) as status:
+            kernels.exact_head_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
+                flat, _thresholds(x.device), index, mean, status, rows, width, x.shape[-1],
+                MEANS=means, **_options("head"),
+            )  # fmt: skip
+    return index, mean
+
+
+def scale_index(scales: Tensor) -> Tensor:
+    """As `reference.scale_index`."""
+    require(scales)
+    flat = scales.reshape(1, -1) if scales.dim() < 2 else scales
+    return _head(flat, flat.shape[-1], False)[0].reshape(scales.shape)
+
+
+def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.gaussian_head`, in one launch."""
+    require(parameters)
+    return _head(parameters, parameters.shape[-1] // 2, True)

@@ -1,0 +1,138 @@
+"""Pieces of the exact kernels: the definition's functions of one value, on tiles. Same bits as `reference.py`.
+
+Launched with `enable_fp_fusion=False`: each float operation is rounded by itself. float32 divisions are `tl.div_rn`
+(Triton's `/` is approximate in float32, correctly rounded in float64). Rounding half to even of values below 2^22 is
+adding and subtracting 1.5 2^23, which no compiler may simplify without fast-math. No library's function is called.
+"""
+
+import triton
+import triton.language as tl
+
+from lalic_kernels.exact import numbers as n
+
+TINY, HUGE = tl.constexpr(n.TINY), tl.constexpr(n.HUGE)
+MOST, LEAST = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
+LARGEST = tl.constexpr(float(n.LARGEST))
+ROUND, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)
+INFINITY = tl.constexpr(0x7F800000)
+ROOT_GUESS = tl.constexpr(n.ROOT_GUESS)
+EXP_RANGE, LOG2E = tl.constexpr(n.EXP_RANGE), tl.constexpr(n.LOG2E)
+LN2_HIGH, LN2_LOW = tl.constexpr(n.LN2_HIGH), tl.constexpr(n.LN2_LOW)
+P0, P1, P2, P3, P4, P5 = (tl.constexpr(c) for c in n.EXP_POLYNOMIAL)
+LOG2E_64 = tl.constexpr(n.LOG2E_64)
+LN2_HIGH_64, LN2_LOW_64 = tl.constexpr(n.LN2_HIGH_64), tl.constexpr(n.LN2_LOW_64)
+Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7, Q8, Q9 = (tl.constexpr(c) for c in n.EXP64_POLYNOMIAL)
+
+
+@triton.jit
+def magnitude(x):
+    """Bits of |x|, which order as the magnitudes do."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def note(status_ptr, bits):
+    """status[0] = 1 where a magnitude's bits, a tile of any shape, are those of an infinity or NaN."""
+    tl.store(status_ptr + tl.zeros_like(bits), 1, mask=bits >= INFINITY)
+
+
+@triton.jit
+def leading_exponent(bits, least: tl.constexpr):
+    """`quantise.leading_exponent`."""
+    return tl.minimum(tl.maximum((bits >> 23) - 127, least), MOST)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2^exponent in float32, exponent int32 in -126..127."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def settle(x):
+    """`quantise.settle`."""
+    x = tl.where(tl.abs(x) >= TINY, x, 0.0)
+    x = tl.where(x > HUGE, HUGE, x)
+    return tl.where(x < -HUGE, -HUGE, x)
+
+
+@triton.jit
+def whole(x, bound: tl.constexpr):
+    """x clipped to +-bound (below 2^22), rounded half to even: int32."""
+    x = tl.where(x > bound, bound, x)
+    x = tl.where(x < -bound, -bound, x)
+    return ((x + ROUND) - ROUND).to(tl.int32)
+
+
+@triton.jit
+def low_digit(q):
+    """The low digit of q, -64..63; the high one is (q - low) >> 7, -64..64."""
+    return ((q + 64) & 127) - 64
+
+
+@triton.jit
+def exp(x):
+    """`reference.exp`."""
+    x = tl.where(x > EXP_RANGE, EXP_RANGE, x)
+    x = tl.where(x < -EXP_RANGE, -EXP_RANGE, x)
+    turns = (x * LOG2E + ROUND) - ROUND
+    r = x - turns * LN2_HIGH
+    r = r - turns * LN2_LOW
+    p = r * P0 + P1
+    p = p * r + P2
+    p = p * r + P3
+    p = p * r + P4
+    p = p * r + P5
+    y = p * (r * r) + r
+    y = y + 1.0
+    return y * power_of_two(turns.to(tl.int32))
+
+
+@triton.jit
+def sigmoid(x):
+    """`reference.sigmoid`."""
+    z = exp(-tl.abs(x))
+    return tl.div_rn(tl.where(x >= 0, 1.0, z), 1.0 + z)
+
+
+@triton.jit
+def reciprocal_root(x):
+    """`reference._reciprocal_root`."""
+    y = (-((x.to(tl.int32, bitcast=True) >> 1) - ROOT_GUESS)).to(tl.float32, bitcast=True)
+    half = x * 0.5
+    y = y * (1.5 - (half * y) * y)
+    y = y * (1.5 - (half * y) * y)
+    return y * (1.5 - (half * y) * y)
+
+
+@triton.jit
+def double(value: tl.constexpr):
+    """A float64 constant: in an expression a number would be taken for a float32 first by some versions of Triton."""
+    return tl.full([1], value, tl.float64)
+
+
+@triton.jit
+def exp64(x):
+    """`reference._exp64` of float64, of at least one dimension."""
+    turns = (x * double(LOG2E_64) + double(ROUND_64)) - double(ROUND_64)
+    r = x - turns * double(LN2_HIGH_64)
+    r = r - turns * double(LN2_LOW_64)
+    p = r * double(Q0) + double(Q1)
+    p = p * r + double(Q2)
+    p = p * r + double(Q3)
+    p = p * r + double(Q4)
+    p = p * r + double(Q5)
+    p = p * r + double(Q6)
+    p = p * r + double(Q7)
+    p = p * r + double(Q8)
+    p = p * r + double(Q9)
+    y = p * (r * r) + r
+    y = y + double(1.0)
+    return y * ((turns.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def clip64(x, low, high):
+    """x within low..high, float64."""
+    x = tl.where(x < low, low, x)
+    return tl.where(x > high, high, x)
