@@ -1,0 +1,62 @@
+"""Committed files decode to committed symbols: tests/golden/streams/README.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import lalic
+from lalic import cli, codec
+from lalic.bitstream import Container, parse
+from lalic.entropy import exact as exact_model
+from lalic.errors import BitstreamError, ModelMismatchError
+
+STREAMS = Path(__file__).parents[1] / "golden" / "streams"
+EXPECTED = json.loads((STREAMS / "expected.json").read_text(encoding="utf-8"))
+SIZES = {"smooth": (192, 128), "noise": (64, 64), "pixel": (1, 1), "odd": (130, 65)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lalic.load_checkpoint(STREAMS / "tiny.safetensors")
+
+
+def test_the_weights_keep_their_name(model) -> None:
+    assert model.weights_hash().hex() == EXPECTED["weights_hash"]
+    assert set(EXPECTED["files"]) == set(SIZES) == {path.stem for path in STREAMS.glob("*.lalic")}
+    assert sum(path.stat().st_size for path in STREAMS.iterdir() if path.is_file()) < 200_000
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("name", SIZES)
+def test_symbols_are_those_of_the_day_they_were_written(model, name, backend, monkeypatch) -> None:
+    monkeypatch.setattr(exact_model.EXACT, "backend", backend)
+    data = (STREAMS / f"{name}.lalic").read_bytes()
+    assert codec.symbol_hashes(data, model) == EXPECTED["files"][name]
+    assert codec.decode(data, model).size == SIZES[name]
+
+
+def test_the_command_prints_them(capsys) -> None:
+    files = [str(STREAMS / f"{name}.lalic") for name in SIZES]
+    assert cli.main(["info", "--symbols", "--json", "--checkpoint", str(STREAMS / "tiny.safetensors"), *files]) == 0
+    described = json.loads(capsys.readouterr().out)
+    for name, entry in zip(SIZES, described, strict=True):
+        assert {key: entry[key] for key in ("symbols_sha256", "latents_sha256")} == EXPECTED["files"][name]
+    assert cli.main(["info", "--symbols", "--checkpoint", str(STREAMS / "tiny.safetensors"), files[0]]) == 0
+    out = capsys.readouterr().out
+    assert all(value in out for value in EXPECTED["files"]["smooth"].values())
+    assert cli.main(["info", "--symbols", files[0]]) == 1  # the weights that ship did not write it
+    assert "'custom'" in capsys.readouterr().err
+
+
+def test_symbols_of_another_checksum_are_never_a_picture(model) -> None:
+    container = parse((STREAMS / "smooth.lalic").read_bytes())
+    for bit, what in ((0, "symbols are not the encoder's"), (40, "symbols of z are not the encoder's")):
+        fields = {**vars(container), "symbol_checksum": container.symbol_checksum ^ 1 << bit}
+        with pytest.raises(BitstreamError, match=what):
+            codec.decode(Container(**fields).pack(), model)
+    fields = {**vars(container), "model_hash": bytes(8)}
+    with pytest.raises(ModelMismatchError):
+        codec.decode(Container(**fields).pack(), model)
