@@ -58,6 +58,19 @@ def test_largest_sums_stay_exact() -> None:
     assert same(*both(lambda x, backend: exact.linear(x, weight, backend=backend), x))
 
 
+def test_more_than_one_block_of_everything() -> None:
+    """Products wider, deeper and taller than a block; several channels' blocks at each tap of a convolution."""
+    x = Source(26, DEVICE).normal
+    weight, rows = exact.prepare_linear(x(70, 200), x(70)), x(130, 200)
+    assert same(*both(lambda a, backend: exact.linear(a, weight, backend=backend), rows))
+    image = x(2, 6, 8, 130)
+    for kernel in (
+        exact.prepare_conv(x(40, 130, 3, 3), x(40), padding=1, taps=[(0, 1), (1, 0), (2, 2)]),
+        exact.prepare_conv(x(130, 5, 3, 3), x(5), 2, 1, True, 1),
+    ):
+        assert same(*both(lambda a, backend: exact.conv(a, kernel, 1, backend=backend), image))  # noqa: B023
+
+
 def test_digits_are_the_quantised_integers() -> None:
     """Halves round to even; the digits put together again are `quantise`'s integers, for extremes too."""
     from lalic_kernels.exact import gpu
