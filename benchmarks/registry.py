@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import biwkv, block, codec, cold, ops, rans, shift, transforms
+from benchmarks import biwkv, block, codec, cold, gaussian, ops, rans, shift, transforms
 from benchmarks.measure import Entry, Row, Setting, measure
 
 _BOTH = ("fresh", "reused")
@@ -15,6 +15,7 @@ _ALL = (
     Entry("rwkv_block", "norm, shift, spatial mix, norm, shift, channel mix", block.block_cases, memory=_BOTH),
     Entry("transforms", "g_s and g_a of the full model", transforms.cases),
     Entry("entropy_params", "the entropy-parameter block", ops.entropy_params_cases, memory=_BOTH),
+    Entry("gaussian_likelihood", "the latents' likelihoods, forward and backward", gaussian.cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
     Entry("codec", "whole models, tensors to streams and back", codec.cases),
 )

@@ -86,7 +86,8 @@ def choices() -> list[tuple[str, str, str, str, str]]:
 
 def backwards() -> dict[str, str]:
     """How each op computes its gradient."""
-    return {name: importlib.import_module(f"lalic_kernels.{name}.op").BACKWARD for name in dispatch.OPS}
+    modules = {name: f"lalic_kernels.{op.folder or name}.op" for name, op in dispatch.OPS.items()}
+    return {name: importlib.import_module(module).BACKWARD for name, module in modules.items()}
 
 
 def report() -> str:

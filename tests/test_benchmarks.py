@@ -103,6 +103,7 @@ BREAKAGES = {
     "rwkv_block": (lalic_kernels, "rwkv_block", _off_where_it_chooses),
     "transforms": (lalic.LALIC, "_transform", _off_by_a_little),
     "entropy_params": (lalic_kernels, "entropy_params", _off_by_a_little),
+    "gaussian_likelihood": (lalic_kernels, "gaussian_likelihood", _off_by_a_little),
     "rans": (rans, "Decoder", _broken_decoder),
     "codec": (lalic.LALIC, "decode_sections", _off_by_a_little),
 }

@@ -68,6 +68,25 @@ def _show(pattern: str) -> str:
     return f"({places[0]},)" if len(places) == 1 else "(" + ", ".join(places) + ")"
 
 
+def same_shape(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.Size:
+    """Check that all arguments are strided tensors of the first one's shape, whatever it is, and return it.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: an argument is not strided, or has another shape.
+    """
+    for name, value in (first, *others):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, but is a {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
+        if value.shape != first[1].shape:
+            raise ValueError(
+                f"{op}: {name} must have {first[0]}'s shape {tuple(first[1].shape)}, but has shape {tuple(value.shape)}"
+            )
+    return first[1].shape
+
+
 def floating(op: str, name: str, value: Tensor) -> torch.dtype:
     """Check that a tensor's dtype is float16, bfloat16, float32 or float64, and return it."""
     if value.dtype not in FLOATING:

@@ -33,10 +33,14 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Op:
-    """What dispatch knows of an op: its name, and what says whether compiled CPU code is there (None: it has none)."""
+    """What dispatch knows of an op: its name, and what says whether compiled CPU code is there (None: it has none).
+
+    `folder` is where its op.py is, if that is not called as the op is.
+    """
 
     name: str
     cpu_available: Callable[[], bool] | None = None
+    folder: str = ""
 
 
 OPS: dict[str, Op] = {}

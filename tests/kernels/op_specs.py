@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import lalic_kernels
 from lalic_kernels.biwkv import cpu as biwkv_cpu
 from lalic_kernels.biwkv import reference as biwkv_reference
 from lalic_kernels.entropy_params import reference as entropy_reference
+from lalic_kernels.gaussian import reference as gaussian_reference
 from lalic_kernels.norm_shift import reference as norm_shift_reference
 from lalic_kernels.token_shift import cpu as shift_cpu
 from lalic_kernels.token_shift import reference as shift_reference
@@ -65,6 +67,7 @@ class OpSpec:
     variant: str = ""  # another entry of the same op, with optional arguments given
     # Triton's interpreter keeps bfloat16 as bit patterns and multiplies those in tl.dot: only a GPU can test it.
     multiplies_matrices: bool = False
+    float32_result: bool = False  # beside 16-bit arguments too
 
     @property
     def id(self) -> str:
@@ -78,7 +81,7 @@ class OpSpec:
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _biwkv_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
@@ -108,6 +111,13 @@ def _norm_shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) ->
         "norm_bias": _normal(generator, sizes[-1]) / 4,
         "weight": _normal(generator, sizes[-1], 5, 5) / 5,
     }
+
+
+def _gaussian_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
+    """Off the bounds, where finite differences would not see the gradient that passes: test_gaussian.py is on them."""
+    scales = 0.3 + _normal(generator, *sizes).abs() * 2
+    means = _normal(generator, *sizes) * 3
+    return {"y": means + _normal(generator, *sizes).clamp(-4, 4) * scales, "scales": scales, "means": means}
 
 
 def _entropy_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
@@ -365,12 +375,57 @@ ENTROPY_PARAMS_PARTIAL = replace(
     bytes=lambda s: ENTROPY_PARAMS.bytes(s) + 4 * s[0] * s[1] * s[3],
 )
 
-SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, NORM_SHIFT, ENTROPY_PARAMS, ENTROPY_PARAMS_PARTIAL)
+GAUSSIAN_LIKELIHOOD = OpSpec(
+    name="gaussian_likelihood",
+    public=lalic_kernels.gaussian_likelihood,
+    reference=gaussian_reference.gaussian_likelihood,
+    make=_gaussian_arguments,
+    # 1024 elements a program, in vectors of 4 where there are whole ones.
+    cases={
+        "a number": (),
+        "one": (1,),
+        "a few": (7,),
+        "one program": (32, 32),
+        "past a program": (3, 5, 70),
+        "rows of vectors past a program": (2, 3, 4, 52),
+        "rows past a program": (2, 3, 4, 51),
+    },
+    empty={"no rows": (0, 4), "no columns": (2, 3, 0), "nothing": (0,)},
+    gradient_case=(2, 3, 2),
+    bad={
+        "y is a list": BadCall(_with(y=lambda a: a["y"].tolist()), TypeError, ("y must be a tensor", "list")),
+        "scales is a number": BadCall(_with(scales=lambda a: 1.0), TypeError, ("scales must be a tensor", "float")),
+        "scales would broadcast": BadCall(
+            _with(scales=lambda a: a["scales"][:, :1]),
+            ValueError,
+            ("scales must have y's shape (2, 3, 4)", "(2, 1, 4)"),
+        ),
+        "means is a row": BadCall(
+            _with(means=lambda a: a["means"][0, 0]), ValueError, ("means must have y's shape (2, 3, 4)", "(4,)")
+        ),
+        "means is sparse": BadCall(
+            _with(means=lambda a: a["means"].to_sparse()), ValueError, ("means must be a strided", "sparse")
+        ),
+        "y is integer": BadCall(_with(y=lambda a: a["y"].int()), TypeError, ("y must be float16", "int32")),
+        "scales is bool": BadCall(_with(scales=lambda a: a["scales"] > 0), TypeError, ("scales must be", "bool")),
+        "means is elsewhere": BadCall(
+            _with(means=lambda a: a["means"].to("meta")), ValueError, ("means must be on", "meta")
+        ),
+    },
+    cpu_backends=("torch",),
+    registered=lambda a, backend: (a["y"], a["scales"], a["means"], backend),
+    flops=lambda s: 69 * math.prod(s),
+    bytes=lambda s: 16 * math.prod(s),
+    float32_result=True,
+)
+
+SPECS = (BIWKV, GATED_BIWKV, TOKEN_SHIFT, NORM_SHIFT, ENTROPY_PARAMS, ENTROPY_PARAMS_PARTIAL, GAUSSIAN_LIKELIHOOD)
 BAD_CASE = {
     "biwkv": (1, 17, 33),
     "token_shift": (2, 5, 17, 35),
     "norm_shift": (2, 5, 17, 35),
     "entropy_params": (2, 17, 45, 37),
+    "gaussian_likelihood": (2, 3, 4),
 }
 
 from mix_specs import CHANNEL_MIX, SPATIAL_MIX  # noqa: E402  (their entries are made of what stands above)

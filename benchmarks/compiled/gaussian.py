@@ -1,0 +1,20 @@
+"""The Gaussian likelihood's two kernels, with and without whole vectors; results and their gradients are float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.compiled.core import Job
+from lalic_kernels.gaussian import kernels, op
+
+FLOAT32 = frozenset({"out_ptr", "grad_ptr"})
+
+
+def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
+    """Both kernels in both launch configurations."""
+    for dtype in dtypes:
+        for launch in (op.VECTORS, op.SINGLE):
+            for kernel in (kernels.likelihood_kernel, kernels.grad_likelihood_kernel):
+                name = kernel.__name__.removesuffix("_kernel")
+                label = f"gaussian {name} VEC={launch['VEC']} {dtype}"
+                yield Job(label, kernel, launch, dtype, op.BOUNDS, FLOAT32)
