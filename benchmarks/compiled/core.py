@@ -144,7 +144,12 @@ def resources(compiled: Any) -> dict[str, int]:
 
 def instructions(compiled: Any) -> dict[str, int]:
     """How often each kind stands in a thread's machine code: static, so an instruction in a loop counts once."""
-    return count_instructions(_cuobjdump(compiled.asm["cubin"], "-sass"))
+    return count_instructions(machine_code(compiled))
+
+
+def machine_code(compiled: Any) -> str:
+    """SASS of a kernel compiled for NVIDIA."""
+    return _cuobjdump(compiled.asm["cubin"], "-sass")
 
 
 # An instruction's line: its address in a comment, a guard, then the name with its suffixes.

@@ -1,12 +1,20 @@
-"""The exact kernels, as their launch table has them: with the options that keep each float operation by itself."""
+"""The exact kernels, as their launch table has them: with the options that keep each float operation by itself.
+
+`python -m benchmarks.compiled.exact cuda 90` prints what in the code would round otherwise than the definition says.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.compiled.core import Job
+from triton.backends.compiler import GPUTarget
+
+from benchmarks.compiled.core import Job, compile_job, machine_code, target_of
 from lalic_kernels.exact import gpu, kernels, kernels_products, kernels_wkv
 
 _BYTES = ("high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr")
@@ -58,14 +66,39 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         yield job(f"wkv values {gated}", kernels_wkv.exact_wkv_values_kernel, "wkv_values", GATED=gated)
 
 
-# What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals.
-_FAULTS = re.compile(
-    r"\b(?:fma|mad)\.\w+(?:\.\w+)*\.f(?:32|64)|\b\w+\.approx\S*|\bdiv\.full\S*|\bex2\S*|\b\S+\.ftz\S*"
-    r"|\bsqrt\S*|\brsqrt\S*|\bcall\b.*"
+# What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals. A
+# correctly rounded division is one instruction of PTX, which the assembler turns into fused steps of its own.
+_PTX_FAULTS = re.compile(
+    r"\b(?:fma|mad)(?:\.\w+)*\.f(?:32|64)\b|\b\w+(?:\.\w+)*\.(?:approx|full|ftz)(?:\.\w+)*|\b(?:ex2|lg2|tanh)\.\S+|\bcall\b.*"
 )
+_AMD_FAULTS = re.compile(r"\bv_(?:pk_)?(?:fma\w*|mad\w*|fmac\w*)_f(?:32|64)\b|\bv_(?:exp|log|sqrt|rsq)_f\d+\b")
 
 
-def float_faults(ptx: str) -> list[str]:
-    """Instructions of PTX that the definition does not allow, in order, each once."""
-    code = "\n".join(line.partition("//")[0] for line in ptx.splitlines())
-    return list(dict.fromkeys(_FAULTS.findall(code)))
+def float_faults(assembly: str, amd: bool = False) -> list[str]:
+    """Instructions of PTX (or AMD's assembly) that the definition does not allow, each once."""
+    code = "\n".join(line.partition("//")[0].partition(";;")[0] for line in assembly.splitlines())
+    return list(dict.fromkeys((_AMD_FAULTS if amd else _PTX_FAULTS).findall(code)))
+
+
+def report(target: GPUTarget, contract: bool = False) -> Iterator[dict[str, Any]]:
+    """For each kernel: its forbidden instructions, its divisions, and the machine code's fused ones.
+
+    With `contract` compiled as it must not be, to see that the search finds something.
+    """
+    for job in jobs(("fp32",), ""):
+        compiled = compile_job(replace(job, options={"enable_fp_fusion": contract}), target)
+        line: dict[str, Any] = {"kernel": job.label}
+        if "ptx" in compiled.asm:
+            ptx = compiled.asm["ptx"]
+            sass = machine_code(compiled)
+            line |= {"faults": float_faults(ptx), "divisions": len(re.findall(r"\bdiv\.rn\.f", ptx))}
+            line["fused"] = sorted(set(re.findall(r"\b(?:FFMA|DFMA|MUFU\.EX2|MUFU\.LG2)\b", sass)))
+        else:
+            text = compiled.asm["amdgcn"]
+            line |= {"faults": float_faults(text, amd=True), "divisions": len(re.findall(r"\bv_div_fixup_f", text))}
+        yield line
+
+
+if __name__ == "__main__":
+    for found in report(target_of(*sys.argv[1:3]), "contract" in sys.argv[3:]):
+        print(json.dumps(found), flush=True)

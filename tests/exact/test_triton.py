@@ -71,6 +71,18 @@ def test_more_than_one_block_of_everything() -> None:
         assert same(*both(lambda a, backend: exact.conv(a, kernel, 1, backend=backend), image))  # noqa: B023
 
 
+def test_maxima_in_the_last_part() -> None:
+    """A maximum over an image is taken in parts of 256 tokens and 64 channels: here it lies in the last one."""
+    x = Source(27, DEVICE).normal
+    image = x(2, 13, 20, 70)
+    image[:, -1, -1] *= 100.0
+    shift = exact.prepare_depthwise(x(70, 3, 3))
+    assert same(*both(lambda a, backend: exact.depthwise(a, shift, backend=backend), image))
+    keys, data = image[:, :, :, :3].flatten(1, 2), image[:, :, :, 3:6].flatten(1, 2)
+    vector = x(3) / 260
+    assert same(*both(lambda a, backend: exact.biwkv(vector, vector, keys, a, backend=backend), data))
+
+
 def test_digits_are_the_quantised_integers() -> None:
     """Halves round to even; the digits put together again are `quantise`'s integers, for extremes too."""
     from lalic_kernels.exact import gpu
