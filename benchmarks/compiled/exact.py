@@ -80,12 +80,16 @@ def float_faults(assembly: str, amd: bool = False) -> list[str]:
     return list(dict.fromkeys((_AMD_FAULTS if amd else _PTX_FAULTS).findall(code)))
 
 
-def report(target: GPUTarget, contract: bool = False) -> Iterator[dict[str, Any]]:
+def report(target: GPUTarget, contract: bool = False, ones: bool = False) -> Iterator[dict[str, Any]]:
     """For each kernel: its forbidden instructions, its divisions, and the machine code's fused ones.
 
-    With `contract` compiled as it must not be, to see that the search finds something.
+    With `contract` compiled as it must not be, to see that the search finds something. With `ones` all sizes are 1,
+    which Triton makes constants of its compilation when a launch has them.
     """
     for job in jobs(("fp32",), ""):
+        if ones:
+            sizes = (name for name in job.kernel.arg_names if name.islower() and not name.endswith("_ptr"))
+            job = replace(job, constants={**job.constants, **{name: 1 for name in sizes if name not in TYPES}})
         compiled = compile_job(replace(job, options={"enable_fp_fusion": contract}), target)
         line: dict[str, Any] = {"kernel": job.label}
         if "ptx" in compiled.asm:
@@ -100,5 +104,5 @@ def report(target: GPUTarget, contract: bool = False) -> Iterator[dict[str, Any]
 
 
 if __name__ == "__main__":
-    for found in report(target_of(*sys.argv[1:3]), "contract" in sys.argv[3:]):
+    for found in report(target_of(*sys.argv[1:3]), "contract" in sys.argv[3:], "ones" in sys.argv[3:]):
         print(json.dumps(found), flush=True)

@@ -47,6 +47,13 @@ def test_nothing_rounds_otherwise_on_amd() -> None:
     assert not [line for line in found if line["faults"] and not line["divisions"]]
 
 
+def test_sizes_of_one() -> None:
+    """Triton compiles a launch's sizes of 1 in as constants, which not every expression takes."""
+    found = report("cuda", "90", "ones")
+    assert len(found) > 20
+    assert not [line for line in found if line["faults"]]
+
+
 def test_the_search_finds_what_it_looks_for() -> None:
     """Compiled with contraction, as it must not be, the same kernels show fused multiply-adds."""
     found = {line["kernel"]: line for line in report("cuda", "90", "contract")}
