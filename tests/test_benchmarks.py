@@ -308,6 +308,15 @@ def test_kept_results_are_complete_records() -> None:
                 rated = {"picture", "bits_per_pixel", "psnr", "jpeg_bits_per_pixel"}
                 assert all(set(row) == rated for row in record["rate"]), where
                 continue
+            if "portability" in record:  # benchmarks.portability: what decoded alike, not times
+                assert record["pictures"] and record["model"] and len(record["weights"]) == 16, where
+                assert all(set(row) == {"setting", "exact", "float"} for row in record["portability"]), where
+                continue
+            if "ideal_bits" in record:  # benchmarks.exact_model
+                assert record["pictures"] and record["model"] and len(record["weights"]) == 16, where
+                assert all(set(row) == {"picture", "exact", "float"} for row in record["ideal_bits"]), where
+                assert record["time_ratio"] == record["cpu_seconds"]["exact"] / record["cpu_seconds"]["float"], where
+                continue
             if "counted" in record:  # benchmarks.context: counted without computing, on no device
                 assert record["device"] == "static" and record["device_type"] == "none" and record["op"], where
                 counts = {"model", "parameters", "macs", "calls"}
