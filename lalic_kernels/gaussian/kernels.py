@@ -2,8 +2,8 @@
 
 The tail of the normal distribution beyond z >= 0 is Q(z) = exp(-z^2 / 2) G(z). G falls slowly, from 1/2 as 1 / z, and
 is a polynomial of degree 9 in t = (z - 3.5) / (z + 3.5), divided by z + 3.5: a minimax fit of 7e-9 relative up to
-z = 14.5, where exp(-z^2 / 2) is zero in float32. So a tail keeps its relative accuracy down to the last normal number,
-and the density, which the gradient needs, is the same exponential.
+z = 14.5, where exp(-z^2 / 2) is zero in float32, and bounded beyond. So a tail keeps its relative accuracy down to the
+last normal number, and the density, which the gradient needs, is the same exponential.
 
 Tensors are (rows, columns) with neighbouring columns side by side and a stride from row to row, so that halves of a
 wider tensor (scales and means as a network gives them) are read where they are. A thread takes VEC columns.
@@ -16,7 +16,7 @@ import triton.language as tl
 @triton.jit
 def _tail(z, falling):
     """Q(z) for z >= 0, given falling = exp(-z^2 / 2). Not a number where z is not."""
-    r = 1.0 / (tl.minimum(z, 14.5) + 3.5)
+    r = 1.0 / (z + 3.5)
     t = 1.0 - 7.0 * r
     p = 0.00011068939784308895
     p = p * t + 0.0004218978574499488
@@ -94,7 +94,7 @@ def grad_likelihood_kernel(
     passes = (mass >= MASS_MIN) | (grad < 0)
     grad = tl.where(passes, grad, 0.0) * (0.3989422804014327 * per_s)
     of_v, of_s = grad * (at_b - at_a), grad * (a * at_a - b * at_b)
-    of_y = tl.where(y > mean, of_v, tl.where(y < mean, -of_v, 0.0 * of_v))
+    of_y = tl.where(y < mean, -of_v, of_v)  # both zero where y is the mean
     of_scale = tl.where((scale >= SCALE_MIN) | (of_s < 0), of_s, 0.0)
     place = row * (columns // VEC) * VEC + column
     tl.store(grad_y_ptr + place, of_y.to(grad_y_ptr.dtype.element_ty), mask=mask)

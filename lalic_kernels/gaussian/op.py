@@ -11,15 +11,18 @@ from torch import Tensor
 
 from lalic_kernels._core import checks, dispatch, registration
 from lalic_kernels._core.launch import Launch, blocks, on
-from lalic_kernels.gaussian import reference, torch_path
+from lalic_kernels.gaussian import cpu, reference, torch_path
 from lalic_kernels.gaussian.reference import LIKELIHOOD_MIN, SCALE_MIN
 
-OP = dispatch.add(dispatch.Op("gaussian_likelihood", folder="gaussian"))
-BACKWARD = "one Triton kernel on CUDA, torch elsewhere and for float64; the forward computed again"
+OP = dispatch.add(dispatch.Op("gaussian_likelihood", cpu_available=cpu.available, folder="gaussian"))
+BACKWARD = "as the forward: one Triton kernel on CUDA, compiled code on the CPU, else torch; the forward computed again"
 
 # 1024 elements a program, eight a thread: 16-byte vectors of float32 where columns and strides allow.
 VECTORS = Launch((("GROUPS", 256), ("VEC", 4)), num_warps=4)
 SINGLE = Launch((("GROUPS", 1024), ("VEC", 1)), num_warps=4)
+# float32's error is at most (r0 + r1 b^2) 2^-23 of the upper tail Q(a), for gradients of the two densities' sum:
+# README.md, "Numerical bounds".
+ROUNDINGS = (8.0, 2.0)
 BOUNDS = {"SCALE_MIN": SCALE_MIN, "MASS_MIN": LIKELIHOOD_MIN}
 
 
@@ -34,7 +37,7 @@ def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor, *, backend: st
         y: the value as the decoder will have it, i.e. already rounded (round(y - mean) + mean) or, in training, with
             additive noise. Any shape and strides, float16, bfloat16, float32 or float64.
         scales, means: of y's shape, each of any of these dtypes.
-        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "torch", "reference".
+        backend: None for the rule in `lalic_kernels._core.dispatch`, or one of its names.
 
     Returns:
         The likelihood, of y's shape, contiguous: float64 if an argument is, else float32, because 1e-9 is zero in
@@ -76,14 +79,18 @@ def _forward(y: Tensor, scales: Tensor, means: Tensor, backend: str) -> Tensor:
         from lalic_kernels.gaussian import kernels
 
         _launch(kernels.likelihood_kernel, (y, scales, means), (out,))
+    elif chosen == "cpu":
+        return cpu.forward(y, scales, means)
     else:
         torch_path.forward(y.reshape(-1), scales.reshape(-1), means.reshape(-1), out.view(-1))
     return out
 
 
 def _backward(y: Tensor, scales: Tensor, means: Tensor, grad: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    found = _backward_fake(y, scales, means, grad, backend)
     chosen = dispatch.resolve(OP, backend, y.device.type, grad.dtype)
+    if chosen == "cpu" and grad.numel():
+        return cpu.backward(y, scales, means, grad)
+    found = _backward_fake(y, scales, means, grad, backend)
     if grad.numel() == 0:
         return found
     if chosen == "triton":

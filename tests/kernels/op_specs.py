@@ -16,6 +16,7 @@ import lalic_kernels
 from lalic_kernels.biwkv import cpu as biwkv_cpu
 from lalic_kernels.biwkv import reference as biwkv_reference
 from lalic_kernels.entropy_params import reference as entropy_reference
+from lalic_kernels.gaussian import cpu as gaussian_cpu
 from lalic_kernels.gaussian import reference as gaussian_reference
 from lalic_kernels.norm_shift import reference as norm_shift_reference
 from lalic_kernels.token_shift import cpu as shift_cpu
@@ -354,7 +355,7 @@ ENTROPY_PARAMS_PARTIAL = replace(
     ENTROPY_PARAMS,
     variant="partial",
     make=_entropy_partial_arguments,
-    # Not a norm of one channel: what it takes off all that was added is known to a rounding of that times 1 / sqrt(eps).
+    # Not a norm of one channel: what it takes off what was added is known to a rounding of that times 1 / sqrt(eps).
     cases={case: sizes for case, sizes in ENTROPY_PARAMS.cases.items() if case != "one of each"},
     bad={
         "partial is a number": BadCall(_with(partial=lambda a: 0.0), TypeError, ("partial must be a tensor", "float")),
@@ -412,7 +413,7 @@ GAUSSIAN_LIKELIHOOD = OpSpec(
             _with(means=lambda a: a["means"].to("meta")), ValueError, ("means must be on", "meta")
         ),
     },
-    cpu_backends=("torch",),
+    cpu_backends=("torch",) + (("cpu",) if gaussian_cpu.available() else ()),
     registered=lambda a, backend: (a["y"], a["scales"], a["means"], backend),
     flops=lambda s: 69 * math.prod(s),
     bytes=lambda s: 16 * math.prod(s),

@@ -8,9 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from op_specs import GAUSSIAN_LIKELIHOOD
+from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels.gaussian import lower_bound
+from lalic_kernels.gaussian import cpu, lower_bound, op, reference, torch_path
+
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", backend) for backend in GAUSSIAN_LIKELIHOOD.backends("cpu")]
+    + [pytest.param("cuda", backend, marks=pytest.mark.gpu) for backend in GAUSSIAN_LIKELIHOOD.backends("cuda")],
+)
 
 
 def test_scale_table_is_the_published_one_to_the_bit() -> None:
@@ -77,3 +85,159 @@ def test_likelihood_gradcheck_and_compile() -> None:
     compiled = torch.compile(lalic_kernels.gaussian_likelihood, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(y, scales, means), lalic_kernels.gaussian_likelihood(y, scales, means))
     torch.compiler.reset()
+
+
+def tails(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Both sides of the mean, |y - mean| / s from 0 to 40, scales from far below the bound to far above; float32."""
+    z = torch.cat((torch.linspace(-40, 40, 401), torch.linspace(-7, 7, 281)))
+    scales = torch.tensor([-3.0, 0.0, 1e-30, 0.0999, 0.11, 0.15, 0.31, 1.0, 2.7, 30.0, 256.0, 1e4])
+    generator = torch.Generator().manual_seed(3)
+    means = (torch.rand(z.numel(), scales.numel(), generator=generator) - 0.5) * scales.clamp(min=0.11)
+    y = means + z[:, None] * scales.clamp(min=0.11)
+    return y.to(device), scales.expand(y.shape).contiguous().to(device), means.to(device)
+
+
+def truth(y: Tensor, scales: Tensor, means: Tensor) -> dict[str, Tensor]:
+    """In float64: the likelihood, its slopes in y and in s, and the sizes that each one's error is relative to."""
+    y, scales, means = y.double(), scales.double(), means.double()
+    v, s = (y - means).abs(), scales.clamp(min=0.11)
+    a, b = (v - 0.5) / s, (v + 0.5) / s
+    tail_a, tail_b = (0.5 * torch.erfc(x * math.sqrt(0.5)) for x in (a, b))
+    at_a, at_b = (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) / s for x in (a, b))
+    return {
+        "mass": tail_a - tail_b,
+        "of_y": (at_b - at_a) * (y - means).sign(),
+        "of_s": a * at_a - b * at_b,
+        "bound": (op.ROUNDINGS[0] + op.ROUNDINGS[1] * b * b) * torch.finfo(torch.float32).eps,
+        "size": tail_a,
+        "size_y": at_a + at_b,
+        # Not |a|, which is zero at the edge of the interval round the mean, where a has the rounding of v.
+        "size_s": (1 + a.abs()) * at_a + b * at_b,
+    }
+
+
+@IMPLEMENTATIONS
+def test_error_bound_in_both_tails(device: str, backend: str) -> None:
+    """The bound that README.md states, for values and, beyond the smallest likelihood too, for gradients."""
+    y, scales, means = (x.requires_grad_() for x in tails(device))
+    t = {name: x.detach() for name, x in truth(y, scales, means).items()}
+    value = lalic_kernels.gaussian_likelihood(y, scales, means, backend=backend)
+    error = (value.double() - t["mass"].clamp(min=1e-9)).abs()
+    assert (t["mass"] < 1e-9).sum() > 1000 and (value > 1e-9).sum() > 1000
+    assert (error <= t["bound"] * t["size"] + 1e-16).all()  # 1e-9 itself is not a float32
+    # A negative upstream gradient passes the bound of the likelihood, so this sees the density down to underflow.
+    of_y, of_scales, of_means = torch.autograd.grad(value.sum().neg(), (y, scales, means))
+    smallest = 1e-36  # what is below float32's normal numbers may be flushed, before it is divided by s
+    assert ((of_y.double() + t["of_y"]).abs() <= t["bound"] * t["size_y"] + smallest).all()
+    assert torch.equal(of_means, -of_y)
+    wanted = -t["of_s"]
+    wanted = torch.where((scales >= 0.11) | (wanted < 0), wanted, 0.0)
+    assert ((of_scales.double() - wanted).abs() <= t["bound"] * t["size_s"] + smallest).all()
+
+
+@IMPLEMENTATIONS
+def test_gradients_at_both_bounds(device: str, backend: str) -> None:
+    """Below, at and above the scale's bound, in the middle and beyond the likelihood's, for upstreams of both signs."""
+    at = torch.tensor(0.11)
+    scales = torch.stack((torch.tensor(-2.0), torch.nextafter(at, torch.tensor(0.0)), at, torch.tensor(0.5)))
+    y = torch.tensor([0.0, 0.2, -0.45, 0.55, -0.6, 0.75, 3.0, -4.5])
+    upstream = torch.tensor([-1.5, 2.0, 0.0])
+    grid = torch.meshgrid(y, scales, upstream, indexing="ij")
+    y, scales, upstream = (x.contiguous().to(device) for x in grid)
+    leaves = tuple(x.requires_grad_() for x in (y, scales, torch.zeros_like(y)))
+    expected = torch.autograd.grad(reference.gaussian_likelihood(*leaves), leaves, upstream)
+    found = torch.autograd.grad(lalic_kernels.gaussian_likelihood(*leaves, backend=backend), leaves, upstream)
+    for wanted, got in zip(expected, found, strict=True):
+        # Two float32 evaluations: b^2 / 2 is up to 2200 where the density is not zero yet, up to 90 where it matters.
+        assert torch.allclose(got, wanted, rtol=2e-5, atol=1e-6)
+    of_scale, blocked = found[1], upstream > 0
+    below = scales < at.to(device)
+    mass = reference.gaussian_likelihood(y, torch.full_like(y, 0.11), torch.zeros_like(y))
+    far = (y.abs() > 2) & (scales < 0.2)
+    assert (mass[far] == torch.tensor(1e-9)).all() and far.any()
+    assert not found[0][far & blocked].any() and not of_scale[far & blocked].any()
+    assert not (of_scale[below] > 0).any(), "a gradient that would lower the scale passed below its bound"
+    assert (of_scale[below] < 0).any() and (of_scale[~below] > 0).any() and (of_scale[~below] < 0).any()
+
+
+@IMPLEMENTATIONS
+def test_what_is_not_a_number_stays_so(device: str, backend: str) -> None:
+    for place in range(3):
+        leaves = [torch.ones(5, device=device) for _ in range(3)]
+        leaves[place][2] = torch.nan
+        leaves = [x.requires_grad_() for x in leaves]
+        value = lalic_kernels.gaussian_likelihood(*leaves, backend=backend)
+        assert value.isnan().tolist() == [False, False, True, False, False], place
+        grads = torch.autograd.grad(value.sum(), leaves)
+        assert all(grad[[0, 1, 3, 4]].isfinite().all() for grad in grads)
+
+
+@IMPLEMENTATIONS
+def test_halves_of_a_wider_tensor(device: str, backend: str) -> None:
+    """As a network gives scales and means: rows with a stride, values and gradients those of contiguous copies."""
+    generator = torch.Generator().manual_seed(0)
+    for columns in (64, 7):
+        wide = torch.randn(2, 4, 3, 2 * columns, generator=generator).to(device).requires_grad_()
+        y = torch.randn(2, 4, 3, columns, generator=generator).to(device).requires_grad_()
+        halves = wide.chunk(2, dim=3)
+        results = []
+        for scales, means in (halves, [x.contiguous() for x in halves]):
+            value = lalic_kernels.gaussian_likelihood(y, scales, means, backend=backend)
+            results.append((value, *torch.autograd.grad(value.square().sum(), (wide, y))))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_rows_are_views_where_strides_allow() -> None:
+    wide = torch.randn(2, 4, 3, 10)
+    for x in (wide, *wide.chunk(2, dim=3), wide[:, :, :, 3:4], wide[:1, :, 2:, :5], wide[1, 2, 0]):
+        assert op.as_rows(x).data_ptr() == x.data_ptr() and torch.equal(op.as_rows(x), x.reshape(-1, x.shape[-1]))
+    for x in (wide[:, :, :2], wide[..., ::2], wide.permute(0, 3, 1, 2)):
+        rows = op.as_rows(x)
+        assert rows.data_ptr() != x.data_ptr() and torch.equal(rows, x.reshape(-1, x.shape[-1]))
+
+
+def test_stretches_and_threads_do_not_matter() -> None:
+    count = 2 * torch_path.STRETCH + 2 * cpu._LEAST_ELEMENTS + 1025
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(count, generator=generator).requires_grad_() for _ in range(3)]
+    threads = torch.get_num_threads()
+    value = reference.gaussian_likelihood(*leaves)
+    wanted = [value, *torch.autograd.grad(value.log().sum(), leaves)]
+    try:
+        for backend in GAUSSIAN_LIKELIHOOD.cpu_backends:
+            results = []
+            for number in (1, 2):
+                torch.set_num_threads(number)
+                value = lalic_kernels.gaussian_likelihood(*leaves, backend=backend)
+                results.append([value, *torch.autograd.grad(value.log().sum(), leaves)])
+            assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), backend
+            if backend == "torch":
+                assert torch.equal(results[0][0], wanted[0]), "the torch path's values are the reference's"
+            for got, want in zip(results[0], wanted, strict=True):
+                # Where the slope is a small part of what it is the difference of; the tails' test has the exact bound.
+                assert torch.allclose(got, want, rtol=1e-3, atol=1e-4), backend
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_dtypes_may_differ() -> None:
+    y, scales, means = (x + 1 for x in torch.rand(3, 4, dtype=torch.float64))
+    for dtypes, expected in (
+        ((torch.bfloat16, torch.float32, torch.float16), torch.float32),
+        ((torch.float32, torch.float64, torch.bfloat16), torch.float64),
+    ):
+        leaves = [x.to(dtype).requires_grad_() for x, dtype in zip((y, scales, means), dtypes, strict=True)]
+        value = lalic_kernels.gaussian_likelihood(*leaves)
+        assert value.dtype == expected
+        assert tuple(grad.dtype for grad in torch.autograd.grad(value.sum(), leaves)) == dtypes
+        assert torch.allclose(value, reference.gaussian_likelihood(*leaves), rtol=1e-6)
+
+
+def test_no_second_derivative_but_the_reference_s() -> None:
+    y = torch.ones(3, requires_grad=True)
+    value = lalic_kernels.gaussian_likelihood(y, torch.ones(3), torch.zeros(3))
+    with pytest.raises(NotImplementedError, match="gaussian_likelihood: there is no second derivative"):
+        torch.autograd.grad(value.sum(), y, create_graph=True)
+    value = lalic_kernels.gaussian_likelihood(y, torch.ones(3), torch.zeros(3), backend="reference")
+    (slope,) = torch.autograd.grad(value.sum(), y, create_graph=True)
+    assert torch.autograd.grad(slope.sum(), y)[0].any()
