@@ -50,7 +50,7 @@ def backward(
         kernels.chunk_sums_kernel[by_chunk](
             w, k, v, grouped, sums, peaks, *sizes, **of_sums,
             num_warps=launches.sums_of(choice.rows, k.element_size()).num_warps,
-        )
+        )  # fmt: skip
         kernels_scan.chunk_scan_kernel[by_item](
             w, u, grouped, sums, entering, own, peaks, centre, *sizes[1:],
             GROUPS=length // per, PER_GROUP=per, FOLDED=1, BACKWARD=True, **scan,
