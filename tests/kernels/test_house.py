@@ -137,7 +137,7 @@ def test_an_explicit_choice_is_never_replaced(
 
 def test_info_names_every_op_and_every_dtype() -> None:
     rows = info.choices()
-    for name in ("biwkv", "token_shift", "entropy_params"):
+    for name in ("biwkv", "token_shift", "entropy_params", "gaussian_likelihood"):
         for device in ("cuda", "cpu"):
             dtypes = " ".join(row[2] for row in rows if row[:2] == (name, device))
             assert sorted(dtypes.split()) == ["bfloat16", "float16", "float32", "float64"], (name, device)
