@@ -57,7 +57,13 @@ SETTINGS = (
     _setting("avx512", "SSE41", "", 2),
     _setting("default", "AVX512_CORE", "", 1),
 )
-FEW = (SETTINGS[1], SETTINGS[2], SETTINGS[7], SETTINGS[12], SETTINGS[13])
+FEW = (
+    _setting("default", "SSE41", "generic", 2),
+    _setting("avx2", "AVX2", "generic", 1),
+    _setting("avx512", "AVX512_CORE", "", 2),
+    _setting(aten="default"),
+    _setting(dnnl="SSE41"),
+)
 """Enough for continuous integration: each value once, both ways of multiplying integers, both thread counts."""
 
 
