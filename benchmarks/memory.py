@@ -114,8 +114,8 @@ def plain() -> Iterator[None]:
 
 def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
-    for name in dispatch.OPS:
-        module = importlib.import_module(f"lalic_kernels.{name}.op")
+    for name, op in dispatch.OPS.items():
+        module = importlib.import_module(f"lalic_kernels.{op.folder or name}.op")
         found[f"lalic_kernels::{name}"] = module._forward
         found[f"lalic_kernels::{name}_backward"] = module._backward
     return found

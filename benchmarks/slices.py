@@ -160,6 +160,7 @@ def _image_products(x: Tensor, per_element: int) -> int:
 
 OURS: dict[str, Callable[..., int]] = {  # multiply-adds of products and convolutions in our ops
     "biwkv": lambda *a: 0,
+    "gaussian_likelihood": lambda *a: 0,
     "token_shift": lambda x, *a: _image_products(x, 25),
     "norm_shift": lambda x, *a: _image_products(x, 25),
     "spatial_mix": lambda x, *a: _image_products(x, 4 * x.shape[3]),
