@@ -15,12 +15,12 @@ from lalic.config import FULL, SLIM, Config
 from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import Checksum, Collect, Estimate, Read, SliceCoder, check_symbols, code_slices
 from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
-from lalic.entropy.weights import versions
 from lalic.errors import BitstreamError, CheckpointError, LalicError
 from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
-from lalic.nn.precision import Narrowed, dtype_of
+from lalic.nn.kept import Kept
+from lalic.nn.precision import dtype_of, narrowed
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
 from lalic_kernels import exact
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
@@ -56,6 +56,7 @@ class _Hyper(nn.Module):
 class _LatentCodec(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
+        self.kept = Kept()  # the exact entropy model
         self.y = SliceStack(c)
         self.hyper = _Hyper(c)
 
@@ -103,11 +104,9 @@ class LALIC(nn.Module):
         self.latent_codec = _LatentCodec(self.config)
         self.h_a = self.latent_codec.hyper.h_a  # the published state dict holds these two twice
         self.h_s = self.latent_codec.hyper.h_s
-        self._hash: tuple[Any, bytes, list[Tensor]] | None = None
-        self._z_tables: tuple[Any, CodingTables] | None = None
         self.precision = "float32"
         self.entropy = "exact"
-        self._narrowed = Narrowed()
+        self._kept = Kept()
 
     # Weights
 
@@ -192,21 +191,19 @@ class LALIC(nn.Module):
         tables = [(name, getattr(prior, name)) for name in checkpoints.PRIOR_TABLES]
         plain = [(n, t) for n, t in [*synthesis, *tables] if checkpoints.matters(n)]
         named = [(n, t) for n, t in [*weights, ("quantiles", prior.quantiles)] if checkpoints.matters(n)]
-        key = versions([t for _, t in [*plain, *named]])
-        if self._hash is None or key is None or self._hash[0] != (self.entropy, key):
+
+        def make() -> bytes:
             digest = hashlib.sha256(f"lalic weights 1 {self.entropy} {exact.VERSION}\n".encode())
             digest.update(gaussian_tables().digest())
             if self.entropy == "exact":
                 digest.update(exact_entropy(self.latent_codec).digest().encode())
-            else:
-                plain = plain + named
-            for name, value in plain:
+            for name, value in plain if self.entropy == "exact" else [*plain, *named]:
                 t = value.detach().cpu().contiguous()
                 digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
                 digest.update(t.flatten().view(torch.uint8).numpy())
-            # The tensors are held, so that no other can come to lie where one of them was.
-            self._hash = (self.entropy, key), digest.digest()[:8], [t.detach() for _, t in [*plain, *named]]
-        return self._hash[1]
+            return digest.digest()[:8]
+
+        return self._kept.get("hash", [t for _, t in [*plain, *named]], make, self.entropy)
 
     def set_precision(self, precision: str) -> LALIC:
         """Let g_a, h_a and g_s compute in "float32", "bfloat16" or "float16" where no gradients are asked for.
@@ -348,7 +345,7 @@ class LALIC(nn.Module):
         transform, dtype = getattr(self, name), dtype_of(self.precision)
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
             return transform(x)
-        return self._narrowed(name, transform, x, dtype)
+        return narrowed(self._kept, name, transform, x, dtype)
 
     def _symbols(self, x: Tensor) -> tuple[Sections, tuple[Tensor, Tensor], Tensor]:
         """(symbols, indexes) of each pass of y and of z, all (B, n) int32, and y_hat."""
@@ -395,11 +392,8 @@ class LALIC(nn.Module):
         cdf = prior._quantized_cdf
         if cdf.numel() == 0:
             raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
-        key = (cdf.data_ptr(), cdf._version if not cdf.is_inference() else 0)
-        if self._z_tables is None or self._z_tables[0] != key:
-            tables = CodingTables(cdf.cpu().numpy(), prior._cdf_length.cpu().numpy(), prior._offset.cpu().numpy())
-            self._z_tables = key, tables
-        return self._z_tables[1]
+        buffers = [cdf, prior._cdf_length, prior._offset]
+        return self._kept.get("z tables", buffers, lambda: CodingTables(*(x.cpu().numpy() for x in buffers)))
 
     def _check_picture(self, x: Tensor) -> None:
         step = self.downsampling

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 
 from lalic.entropy.decoder import SliceDecoder
 from lalic.entropy.slices import SliceCoder, run_slices
-from lalic.entropy.weights import StackWeights, make_weights, versions
+from lalic.entropy.weights import StackWeights, make_weights
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.checkpoints import matters
@@ -170,18 +168,8 @@ def exact_entropy(latent_codec: nn.Module) -> ExactEntropy:
     modules = (("hyper", hyper.h_s), ("y", stack))
     named = [(n, p) for top, module in modules for n, p in module.named_parameters(prefix=top)]
     sources = [quantiles, *(p for n, p in named if matters(n))]
-    key = versions(sources)
-    with _LOCK:
-        found = _KEPT.get(latent_codec)
-        if found is None or found[0] != key or key is None:
-            with torch.inference_mode(False), torch.no_grad():
-                made = _make(hyper.h_s, stack, hyper.entropy_bottleneck.medians())
-            found = _KEPT[latent_codec] = key, tuple(t.detach() for t in sources), made
-    return found[2]
-
-
-_KEPT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, tuple[Tensor, ...], ExactEntropy]] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+    middle = hyper.entropy_bottleneck.medians
+    return cast(Any, latent_codec).kept.get("exact", sources, lambda: _make(hyper.h_s, stack, middle()))
 
 
 def _make(h_s: nn.Sequential, stack: SliceStack, medians: Tensor) -> ExactEntropy:

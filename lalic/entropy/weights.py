@@ -13,9 +13,6 @@ channel context's first convolution is the sum of a part for each earlier slice.
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -57,38 +54,11 @@ def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeig
     """
     if isinstance(stack, StackWeights):
         return stack
-    sources = tuple(_sources(stack))
+    sources = _sources(stack)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-    key = versions(sources)
-    if differentiable or torch.compiler.is_compiling() or key is None:
+    if differentiable or torch.compiler.is_compiling():
         return make_weights(stack, engine)
-    with _LOCK:
-        kept = _KEPT.setdefault(stack, {})
-        found = kept.get(engine.name)
-    if found is None or found[0] != key:
-        with torch.inference_mode(False), torch.no_grad():
-            found = key, tuple(t.detach() for t in sources), make_weights(stack, engine)
-        with _LOCK:
-            kept[engine.name] = found
-    return found[2]
-
-
-def versions(tensors: Iterable[Tensor]) -> tuple[Any, ...] | None:
-    """Equal as long as none of the tensors is written to or replaced; None if that cannot be told of one of them.
-
-    An assignment to .data shows in the storage, any other change in the version. Whoever keeps this keeps the tensors
-    (detached) as well, so that no other can come to lie where one of them was.
-    """
-    found = []
-    for t in tensors:
-        if t.is_inference():
-            return None
-        found.append((t.untyped_storage()._cdata, t._version, t.dtype, t.device))
-    return tuple(found)
-
-
-_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+    return stack.kept.get(engine.name, sources, lambda: make_weights(stack, engine))
 
 
 def _part(stack: SliceStack, k: int) -> tuple[Slice, list[EntropyParametersBlock]]:

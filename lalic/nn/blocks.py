@@ -6,12 +6,11 @@ Blocks take and return NCHW tensors, as the published modules do, and compute in
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 import lalic_kernels
+from lalic.nn.kept import Kept
 from lalic_kernels import BlockParameters
 
 
@@ -93,7 +92,7 @@ class RWKVBlock(nn.Module):
         self.ln2 = nn.LayerNorm(dim)
         self.att = SpatialMix(dim)
         self.ffn = ChannelMix(dim, rate)
-        self._kept: tuple[Any, BlockParameters] | None = None
+        self._kept = Kept()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W), both best in channels-last memory."""
@@ -107,14 +106,9 @@ class RWKVBlock(nn.Module):
         """
         own = list(self.parameters())
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in own)
-        if differentiable or torch.compiler.is_compiling() or any(p.is_inference() for p in own):
+        if differentiable or torch.compiler.is_compiling():
             return self._gather()
-        # An assignment to .data shows in the storage, any other change in the version.
-        key = tuple((p.untyped_storage()._cdata, p._version, p.dtype, p.device) for p in own)
-        if self._kept is None or self._kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = key, self._gather()
-        return self._kept[1]
+        return self._kept.get("parameters", own, self._gather)
 
     def _gather(self) -> BlockParameters:
         att, ffn = self.att, self.ffn
@@ -126,6 +120,3 @@ class RWKVBlock(nn.Module):
             channel_key=ffn.key.weight, channel_receptance=ffn.receptance.weight, channel_value=ffn.value.weight,
             gamma2=self.gamma2, eps=self.ln1.eps,
         )  # fmt: skip
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # copies and pickles make their own

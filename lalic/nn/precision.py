@@ -10,12 +10,12 @@ shifts, decays, boosts and gammas stay in float32, and all sums are float32.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lalic.errors import LalicError
+from lalic.nn.kept import Kept
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NARROWED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
@@ -28,33 +28,16 @@ def dtype_of(precision: str) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-class Narrowed:
-    """Keeps copies of transforms with matrices in a 16-bit dtype until a parameter changes; a copy of it is empty."""
+def narrowed(kept: Kept, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """transform(x), computed in a 16-bit `dtype` from a copy that is kept under `name`; x and the result are float32.
 
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[Any, nn.Module]] = {}
-
-    def __reduce__(self) -> tuple[type[Narrowed], tuple[()]]:
-        return Narrowed, ()
-
-    def __call__(self, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """transform(x), computed in `dtype` from copies kept under `name`; x and the result are float32.
-
-        Raises ``LalicError`` where float16 does not hold the values.
-        """
-        own = list(transform.parameters())
-        if any(p.is_inference() for p in own):
-            narrow = _narrow(transform, dtype)
-        else:
-            key = (dtype, *((p.untyped_storage()._cdata, p._version, p.device) for p in own))
-            if name not in self._kept or self._kept[name][0] != key:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._kept[name] = key, _narrow(transform, dtype)
-            narrow = self._kept[name][1]
-        result = narrow(x.to(dtype)).float()
-        if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
-            raise LalicError(f"{name}: values beyond float16's range; use precision bfloat16 or float32")
-        return result
+    Raises ``LalicError`` where float16 does not hold the values.
+    """
+    narrow = kept.get(name, list(transform.parameters()), lambda: _narrow(transform, dtype), dtype)
+    result = narrow(x.to(dtype)).float()
+    if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
+        raise LalicError(f"{name}: values beyond float16's range; use precision bfloat16 or float32")
+    return result
 
 
 def _narrow(transform: nn.Module, dtype: torch.dtype) -> nn.Module:
