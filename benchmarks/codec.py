@@ -64,7 +64,7 @@ class _Subject:
     @torch.inference_mode()
     def decode(self, sections: EncodedSections | None = None) -> Tensor:
         s = self.sections if sections is None else sections
-        return self.model.decode_sections(s.z, s.y, self.x.shape[2], self.x.shape[3], s.checksum)
+        return self.model.decode_sections(s.streams, self.x.shape[2], self.x.shape[3], s.checksum)
 
     def check_streams(self, sections: EncodedSections) -> None:
         self.check_picture(self.decode(sections))
@@ -76,7 +76,7 @@ class _Subject:
     def size(self, seconds: float) -> dict[str, float]:
         """Bits a pixel of the streams, and millions of pixels a second."""
         pixels = self.x.shape[2] * self.x.shape[3]
-        bits = 8 * (len(self.sections.z) + len(self.sections.y))
+        bits = 8 * sum(map(len, self.sections.streams))
         return {"bits per pixel": bits / pixels, "Mpixel/s": 1e-6 * pixels / seconds}
 
 

@@ -90,7 +90,7 @@ def prepare(folder: Path, model: LALIC, pictures: Iterable[tuple[str, Tensor]]) 
             model.entropy = entropy
             sections, packed = model.encode_sections(x), model.compress(x)
             item[entropy] = {
-                "z": _text(sections.z), "y": _text(sections.y), "checksum": sections.checksum,
+                "streams": [_text(stream) for stream in sections.streams], "checksum": sections.checksum,
                 "strings": [_text(s[0]) for s in packed["strings"]], "hyper": list(packed["shape"]["hyper"]),
             }  # fmt: skip
             symbols = hashlib.sha256()
@@ -118,7 +118,9 @@ def decode(folder: Path) -> dict[str, Any]:
             own = item[entropy]
             try:
                 height, width = item["size"]
-                read = model.read_sections(_bytes(own["z"]), _bytes(own["y"]), height, width, own["checksum"])
+                read = model.read_sections(
+                    [_bytes(stream) for stream in own["streams"]], height, width, own["checksum"]
+                )
                 found[entropy][item["name"]] = [read.symbols_sha256, _hash(read.y_hat)]
             except LalicError:
                 found[entropy][item["name"]] = "refused"

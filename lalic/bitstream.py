@@ -1,27 +1,30 @@
-"""The .lalic file, format version 1. Files of version 0, of before the first release, are refused.
+"""The .lalic file: format version 2, which is written, and version 1, which stays readable.
 
 All integers are unsigned; fixed-width ones are big-endian, `varint` is LEB128 (7 bits a byte, low bits first, the high
 bit says that another byte follows) in its shortest form.
 
     field             bytes      meaning
     magic             4          89 4C 41 4C: a byte that is no ASCII, then "LAL"
-    version           1          1
+    version           1          2
     name length       1          1 to 8
     model name        1 to 8     [a-z0-9-], `config.name` of the model
     model hash        8          `weights_hash()` of the model: integer weights, arithmetic, CDF tables, synthesis
     width, height     2 each     1 to 65535, of the picture before padding
-    length of z, y    1 to 4     varints, bytes of the two sections, below 2^28
+    quality           2          0 for a model of one quality, else hundredths: 100 to 10000
+    length of stream  1 to 4     varint, bytes, below 2^28
     z symbol checksum 2          low half of the CRC-32 of z's decoded symbols, made by the encoder
     symbol checksum   4          CRC-32 of all decoded symbols, z's and then y's
     header checksum   4          CRC-32 of all bytes above
-    z                 length z   hyper latent, entropy-coded
-    y                 length y   latent, entropy-coded
+    stream            its length hyper latent and latent, entropy-coded together
     data checksum     4          CRC-32 of all bytes above but the header checksum
 
-All but z and y is at most 4+1+1+8+8+2+2+4+4+2+4+4+4 = 48 bytes, for any picture (`MAX_OVERHEAD`).
+All but the stream is at most 4+1+1+8+8+2+2+2+4+2+4+4+4 = 46 bytes, for any picture (`MAX_OVERHEAD`).
+
+Version 1 differs in these places: it has no quality; two varints in place of one are the lengths of z and y; and two
+streams of the older coder follow, first z, then y. Files of version 0, of before the first release, are refused.
 
 Checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken. The data
-checksum finds damage in the sections; it continues the header's, so that the sections of one file behind the header of
+checksum finds damage in the streams; it continues the header's, so that the streams of one file behind the header of
 another are refused even if the lengths agree. (It must leave the header checksum itself out: a CRC run over a message
 and then over that message's own CRC has the same value for every message, and the two would not be tied.) The symbol
 checksums are compared after entropy decoding, z's before y is begun: they find an encoder or a decoder that departs
@@ -41,11 +44,12 @@ from lalic.errors import BitstreamError
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "MAX_SIDE", "VERSION", "Container", "parse"]
 
 MAGIC = b"\x89LAL"
-VERSION = 1
-MAX_OVERHEAD = 48
+VERSION = 2
+MAX_OVERHEAD = 46
 MAX_SIDE = 65535
 MAX_PIXELS = 2**25  # about 33 million; decoding takes memory in proportion, so a caller raises it knowingly
-_MAX_SECTION = 2**28 - 1  # what a varint of four bytes holds
+_MAX_STREAM = 2**28 - 1  # what a varint of four bytes holds
+_STREAMS = {1: ("z", "y"), 2: ("the stream",)}  # of each version that is read
 _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
 
@@ -64,16 +68,17 @@ class Container:
     """What a .lalic file holds. Constructing one checks every field; a bad one raises `ValueError`.
 
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. width, height: pixels, 1 to 65535.
-    z, y: the sections, each shorter than 2^28 bytes. symbol_checksum: 48 bits, z's 16 above all symbols' 32.
+    streams: one stream, or z's and y's as version 1 has them; each shorter than 2^28 bytes. symbol_checksum: 48 bits,
+    z's 16 above all symbols' 32. quality: None, or 1 to 100 in whole hundredths; always None in version 1.
     """
 
     model_name: str
     model_hash: bytes
     width: int
     height: int
-    z: bytes
-    y: bytes
+    streams: tuple[bytes, ...]
     symbol_checksum: int
+    quality: float | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model_name.encode()):
@@ -83,36 +88,58 @@ class Container:
         for name, side in (("width", self.width), ("height", self.height)):
             if not 1 <= side <= MAX_SIDE:
                 raise ValueError(f"{name} is {side}, expected 1 to {MAX_SIDE}")
-        for name, section in (("z", self.z), ("y", self.y)):
-            if len(section) > _MAX_SECTION:
-                raise ValueError(f"{name} has {len(section)} bytes, expected at most {_MAX_SECTION}")
+        if not isinstance(self.streams, tuple) or len(self.streams) not in (1, 2):
+            raise ValueError("streams must be a tuple of one stream, or of two for version 1")
+        for stream in self.streams:
+            if len(stream) > _MAX_STREAM:
+                raise ValueError(f"streams: one has {len(stream)} bytes, expected at most {_MAX_STREAM}")
         if not 0 <= self.symbol_checksum < 2**48:
             raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**48 - 1}")
+        if self.quality is not None:
+            if self.version == 1:
+                raise ValueError(f"quality is {self.quality}, expected None: version 1 has no room for it")
+            # A file that comes back as another quality than it was written with would decode to another picture.
+            if not 1 <= self.quality <= 100 or round(100 * self.quality) / 100 != self.quality:
+                raise ValueError(f"quality is {self.quality}, expected 1 to 100 in whole hundredths")
+
+    @property
+    def version(self) -> int:
+        """The format version that holds these streams: 2 for one, 1 for two."""
+        return 3 - len(self.streams)
 
     def pack(self) -> bytes:
-        """The whole file. `len(pack()) - len(z) - len(y) <= MAX_OVERHEAD`."""
+        """The whole file. For version 2, `len(pack()) - len(streams[0]) <= MAX_OVERHEAD`."""
+        header = self._header()
+        header_crc = crc = zlib.crc32(header)
+        for stream in self.streams:
+            crc = zlib.crc32(stream, crc)
+        return b"".join((header, struct.pack(">I", header_crc), *self.streams, struct.pack(">I", crc)))
+
+    def _header(self) -> bytes:
         name = self.model_name.encode()
-        header = b"".join(
+        quality = struct.pack(">H", 0 if self.quality is None else round(100 * self.quality))
+        return b"".join(
             (
                 MAGIC,
-                bytes((VERSION, len(name))),
+                bytes((self.version, len(name))),
                 name,
                 self.model_hash,
                 struct.pack(">HH", self.width, self.height),
-                *(_pack_varint(len(section)) for section in (self.z, self.y)),
+                quality if self.version == 2 else b"",
+                *(_pack_varint(len(stream)) for stream in self.streams),
                 self.symbol_checksum.to_bytes(6, "big"),
             )
         )
-        header_crc = zlib.crc32(header)
-        data_crc = zlib.crc32(self.y, zlib.crc32(self.z, header_crc))
-        return b"".join((header, struct.pack(">I", header_crc), self.z, self.y, struct.pack(">I", data_crc)))
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Bytes of the packed file that are not the streams'."""
+        return len(self._header()) + 8
 
     @property
     def file_bytes(self) -> int:
         """Size of the packed file in bytes."""
-        name_and_hash = 1 + len(self.model_name) + _HASH_BYTES
-        varints = sum(len(_pack_varint(len(section))) for section in (self.z, self.y))
-        return len(MAGIC) + 1 + name_and_hash + 4 + varints + 14 + len(self.z) + len(self.y)
+        return self.overhead_bytes + sum(map(len, self.streams))
 
     @property
     def bits_per_pixel(self) -> float:
@@ -162,16 +189,16 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
             "format version 0 was provisional and is not readable by this release: its symbols depended on the machine "
             "that wrote them; compress the picture again"
         )
-    if version != VERSION:
-        raise BitstreamError(f"format version {version} is not readable by this release, which reads version {VERSION}")
+    if version not in _STREAMS:
+        raise BitstreamError(f"format version {version} is not readable by this release, which reads versions 1 and 2")
     name_length = reader.take(1)[0]
     if not 1 <= name_length <= 8:
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
     name = reader.take(name_length)
     model_hash = reader.take(_HASH_BYTES)
     width, height = struct.unpack(">HH", reader.take(4))
-    z_length = reader.varint("the length of z", 4)
-    y_length = reader.varint("the length of y", 4)
+    hundredths = int.from_bytes(reader.take(2), "big") if version == 2 else 0
+    lengths = [reader.varint(f"the length of {stream}", 4) for stream in _STREAMS[version]]
     symbol_checksum = int.from_bytes(reader.take(6), "big")
     header_crc = zlib.crc32(data[: reader.at])
     if struct.unpack(">I", reader.take(4))[0] != header_crc:
@@ -186,8 +213,10 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         raise BitstreamError(
             f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
         )
-    begin, middle = reader.at, reader.at + z_length
-    end = middle + y_length
+    if hundredths and not 100 <= hundredths <= 10000:
+        raise BitstreamError(f"the header is invalid: its quality is {hundredths}, expected 0 or 100 to 10000")
+    begin = reader.at
+    end = begin + sum(lengths)
     expected = end + 4
     if len(data) < expected:
         raise BitstreamError(f"the file is truncated: expected {expected} bytes, got {len(data)}")
@@ -195,6 +224,9 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         raise BitstreamError(f"the file has trailing bytes: expected {expected} bytes, got {len(data)}")
     if struct.unpack(">I", data[end:])[0] != zlib.crc32(data[begin:end], header_crc):
         raise BitstreamError("the data is damaged: its checksum does not match")
-    return Container(
-        name.decode(), model_hash, width, height, bytes(data[begin:middle]), bytes(data[middle:end]), symbol_checksum
-    )
+    streams = []
+    for length in lengths:
+        streams.append(bytes(data[begin : begin + length]))
+        begin += length
+    quality = hundredths / 100 if hundredths else None
+    return Container(name.decode(), model_hash, width, height, tuple(streams), symbol_checksum, quality)

@@ -1,4 +1,4 @@
-"""The command `lalic`: compress, decompress, info, convert, demo, train.
+"""The command `lalic`: compress, decompress, info, convert, demo, eval, compare, train.
 
 Exit codes: 0 everything was done; 1 at least one file failed, the others are done; 2 the request itself is wrong, and
 nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lalic.errors import LalicError
+from lalic.eval import cli as evaluation
 from lalic.files import STREAM, Job, PlanError, plan, write_atomic
 from lalic.memory import keep_memory
 
@@ -136,6 +137,8 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     )
     _add_machine_arguments(demo)
     demo.set_defaults(run=_demo)
+
+    evaluation.register(commands, _EXIT_CODES)
 
     train = commands.add_parser("train", help="train a model")
     if with_train:
@@ -338,7 +341,7 @@ def _write(target: str, data: bytes, force: bool) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from lalic.bitstream import VERSION, parse
+    from lalic.bitstream import parse
 
     decode = _symbol_hasher(args) if args.symbols else None
     described = []
@@ -352,19 +355,17 @@ def _info(args: argparse.Namespace) -> int:
             failed += 1
             _say(_name_first(Job(source, ""), _sentence(error)))
             continue
-        overhead = container.file_bytes - len(container.z) - len(container.y)
         described.append(
             {
                 "file": source,
-                "format_version": VERSION,
+                "format_version": container.version,
                 "model": container.model_name,
                 "model_hash": container.model_hash.hex(),
                 "width": container.width,
                 "height": container.height,
                 "file_bytes": container.file_bytes,
-                "z_bytes": len(container.z),
-                "y_bytes": len(container.y),
-                "overhead_bytes": overhead,
+                "stream_bytes": sum(map(len, container.streams)),
+                "overhead_bytes": container.overhead_bytes,
                 "bits_per_pixel": container.bits_per_pixel,
                 "symbol_checksum": f"{container.symbol_checksum:012x}",
                 **hashes,
@@ -408,7 +409,7 @@ _INFO = """{file}
   model     {model}, hash {model_hash}
   picture   {width}x{height}
   size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
-  sections  z {z_bytes} bytes, y {y_bytes} bytes, header and checksums {overhead_bytes} bytes"""
+  sections  latents {stream_bytes} bytes, header and checksums {overhead_bytes} bytes"""
 
 
 _SYMBOLS = """

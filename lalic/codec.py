@@ -114,8 +114,7 @@ def encode(
         model_hash=model.weights_hash(),
         width=width,
         height=height,
-        z=sections.z,
-        y=sections.y,
+        streams=sections.streams,
         symbol_checksum=sections.checksum,
     ).pack()
 
@@ -140,7 +139,7 @@ def decode(
     step = model.downsampling
     height, width = (-(-side // step) * step for side in (container.height, container.width))
     with torch.inference_mode():
-        x = model.decode_sections(container.z, container.y, height, width, container.symbol_checksum)
+        x = model.decode_sections(container.streams, height, width, container.symbol_checksum)
     return images.from_tensor(x[:, :, : container.height, : container.width])
 
 
@@ -162,7 +161,7 @@ def symbol_hashes(
     step = model.downsampling
     height, width = (-(-side // step) * step for side in (container.height, container.width))
     with torch.inference_mode():
-        found = model.read_sections(container.z, container.y, height, width, container.symbol_checksum)
+        found = model.read_sections(container.streams, height, width, container.symbol_checksum)
     latents = found.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
     return {"symbols_sha256": found.symbols_sha256, "latents_sha256": hashlib.sha256(latents.tobytes()).hexdigest()}
 

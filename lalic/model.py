@@ -30,10 +30,12 @@ Sections = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EncodedSections:
-    """One picture's streams: hyper latents, latents, and `Checksum` of all their symbols."""
+    """One picture's streams, and `Checksum` of all their symbols.
 
-    z: bytes
-    y: bytes
+    One stream holds hyper latents and then latents. Two, hyper latents' and latents', are what files of version 1 have.
+    """
+
+    streams: tuple[bytes, ...]
     checksum: int
 
 
@@ -277,7 +279,7 @@ class LALIC(nn.Module):
 
     @torch.no_grad()
     def encode_sections(self, x: Tensor) -> EncodedSections:
-        """Streams of one picture x (1, 3, H, W), as files hold them: all of y in one, so lanes are paid for once."""
+        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once."""
         if x.shape[0] != 1:
             raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {tuple(x.shape)}")
         y_passes, z_pass, _ = self._symbols(x)
@@ -286,21 +288,22 @@ class LALIC(nn.Module):
         checksum.end_of_z()
         for symbols, _ in y_passes:
             checksum.add(symbols[0])
-        z = encode([(z_pass[0][0], z_pass[1][0])], self._bottleneck_tables())
-        return EncodedSections(z, encode([(s[0], i[0]) for s, i in y_passes], gaussian_tables()), checksum.value)
+        z_rows = z_pass[1] + gaussian_tables().rows
+        sections = [(s[0], i[0]) for s, i in [(z_pass[0], z_rows), *y_passes]]
+        return EncodedSections((encode(sections, self._joined_tables()),), checksum.value)
 
     @torch.no_grad()
-    def decode_sections(self, z: bytes, y: bytes, height: int, width: int, checksum: int) -> Tensor:
+    def decode_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> Tensor:
         """Inverse of `encode_sections`: x_hat (1, 3, height, width) clamped to [0, 1].
 
         Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
         picture, as the checksum is compared before the synthesis transform runs.
         """
-        y_hat = self.read_sections(z, y, height, width, checksum).y_hat
+        y_hat = self.read_sections(streams, height, width, checksum).y_hat
         return self._transform("g_s", y_hat).clamp_(0, 1)
 
     @torch.no_grad()
-    def read_sections(self, z: bytes, y: bytes, height: int, width: int, checksum: int) -> DecodedSections:
+    def read_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> DecodedSections:
         """`decode_sections` without the synthesis transform. With exact arithmetic the same bits on every machine."""
         step = self.downsampling
         if min(height, width) < step or height % step or width % step:
@@ -308,15 +311,21 @@ class LALIC(nn.Module):
         size = (height // step, width // step)
         found = Checksum()
         try:
-            z_decoder, y_decoder = Decoder(z, self._bottleneck_tables()), Decoder(y, gaussian_tables())
+            if len(streams) == 1:
+                z_decoder = y_decoder = Decoder(streams[0], self._joined_tables())
+                z_first = gaussian_tables().rows
+            else:
+                z_decoder, z_first = Decoder(streams[0], self._bottleneck_tables()), 0
+                y_decoder = Decoder(streams[1], gaussian_tables())
 
             def read(decoder: Decoder, indexes: Tensor) -> Tensor:
                 symbols = torch.from_numpy(decoder.decode(indexes[0]))
                 found.add(symbols)
                 return symbols[None]
 
-            z_symbols = read(z_decoder, self._z_indexes(1, size))
-            z_decoder.finish()
+            z_symbols = read(z_decoder, self._z_indexes(1, size) + z_first)
+            if z_decoder is not y_decoder:
+                z_decoder.finish()
             if found.end_of_z() != checksum >> 32:
                 raise BitstreamError(
                     f"the decoded symbols of z are not the encoder's (expected checksum {checksum >> 32:04x}): "
@@ -388,12 +397,22 @@ class LALIC(nn.Module):
         return channels.repeat_interleave(size[0] * size[1]).expand(batch, -1)
 
     def _bottleneck_tables(self) -> CodingTables:
-        prior = self.latent_codec.hyper.entropy_bottleneck
-        cdf = prior._quantized_cdf
-        if cdf.numel() == 0:
-            raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
-        buffers = [cdf, prior._cdf_length, prior._offset]
+        buffers = self._table_buffers()
         return self._kept.get("z tables", buffers, lambda: CodingTables(*(x.cpu().numpy() for x in buffers)))
+
+    def _joined_tables(self) -> CodingTables:
+        """Rows of the Gaussian tables and then z's: those of a stream that holds everything."""
+
+        def make() -> CodingTables:
+            return gaussian_tables().concat(self._bottleneck_tables())
+
+        return self._kept.get("tables", self._table_buffers(), make)
+
+    def _table_buffers(self) -> list[Tensor]:
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        if prior._quantized_cdf.numel() == 0:
+            raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
+        return [prior._quantized_cdf, prior._cdf_length, prior._offset]
 
     def _check_picture(self, x: Tensor) -> None:
         step = self.downsampling

@@ -1,12 +1,13 @@
 """A stand-in for the model, for tests of what surrounds it: it keeps every pixel, zlib-compressed.
 
-z holds the mean of each 64x64 block and y the picture; both must decompress to exactly the size that the picture's size
-calls for and agree with the checksum, as the real model's sections must.
+Its stream is the length of z, z, and y. z holds the mean of each 64x64 block and y the picture; both must decompress to
+exactly the size that the picture's size calls for and agree with the checksum, as the real model's sections must.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 import zlib
 from types import SimpleNamespace
 
@@ -38,10 +39,15 @@ class FakeModel(torch.nn.Module):
         means = torch.nn.functional.avg_pool2d(x, 64)
         parts = [(t * 255).round().to(torch.uint8).numpy().tobytes() for t in (means, x)]
         z, y = (zlib.compress(part, 1) for part in parts)
-        return SimpleNamespace(z=z, y=y, checksum=zlib.crc32(parts[1], zlib.crc32(parts[0])))
+        return SimpleNamespace(
+            streams=(struct.pack(">I", len(z)) + z + y,), checksum=zlib.crc32(parts[1], zlib.crc32(parts[0]))
+        )
 
-    def decode_sections(self, z: bytes, y: bytes, height: int, width: int, checksum: int) -> torch.Tensor:
+    def decode_sections(self, streams: tuple[bytes, ...], height: int, width: int, checksum: int) -> torch.Tensor:
         self.decoded += 1
+        (stream,) = streams
+        length = int.from_bytes(stream[:4], "big")
+        z, y = stream[4 : 4 + length], stream[4 + length :]
         means = _inflate(z, 3 * (height // 64) * (width // 64))
         pixels = _inflate(y, 3 * height * width)
         if zlib.crc32(pixels, zlib.crc32(means)) != checksum:

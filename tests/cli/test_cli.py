@@ -314,13 +314,12 @@ def test_info(run, here):
     text = "\n".join(done.out)
     for part in (
         "a.lalic",
-        "version 1",
+        "version 2",
         "slim",
         FakeModel().weights_hash().hex(),
         "40x30",
         "bits per pixel",
-        "z ",
-        "y ",
+        "latents ",
     ):
         assert part in text
     Path("b.lalic").write_bytes(b"nonsense")
@@ -329,7 +328,7 @@ def test_info(run, here):
     (entry,) = json.loads("\n".join(done.out))
     size = os.path.getsize("a.lalic")
     assert (entry["width"], entry["height"], entry["file_bytes"], entry["model"]) == (40, 30, size, "slim")
-    assert entry["z_bytes"] + entry["y_bytes"] + entry["overhead_bytes"] == size
+    assert entry["stream_bytes"] + entry["overhead_bytes"] == size
     assert entry["bits_per_pixel"] == 8 * size / 1200
 
 

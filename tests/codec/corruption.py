@@ -58,13 +58,15 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
     while made < count:
         fields = dict(vars(containers[rng.integers(len(containers))]))
         other = containers[rng.integers(len(containers))]
-        kind = ("z", "y", "both", "shorten", "lengthen", "empty", "splice", "size", "checksum")[rng.integers(9)]
-        if kind in ("z", "y", "both"):
-            for name in ("z", "y") if kind == "both" else (kind,):
-                section = bytearray(fields[name])
-                for position in rng.integers(len(section), size=int(rng.integers(1, 4))):
-                    section[position] ^= 1 << rng.integers(8)
-                fields[name] = bytes(section)
+        kind = ("flip", "begin", "shorten", "lengthen", "empty", "splice", "size", "checksum")[rng.integers(8)]
+        streams = list(fields["streams"])
+        place = int(rng.integers(len(streams)))
+        stream = streams[place]
+        if kind in ("flip", "begin"):
+            flipped = bytearray(stream)
+            for position in rng.integers(min(len(flipped), 16 if kind == "begin" else 2**28), size=rng.integers(1, 4)):
+                flipped[position] ^= 1 << rng.integers(8)
+            streams[place] = bytes(flipped)
         elif kind == "checksum":
             fields["symbol_checksum"] ^= 1 << int(rng.integers(48))
         elif kind == "size":
@@ -73,14 +75,13 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
             if -(-fields["width"] // step) == -(-other.width // step):
                 continue
         else:
-            name = "zy"[rng.integers(2)]
-            section = fields[name]
-            fields[name] = {
-                "shorten": section[: rng.integers(len(section))],
-                "lengthen": section + rng.bytes(int(rng.integers(1, 9))),
+            streams[place] = {
+                "shorten": stream[: rng.integers(len(stream))],
+                "lengthen": stream + rng.bytes(int(rng.integers(1, 9))),
                 "empty": b"",
-                "splice": getattr(other, name),
+                "splice": other.streams[min(place, len(other.streams) - 1)],
             }[kind]
+        fields["streams"] = tuple(streams)
         container = Container(**fields)
         if container not in containers:
             made += 1
@@ -95,7 +96,7 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
 def with_version(data: bytes, version: int) -> bytes:
     """The file as a later release might have written it, both checksums made to fit."""
     container = parse(data)
-    payload = len(container.z) + len(container.y)
+    payload = sum(map(len, container.streams))
     header = bytearray(data[: len(data) - payload - 8])
     header[4] = version
     sections = data[len(data) - payload - 4 : -4]

@@ -175,7 +175,7 @@ def test_errors_of_the_model_come_through(fake):
 def test_what_the_sections_interface_needs():
     """The fields of a model's answer that encode reads; a change of the contract shows here first."""
     model = FakeModel()
-    model.encode_sections = lambda x: SimpleNamespace(z=b"zz", y=b"yyy", checksum=7)
+    model.encode_sections = lambda x: SimpleNamespace(streams=(b"stream",), checksum=7)
     container = parse(codec.encode(picture(), model))
-    assert (container.z, container.y, container.symbol_checksum) == (b"zz", b"yyy", 7)
+    assert (container.streams, container.symbol_checksum) == ((b"stream",), 7)
     assert (container.model_name, container.model_hash) == ("slim", model.weights_hash())

@@ -217,7 +217,7 @@ def test_what_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(exact, "conv", lambda x, *a, **k: torch.full((1, 4, 4, 11), float("nan")))
         with pytest.raises(BitstreamError, match="must be finite"):
-            model.read_sections(sections.z, sections.y, 64, 64, sections.checksum)
+            model.read_sections(sections.streams, 64, 64, sections.checksum)
     with torch.no_grad():
         model.h_s[0].weight[0, 0, 0, 0] = float("inf")
     with pytest.raises(CheckpointError, match="must be finite"):
@@ -225,7 +225,7 @@ def test_what_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = odd()
     model.latent_codec.hyper.entropy_bottleneck.quantiles.data[0] = float("nan")
     with pytest.raises(CheckpointError, match="medians must be finite"):
-        model.read_sections(sections.z, sections.y, 64, 64, sections.checksum)
+        model.read_sections(sections.streams, 64, 64, sections.checksum)
     with pytest.raises(LalicError, match="cannot be coded"):
         model.compress(photo()[:, :, :64, :64])
 

@@ -134,14 +134,14 @@ def test_sections_round_trip_and_refusal():
     model = tiny()
     x = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
     sections = model.encode_sections(x)
-    x_hat = model.decode_sections(sections.z, sections.y, 64, 128, sections.checksum)
+    x_hat = model.decode_sections(sections.streams, 64, 128, sections.checksum)
     assert torch.equal(x_hat, model.g_s(model.compress(x)["y_hat"]).clamp(0, 1))
     with pytest.raises(BitstreamError, match="not the encoder's"):
-        model.decode_sections(sections.z, sections.y, 64, 128, sections.checksum ^ 1)
+        model.decode_sections(sections.streams, 64, 128, sections.checksum ^ 1)
     with pytest.raises(BitstreamError, match="cannot be decoded"):
-        model.decode_sections(sections.z, sections.y[:-3], 64, 128, sections.checksum)
+        model.decode_sections((sections.streams[0][:-3],), 64, 128, sections.checksum)
     with pytest.raises(ValueError, match="height, width"):
-        model.decode_sections(sections.z, sections.y, 64, 100, sections.checksum)
+        model.decode_sections(sections.streams, 64, 100, sections.checksum)
 
 
 def test_forward_in_eval_equals_compress():

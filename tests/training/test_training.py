@@ -125,7 +125,7 @@ def test_killed_and_resumed_equals_not_killed(pictures, tmp_path, one_thread):
     weights = lalic.load_checkpoint(tmp_path / "whole" / "weights.safetensors")
     x = torch.rand(1, 3, 64, 64)
     sections = weights.encode_sections(x)
-    assert weights.decode_sections(sections.z, sections.y, 64, 64, sections.checksum).shape == x.shape
+    assert weights.decode_sections(sections.streams, 64, 64, sections.checksum).shape == x.shape
 
 
 def test_another_recipe_is_not_resumed(pictures, tmp_path):
