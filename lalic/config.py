@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Config:
         groups: latent channels of each slice, in coding order.
         context_depth: RWKV blocks in each channel context (published: 2).
         context_rate: hidden width of those blocks' channel mix, in multiples of M (published: 8).
+        qualities: anchors of the gains (`lalic.nn.gains`) that give one model every quality; 0 (published): no gains.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Config:
     groups: tuple[int, ...]
     context_depth: int = 2
     context_rate: int = 8
+    qualities: int = 0
 
     def __post_init__(self) -> None:
         for name, length in (("dims", 6), ("depths", 4)):
@@ -37,6 +39,8 @@ class Config:
         for name in ("N", "M", "context_depth", "context_rate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.qualities < 0 or self.qualities == 1:
+            raise ValueError(f"qualities: expected 0 for no gains, or at least 2 anchors, got {self.qualities}")
         if min(self.dims) < 1 or min(self.groups, default=0) < 1 or min(self.depths) < 0:
             raise ValueError(
                 f"dims, groups: expected positive numbers, depths: non-negative ones; "
@@ -46,6 +50,13 @@ class Config:
             raise ValueError(f"M: expected dims[3] = {self.dims[3]}, the number of latent channels, got {self.M}")
         if sum(self.groups) != self.M:
             raise ValueError(f"groups: expected a sum of M = {self.M}, got {self.groups} with sum {sum(self.groups)}")
+
+    def named(self) -> Config:
+        """This configuration under the name of the one that it is, whatever its number of qualities; else "custom"."""
+        for known in (FULL, SLIM):
+            if replace(known, qualities=self.qualities) == replace(self, name=known.name):
+                return replace(self, name=known.name)
+        return replace(self, name="custom")
 
 
 FULL = Config(
@@ -67,5 +78,6 @@ SLIM = Config(
     groups=(24, 24, 24, 24),
     context_depth=1,
     context_rate=4,
+    qualities=6,
 )
 """The small model that ships with weights: fewer than 3 M parameters, for people without a GPU."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lalic_kernels
-from lalic.config import FULL, SLIM, Config
+from lalic.config import FULL, Config
 from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import Checksum, Collect, Estimate, Read, SliceCoder, check_symbols, code_slices
 from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
@@ -19,6 +19,7 @@ from lalic.errors import BitstreamError, CheckpointError, LalicError
 from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
+from lalic.nn.gains import Gains, as_qualities
 from lalic.nn.kept import Kept
 from lalic.nn.precision import dtype_of, narrowed
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
@@ -26,6 +27,7 @@ from lalic_kernels import exact
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
 
 Sections = list[tuple[Tensor, Tensor]]
+DEFAULT_QUALITY = 50.0
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ class LALIC(nn.Module):
         dims: six channel counts; depths: four block counts; see `lalic.config.Config`.
         groups: latent channels of each slice; ``None`` is the published 16, 16, 32, 64 and the rest.
         context_depth, context_rate: blocks of a channel context and their hidden rate (published: 2 and 8).
+        qualities: anchors of the gains; 0, as published, is a model of one quality.
 
     Coding (`compress`, `decompress` and the sections) computes the entropy model in exact arithmetic, so that symbols
     do not depend on the machine; `forward` and training compute it in floating point. ``entropy`` says so: "exact", or
     "float" for measuring what the exact one costs. Only an exact model's files are portable.
 
     Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
+
+    ``quality``, where a method takes it, is a number in [1, 100], or a tensor (B,) with one for each picture, if the
+    model has gains (`lalic.nn.gains`); ``None`` is 50 there. Decoding must be told what coding was. A model without
+    gains raises ``ValueError`` for anything but ``None``.
     """
 
     downsampling = 64
@@ -92,20 +99,21 @@ class LALIC(nn.Module):
         *,
         context_depth: int = 2,
         context_rate: int = 8,
+        qualities: int = 0,
     ):
         super().__init__()
         groups = (16, 16, 32, 64, M - 128) if groups is None else groups
         shape = {
             "N": N, "M": M, "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
-            "context_depth": context_depth, "context_rate": context_rate,
+            "context_depth": context_depth, "context_rate": context_rate, "qualities": qualities,
         }  # fmt: skip
-        named = [c for c in (FULL, SLIM) if c == Config(name=c.name, **shape)]  # type: ignore[arg-type]
-        self.config = named[0] if named else Config(name="custom", **shape)  # type: ignore[arg-type]
+        self.config = Config(name="custom", **shape).named()  # type: ignore[arg-type]
         self.g_a = analysis(self.config)
         self.g_s = synthesis(self.config)
         self.latent_codec = _LatentCodec(self.config)
         self.h_a = self.latent_codec.hyper.h_a  # the published state dict holds these two twice
         self.h_s = self.latent_codec.hyper.h_s
+        self.gains = Gains(M, qualities) if qualities else None
         self.precision = "float32"
         self.entropy = "exact"
         self._kept = Kept()
@@ -117,7 +125,7 @@ class LALIC(nn.Module):
         """A model of this shape with fresh weights."""
         return cls(
             config.N, config.M, config.dims, config.depths, config.groups,
-            context_depth=config.context_depth, context_rate=config.context_rate,
+            context_depth=config.context_depth, context_rate=config.context_rate, qualities=config.qualities,
         )  # fmt: skip
 
     @classmethod
@@ -183,13 +191,15 @@ class LALIC(nn.Module):
     def weights_hash(self) -> bytes:
         """8 bytes that name what decoding depends on; files carry them.
 
-        They cover the arithmetic's version, the integer weights of the entropy model, the coding tables of z and y, and
-        the synthesis transform; not the transforms that only an encoder runs. With `entropy` set to "float" they name
-        another model, which cannot read files of this one, nor this one its.
+        They cover the arithmetic's version, the integer weights of the entropy model, the coding tables of z and y, the
+        inverse gains and the synthesis transform; not what only an encoder runs. With `entropy` set to "float" they
+        name another model, which cannot read files of this one, nor this one its.
         """
         prior = self.latent_codec.hyper.entropy_bottleneck
         weights = [*self.latent_codec.y.named_parameters(), *self.h_s.named_parameters(prefix="hyper")]
         synthesis = [*self.g_s.named_parameters(prefix="g_s")]
+        if self.gains is not None:
+            synthesis.append(("gains.log_inverses", self.gains.log_inverses))
         tables = [(name, getattr(prior, name)) for name in checkpoints.PRIOR_TABLES]
         plain = [(n, t) for n, t in [*synthesis, *tables] if checkpoints.matters(n)]
         named = [(n, t) for n, t in [*weights, ("quantiles", prior.quantiles)] if checkpoints.matters(n)]
@@ -218,27 +228,28 @@ class LALIC(nn.Module):
 
     # Tensors to tensors
 
-    def forward(self, x: Tensor) -> dict[str, Any]:
+    def forward(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
         """x (B, 3, H, W) -> ``{"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}}``; x_hat is not clamped."""
         self._check_picture(x)
-        y = self._transform("g_a", _channels_last(x))
+        y = self._gained(self._transform("g_a", _channels_last(x)), quality)
         hyper = self.latent_codec.hyper
         z_hat, z_likelihoods = hyper.entropy_bottleneck(full_precision(self._transform("h_a", y)))
         coder = Estimate(y, self.config.groups, self.training)
         y_hat = code_slices(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), coder)
-        return {"x_hat": self._transform("g_s", y_hat), "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
+        x_hat = self._synthesise(y_hat, quality)
+        return {"x_hat": x_hat, "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
 
     # Tensors to bytes
 
     @torch.no_grad()
-    def compress(self, x: Tensor) -> dict[str, Any]:
+    def compress(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
         """x (B, 3, H, W) -> ``{"strings", "shape", "y_hat"}``.
 
         ``strings`` is a list of 2 * slices + 1 lists (each slice's anchors and others, then z) of one ``bytes`` per
         picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``. Each stream stands for itself;
         `encode_sections` makes the smaller streams that files hold.
         """
-        y_passes, z_pass, y_hat = self._symbols(x)
+        y_passes, z_pass, y_hat = self._symbols(x, quality)
         tables = [gaussian_tables()] * len(y_passes) + [self._bottleneck_tables()]
         strings = [
             [encode([(s, i)], table) for s, i in zip(*section, strict=True)]
@@ -249,9 +260,11 @@ class LALIC(nn.Module):
         return {"strings": strings, "shape": shape, "y_hat": y_hat}
 
     @torch.no_grad()
-    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> dict[str, Tensor]:
+    def decompress(
+        self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any], quality: float | Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Inverse of `compress`: ``{"x_hat": (B, 3, H, W)}`` clamped to [0, 1]. Raises ``BitstreamError``."""
-        return {"x_hat": self._transform("g_s", self.decode_strings(strings, shape)).clamp_(0, 1)}
+        return {"x_hat": self._synthesise(self.decode_strings(strings, shape), quality).clamp_(0, 1)}
 
     @torch.no_grad()
     def decode_strings(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> Tensor:
@@ -278,11 +291,22 @@ class LALIC(nn.Module):
         return y_hat
 
     @torch.no_grad()
-    def encode_sections(self, x: Tensor) -> EncodedSections:
+    def latents(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: the same for every quality."""
+        self._check_picture(x)
+        return self._transform("g_a", _channels_last(x))
+
+    @torch.no_grad()
+    def encode_sections(self, x: Tensor, quality: float | None = None) -> EncodedSections:
         """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once."""
-        if x.shape[0] != 1:
-            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {tuple(x.shape)}")
-        y_passes, z_pass, _ = self._symbols(x)
+        return self.encode_latents(self.latents(x), quality)
+
+    @torch.no_grad()
+    def encode_latents(self, y: Tensor, quality: float | None = None) -> EncodedSections:
+        """`encode_sections` of a picture whose `latents` y (1, M, H / 16, W / 16) are known."""
+        if y.shape[0] != 1:
+            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {y.shape[0]} of them")
+        y_passes, z_pass, _ = self._latent_symbols(y, quality)
         checksum = Checksum()
         checksum.add(z_pass[0][0])
         checksum.end_of_z()
@@ -293,14 +317,16 @@ class LALIC(nn.Module):
         return EncodedSections((encode(sections, self._joined_tables()),), checksum.value)
 
     @torch.no_grad()
-    def decode_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> Tensor:
+    def decode_sections(
+        self, streams: Sequence[bytes], height: int, width: int, checksum: int, quality: float | None = None
+    ) -> Tensor:
         """Inverse of `encode_sections`: x_hat (1, 3, height, width) clamped to [0, 1].
 
         Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
         picture, as the checksum is compared before the synthesis transform runs.
         """
         y_hat = self.read_sections(streams, height, width, checksum).y_hat
-        return self._transform("g_s", y_hat).clamp_(0, 1)
+        return self._synthesise(y_hat, quality).clamp_(0, 1)
 
     @torch.no_grad()
     def read_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> DecodedSections:
@@ -356,11 +382,37 @@ class LALIC(nn.Module):
             return transform(x)
         return narrowed(self._kept, name, transform, x, dtype)
 
-    def _symbols(self, x: Tensor) -> tuple[Sections, tuple[Tensor, Tensor], Tensor]:
+    def _gained(self, y: Tensor, quality: float | Tensor | None) -> Tensor:
+        """Latents as they are coded."""
+        if self.gains is None:
+            self._check_quality(quality)
+            return y
+        return self.gains.gain(y, as_qualities(DEFAULT_QUALITY if quality is None else quality, y.shape[0], y.device))
+
+    def _synthesise(self, y_hat: Tensor, quality: float | Tensor | None) -> Tensor:
+        """The picture behind decoded latents, not clamped."""
+        if self.gains is None:
+            self._check_quality(quality)
+        else:
+            given = DEFAULT_QUALITY if quality is None else quality
+            y_hat = self.gains.inverse(y_hat, as_qualities(given, y_hat.shape[0], y_hat.device))
+        return self._transform("g_s", y_hat)
+
+    def _check_quality(self, quality: float | Tensor | None) -> None:
+        if quality is not None:
+            raise ValueError(f"quality: the model {self.config.name!r} has one quality only, expected None")
+
+    def _symbols(
+        self, x: Tensor, quality: float | Tensor | None = None
+    ) -> tuple[Sections, tuple[Tensor, Tensor], Tensor]:
         """(symbols, indexes) of each pass of y and of z, all (B, n) int32, and y_hat."""
-        self._check_picture(x)
+        return self._latent_symbols(self.latents(x), quality)
+
+    def _latent_symbols(
+        self, y: Tensor, quality: float | Tensor | None
+    ) -> tuple[Sections, tuple[Tensor, Tensor], Tensor]:
         prior = self.latent_codec.hyper.entropy_bottleneck
-        y = self._transform("g_a", _channels_last(x))
+        y = self._gained(y, quality)
         medians = prior.medians().reshape(1, -1, 1, 1)
         z = torch.round(self._transform("h_a", y) - medians)
         check_symbols("z", z)

@@ -113,14 +113,16 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
         context_depth = convolutions(prefix)[-1] - 1
         hidden = sd[f"{prefix}1.ffn.key.weight"].shape
         context_rate = hidden[0] // hidden[1]
+    gains = sd.get("gains.log_gains")
     shape = {
         "M": dims[3], "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
-        "context_depth": context_depth, "context_rate": context_rate,
+        "context_depth": context_depth, "context_rate": context_rate, "qualities": 0 if gains is None else len(gains),
     }  # fmt: skip
     N = _infer_least_width(sd, groups, dims[3])
-    for named in (FULL, SLIM):
-        if named == Config(name=named.name, N=named.N, **shape) and _same_widths(sd, groups, dims[3], 2 * named.N):  # type: ignore[arg-type]
-            return named
+    for known in (FULL, SLIM):
+        config = Config(name="custom", N=known.N, **shape).named()  # type: ignore[arg-type]
+        if config.name == known.name and _same_widths(sd, groups, dims[3], 2 * known.N):
+            return config
     return Config(name="custom", N=N, **shape)  # type: ignore[arg-type]
 
 
@@ -178,13 +180,13 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write what decides coding, and nothing else, as safetensors: matrices in half precision, tables as integers.
 
     Load the result with `lalic.load_checkpoint`. The file appears whole or not at all. Small tensors stay float32: the
-    prior's and the blocks' vectors cost little and their rounding would be felt.
+    prior's, the gains and the blocks' vectors cost little and their rounding would be felt.
     """
     tensors = {}
     for name, value in model.state_dict().items():
         if matters(name):
             value = value.detach().cpu()
-            half = value.is_floating_point() and value.ndim >= 2 and not name.startswith(_PRIOR)
+            half = value.is_floating_point() and value.ndim >= 2 and not name.startswith((_PRIOR, "gains."))
             tensors[name] = (value.half() if half else value).contiguous()
     save_tensors(tensors, path)
 
