@@ -303,6 +303,8 @@ def test_kept_results_are_complete_records() -> None:
             assert record["format"] == 1, where
             assert path.stem == report.slug(record["device"]), where
             assert record["commit"] and record["date"] and record["torch"], where
+            if {"mechanisms", "scaling", "complexity"} & set(record):  # the tests of these three look at theirs
+                continue
             if "rate" in record:  # benchmarks.rate: pictures, not times
                 assert record["pictures"] and record["model"] and len(record["weights"]) == 16 and record["rate"], where
                 rated = {"picture", "bits_per_pixel", "psnr", "jpeg_bits_per_pixel"}
