@@ -1,4 +1,4 @@
-"""The command `lalic`: compress, decompress, info, convert, demo, train.
+"""The command `lalic`: compress, decompress, info, convert, demo, eval, train.
 
 Exit codes: 0 everything was done; 1 at least one file failed, the others are done; 2 the request itself is wrong, and
 nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lalic.errors import LalicError
+from lalic.eval import cli as evaluation
 from lalic.files import STREAM, Job, PlanError, plan, write_atomic
 from lalic.memory import keep_memory
 
@@ -136,6 +137,8 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     )
     _add_machine_arguments(demo)
     demo.set_defaults(run=_demo)
+
+    evaluation.register(commands, _EXIT_CODES)
 
     train = commands.add_parser("train", help="train a model")
     if with_train:

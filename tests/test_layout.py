@@ -1,6 +1,6 @@
 """The map of the house holds: imports run one way, packages are declared, files stay short and name no machine.
 
-lalic_kernels -> lalic.nn -> lalic.entropy -> lalic.model -> lalic.zoo, lalic.codec -> lalic.demo, .training, .cli
+lalic_kernels -> lalic.nn -> lalic.entropy -> lalic.model -> lalic.zoo, .codec -> .demo, .training, .eval -> .cli
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lalic_kernels", "lalic.config", "lalic.errors", "lalic.files", "lalic.nn", "lalic.entropy", "lalic.model",
         "lalic.zoo", "lalic.images", "lalic.codec", "lalic.memory",
     },
+    "lalic.eval": {
+        "lalic.errors", "lalic.files", "lalic.memory", "lalic.nn", "lalic.images", "lalic.zoo", "lalic.codec",
+        "lalic.demo",
+    },
     "lalic.cli": {
         "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.images", "lalic.zoo",
-        "lalic.codec", "lalic.demo", "lalic.training",
+        "lalic.codec", "lalic.demo", "lalic.training", "lalic.eval",
     },
     "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.
@@ -152,7 +156,7 @@ def test_the_walk_sees_an_arrow_that_runs_back(module: str, source: str) -> None
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [line for name in ("train", "plot") for line in project["optional-dependencies"].get(name, [])]
+    extras = [line for name in ("train", "plot", "eval") for line in project["optional-dependencies"].get(name, [])]
     names = (re.match(r"[A-Za-z0-9_.-]+", line)[0] for line in [*project["dependencies"], *extras])
     declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     allowed = declared | set(sys.stdlib_module_names) | set(PACKAGES)

@@ -1,0 +1,66 @@
+"""The arguments of `lalic eval` and `lalic compare`; needs no torch, so that `lalic --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DEFAULT_CODECS = ["lalic", "jpeg", "webp", "avif"]
+_CODECS = (
+    "lalic, jpeg, jpeg-444, webp, avif, avif-psnr, jxl, heic, vtm, compressai-NAME; behind a colon, its own qualities"
+)
+
+
+def register(commands: Any, epilog: str) -> None:
+    """Declare both commands; `commands` is what argparse's `add_subparsers` gives."""
+    evaluate = commands.add_parser(
+        "eval",
+        help="rate and distortion of files, beside other codecs",
+        description="Compress and decompress pictures, and print bits per pixel of the files, PSNR, MS-SSIM, seconds "
+        "and BD-rates, beside other codecs measured on the spot.",
+        epilog=epilog,
+    )
+    add_arguments(evaluate)
+    evaluate.set_defaults(run=_run_eval)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `lalic eval`."""
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of pictures")
+    parser.add_argument(
+        "--codecs",
+        nargs="+",
+        metavar="CODEC[:Q,Q...]",
+        help=f"what to measure (default: {' '.join(DEFAULT_CODECS)}): {_CODECS}",
+    )
+    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help="lalic's weights, one or several")
+    parser.add_argument(
+        "-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's qualities, 1..100"
+    )
+    parser.add_argument(
+        "--published", choices=("kodak", "clic", "tecnick"), help="the set that IN is: published curves join in"
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="FILE", help="more curves, JSON in CompressAI's form"
+    )
+    parser.add_argument("--bpp", nargs=2, type=float, metavar=("LOW", "HIGH"), help="points that count for BD-rates")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for JSON files and plots (PNG, SVG)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
+    parser.add_argument("--name", help="what to call the set of pictures (default: the first input's name)")
+    parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
+    parser.add_argument("--vtm-config", metavar="FILE", help="its encoder_intra_vtm.cfg (default: ../cfg beside it)")
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where and how lalic's models run."""
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of lalic's transforms")
+    parser.add_argument("--device", metavar="DEVICE", help="of lalic's models: cpu (default), cuda or cuda:N")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of lalic's models")
+
+
+def _run_eval(args: argparse.Namespace) -> int:
+    from lalic.eval import session
+
+    return session.run(args)

@@ -1,0 +1,133 @@
+"""VTM, the reference software of VVC, for who has built it: the command of LALIC's supplement, word for word.
+
+    EncoderAppStatic -i input.yuv -c encoder_intra_vtm.cfg -o output.yuv -b output.bin -wdt W -hgt H -q QP
+        --InputBitDepth=8 -fr 1 -f 1 --InputChromaFormat=444              QP 22 27 32 37 42 47
+
+The supplement says "in YUV space" and no more of it. Here YUV is BT.709 in full range at 8 bits, planes one behind the
+other, as in CompressAI's runner of the same encoder, which the published Kodak points come from; but rounded to the
+nearest with grey at 128 (H.273), where that runner cuts off. VTM refuses pictures whose sides are no multiples of 8, so
+for those alone `--ConformanceWindowMode=1` is added, which pads inside the encoder and crops in the file.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lalic.errors import LalicError
+from lalic.eval.codecs import Codec, Coded, Quality
+
+__all__ = ["QPS", "Vtm", "command", "to_rgb", "to_yuv"]
+
+QPS = (22, 27, 32, 37, 42, 47)
+_SMALLEST_UNIT = 8  # VTM's pictures are made of coding units of at least this side
+_KR, _KB = 0.2126, 0.0722  # BT.709
+
+
+def to_yuv(picture: Image.Image) -> np.ndarray:
+    """RGB picture (H, W) -> uint8 (3, H, W): Y, Cb, Cr of BT.709 in full range."""
+    r, g, b = np.asarray(picture, dtype=np.float64).transpose(2, 0, 1)
+    y = _KR * r + (1 - _KR - _KB) * g + _KB * b
+    planes = np.stack([y, (b - y) / (2 * (1 - _KB)) + 128, (r - y) / (2 * (1 - _KR)) + 128])
+    return np.floor(planes + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def to_rgb(planes: np.ndarray, depth: int = 8) -> Image.Image:
+    """(3, H, W) integers, BT.709 in full range, 8 bits scaled by 2^(depth - 8) as VTM scales them -> RGB picture."""
+    y, cb, cr = planes.astype(np.float64) / 2 ** (depth - 8)
+    r = y + 2 * (1 - _KR) * (cr - 128)
+    b = y + 2 * (1 - _KB) * (cb - 128)
+    g = (y - _KR * r - _KB * b) / (1 - _KR - _KB)
+    rgb = np.floor(np.stack([r, g, b], axis=-1) + 0.5).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(rgb))
+
+
+def command(
+    encoder: Path, config: Path, source: Path, decoded: Path, stream: Path, width: int, height: int, qp: int
+) -> list[str]:
+    """The words of the supplement's command, and the one that odd sizes need."""
+    words = [encoder, "-i", source, "-c", config, "-o", decoded, "-b", stream, "-wdt", width, "-hgt", height, "-q", qp]
+    words += ["--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444"]
+    if width % _SMALLEST_UNIT or height % _SMALLEST_UNIT:
+        words.append("--ConformanceWindowMode=1")
+    return [str(word) for word in words]
+
+
+class Vtm(Codec):
+    """VTM's encoder at each QP; the picture is the encoder's own reconstruction, the time of decoding is not taken.
+
+    encoder: EncoderAppStatic. config: cfg/encoder_intra_vtm.cfg of the same release (None: looked for beside the
+    binary's folder, ../cfg). Raises `LalicError` if either is missing.
+    """
+
+    name, title, extension = "vtm", "VTM", ".bin"
+    bounds = (0, 63)
+    increasing = False
+
+    def __init__(
+        self, encoder: str | Path, config: str | Path | None = None, qualities: Sequence[Quality] = ()
+    ) -> None:
+        self.encoder = Path(encoder)
+        self.config = self.encoder.parent.parent / "cfg" / "encoder_intra_vtm.cfg" if config is None else Path(config)
+        for what, path in (("encoder", self.encoder), ("configuration", self.config)):
+            if not path.is_file():
+                raise LalicError(f"vtm: there is no {what} {path}; build VTM, and name it with --vtm and --vtm-config")
+        self.version = self._version()
+        self.qualities = tuple(qualities) or QPS
+
+    def code(self, picture: Image.Image, quality: Quality) -> Coded:
+        """Encode in a folder of its own. Raises `LalicError` with VTM's last words if it fails."""
+        assert quality is not None
+        width, height = picture.size
+        with tempfile.TemporaryDirectory(prefix="lalic-vtm-") as folder:
+            source, decoded, stream = (Path(folder, name) for name in ("input.yuv", "output.yuv", "output.bin"))
+            source.write_bytes(to_yuv(picture).tobytes())
+            start = time.perf_counter()
+            self._run(command(self.encoder, self.config, source, decoded, stream, width, height, round(quality)))
+            seconds = time.perf_counter() - start
+            return Coded(self._read(decoded, width, height), stream.stat().st_size, seconds, None, stream.read_bytes())
+
+    def _run(self, words: list[str]) -> str:
+        try:
+            done = subprocess.run(words, check=True, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise LalicError(f"vtm: {words[0]} cannot be run ({error.strerror})") from None
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr or error.stdout).strip().splitlines()
+            raise LalicError(f"vtm: the encoder failed ({said[-1] if said else 'it said nothing'})") from None
+        return done.stdout
+
+    def _read(self, path: Path, width: int, height: int) -> Image.Image:
+        """The reconstruction: 8 bits a sample, or 16 that hold as many as the configuration computes with."""
+        count = 3 * width * height
+        size = path.stat().st_size if path.exists() else 0
+        if size not in (count, 2 * count):
+            raise LalicError(f"vtm: the reconstruction has {size} bytes, expected {count} or {2 * count}")
+        wide = size == 2 * count
+        planes = np.fromfile(path, dtype="<u2" if wide else np.uint8).reshape(3, height, width)
+        return to_rgb(planes, self._depth() if wide else 8)
+
+    def _depth(self) -> int:
+        """Bits of the reconstruction, which VTM writes as it computes unless it is told otherwise."""
+        text = self.config.read_text(errors="replace")
+        for key in ("OutputBitDepth", "InternalBitDepth"):
+            found = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
+            if found and int(found[1]):
+                return int(found[1])
+        raise LalicError(f"vtm: {self.config} does not say InternalBitDepth, expected a number of bits")
+
+    def _version(self) -> str:
+        """VTM prints "VVCSoftware: VTM Encoder Version 9.1 ..." without arguments too, where it then fails."""
+        try:
+            said = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
+        except OSError as error:
+            raise LalicError(f"vtm: {self.encoder} cannot be run ({error.strerror})") from None
+        found = re.search(r"Version\s+\[?([\w.\-]+)", said)
+        return f"VTM {found[1]}" if found else "VTM, version unknown"

@@ -1,0 +1,118 @@
+"""What is said of pictures is true of the files, and CompressAI's form is its form."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from eval_pictures import crop
+from fake_model import FakeModel
+from PIL import Image
+
+from lalic import images
+from lalic.demo import psnr
+from lalic.errors import LalicError
+from lalic.eval import forms
+from lalic.eval.codecs import LalicCodec, make
+from lalic.eval.measure import Curve, Point, Row, decibels, load, measure, similarity
+from lalic.nn.ms_ssim import ms_ssim
+
+
+def test_rows_are_those_of_real_files(folder: Path) -> None:
+    pictures = load([folder])
+    assert [picture.name for picture in pictures] == ["face", "arm"]
+    codec = make("jpeg", (60, 20, 40, 80))
+    heard: list[Point] = []
+    curve = measure(codec, pictures, heard.append)
+    assert [point.quality for point in heard] == [60, 20, 40, 80]
+    assert [point.label for point in curve.points] == ["20", "40", "60", "80"]  # in order of rate
+    for point in curve.points:
+        for row, picture in zip(point.rows, pictures, strict=True):
+            data = codec.encode(picture.image, point.quality)
+            decoded = images.load(data)
+            assert (row.picture, row.size, row.width, row.height) == (picture.name, len(data), *picture.image.size)
+            assert row.bpp == 8 * len(data) / (row.width * row.height)
+            assert row.psnr == psnr(picture.image, decoded)
+            wanted = float(ms_ssim(images.to_tensor(picture.image), images.to_tensor(decoded)))
+            assert row.ms_ssim == wanted and 0.5 < wanted < 1
+        assert point.psnr == pytest.approx(sum(row.psnr for row in point.rows) / 2)
+        assert point.bpp == pytest.approx(sum(row.bpp for row in point.rows) / 2)
+    assert curve.along("psnr") == [(point.bpp, point.psnr) for point in curve.points]
+    assert curve.along("ms-ssim")[0][1] == pytest.approx(-10 * math.log10(1 - curve.points[0].ms_ssim))
+
+
+def test_sources() -> None:
+    with pytest.raises(LalicError, match="no such file"):
+        load(["nowhere"])
+
+
+def test_a_folder_without_pictures_and_one_that_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LalicError, match="holds no pictures"):
+        load([tmp_path / "empty"])
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(LalicError, match=r"a\.png: this is not a picture"):
+        load([tmp_path / "bad"])
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        crop(0, 0).save(tmp_path / name / "same.png")
+    with pytest.raises(LalicError, match="called same"):
+        load([tmp_path / "x", tmp_path / "y"])
+
+
+def test_small_pictures_have_no_ms_ssim() -> None:
+    small = crop(0, 0, 160, 200)
+    assert similarity(small, small) is None
+    whole = crop(0, 0, 161, 200)
+    assert similarity(whole, whole) == pytest.approx(1, abs=1e-6) and decibels(1.0) == math.inf
+
+
+def curve() -> Curve:
+    """Two points of two pictures, the second picture too small for MS-SSIM at the second point."""
+    rows = [
+        [Row("a", 10, 20, 50, 30.0, 0.9, 0.5, 0.25), Row("b", 10, 10, 25, 34.0, 0.8, 0.7, 0.75)],
+        [Row("a", 10, 20, 100, 40.0, 0.99, 0.5, 0.5), Row("b", 10, 10, 50, math.inf, 0.98, 0.5, 0.5)],
+    ]
+    return Curve("x", "X", "x 1", tuple(Point(q, str(q), tuple(r)) for q, r in zip((1, 2), rows, strict=True)))
+
+
+def test_the_form_is_compressais(tmp_path: Path) -> None:
+    written = forms.as_json(curve(), "two cores")
+    assert written["name"] == "X" and written["description"] == "x 1; two cores"
+    assert written["results"] == {
+        "bpp": [2.0, 4.0],
+        "psnr-rgb": [32.0, None],  # a mean of 40 dB and infinity is no number
+        "ms-ssim-rgb": [pytest.approx(0.85), pytest.approx(0.985)],
+        "encoding_time": [pytest.approx(0.6), 0.5],
+        "decoding_time": [0.5, 0.5],
+    }
+    assert written["pictures"]["a"]["psnr-rgb"] == [30.0, 40.0] and written["qualities"] == ["1", "2"]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(written, allow_nan=False))
+    name, points = forms.read(path, "ms-ssim")
+    assert name == "X" and [rate for rate, _ in points] == [2.0, 4.0]
+    assert points[0][1] == pytest.approx(-10 * math.log10(0.15))
+
+
+def test_compressais_own_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "vtm.json"
+    path.write_text('{"name": "VTM", "results": {"psnr-rgb": [26.1, 28.4], "bpp": [0.05, 0.11]}}')
+    assert forms.read(path, "psnr") == ("VTM", [(0.05, 26.1), (0.11, 28.4)])
+    with pytest.raises(LalicError, match="holds no ms-ssim"):
+        forms.read(path, "ms-ssim")
+    path.write_text('{"results": {"psnr": [26.1, 28.4], "bpp": [0.05, 0.11]}}')  # as its first releases wrote
+    assert forms.read(path, "psnr") == ("vtm", [(0.05, 26.1), (0.11, 28.4)])
+    for text, word in (("{", "cannot be read"), ('{"results": {}}', "expected results"), ("[]", "expected results")):
+        path.write_text(text)
+        with pytest.raises(LalicError, match=word):
+            forms.read(path, "psnr")
+
+
+def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    codec = LalicCodec(FakeModel())
+    monkeypatch.setattr(codec, "decode", lambda data: Image.new("RGB", (4, 4)))
+    with pytest.raises(LalicError, match="lalic gave"):
+        measure(codec, load([folder]))

@@ -1,0 +1,145 @@
+"""`lalic eval` from its arguments to its files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+from eval_pictures import crop
+from fake_model import FakeModel
+from PIL import Image
+
+import lalic
+from lalic import cli, codec
+from lalic.eval import published
+
+
+class Blurred(FakeModel):
+    """A stand-in of one rate whose files grow, and whose pictures gain, with `keep`: levels that each pixel keeps."""
+
+    def __init__(self, keep: int) -> None:
+        super().__init__("full", seed=keep)
+        self.keep = keep
+
+    def encode_sections(self, x):
+        return super().encode_sections((x * self.keep).round() / self.keep)
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capfd):
+    """Runs `lalic eval` over the two pictures."""
+    monkeypatch.setattr(lalic, "slim", lambda pretrained: FakeModel(), raising=False)
+    monkeypatch.setattr(lalic, "load_checkpoint", lambda path: Blurred(int(Path(path).stem)), raising=False)
+    monkeypatch.setattr(codec, "_cache", {})
+
+    def call(*words):
+        code = cli.main(["eval", str(folder), *map(str, words)])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
+
+
+def test_checkpoints_of_one_rate_make_one_curve(run, tmp_path) -> None:
+    pytest.importorskip("bjontegaard")
+    result = run("--checkpoint", "4.pth", "8.pth", "16.pth", "32.pth", "--codecs", "lalic", "webp", "--json")
+    assert result.code == 0
+    ours, webp = json.loads(result.out)
+    assert ours["name"] == "lalic" and ours["qualities"] == ["4", "8", "16", "32"]
+    assert "4 models: 4 full" in ours["description"] and "thread" in ours["description"]
+    assert webp["name"] == "WebP" and len(webp["results"]["bpp"]) == 8
+    for each in (ours, webp):
+        assert each["results"]["bpp"] == sorted(each["results"]["bpp"])
+        assert each["results"]["psnr-rgb"] == sorted(each["results"]["psnr-rgb"])
+        assert set(each["pictures"]) == {"face", "arm"}
+    # What was printed is what lalic.encode gives.
+    with Image.open(tmp_path / "pictures" / "face.png") as picture:
+        data = lalic.encode(picture, Blurred(8))
+        assert ours["pictures"]["face"]["bpp"][1] == 8 * len(data) / (picture.width * picture.height)
+
+
+def test_table_deltas_and_files(run, tmp_path) -> None:
+    pytest.importorskip("bjontegaard")
+    out = tmp_path / "out"
+    words = ["--checkpoint", "4.pth", "8.pth", "16.pth", "32.pth", "--codecs", "lalic", "jpeg", "--published", "kodak"]
+    result = run(*words, "-o", out, "--name", "two crops")
+    assert result.code == 0
+    # A stand-in that stores pixels takes many times what JPEG takes.
+    assert "lalic against JPEG 4:2:0, PSNR: BD-rate +" in result.out and "% (akima), over" in result.out
+    assert "lalic against VTM-9.1 (published), MS-SSIM:" in result.out
+    assert "2 pictures of two crops;" in result.out.splitlines()[-1]
+    comparisons = json.loads((out / "comparisons.json").read_text())
+    assert [c["anchor"] for c in comparisons[:3]] == ["JPEG 4:2:0", "LALIC (published)", "VTM-9.1 (published)"]
+    assert comparisons[0]["percent"]["pchip"] > 100 and 0 < comparisons[0]["share"] < 1
+    assert json.loads((out / "jpeg-4-2-0.json").read_text())["results"]["bpp"]
+    again = run("--codecs", "jpeg:20,40", "--against", out / "jpeg-4-2-0.json", "-o", tmp_path / "again")
+    assert again.code == 0 and "against" not in again.out  # nothing of ours to compare
+
+
+def test_plots_say_what_they_show(run, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    words = ("--codecs", "jpeg:20,40", "webp:20,40", "--published", "kodak")
+    assert run(*words, "-o", tmp_path / "a").code == 0
+    for metric, unit in (("psnr", "PSNR in dB"), ("ms-ssim", "MS-SSIM in dB")):
+        with Image.open(tmp_path / "a" / f"{metric}.png") as picture:
+            assert picture.width > 1000
+        text = " ".join(ElementTree.parse(tmp_path / "a" / f"{metric}.svg").getroot().itertext())
+        for said in (unit, "JPEG 4:2:0", "WebP", "VTM-9.1 (published)", "2 pictures of pictures", "Pillow", "Python"):
+            assert said in text, said
+
+
+def test_one_rate_is_compared_at_its_own_quality(run, tmp_path) -> None:
+    pytest.importorskip("bjontegaard")
+    words = ("--checkpoint", "16.pth", "--codecs", "lalic", "jpeg")
+    result = run(*words)
+    line = next(line for line in result.out.splitlines() if line.startswith("lalic against JPEG 4:2:0, PSNR"))
+    assert line.count("%") == 1 and " % at " in line
+
+
+def test_points_out_of_the_span_do_not_count(run) -> None:
+    pytest.importorskip("bjontegaard")
+    words = ("--checkpoint", "16.pth", "--codecs", "lalic", "jpeg", "--bpp")
+    assert "no figure, there is no point to compare" in run(*words, 0.1, 0.2).out
+    assert "no figure, the curve has 0 points" in run(*words, 3, 9).out
+
+
+def test_what_is_missing_is_left_out_with_a_sentence(run, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    result = run("--codecs", "jpeg:30", "jxl", "vtm")
+    assert result.code == 1  # it was asked for
+    assert "left out: jxl needs pillow-jxl-plugin, which is not installed" in result.err
+    assert "left out: vtm needs VTM's encoder, which --vtm FILE names" in result.err
+    assert "JPEG 4:2:0" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--codecs", "gif"], "there is no codec 'gif'"),
+        (["--codecs", "lalic:30"], "lalic: this model has one rate"),
+        (["--codecs", "jpeg:300"], "jpeg: quality is 300, expected 1 to 95"),
+        (["--codecs", "vtm"], "nothing is left to measure"),
+        (["--against", "nothing.json"], "cannot be read as JSON"),
+        (["--device", "tpu"], "device is 'tpu'"),
+        (["--threads", "0"], "--threads is 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(run, words, sentence) -> None:
+    result = run(*words)
+    assert result.code == 1 and sentence in result.err and not result.out
+    assert "bits per pixel" not in result.err
+
+
+def test_real_weights_at_a_published_rate(monkeypatch, folder, capfd) -> None:
+    """The model that ships, on one small picture, beside CompressAI's form of a published curve."""
+    crop(200, 60, 128, 128).save(folder / "more" / "arm.png")
+    assert cli.main(["eval", str(folder / "more"), "--codecs", "lalic", "--json"]) == 0
+    (ours,) = json.loads(capfd.readouterr().out)
+    points = published.find("vtm-9.1", "kodak", "psnr").points
+    assert points[0][1] - 3 < ours["results"]["psnr-rgb"][0] < points[-1][1]
+    assert 0.05 < ours["results"]["bpp"][0] < 5 and "ms-ssim-rgb" not in ours["results"]
