@@ -34,7 +34,11 @@ ELEMENTWISE = dict.fromkeys(_ONE, 1) | {
     "leaky_relu": 2, "addcmul": 2, "sigmoid": 3, "softplus": 3, "silu": 4, "gelu": 5,
 }  # fmt: skip
 REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "cumsum")  # one an element
-WHOLE = {"_softmax": 5, "native_layer_norm": 8}  # largest, difference, exponential, sum, division; as our norm_shift
+WHOLE = {
+    "_softmax": 5,
+    "_safe_softmax": 5,
+    "native_layer_norm": 8,
+}  # largest, difference, exponential, sum, division; as our norm_shift
 MOVES = {
     "copy", "clone", "cat", "stack", "constant_pad_nd", "index", "index_select", "index_put", "gather", "scatter",
     "roll", "flip", "where", "empty", "empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "zeros",

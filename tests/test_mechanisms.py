@@ -139,6 +139,18 @@ def test_counting_takes_no_memory_and_is_linear() -> None:
     assert large.total == small.total << 10
 
 
+def test_the_form_in_chunks_is_counted_as_it_runs() -> None:
+    """Where there are no compiled loops; 32 chunks of 32 tokens, states twice, their outputs once."""
+    found = sweep.operations_of("selective scan", 1 << 10, 64, torch.device("meta"))
+    states, tokens = 16 * 64, 1 << 10
+    # Twice: delta u a channel, and of a state its product with B, delta A, exponential, product, sum. Once: a product
+    # with C. Between: a sum of steps, a factor (two) a chunk, two operations a chunk but the first; skip u added (two).
+    # The rates' exponential and sign.
+    between = 32 * 2 * states + 31 * 2 * states + tokens * 64
+    assert found.formula == 2 * tokens * states
+    assert found.elementwise == 2 * tokens * (64 + 5 * states) + between + 2 * tokens * 64 + 2 * states
+
+
 def test_what_no_rule_counts_is_named() -> None:
     with pytest.raises(ValueError, match="no rule counts aten::digamma"):
         operations.count(lambda: torch.digamma(torch.ones(3)))

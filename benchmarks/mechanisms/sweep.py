@@ -43,11 +43,9 @@ class Sweep(Setting):
 
 def operations_of(name: str, length: int, width: int, device: torch.device) -> Counted:
     """What `mix` executes on float32 on a device, counted on tensors without memory."""
-    mechanism = MECHANISMS[name](width).requires_grad_(False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        generator = torch.Generator()
-        parts = mechanism.sample(length, generator)
-        mechanism, parts = mechanism.to(device), tuple(part.to(device) for part in parts)
+    with FakeTensorMode(), device:
+        mechanism = MECHANISMS[name](width).requires_grad_(False)
+        parts = tuple(part.to(device) for part in mechanism.sample(length, torch.Generator()))
         return count(lambda: mechanism.mix(*parts))[0]
 
 
