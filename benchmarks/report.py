@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import subprocess
@@ -16,28 +15,12 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Row
+from lalic.eval.machine import device_name
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "numba", "numpy", "compressai")
-
-
-def device_name(device: torch.device) -> str:
-    """Model of the processor with the cores this process may use, or the GPU's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine() or "unknown CPU"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -25,9 +25,9 @@ def register(commands: Any, epilog: str) -> None:
     evaluate.set_defaults(run=_run_eval)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `lalic eval`."""
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of pictures")
+def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
+    """The arguments of `lalic eval`; inputs: argparse's word for how many pictures there must be."""
+    parser.add_argument("inputs", nargs=inputs, metavar="IN", help="pictures, or folders of pictures")
     parser.add_argument(
         "--codecs",
         nargs="+",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # eval_pictures; fake_model, shared
+sys.path.insert(0, str(Path(__file__).parents[1]))  # fake_model, shared with tests/codec
 
 from eval_pictures import crop
 
