@@ -73,14 +73,7 @@ class ExactEngine:
         return exact.rwkv_block(x, weights, backend=self.backend)
 
     def aggregation(self, x: Tensor, weights: exact.ExactEntropyParams, partial: Tensor | None) -> Tensor:
-        if x.shape[-1]:
-            m = self.linear(x, weights.mix)
-        else:
-            bias = weights.mix.bias
-            assert bias is not None  # a slice's first mix has one
-            m = bias.expand(*x.shape[:-1], -1)
-        m = m if partial is None else m + partial
-        return exact.entropy_params_tail(m.contiguous(), weights, backend=self.backend)
+        return exact.entropy_params(x, weights, partial=partial, backend=self.backend)
 
 
 EXACT = ExactEngine()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,11 @@ _KINDS: dict[str, type[Prepared]] = {"ExactLinear": ExactLinear, "ExactDepthwise
 
 class _Block:
     """Prepared weights and float32 vectors under names; `state` joins theirs with a dot."""
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What a fast path derives from the weights, under a name of its own; never part of state or digest."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that say everything, for a file."""
@@ -177,9 +183,33 @@ def prepare_entropy_params(
     )  # fmt: skip
 
 
-def entropy_params(x: Tensor, block: ExactEntropyParams, *, eps: float = 1e-5, backend: str | None = None) -> Tensor:
-    """x (..., Cin) -> (..., Cout): m = mix x; m + sigmoid(R n) V relu(K n)^2 with n = LayerNorm(m)."""
-    return entropy_params_tail(op.linear(x, block.mix, backend=backend), block, eps=eps, backend=backend)
+def entropy_params(
+    x: Tensor,
+    block: ExactEntropyParams,
+    *,
+    partial: Tensor | None = None,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """x (..., Cin) -> (..., Cout): m = mix x + partial; m + sigmoid(R n) V relu(K n)^2 with n = LayerNorm(m).
+
+    `partial` (..., Cout) is what is known of the first product from elsewhere, one float addition. With Cin = 0 the
+    mix's bias is all that the mix gives.
+    """
+    if (whole := op.fused(x, backend)) is not None:
+        return whole.entropy_params(x, block, eps, partial)
+    return entropy_params_tail(first_product(x, block, partial, backend), block, eps=eps, backend=backend)
+
+
+def first_product(x: Tensor, block: ExactEntropyParams, partial: Tensor | None, backend: str | None) -> Tensor:
+    """The m of `entropy_params`, contiguous."""
+    if x.shape[-1]:
+        m = op.linear(x, block.mix, backend=backend)
+    else:
+        bias = block.mix.bias
+        m = x.new_zeros(*x.shape[:-1], block.norm_weight.shape[0])
+        m = m if bias is None else m + bias
+    return (m if partial is None else m + partial).contiguous()
 
 
 def entropy_params_tail(

@@ -1,18 +1,14 @@
 """The exact primitives on CPUs through compiled loops and integer products: `reference.py`'s bits, sooner.
 
-A product of integers is taken one of two ways, which give the same integers. "int8": each factor of 13 bits and sign is
-two digits in -64..64 (CPUs without VNNI add pairs of larger ones with saturation), and one call of torch._int_mm
-multiplies high and low rows by high and low columns, int32 sums. "float64": a product in float64, exact below 2^53.
-int8 is taken where torch and the processor have AVX-512 and VNNI; elsewhere float64 is as fast or faster.
-
-Importing this needs numba.
+Arguments are checked here, work space and threads are shared out here; `cpu_rows.py`, `cpu_loops.py` and
+`cpu_wkv_loops.py` compute. `cpu_blocks.py` has the blocks in few calls. Importing this needs numba.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +16,8 @@ from torch import Tensor
 
 from lalic_kernels._core.threads import run_ranges
 from lalic_kernels.exact import cpu_loops as loops
+from lalic_kernels.exact import cpu_product as products
+from lalic_kernels.exact import cpu_rows as rows
 from lalic_kernels.exact import cpu_wkv_loops as wkv
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact import reference
@@ -28,198 +26,149 @@ from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
 
 _INFINITY = 0x7F800000
 _LEAST = 16384  # elements worth a thread
-_DEPTH = 64  # digits' rows are filled up to a multiple of it: torch._int_mm is wrong at a depth of 1 (torch 2.13)
-_STRIP = 1 << 22  # sums that a strip of rows may have at once
-_MIN_ROWS = 512
+NOTHING = np.empty(0, np.float32)
+_NO_ROWS = np.empty((0, 1), np.float32)
 
 
-@functools.cache
-def products() -> str:
-    """ "int8" or "float64": how integers are multiplied on this machine. The result does not depend on it."""
-    import llvmlite.binding
-
-    features = llvmlite.binding.get_host_cpu_features()
-    vnni = bool(features.get("avx512vnni"))
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.backends.mkldnn.is_available()
-    return "int8" if vnni and wide else "float64"
-
-
-def _array(x: Tensor) -> np.ndarray:
+def array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def _require(x: Tensor) -> None:
+def require(x: Tensor) -> None:
     if x.dtype != torch.float32:
         raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
 
 
-def _finite(bits: np.ndarray) -> None:
+def finite(bits: np.ndarray) -> None:
+    """Raise ValueError unless these magnitude bits are those of finite numbers."""
     if bits.size and int(bits.max()) >= _INFINITY:
         raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
-def _over(kernel: Callable[[int, int], None], rows: int, width: int) -> None:
-    run_ranges(kernel, rows, least=max(1, _LEAST // max(1, width)))
+def over(kernel: Callable[[int, int], None], count: int, width: int) -> None:
+    """`kernel` over `count` rows of `width` elements, on threads where that is worth it."""
+    run_ranges(kernel, count, least=max(1, _LEAST // max(1, width)))
 
 
 def _rows_bits(x: np.ndarray) -> np.ndarray:
     """Magnitude bits of each row of (R, K), finite."""
     bits, found = x.view(np.int32), np.empty(x.shape[0], np.int32)
-    _over(lambda i, j: loops.largest_of_rows(bits, i, j, found), *x.shape)
-    _finite(found)
+    over(lambda i, j: loops.largest_of_rows(bits, i, j, found), *x.shape)
+    finite(found)
     return found
 
 
-class _Factor:
-    """One matrix of integers (O, K) with its scales: what either way of multiplying needs, made once."""
-
-    def __init__(self, weight: Tensor, exponent: Tensor, bias: Tensor | None, how: str):
-        self.outputs, self.terms = weight.shape
-        self.scales = _array(reference.power_of_two(exponent - (n.BITS - 1)))
-        self.bias = np.zeros(self.outputs, np.float32) if bias is None else _array(bias)
-        self.depth = -(-self.terms // _DEPTH) * _DEPTH if how == "int8" else self.terms
-        if how == "int8":
-            q = weight.to(torch.int32)
-            low = ((q + 64) & 127) - 64
-            digits = torch.zeros(2 * self.outputs, self.depth, dtype=torch.int8)
-            digits[: self.outputs, : self.terms] = ((q - low) >> 7).to(torch.int8)
-            digits[self.outputs :, : self.terms] = low.to(torch.int8)
-            self.matrix = digits.t()
-        else:
-            self.matrix = weight.double().t()
-
-    def multiply(
-        self,
-        rows: int,
-        fill: Callable[..., None],
-        magnitudes: np.ndarray,
-        y: np.ndarray,
-        how: str,
-        squared: bool = False,
-    ) -> None:
-        """y (rows, O): `fill(first, count, targets)` writes integers of rows first.. into targets, high and low.
-
-        With `squared` the squared ReLU of the product.
-        """
-        strip = min(rows, max(_MIN_ROWS, _STRIP // (4 * self.outputs)))
-        int8 = how == "int8"
-        size = (2 * strip if int8 else strip, self.depth)
-        left = torch.zeros(size, dtype=torch.int8 if int8 else torch.float64)
-        sums = torch.empty(size[0], self.matrix.shape[1], dtype=torch.int32 if int8 else torch.float64)
-        for first in range(0, rows, strip):
-            count = min(strip, rows - first)
-            if count < strip:
-                left, sums = left[: count * size[0] // strip], sums[: count * size[0] // strip]
-            filled = left.numpy()
-            fill(first, count, (filled[:count], filled[count:]) if int8 else (filled,))
-            (torch._int_mm if int8 else torch.mm)(left, self.matrix, out=sums)
-            combine = loops.from_digits if int8 else loops.from_integers
-            a, m, out = sums.numpy(), magnitudes[first : first + count], y[first : first + count]
-            _over(lambda i, j: combine(a, m, self.scales, self.bias, squared, i, j, out), count, self.outputs)  # noqa: B023
+def factor_of(weight: Tensor, exponent: Tensor, bias: Tensor | None) -> products.Factor:
+    """Integers (O, K) with their scales as `cpu_rows` takes them."""
+    scales = array(reference.power_of_two(exponent - (n.BITS - 1)))
+    packed, chunk = products.pack(array(weight))
+    return packed, scales, np.zeros(scales.shape, np.float32) if bias is None else array(bias), chunk
 
 
-def linear(x: Tensor, prepared: ExactLinear, how: str | None = None, squared: bool = False) -> Tensor:
-    """As `reference.linear`; `how` is "int8" or "float64", None for `products()`. `squared`: then squared_relu."""
-    _require(x)
-    how = how or products()
-    factor = prepared.kept.get(how) or prepared.kept.setdefault(
-        how, _Factor(prepared.weight, prepared.exponent, prepared.bias, how)
-    )
-    y = torch.empty(*x.shape[:-1], factor.outputs)
-    if y.numel() == 0:
-        return y
-    flat = _array(x).reshape(-1, factor.terms)
-    magnitudes = _rows_bits(flat)
-    kernel = loops.digits_of_rows if how == "int8" else loops.integers_of_rows
+def linear_factor(prepared: ExactLinear) -> products.Factor:
+    """The same of a prepared weight, made once."""
+    found: products.Factor | None = prepared.kept.get("cpu")
+    if found is None:
+        found = prepared.kept["cpu"] = factor_of(prepared.weight, prepared.exponent, prepared.bias)
+    return found
 
-    def fill(first: int, count: int, targets: tuple[np.ndarray, ...]) -> None:
-        a, m = flat[first : first + count], magnitudes[first : first + count]
-        _over(lambda i, j: kernel(a, m, i, j, *targets), count, factor.terms)
 
-    factor.multiply(flat.shape[0], fill, magnitudes, y.numpy().reshape(-1, factor.outputs), how, squared)
+def multiply(x: np.ndarray, factor: products.Factor, squared: bool = False, trusted: bool = False) -> Tensor:
+    """(R, O) from x (R, K); `trusted`: x is known to be finite."""
+    y, bits = torch.empty(x.shape[0], factor[1].shape[0]), np.empty(x.shape[0], np.int32)
+    out = y.numpy()
+    over(lambda i, j: rows.linear_rows(x, factor, squared, i, j, bits, out), x.shape[0], sum(factor[0].shape[:2]))
+    if not trusted:
+        finite(bits)
     return y
 
 
-def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, how: str | None = None) -> Tensor:
-    """As `reference.conv`; `how` as in `linear`."""
-    _require(x)
-    how = how or products()
-    if parity is not None and len(prepared.phases) > 1:
-        return reference.pack(conv(x, prepared, None, how), parity)
+def linear(x: Tensor, prepared: ExactLinear, squared: bool = False) -> Tensor:
+    """As `reference.linear`. `squared`: then squared_relu."""
+    require(x)
+    factor = linear_factor(prepared)
+    shape = (*x.shape[:-1], prepared.weight.shape[0])
+    if 0 in shape:
+        return torch.empty(shape)
+    return multiply(array(x).reshape(-1, x.shape[-1]), factor, squared).reshape(shape)
+
+
+class _Phase(NamedTuple):
+    """One of a convolution's phases: where its outputs lie, what they see, its weights."""
+
+    corner: tuple[int, int]
+    taps: np.ndarray
+    factor: products.Factor
+
+
+def _phases(prepared: ExactConv) -> tuple[_Phase, ...]:
+    if "cpu" not in prepared.kept:
+        prepared.kept["cpu"] = tuple(
+            _Phase(
+                (phase.row, phase.column),
+                np.array(phase.offsets, np.int64).reshape(-1, 2),
+                factor_of(prepared.weight[:, list(phase.taps)].flatten(1), prepared.exponent, prepared.bias),
+            )
+            for phase in prepared.phases
+        )
+    found: tuple[_Phase, ...] = prepared.kept["cpu"]
+    return found
+
+
+def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
+    """As `reference.conv`."""
+    require(x)
+    phases = _phases(prepared)
+    if parity is not None and len(phases) > 1:
+        return reference.pack(conv(x, prepared), parity)
     batch, height, width, channels = x.shape
     down, across = prepared.output_size(height), prepared.output_size(width)
     columns = across if parity is None else across // 2
-    outputs = prepared.weight.shape[0]
-    y = torch.empty(batch, down, columns, outputs)
+    y = torch.empty(batch, down, columns, prepared.weight.shape[0])
     if y.numel() == 0:
         return y
-    flat = _array(x).reshape(-1, channels)
-    lines = _rows_bits(flat).reshape(batch, -1)
-    images = lines.max(axis=1)
-    pixels = np.repeat(images, height * width)
-    count = 2 if how == "int8" else 1
-    whole = [np.empty((flat.shape[0], channels), np.int8 if how == "int8" else np.float64) for _ in range(count)]
-    kernel = loops.digits_of_rows if how == "int8" else loops.integers_of_rows
-    _over(lambda i, j: kernel(flat, pixels, i, j, *whole), *flat.shape)
+    flat, size = array(x).reshape(-1, channels), height * width
+    magnitudes = _rows_bits(flat).reshape(batch, -1).max(axis=1)
+    q, out = np.empty(flat.shape, np.int16), y.numpy()
+    over(lambda i, j: rows.quantise_image(flat, magnitudes, size, i, j, q), *flat.shape)
     out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
-    for index, phase in enumerate(prepared.phases):
-        target = y[:, phase.row :: out_step, phase.column :: out_step]
-        shape = (target.shape[1], target.shape[2])
-        if 0 in shape:
-            continue
-        factor = prepared.kept.get((how, index)) or prepared.kept.setdefault(
-            (how, index), _phase_factor(prepared, phase.taps, how)
-        )
-        taps = np.array(phase.offsets, np.int64).reshape(-1, 2)
+    colour = -1 if parity is None else parity
+    for corner, taps, factor in phases:
+        shape = (-(-(down - corner[0]) // out_step), -(-(columns - corner[1]) // out_step))
 
-        fill = _gatherer(whole, taps, (height, width), shape, in_step, -1 if parity is None else parity)
-        rows = batch * shape[0] * shape[1]
-        magnitudes = np.repeat(images, shape[0] * shape[1])
-        result = target if target.is_contiguous() else torch.empty(target.shape)
-        factor.multiply(rows, fill, magnitudes, result.numpy().reshape(rows, outputs), how)
-        if result is not target:
-            target.copy_(result)
+        def part(i: int, j: int) -> None:
+            rows.conv_rows(
+                q, magnitudes, taps, (height, width), shape, in_step, out_step, corner, colour, factor, i, j, out  # noqa: B023
+            )  # fmt: skip
+
+        over(part, batch * shape[0] * shape[1], sum(factor[0].shape[:2]))
     return y
-
-
-def _gatherer(
-    whole: list[np.ndarray], taps: np.ndarray, size: tuple[int, int], shape: tuple[int, int], step: int, colour: int
-) -> Callable[..., None]:
-    """What fills rows of a convolution's product from images of integers, high and low digits apart."""
-
-    def fill(first: int, count: int, targets: tuple[np.ndarray, ...]) -> None:
-        def gather(start: int, stop: int) -> None:
-            for source, rows in zip(whole, targets, strict=True):
-                loops.gather(source, taps, *size, shape, step, colour, first, start, stop, rows)
-
-        _over(gather, count, taps.shape[0] * whole[0].shape[1])
-
-    return fill
-
-
-def _phase_factor(prepared: ExactConv, taps: tuple[int, ...], how: str) -> _Factor:
-    weight = prepared.weight[:, list(taps)].flatten(1)
-    return _Factor(weight, prepared.exponent, prepared.bias, how)
 
 
 def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
     """As `reference.depthwise`."""
-    _require(x)
-    y = torch.empty(x.shape)
-    if y.numel() == 0:
-        return y
+    require(x)
+    if x.numel() == 0:
+        return torch.empty(x.shape)
+    return torch.from_numpy(shift(array(x), prepared))
+
+
+def shift(x: np.ndarray, prepared: ExactDepthwise, trusted: bool = False) -> np.ndarray:
+    """`depthwise` of x (B, H, W, C), not empty; `trusted`: x is known to be finite."""
     batch, height, width, channels = x.shape
-    if "taps" not in prepared.kept:
-        taps = np.ascontiguousarray(_array(prepared.weight).astype(np.int32).transpose(1, 2, 0)).reshape(-1)
-        prepared.kept["taps"] = taps, _array(reference.power_of_two(prepared.exponent - (n.BITS - 1)))
-    taps, scales = prepared.kept["taps"]
-    edge, kernel, lines = prepared.weight.shape[-1] // 2, prepared.weight.shape[-1], batch * height
-    flat = _array(x).reshape(-1)
+    if "cpu" not in prepared.kept:
+        taps = np.ascontiguousarray(array(prepared.weight).astype(np.int32).transpose(1, 2, 0)).reshape(-1)
+        prepared.kept["cpu"] = taps, array(reference.power_of_two(prepared.exponent - (n.BITS - 1)))
+    taps, scales = prepared.kept["cpu"]
+    kernel, lines = prepared.weight.shape[-1], batch * height
+    edge, flat = kernel // 2, x.reshape(-1)
     magnitudes = _channel_bits(flat.reshape(-1, channels), batch)
-    q, out = np.empty(lines * (width + 2 * edge) * channels, np.int32), y.numpy().reshape(-1)
-    size = width * channels
-    _over(lambda i, j: loops.integers_of_image(flat, magnitudes, height, width, edge, i, j, q), lines, size)
-    _over(
+    if not trusted:
+        finite(magnitudes)
+    q, y = np.empty(lines * (width + 2 * edge) * channels, np.int32), np.empty(x.shape, np.float32)
+    size, out = width * channels, y.reshape(-1)
+    over(lambda i, j: loops.integers_of_image(flat, magnitudes, height, width, edge, i, j, q), lines, size)
+    over(
         lambda i, j: loops.depthwise_lines(q, taps, kernel, magnitudes, scales, height, width, i, j, out),
         lines,
         size * 5,
@@ -228,37 +177,43 @@ def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
 
 
 def _channel_bits(flat: np.ndarray, batch: int) -> np.ndarray:
-    """Magnitude bits (B, C) of each channel of each image, from (B P, C), finite."""
+    """Magnitude bits (B, C) of each channel of each image, from (B P, C)."""
     size, channels = flat.shape[0] // batch, flat.shape[1]
     images, found = flat.view(np.int32).reshape(batch, size, channels), np.empty((batch, channels), np.int32)
-    rows = max(1, _LEAST // channels)
+    step = max(1, _LEAST // channels)
     for b in range(batch):
-        parts = np.empty((-(-size // rows), channels), np.int32)
+        parts = np.empty((-(-size // step), channels), np.int32)
         image = images[b]
-        run_ranges(lambda i, j: loops.largest_of_channels(image, rows, i, j, parts), parts.shape[0])  # noqa: B023
+        run_ranges(lambda i, j: loops.largest_of_channels(image, step, i, j, parts), parts.shape[0])  # noqa: B023
         found[b] = parts.max(axis=0)
-    _finite(found)
     return found
+
+
+def norm_offset(channels: int, eps: float) -> np.float32:
+    """The definition's eps C^2, one float product."""
+    return np.float32(np.float32(eps) * np.float32(channels**2))
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """As `reference.layer_norm`."""
-    _require(x)
+    require(x)
     reference.check_norm(x, eps)
-    y = torch.empty(x.shape)
-    flat = _array(x).reshape(-1, x.shape[-1])
-    found, bits, out = np.zeros(flat.shape[0], np.int32), flat.view(np.int32), y.numpy().reshape(flat.shape)
-    w, b = _array(settle(weight)), _array(settle(bias))
-    offset = np.float32(eps) * np.float32(x.shape[-1] ** 2)
-    _over(lambda i, j: loops.layer_norm_rows(flat, bits, w, b, offset, i, j, found, out), *flat.shape)
-    _finite(found)
+    flat = array(x).reshape(-1, x.shape[-1])
+    return torch.from_numpy(normalise(flat, array(settle(weight)), array(settle(bias)), eps).reshape(x.shape))
+
+
+def normalise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """LayerNorm of rows (R, C), which must be finite; weight and bias settled."""
+    y, bits, offset = np.empty(x.shape, np.float32), np.zeros(x.shape[0], np.int32), norm_offset(x.shape[1], eps)
+    over(lambda i, j: loops.layer_norm_rows(x, weight, bias, offset, i, j, bits, y), *x.shape)
+    finite(bits)
     return y
 
 
 def _checked(x: Tensor) -> np.ndarray:
     """All elements of x, float32 and finite."""
-    _require(x)
-    flat = _array(x).reshape(-1)
+    require(x)
+    flat = array(x).reshape(-1)
     _rows_bits(flat.reshape(1, -1) if flat.size < _LEAST or flat.size % 64 else flat.reshape(64, -1))
     return flat
 
@@ -293,51 +248,68 @@ def gate(r: Tensor, x: Tensor) -> Tensor:
 
 def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
     """As `reference.residual`."""
-    _require(x)
+    require(x)
     y = torch.empty(x.shape)
     if y.numel() == 0:
         return y
-    a, b = _array(x).reshape(-1, x.shape[-1]), _array(change).reshape(-1, x.shape[-1])
+    a, b = array(x).reshape(-1, x.shape[-1]), array(change).reshape(-1, x.shape[-1])
     _rows_bits(a)
     _rows_bits(b)
-    scale = None if gamma is None else _array(settle(gamma))
+    scale = NOTHING if gamma is None else array(settle(gamma))
     out = y.numpy().reshape(a.shape)
-    _over(lambda i, j: loops.residual_of(a, b, scale, i, j, out), *a.shape)
+    over(lambda i, j: loops.residual_of(a, b, scale, i, j, out), *a.shape)
     return y
 
 
 def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None) -> Tensor:
     """As `reference.biwkv`."""
-    for x in (w, u, k, v):
-        _require(x)
+    for x in (w, u, k, v, *(() if gate_by is None else (gate_by,))):
+        require(x)
     for x in (w, u):
         reference.check(x)
-    y = torch.empty(k.shape)
-    if y.numel() == 0:
-        return y
-    batch, tokens, channels = k.shape
-    keys, data = _array(k), _array(v)
-    _channel_bits(keys.reshape(-1, channels), batch)
-    _rows_bits(data.reshape(-1, channels))
-    receptance = None
-    if gate_by is not None:
-        _require(gate_by)
-        receptance = _array(gate_by)
-        _rows_bits(receptance.reshape(-1, channels))
+    if k.numel() == 0:
+        return torch.empty(k.shape)
+    flat = [array(x).reshape(-1, k.shape[2]) for x in (k, v, *(() if gate_by is None else (gate_by,)))]
+    for rows_of_one in flat:
+        _rows_bits(rows_of_one)
+    factors = wkv_factors(w, u, k.shape[1])
+    gate_rows = flat[2] if gate_by is not None else _NO_ROWS
+    return torch.from_numpy(mix_tokens(flat[0], flat[1], gate_rows, (0, 0, 0), factors, k.shape[0]).reshape(k.shape))
+
+
+def wkv_factors(w: Tensor, u: Tensor, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """decay, jump, boost (C,) float64 of w, u (C,), finite."""
     limit = n.DECAY_RANGE / tokens
     w64 = w.detach().double().clamp(-limit, limit)
     boosts = u.detach().double().clamp(-n.BOOST_RANGE, n.BOOST_RANGE)
-    factors = [np.empty(channels) for _ in range(3)]
-    for exponent, factor in zip((-w64, -w64 * min(n.CHUNK, tokens), boosts), factors, strict=True):
+    decay, jump, boost = (np.empty(w.shape[0]) for _ in range(3))
+    for exponent, factor in ((-w64, decay), (-w64 * min(n.CHUNK, tokens), jump), (boosts, boost)):
         wkv.exps(exponent.numpy(), factor)
+    return decay, jump, boost
+
+
+def mix_tokens(
+    k: np.ndarray,
+    v: np.ndarray,
+    r: np.ndarray,
+    places: tuple[int, int, int],
+    factors: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch: int,
+) -> np.ndarray:
+    """The gated WKV (B T, C).
+
+    k, v, r: finite, C columns each of these arrays (B T, ...) from `places` on; without a gate r has no rows.
+    """
     decay, jump, boost = factors
-    chunks = -(-tokens // n.CHUNK)
-    top = keys.max(axis=1)
+    channels, tokens = decay.shape[0], k.shape[0] // batch
+    chunks, width = math.ceil(tokens / n.CHUNK), n.CHUNK * channels
+    top = np.empty((batch, channels), np.float32)
     weights, sums = np.empty((batch, tokens, 2, channels)), np.empty((batch * chunks, 4, channels))
-    out, width = y.numpy(), n.CHUNK * channels
-    _over(lambda i, j: wkv.summaries(keys, data, top, decay, i, j, weights, sums), batch * chunks, width)
+    y = np.empty((batch * tokens, channels), np.float32)
+    run_ranges(lambda i, j: wkv.tops(k, places[0], tokens, i, j, top), batch)
+    over(lambda i, j: wkv.summaries(k, v, places, top, decay, i, j, weights, sums), batch * chunks, width)
     run_ranges(lambda i, j: wkv.chain(jump, chunks, i, j, sums), batch)
-    _over(lambda i, j: wkv.values(data, receptance, weights, decay, boost, i, j, sums, out), batch * chunks, width)
+    over(lambda i, j: wkv.values(v, r, places, weights, decay, boost, i, j, sums, y), batch * chunks, width)
     return y
 
 

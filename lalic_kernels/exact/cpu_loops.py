@@ -1,4 +1,4 @@
-"""The exact primitives' loops for CPUs, compiled by numba: products' two ends, LayerNorm, pointwise functions.
+"""The exact primitives' loops for CPUs, compiled by numba: single rows, LayerNorm, depth-wise, pointwise functions.
 
 Same bits as `reference.py`. No fast-math of any kind, not even contraction: each float operation below is rounded by
 itself. What may be rearranged is exact: integers, and float64 sums of integers below 2^53. Rounding half to even of
@@ -108,32 +108,57 @@ def largest_of_channels(bits, rows, start, stop, found):
 
 
 @njit(**OPTIONS)
-def digits_of_rows(x, magnitudes, start, stop, high, low):
-    """x (R, K) as high and low digits (R, K' >= K) int8 by its rows' magnitude bits; the rest of a row is left."""
-    for r in range(start, stop):
-        scale = power(i32(12) - exponent_of(magnitudes[r], _LEAST))
-        row, above, below = x[r], high[r], low[r]
-        for c in range(row.shape[0]):
-            y = row[c] * scale
-            y = y if y < _LARGEST else _LARGEST
-            y = y if y > -_LARGEST else -_LARGEST
-            q = i32((y + _ROUND) - _ROUND)
-            d = ((q + i32(64)) & i32(127)) - i32(64)
-            below[c] = np.int8(d)
-            above[c] = np.int8((q - d) >> i32(7))
+def bits_of(row):
+    """Magnitude bits of one row (K,)."""
+    raw, m = row.view(np.int32), i32(0)
+    for c in range(raw.shape[0]):
+        m = max(m, raw[c] & _MAGNITUDE)
+    return m
 
 
 @njit(**OPTIONS)
-def integers_of_rows(x, magnitudes, start, stop, q):
-    """x (R, K) as integers in q (R, K) float64."""
-    for r in range(start, stop):
-        scale = power(i32(12) - exponent_of(magnitudes[r], _LEAST))
-        row, out = x[r], q[r]
+def quantise_row(row, bits, q):
+    """One row (K,) as integers in q (K' >= K) int16 by magnitude bits; the rest of q is left."""
+    scale, out = power(i32(12) - exponent_of(bits, _LEAST)), q[: row.shape[0]]
+    for c in range(row.shape[0]):
+        y = row[c] * scale
+        y = y if y < _LARGEST else _LARGEST
+        y = y if y > -_LARGEST else -_LARGEST
+        out[c] = np.int16(i32((y + _ROUND) - _ROUND))
+
+
+@njit(**OPTIONS)
+def finish_row(row, bits, scales, bias):
+    """In place: sums (O,) of integers that had these magnitude bits become floats; scales 2^(exponent - 12)."""
+    scale = power(exponent_of(bits, _LEAST) - i32(12))
+    for c in range(row.shape[0]):
+        row[c] = settle(row[c] * scale * scales[c] + bias[c])
+
+
+@njit(**OPTIONS)
+def square_row(row):
+    """In place: squared ReLU."""
+    for c in range(row.shape[0]):
+        v = row[c] if row[c] > _ZERO else _ZERO
+        row[c] = settle(v * v)
+
+
+@njit(**OPTIONS)
+def gate_row(r, row):
+    """In place: sigmoid(r) row."""
+    for c in range(row.shape[0]):
+        row[c] = settle(sigmoid(r[c]) * row[c])
+
+
+@njit(**OPTIONS)
+def add_row(row, change, gamma, out):
+    """out = row + gamma change; gamma (C,) settled, or (0,) for 1."""
+    if gamma.shape[0] == 0:
         for c in range(row.shape[0]):
-            y = row[c] * scale
-            y = y if y < _LARGEST else _LARGEST
-            y = y if y > -_LARGEST else -_LARGEST
-            out[c] = f64((y + _ROUND) - _ROUND)
+            out[c] = settle(row[c] + change[c])
+    else:
+        for c in range(row.shape[0]):
+            out[c] = settle(row[c] + settle(gamma[c] * change[c]))
 
 
 @njit(**OPTIONS)
@@ -143,64 +168,6 @@ def squared_relu_of(x, start, stop, y):
     for i in range(out.shape[0]):
         v = a[i] if a[i] > _ZERO else _ZERO
         out[i] = settle(v * v)
-
-
-@njit(**OPTIONS)
-def from_digits(sums, magnitudes, scales, bias, squared, start, stop, y):
-    """y (R, O) from the sums (2 R, 2 O) int32 of [high; low] by [high, low]; scales (O,) = 2^(exponent - 12).
-
-    With `squared` the squared ReLU of it.
-    """
-    count, outputs = y.shape
-    for r in range(start, stop):
-        scale = power(exponent_of(magnitudes[r], _LEAST) - i32(12))
-        hh, hl = sums[r, :outputs], sums[r, outputs:]
-        lh, ll = sums[count + r, :outputs], sums[count + r, outputs:]
-        out = y[r]
-        for c in range(outputs):
-            total = f64(hh[c]) * 16384.0 + f64(hl[c] + lh[c]) * 128.0 + f64(ll[c])
-            out[c] = settle(f32(total) * scale * scales[c] + bias[c])
-        if squared:
-            squared_relu_of(out, 0, outputs, out)
-
-
-@njit(**OPTIONS)
-def from_integers(sums, magnitudes, scales, bias, squared, start, stop, y):
-    """y (R, O) from sums (R, O), float64 that hold integers; `squared` as above."""
-    for r in range(start, stop):
-        scale = power(exponent_of(magnitudes[r], _LEAST) - i32(12))
-        row, out = sums[r], y[r]
-        for c in range(out.shape[0]):
-            out[c] = settle(f32(row[c]) * scale * scales[c] + bias[c])
-        if squared:
-            squared_relu_of(out, 0, out.shape[0], out)
-
-
-@njit(**OPTIONS)
-def gather(x, taps, height, width, shape, step, parity, first, start, stop, rows):
-    """Rows of a convolution's product: rows[r, t C:] = pixel of tap t for output first + r, zeros outside.
-
-    x (B H W, C), any type; taps (T, 2) int64 offsets; shape: outputs' rows and columns of an image. With parity 0 or 1
-    an output row has the columns of one colour of the checkerboard, else -1.
-    """
-    channels, (down, across) = x.shape[1], shape
-    for r in range(start, stop):
-        place = first + r
-        image, rest = place // (down * across), place % (down * across)
-        i, j = rest // across, rest % across
-        if parity >= 0:
-            j = 2 * j + (i + parity) % 2
-        out = rows[r]
-        for t in range(taps.shape[0]):
-            a, b = i * step + taps[t, 0], j * step + taps[t, 1]
-            part = out[t * channels : (t + 1) * channels]
-            if 0 <= a < height and 0 <= b < width:
-                source = x[(image * height + a) * width + b]
-                for c in range(channels):
-                    part[c] = source[c]
-            else:
-                for c in range(channels):
-                    part[c] = 0
 
 
 @njit(**OPTIONS)
@@ -279,31 +246,36 @@ def depthwise_lines(q, taps, size, magnitudes, scales, height, width, start, sto
 
 
 @njit(**OPTIONS)
-def layer_norm_rows(x, bits, weight, bias, offset, start, stop, found, y):
-    """`reference.layer_norm` of rows of (R, C); offset = float32(eps) float32(C^2); found (R,) magnitude bits."""
-    channels = i32(x.shape[1])
-    q = np.empty(channels, np.int32)
+def normalise_row(row, weight, bias, offset, q, out):
+    """`reference.layer_norm` of one row (C,) to out, which may be the row; its magnitude bits.
+
+    offset = float32(eps) float32(C^2); q (C,) int32 is room to work in.
+    """
+    channels, m = i32(row.shape[0]), bits_of(row)
+    scale = power(i32(16) - exponent_of(m, _NORM_LEAST))
+    total, squares = i32(0), np.int64(0)
+    for c in range(channels):
+        v = row[c] * scale
+        v = v if v < _NORM_LARGEST else _NORM_LARGEST
+        v = v if v > -_NORM_LARGEST else -_NORM_LARGEST
+        q[c] = i32((v + _ROUND) - _ROUND)
+    for c in range(channels):
+        total = i32(total + q[c])
+        squares += np.int64(q[c]) * np.int64(q[c])
+    spread = np.int64(channels) * squares - np.int64(total) * np.int64(total)
+    rate = reciprocal_root(f32(spread) + (offset * scale) * scale)
+    for c in range(channels):
+        d = i32(i32(channels * q[c]) - total)
+        out[c] = settle(f32(d) * rate * weight[c] + bias[c])
+    return m
+
+
+@njit(**OPTIONS)
+def layer_norm_rows(x, weight, bias, offset, start, stop, found, y):
+    """`reference.layer_norm` of rows start..stop of (R, C); found (R,) magnitude bits."""
+    q = np.empty(x.shape[1], np.int32)
     for r in range(start, stop):
-        row, raw, out = x[r], bits[r], y[r]
-        m = i32(0)
-        for c in range(channels):
-            m = max(m, raw[c] & _MAGNITUDE)
-        found[r] = m
-        scale = power(i32(16) - exponent_of(m, _NORM_LEAST))
-        total, squares = i32(0), np.int64(0)
-        for c in range(channels):
-            v = row[c] * scale
-            v = v if v < _NORM_LARGEST else _NORM_LARGEST
-            v = v if v > -_NORM_LARGEST else -_NORM_LARGEST
-            z = i32((v + _ROUND) - _ROUND)
-            q[c] = z
-            total = i32(total + z)
-            squares += np.int64(z) * np.int64(z)
-        spread = np.int64(channels) * squares - np.int64(total) * np.int64(total)
-        rate = reciprocal_root(f32(spread) + (offset * scale) * scale)
-        for c in range(channels):
-            d = i32(i32(channels * q[c]) - total)
-            out[c] = settle(f32(d) * rate * weight[c] + bias[c])
+        found[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
 
 
 @njit(**OPTIONS)
@@ -332,15 +304,9 @@ def gate_of(r, x, start, stop, y):
 
 @njit(**OPTIONS)
 def residual_of(x, change, gamma, start, stop, y):
-    """Rows start..stop of (R, C); gamma (C,) settled, or None."""
+    """Rows start..stop of (R, C); gamma (C,) settled, or (0,) for none."""
     for r in range(start, stop):
-        row, other, out = x[r], change[r], y[r]
-        if gamma is None:
-            for c in range(row.shape[0]):
-                out[c] = settle(row[c] + other[c])
-        else:
-            for c in range(row.shape[0]):
-                out[c] = settle(row[c] + settle(gamma[c] * other[c]))
+        add_row(x[r], change[r], gamma, y[r])
 
 
 @njit(**OPTIONS)

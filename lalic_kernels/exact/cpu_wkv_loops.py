@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from lalic_kernels.exact import numbers as n
-from lalic_kernels.exact.cpu_loops import OPTIONS, settle, sigmoid
+from lalic_kernels.exact.cpu_loops import OPTIONS, gate_row, settle
 
 CHUNK = n.CHUNK
 f32, f64 = np.float32, np.float64
@@ -50,6 +50,19 @@ def exps(x, y):
 
 
 @njit(**OPTIONS)
+def tops(x, place, tokens, start, stop, found):
+    """found (B, C) = the largest k of each channel over images start..stop; k as in `summaries`, from place on."""
+    channels = found.shape[1]
+    for b in range(start, stop):
+        m = found[b]
+        m[:] = x[b * tokens, place : place + channels]
+        for t in range(1, tokens):
+            row = x[b * tokens + t, place : place + channels]
+            for c in range(channels):
+                m[c] = max(m[c], row[c])
+
+
+@njit(**OPTIONS)
 def _add(total, decay, x):
     """total = total decay + x, of every channel."""
     for c in range(total.shape[0]):
@@ -73,12 +86,13 @@ def _join(total, decay, x, before):
 
 
 @njit(**OPTIONS)
-def summaries(k, v, top, decay, start, stop, weights, sums):
+def summaries(x, v, places, top, decay, start, stop, weights, sums):
     """Items (batch, chunk) start..stop: weights (B, T, 2, C) = p v, p; sums (items, 4, C) of both, to either edge.
 
-    top (B, C) is k's maximum over the image.
+    k and v are C columns of x and v (B T, ...), from places[0] and places[1] on; top (B, C) is k's maximum over an
+    image.
     """
-    tokens, channels = k.shape[1], k.shape[2]
+    tokens, channels = weights.shape[1], weights.shape[3]
     chunks = (tokens + CHUNK - 1) // CHUNK
     for item in range(start, stop):
         b, first = item // chunks, (item % chunks) * CHUNK
@@ -88,7 +102,8 @@ def summaries(k, v, top, decay, start, stop, weights, sums):
         a1, a2, z1, z2 = out[0], out[1], out[2], out[3]
         m = top[b]
         for t in range(first, last):
-            row, value = k[b, t], v[b, t]
+            row = x[b * tokens + t, places[0] : places[0] + channels]
+            value = v[b * tokens + t, places[1] : places[1] + channels]
             pv, p = weights[b, t, 0], weights[b, t, 1]
             for c in range(channels):
                 d = f64(row[c]) - f64(m[c])
@@ -123,9 +138,12 @@ def chain(jump, chunks, start, stop, sums):
 
 
 @njit(**OPTIONS)
-def values(v, gate, weights, decay, boost, start, stop, sums, y):
-    """y (B, T, C) of items start..stop, times sigmoid(gate) where there is one; `sums` is used up."""
-    tokens, channels = v.shape[1], v.shape[2]
+def values(v, gate, places, weights, decay, boost, start, stop, sums, y):
+    """y (B T, C) of items start..stop, times sigmoid(gate) unless gate has no rows; `sums` is used up.
+
+    v and the gate are C columns of v and gate (B T, ...), from places[1] and places[2] on.
+    """
+    tokens, channels = weights.shape[1], weights.shape[3]
     chunks = (tokens + CHUNK - 1) // CHUNK
     both = np.empty((CHUNK, 2, channels))  # what comes from the left and, in the end, from the right as well
     for item in range(start, stop):
@@ -138,12 +156,11 @@ def values(v, gate, weights, decay, boost, start, stop, sums, y):
             _join(sums[item, 2], decay, weights[b, t, 0], both[t - first, 0])
             _join(sums[item, 3], decay, weights[b, t, 1], both[t - first, 1])
         for t in range(first, last):
-            p, value, out, top, below = weights[b, t, 1], v[b, t], y[b, t], both[t - first, 0], both[t - first, 1]
+            value, out = v[b * tokens + t, places[1] : places[1] + channels], y[b * tokens + t]
+            p, top, below = weights[b, t, 1], both[t - first, 0], both[t - first, 1]
             for c in range(channels):
                 own = boost[c] * p[c]
                 out[c] = settle(f32((top[c] + own * f64(settle(value[c]))) / (below[c] + own)))
-        if gate is not None:
+        if gate.shape[0]:
             for t in range(first, last):
-                receptance, out = gate[b, t], y[b, t]
-                for c in range(channels):
-                    out[c] = settle(sigmoid(receptance[c]) * out[c])
+                gate_row(gate[b * tokens + t, places[2] : places[2] + channels], y[b * tokens + t])

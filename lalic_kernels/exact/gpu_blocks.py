@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lalic_kernels.exact import gpu, reference
-from lalic_kernels.exact.blocks import ExactBlock, ExactEntropyParams
+from lalic_kernels.exact.blocks import ExactBlock, ExactEntropyParams, first_product
 from lalic_kernels.exact.quantise import settle
 from lalic_kernels.exact.weights import ExactLinear
 
@@ -30,6 +30,11 @@ def _channel_mix(
     first = gpu.product(x, _hidden(weights.key, weights.receptance), squared=inner)  # (rows, inner + C)
     hidden = gpu.digits_of(first, status, inner)
     return gpu.product(hidden, gpu.factor_of(weights.value), gate=first[:, inner:], residual=flat, gamma=gamma)
+
+
+def entropy_params(x: Tensor, block: ExactEntropyParams, eps: float = 1e-5, partial: Tensor | None = None) -> Tensor:
+    """As `blocks.entropy_params`, in two launches and those of the tail."""
+    return entropy_params_tail(first_product(x, block, partial, "triton"), block, eps)
 
 
 def entropy_params_tail(m: Tensor, block: ExactEntropyParams, eps: float = 1e-5) -> Tensor:

@@ -6,6 +6,7 @@ float32 and finite (TypeError, ValueError otherwise); `reference.py` says what e
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -30,9 +31,12 @@ def backend_of(device: str) -> str:
 
 
 def describe(device: str) -> str:
-    """`backend_of`, and for the compiled loops how integers are multiplied: "cpu int8", "cpu float64", "reference"."""
+    """`backend_of`, in words for `lalic_kernels.info`."""
     name = backend_of(device)
-    return f"cpu {importlib.import_module('lalic_kernels.exact.cpu').products()}" if name == "cpu" else name
+    return "cpu, int16 products" if name == "cpu" else name
+
+
+_module = functools.cache(importlib.import_module)
 
 
 def _path(x: Tensor, backend: str | None) -> Any:
@@ -48,16 +52,16 @@ def _path(x: Tensor, backend: str | None) -> Any:
                 f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
                 f"triton: {triton_support.INSTALLED}, device: {x.device}"
             )
-        return importlib.import_module("lalic_kernels.exact.gpu")
+        return _module("lalic_kernels.exact.gpu")
     if not NUMBA or x.device.type != "cpu":
         raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")
-    return importlib.import_module("lalic_kernels.exact.cpu")
+    return _module("lalic_kernels.exact.cpu")
 
 
 def fused(x: Tensor, backend: str | None) -> Any | None:
-    """The module that has whole blocks in few launches (`gpu_blocks`), where Triton is the path that x takes."""
-    triton = _path(x, backend).__name__ == "lalic_kernels.exact.gpu"
-    return importlib.import_module("lalic_kernels.exact.gpu_blocks") if triton else None
+    """The module that has whole blocks in few launches or calls, `gpu_blocks` or `cpu_blocks`, or None."""
+    path = _path(x, backend)
+    return None if path is reference else _module(f"{path.__name__}_blocks")
 
 
 def _described(function: Callable[..., Any]) -> Callable[..., Any]:

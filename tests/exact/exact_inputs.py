@@ -55,7 +55,7 @@ KINDS = ("normal", "wild", "digits", "same_sign")
 def results(
     kind: str, path: str, device: str = "cpu", lengths: Sequence[int] = (1, 3, 64, 65, 200)
 ) -> dict[str, Tensor]:
-    """Every primitive's result on one kind of input; path as `backend=`, or "int8" or "float64" for either product.
+    """Every primitive's result on one kind of input; path as `backend=`.
 
     `lengths` are the WKV's, in tokens.
     """
@@ -64,11 +64,10 @@ def results(
     x = getattr(source, kind)
     names = {"reference": "reference", "triton": "gpu"}
     here = importlib.import_module(f"lalic_kernels.exact.{names.get(path, 'cpu')}")
-    how = {"how": path} if path in ("int8", "float64") else {}
     found: dict[str, Tensor] = {}
     for rows, terms, outputs in ((1, 1, 1), (5, 1, 9), (3, 7, 5), (70, 130, 33), (2, 640, 3)):
         weight = exact.prepare_linear(x(outputs, terms), x(outputs))
-        found[f"linear {rows} {terms} {outputs}"] = here.linear(x(rows, terms), weight, **how)
+        found[f"linear {rows} {terms} {outputs}"] = here.linear(x(rows, terms), weight)
     image = x(2, 8, 12, 6)
     for name, weight in {
         "conv": exact.prepare_conv(x(7, 6, 3, 3), x(7), padding=1),
@@ -79,7 +78,7 @@ def results(
     }.items():
         for parity in (None, 0, 1):
             if name != "conv stride" or parity is None:
-                found[f"{name} {parity}"] = here.conv(image, weight, parity, **how)
+                found[f"{name} {parity}"] = here.conv(image, weight, parity)
     image, other, vector, bias = x(2, 7, 9, 37), x(2, 7, 9, 37), x(37), x(37)
     for size in (1, 3, 5):
         found[f"depthwise {size}"] = here.depthwise(image, exact.prepare_depthwise(x(37, size, size)))
