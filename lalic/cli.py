@@ -78,6 +78,12 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
     compress.add_argument("--background", metavar="COLOR", help="colour laid below transparent pixels, such as white")
+    target = compress.add_mutually_exclusive_group()
+    target.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
+    target.add_argument(
+        "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
+    )
+    target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
     compress.set_defaults(run=_compress)
 
     decompress = commands.add_parser(
@@ -92,7 +98,7 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     for command in (compress, decompress):
         command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
         command.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
-        command.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+        command.add_argument("--quiet", action="store_true", help="print errors and warnings only")
         command.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
         command.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 2^25)")
         command.add_argument(
@@ -235,16 +241,33 @@ def _compress(args: argparse.Namespace) -> int:
     jobs = plan(args.inputs, args.output, ".lalic", images.readable_extensions())
     _refuse_terminal(jobs)
     codec, model, options = _prepare(args)
+    try:
+        codec.coded_quality(model or codec.shipped_model(device=options.get("device")), args.quality)
+    except LalicError as error:  # said now, and not for each picture
+        raise PlanError(str(error)) from None
 
     def work(job: Job, data: bytes) -> tuple[bytes, str]:
-        result = codec.encode(data, model, background=args.background, **options)
+        result = _encode(data, model, args, {"background": args.background, **options})
         container = parse(result, None)
         size = (
             f"{container.width}x{container.height}, {len(result)} bytes, {container.bits_per_pixel:.3f} bits per pixel"
         )
+        if container.quality is not None:
+            size += f", quality {container.quality:g}"
         return result, size
 
     return _run(jobs, work, args)
+
+
+def _encode(data: bytes, model: Any, args: argparse.Namespace, options: dict[str, Any]) -> bytes:
+    """A file at --quality, or at the one that --target-bpp or --target-psnr finds."""
+    from lalic import codec, search
+
+    if args.target_bpp is not None:
+        return search.encode_to_bpp(data, args.target_bpp, model, **options).data
+    if args.target_psnr is not None:
+        return search.encode_to_psnr(data, args.target_psnr, model, **options).data
+    return codec.encode(data, model, quality=args.quality, **options)
 
 
 def _decompress(args: argparse.Namespace) -> int:
@@ -342,6 +365,7 @@ def _write(target: str, data: bytes, force: bool) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     from lalic.bitstream import parse
+    from lalic.describe import describe, in_words
 
     decode = _symbol_hasher(args) if args.symbols else None
     described = []
@@ -355,27 +379,12 @@ def _info(args: argparse.Namespace) -> int:
             failed += 1
             _say(_name_first(Job(source, ""), _sentence(error)))
             continue
-        described.append(
-            {
-                "file": source,
-                "format_version": container.version,
-                "model": container.model_name,
-                "model_hash": container.model_hash.hex(),
-                "width": container.width,
-                "height": container.height,
-                "file_bytes": container.file_bytes,
-                "stream_bytes": sum(map(len, container.streams)),
-                "overhead_bytes": container.overhead_bytes,
-                "bits_per_pixel": container.bits_per_pixel,
-                "symbol_checksum": f"{container.symbol_checksum:012x}",
-                **hashes,
-            }
-        )
+        described.append(describe(source, container, hashes))
     if args.json:
         print(json.dumps(described, indent=2))
     else:
         for entry in described:
-            print((_INFO + _SYMBOLS if args.symbols else _INFO).format(**entry))
+            print(in_words(entry))
     return 1 if failed else 0
 
 
@@ -402,19 +411,6 @@ def _convert(args: argparse.Namespace) -> int:
     size = os.path.getsize(args.output)
     print(f"{args.checkpoint} -> {args.output}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
     return 0
-
-
-_INFO = """{file}
-  format    version {format_version}, header and data checksums match
-  model     {model}, hash {model_hash}
-  picture   {width}x{height}
-  size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
-  sections  latents {stream_bytes} bytes, header and checksums {overhead_bytes} bytes"""
-
-
-_SYMBOLS = """
-  symbols   sha256 {symbols_sha256}
-  latents   sha256 {latents_sha256}"""
 
 
 def _demo(args: argparse.Namespace) -> int:

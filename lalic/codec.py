@@ -17,12 +17,13 @@ from PIL import Image
 
 from lalic import images
 from lalic.bitstream import MAX_PIXELS, MAX_SIDE, Container, parse
-from lalic.errors import ImageError, LalicError, ModelMismatchError
+from lalic.config import DEFAULT_QUALITY
+from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
 
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
 
-__all__ = ["MAX_PIXELS", "decode", "encode", "resolve_device", "shipped_model"]
+__all__ = ["MAX_PIXELS", "Prepared", "coded_quality", "decode", "encode", "resolve_device", "shipped_model"]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 
@@ -84,6 +85,7 @@ def encode(
     model: Any = None,
     *,
     device: str | torch.device | None = None,
+    quality: float | None = None,
     background: Color | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> bytes:
@@ -91,32 +93,82 @@ def encode(
 
     image: a path, the bytes of a picture file, or a `PIL.Image`; `lalic.images` says what is converted how.
     model: None for the slim model that ships, or one made by `lalic.load_checkpoint`. device: where the shipped model
-    runs (None: the CPU); a given model runs where it lies. background: colour below transparent pixels, without which
-    they are refused. max_pixels: limit on width * height.
+    runs (None: the CPU); a given model runs where it lies. quality: 1 to 100, taken to hundredths, None for 50; a model
+    of one quality takes None only. background: colour below transparent pixels, without which they are refused.
+    max_pixels: limit on width * height. `lalic.search` finds the quality for a size or a PSNR.
 
-    Raises `ImageError` if the picture is refused, `OSError` if a path cannot be opened.
+    Raises `ImageError` if the picture is refused, `LalicError` if the quality is, `OSError` if a path cannot be opened.
 
         >>> data = lalic.encode("photo.png")
         >>> lalic.decode(data).save("decoded.png")
     """
-    picture = images.load(image, background=background, max_pixels=max_pixels)
-    width, height = picture.size
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
-    if model is None:
-        model = shipped_model(device=device)
-    lies = _check_device(model, device)
-    with torch.inference_mode():
-        x = _pad(images.to_tensor(picture).to(lies), model.downsampling)
-        sections = model.encode_sections(x)
-    return Container(
-        model_name=model.config.name,
-        model_hash=model.weights_hash(),
-        width=width,
-        height=height,
-        streams=sections.streams,
-        symbol_checksum=sections.checksum,
-    ).pack()
+    prepared = Prepared(image, model, device=device, background=background, max_pixels=max_pixels)
+    return prepared.encode(quality)
+
+
+class Prepared:
+    """A picture ready to be coded, once or at several qualities: it is loaded and analysed once.
+
+    Arguments and errors as of `encode`. picture: what is coded, RGB in sRGB.
+    """
+
+    def __init__(
+        self,
+        image: ImageSource,
+        model: Any = None,
+        *,
+        device: str | torch.device | None = None,
+        background: Color | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.picture = images.load(image, background=background, max_pixels=max_pixels)
+        if max(self.picture.size) > MAX_SIDE:
+            width, height = self.picture.size
+            raise ImageError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
+        self.model = shipped_model(device=device) if model is None else model
+        self._lies = _check_device(self.model, device)
+        self._latents: torch.Tensor | None = None
+
+    def encode(self, quality: float | None = None) -> bytes:
+        """The bytes of a .lalic file."""
+        quality = coded_quality(self.model, quality)
+        with torch.inference_mode():
+            if quality is None:
+                sections = self.model.encode_sections(self._tensor())
+            else:
+                if self._latents is None:
+                    self._latents = self.model.latents(self._tensor())
+                sections = self.model.encode_latents(self._latents, quality)
+        return Container(
+            model_name=self.model.config.name,
+            model_hash=self.model.weights_hash(),
+            width=self.picture.width,
+            height=self.picture.height,
+            streams=sections.streams,
+            symbol_checksum=sections.checksum,
+            quality=quality,
+        ).pack()
+
+    def _tensor(self) -> torch.Tensor:
+        return _pad(images.to_tensor(self.picture).to(self._lies), self.model.downsampling)
+
+
+def coded_quality(model: Any, quality: float | None) -> float | None:
+    """What a file of this model says and is coded at: hundredths, 50 for None; None for a model of one quality.
+
+    Raises `LalicError` beyond 1 to 100, and for any number if the model has one quality only.
+    """
+    if not getattr(model.config, "qualities", 0):
+        if quality is not None:
+            raise LalicError(
+                f"quality is {quality:g}, expected none: the model {model.config.name!r} was trained for one quality"
+            )
+        return None
+    if quality is None:
+        return DEFAULT_QUALITY
+    if not 1 <= quality <= 100:
+        raise LalicError(f"quality is {quality:g}, expected 1 to 100")
+    return round(100 * quality) / 100
 
 
 def decode(
@@ -139,7 +191,8 @@ def decode(
     step = model.downsampling
     height, width = (-(-side // step) * step for side in (container.height, container.width))
     with torch.inference_mode():
-        x = model.decode_sections(container.streams, height, width, container.symbol_checksum)
+        named = () if container.quality is None else (container.quality,)
+        x = model.decode_sections(container.streams, height, width, container.symbol_checksum, *named)
     return images.from_tensor(x[:, :, : container.height, : container.width])
 
 
@@ -183,6 +236,9 @@ def _matching_model(container: Container, model: Any, device: str | torch.device
     found = model.weights_hash()
     if (model.config.name, found) != (container.model_name, container.model_hash):
         raise ModelMismatchError(f"the file was written by the model {wants}, but {given} {found.hex()}")
+    if (container.quality is None) == bool(getattr(model.config, "qualities", 0)):
+        said = "no quality" if container.quality is None else f"quality {container.quality:g}"
+        raise BitstreamError(f"the file names {said}, which its model {model.config.name!r} does not write")
     return model
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+DEFAULT_QUALITY = 50.0  # of a model that has a choice, where nobody chose
+
 
 @dataclass(frozen=True)
 class Config:

@@ -55,6 +55,28 @@ class FakeModel(torch.nn.Module):
         return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, 3, height, width) / 255
 
 
+class FakeGained(FakeModel):
+    """The same at any quality: it rounds to 1 + quality levels, whose number decoding must be told."""
+
+    def __init__(self, name: str = "slim", seed: int = 0) -> None:
+        super().__init__(name, seed)
+        self.config.qualities = 6
+        self.analysed = 0  # how often latents was called
+
+    def latents(self, x: torch.Tensor) -> torch.Tensor:
+        self.analysed += 1
+        return x
+
+    def encode_latents(self, y: torch.Tensor, quality: float) -> SimpleNamespace:
+        return self.encode_sections((y * (1 + quality)).round() / 255)
+
+    def decode_sections(
+        self, streams: tuple[bytes, ...], height: int, width: int, checksum: int, quality: float
+    ) -> torch.Tensor:
+        levels = super().decode_sections(streams, height, width, checksum) * 255
+        return (levels / (1 + quality)).clamp(0, 1)
+
+
 def _inflate(data: bytes, size: int) -> bytes:
     inflater = zlib.decompressobj()
     try:

@@ -30,12 +30,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.weights": {"lalic.errors"},
     "lalic.nn": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.files"},
     "lalic.entropy": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn"},
-    "lalic.model": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy"},
+    "lalic.coding": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy"},
+    "lalic.model": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.coding"},
     "lalic.zoo": {"lalic.config", "lalic.errors", "lalic.weights", "lalic.nn", "lalic.model"},
     "lalic.bitstream": {"lalic.errors"},
+    "lalic.describe": {"lalic.bitstream"},
     "lalic.images": {"lalic.errors", "lalic.bitstream"},
-    "lalic.codec": {"lalic.errors", "lalic.bitstream", "lalic.images", "lalic.model", "lalic.zoo"},
+    "lalic.codec": {"lalic.config", "lalic.errors", "lalic.bitstream", "lalic.images", "lalic.model", "lalic.zoo"},
     "lalic.demo": {"lalic.errors", "lalic.files", "lalic.bitstream", "lalic.images", "lalic.zoo", "lalic.codec"},
+    "lalic.search": {"lalic.errors", "lalic.bitstream", "lalic.codec", "lalic.demo"},
     "lalic.training": {
         "lalic_kernels", "lalic.config", "lalic.errors", "lalic.files", "lalic.nn", "lalic.entropy", "lalic.model",
         "lalic.zoo", "lalic.images", "lalic.codec", "lalic.memory",
@@ -45,8 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lalic.demo",
     },
     "lalic.cli": {
-        "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.images", "lalic.zoo",
-        "lalic.codec", "lalic.demo", "lalic.training", "lalic.eval",
+        "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.describe", "lalic.images",
+        "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.training", "lalic.eval",
     },
     "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.

@@ -22,12 +22,16 @@ from lalic.entropy.decoder import SliceDecoder
 from lalic.entropy.engine import FLOAT, Engine
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.context import SliceStack, full_precision, interleave, pack
+from lalic.nn.noise import ALL, Share, uniform_like
 
 IndexOf = Callable[[Tensor], Tensor]  # scales -> rows of the Gaussian tables, int32
 
 
 class SliceCoder(Protocol):
-    """Called once a pass. scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape."""
+    """Called once a pass. scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape.
+
+    An engine whose head makes indexes of the scales gives those in their place, int32.
+    """
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
 
@@ -53,16 +57,16 @@ class _KnowsLatents:
 class Estimate(_KnowsLatents):
     """Rounds y and keeps its likelihoods. In training the rate sees noise and rounding passes gradients."""
 
-    def __init__(self, y: Tensor, groups: Sequence[int], training: bool):
+    def __init__(self, y: Tensor, groups: Sequence[int], training: bool, share: Share = ALL):
         super().__init__(y, groups)
-        self.training = training
+        self.training, self.share = training, share
         self._likelihoods: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         y = pack(self.slices[k], parity)
         t = y - means
         y_hat = ((torch.round(t) - t).detach() + t) + means if self.training else torch.round(t) + means
-        seen = y + torch.empty_like(y).uniform_(-0.5, 0.5) if self.training else y_hat
+        seen = y + uniform_like(y, self.share) if self.training else y_hat
         self._likelihoods.append(lalic_kernels.gaussian_likelihood(seen, scales, means))
         return y_hat
 
@@ -70,6 +74,11 @@ class Estimate(_KnowsLatents):
         """Probability of every latent, shape (B, M, h, w)."""
         pairs = zip(self._likelihoods[0::2], self._likelihoods[1::2], strict=True)
         return torch.cat([interleave(anchors, others) for anchors, others in pairs], dim=3).permute(0, 3, 1, 2)
+
+
+def _rows(scales: Tensor, index: IndexOf) -> Tensor:
+    """Rows of the Gaussian tables: `index` of the scales, unless an engine has made them already."""
+    return index(scales) if scales.is_floating_point() else scales
 
 
 def _stream_order(x: Tensor) -> Tensor:
@@ -89,7 +98,7 @@ class Collect(_KnowsLatents):
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         symbols = torch.round(pack(self.slices[k], parity) - means)
         self._largest.append(symbols.abs().amax())
-        self._kept.append((_stream_order(symbols), _stream_order(self.index(scales))))
+        self._kept.append((_stream_order(symbols), _stream_order(_rows(scales, self.index))))
         return symbols.to(means) + means
 
     @cached_property
@@ -109,7 +118,7 @@ class Read:
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         B, h, half, g = means.shape
         # A mean that is not finite shows as an index that no table has: one transfer brings both.
-        indexes = torch.where(torch.isfinite(means), self.index(scales), -1)
+        indexes = torch.where(torch.isfinite(means), _rows(scales, self.index), -1)
         on_cpu = _stream_order(indexes).cpu()
         if int(on_cpu.min()) < 0:
             raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")

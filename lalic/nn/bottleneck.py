@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalic.nn.context import LowerBound, full_precision
+from lalic.nn.noise import ALL, Share, uniform_like
 from lalic_kernels.gaussian.reference import lower_bound
 
 _FILTERS = (1, 3, 3, 3, 3, 1)
@@ -83,11 +84,10 @@ class EntropyBottleneck(nn.Module):
         """Distance of the quantiles from where the cumulative function reaches the tail masses and one half."""
         return (self.logits_cumulative(self.quantiles, frozen=True) - self.target).abs().sum()
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, share: Share = ALL) -> tuple[Tensor, Tensor]:
         """z (B, C, h, w) -> (z_hat, likelihoods). Training: noise for the rate, straight-through rounding for z_hat."""
         medians = self.medians().reshape(1, -1, 1, 1)
         rounded = torch.round(z - medians) + medians
         if not self.training:
             return rounded, self.likelihood(rounded)
-        noise = torch.rand_like(z) - 0.5
-        return z + (rounded - z).detach(), self.likelihood(z + noise)
+        return z + (rounded - z).detach(), self.likelihood(z + uniform_like(z, share))

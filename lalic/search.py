@@ -1,0 +1,104 @@
+"""The quality at which a picture's file has a given size, or a given PSNR, found by coding it.
+
+Every step is a real file: its whole size counts, and PSNR is of what it decodes to. The analysis transform runs once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lalic import codec
+from lalic.bitstream import parse
+from lalic.demo import psnr
+from lalic.errors import LalicError
+
+__all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Found", "encode_to_bpp", "encode_to_psnr"]
+
+BPP_TOLERANCE = 0.01  # of the target: one percent
+PSNR_TOLERANCE = 0.05  # dB
+_LOWEST, _HIGHEST = 100, 10000  # hundredths
+
+
+class Found(NamedTuple):
+    """data: the .lalic file. quality: what it was coded at. value: its bits per pixel, or its PSNR in dB."""
+
+    data: bytes
+    quality: float
+    value: float
+
+
+def encode_to_bpp(
+    image: Any, bpp: float, model: Any = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
+) -> Found:
+    """The picture's file of `bpp` bits per pixel, as near as `tolerance`, a share of `bpp`.
+
+    image, model, options: as of `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities
+    1 to 100 do not reach the target, with what they reach.
+    """
+    return _search(image, bpp, model, _bits_per_pixel, tolerance * bpp, "bits per pixel", options)
+
+
+def encode_to_psnr(
+    image: Any, decibels: float, model: Any = None, *, tolerance: float = PSNR_TOLERANCE, **options: Any
+) -> Found:
+    """The picture's file whose PSNR (`lalic.demo.psnr`) is `decibels`, as near as `tolerance` dB; else as above."""
+    return _search(image, decibels, model, _psnr, tolerance, "dB", options)
+
+
+def _bits_per_pixel(prepared: codec.Prepared, data: bytes) -> float:
+    return parse(data, None).bits_per_pixel
+
+
+def _psnr(prepared: codec.Prepared, data: bytes) -> float:
+    return psnr(prepared.picture, codec.decode(data, prepared.model, max_pixels=math.prod(prepared.picture.size)))
+
+
+def _search(
+    image: Any,
+    target: float,
+    model: Any,
+    measure: Callable[[codec.Prepared, bytes], float],
+    tolerance: float,
+    unit: str,
+    options: dict[str, Any],
+) -> Found:
+    if not 0 < target < math.inf:
+        raise LalicError(f"the target is {target:g} {unit}, expected more than 0")
+    prepared = codec.Prepared(image, model, **options)
+    if codec.coded_quality(prepared.model, None) is None:
+        raise LalicError(
+            f"the model {prepared.model.config.name!r} was trained for one quality: it cannot meet a target"
+        )
+
+    def at(hundredths: int) -> Found:
+        data = prepared.encode(hundredths / 100)
+        return Found(data, hundredths / 100, measure(prepared, data))
+
+    low, high = at(_LOWEST), at(_HIGHEST)
+    best = min((low, high), key=lambda found: abs(found.value - target))
+    if not low.value - tolerance <= target <= high.value + tolerance:
+        raise LalicError(
+            f"the target is {target:g} {unit}, but qualities 1 to 100 of the model {prepared.model.config.name!r} give "
+            f"{low.value:.4g} to {high.value:.4g} {unit} for this picture"
+        )
+    a, b, halve = _LOWEST, _HIGHEST, False
+    while abs(best.value - target) > tolerance and b - a > 1:
+        # Values are nearly a line in the quality (rates in their logarithm), so a guess along it comes near; every
+        # other step halves what is left, in case they are not.
+        values = [math.log(v) if unit != "dB" else v for v in (low.value, high.value, target)]
+        along = 0.5 if halve or values[0] == values[1] else (values[2] - values[0]) / (values[1] - values[0])
+        middle = min(b - 1, max(a + 1, round(a + along * (b - a))))
+        found = at(middle)
+        if found.value < target:
+            a, low = middle, found
+        else:
+            b, high = middle, found
+        best = min((best, found), key=lambda f: abs(f.value - target))
+        halve = not halve
+    if abs(best.value - target) > tolerance:
+        raise LalicError(
+            f"the target is {target:g} {unit}; the nearest that a quality in hundredths gives is {best.value:.4g}"
+        )
+    return best
