@@ -31,20 +31,18 @@ _ONE = (
     "ne", "lt", "le", "gt", "ge", "logical_and", "logical_not", "bitwise_and", "bitwise_not", "tanh", "erf", "erfc",
 )  # fmt: skip
 ELEMENTWISE = dict.fromkeys(_ONE, 1) | {
-    "leaky_relu": 2, "addcmul": 2, "sigmoid": 3, "softplus": 3, "silu": 4, "gelu": 5,
+    "leaky_relu": 2, "addcmul": 2, "lerp": 3, "sigmoid": 3, "softplus": 3, "silu": 4, "gelu": 5,
 }  # fmt: skip
 REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "cumsum")  # one an element
-WHOLE = {
-    "_softmax": 5,
-    "_safe_softmax": 5,
-    "native_layer_norm": 8,
-}  # largest, difference, exponential, sum, division; as our norm_shift
+# Largest, difference, exponential, sum, division; a norm as our norm_shift's formula has it. Of the argument.
+WHOLE = {"_softmax": 5, "_safe_softmax": 5, "native_layer_norm": 8}
 MOVES = {
     "copy", "clone", "cat", "stack", "constant_pad_nd", "index", "index_select", "index_put", "gather", "scatter",
-    "roll", "flip", "where", "empty", "empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "zeros",
-    "zeros_like", "ones", "ones_like", "full", "full_like", "fill", "zero", "arange", "linspace", "eye", "_to_copy",
-    "scalar_tensor", "lift_fresh", "lift_fresh_copy", "repeat", "_local_scalar_dense", "tril", "triu", "masked_fill",
-    "resize", "pixel_shuffle", "searchsorted", "_unsafe_view", "reflection_pad2d", "replication_pad2d",
+    "embedding", "roll", "flip", "where", "empty", "empty_like", "empty_strided", "new_empty", "new_zeros",
+    "new_ones", "zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "fill", "zero", "arange", "linspace",
+    "eye", "_to_copy", "scalar_tensor", "lift_fresh", "lift_fresh_copy", "repeat", "_local_scalar_dense", "tril",
+    "triu", "masked_fill", "resize", "pixel_shuffle", "searchsorted", "_unsafe_view", "reflection_pad2d",
+    "replication_pad2d",
 }  # fmt: skip
 ATTENTION = {
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",

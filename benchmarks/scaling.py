@@ -1,0 +1,234 @@
+"""Operations and memory against the size of the picture (the supplement's Figure 10): `python -m benchmarks.scaling`.
+
+Counted for every size up to 8K, on tensors without memory (`benchmarks.counted`); with --measure also the memory that a
+forward pass really takes, where it fits. Beside ours the yardstick networks that ship, and peers where they are
+installed. Each quantity gets a straight line through its sizes, with R^2, so that "linear" is a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import counted, peers, quiet, report
+from benchmarks.counted import Size
+from benchmarks.measure import MEMORY
+from benchmarks.memory import CONFIGS
+from benchmarks.networks import MeanScaleHyperprior
+from lalic.model import LALIC
+
+# To 1024 x 1024, where the figure ends; then 1080p, 4K and 8K, sides filled up to multiples of 64. Height, width.
+SIZES: tuple[Size, ...] = (
+    *((n, n) for n in (256, 384, 512, 640, 768, 896, 1024)), (1088, 1920), (2176, 3840), (4352, 7680),
+)  # fmt: skip
+NETWORKS = "mean-scale hyperprior, networks only"
+FIRST_GUESS = 1500  # bytes a pixel that a forward pass of the full model takes at most, before one was measured
+Row = dict[str, Any]
+
+
+def line(pixels: Sequence[float], values: Sequence[float]) -> Row | None:
+    """Least squares: {"slope", "intercept", "r2", "points"}; None for fewer than three points.
+
+    R^2 is one less the squared residuals over the squared deviations from the mean.
+    """
+    if len(values) < 3:
+        return None
+    x, y = np.asarray(pixels, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    slope, intercept = np.polyfit(x, y, 1)
+    left = ((y - slope * x - intercept) ** 2).sum()
+    return {
+        "slope": float(slope),
+        "intercept": float(intercept),
+        "r2": float(1 - left / ((y - y.mean()) ** 2).sum()),
+        "points": len(values),
+    }
+
+
+# Counting
+
+
+def subjects(device: torch.device) -> Iterator[tuple[str, nn.Module, Callable[[Tensor], Any]]]:
+    """(name, modules, forward pass) of all that are counted; ours without memory."""
+    for name, config in CONFIGS.items():
+        with torch.device("meta"):
+            model = LALIC.from_config(config).eval()
+        yield f"LALIC {name}", model, model
+    with torch.device("meta"):
+        networks = MeanScaleHyperprior()
+    yield NETWORKS, networks, lambda x: networks.g_s(networks.encoding(x)[0])
+    for peer in peers.installed(device):
+        yield peer.name, peer.model, peer.model
+
+
+def count(sizes: Sequence[Size]) -> list[Row]:
+    """Rows of all subjects; one that cannot be counted says why in "skipped"."""
+    rows: list[Row] = []
+    for name, modules, run in subjects(torch.device("cpu")):
+        try:
+            flops = list(counted.operations(modules, run, sizes))
+        except Exception as error:  # a peer's code, which need not bear tensors without memory
+            if name == NETWORKS or name.startswith("LALIC"):
+                raise
+            rows.append({"model": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+            continue
+        config = CONFIGS.get(name.removeprefix("LALIC "))
+        memory = [None] * len(sizes) if config is None else list(counted.held(config, sizes))
+        for (height, width), found, bytes_held in zip(sizes, flops, memory, strict=True):
+            row: Row = {"model": name, "height": height, "width": width, "pixels": height * width, "operations": found}
+            rows.append(row if bytes_held is None else row | {"bytes": bytes_held})
+    return rows
+
+
+def fits(rows: Sequence[Row], keys: Sequence[tuple[str, ...]]) -> dict[str, dict[str, Row]]:
+    """Lines by model and quantity, over the rows that have it; `keys` are paths in a row."""
+    found: dict[str, dict[str, Row]] = {}
+    for name in dict.fromkeys(row["model"] for row in rows):
+        for path in keys:
+            points = [(row["pixels"], _at(row, path)) for row in rows if row["model"] == name and _at(row, path)]
+            fit = line([p for p, _ in points], [v for _, v in points])
+            if fit is not None:
+                found.setdefault(name, {})[" ".join(path)] = fit
+    return found
+
+
+def _at(row: Row, path: Sequence[str]) -> Any:
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+COUNTS = (("operations", "complete"), ("operations", "layers"), ("operations", "thop"), ("bytes", "peak"))
+
+
+# Measuring
+
+
+def _measured(name: str, sizes: Sequence[Size], device: torch.device, longest: float, threads: int) -> list[Row]:
+    """Rows of one of our models, smallest first. Runs in a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = LALIC.from_config(CONFIGS[name]).eval().to(device)
+    rows: list[Row] = []
+    with torch.inference_mode():
+        model(torch.rand(1, 3, 128, 128, device=device))
+        for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
+            pixels = height * width
+            row: Row = {"model": f"LALIC {name}", "height": height, "width": width, "pixels": pixels}
+            rows.append(row)
+            done = [r for r in rows if r.get("peak bytes")]
+            fit = line([r["pixels"] for r in done], [r["peak bytes"] for r in done])
+            guess = FIRST_GUESS * pixels if fit is None else fit["slope"] * pixels + fit["intercept"]
+            reason = quiet.too_large(int(1.25 * guess), device)
+            seconds = done[-1]["seconds"] * pixels / done[-1]["pixels"] if done else 0.0
+            if reason is None and seconds > longest:
+                reason = f"would take about {seconds:.0f} s by the size before, more than {longest:g} s"
+            if reason is not None:
+                row |= {"skipped": reason} | ({} if fit is None else {"extrapolated bytes": guess})
+                continue
+            x = torch.rand(1, 3, height, width, device=device)
+            start = time.perf_counter()
+            row["peak bytes"] = quiet.peak_bytes(lambda x=x: model(x), device)  # type: ignore[misc]
+            row["seconds"] = time.perf_counter() - start  # of one call, to see what the next may take
+    return rows
+
+
+def measure(sizes: Sequence[Size], device: torch.device, longest: float) -> list[Row]:
+    """Bytes that a forward pass without gradients adds at its peak to weights and picture, each model by itself."""
+    fresh = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
+    rows: list[Row] = []
+    for name in CONFIGS:
+        with (
+            mock.patch.dict(os.environ, MEMORY["fresh" if fresh else "default"]),
+            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ):
+            rows += pool.submit(_measured, name, sizes, device, longest, torch.get_num_threads()).result()
+    return rows
+
+
+# The command
+
+
+def lines(rows: Sequence[Row], found: dict[str, dict[str, Row]]) -> Iterator[str]:
+    """Rows and lines as text."""
+    for name in dict.fromkeys(row["model"] for row in rows):
+        yield name
+        for row in rows:
+            if row["model"] == name:
+                yield f"  {_text(row)}"
+        for quantity, fit in found.get(name, {}).items():
+            yield f"  {quantity}: {fit['slope']:.6g} a pixel + {fit['intercept']:.4g}, R^2 = {fit['r2']:.8f}"
+
+
+def _text(row: Row) -> str:
+    if "pixels" not in row:
+        return f"not counted: {row['skipped']}"
+    words = [f"{row['width']}x{row['height']}:"]
+    if "operations" in row:
+        flops = row["operations"]
+        words.append(f"{flops['complete'] / 1e9:.2f} GFLOP complete, {flops['formulas'] / 1e9:.2f} by formulas;")
+        words.append(f"{flops['layers'] / 1e9:.2f} GMAC of layers, {flops['thop'] / 1e9:.2f} as thop sees them")
+    if "bytes" in row:
+        words.append(f"; {row['bytes']['peak'] / 2**20:.0f} MiB")
+    if row.get("peak bytes"):
+        words.append(f"+{row['peak bytes'] / 2**20:.0f} MiB measured")
+    if "extrapolated bytes" in row:
+        words.append(f"+{row['extrapolated bytes'] / 2**20:.0f} MiB extrapolated;")
+    if "skipped" in row:
+        words.append(f"not run: {row['skipped']}")
+    return " ".join(words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print counts, measurements and lines. Returns 0; usage errors and a busy machine exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="Cost against pixels.")
+    parser.add_argument("--measure", action="store_true", help="the memory that passes really take here as well")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="for --measure (default %(default)s)")
+    parser.add_argument("--longest", type=float, default=60.0, metavar="S", help="seconds a pass (default %(default)s)")
+    parser.add_argument("--largest", type=int, default=8000, metavar="N", help="leave out sides above N pixels")
+    parser.add_argument("--save", action="store_true", help="append records to the results")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    options = parser.parse_args(argv)
+    sizes = [size for size in SIZES if max(size) <= options.largest]
+    if len(sizes) < 3:
+        parser.error(f"--largest {options.largest} leaves fewer than three sizes, and a line needs three")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has no CUDA device that torch can use")
+    if options.save and options.measure:
+        quiet.refuse_if_busy(parser)
+    folder = options.results or report.RESULTS
+    rows = count(sizes)
+    found = fits(rows, COUNTS)
+    print("\n".join(lines(rows, found)), flush=True)
+    if options.save:
+        record = report.environment(torch.device("cpu"))
+        # Nothing here depends on the machine, so the record stands with the other counts.
+        record |= {"device": "static", "device_type": "none", "quick": False, "scaling": rows, "fits": found}
+        print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+    if options.measure:
+        device = torch.device(options.device)
+        record = report.environment(device) | {"quick": False}
+        print(report.header(record), flush=True)
+        rows = measure(sizes, device, options.longest)
+        found = fits(rows, (("peak bytes",),))
+        print("\n".join(lines(rows, found)))
+        if options.save:
+            print(f"appended to {report.append(record | {'scaling': rows, 'fits': found}, folder)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
