@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lalic.entropy.engine import FLOAT, Engine
 from lalic.entropy.weights import StackWeights, stack_weights
-from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, full_precision, interleave, pack
+from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, interleave, pack
 
 
 class SliceDecoder:
@@ -58,7 +58,10 @@ class SliceDecoder:
         self._hyper = self.hyper_parts(self._by_colour(params.permute(0, 2, 3, 1)))
 
     def parameters(self) -> tuple[Tensor, Tensor]:
-        """Scales and means of the next colour, each (B, h, w / 2, g) as `lalic.nn.context.pack` orders positions."""
+        """Scales and means of the next colour, each (B, h, w / 2, g) as `lalic.nn.context.pack` orders positions.
+
+        From an engine whose head says so, the scales' rows in the Gaussian tables (int32) in place of the scales.
+        """
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
         own = self.weights.slices[self.k]
@@ -69,7 +72,7 @@ class SliceDecoder:
             x, first = self.spatial_context(), own.first
         out = self.aggregation(x, first, self._known[self.parity])
         self._expects_values = True
-        scales, means = full_precision(out).unflatten(1, (self.height, self.width // 2)).chunk(2, dim=3)
+        scales, means = (x.unflatten(1, (self.height, self.width // 2)) for x in self.engine.head(out))
         return scales, means
 
     def add(self, values: Tensor) -> None:

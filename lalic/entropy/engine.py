@@ -1,8 +1,8 @@
 """The arithmetic that coding a slice is made of, behind one small interface.
 
 `lalic.entropy.decoder` says what is computed, in which order and what is kept; an engine says how a product, a
-convolution, an RWKV block and an aggregation block are evaluated. An engine first turns weights into what it computes
-with, once per model, and those are opaque to everybody else.
+convolution, an RWKV block, an aggregation block and what coders get of the last one are evaluated. An engine first
+turns weights into what it computes with, once per model, and those are opaque to everybody else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lalic_kernels
 from lalic.nn.blocks import RWKVBlock
+from lalic.nn.context import full_precision
 
 
 class Engine(Protocol):
@@ -47,6 +48,9 @@ class Engine(Protocol):
 
     def aggregation(self, x: Tensor, weights: Any, partial: Tensor | None) -> Tensor:
         """m = mix x + bias + partial, then LayerNorm, gated network, residual. x (B, P, K), K may be 0 -> (B, P, O)."""
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """The last aggregation's (B, P, 2 g): scales, or the table rows that they select (int32), and means."""
 
 
 class _Affine(NamedTuple):
@@ -85,6 +89,10 @@ class FloatEngine:
 
     def aggregation(self, x: Tensor, weights: tuple[Tensor, ...], partial: Tensor | None) -> Tensor:
         return lalic_kernels.entropy_params(x, *weights, partial=partial)  # type: ignore[misc]
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        scales, means = full_precision(parameters).chunk(2, dim=2)
+        return scales, means
 
 
 FLOAT = FloatEngine()

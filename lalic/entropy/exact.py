@@ -75,6 +75,9 @@ class ExactEngine:
     def aggregation(self, x: Tensor, weights: exact.ExactEntropyParams, partial: Tensor | None) -> Tensor:
         return exact.entropy_params(x, weights, partial=partial, backend=self.backend)
 
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return exact.gaussian_head(parameters, backend=self.backend)
+
 
 EXACT = ExactEngine()
 
@@ -98,9 +101,13 @@ class ExactEntropy:
         return x.permute(0, 3, 1, 2)
 
     def code(self, z: Tensor, coder: SliceCoder, engine: ExactEngine = EXACT) -> Tensor:
-        """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last."""
-        state = SliceDecoder(self.slices, self.hyper_parameters(z, engine), engine)
-        return run_slices(state, coder)
+        """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last.
+
+        Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.
+        """
+        with exact.one_check(z.device, backend=engine.backend):
+            state = SliceDecoder(self.slices, self.hyper_parameters(z, engine), engine)
+            return run_slices(state, coder)
 
     def digest(self) -> str:
         """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""

@@ -322,3 +322,18 @@ def scale_index(scales: Tensor) -> Tensor:
     flat, out = _checked(scales), y.numpy().reshape(-1)
     run_ranges(lambda i, j: loops.scale_index_of(flat, _THRESHOLDS, i, j, out), out.size, least=_LEAST)
     return y
+
+
+def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.gaussian_head`, in one call."""
+    require(parameters)
+    width = parameters.shape[-1] // 2
+    index, mean = (torch.empty((*parameters.shape[:-1], width), dtype=kind) for kind in (torch.int32, torch.float32))
+    if index.numel() == 0:
+        return index, mean
+    flat = array(parameters).reshape(-1, 2 * width)
+    bits = np.empty(flat.shape[0], np.int32)
+    indexes, means = index.numpy().reshape(-1, width), mean.numpy().reshape(-1, width)
+    over(lambda i, j: loops.head_rows(flat, _THRESHOLDS, i, j, bits, indexes, means), *flat.shape)
+    finite(bits)
+    return index, mean

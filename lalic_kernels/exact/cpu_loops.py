@@ -319,3 +319,13 @@ def scale_index_of(x, thresholds, start, stop, y):
             step = np.uint32(32 >> power_of_half)
             found += step if thresholds[found + step - np.uint32(1)] < value else np.uint32(0)
         out[i] = found
+
+
+@njit(**OPTIONS)
+def head_rows(x, thresholds, start, stop, found, index, mean):
+    """Rows start..stop of x (R, 2 C): indexes of the scales, its first half, and the means, each (R, C)."""
+    width = index.shape[1]
+    for r in range(start, stop):
+        found[r] = bits_of(x[r])
+        scale_index_of(x[r], thresholds, 0, width, index[r])
+        mean[r, :] = x[r, width:]

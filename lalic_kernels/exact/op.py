@@ -6,12 +6,14 @@ float32 and finite (TypeError, ValueError otherwise); `reference.py` says what e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lalic_kernels._core import triton_support
@@ -37,6 +39,18 @@ def describe(device: str) -> str:
 
 
 _module = functools.cache(importlib.import_module)
+
+
+def one_check(device: torch.device, *, backend: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """Calls inside look for inputs that are not finite together, at the end, where each look would wait for a GPU.
+
+    Raises ValueError on leaving if one was not finite; what was computed from it is then without meaning. On CPUs there
+    is nothing to wait for, and each call looks itself.
+    """
+    if (backend or backend_of(device.type)) == "triton":
+        shared: contextlib.AbstractContextManager[None] = _module("lalic_kernels.exact.gpu").one_check()
+        return shared
+    return contextlib.nullcontext()
 
 
 def _path(x: Tensor, backend: str | None) -> Any:
@@ -136,6 +150,5 @@ def scale_index(scales: Tensor, *, backend: str | None = None) -> Tensor:
 
 @_described
 def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    path = _path(parameters, backend)
-    found: tuple[Tensor, Tensor] = getattr(path, "gaussian_head", reference.gaussian_head)(parameters)
+    found: tuple[Tensor, Tensor] = _path(parameters, backend).gaussian_head(parameters)
     return found

@@ -55,6 +55,16 @@ def photo() -> Tensor:
     return images.to_tensor(images.load(ROOT / "lalic" / "assets" / "astronaut.png"))
 
 
+class WithScales(ExactEngine):
+    """Gives coders the scales themselves, which the head keeps for itself."""
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        scales, means = parameters.chunk(2, dim=2)
+        index, same_means = super().head(parameters)
+        assert torch.equal(exact.scale_index(scales.contiguous()), index) and torch.equal(same_means, means)
+        return scales, means
+
+
 class Watch(Collect):
     """Keeps scales and means as well."""
 
@@ -80,7 +90,7 @@ def test_near_the_float_model(name: str) -> None:
     z, y = symbols_and_latents(model, 2)
     seen = Watch(y, model.config.groups)
     with torch.no_grad():
-        y_hat = exact_entropy(model.latent_codec).code(z, seen)
+        y_hat = exact_entropy(model.latent_codec).code(z, seen, WithScales())
         double = copy.deepcopy(model).double()
         medians = double.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1)
         truth = Watch(y_hat.double(), model.config.groups)
@@ -105,6 +115,26 @@ def test_backends_and_batches_give_the_same_bits(name: str) -> None:
     assert torch.equal(made.code(z, Collect(y, model.config.groups), ExactEngine("reference")), whole)
     alone = [made.code(z[i : i + 1], Collect(y[i : i + 1], model.config.groups)) for i in range(4)]
     assert torch.equal(torch.cat(alone), whole)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # the interpreter, of NaN
+def test_one_look_a_picture_for_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each look waits for it. Here through Triton's interpreter, or a GPU where there is one."""
+    gpu = pytest.importorskip("lalic_kernels.exact.gpu", reason="needs triton")
+    looks: list[int] = []
+    honest = gpu._raise_for
+    monkeypatch.setattr(gpu, "_raise_for", lambda status: looks.append(1) or honest(status))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = LALIC(2, 4, (4, 4, 4, 4, 4, 3), (0, 0, 0, 0), (1, 3)).eval()
+    z, y = torch.zeros(1, 3, 1, 1), torch.zeros(1, 4, 4, 4, device=device)
+    made = exact_entropy(model.latent_codec)
+    wanted = made.code(z, Collect(y.cpu(), model.config.groups))
+    engine = ExactEngine("triton")
+    assert torch.equal(made.to(device).code(z.to(device), Collect(y, model.config.groups), engine).cpu(), wanted)
+    assert len(looks) == 1
+    with pytest.raises(ValueError, match="must be finite"):
+        made.to(device).code(z.to(device) / 0.0, Collect(y, model.config.groups), engine)
 
 
 @EACH

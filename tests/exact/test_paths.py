@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lalic_kernels import exact
 from lalic_kernels._core.dispatch import BackendUnavailable
-from lalic_kernels.exact import op
+from lalic_kernels.exact import numbers, op
 
 GOLDEN = Path(__file__).with_name("golden.json")
 NEEDS_NUMBA = pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference serves")
@@ -193,6 +193,18 @@ def test_blocks_of_extreme_numbers(kind: str) -> None:
 
 
 @NEEDS_NUMBA
+def test_head_at_the_thresholds() -> None:
+    thresholds, infinity = torch.tensor(numbers.THRESHOLDS), torch.tensor(float("inf"))
+    scales = torch.cat([thresholds, *(torch.nextafter(thresholds, sign * infinity) for sign in (1, -1)), -thresholds])
+    scales = torch.cat((scales, torch.tensor([0.0, -0.0, 1e30, -1e30]))).reshape(2, 4, 32)
+    parameters = torch.cat((scales, Source(14).normal(2, 4, 32)), dim=2)
+    for x in (parameters, parameters[:, :, 4:60], parameters.transpose(0, 1)):
+        (index, mean), (wanted, means) = (exact.gaussian_head(x, backend=name) for name in ("cpu", "reference"))
+        assert index.dtype == torch.int32 and torch.equal(index, wanted) and same(mean, means)
+    assert [part.shape for part in exact.gaussian_head(parameters[:0], backend="cpu")] == 2 * [(0, 4, 32)]
+
+
+@NEEDS_NUMBA
 def test_sums_larger_than_one_strip() -> None:
     """Rows are multiplied in strips of bounded work space; the last one is shorter."""
     x = Source(6).normal
@@ -226,6 +238,8 @@ def test_what_is_not_finite_is_refused(backend: str, value: float) -> None:
         lambda: exact.biwkv(vector, vector, tokens, tokens, wrong, backend=backend),
         lambda: exact.biwkv(vector * value, vector, tokens, tokens, backend=backend),
         lambda: exact.scale_index(bad, backend=backend),
+        lambda: exact.gaussian_head(bad, backend=backend),
+        lambda: exact.gaussian_head(bad.flip(3), backend=backend),
     ):
         with pytest.raises(ValueError, match="must be finite"):
             function()
