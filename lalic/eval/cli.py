@@ -24,6 +24,25 @@ def register(commands: Any, epilog: str) -> None:
     add_arguments(evaluate)
     evaluate.set_defaults(run=_run_eval)
 
+    compare = commands.add_parser(
+        "compare",
+        help="one picture through several codecs, side by side",
+        description="Compress a picture with several codecs at matched size or PSNR, and write a sheet of crops (PNG) "
+        "and a page with a slider (HTML). The first codec says what the others are matched to.",
+        epilog=epilog,
+    )
+    compare.add_argument("input", metavar="IN", help="picture")
+    compare.add_argument("codecs", nargs="+", metavar="CODEC[:Q]", help=f"the first leads, unless --target: {_CODECS}")
+    compare.add_argument("--match", choices=("bpp", "psnr"), default="bpp", help="what is to be equal (default bpp)")
+    compare.add_argument("--target", type=float, metavar="X", help="bits per pixel or dB, for the first codec too")
+    compare.add_argument(
+        "--crop", action="append", default=[], metavar="X,Y,W,H", help="a crop of the sheet; repeatable"
+    )
+    compare.add_argument("-o", "--output", metavar="STEM", help="writes STEM.png and STEM.html (default: IN-compare)")
+    compare.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
+    add_model_arguments(compare)
+    compare.set_defaults(run=_run_compare)
+
 
 def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     """The arguments of `lalic eval`; inputs: argparse's word for how many pictures there must be."""
@@ -33,10 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
         nargs="+",
         metavar="CODEC[:Q,Q...]",
         help=f"what to measure (default: {' '.join(DEFAULT_CODECS)}): {_CODECS}",
-    )
-    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help="lalic's weights, one or several")
-    parser.add_argument(
-        "-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's qualities, 1..100"
     )
     parser.add_argument(
         "--published", choices=("kodak", "clic", "tecnick"), help="the set that IN is: published curves join in"
@@ -48,19 +63,27 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for JSON files and plots (PNG, SVG)")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     parser.add_argument("--name", help="what to call the set of pictures (default: the first input's name)")
-    parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
-    parser.add_argument("--vtm-config", metavar="FILE", help="its encoder_intra_vtm.cfg (default: ../cfg beside it)")
     add_model_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where and how lalic's models run."""
+    """lalic's models and where they run, and VTM."""
+    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help="lalic's weights, one or several")
+    parser.add_argument("-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1..100")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of lalic's transforms")
     parser.add_argument("--device", metavar="DEVICE", help="of lalic's models: cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of lalic's models")
+    parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
+    parser.add_argument("--vtm-config", metavar="FILE", help="its encoder_intra_vtm.cfg (default: ../cfg beside it)")
 
 
 def _run_eval(args: argparse.Namespace) -> int:
     from lalic.eval import session
 
     return session.run(args)
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from lalic.eval import compare
+
+    return compare.run(args)

@@ -56,7 +56,8 @@ class Codec:
     """What `measure` and `match` need: `name`, `version`, `qualities` (the ladder that is measured), `code`.
 
     name: the word on the command line. title: the word in plots. version: library and release. increasing: whether a
-    larger quality means a larger file. bounds: lowest and highest quality.
+    larger quality means a larger file. bounds: lowest and highest quality, which go in steps of `step`. chosen: whether
+    somebody asked for `qualities`, or they are the codec's own ladder.
     """
 
     name: str
@@ -64,7 +65,9 @@ class Codec:
     version: str
     qualities: tuple[Quality, ...]
     bounds: tuple[float, float] = (0, 100)
+    step = 1.0
     increasing = True
+    chosen = False
     extension: str
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
@@ -90,27 +93,23 @@ class LalicCodec(Codec):
 
     name, extension = "lalic", ".lalic"
     bounds = (1, 100)
+    step = 0.1  # files hold hundredths; a tenth is below a hundredth of a dB
 
     def __init__(self, model: Any, qualities: Sequence[Quality] = (), title: str = "lalic") -> None:
         self.model = model
         self.title = title
         self.version = f"{model.config.name}, weights {model.weights_hash().hex()}"
-        self.gained = has_quality(model)
-        if not self.gained and any(q is not None for q in qualities):
+        gained = lalic_codec.coded_quality(model, None) is not None
+        if not gained and any(q is not None for q in qualities):
             raise LalicError(f"{title}: this model has one rate, expected no quality")
-        self.qualities = tuple(qualities) or ((5, 20, 35, 50, 65, 80, 95) if self.gained else (None,))
+        self.chosen = bool(qualities)
+        self.qualities = tuple(qualities) or ((5, 20, 35, 50, 65, 80, 95) if gained else (None,))
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
-        options: dict[str, Any] = {} if quality is None else {"quality": quality}
-        return lalic_codec.encode(picture, self.model, **options)
+        return lalic_codec.encode(picture, self.model, quality=quality)
 
     def decode(self, data: bytes) -> Image.Image:
         return lalic_codec.decode(data, self.model)
-
-
-def has_quality(model: Any) -> bool:
-    """Whether the model codes at any quality, or at the one rate it was trained for."""
-    return bool(getattr(model.config, "qualities", 0))
 
 
 @dataclass
@@ -241,7 +240,7 @@ def make(name: str, qualities: Sequence[Quality] = ()) -> Codec:
     else:
         raise LalicError(f"there is no codec {name!r}, expected one of {', '.join(NAMES)}")
     if qualities:
-        found.qualities = tuple(qualities)
+        found.qualities, found.chosen = tuple(qualities), True
     check_bounds(found)
     return found
 

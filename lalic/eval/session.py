@@ -26,7 +26,7 @@ from lalic.eval.vtm import Vtm
 from lalic.files import write_atomic
 from lalic.memory import keep_memory
 
-__all__ = ["Session", "codecs_of", "evaluate", "report", "run", "set_up", "write"]
+__all__ = ["Session", "codecs_of", "evaluate", "report", "run", "say", "set_up", "write"]
 
 
 @dataclass
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         print(report(found))
     if args.output is not None:
         for path in write(found, args.output):
-            _say(f"wrote {path}")
+            say(f"wrote {path}")
     return 1 if found.left_out and args.codecs else 0
 
 
@@ -79,13 +79,13 @@ def evaluate(args: argparse.Namespace) -> Session:
     others += [] if args.published is None else _published(args.published)
     codecs, left_out = codecs_of(args, device)
     for sentence in left_out:
-        _say(f"left out: {sentence}")
+        say(f"left out: {sentence}")
     if not codecs:
         raise LalicError("nothing is left to measure")
     pictures = load(args.inputs)
     curves = []
     for each in codecs:
-        _say(f"{each.title} ({each.version})")
+        say(f"{each.title} ({each.version})")
         curves.append(measure(each, pictures, _tell))
     return Session(
         name=args.name or Path(os.path.abspath(args.inputs[0])).stem,
@@ -209,7 +209,7 @@ def write(found: Session, folder: Path) -> list[Path]:
             try:
                 paths += plot.draw(lines, metric, folder / metric, title, found.full_caption())
             except LalicError as error:
-                _say(f"no {metric} plot: {error}")
+                say(f"no {metric} plot: {error}")
     return paths
 
 
@@ -218,8 +218,9 @@ def _file_name(title: str) -> str:
 
 
 def _tell(point: Point) -> None:
-    _say(f"  {point.label:>8}  {point.bpp:.4f} bits per pixel, {point.psnr:.3f} dB")
+    say(f"  {point.label:>8}  {point.bpp:.4f} bits per pixel, {point.psnr:.3f} dB")
 
 
-def _say(sentence: str) -> None:
+def say(sentence: str) -> None:
+    """On standard error, at once."""
     print(sentence, file=sys.stderr, flush=True)

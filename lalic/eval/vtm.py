@@ -80,7 +80,7 @@ class Vtm(Codec):
             if not path.is_file():
                 raise LalicError(f"vtm: there is no {what} {path}; build VTM, and name it with --vtm and --vtm-config")
         self.version = self._version()
-        self.qualities = tuple(qualities) or QPS
+        self.qualities, self.chosen = tuple(qualities) or QPS, bool(qualities)
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
         """Encode in a folder of its own. Raises `LalicError` with VTM's last words if it fails."""

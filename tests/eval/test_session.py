@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from eval_pictures import crop
-from fake_model import FakeModel
+from fake_model import FakeGained, FakeModel
 from PIL import Image
 
 import lalic
@@ -91,6 +91,22 @@ def test_plots_say_what_they_show(run, tmp_path) -> None:
         text = " ".join(ElementTree.parse(tmp_path / "a" / f"{metric}.svg").getroot().itertext())
         for said in (unit, "JPEG 4:2:0", "WebP", "VTM-9.1 (published)", "2 pictures of pictures", "Pillow", "Python"):
             assert said in text, said
+
+
+def test_a_model_with_a_quality_is_a_curve_of_its_own(run, monkeypatch) -> None:
+    pytest.importorskip("bjontegaard")
+    monkeypatch.setattr(lalic, "load_checkpoint", lambda path: FakeGained(seed=len(path)), raising=False)
+    result = run("--checkpoint", "a.pth", "bc.pth", "-q", "3", "40.5", "90", "--codecs", "lalic", "--json")
+    assert result.code == 0
+    curves = json.loads(result.out)
+    assert [curve["name"] for curve in curves] == ["lalic a", "lalic bc"]
+    for curve in curves:
+        assert curve["qualities"] == ["3", "40.5", "90"]
+        assert curve["results"]["psnr-rgb"] == sorted(curve["results"]["psnr-rgb"])
+    one = run("--checkpoint", "a.pth", "--codecs", "lalic", "jpeg", "--json")
+    assert [len(curve["qualities"]) for curve in json.loads(one.out)] == [7, 9]  # their ladders
+    table = run("--checkpoint", "a.pth", "--codecs", "lalic:5,20,60,90", "jpeg")
+    assert "lalic against JPEG 4:2:0, PSNR: BD-rate +" in table.out
 
 
 def test_one_rate_is_compared_at_its_own_quality(run, tmp_path) -> None:

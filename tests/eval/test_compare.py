@@ -1,0 +1,198 @@
+"""`lalic compare`: sizes and PSNR are matched, and the sheet and the page show what was decoded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from eval_pictures import crop
+from fake_model import FakeGained, FakeModel
+from PIL import Image
+
+import lalic
+from lalic import cli
+from lalic.eval import compare
+from lalic.eval.codecs import Codec, Coded, LalicCodec, make
+from lalic.eval.match import coded_at, nearest
+from lalic.eval.measure import similarity
+
+
+class Ladder(Codec):
+    """A codec whose file has 100 bytes a quality, or 100 for each below 51, and whose pictures are grey by as much."""
+
+    name = title = "ladder"
+    version, qualities, bounds = "1", (10, 20, 30), (1, 50)
+
+    def __init__(self, increasing: bool) -> None:
+        self.increasing, self.asked = increasing, []
+
+    def code(self, picture, quality):
+        self.asked.append(quality)
+        level = quality if self.increasing else 51 - quality
+        return Coded(Image.new("RGB", picture.size, (level,) * 3), 100 * level, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("increasing", [True, False])
+@pytest.mark.parametrize(("target", "level"), [(23, 23), (23.4, 23), (23.6, 24), (0.01, None), (90, None)])
+def test_the_nearest_size_is_found(increasing: bool, target: float, level: int | None) -> None:
+    codec, picture = Ladder(increasing), Image.new("RGB", (20, 20))
+    match = nearest(codec, picture, "bpp", 2 * target)  # 100 bytes are 2 bits a pixel of 20 x 20
+    if level is None:  # out of reach: the end of the range
+        level = 1 if target < 1 else 50
+    assert match.coded.size == 100 * level
+    assert match.quality == (level if increasing else 51 - level)
+    assert match.bpp == pytest.approx(2 * level) and len(codec.asked) == len(set(codec.asked)) <= 8
+
+
+def test_real_codecs_meet_a_size_and_a_psnr() -> None:
+    picture = crop(150, 20)
+    goal = coded_at(make("jpeg"), picture, 50)
+    for name in ("jpeg", "webp"):
+        codec = make(name)
+        for what in ("bpp", "psnr"):
+            match = nearest(codec, picture, what, goal.value(what))
+            beside = [coded_at(codec, picture, match.quality + step).value(what) for step in (-1, 1)]
+            off = abs(match.value(what) - goal.value(what))
+            # By ratio and by difference agree on neighbours this near; both neighbours are no nearer.
+            assert off <= min(abs(value - goal.value(what)) for value in beside) * 1.02, (name, what)
+    assert nearest(make("jpeg"), picture, "bpp", goal.bpp).quality == 50
+
+
+def test_one_rate_has_no_choice() -> None:
+    match = nearest(LalicCodec(FakeModel()), crop(0, 0), "psnr", 30)
+    assert match.quality is None and match.psnr == float("inf")
+
+
+def test_lalic_meets_a_psnr_to_a_tenth_of_a_quality() -> None:
+    picture, codec = crop(150, 20), LalicCodec(FakeGained())
+    match = nearest(codec, picture, "psnr", 40.0)
+    assert match.quality == round(match.quality, 1) and 1 < match.quality < 100
+    beside = [coded_at(codec, picture, round(match.quality + step, 1)).psnr for step in (-1, 1)]
+    assert abs(match.psnr - 40) <= min(abs(value - 40) for value in beside)
+
+
+def test_what_is_chosen_stays_and_the_rest_follows() -> None:
+    picture = crop(150, 20)
+    found = compare.matched([make("jpeg"), make("webp", (10, 60)), make("jpeg-444")], picture, "bpp", None)
+    assert [match.quality for match in found[:3]] == [45, 10, 60]  # amid the ladder; as chosen
+    assert found[3].bpp == pytest.approx(found[0].bpp, rel=0.05)
+    found = compare.matched([make("jpeg"), make("webp")], picture, "psnr", 30.0)
+    assert all(abs(match.psnr - 30) < 0.3 for match in found)
+
+
+def test_crops_are_chosen_by_detail() -> None:
+    """Three squares of different detail on a flat picture: the busiest comes first, and none overlap."""
+    pixels = np.full((480, 640, 3), 128, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    pixels[320:, 480:] = noise
+    pixels[:160, :160] = 128 + (noise - 128.0) / 4
+    boxes = compare.choose_crops(Image.fromarray(pixels))
+    assert boxes[0] == (480, 320, 160, 160) and len(boxes) == 3
+    for i, (x, y, w, h) in enumerate(boxes):
+        assert 0 <= x <= 640 - w and 0 <= y <= 480 - h
+        assert all(abs(x - other[0]) >= w or abs(y - other[1]) >= h for other in boxes[:i])
+    assert compare.choose_crops(Image.new("RGB", (30, 20)))[0] == (0, 0, 20, 20)
+
+
+def test_the_sheet_shows_the_crops() -> None:
+    picture = crop(150, 20)
+    found = compare.matched([make("jpeg"), make("webp")], picture, "bpp", None)
+    boxes = [(10, 20, 100, 80), (60, 90, 100, 80)]
+    sheet = np.asarray(compare.sheet(picture, found, boxes))
+    width, height = 100 * 2, 80 * 2
+    for column, whole in enumerate([picture, *(match.coded.picture for match in found)]):
+        for row, (x, y, w, h) in enumerate(boxes):
+            left, top = 8 + column * (width + 8), 44 + row * (height + 8)
+            shown = sheet[top : top + height : 2, left : left + width : 2]
+            assert np.array_equal(shown, np.asarray(whole)[y : y + h, x : x + w])
+        assert (sheet[:44, left : left + width] < 128).any()  # its heading
+
+
+class Page(HTMLParser):
+    """Text of the table and addresses that the page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.open.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_data(self, data) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_the_page_holds_the_pictures_and_fetches_nothing() -> None:
+    picture = crop(150, 20)
+    found = compare.matched([make("jpeg"), make("webp")], picture, "bpp", None)
+    text = compare.page('a "<b>".png', picture, found, "two cores & more")
+    page = Page(text)
+    assert not page.addresses and "http" not in text
+    assert "<title>a &quot;&lt;b&gt;&quot;.png</title>" in text and "two cores &amp; more" in text
+    (line,) = re.findall(r"const pictures = (\[.*\]);", text)
+    pictures = json.loads(line)
+    for entry, whole in zip(pictures, [picture, *(match.coded.picture for match in found)], strict=True):
+        kind, _, data = entry["data"].partition("base64,")
+        assert kind == "data:image/png;" and np.array_equal(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.asarray(whole)
+        )
+    assert f"{found[1].coded.size}" in page.cells and f"{found[1].bpp:.4f}" in page.cells
+    assert f"{-10 * np.log10(1 - similarity(picture, found[1].coded.picture)):.2f}" in page.cells
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Runs `lalic compare` on a picture in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lalic, "slim", lambda pretrained: FakeModel(), raising=False)
+    crop(150, 20).save("a.png")
+
+    def call(*words):
+        code = cli.main(["compare", *map(str, words)])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
+
+
+def test_the_command(run, tmp_path) -> None:
+    words = ("a.png", "jpeg:30", "webp", "lalic", "--match", "psnr", "--crop", "5,6,70,60")
+    result = run(*words)
+    assert result.code == 0 and "wrote a-compare.html" in result.out
+    assert [line.partition(": ")[0] for line in result.out.splitlines()[:3]] == ["JPEG 4:2:0", "WebP", "lalic"]
+    with Image.open(tmp_path / "a-compare.png") as sheet:
+        assert sheet.width == 4 * (150 + 8) + 8 and sheet.height == 44 + 128 + 8
+    assert "quality 30" in result.out and "Pillow" in (tmp_path / "a-compare.html").read_text()
+    again = run(*words)
+    assert again.code == 1 and "a-compare.png exists already, --force overwrites it" in again.err
+    assert run(*words, "--force").code == 0
+
+
+def test_what_is_wrong_or_missing_is_said(run, monkeypatch, tmp_path) -> None:
+    for words, sentence in (
+        (("a.png", "gif"), "there is no codec 'gif'"),
+        (("nothing.png", "jpeg"), "nothing.png: No such file"),
+        (("a.png", "jpeg", "--crop", "1,2,3"), "expected X,Y,WIDTH,HEIGHT"),
+        (("a.png", "jpeg", "--crop", "150,0,60,60"), "expected a box inside 192x176"),
+    ):
+        result = run(*words)
+        assert result.code == 1 and sentence in result.err, result.err
+    assert not list(tmp_path.glob("*.html"))
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    (tmp_path / "out").mkdir()
+    result = run("a.png", "jpeg", "jxl", "-o", "out/x")
+    assert result.code == 1 and "left out: jxl needs pillow-jxl-plugin" in result.err
+    assert (tmp_path / "out" / "x.png").exists() and (tmp_path / "out" / "x.html").exists()
