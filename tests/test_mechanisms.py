@@ -210,6 +210,13 @@ def test_what_would_take_too_long_is_left_out() -> None:
     assert "seconds" in rows[0] and "a call" in rows[1]["skipped"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sweep_on_a_gpu(name: str) -> None:
+    (row,) = sweep.rows(name, 96, (1 << 12,), sweep.Sweep(torch.device("cuda"), quick=True))
+    assert row["seconds"] > 0 and row["peak bytes"] > 0 and row["operations"]["total"] > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_wrong_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type(MECHANISMS[name](96))

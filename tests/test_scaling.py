@@ -148,6 +148,12 @@ def test_measuring_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch)
     assert rows[0]["peak bytes"] is None or "would take" in rows[1]["skipped"]
 
 
+@pytest.mark.gpu
+def test_measuring_on_a_gpu() -> None:
+    rows = scaling._measured("slim", [(64, 64), (128, 128)], torch.device("cuda"), 60.0, 1)
+    assert rows[1]["peak bytes"] > rows[0]["peak bytes"] > 0
+
+
 def test_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
     for words in (["--measure", "--save", "--results", str(tmp_path)], ["--largest", "300"]):
