@@ -1,4 +1,4 @@
-"""The command `lalic`: compress, decompress, info, convert, demo, eval, train.
+"""The command `lalic`: compress, decompress, info, convert, demo, eval, compare, train.
 
 Exit codes: 0 everything was done; 1 at least one file failed, the others are done; 2 the request itself is wrong, and
 nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With

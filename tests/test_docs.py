@@ -127,7 +127,7 @@ def test_the_first_commands_are_the_two_that_suffice() -> None:
     [
         "lalic compres photo.png",
         "lalic compress",
-        "lalic compress photo.png --quality 3",
+        "lalic compress photo.png --sharpness 3",
         "lalic train",
         "make everything",
         "make demo TORCHES=torch",
