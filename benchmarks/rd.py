@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = resolve_device(arguments.device)
     record = report.environment(device)  # before the measurement: the date is that of its start
     found = session.evaluate(arguments)
-    print(session.report(found))
+    print(session.report(found, arguments.each))
     if arguments.output is not None:
         session.write(found, arguments.output)
     if arguments.save:

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     )
     parser.add_argument("--bpp", nargs=2, type=float, metavar=("LOW", "HIGH"), help="points that count for BD-rates")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for JSON files and plots (PNG, SVG)")
+    parser.add_argument("--each", action="store_true", help="a line for each picture too")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     parser.add_argument("--name", help="what to call the set of pictures (default: the first input's name)")
     add_model_arguments(parser)

@@ -38,18 +38,25 @@ class CompressAICodec(Codec):
             raise NotInstalled(f"{name} needs compressai, which is not installed (pip install compressai)") from None
         self.name, self.title = name, name.removeprefix("compressai-")
         self.version = f"compressai {importlib.metadata.version('compressai')}"
-        known = zoo.image_models
+        # Those of variable rate are called in another way, and have no published weights.
+        known = {key: build for key, build in zoo.image_models.items() if not key.endswith("-vbr")}
         if self.title not in known:
             raise LalicError(f"there is no codec {name!r}, expected compressai- and one of {', '.join(sorted(known))}")
         self._build = known[self.title]
         self._models: dict[int, Any] = {}
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        """Encode and decode with the model of this quality, which is loaded once, before anything is timed."""
+        """Encode and decode with the model of this quality, which is loaded once, before anything is timed.
+
+        Raises `LalicError` if it cannot be loaded.
+        """
         assert quality is not None
         q = int(quality)
         if q not in self._models:
-            self._models[q] = self._build(quality=q, metric="mse", pretrained=True).eval()
+            try:
+                self._models[q] = self._build(quality=q, metric="mse", pretrained=True).eval()
+            except Exception as error:  # no such quality, no network, a damaged download: whatever the package meets
+                raise LalicError(f"{self.name} cannot be loaded at quality {q} ({error})") from error
         model, x = self._models[q], images.to_tensor(picture)
         height, width = x.shape[-2:]
         with torch.inference_mode():

@@ -43,10 +43,10 @@ class Session:
     bpp: tuple[float, float] | None = None
 
     def comparisons(self) -> list[Comparison]:
-        """lalic's curves against all others."""
-        anchors: list[Curve | Other] = [curve for curve in self.curves if curve.name != "lalic"]
-        anchors += self.others
-        return compare([curve for curve in self.curves if curve.name == "lalic"], anchors, self.bpp)
+        """lalic's curves against all others; where lalic was not measured, the first curve against them."""
+        tests = [curve for curve in self.curves if curve.name == "lalic"] or self.curves[:1]
+        anchors: list[Curve | Other] = [curve for curve in self.curves if curve not in tests]
+        return compare(tests, [*anchors, *self.others], self.bpp)
 
     def full_caption(self) -> str:
         """Device and versions, those of the codecs too."""
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([forms.as_json(curve, found.caption) for curve in found.curves], indent=2))
     else:
-        print(report(found))
+        print(report(found, args.each))
     if args.output is not None:
         for path in write(found, args.output):
             say(f"wrote {path}")
@@ -181,9 +181,9 @@ def _published(pictures: str) -> list[Other]:
     return list(found.values())
 
 
-def report(found: Session) -> str:
-    """The table, the comparisons, and what they were measured on."""
-    lines = [table(found.curves), ""]
+def report(found: Session, each: bool = False) -> str:
+    """The table, with `each` of the pictures, the comparisons, and what they were measured on."""
+    lines = [table(found.curves, each), ""]
     lines += [comparison.sentence() for comparison in found.comparisons()]
     lines.append(f"{found.pictures} picture{'s' if found.pictures > 1 else ''} of {found.name}; {found.caption}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lalic.errors import LalicError
 from lalic.eval.bdrate import METHODS, bd_rate, rate_at, within
-from lalic.eval.measure import Curve, decibels
+from lalic.eval.measure import Curve, Point, Row, decibels
 
 __all__ = ["METRICS", "Comparison", "Other", "compare", "table"]
 
@@ -90,17 +90,21 @@ def _one(test: str, anchor: str, metric: str, ours: list, theirs: list, bpp: tup
     return Comparison(test, anchor, metric, percent, first.low, first.high, first.share)
 
 
-def table(curves: Sequence[Curve]) -> str:
-    """A line a point: means over the pictures."""
+def table(curves: Sequence[Curve], each: bool = False) -> str:
+    """A line a point, means over the pictures; with `each` a line for each picture below it."""
     lines = []
     for curve in curves:
-        lines.append(f"{curve.title} ({curve.version})")
-        lines.append(_HEAD)
+        lines += [f"{curve.title} ({curve.version})", _HEAD]
         for point in curve.points:
-            similarity, timed = point.ms_ssim, point.decode_seconds
-            words = [f"{point.label or '-':>16}", f"{point.bpp:7.4f}", f"{point.psnr:6.3f}"]
-            words.append(f"{'-':>8}" if similarity is None else f"{similarity:8.5f}")
-            words.append(f"{'-':>6}" if similarity is None else f"{decibels(similarity):6.2f}")
-            words += [f"{point.encode_seconds:7.4f} s", f"{'-':>9}" if timed is None else f"{timed:7.4f} s"]
-            lines.append("  " + "  ".join(words))
+            lines.append(_line(point.label or "-", point))
+            lines += [_line(f"  {row.picture}", row) for row in point.rows if each]
     return "\n".join(lines)
+
+
+def _line(name: str, of: Point | Row) -> str:
+    close, timed = of.ms_ssim, of.decode_seconds
+    words = [f"{name:>16}", f"{of.bpp:7.4f}", f"{of.psnr:6.3f}"]
+    words.append(f"{'-':>8}" if close is None else f"{close:8.5f}")
+    words.append(f"{'-':>6}" if close is None else f"{decibels(close):6.2f}")
+    words += [f"{of.encode_seconds:7.4f} s", f"{'-':>9}" if timed is None else f"{timed:7.4f} s"]
+    return "  " + "  ".join(words)

@@ -121,7 +121,14 @@ def fake_compressai(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
             return {"x_hat": torch.nn.functional.interpolate(x, scale_factor=2)}
 
     zoo = ModuleType("compressai.zoo")
-    zoo.image_models = {"mbt2018-mean": lambda **options: asked.append(options) or Model()}
+
+    def build(quality: int, **options: object) -> Model:
+        if quality > 6:
+            raise ValueError("Invalid quality")
+        asked.append({"quality": quality, **options})
+        return Model()
+
+    zoo.image_models = {"mbt2018-mean": build, "mbt2018-vbr": build}
     package = ModuleType("compressai")
     package.zoo = zoo
     monkeypatch.setitem(sys.modules, "compressai", package)
@@ -138,8 +145,10 @@ def test_compressai_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [{"quality": 3, "metric": "mse", "pretrained": True}]  # loaded once
     assert coded.size == 3 * 64 * 64 + 5  # padded to 128 x 128 and halved both ways; and the 5
     assert coded.picture.size == picture.size and psnr(picture, coded.picture) > 20
-    with pytest.raises(LalicError, match="expected compressai- and one of mbt2018-mean"):
+    with pytest.raises(LalicError, match=r"expected compressai- and one of mbt2018-mean$"):
         make("compressai-vgg")
+    with pytest.raises(LalicError, match="cannot be loaded at quality 8"):
+        codec.code(picture, 8)
 
 
 # VTM
