@@ -1,7 +1,7 @@
 """Registration with torch.library: op, shape function for compilation, gradient, FLOP and byte formulas.
 
-Ops live in the namespace torch.ops.lalic_kernels. A forward op that has a gradient is a `torch.library.custom_op`; its
-gradient is a second op, so that torch.compile and AOTAutograd see two opaque calls and need not trace into either.
+Ops live in the namespace torch.ops.lalic_kernels. The gradient of a forward op is a second op, so that torch.compile and
+AOTAutograd see two opaque calls and need not trace into either.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ NAMESPACE = "lalic_kernels"
 _BYTES: dict[str, Callable[..., int]] = {}
 
 
-def forward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register a forward op and its shape function; returns the op, to which `gradient` may attach a backward.
+def forward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register a forward op and its shape function; `gradient` attaches a backward.
+
+    Not a `torch.library.custom_op` either, which is the same but for two things: its first call imports the whole
+    compiler, a second of a process that only wants to see a picture, and every call compares all storages.
 
     Args:
         name: without namespace.
@@ -26,16 +29,21 @@ def forward_op(name: str, schema: str, implementation: Callable[..., Any], fake:
         implementation: runs on every device; must return fresh contiguous tensors.
         fake: same signature; returns empty tensors of the result's shape, dtype and device.
     """
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", implementation, mutates_args=(), schema=schema)
-    op.register_fake(fake)
-    return op
+    full = f"{NAMESPACE}::{name}"
+    torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(full, "default", implementation)
+    torch.library.register_fake(full, fake)
+
+
+def gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Register the gradient of a forward op, in the form of `torch.library.register_autograd`."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
 
 
 def backward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register the op that computes a gradient; returns its callable.
 
-    Not a custom_op: those switch autograd off inside their implementation, and some of ours differentiate a torch
-    function. Such an op has no gradient of its own. torch would warn and go on with a wrong second derivative, so the
+    Such an op has no gradient of its own: its implementation may differentiate a torch function. torch would warn and go on with a wrong second derivative, so the
     callable raises where the first is asked for in a form to differentiate (create_graph=True).
     """
     full = f"{NAMESPACE}::{name}"

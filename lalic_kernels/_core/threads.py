@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 _lock = threading.Lock()
@@ -36,6 +37,12 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
+
+
+def flat_array(x: torch.Tensor) -> np.ndarray:
+    """All elements of a contiguous CPU tensor as compiled code takes them, without a copy; bfloat16 as uint16."""
+    flat = x.detach().view(-1)
+    return flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy()
 
 
 def run_ranges(kernel: Callable[[int, int], None], items: int, *, least: int = 1) -> None:

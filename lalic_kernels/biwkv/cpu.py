@@ -1,4 +1,4 @@
-"""Bidirectional WKV for CPUs: compiled with numba, linear in T, forward and backward, float32.
+"""Bidirectional WKV for CPUs: compiled with numba, linear in T, forward and backward, computed in float32.
 
 The sequence is cut into chunks. Inside a chunk the weights ``exp(-w * distance)`` stay within ``exp(+-RANGE)``, so one
 exponential per element against a per-chunk, per-channel maximum serves both directions, numerator and denominator.
@@ -18,17 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._core.threads import run_ranges
-from . import cpu_loops as loops
+from .._core import numba_support
+from .._core.threads import flat_array, run_ranges
+
+if numba_support.INSTALLED:
+    from . import cpu_loops as loops
 
 RANGE = 20.0
 CHUNK = 64
 _MIN_CHUNK = 4
-
-
-def available() -> bool:
-    """Whether numba is importable, and so whether this path can run."""
-    return loops.NUMBA
 
 
 def chunk_length(w: Tensor, T: int) -> int:
@@ -98,13 +96,14 @@ class _Call:
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return x.detach().numpy()
+    return flat_array(x).reshape(x.shape)
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
-    """y (B, T, C) float32 from w, u (C,) and k, v (B, T, C), all contiguous float32 on the CPU.
+    """y (B, T, C) from w, u (C,) float32 and k, v (B, T, C), all contiguous on the CPU, k, v and y of one dtype.
 
-    With `gate`, as k, the result is sigmoid(gate) * y. Raises ``ValueError`` where ``supports(w, u, T)`` is false.
+    That is float32 or bfloat16, which is widened and rounded a chunk at a time. With `gate`, as k, the result is
+    sigmoid(gate) * y. Raises ``ValueError`` where ``supports(w, u, T)`` is false.
     """
     if k.numel() == 0:
         return torch.empty_like(k)
@@ -114,7 +113,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
     y = torch.empty_like(k)
     x = call.summaries(None)
     x.chain(call.w, call.chunk, call.T, call.per, call.B)
-    call.apply(x, y.numpy(), None if gate is None else _array(gate), None, None, None)
+    call.apply(x, _array(y), None if gate is None else _array(gate), None, None, None)
     return y
 
 

@@ -1,62 +1,89 @@
 """The loops of BiWKV's CPU path, compiled by numba: no allocation of k's size, no threads; `cpu.py` calls them.
 
-An argument that may be None makes another compiled version, in which what it stands for costs nothing.
+An argument that may be None makes another compiled version, in which what it stands for costs nothing. So does a dtype:
+where k, v, gate and y may be uint16 that holds bfloat16, a chunk is widened on its way in and rounded on its way out.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from typing import Any
 
 import numpy as np
+from numba import njit, types
+from numba.extending import overload
 
-njit: Any
-try:
-    from numba import njit
-except ImportError:  # the torch path serves; `python -m lalic_kernels.info` shows it
-
-    def njit(**options: Any) -> Any:
-        """Stand-in that leaves functions as they are, so that the module imports; none of them is called."""
-        return lambda function: function
-
-
-NUMBA = importlib.util.find_spec("numba") is not None
+from lalic_kernels._core.floats import OPTIONS as _OPTIONS
+from lalic_kernels._core.floats import exp as _exp
+from lalic_kernels._core.floats import sigmoid, stored, wide
 
 f32 = np.float32
-_LOG2E = f32(1.4426950408889634)
-_LN2_HI = f32(0.693359375)
-_LN2_LO = f32(-2.12194440e-4)
-_LOWEST = f32(-87.0)
 WIDTH = 32  # channels that `gradients` takes at a time
 
-# 'contract' lets a*b+c become one fused operation; nothing else is relaxed, so infinities and order keep their meaning.
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+def _room(x, chunk):
+    """Where a chunk of x is widened to: of no size for float32, which needs no such place."""
 
 
-@njit(inline="always")
-def _exp(x):
-    """exp for float32 in plain arithmetic, so that the loop round it vectorises; 1e-7 relative, 0 below -87."""
-    clipped = max(x, _LOWEST)
-    n = np.floor(clipped * _LOG2E + f32(0.5))
-    r = clipped - n * _LN2_HI
-    r = r - n * _LN2_LO
-    p = f32(1.9875691500e-4)
-    p = p * r + f32(1.3981999507e-3)
-    p = p * r + f32(8.3334519073e-3)
-    p = p * r + f32(4.1665795894e-2)
-    p = p * r + f32(1.6666665459e-1)
-    p = p * r + f32(5.0000001201e-1)
-    y = p * r * r + r + f32(1.0)
-    scale = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return y * scale if x > _LOWEST else f32(0.0)
+def _rows(x, b, first, length, room):
+    """A stretch of tokens of x (B, T, C) in float32: a view, or from bfloat16 a copy in `room`."""
+
+
+def _target(y, b, first, length, room):
+    """Where the float32 result of a stretch goes: a view of y (B, T, C), or `room`."""
+
+
+def _leave(y, b, first, length, result):
+    """Round `result` (length, C) into y (B, T, C), where it is not a view of y already; to nearest, ties to even."""
+
+
+@overload(_room)
+def _typed_room(x, chunk):
+    if x.dtype == types.float32:
+        return lambda x, chunk: np.empty((0, x.shape[2]), np.float32)
+    return lambda x, chunk: np.empty((chunk, x.shape[2]), np.float32)
+
+
+@overload(_rows)
+def _typed_rows(x, b, first, length, room):
+    if x.dtype == types.float32:
+        return lambda x, b, first, length, room: x[b, first : first + length]
+
+    def widened(x, b, first, length, room):
+        for t in range(length):
+            row, target = x[b, first + t], room[t]
+            for c in range(x.shape[2]):
+                target[c] = wide(row[c])
+        return room[:length]
+
+    return widened
+
+
+@overload(_target)
+def _typed_target(y, b, first, length, room):
+    if y.dtype == types.float32:
+        return lambda y, b, first, length, room: y[b, first : first + length]
+    return lambda y, b, first, length, room: room[:length]
+
+
+@overload(_leave)
+def _typed_leave(y, b, first, length, result):
+    if y.dtype == types.float32:
+        return lambda y, b, first, length, result: None
+
+    def rounded(y, b, first, length, result):
+        for t in range(length):
+            row, source = y[b, first + t], result[t]
+            for c in range(y.shape[2]):
+                row[c] = stored(y, source[c])
+
+    return rounded
 
 
 @njit(**_OPTIONS)
-def _shifted(v, b, first, length, centre, out):
-    """out (length, C) = v - centre for a stretch of tokens."""
+def _shifted(values, length, centre, out):
+    """out (length, C) = values - centre for a stretch of tokens."""
     for t in range(length):
-        row, target = v[b, first + t], out[t]
+        row, target = values[t], out[t]
         for c in range(centre.shape[0]):
             target[c] = row[c] - centre[c]
 
@@ -70,33 +97,35 @@ def summaries(k, v, em1, chunk, start, stop, top, a1, a2, b1, b2, own):
     T, C = k.shape[1], k.shape[2]
     per = (T + chunk - 1) // chunk
     p = np.empty((chunk, C), np.float32)
-    moved = np.empty((0 if own is None else chunk, C), np.float32)
+    moved, m = np.empty((0 if own is None else chunk, C), np.float32), np.empty(C, np.float32)
+    room_k, room_v = _room(k, chunk), _room(v, chunk)
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
         length = min(chunk, T - first)
-        m = np.full(C, f32(-np.inf))
+        keys, values = _rows(k, b, first, length, room_k), _rows(v, b, first, length, room_v)
+        for c in range(C):
+            m[c] = f32(-np.inf)
         if own is None:
-            values = v[b, first : first + length]
             for t in range(length):
-                row = k[b, first + t]
+                row = keys[t]
                 for c in range(C):
                     m[c] = max(m[c], row[c])
         else:
-            z, values = own[item], moved[:length]
-            z[:] = f32(0.0)
+            z = own[item]
+            for c in range(C):
+                z[c] = f32(0.0)
             for t in range(length):
-                row, value = k[b, first + t], v[b, first + t]
+                row, value = keys[t], values[t]
                 for c in range(C):
                     z[c] = value[c] if row[c] > m[c] else z[c]
                     m[c] = max(m[c], row[c])
-            _shifted(v, b, first, length, z, values)
+            _shifted(values, length, z, moved)
+            values = moved[:length]
         x1, x2, y1, y2 = a1[item], a2[item], b1[item], b2[item]
-        x1[:] = f32(0.0)
-        x2[:] = f32(0.0)
-        y1[:] = f32(0.0)
-        y2[:] = f32(0.0)
+        for c in range(C):
+            x1[c], x2[c], y1[c], y2[c] = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
         for t in range(length):
-            row, value, weight = k[b, first + t], values[t], p[t]
+            row, value, weight = keys[t], values[t], p[t]
             for c in range(C):
                 e = _exp(row[c] - m[c])
                 weight[c] = e
@@ -153,10 +182,11 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
     A sum is mantissa * exp(exponent). The exponent follows the larger of what comes in and what the chunk adds.
     """
     C = w.shape[0]
+    s1, s2, m = np.empty(C), np.empty(C), np.empty(C)
     for b in range(start, stop):
         for side in range(2):
-            s1, s2 = np.zeros(C), np.zeros(C)
-            m = np.full(C, -np.inf)
+            for c in range(C):
+                s1[c], s2[c], m[c] = 0.0, 0.0, -np.inf
             for step in range(per):
                 j = b * per + (step if side == 0 else per - 1 - step)
                 o1, o2, om = (l1[j], l2[j], lm[j]) if side == 0 else (r1[j], r2[j], rm[j])
@@ -190,22 +220,23 @@ def apply(k, v, gate, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, 
     p = np.empty((chunk, C), np.float32)
     left1, left2 = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
     moved = np.empty((0 if centre is None else chunk, C), np.float32)
+    room_k, room_v, room_y = _room(k, chunk), _room(v, chunk), _room(y, chunk)
     x1, x2, ref = np.empty(C, np.float32), np.empty(C, np.float32), np.empty(C, np.float32)
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
         length = min(chunk, T - first)
-        if centre is None:
-            values = v[b, first : first + length]
-        else:
+        keys, values = _rows(k, b, first, length, room_k), _rows(v, b, first, length, room_v)
+        result = _target(y, b, first, length, room_y)
+        if centre is not None:
+            _shifted(values, length, centre[b], moved)
             values = moved[:length]
-            _shifted(v, b, first, length, centre[b], values)
         for c in range(C):
             ref[c] = f32(max(top[item, c], lm[item, c], rm[item, c]))
             scale = _exp(f32(lm[item, c] - ref[c]))
             x1[c] = l1[item, c] * scale
             x2[c] = l2[item, c] * scale
         for t in range(length):
-            row, value, weight, o1, o2 = k[b, first + t], values[t], p[t], left1[t], left2[t]
+            row, value, weight, o1, o2 = keys[t], values[t], p[t], left1[t], left2[t]
             for c in range(C):
                 e = _exp(row[c] - ref[c])
                 weight[c] = e
@@ -218,7 +249,7 @@ def apply(k, v, gate, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, 
             x1[c] = r1[item, c] * scale
             x2[c] = r2[item, c] * scale
         for t in range(length - 1, -1, -1):
-            value, weight, o1, o2, out = values[t], p[t], left1[t], left2[t], y[b, first + t]
+            value, weight, o1, o2, out = values[t], p[t], left1[t], left2[t], result[t]
             for c in range(C):
                 e = weight[c]
                 d = o2[c] + x2[c]
@@ -227,11 +258,12 @@ def apply(k, v, gate, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, 
                 x1[c] += x1[c] * em1[c] + e * value[c]
                 x2[c] += x2[c] * em1[c] + e
         if gate is not None:  # a loop of its own: with one array more the loop above would not be vectorised
+            gates = _rows(gate, b, first, length, room_k)
             for t in range(length):
-                receptance, out = gate[b, first + t], y[b, first + t]
+                receptance, out = gates[t], result[t]
                 for c in range(C):
-                    z = _exp(-abs(receptance[c]))
-                    out[c] *= (f32(1.0) if receptance[c] >= f32(0.0) else z) / (f32(1.0) + z)
+                    out[c] *= sigmoid(receptance[c])
+        _leave(y, b, first, length, result)
         if inv is not None:
             for c in range(C):
                 base[item, c] = ref[c]
@@ -260,10 +292,8 @@ def gradient_summaries(gy, y, inv, base, em1, chunk, start, stop, top, unit, a1,
             scale[c] = f32(1.0) / peak[c]
             top[item, c] = math.log(peak[c]) - np.float64(base[item, c])
         x1, x2, y1, y2 = a1[item], a2[item], b1[item], b2[item]
-        x1[:] = f32(0.0)
-        x2[:] = f32(0.0)
-        y1[:] = f32(0.0)
-        y2[:] = f32(0.0)
+        for c in range(C):
+            x1[c], x2[c], y1[c], y2[c] = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
         for t in range(length):
             g, out, d = gy[b, first + t], y[b, first + t], inv[b, first + t]
             for c in range(C):

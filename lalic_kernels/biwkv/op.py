@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import autocast, checks, dispatch, registration
+from lalic_kernels._core import autocast, checks, dispatch, numba_support, registration
 from lalic_kernels._core.launch import blocks, on
 from lalic_kernels.biwkv import batching, cpu, launches, reference, scan
 
-OP = dispatch.add(dispatch.Op("biwkv", cpu_available=cpu.available))
+OP = dispatch.add(dispatch.Op("biwkv", cpu_available=numba_support.available))
 BACKWARD = "like the forward for triton and cpu; otherwise autograd through the linear-time torch path, recomputed"
 CPU_RANGE = (
     f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
@@ -86,6 +86,8 @@ def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, ba
     if chosen == "triton":
         return _launch(w, u, k, v, gate)
     if chosen == "cpu":
+        if k.dtype == torch.bfloat16:  # the compiled code reads and writes it
+            return cpu.forward(*_plain(w, u), *(x.contiguous() for x in (k, v, *given)))
         return cpu.forward(*_plain(w, u, k, v, *given)).to(k.dtype)
     return scan.biwkv(w, u, k, v, gate).contiguous()
 
@@ -211,14 +213,14 @@ def _with_gate(ctx, grads: _Grads):
 
 
 _TENSORS = "Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate"
-_FORWARD_OP = registration.forward_op("biwkv", f"({_TENSORS}, str backend) -> Tensor", _forward, _forward_fake)
+registration.forward_op("biwkv", f"({_TENSORS}, str backend) -> Tensor", _forward, _forward_fake)
 _BACKWARD_OP = registration.backward_op(
     "biwkv_backward",
     f"({_TENSORS}, Tensor grad, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("biwkv", _gradient, _setup_context)
 registration.vmap("biwkv", batching.forward_rule(torch.ops.lalic_kernels.biwkv.default))
 registration.vmap("biwkv_backward", batching.backward_rule(torch.ops.lalic_kernels.biwkv_backward.default))
 

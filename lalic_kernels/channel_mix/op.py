@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
+from lalic_kernels._core import checks, dispatch, numba_support, registration
 from lalic_kernels._core import residual as _residual
 from lalic_kernels._core.launch import blocks, on
 from lalic_kernels.biwkv.launches import architecture
-from lalic_kernels.channel_mix import launches, reference, torch_path
+from lalic_kernels.channel_mix import cpu, launches, reference, torch_path
 
-OP = dispatch.add(dispatch.Op("channel_mix"))
+OP = dispatch.add(dispatch.Op("channel_mix", cpu_available=numba_support.available))
 BACKWARD = "torch's matrix products over stretches of tokens, the forward computed again (CUDA too)"
 
 
@@ -39,7 +39,7 @@ def channel_mix(
         value: shape (C, F).
         residual: shape (B, H, W, C), in x's dtype or float32, or None.
         gamma: shape (C,), in x's dtype or float32; with residual, and only with it.
-        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "torch", "reference".
+        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. Sums are float32; the hidden layer
@@ -89,8 +89,9 @@ def _forward(
         scale = None if gamma is None else gamma.float().contiguous()
         if (found := launch(flat, key, receptance, value, rest, scale)) is not None:
             return found.view(x.shape)
+    forward = cpu.forward if chosen == "cpu" else torch_path.forward
     with registration.no_autocast(x.device):
-        return torch_path.forward(flat, key, receptance, value, rest, gamma).view(x.shape)
+        return forward(flat, key, receptance, value, rest, gamma).view(x.shape)
 
 
 def launch(
@@ -147,7 +148,7 @@ def _gradient(ctx, grad: Tensor):
 
 
 _MATRICES = "Tensor x, Tensor key, Tensor receptance, Tensor value"
-_FORWARD_OP = registration.forward_op(
+registration.forward_op(
     "channel_mix", f"({_MATRICES}, Tensor? residual, Tensor? gamma, str backend) -> Tensor", _forward, _forward_fake
 )
 _BACKWARD_OP = registration.backward_op(
@@ -156,7 +157,7 @@ _BACKWARD_OP = registration.backward_op(
     _backward,
     _backward_fake,
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("channel_mix", _gradient, _setup_context)
 registration.flops(
     "channel_mix",
     lambda x, key, *_, **__: 2 * x[0] * x[1] * x[2] * x[3] * (2 * key[0] + x[3]),

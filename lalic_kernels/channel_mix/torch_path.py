@@ -1,7 +1,7 @@
 """Channel mix through torch's matrix products over stretches of tokens: no hidden layer of the whole image.
 
-For CPUs, for float64, for widths beyond the kernel's table, and for the backward of all. Rows are tokens; tensors are
-contiguous and of one dtype, but for residual and gamma.
+For float64, for float16 on CPUs and CPUs without numba, for widths beyond the kernel's table, and for the backward of
+all. Rows are tokens; tensors are contiguous and of one dtype, but for residual and gamma.
 """
 
 from __future__ import annotations

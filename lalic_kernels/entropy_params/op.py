@@ -203,13 +203,11 @@ _TENSORS = (
     "Tensor x, Tensor mix_weight, Tensor mix_bias, Tensor norm_weight, Tensor norm_bias, "
     "Tensor key, Tensor receptance, Tensor value, Tensor? partial"
 )
-_FORWARD_OP = registration.forward_op(
-    "entropy_params", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake
-)
+registration.forward_op("entropy_params", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake)
 _BACKWARD_OP = registration.backward_op(
     "entropy_params_backward", f"({_TENSORS}, Tensor grad, float eps) -> Tensor[]", _backward, _backward_fake
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("entropy_params", _gradient, _setup_context)
 registration.flops(
     "entropy_params",
     lambda x, mix_weight, *_, **__: 2 * x[0] * x[1] * mix_weight[0] * (x[2] + 5 * mix_weight[0]),

@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from lalic_kernels._core.threads import run_ranges
-from lalic_kernels.biwkv.cpu_loops import NUMBA
 
 _LEAST_ELEMENTS = 16384  # below some ten thousand a thread costs more than it saves
-
-
-def available() -> bool:
-    """Whether numba is importable, and so whether this path can run."""
-    return NUMBA
 
 
 def forward(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:

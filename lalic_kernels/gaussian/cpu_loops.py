@@ -5,20 +5,17 @@ The arithmetic is that of `kernels.py`, where the tail's formula is explained.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numba import njit
 
-from lalic_kernels.biwkv.cpu_loops import _exp, njit
+from lalic_kernels._core.floats import OPTIONS as _OPTIONS
+from lalic_kernels._core.floats import exp as _exp
 from lalic_kernels.gaussian.reference import LIKELIHOOD_MIN, SCALE_MIN
 
 f32 = np.float32
 _SCALE_MIN, _MASS_MIN = f32(SCALE_MIN), f32(LIKELIHOOD_MIN)
 _DENSITY = f32(0.3989422804014327)
 BLOCK = 1024  # elements that `gradients` computes before it writes them
-
-# 'contract' lets a*b+c become one fused operation; nothing else is relaxed, so what is not a number stays so.
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @njit(inline="always")

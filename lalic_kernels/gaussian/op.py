@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
+from lalic_kernels._core import checks, dispatch, numba_support, registration
 from lalic_kernels._core.launch import Launch, blocks, on
 from lalic_kernels.gaussian import cpu, reference, torch_path
 from lalic_kernels.gaussian.reference import LIKELIHOOD_MIN, SCALE_MIN
 
-OP = dispatch.add(dispatch.Op("gaussian_likelihood", cpu_available=cpu.available, folder="gaussian"))
+OP = dispatch.add(dispatch.Op("gaussian_likelihood", cpu_available=numba_support.available, folder="gaussian"))
 BACKWARD = "as the forward: one Triton kernel on CUDA, compiled code on the CPU, else torch; the forward computed again"
 
 # 1024 elements a program, eight a thread: 16-byte vectors of float32 where columns and strides allow.
@@ -150,16 +150,14 @@ def _gradient(ctx, grad: Tensor):
 
 
 _ARGUMENTS = "Tensor y, Tensor scales, Tensor means"
-_FORWARD_OP = registration.forward_op(
-    "gaussian_likelihood", f"({_ARGUMENTS}, str backend) -> Tensor", _forward, _forward_fake
-)
+registration.forward_op("gaussian_likelihood", f"({_ARGUMENTS}, str backend) -> Tensor", _forward, _forward_fake)
 _BACKWARD_OP = registration.backward_op(
     "gaussian_likelihood_backward",
     f"({_ARGUMENTS}, Tensor grad, str backend) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("gaussian_likelihood", _gradient, _setup_context)
 # As in the kernel: for each of two tails a polynomial of 18 operations and 7 round it, an exponential counting as one
 # and 2 before it; 13 for the rest, a division counting as one.
 registration.flops("gaussian_likelihood", lambda y, *_, **__: 69 * math.prod(y))

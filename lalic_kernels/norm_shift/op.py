@@ -7,11 +7,11 @@ import functools
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
+from lalic_kernels._core import checks, dispatch, numba_support, registration
 from lalic_kernels.norm_shift import reference, torch_path
 from lalic_kernels.token_shift import cpu, launches
 
-OP = dispatch.add(dispatch.Op("norm_shift", cpu_available=cpu.available))
+OP = dispatch.add(dispatch.Op("norm_shift", cpu_available=numba_support.available))
 BACKWARD = "like the forward for triton, and for cpu but for the norm's, which is torch's; otherwise torch, recomputed"
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight"
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -151,16 +151,14 @@ def _gradient(ctx, grad: Tensor):
     return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.eps, ctx.backend), None, None
 
 
-_FORWARD_OP = registration.forward_op(
-    "norm_shift", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake
-)
+registration.forward_op("norm_shift", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake)
 _BACKWARD_OP = registration.backward_op(
     "norm_shift_backward",
     f"({_TENSORS}, Tensor grad, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("norm_shift", _gradient, _setup_context)
 # The shift's 25 products and additions; 8 for the norm: mean, variance, centring, scaling, scale and offset.
 registration.flops("norm_shift", lambda x, *_, **__: 58 * x[0] * x[1] * x[2] * x[3])
 registration.moved_bytes(

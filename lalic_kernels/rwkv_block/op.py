@@ -25,8 +25,7 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
         parameters: of C channels; each in x's dtype or float32.
-        backend: None for the rule in `lalic_kernels._core.dispatch`, or one of its names: each op follows it, but for
-            "cpu", which leaves the channel mix to "torch".
+        backend: None for the rule in `lalic_kernels._core.dispatch`, or one of its names: each op follows it.
 
     Returns:
         Shape (B, H, W, C), contiguous, in x's dtype. Inside `torch.autocast` the mixes' products are in its dtype.
@@ -57,8 +56,7 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     )
     s = norm_shift(x, p.norm2_weight, p.norm2_bias, p.shift2, eps=p.eps, backend=backend)
     matrices = (p.channel_key, p.channel_receptance, p.channel_value)
-    # Its products are torch's on a CPU, whatever is compiled for the others.
-    return channel_mix(s, *matrices, residual=x, gamma=p.gamma2, backend="torch" if backend == "cpu" else backend)
+    return channel_mix(s, *matrices, residual=x, gamma=p.gamma2, backend=backend)
 
 
 def _needs_ops(x: Tensor, p: BlockParameters) -> bool:

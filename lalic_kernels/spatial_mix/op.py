@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
+from lalic_kernels._core import checks, dispatch, numba_support, registration
 from lalic_kernels._core import residual as _residual
 from lalic_kernels._core.launch import on
-from lalic_kernels.biwkv import cpu as _cpu
 from lalic_kernels.biwkv.launches import architecture
 from lalic_kernels.spatial_mix import launches, reference, torch_path
 
-OP = dispatch.add(dispatch.Op("spatial_mix", cpu_available=_cpu.available))
+OP = dispatch.add(dispatch.Op("spatial_mix", cpu_available=numba_support.available))
 BACKWARD = "BiWKV's own backward, and torch's matrix products; k, v, r and y computed again (CUDA too)"
 
 
@@ -105,8 +104,8 @@ def _forward(
         scale = None if gamma is None else gamma.float().contiguous()
         return linear(y, output.contiguous(), 1, rest, scale).view(x.shape)
     with registration.no_autocast(x.device):
-        # BiWKV's compiled code takes float32: a stretch is widened while it is in the cache, not the planes afterwards.
-        wide = torch.float32 if x.device.type == "cpu" and x.dtype != torch.float64 else None
+        # BiWKV's compiled code widens float16 as a whole: better a stretch, while it is in the cache.
+        wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else None
         kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
         return torch_path.project(torch_path.biwkv(decay, boost, kvr, backend), output, rest, gamma).view(x.shape)
 
@@ -180,7 +179,7 @@ def _gradient(ctx, grad: Tensor):
 
 
 _TENSORS = "Tensor x, Tensor decay, Tensor boost, Tensor key, Tensor value, Tensor receptance, Tensor output, "
-_FORWARD_OP = registration.forward_op(
+registration.forward_op(
     "spatial_mix", f"({_TENSORS}Tensor? residual, Tensor? gamma, str backend) -> Tensor", _forward, _forward_fake
 )
 _BACKWARD_OP = registration.backward_op(
@@ -189,7 +188,7 @@ _BACKWARD_OP = registration.backward_op(
     _backward,
     _backward_fake,
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("spatial_mix", _gradient, _setup_context)
 # Four products, and BiWKV with its gate as that op counts.
 registration.flops("spatial_mix", lambda x, *_, **__: x[0] * x[1] * x[2] * x[3] * (8 * x[3] + 33))
 registration.moved_bytes(

@@ -6,23 +6,15 @@ plain x86-64 cannot convert it. The same bits on any number of threads.
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.threads import run_ranges
+from lalic_kernels._core.threads import flat_array, run_ranges
 
-NUMBA = importlib.util.find_spec("numba") is not None
 # Below some ten thousand elements a thread costs more than it saves; a range starts by filling its ring, four lines.
 _LEAST_ELEMENTS, _LEAST_LINES = 16384, 4
 _SHARE_LINES = 16  # lines of a share of the weight's gradient: by size alone, so that threads do not matter
-
-
-def available() -> bool:
-    """Whether numba is importable, and so whether this path can run."""
-    return NUMBA
 
 
 def forward(
@@ -39,8 +31,8 @@ def forward(
     x = x.detach().contiguous()
     y = torch.empty_like(x)
     arguments = (
-        _flat(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
-        norm_weight is not None, blocked_taps(weight), _flat(y), height, width, channels,
+        flat_array(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
+        norm_weight is not None, blocked_taps(weight), flat_array(y), height, width, channels,
     )  # fmt: skip
     least = max(_LEAST_LINES, _LEAST_ELEMENTS // (width * channels))
     run_ranges(lambda start, stop: cpu_lines.forward_lines(*arguments, start, stop), batch * height, least=least)
@@ -70,8 +62,8 @@ def backward(
     items = batch * -(-height // _SHARE_LINES)
     parts = np.empty((items, -(-channels // 16), 25, 16), np.float32)
     arguments = (
-        _flat(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
-        norm_weight is not None, _flat(grad), parts.reshape(-1), height, width, channels, _SHARE_LINES,
+        flat_array(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
+        norm_weight is not None, flat_array(grad), parts.reshape(-1), height, width, channels, _SHARE_LINES,
     )  # fmt: skip
     run_ranges(lambda start, stop: cpu_lines.gradient_lines(*arguments, start, stop), items)
     of_weight = parts.sum(0, dtype=np.float64).astype(np.float32).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
@@ -92,9 +84,3 @@ def _padded(vector: Tensor | None, channels: int) -> np.ndarray:
     if vector is not None:
         found[:channels] = vector.detach().float().numpy()
     return found
-
-
-def _flat(x: Tensor) -> np.ndarray:
-    """All elements of a contiguous tensor, without a copy; bfloat16 as uint16."""
-    flat = x.view(-1)
-    return flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy()

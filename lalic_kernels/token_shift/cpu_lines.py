@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from lalic_kernels._core.floats import wide
 from lalic_kernels._core.simd import add, fma, load, mul, splat, store, sub, total
 
 PIXELS = 4  # whose sums are kept in registers together
@@ -100,10 +101,9 @@ def _enter(x, first, norm_weight, norm_bias, eps, normed, ring, slot, means, fac
 
 @njit(**_OPTIONS)
 def _last(x, start, count, pixel):
-    """The channels that fill no vector: to pixel[:16], zeros behind them, by way of a vector if they are bfloat16."""
-    some = np.zeros(16, x.dtype)
-    some[:count] = x[start : start + count]
-    store(pixel, 0, load(some, 0))
+    """The channels that fill no vector: to pixel[:16], zeros behind them."""
+    for c in range(16):
+        pixel[c] = wide(x[start + c]) if c < count else f32(0.0)
 
 
 @njit(**_OPTIONS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
+from lalic_kernels._core import checks, dispatch, numba_support, registration
 from lalic_kernels.token_shift import cpu, launches, reference, torch_path
 
-OP = dispatch.add(dispatch.Op("token_shift", cpu_available=cpu.available))
+OP = dispatch.add(dispatch.Op("token_shift", cpu_available=numba_support.available))
 BACKWARD = "like the forward for triton and cpu; otherwise autograd through the torch path"
 
 
@@ -124,15 +124,13 @@ def _gradient(ctx, grad: Tensor):
     return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend), None
 
 
-_FORWARD_OP = registration.forward_op(
-    "token_shift", "(Tensor x, Tensor weight, str backend) -> Tensor", _forward, _forward_fake
-)
+registration.forward_op("token_shift", "(Tensor x, Tensor weight, str backend) -> Tensor", _forward, _forward_fake)
 _BACKWARD_OP = registration.backward_op(
     "token_shift_backward",
     "(Tensor x, Tensor weight, Tensor grad, str backend) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
-_FORWARD_OP.register_autograd(_gradient, setup_context=_setup_context)
+registration.gradient("token_shift", _gradient, _setup_context)
 registration.flops("token_shift", lambda x, weight, backend, **_: 50 * x[0] * x[1] * x[2] * x[3])
 registration.moved_bytes("token_shift", lambda x, weight: registration.nbytes(x, weight, x))

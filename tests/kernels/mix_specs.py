@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from op_specs import Arguments, BadCall, OpSpec, _normal, _with
+from op_specs import CPU_BACKENDS, Arguments, BadCall, OpSpec, _normal, _with
 
 import lalic_kernels
-from lalic_kernels.biwkv import cpu as biwkv_cpu
 from lalic_kernels.channel_mix import reference as channel_reference
 from lalic_kernels.spatial_mix import reference as spatial_reference
 
@@ -69,7 +68,7 @@ CHANNEL_MIX = OpSpec(
         "gamma is float16": BadCall(_with(gamma=lambda a: a["gamma"].half()), TypeError, ("gamma must be float32",)),
         "key is elsewhere": BadCall(_with(key=lambda a: a["key"].to("meta")), ValueError, ("key must be on", "meta")),
     },
-    cpu_backends=("torch",),
+    cpu_backends=CPU_BACKENDS,
     multiplies_matrices=True,
     registered=lambda a, backend: (*a.values(), backend),
     flops=lambda s: 2 * s[0] * s[1] * s[2] * s[3] ** 2 * (2 * s[4] + 1),
@@ -135,7 +134,7 @@ SPATIAL_MIX = OpSpec(
             _with(boost=lambda a: a["boost"].to("meta")), ValueError, ("boost must be on", "meta")
         ),
     },
-    cpu_backends=("torch",) + (("cpu",) if biwkv_cpu.available() else ()),
+    cpu_backends=CPU_BACKENDS,
     multiplies_matrices=True,
     registered=lambda a, backend: (*a.values(), backend),
     flops=lambda s: s[0] * s[1] * s[2] * s[3] * (8 * s[3] + 33),

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels.biwkv import cpu as biwkv_cpu
+from lalic_kernels._core import numba_support
 from lalic_kernels.biwkv import reference as biwkv_reference
 from lalic_kernels.entropy_params import reference as entropy_reference
-from lalic_kernels.gaussian import cpu as gaussian_cpu
 from lalic_kernels.gaussian import reference as gaussian_reference
 from lalic_kernels.norm_shift import reference as norm_shift_reference
-from lalic_kernels.token_shift import cpu as shift_cpu
 from lalic_kernels.token_shift import reference as shift_reference
 
 Arguments = dict[str, Tensor]
+CPU_BACKENDS = ("torch", "cpu") if numba_support.INSTALLED else ("torch",)  # of an op with compiled code
 
 
 def _why_no_interpreter() -> str:
@@ -175,7 +174,7 @@ BIWKV = OpSpec(
         "v is elsewhere": BadCall(_with(v=lambda a: a["v"].to("meta")), ValueError, ("v must be on", "meta")),
         "k is sparse": BadCall(_with(k=lambda a: a["k"].to_sparse()), ValueError, ("k must be a strided", "sparse")),
     },
-    cpu_backends=("torch",) + (("cpu",) if biwkv_cpu.available() else ()),
+    cpu_backends=CPU_BACKENDS,
     registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], None, backend),
     flops=lambda s: 29 * s[0] * s[1] * s[2],
     bytes=lambda s: 4 * (3 * s[0] * s[1] * s[2] + 2 * s[2]),
@@ -244,7 +243,7 @@ TOKEN_SHIFT = OpSpec(
             _with(weight=lambda a: a["weight"].to("meta")), ValueError, ("weight must be on", "meta")
         ),
     },
-    cpu_backends=("torch",) + (("cpu",) if shift_cpu.available() else ()),
+    cpu_backends=CPU_BACKENDS,
     registered=lambda a, backend: (a["x"], a["weight"], backend),
     flops=lambda s: 50 * s[0] * s[1] * s[2] * s[3],
     bytes=lambda s: 4 * (2 * s[0] * s[1] * s[2] * s[3] + 25 * s[3]),
@@ -287,7 +286,7 @@ NORM_SHIFT = OpSpec(
             _with(weight=lambda a: a["weight"].to("meta")), ValueError, ("weight must be on", "meta")
         ),
     },
-    cpu_backends=("torch",) + (("cpu",) if shift_cpu.available() else ()),
+    cpu_backends=CPU_BACKENDS,
     registered=lambda a, backend: (*a.values(), 1e-5, backend),
     flops=lambda s: 58 * s[0] * s[1] * s[2] * s[3],
     bytes=lambda s: 4 * (2 * s[0] * s[1] * s[2] * s[3] + 27 * s[3]),
@@ -413,7 +412,7 @@ GAUSSIAN_LIKELIHOOD = OpSpec(
             _with(means=lambda a: a["means"].to("meta")), ValueError, ("means must be on", "meta")
         ),
     },
-    cpu_backends=("torch",) + (("cpu",) if gaussian_cpu.available() else ()),
+    cpu_backends=CPU_BACKENDS,
     registered=lambda a, backend: (a["y"], a["scales"], a["means"], backend),
     flops=lambda s: 69 * math.prod(s),
     bytes=lambda s: 16 * math.prod(s),

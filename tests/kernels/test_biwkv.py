@@ -8,10 +8,11 @@ from op_specs import BIWKV, WHY_NO_INTERPRETER
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels._core import dispatch
+from lalic_kernels._core import dispatch, numba_support
 from lalic_kernels.biwkv import cpu, reference, scan
 
 EPS = torch.finfo(torch.float32).eps
+COMPILED = pytest.mark.skipif(not numba_support.INSTALLED, reason="compiled CPU code needs numba")
 
 
 def arguments(seed: int, tokens: int, w: float | Tensor, u: float, k: float, channels: int = 4) -> list[Tensor]:
@@ -110,7 +111,7 @@ def test_large_values_do_not_overflow() -> None:
         assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max(), backend
 
 
-@pytest.mark.skipif(not cpu.available(), reason="compiled CPU code needs numba")
+@COMPILED
 def test_beyond_the_compiled_codes_range() -> None:
     """Asked for, it refuses; not asked for, the torch path serves, forward and backward."""
     args = [x.requires_grad_() for x in arguments(1, 30, 30.0, 1.0, 1.0)]
@@ -153,7 +154,11 @@ def judged(name: str) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     "backend",
-    ["triton", "torch", pytest.param("cpu", marks=pytest.mark.skipif(not cpu.available(), reason="needs numba"))],
+    [
+        "triton",
+        "torch",
+        pytest.param("cpu", marks=COMPILED),
+    ],
 )
 @pytest.mark.parametrize(
     "name",
@@ -219,7 +224,7 @@ def test_both_sides_of_the_kernels_border(w: float, u: float, fast: int, sign: i
         assert (grad - true).abs().max() <= 256 * EPS * scale, f"gradient of {name}"  # as for extreme arguments
 
 
-@pytest.mark.skipif(not cpu.available(), reason="compiled CPU code needs numba")
+@COMPILED
 def test_full_length_does_not_drift() -> None:
     """98 304 tokens, forward and backward, against float64: a plain float32 scan would be off by 1e-3."""
     tokens = 98_304

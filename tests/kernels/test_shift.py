@@ -9,10 +9,11 @@ from op_specs import INTERPRETER
 from torch import Tensor
 
 import lalic_kernels
+from lalic_kernels._core import numba_support
 from lalic_kernels.token_shift import cpu, launches
 
 EPS32, EPS16 = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
-COMPILED = pytest.mark.skipif(not cpu.available(), reason="numba is not installed")
+COMPILED = pytest.mark.skipif(not numba_support.INSTALLED, reason="numba is not installed")
 INTERPRETED = pytest.mark.skipif(not INTERPRETER, reason="Triton's interpreter is off")
 
 
@@ -36,7 +37,7 @@ def by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) 
 
 
 def backends() -> list[str]:
-    return ["torch"] + ["cpu"] * cpu.available() + ["triton"] * INTERPRETER
+    return ["torch"] + ["cpu"] * numba_support.INSTALLED + ["triton"] * INTERPRETER
 
 
 @pytest.mark.parametrize("backend", backends())

@@ -1,0 +1,37 @@
+"""What stands between channel mix's matrix products on CPUs, compiled by numba: two passes over a stretch of tokens.
+
+Arrays are float32, or uint16 that holds bfloat16; computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from lalic_kernels._core.floats import OPTIONS, f32, sigmoid, stored, wide
+
+
+@njit(**OPTIONS)
+def square_relu(hidden, start, stop):
+    """hidden[start:stop] = relu(hidden)^2, flat; a NaN stays one."""
+    part = hidden[start:stop]
+    for i in range(part.size):
+        x = wide(part[i])
+        p = f32(0.0) if x < f32(0.0) else x
+        part[i] = stored(part, p * p)
+
+
+@njit(**OPTIONS)
+def finish(mixed, gate, residual, gamma, start, stop, out):
+    """Rows start..stop of out = residual + gamma * sigmoid(gate) * mixed; without residual and gamma where it is None.
+
+    All (rows, C) but gamma, (C,) float32.
+    """
+    for t in range(start, stop):
+        m, g, to = mixed[t], gate[t], out[t]
+        if residual is None:
+            for c in range(m.size):
+                to[c] = stored(out, sigmoid(wide(g[c])) * wide(m[c]))
+        else:
+            r = residual[t]
+            for c in range(m.size):
+                to[c] = stored(out, wide(r[c]) + gamma[c] * (sigmoid(wide(g[c])) * wide(m[c])))
