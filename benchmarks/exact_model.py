@@ -1,26 +1,40 @@
-"""What exact arithmetic costs: `python -m benchmarks.exact_model FOLDER [--checkpoint FILE] [--save]`.
+"""What exact arithmetic costs: `python -m benchmarks.exact_model FOLDER`, and the same with `--time` instead.
 
-Bits: the ideal code length of every picture under the same integer tables, exact entropy model against floating point.
-Time: from z symbols to y_hat, all symbols known, on the first picture; the entropy coder and the transforms are not in
-it. Calls of the two alternate; the least CPU time of this process counts (it does not see who else uses the machine).
+Bits, of the pictures of a folder: the ideal code length of every one under the same integer tables, exact entropy model
+against floating point. Beside them the least CPU time of this process on the first picture, calls of the two in turn,
+which does not see who else uses the machine.
+
+Times, on a machine that does nothing else: slim, a reduced model of the published style and the full one at 768x512,
+random weights and symbols, exact beside floating point. Both run through the same cached slice decoder.
+
+Timed is the way from z symbols to y_hat, all symbols known: the entropy coder and the transforms are not in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import lalic
-from benchmarks import report
+from benchmarks import quiet, report
+from benchmarks.measure import Call, Case, Row, Setting, WrongResult, measure
+from benchmarks.ops import HEIGHT, WIDTH
 from benchmarks.portability import ENTROPIES, ideal_code_length
 from lalic import images
 from lalic.codec import _pad
+from lalic.config import FULL, SLIM, Config
+from lalic.entropy.exact import ExactEngine, exact_entropy
+from lalic.entropy.slices import Read
 from lalic.model import LALIC
+
+REDUCED = Config("reduced", 12, 32, (16, 24, 32, 32, 32, 24), (1, 1, 1, 1), (2, 2, 4, 8, 16))
+THREADS = 2  # of the claim that is measured
 
 
 def decoding(model: LALIC, x: Tensor, entropy: str) -> Callable[[], Tensor]:
@@ -47,15 +61,88 @@ def times(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, floa
     return least
 
 
+class _Decoding:
+    """A model of random weights and the symbols of a picture."""
+
+    def __init__(self, config: Config, height: int, width: int):
+        torch.manual_seed(0)
+        self.model = LALIC.from_config(config).eval()
+        self.size = (height // self.model.downsampling, width // self.model.downsampling)
+        self.z = torch.randint(-3, 4, (1, config.dims[5], *self.size))
+        counts = [g * height * width // 512 for g in config.groups for _ in range(2)]
+        self.symbols = [torch.randint(-3, 4, (1, count), dtype=torch.int32) for count in counts]
+
+    def read(self, number: int, indexes: Tensor) -> Tensor:
+        return self.symbols[number]
+
+    def exact(self) -> Tensor:
+        self.model.entropy = "exact"
+        return self.model._decode_latents(self.z, self.size, self.read)
+
+    def float(self) -> Tensor:
+        self.model.entropy = "float"
+        return self.model._decode_latents(self.z, self.size, self.read)
+
+    def check(self, got: Tensor) -> None:
+        made = exact_entropy(self.model.latent_codec)
+        if not torch.equal(got, made.code(self.z, Read(self.read), ExactEngine("reference"))):
+            raise WrongResult("exact: y_hat is not the reference's")
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Both entropy models from z symbols to y_hat; the exact one is timed when it gives the reference's bits."""
+    height, width = (64, 128) if setting.quick else (HEIGHT, WIDTH)
+    for config in (SLIM, REDUCED) if setting.quick else (SLIM, REDUCED, FULL):
+        one = _Decoding(config, height, width)
+        yield Case(f"{config.name} {width}x{height}", (Call("exact", one.exact, one.check), Call("float", one.float)))
+
+
+def measure_all(setting: Setting) -> list[Row]:
+    """Rows of every case; the ratio of an exact one is what exactness costs."""
+    with torch.inference_mode():
+        return [row for case in cases(setting) for row in measure("exact_model", case, setting)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line a picture, the ratio of bits, and the ratio of times; with --save append a record."""
+    """Print what was asked for; with --save append a record. Returns 0; usage errors and a busy machine exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exact_model", description="The price of exactness.")
-    parser.add_argument("folder", type=Path, help="pictures, in name order")
+    parser.add_argument("folder", type=Path, nargs="?", help="pictures, in name order: compare bits")
+    parser.add_argument("--time", action="store_true", help="compare times, on a quiet machine, without pictures")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of --time (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
     parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
     parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls (default %(default)s)")
     parser.add_argument("--save", action="store_true", help="append a record to the results")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
     arguments = parser.parse_args(argv)
+    if (arguments.folder is None) != arguments.time:
+        parser.error("expected a folder of pictures, or --time, and not both")
+    return _time(parser, arguments) if arguments.time else _bits(parser, arguments)
+
+
+def _time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if arguments.save and arguments.quick:
+        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
+    if arguments.threads < 1:
+        parser.error(f"--threads is {arguments.threads}, expected at least 1")
+    if arguments.save:
+        quiet.refuse_if_busy(parser)
+    before = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    try:
+        record = report.environment(torch.device("cpu")) | {"quick": arguments.quick}
+        record["rows"] = measure_all(Setting(torch.device("cpu"), quick=arguments.quick))
+    finally:
+        torch.set_num_threads(before)
+    print(report.header(record))
+    print(report.table("exact_model", record["rows"]))
+    if arguments.save:
+        print(f"appended to {report.append(record, arguments.results or report.RESULTS)}", file=sys.stderr)
+    return 0
+
+
+def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     paths = sorted(p for p in arguments.folder.glob("*") if p.suffix.lower() in images.readable_extensions())
     if not paths:
         parser.error(f"no pictures in {arguments.folder}")
@@ -85,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(f"bits {record['mean_bits_ratio']:.6f}, time {record['time_ratio']:.2f} of floating point; {seconds}")
     if arguments.save:
-        print(f"added to {report.append(record)}")
+        print(f"appended to {report.append(record, arguments.results or report.RESULTS)}", file=sys.stderr)
     return 0
 
 

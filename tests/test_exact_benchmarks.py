@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 import lalic
 from benchmarks import exact_model, portability, report
+from benchmarks.measure import Setting, WrongResult
 from lalic import images
 
 
@@ -21,7 +23,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     small.resize((128, 64), Image.Resampling.BICUBIC).save(tmp_path / "set" / "one.png")
     append = report.append
-    monkeypatch.setattr(report, "append", lambda record: append(record, tmp_path / "results"))
+    monkeypatch.setattr(report, "append", lambda record, _=None: append(record, tmp_path / "results"))
     return tmp_path
 
 
@@ -41,6 +43,43 @@ def test_bits_and_times(folder) -> None:
     sections = model.encode_sections(x)
     # What the coder writes is the ideal length and a few bytes a lane.
     assert 0 < 8 * sum(map(len, sections.streams)) - row["exact"] < 8 * 64
+
+
+def test_times_beside_floating_point(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    monkeypatch.setattr(exact_model, "SLIM", exact_model.REDUCED)
+    monkeypatch.setattr(exact_model, "FULL", exact_model.REDUCED)
+    monkeypatch.setattr(exact_model, "HEIGHT", 64)
+    monkeypatch.setattr(exact_model, "WIDTH", 64)
+    monkeypatch.setattr(Setting, "rounds", (2, 2, 0.0))
+    before = torch.get_num_threads()
+    assert exact_model.main(["--time", "--save"]) == 0
+    record = saved(folder)
+    assert record["threads"] == 2 and record["quick"] is False and torch.get_num_threads() == before
+    assert [(row["case"], row["call"]) for row in record["rows"]] == 3 * [
+        ("reduced 64x64", "exact"),
+        ("reduced 64x64", "float"),
+    ]
+    exact, plain = record["rows"][:2]
+    assert exact["ratios"] == {"float": exact["seconds"] / plain["seconds"]} and plain["yardstick"]
+    assert "x float" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch) -> None:
+    right = exact_model._Decoding.exact
+    monkeypatch.setattr(exact_model._Decoding, "exact", lambda self: right(self) + 1)
+    with pytest.raises(WrongResult, match="not the reference's"):
+        exact_model.measure_all(Setting(torch.device("cpu"), quick=True))
+
+
+def test_a_busy_machine_keeps_nothing(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    for words in (["--time", "--save"], ["--time", "--quick", "--save"], [], ["--time", str(folder / "set")]):
+        with pytest.raises(SystemExit, match="2"):
+            exact_model.main(words)
+    said = capsys.readouterr().err
+    assert "load 1.5" in said and "leave out --save" in said and "not both" in said
+    assert not (folder / "results").exists()
 
 
 def test_a_decoder_that_differs_is_counted(folder, monkeypatch) -> None:
