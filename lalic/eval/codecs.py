@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -125,29 +126,33 @@ class PillowCodec(Codec):
     bounds: tuple[float, float] = (0, 100)
     feature: tuple[str, str] | None = None  # what Pillow's build must have, and the library's name
     plugin: tuple[str, str] | None = None  # module and distribution
-    start: Callable[[Any], None] = lambda module: None
+    start: Callable[[Any], str | None] = lambda module: None  # registers it; may say which coder is in it
 
     def __post_init__(self) -> None:
         if self.plugin is not None:
             module, distribution = self.plugin
             try:
-                self.start(importlib.import_module(module))
+                inside = self.start(importlib.import_module(module))
             except ImportError:
                 raise NotInstalled(
                     f"{self.name} needs {distribution}, which is not installed (pip install {distribution})"
                 ) from None
             self.version = f"{distribution} {importlib.metadata.version(distribution)}"
+            self.version += f", {inside}" if inside else ""
             return
         assert self.feature is not None
         word, library = self.feature
         if not features.check(word):
             raise NotInstalled(f"{self.name} needs {library}, which this Pillow was built without")
+        if word == "jpg" and features.check("libjpeg_turbo"):
+            word, library = "libjpeg_turbo", "libjpeg-turbo"
         self.version = f"Pillow {importlib.metadata.version('pillow')}, {library} {features.version(word)}"
+        self.version += _libaom() if word == "avif" else ""
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
         out = io.BytesIO()
         assert quality is not None
-        picture.save(out, self.format, quality=round(quality), **self.options)
+        picture.save(out, self.format, quality=int(quality), **self.options)
         return out.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
@@ -155,8 +160,15 @@ class PillowCodec(Codec):
             return picture.convert("RGB")
 
 
+def _libaom() -> str:
+    """ ", libaom VERSION"; Pillow says it where only its own code looks, so no version is a possible answer."""
+    says = getattr(importlib.import_module("PIL._avif"), "codec_versions", lambda: "")()
+    found = re.search(r"aom \[[^]]*\]:v?([\w.]+)", says)
+    return f", libaom {found[1]}" if found else ""
+
+
 # The ladders take Kodak from about 0.1 to 2 bits per pixel where the format reaches so far.
-_JPEG = {"format": "JPEG", "extension": ".jpg", "bounds": (1, 95), "feature": ("libjpeg_turbo", "libjpeg-turbo")}
+_JPEG = {"format": "JPEG", "extension": ".jpg", "bounds": (1, 95), "feature": ("jpg", "libjpeg")}
 _AVIF = {"format": "AVIF", "extension": ".avif", "feature": ("avif", "libavif")}
 _AVIF_OPTIONS = {"codec": "aom", "speed": 6, "subsampling": "4:4:4"}
 _AVIF_LADDER = (10, 20, 30, 40, 50, 60, 70, 80)
@@ -204,7 +216,7 @@ _PILLOW: dict[str, dict[str, Any]] = {
         "qualities": (10, 16, 22, 28, 34, 40, 48, 56),
         "options": {"chroma": 444},
         "plugin": ("pillow_heif", "pillow-heif"),
-        "start": lambda module: module.register_heif_opener(),
+        "start": lambda module: module.register_heif_opener() or module.libheif_info().get("HEIF"),
     },
 }
 
@@ -246,8 +258,12 @@ def make(name: str, qualities: Sequence[Quality] = ()) -> Codec:
 
 
 def check_bounds(codec: Codec) -> None:
-    """Raise `LalicError` if a quality of the codec's ladder is out of its bounds."""
+    """Raise `LalicError` if a quality of the codec's ladder is out of its bounds, or between two that there are."""
     low, high = codec.bounds
     for quality in codec.qualities:
-        if quality is not None and not low <= quality <= high:
+        if quality is None:
+            continue
+        if not low <= quality <= high:
             raise LalicError(f"{codec.name}: quality is {quality:g}, expected {low:g} to {high:g}")
+        if codec.step == 1 and quality != int(quality):
+            raise LalicError(f"{codec.name}: quality is {quality:g}, expected a whole number")

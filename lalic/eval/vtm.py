@@ -90,7 +90,7 @@ class Vtm(Codec):
             source, decoded, stream = (Path(folder, name) for name in ("input.yuv", "output.yuv", "output.bin"))
             source.write_bytes(to_yuv(picture).tobytes())
             start = time.perf_counter()
-            self._run(command(self.encoder, self.config, source, decoded, stream, width, height, round(quality)))
+            self._run(command(self.encoder, self.config, source, decoded, stream, width, height, int(quality)))
             seconds = time.perf_counter() - start
             return Coded(self._read(decoded, width, height), stream.stat().st_size, seconds, None, stream.read_bytes())
 
