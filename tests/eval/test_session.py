@@ -138,6 +138,17 @@ def test_what_is_missing_is_left_out_with_a_sentence(run, monkeypatch) -> None:
     assert "JPEG 4:2:0" in result.out
 
 
+def test_without_the_optional_packages_the_rest_is_there(run, monkeypatch, tmp_path) -> None:
+    for name in ("bjontegaard", "scipy.interpolate", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run("--codecs", "jpeg:20,30,40,60", "webp", "--published", "kodak", "-o", tmp_path / "out")
+    assert result.code == 0
+    assert "JPEG 4:2:0 against WebP, PSNR: no figure, BD-rates need the package bjontegaard" in result.out
+    assert "no psnr plot: plots need matplotlib, which is not installed" in result.err
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json"}
+    assert "need the package bjontegaard" in run("--codecs", "jpeg:20", "webp:30,40").out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
