@@ -43,8 +43,9 @@ def gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..
 def backward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register the op that computes a gradient; returns its callable.
 
-    Such an op has no gradient of its own: its implementation may differentiate a torch function. torch would warn and go on with a wrong second derivative, so the
-    callable raises where the first is asked for in a form to differentiate (create_graph=True).
+    Such an op has no gradient of its own: its implementation may differentiate a torch function. torch would warn and go
+    on with a wrong second derivative, so the callable raises where the first is asked for in a form to differentiate
+    (create_graph=True).
     """
     full = f"{NAMESPACE}::{name}"
     torch.library.define(full, schema)
