@@ -10,7 +10,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench gpu lint setup clean
+.PHONY: demo test bench gpu report lint setup clean
 
 demo: $(VENV)/installed
 	$(BIN)/lalic demo
@@ -27,6 +27,10 @@ gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests -m gpu
 	$(BIN)/python -m benchmarks.run --device cuda --save
 	$(BIN)/python -m benchmarks.tune biwkv --save
+
+# One static page of all results, build/report.html.
+report: $(VENV)/installed
+	$(BIN)/python -m benchmarks.web
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -289,7 +289,9 @@ def check_record(record: dict) -> None:
         counts = row["operations"]
         assert counts["total"] == counts["formula"] + counts["elementwise"]
         assert counts["an element"] == counts["total"] / row["length"] / row["width"]
+        assert row["theoretical"] == row["theoretical an element"] * row["length"] * row["width"]
         assert ("skipped" in row) != ("seconds" in row)
+        assert "skipped" in row or row["seconds an element"] == row["seconds"] / (row["length"] * row["width"])
         assert "skipped" in row or {"quartiles", "repeats", "memory", "peak bytes", "argument bytes"} < set(row)
 
 

@@ -30,7 +30,7 @@ def lines(found: Sequence[Row]) -> str:
     text = [f"{first['mechanism']}, D = {first['width']} ({first['runs']})"]
     for row in found:
         executed = row["operations"]["an element"]
-        given = row["theoretical"] / row["length"] / row["width"]
+        given = row["theoretical an element"]
         line = f"  L = {row['length']:8d}  given {given:4.0f} L D, executed {executed:6.1f} L D"
         if "skipped" in row:
             text.append(f"{line}  not run: {row['skipped']}")
@@ -40,7 +40,7 @@ def lines(found: Sequence[Row]) -> str:
         low, high = row["quartiles"]
         spread = f"{1e3 * row['seconds']:10.2f} ms ({1e3 * low:.2f} .. {1e3 * high:.2f})"
         text.append(
-            f"{line}  {spread}  {1e9 * row['seconds'] / row['length'] / row['width']:.2f} ns an element  {memory}"
+            f"{line}  {spread}  {1e9 * row['seconds an element']:.2f} ns an element  {memory}"
         )
     return "\n".join(text)
 

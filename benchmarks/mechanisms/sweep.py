@@ -94,6 +94,7 @@ def points(name: str, width: int, lengths: Sequence[int], setting: Sweep) -> Ite
             "dtype": "float32",
             "runs": mechanism.runs(device, torch.float32),
             "theoretical": mechanism.coefficient * length * width,
+            "theoretical an element": mechanism.coefficient,
             "operations": {
                 "formula": counted.formula, "elementwise": counted.elementwise, "total": counted.total,
                 "an element": counted.total / (length * width),
@@ -116,6 +117,7 @@ def _measured(name: str, mechanism: Mechanism, length: int, setting: Sweep) -> d
     call = Call(name, lambda: mechanism.mix(*parts), lambda y: _check_here(name, mechanism, parts, y))
     (row,) = measure("mechanisms", Case(f"{length} x {mechanism.width}", (call,)), setting)
     found = {key: row[key] for key in ("memory", "seconds", "quartiles", "repeats")}
+    found["seconds an element"] = found["seconds"] / (length * mechanism.width)
     found["peak bytes"] = quiet.peak_bytes(call.run, setting.device)
     found["argument bytes"] = sum(part.numel() * part.element_size() for part in parts)
     return found
