@@ -3,28 +3,66 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+from lalic.errors import LalicError
 from lalic.memory import keep_memory
+from lalic.training.recipe import CHOICES, PRESETS, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `lalic train`; needs no torch."""
+    """Declare the arguments of `lalic train`. What is not given is the preset's, or else `Recipe`'s."""
+    parser.description = (
+        "Train a model. A run lies in a folder: started again with the same words it goes on where it stopped, with "
+        "the same result as if it had not. docs/train.md says more."
+    )
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures to train on")
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run is resumed")
     parser.add_argument("--model", choices=("slim", "full"), default="slim", help="configuration (default: slim)")
-    parser.add_argument("--lambda", dest="lmbda", type=float, help="weight of the distortion (default: 0.013)")
-    parser.add_argument("--steps", type=int, help="updates (default: 10000)")
-    parser.add_argument("--batch", type=int, help="crops an update (default: 8)")
-    parser.add_argument("--patch", type=int, help="side of a crop in pixels, a multiple of 64 (default: 128)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 5e-4)")
-    parser.add_argument("--warmup", type=int, help="steps to the peak learning rate (default: 200)")
-    parser.add_argument("--seed", type=int, help="of weights, crops and noise (default: 1)")
-    parser.add_argument("--bf16", action="store_true", default=None, help="matrix products in bfloat16")
+    parser.add_argument("--qualities", type=int, help="anchors of the gains; 0: one lambda (default: the model's own)")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from; --lambda says its lambda")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="recipe to start from; other arguments change it")
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--metric", choices=CHOICES["metric"], help="distortion (default: mse)")
+    recipe.add_argument("--lambda", dest="lmbda", type=float, help="weight of the distortion (default: 0.013)")
+    recipe.add_argument("--lowest", type=float, help="lambda at quality 1 of a model with gains (default: 0.0012)")
+    recipe.add_argument("--highest", type=float, help="lambda at quality 100 (default: 0.06)")
+    recipe.add_argument("--balance", type=float, help="losses are divided by lambda to this power (default: 0.5)")
+    recipe.add_argument("--steps", type=int, help="updates (default: 10000)")
+    recipe.add_argument("--batch", type=int, help="crops an update, over all processes (default: 8)")
+    recipe.add_argument("--patch", type=int, help="side of a crop in pixels, a multiple of 64 (default: 128)")
+    recipe.add_argument(
+        "--shrink", type=float, help="crops of up to this many times the side, scaled down (default: 1)"
+    )
+    recipe.add_argument("--optimizer", choices=CHOICES["optimizer"], help="of the weights (default: adam)")
+    recipe.add_argument("--lr", type=float, help="peak learning rate (default: 5e-4)")
+    recipe.add_argument("--auxiliary-lr", type=float, help="learning rate of the prior's quantiles (default: 1e-2)")
+    recipe.add_argument("--schedule", choices=CHOICES["schedule"], help="of the learning rate (default: cosine)")
+    recipe.add_argument("--warmup", type=int, help="steps to the peak learning rate (default: 200)")
+    recipe.add_argument("--decay", type=float, help="share of the steps in which a trapezoid falls (default: 0.25)")
+    recipe.add_argument("--clip", type=float, help="largest gradient norm (default: 1)")
+    recipe.add_argument("--ema", type=float, help="decay of the average that is kept; 0: none (default: 0.999)")
+    recipe.add_argument("--seed", type=int, help="of weights, crops, qualities and noise (default: 1)")
+    recipe.add_argument("--bf16", action="store_true", default=None, help="matrix products in bfloat16")
+
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--log-every", type=int, default=100, help="steps a line of the log stands for (default: 100)")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside log.csv")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; torchrun's processes take one GPU each")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments ask for. Raises ``LalicError`` with the option's name for a wrong value."""
+    given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
+    preset = PRESETS[args.preset] if args.preset else {}
+    try:
+        return Recipe(**{**preset, **{k: v for k, v in given.items() if v is not None}})
+    except ValueError as error:
+        raise LalicError("--" + str(error).replace("lmbda", "lambda").replace("_", "-", 1)) from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,28 +72,34 @@ def run(args: argparse.Namespace) -> int:
     keep_memory()
     from lalic.codec import resolve_device
     from lalic.config import FULL, SLIM
-    from lalic.errors import LalicError
     from lalic.model import LALIC
     from lalic.training.data import Crops
-    from lalic.training.loop import Recipe, Trainer, start_weights
+    from lalic.training.loop import Trainer
+    from lalic.training.processes import together
+    from lalic.training.start import init_from, start_gains, start_weights
 
-    given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
-    recipe = Recipe(**{k: v for k, v in given.items() if v is not None})
-    if recipe.patch < 64 or recipe.patch % 64:
-        raise LalicError(f"--patch: expected a positive multiple of 64, got {recipe.patch}")
-    for name in ("steps", "batch", "lr", "lmbda"):
-        if not getattr(recipe, name) > 0:
-            raise LalicError(f"--{name.replace('lmbda', 'lambda')}: expected more than 0, got {getattr(recipe, name)}")
-    device = resolve_device(args.device)
+    recipe = recipe_of(args)
+    for name in ("save_every", "log_every"):
+        if getattr(args, name) < 1:
+            raise LalicError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(recipe.seed)
-    model = LALIC.from_config(SLIM if args.model == "slim" else FULL)
-    start_weights(model)
-    crops = Crops(args.data, recipe.patch, recipe.batch, recipe.seed)
-    trainer = Trainer(model, crops, recipe, args.out, device)
-    resumed = f", resumed at step {trainer.step}" if trainer.resume() else ""
-    print(f"{model.config.name}: {len(crops)} pictures, {recipe.steps} steps{resumed}; {recipe}")
-    trainer.run(save_every=args.save_every)
-    print(f"weights: {args.out / 'weights.safetensors'}")
+    config = SLIM if args.model == "slim" else FULL
+    with together(resolve_device(args.device)) as (share, device):
+        torch.manual_seed(recipe.seed)
+        model = LALIC.from_config(config if args.qualities is None else replace(config, qualities=args.qualities))
+        start_weights(model)
+        start_gains(model, recipe)
+        if args.init is not None:
+            init_from(model, args.init)
+        crops = Crops(args.data, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
+        trainer = Trainer(
+            model, crops, recipe, args.out, device, share=share, compiled=args.compile, tensorboard=args.tensorboard
+        )
+        resumed = f", resumed at step {trainer.step}" if trainer.resume() else ""
+        if share[0] == 0:
+            print(f"{model.config.name}: {len(crops)} pictures, {recipe.steps} steps{resumed}; {recipe}", flush=True)
+        trainer.run(every=args.log_every, save_every=args.save_every)
+        if share[0] == 0:
+            print(f"weights: {args.out / 'weights.safetensors'}")
     return 0

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lalic.errors import ImageError
+from lalic.nn.noise import ALL, Share
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -50,11 +51,20 @@ class Crops:
     Args:
         paths: folders, tar files or pictures. patch: side of a crop in pixels. batch: crops a batch.
         hold_out: every ``hold_out``-th picture is left out of training; `held_out` gives those.
+        shrink: crops are taken up to this many times larger, where the picture allows it, and scaled down.
 
     Raises ``ImageError`` when nothing is found; pictures smaller than a crop are enlarged by repeating their edges.
     """
 
-    def __init__(self, paths: Iterable[str | Path], patch: int, batch: int, seed: int, hold_out: int = 50):
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        patch: int,
+        batch: int,
+        seed: int,
+        hold_out: int = 50,
+        shrink: float = 1.0,
+    ):
         sources = _sources(paths)
         chosen = [i for i in range(len(sources)) if i % hold_out]
         if not chosen:
@@ -62,7 +72,7 @@ class Crops:
         self._train = [sources[i] for i in chosen]
         self._held_out = [sources[i] for i in range(0, len(sources), hold_out)]
         self._decoded: dict[str, NDArray[np.uint8]] = {}
-        self.patch, self.batch, self.seed = patch, batch, seed
+        self.patch, self.batch, self.seed, self.shrink = patch, batch, seed, shrink
 
     def __len__(self) -> int:
         return len(self._train)
@@ -78,14 +88,26 @@ class Crops:
 
     def __getitem__(self, index: int) -> Tensor:
         """Batch ``index``: float32 (batch, 3, patch, patch) in [0, 1]."""
+        return self.part(index, ALL)
+
+    def part(self, index: int, share: Share) -> Tensor:
+        """One process's part of batch ``index``; the others' pictures are not decoded."""
+        count = self.batch // share[1]
+        first = index * self.batch + share[0] * count
         crops = []
-        for number in range(index * self.batch, (index + 1) * self.batch):
+        for number in range(first, first + count):
             epoch, place = divmod(number, len(self._train))
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
             draw = np.random.default_rng((self.seed, epoch, place))
             pixels = self._picture(self._train[order[place]])
-            top, left = (int(draw.integers(n - self.patch + 1)) for n in pixels.shape[:2])
-            crop = pixels[top : top + self.patch, left : left + self.patch]
+            side = self.patch
+            if self.shrink > 1:
+                side = min(round(self.patch * self.shrink ** draw.random()), *pixels.shape[:2])
+            top, left = (int(draw.integers(n - side + 1)) for n in pixels.shape[:2])
+            crop = pixels[top : top + side, left : left + side]
+            if side > self.patch:
+                small = Image.fromarray(crop).resize((self.patch, self.patch), Image.Resampling.LANCZOS)
+                crop = np.asarray(small)
             crops.append(crop[:, ::-1] if draw.random() < 0.5 else crop)
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(255)
 

@@ -1,71 +1,31 @@
-"""The training loop: rate-distortion loss, Adam, schedule, moving average, checkpoints that resume."""
+"""The training loop: one optimiser step after another, a moving average, checkpoints that resume."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lalic.errors import CheckpointError
+from lalic.errors import CheckpointError, LalicError
 from lalic.files import write_atomic
 from lalic.model import LALIC
 from lalic.nn import checkpoints
+from lalic.nn.noise import ALL, Share
 from lalic.training.data import Crops
+from lalic.training.log import Log
+from lalic.training.objective import Objective, check_patch, rate_distortion
+from lalic.training.processes import mean_over, parallel
+from lalic.training.qualities import balances, draw_qualities, lambdas
+from lalic.training.recipe import Recipe, learning_rate
+from lalic.training.soap import Soap
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a run depends on besides the pictures; saved with it, and compared when it is resumed.
-
-    Attributes:
-        lmbda: weight of the distortion, ``lmbda * 255^2 * MSE + bits per pixel``.
-        steps, batch, patch: updates, crops an update, side of a crop in pixels.
-        lr: Adam's peak learning rate, reached after ``warmup`` steps and lowered to a hundredth along a cosine.
-        auxiliary_lr: Adam's learning rate for the prior's quantiles, which are tens of units from where they start.
-        clip: largest gradient norm. ema: decay of the moving average that is evaluated and shipped.
-        bf16: matrix products and convolutions in bfloat16. seed: of weights, crops and noise.
-    """
-
-    lmbda: float = 0.013
-    steps: int = 10000
-    batch: int = 8
-    patch: int = 128
-    lr: float = 5e-4
-    warmup: int = 200
-    auxiliary_lr: float = 1e-2
-    clip: float = 1.0
-    ema: float = 0.999
-    bf16: bool = False
-    seed: int = 1
-
-
-def rate_distortion(out: dict[str, Any], x: Tensor, lmbda: float) -> dict[str, Tensor]:
-    """``loss``, ``bpp`` (bits a pixel) and ``mse`` (of values in [0, 1]) of a forward pass over pictures x."""
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    bpp = -torch.stack([torch.log2(p).sum() for p in out["likelihoods"].values()]).sum() / pixels
-    mse = torch.mean((out["x_hat"].float() - x) ** 2)
-    return {"loss": lmbda * 255**2 * mse + bpp, "bpp": bpp, "mse": mse}
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Learning rate of update ``step`` (from 0)."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    along = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
-
-
-def start_weights(model: LALIC) -> None:
-    """Let a fresh model's first output be mid-grey instead of black: a thousand steps of finding the mean saved."""
-    with torch.no_grad():
-        cast(nn.ConvTranspose2d, model.g_s[-1]).bias.fill_(0.5)  # type: ignore[union-attr]
+HELD_OUT_QUALITIES = (10.0, 30.0, 50.0, 70.0, 90.0)
 
 
 def _weights(model: LALIC) -> list[Tensor]:
@@ -74,48 +34,89 @@ def _weights(model: LALIC) -> list[Tensor]:
 
 
 class Trainer:
-    """One run in a folder: ``last.pt`` to resume from, ``weights.safetensors`` to use, ``log.csv`` to look at."""
+    """One run in a folder.
 
-    def __init__(self, model: LALIC, crops: Crops, recipe: Recipe, folder: Path, device: str | torch.device = "cpu"):
-        self.device = torch.device(device)
+    ``last.pt`` is there to resume from, ``plateau.pt`` to give a run more steps than it had, ``weights.safetensors`` to
+    use, ``log.csv`` to look at. Every process of a run makes a Trainer; the first one writes.
+
+    Args:
+        share: this process's part of every batch (`lalic.training.processes`). compiled: run the model and its loss
+            through `torch.compile`. tensorboard: write its files too.
+    """
+
+    def __init__(
+        self,
+        model: LALIC,
+        crops: Crops,
+        recipe: Recipe,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        *,
+        share: Share = ALL,
+        compiled: bool = False,
+        tensorboard: bool = False,
+    ):
+        if recipe.batch % share[1]:
+            raise LalicError(f"batch is {recipe.batch}, expected a multiple of the {share[1]} processes")
+        check_patch(recipe.metric, recipe.patch)
+        self.device, self.share = torch.device(device), share
         model = model.to(self.device)
+        model.share = share
         self.model, self.crops, self.recipe, self.folder = model, crops, recipe, folder
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles")]
         self.weights = _weights(model)
-        self.optimizer = torch.optim.Adam(self.weights, lr=recipe.lr)
+        self.optimizer: torch.optim.Optimizer = (
+            Soap(self.weights, recipe.lr) if recipe.optimizer == "soap" else torch.optim.Adam(self.weights, recipe.lr)
+        )
         self.auxiliary = torch.optim.Adam(quantiles, lr=recipe.auxiliary_lr)
+        objective: nn.Module = Objective(model, recipe.metric, recipe.bf16)
+        if compiled:
+            objective = cast(nn.Module, torch.compile(objective))
+        self.objective = parallel(objective, share, self.device)
         self.average = [p.detach().clone() for p in self.weights]
         self.step = 0
+        self._log: Log | None = None
+        self._tensorboard = tensorboard
 
     def update(self) -> dict[str, float]:
-        """One optimiser step. Raises ``FloatingPointError`` when the loss is not finite."""
+        """One optimiser step; this process's figures.
+
+        Raises ``FloatingPointError`` when loss or gradient is not finite; the weights then stay as they were.
+        """
         self.model.train()
-        # Noise depends on the step alone, so that a resumed run draws what the uninterrupted one drew.
+        # Noise and qualities depend on the step alone: a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        x = self.crops[self.step].to(self.device)
+        x = self.crops.part(self.step, self.share).to(self.device, self.weights[0].dtype)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            out = self.model(x)
-        parts = rate_distortion(out, x, self.recipe.lmbda)
-        loss = float(parts["loss"].detach())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss} at step {self.step}: lower the learning rate")
+        parts = self.objective(x, *self._qualities(x.shape[0]))
         self.optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
-        self.optimizer.step()
         self.auxiliary.zero_grad(set_to_none=True)
-        auxiliary = self.model.aux_loss()
-        auxiliary.backward()
+        (parts["loss"] + parts["aux"]).backward()
+        parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
+        numbers = {k: float(v.detach()) for k, v in parts.items()}
+        if not all(math.isfinite(numbers[name]) for name in ("loss", "gradient")):
+            raise FloatingPointError(
+                f"loss {numbers['loss']}, gradient norm {numbers['gradient']} at step {self.step}: lower the learning "
+                "rate, or start from trained weights"
+            )
+        self.optimizer.step()
         self.auxiliary.step()
         with torch.no_grad():
             # A young average would hang on to the random start: it follows quickly first.
             decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
         self.step += 1
-        numbers = {k: float(v.detach()) for k, v in parts.items()}
-        return {**numbers, "psnr": -10 * math.log10(max(numbers["mse"], 1e-10)), "aux": float(auxiliary.detach())}
+        return {**numbers, "psnr": -10 * math.log10(max(numbers["mse"], 1e-10))}
+
+    def _qualities(self, count: int) -> tuple[Tensor | None, float | Tensor, float | Tensor]:
+        """(quality, lambda, factor of the loss) of each of this process's samples; (None, lambda, 1) without gains."""
+        if self.model.gains is None:
+            return None, self.recipe.lmbda, 1.0
+        everyone = draw_qualities(self.recipe, self.step, count * self.share[1])
+        quality = everyone[count * self.share[0] :][:count].to(self.device)
+        weights = lambdas(self.recipe, quality)
+        return quality, weights, balances(self.recipe, weights)
 
     def averaged(self) -> LALIC:
         """A copy of the model with the averaged weights and fresh coding tables, in eval mode."""
@@ -127,21 +128,34 @@ class Trainer:
         return model.eval()
 
     def evaluate(self, pictures: list[Tensor]) -> dict[str, float]:
-        """Mean loss, bits a pixel (estimated) and PSNR of the averaged weights over pictures."""
-        model, sums = self.averaged(), {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
-        for picture in pictures:
-            x = picture.to(self.device)
-            with torch.no_grad():
-                out = model(x)
-                out["x_hat"].clamp_(0, 1)
-                parts = rate_distortion(out, x, self.recipe.lmbda)
-            sums["loss"] += float(parts["loss"])
-            sums["bpp"] += float(parts["bpp"])
-            sums["psnr"] -= 10 * math.log10(max(float(parts["mse"]), 1e-10))
-        return {k: v / len(pictures) for k, v in sums.items()}
+        """Mean loss, bits a pixel (estimated) and PSNR of the averaged weights over pictures.
+
+        With gains the means of `HELD_OUT_QUALITIES`, and ``bpp_q`` and ``psnr_q`` at each of them.
+        """
+        model, recipe = self.averaged(), self.recipe
+        qualities = (None,) if model.gains is None else HELD_OUT_QUALITIES
+        found: dict[str, float] = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
+        for quality in qualities:
+            weights = lambdas(recipe, torch.tensor([quality])) if quality else torch.tensor([recipe.lmbda])
+            factors = balances(recipe, weights).to(self.device) if quality else 1.0
+            sums = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
+            for picture in pictures:
+                x = picture.to(self.device)
+                with torch.no_grad():
+                    out = model(x, quality)
+                    out["x_hat"].clamp_(0, 1)
+                    parts = rate_distortion(out, x, weights.to(self.device), factors, recipe.metric)
+                sums["loss"] += float(parts["loss"])
+                sums["bpp"] += float(parts["bpp"])
+                sums["psnr"] -= 10 * math.log10(max(float(parts["mse"]), 1e-10))
+            for name in sums:
+                found[name] += sums[name] / len(pictures) / len(qualities)
+            if quality:
+                found |= {f"{name}_{quality:g}": sums[name] / len(pictures) for name in ("bpp", "psnr")}
+        return found
 
     def save(self) -> None:
-        """Write ``last.pt`` and ``weights.safetensors``, each to a temporary name that is then renamed."""
+        """Write the run's files, each whole or not at all: a run that is killed meanwhile resumes from older ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "recipe": asdict(self.recipe),
@@ -154,54 +168,84 @@ class Trainer:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.folder / "last.pt", buffer.getvalue())
+        if self.recipe.schedule != "cosine" and self.step == self.recipe.decay_start:
+            write_atomic(self.folder / "plateau.pt", buffer.getvalue())
         checkpoints.save_weights(self.averaged(), self.folder / "weights.safetensors")
+        write_atomic(self.folder / "last.pt", buffer.getvalue())
 
     def resume(self) -> bool:
-        """Continue from ``last.pt`` if it is there. Raises ``CheckpointError`` if another recipe made it."""
-        path = self.folder / "last.pt"
-        if not path.exists():
-            return False
-        state = checkpoints.read(path)
-        mine = asdict(self.recipe)
-        other = {k: (v, mine[k]) for k, v in state["recipe"].items() if mine.get(k) != v}
-        if other:
-            raise CheckpointError(f"{path}: was made with another recipe (there, here): {other}")
+        """Continue from ``last.pt`` if it is there; from ``plateau.pt`` if only that one fits the recipe.
+
+        Another number of steps, or another share of them that decays, is another end of the same run, as long as the
+        learning rate does not yet depend on it: before the decay has begun, which a cosine does after its warm-up.
+        ``plateau.pt`` is kept from that moment, so that a run that has ended can be given more steps. Raises
+        ``CheckpointError`` if another recipe made it.
+        """
+        wrong: dict[str, Any] = {}
+        for path in (self.folder / "last.pt", self.folder / "plateau.pt"):
+            if not path.exists():
+                continue
+            state = checkpoints.read(path)
+            known = {f.name for f in fields(Recipe)}
+            theirs, here = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
+            if state["step"] <= min(theirs.decay_start, here.decay_start):
+                theirs = replace(theirs, steps=here.steps, decay=here.decay)
+            if theirs == here:
+                self._restore(state)
+                return True
+            mine = asdict(here)
+            wrong |= {k: (v, mine[k]) for k, v in asdict(theirs).items() if mine[k] != v}
+        if wrong:
+            raise CheckpointError(f"{self.folder}: was made with another recipe (there, here): {wrong}")
+        return False
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.auxiliary.load_state_dict(state["auxiliary"])
         self.average = [t.to(self.device, copy=True) for t in state["average"]]
         self.step = state["step"]
-        return True
 
     def run(self, *, every: int = 100, save_every: int = 500, held_out: int = 8) -> None:
         """Train to ``recipe.steps``, printing and logging every ``every`` steps, saving every ``save_every``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        first = self.share[0] == 0
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._log = Log(self.folder, self._columns(), self._tensorboard)
+            self._log.rewind(self.step)
         pictures = self.crops.held_out(held_out)
-        start, first = time.monotonic(), self.step
+        start, begun, kept = time.monotonic(), self.step, self.step
         sums: dict[str, float] = {}
+        count = 0
         while self.step < self.recipe.steps:
+            if first and self.step == self.recipe.decay_start and kept < self.step:
+                self.save()  # which keeps `plateau.pt`
+                kept = self.step
             for name, value in self.update().items():
-                sums[name] = sums.get(name, 0.0) + value / every
-            if self.step % every == 0:
-                speed = (self.step - first) * self.recipe.batch / (time.monotonic() - start)
-                row: dict[str, Any] = {"step": self.step, **{k: round(v, 5) for k, v in sums.items()}}
-                row["images_per_s"] = round(speed, 2)
-                sums = {}
-                if self.step % save_every == 0 or self.step == self.recipe.steps:
-                    self.save()
-                    row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}
-                print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-                self._log(row)
-        self.save()
+                sums[name] = sums.get(name, 0.0) + value
+            count += 1
+            saves = self.step % save_every == 0 or self.step == self.recipe.steps
+            if first and saves:
+                self.save()
+                kept = self.step
+            if self.step % every == 0 or self.step == self.recipe.steps:
+                means = mean_over({k: v / count for k, v in sums.items()}, self.share, self.device)
+                if self._log is not None:
+                    spent = time.monotonic() - start
+                    row: dict[str, Any] = {"step": self.step, **{k: round(v, 5) for k, v in means.items()}}
+                    row["images_per_s"] = round((self.step - begun) * self.recipe.batch / spent, 2)
+                    row["minutes_left"] = round(spent / (self.step - begun) * (self.recipe.steps - self.step) / 60, 1)
+                    if saves and pictures:
+                        row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}
+                    self._log.add(row)
+                sums, count = {}, 0
+        if (first and kept < self.step) or not (self.folder / "last.pt").exists():
+            self.save()
 
-    def _log(self, row: dict[str, Any]) -> None:
-        path = self.folder / "log.csv"
-        columns = ["step", "loss", "bpp", "mse", "psnr", "aux", "images_per_s"]
-        columns += ["held_out_loss", "held_out_bpp", "held_out_psnr"]
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+    def _columns(self) -> list[str]:
+        columns = ["step", "loss", "bpp", "mse", "psnr", "gradient", "aux", "images_per_s"]
+        columns += ["ms_ssim"] if self.recipe.metric == "ms-ssim" else []
+        columns += [f"held_out_{name}" for name in ("loss", "bpp", "psnr")]
+        if self.model.gains is not None:
+            columns += [f"held_out_{name}_{q:g}" for q in HELD_OUT_QUALITIES for name in ("bpp", "psnr")]
+        return columns

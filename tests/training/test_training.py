@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import csv
-import tarfile
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_run import RECIPE, same, tiny_model, trainer
+from torch._dynamo.backends.debugging import aot_eager
 
 import lalic
 from lalic.cli import main
-from lalic.errors import CheckpointError, ImageError
+from lalic.errors import CheckpointError, ImageError, LalicError
 from lalic.model import LALIC
+from lalic.nn import checkpoints
+from lalic.nn.ms_ssim import ms_ssim
 from lalic.training.data import Crops
-from lalic.training.loop import Recipe, Trainer, learning_rate, rate_distortion, start_weights
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder with five pictures of smooth noise, one of them smaller than a crop, and a tar file of the same."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i, size in enumerate([(150, 140), (200, 130), (40, 90), (128, 128), (300, 100)]):
-        small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8))
-        small.resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    with tarfile.open(folder.parent / "pictures.tar", "w") as tar:
-        for path in sorted(folder.iterdir()):
-            tar.add(path, path.name)
-    return folder
-
-
-def tiny_model() -> LALIC:
-    torch.manual_seed(5)
-    model = LALIC(3, 8, (4, 6, 8, 8, 6, 5), (1, 0, 0, 1), (3, 5))
-    start_weights(model)
-    return model
-
-
-RECIPE = Recipe(lmbda=0.01, steps=6, batch=2, patch=64, lr=1e-3, warmup=2, seed=3)
-
-
-def trainer(pictures, folder, recipe=RECIPE) -> Trainer:
-    return Trainer(tiny_model(), Crops([pictures], recipe.patch, recipe.batch, recipe.seed), recipe, folder)
+from lalic.training.objective import rate_distortion
+from lalic.training.start import init_from
 
 
 def test_batches_depend_on_seed_and_index_alone(pictures):
@@ -82,44 +57,39 @@ def test_loss_is_the_published_one():
     assert float(parts["loss"]) == pytest.approx(0.01 * 255**2 * 0.01 + 2, rel=1e-5)
 
 
-def test_learning_rate_rises_then_falls():
-    rates = [learning_rate(RECIPE, step) for step in range(7)]
-    assert rates[0] == pytest.approx(5e-4) and max(rates) == rates[1] == pytest.approx(1e-3)
-    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[6] == pytest.approx(1e-5)
+def test_every_sample_has_its_own_lambda():
+    x = torch.zeros(2, 3, 2, 2)
+    x_hat = torch.stack([torch.full((3, 2, 2), 0.1), torch.full((3, 2, 2), 0.2)])
+    out = {"x_hat": x_hat, "likelihoods": {"y": torch.tensor([0.5, 0.25])[:, None, None, None].expand(2, 1, 1, 4)}}
+    parts = rate_distortion(out, x, torch.tensor([0.01, 0.02]), torch.tensor([3.0, 1.0]))
+    alone = [0.01 * 255**2 * 0.01 + 1, 0.02 * 255**2 * 0.04 + 2]
+    assert float(parts["loss"]) == pytest.approx((3 * alone[0] + alone[1]) / 2, rel=1e-5)
+    assert float(parts["bpp"]) == pytest.approx(1.5) and float(parts["mse"]) == pytest.approx(0.025, rel=1e-5)
 
 
 def test_a_step_moves_weights_quantiles_and_average(pictures, tmp_path):
     run = trainer(pictures, tmp_path)
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
     numbers = run.update()
-    assert set(numbers) == {"loss", "bpp", "mse", "psnr", "aux"}
+    assert set(numbers) == {"loss", "bpp", "mse", "psnr", "gradient", "aux"}
     moved = {n for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
     assert {"g_a.0.weight", "g_s.4.bias", "latent_codec.hyper.entropy_bottleneck.quantiles"} <= moved
     assert not any("conv5x5_reparam" in n for n in moved)
 
 
-@pytest.fixture
-def one_thread():
-    """Sums in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_killed_and_resumed_equals_not_killed(pictures, tmp_path, one_thread):
-    whole = trainer(pictures, tmp_path / "whole")
+@pytest.mark.parametrize(("optimizer", "qualities"), [("adam", 0), ("soap", 3)])
+def test_stopped_and_resumed_equals_not_stopped(pictures, tmp_path, one_thread, optimizer, qualities):
+    recipe = replace(RECIPE, optimizer=optimizer)
+    whole = trainer(pictures, tmp_path / "whole", recipe, qualities)
     whole.run(every=2, save_every=2, held_out=1)
-    first = trainer(pictures, tmp_path / "parts")
+    first = trainer(pictures, tmp_path / "parts", recipe, qualities)
     for _ in range(3):
         first.update()
     first.save()
-    second = trainer(pictures, tmp_path / "parts")
+    second = trainer(pictures, tmp_path / "parts", recipe, qualities)
     assert second.resume() and second.step == 3
     second.run(every=2, save_every=2, held_out=1)
-    for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    assert all(torch.equal(a, b) for a, b in zip(whole.average, second.average, strict=True))
+    assert same(whole, second)
     rows = list(csv.DictReader((tmp_path / "whole" / "log.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4", "6"] and float(rows[-1]["held_out_bpp"]) > 0
     weights = lalic.load_checkpoint(tmp_path / "whole" / "weights.safetensors")
@@ -130,13 +100,130 @@ def test_killed_and_resumed_equals_not_killed(pictures, tmp_path, one_thread):
 
 def test_another_recipe_is_not_resumed(pictures, tmp_path):
     trainer(pictures, tmp_path).save()
-    other = Recipe(**{**RECIPE.__dict__, "lr": 0.5})
+    for change in ({"lr": 0.5}, {"steps": 7}):  # a cosine depends on its end from the beginning
+        with pytest.raises(CheckpointError, match="another recipe"):
+            run = trainer(pictures, tmp_path, RECIPE)
+            run.step = 3
+            run.save()
+            trainer(pictures, tmp_path, replace(RECIPE, **change)).resume()
+
+
+def test_a_trapezoid_takes_another_end_before_its_decay(pictures, tmp_path, one_thread):
+    """6 steps, the last 3 of them falling; 12 steps, the last 6; each from the other's steps before."""
+    short = replace(RECIPE, schedule="trapezoid", decay=0.5, warmup=1)
+    long = replace(short, steps=12)
+    whole = trainer(pictures, tmp_path / "whole", long)
+    whole.run(every=3, save_every=100, held_out=1)
+    first = trainer(pictures, tmp_path / "parts", short)
+    first.run(every=3, save_every=100, held_out=1)
+    assert first.step == 6
+    second = trainer(pictures, tmp_path / "parts", long)
+    assert second.resume() and second.step == 3  # `last.pt` has decayed; `plateau.pt` has not
+    second.run(every=3, save_every=100, held_out=1)
+    assert same(whole, second)
+    again = trainer(pictures, tmp_path / "parts", short)
     with pytest.raises(CheckpointError, match="another recipe"):
-        trainer(pictures, tmp_path, other).resume()
+        again.resume()  # past the end of the short one by now
 
 
-def test_training_lowers_the_loss(pictures, tmp_path):
-    run = trainer(pictures, tmp_path, Recipe(**{**RECIPE.__dict__, "steps": 80, "lr": 1e-2}))
+def test_a_run_starts_from_a_checkpoint_without_gains(pictures, tmp_path):
+    before = trainer(pictures, tmp_path / "before")
+    before.update()
+    before.save()
+    weights = before.averaged().state_dict()
+    model = tiny_model(3)
+    init_from(model, tmp_path / "before" / "weights.safetensors")
+    state = model.state_dict()
+    for name in ("g_a.0.weight", "latent_codec.hyper.entropy_bottleneck._matrix0"):
+        # Matrices are saved in half precision: 11 bits.
+        torch.testing.assert_close(state[name], weights[name], rtol=2**-11, atol=1e-7)
+    assert state["latent_codec.hyper.entropy_bottleneck._quantized_cdf"].numel() == 0
+    gains = model.gains.log_gains.exp()[:, 0]
+    expected = [(at / RECIPE.lmbda) ** 0.5 for at in (0.0012, (0.0012 * 0.06) ** 0.5, 0.06)]
+    assert gains.tolist() == pytest.approx(expected, rel=1e-4)
+    checkpoints.save_weights(trainer(pictures, tmp_path, qualities=4).averaged(), tmp_path / "four.safetensors")
+    with pytest.raises(CheckpointError, match="4 anchors"):
+        init_from(model, tmp_path / "four.safetensors")
+    with pytest.raises(CheckpointError, match="another shape"):
+        init_from(LALIC(3, 8, (4, 6, 8, 8, 6, 5), (0, 0, 0, 1), (3, 5)), tmp_path / "four.safetensors")
+
+
+def test_held_out_figures_at_every_quality(pictures, tmp_path):
+    run = trainer(pictures, tmp_path, qualities=3)
+    found = run.evaluate(run.crops.held_out(1, side=64))
+    assert {"loss", "bpp", "psnr", "bpp_10", "psnr_10", "bpp_90", "psnr_90"} <= set(found)
+    assert found["bpp"] == pytest.approx(sum(found[f"bpp_{q}"] for q in (10, 30, 50, 70, 90)) / 5)
+
+
+def test_ms_ssim_is_trained_and_logged(pictures, tmp_path):
+    recipe = replace(RECIPE, metric="ms-ssim", patch=192, lmbda=8.0)
+    run = trainer(pictures, tmp_path, recipe)
+    numbers = run.update()
+    assert {"ms_ssim", "mse"} <= set(numbers) and 0 <= numbers["ms_ssim"] < 1
+    assert numbers["loss"] == pytest.approx(numbers["bpp"] + 8 * (1 - numbers["ms_ssim"]), rel=1e-5)
+    with pytest.raises(LalicError, match="at least 192"):
+        trainer(pictures, tmp_path, replace(recipe, patch=128))
+
+
+def test_ms_ssim_and_mse_are_weighted_as_published():
+    x = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
+    x_hat = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    out = {"x_hat": x_hat, "likelihoods": {"y": torch.full((1, 1, 2, 2), 0.5)}}
+    parts = rate_distortion(out, x, 3.0, metric="ms-ssim")
+    expected = 3 * (1 - float(ms_ssim(x_hat, x))) + 4 / 192**2
+    assert float(parts["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(pictures, tmp_path):
+    run = trainer(pictures, tmp_path)
+    with torch.no_grad():
+        run.model.g_s[-1].bias.fill_(float("inf"))
+    before = run.model.g_a[0].weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="step 0"):
+        run.update()
+    assert torch.equal(run.model.g_a[0].weight, before) and run.step == 0
+
+
+def test_without_an_average_the_weights_are_the_average(pictures, tmp_path):
+    run = trainer(pictures, tmp_path, replace(RECIPE, ema=0.0))
+    run.update()
+    assert all(torch.equal(a, b) for a, b in zip(run.average, run.weights, strict=True))
+
+
+def test_compiled_training_takes_the_same_step(pictures, tmp_path, monkeypatch):
+    """Traced, differentiated by AOTAutograd and run operator by operator: all of torch.compile but its code."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    inner = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: inner(module, backend=counting))
+    torch.compiler.reset()
+    run = trainer(pictures, tmp_path, qualities=3, compiled=True)
+    compiled = [run.update() for _ in range(2)]
+    torch.compiler.reset()
+    other = trainer(pictures, tmp_path, qualities=3)
+    assert len(graphs) > 0
+    for step in compiled:
+        assert step == pytest.approx(
+            other.update(), rel=1e-3
+        )  # float32, a dozen layers, the second after a step of Adam
+
+
+def test_crops_may_be_scaled_down(pictures):
+    crops = Crops([pictures], 64, 4, seed=1, shrink=2.0)
+    batch = crops[3]
+    assert batch.shape == (4, 3, 64, 64) and not torch.equal(batch, Crops([pictures], 64, 4, seed=1)[3])
+    assert torch.equal(batch, Crops([pictures], 64, 4, seed=1, shrink=2.0)[3])
+    parts = torch.cat([crops.part(3, (0, 2)), crops.part(3, (1, 2))])
+    assert torch.equal(parts, batch)
+
+
+@pytest.mark.parametrize("qualities", [0, 3])
+def test_training_lowers_the_loss(pictures, tmp_path, qualities):
+    run = trainer(pictures, tmp_path, replace(RECIPE, steps=80, lr=1e-2), qualities)
     losses = [run.update()["loss"] for _ in range(80)]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])  # about 0.4 as measured
 

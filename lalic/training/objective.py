@@ -1,0 +1,67 @@
+"""What training minimises: rate plus weighted distortion, and the prior's auxiliary loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lalic.errors import LalicError
+from lalic.model import LALIC
+from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
+
+Parts = dict[str, Tensor]
+
+
+def distortion(metric: str, x_hat: Tensor, x: Tensor) -> Tensor:
+    """What lambda multiplies, (B,): 255^2 MSE for "mse", 1 - MS-SSIM for "ms-ssim", as published. x in [0, 1]."""
+    if metric == "mse":
+        return 255**2 * mean_square(x_hat, x)
+    return 1 - ms_ssim(x_hat, x)
+
+
+def mean_square(x_hat: Tensor, x: Tensor) -> Tensor:
+    """MSE of each picture, (B,)."""
+    return ((x_hat - x) ** 2).flatten(1).mean(1)
+
+
+def check_patch(metric: str, patch: int) -> None:
+    """Raise ``LalicError`` if crops are too small for the metric."""
+    if metric == "ms-ssim" and patch < MIN_SIDE:
+        raise LalicError(f"patch is {patch}, but MS-SSIM has five scales: expected at least {-(-MIN_SIDE // 64) * 64}")
+
+
+def rate_distortion(
+    out: dict[str, Any], x: Tensor, weights: float | Tensor, factors: float | Tensor = 1.0, metric: str = "mse"
+) -> Parts:
+    """``loss``, ``bpp`` (bits a pixel) and ``mse`` (of values in [0, 1]) of a forward pass over pictures x, means.
+
+    weights: lambda, of all samples or (B,); factors: what a sample's loss counts in the mean. With MS-SSIM its mean is
+    there as ``ms_ssim`` too.
+    """
+    pixels = x.shape[2] * x.shape[3]
+    bpp = -torch.stack([torch.log2(p).flatten(1).sum(1) for p in out["likelihoods"].values()]).sum(0) / pixels
+    x_hat = out["x_hat"].to(x.dtype)
+    far = distortion(metric, x_hat, x)
+    loss = (factors * (weights * far + bpp)).mean()
+    parts = {"loss": loss, "bpp": bpp.mean(), "mse": mean_square(x_hat, x).mean()}
+    return parts if metric == "mse" else {**parts, "ms_ssim": 1 - far.mean()}
+
+
+class Objective(nn.Module):
+    """A model and its loss in one forward pass: what `torch.compile` and DistributedDataParallel wrap.
+
+    Every parameter that is trained has a part in ``loss + aux``; `aux` reaches the prior's quantiles alone, and they
+    nothing else.
+    """
+
+    def __init__(self, model: LALIC, metric: str, bf16: bool):
+        super().__init__()
+        self.model, self.metric, self.bf16 = model, metric, bf16
+
+    def forward(self, x: Tensor, quality: Tensor | None, weights: float | Tensor, factors: float | Tensor) -> Parts:
+        """Scalars ``loss``, ``bpp``, ``mse``, ``aux``. quality: (B,), None for a model without gains."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            out = self.model(x, quality)
+        return {**rate_distortion(out, x, weights, factors, self.metric), "aux": self.model.aux_loss()}

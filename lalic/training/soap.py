@@ -1,0 +1,127 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner, for matrices; Adam for everything else.
+
+Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, algorithm 3. A gradient G (m, n) is
+seen in the eigenbases of the moving averages of G G' and G' G, where its entries are nearly independent and dividing
+each by its own size makes sense. The averages follow at every step, the bases every few, by one step of a power
+iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 8  # with a shorter side, as of the gains' table, it is no matrix but a few vectors
+_LARGEST = 512  # a side longer than this keeps the basis it has: the products would cost more than they bring
+
+
+class Soap(torch.optim.Optimizer):
+    """SOAP for matrices, and for convolutions as (first side, the rest); Adam for vectors, stacks, depth-wise kernels.
+
+    Matrices of one shape are treated as one batch. Equal gradients give equal updates, so that processes which share
+    their gradients stay together.
+
+    Args:
+        params: parameters, float32. lr: learning rate, on the scale of Adam's. betas: of Adam's two averages; the
+            second is the preconditioner's too. eps: added to the root of the second average.
+        every: steps between renewals of the bases.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        every: int = 10,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "every": every})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter; all must have gradients. The first only measures, as in the source."""
+        if closure is not None:
+            raise ValueError("closure: expected None, got a function")
+        for group in self.param_groups:
+            batches: dict[tuple[int, ...], list[Tensor]] = {}
+            for p in group["params"]:
+                shape = (p.shape[0], p[0].numel())
+                matrix = p.ndim in (2, 4) and p.shape[1] > 1 and min(shape) >= _SMALLEST
+                batches.setdefault(shape if matrix else (), []).append(p)
+            for sides, batch in batches.items():
+                if sides:
+                    self._matrices(batch, sides, group)
+                else:
+                    self._others(batch, group)
+
+    def _others(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        beta1, beta2 = group["betas"]
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"count": 0, "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
+        first, second = ([self.state[p][name] for p in params] for name in ("first", "second"))
+        count = self.state[params[0]]["count"] + 1
+        for p in params:
+            self.state[p]["count"] = count
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        root = torch._foreach_sqrt(second)
+        torch._foreach_div_(root, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(root, group["eps"])
+        torch._foreach_addcdiv_(params, first, root, -group["lr"] / (1 - beta1**count))
+
+    def _matrices(self, params: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
+        """params that are all of one shape as matrices; their state is stacked and lies with the first of them."""
+        grad = torch.stack([p.grad.reshape(shape) for p in params if p.grad is not None])
+        state = self.state[params[0]]
+        beta1, beta2 = group["betas"]
+        sides = [side for side in (0, 1) if shape[side] <= _LARGEST]
+        if not state:
+            state |= {"count": 0, "first": torch.zeros_like(grad), "second": torch.zeros_like(grad)}
+            for side in sides:
+                state[f"covariance{side}"] = _covariance(grad, side)
+                state[f"basis{side}"] = torch.linalg.eigh(state[f"covariance{side}"])[1].flip(-1).contiguous()
+            return
+        state["count"] = count = state["count"] + 1
+        state["first"].lerp_(grad, 1 - beta1)
+        bases = {side: state[f"basis{side}"] for side in sides}
+        seen = _into(grad, bases)
+        state["second"].mul_(beta2).addcmul_(seen, seen, value=1 - beta2)
+        step = _into(state["first"], bases).div_(1 - beta1**count)
+        step = _out_of(step.div_(state["second"].div(1 - beta2**count).sqrt_().add_(group["eps"])), bases)
+        torch._foreach_add_(params, [d.reshape(p.shape) for d, p in zip(step, params, strict=True)], alpha=-group["lr"])
+        for side in sides:
+            state[f"covariance{side}"].lerp_(_covariance(grad, side), 1 - beta2)
+            if count % group["every"] == 0:
+                self._renew(state, side)
+
+    @staticmethod
+    def _renew(state: dict[str, Any], side: int) -> None:
+        """Bring a basis nearer to the eigenvectors of its covariance, largest first; the second average follows."""
+        covariance, basis = state[f"covariance{side}"], state[f"basis{side}"]
+        image = covariance @ basis
+        order = (basis * image).sum(dim=-2).argsort(dim=-1, descending=True, stable=True)
+        columns = order[:, None, :].expand_as(image)
+        state[f"basis{side}"] = torch.linalg.qr(image.gather(2, columns))[0]
+        second = state["second"]
+        places = order[:, :, None] if side == 0 else order[:, None, :]
+        state["second"] = second.gather(1 + side, places.expand_as(second))
+
+
+def _covariance(grad: Tensor, side: int) -> Tensor:
+    return grad @ grad.mT if side == 0 else grad.mT @ grad
+
+
+def _into(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
+    x = bases[0].mT @ x if 0 in bases else x
+    return x @ bases[1] if 1 in bases else x.clone()
+
+
+def _out_of(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
+    x = bases[0] @ x if 0 in bases else x
+    return x @ bases[1].mT if 1 in bases else x
