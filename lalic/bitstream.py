@@ -12,16 +12,17 @@ bit says that another byte follows) in its shortest form.
     width, height     2 each     1 to 65535, of the picture before padding
     quality           2          0 for a model of one quality, else hundredths: 100 to 10000
     length of stream  1 to 4     varint, bytes, below 2^28
-    z symbol checksum 2          low half of the CRC-32 of z's decoded symbols, made by the encoder
-    symbol checksum   4          CRC-32 of all decoded symbols, z's and then y's
+    z symbol checksum 2          low bits of the sum of z's decoded symbols, made by the encoder
+    symbol checksum   4          low bits of the sum of all of them, z's and then y's (lalic_kernels/rans/checksum.py)
     header checksum   4          CRC-32 of all bytes above
     stream            its length hyper latent and latent, entropy-coded together
     data checksum     4          CRC-32 of all bytes above but the header checksum
 
 All but the stream is at most 4+1+1+8+8+2+2+2+4+2+4+4+4 = 46 bytes, for any picture (`MAX_OVERHEAD`).
 
-Version 1 differs in these places: it has no quality; two varints in place of one are the lengths of z and y; and two
-streams of the older coder follow, first z, then y. Files of version 0, of before the first release, are refused.
+Version 1 differs in these places: it has no quality; two varints in place of one are the lengths of z and y; the symbol
+checksums are CRC-32 over little-endian int32; and two streams of the older coder follow, first z, then y. Files of
+version 0, of before the first release, are refused.
 
 Checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken. The data
 checksum finds damage in the streams; it continues the header's, so that the streams of one file behind the header of

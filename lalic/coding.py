@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import lalic_kernels
 from lalic.config import Config
 from lalic.entropy.exact import exact_entropy
-from lalic.entropy.slices import Checksum, Collect, Read, SliceCoder, check_symbols, code_slices
+from lalic.entropy.slices import Checksum, Collect, CrcChecksum, Read, SliceCoder, check_symbols, code_slices
 from lalic.entropy.tables import gaussian_tables
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.kept import Kept
-from lalic_kernels import exact
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
 
 Sections = list[tuple[Tensor, Tensor]]
@@ -160,7 +158,7 @@ class Coding(nn.Module):
         if min(height, width) < step or height % step or width % step:
             raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
         size = (height // step, width // step)
-        found = Checksum()
+        found = Checksum() if len(streams) == 1 else CrcChecksum()
         try:
             if len(streams) == 1:
                 z_decoder = y_decoder = Decoder(streams[0], self._joined_tables())
@@ -215,7 +213,7 @@ class Coding(nn.Module):
         z = torch.round(self._hyper_latents(y) - medians)
         check_symbols("z", z)
         check_symbols("y", y)
-        coder = Collect(y, self.config.groups, self._scale_index())
+        coder = Collect(y, self.config.groups)
         y_hat = self._code(z, coder)
         indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
         return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
@@ -223,7 +221,7 @@ class Coding(nn.Module):
     def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any) -> Tensor:
         symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
         try:
-            return self._code(symbols, Read(read, self._scale_index()))
+            return self._code(symbols, Read(read))
         except (LalicError, RansError):
             raise
         except ValueError as error:  # the exact arithmetic's word for what is not finite
@@ -231,17 +229,14 @@ class Coding(nn.Module):
 
     def _code(self, z: Tensor, coder: SliceCoder) -> Tensor:
         """All slices behind z (B, C, h, w), whole numbers: y_hat."""
+        if self.entropy not in ("exact", "float"):
+            raise ValueError(f'entropy: expected "exact" or "float", got {self.entropy!r}')
         if self.entropy == "exact":
             return exact_entropy(self.latent_codec).code(z, coder)
         medians = self.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1)
         return code_slices(
             self.latent_codec.y, self.h_s((z + medians).contiguous(memory_format=torch.channels_last)), coder
         )
-
-    def _scale_index(self) -> Any:
-        if self.entropy not in ("exact", "float"):
-            raise ValueError(f'entropy: expected "exact" or "float", got {self.entropy!r}')
-        return _exact_index if self.entropy == "exact" else lalic_kernels.scale_index
 
     def _z_indexes(self, batch: int, size: tuple[int, ...]) -> Tensor:
         """Table row of every z symbol, its channel: (B, C * h * w) int32."""
@@ -265,7 +260,3 @@ class Coding(nn.Module):
         if prior._quantized_cdf.numel() == 0:
             raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
         return [prior._quantized_cdf, prior._cdf_length, prior._offset]
-
-
-def _exact_index(scales: Tensor) -> Tensor:
-    return exact.scale_index(scales.contiguous())

@@ -23,8 +23,7 @@ from lalic.entropy.engine import FLOAT, Engine
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.context import SliceStack, full_precision, interleave, pack
 from lalic.nn.noise import ALL, Share, uniform_like
-
-IndexOf = Callable[[Tensor], Tensor]  # scales -> rows of the Gaussian tables, int32
+from lalic_kernels.rans.checksum import symbol_checksum
 
 
 class SliceCoder(Protocol):
@@ -76,9 +75,9 @@ class Estimate(_KnowsLatents):
         return torch.cat([interleave(anchors, others) for anchors, others in pairs], dim=3).permute(0, 3, 1, 2)
 
 
-def _rows(scales: Tensor, index: IndexOf) -> Tensor:
-    """Rows of the Gaussian tables: `index` of the scales, unless an engine has made them already."""
-    return index(scales) if scales.is_floating_point() else scales
+def _rows(scales: Tensor) -> Tensor:
+    """Rows of the Gaussian tables, int32: of the scales, unless an engine has made them already."""
+    return lalic_kernels.scale_index(scales) if scales.is_floating_point() else scales
 
 
 def _stream_order(x: Tensor) -> Tensor:
@@ -89,16 +88,15 @@ def _stream_order(x: Tensor) -> Tensor:
 class Collect(_KnowsLatents):
     """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`."""
 
-    def __init__(self, y: Tensor, groups: Sequence[int], index: IndexOf = lalic_kernels.scale_index):
+    def __init__(self, y: Tensor, groups: Sequence[int]):
         super().__init__(y, groups)
-        self.index = index
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._largest: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         symbols = torch.round(pack(self.slices[k], parity) - means)
         self._largest.append(symbols.abs().amax())
-        self._kept.append((_stream_order(symbols), _stream_order(_rows(scales, self.index))))
+        self._kept.append((_stream_order(symbols), _stream_order(_rows(scales))))
         return symbols.to(means) + means
 
     @cached_property
@@ -111,14 +109,13 @@ class Collect(_KnowsLatents):
 class Read:
     """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``, both on the CPU."""
 
-    def __init__(self, read: Callable[[int, Tensor], Tensor], index: IndexOf = lalic_kernels.scale_index):
+    def __init__(self, read: Callable[[int, Tensor], Tensor]):
         self.read = read
-        self.index = index
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         B, h, half, g = means.shape
         # A mean that is not finite shows as an index that no table has: one transfer brings both.
-        indexes = torch.where(torch.isfinite(means), _rows(scales, self.index), -1)
+        indexes = torch.where(torch.isfinite(means), _rows(scales), -1)
         on_cpu = _stream_order(indexes).cpu()
         if int(on_cpu.min()) < 0:
             raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
@@ -134,27 +131,37 @@ def check_symbols(name: str, symbols: Tensor) -> None:
 
 
 class Checksum:
-    """48 bits over all symbols of one picture, as little-endian int32 in coding order, z first.
+    """48 bits over all symbols of one picture in coding order, z first: 16 over z alone, then 32 over everything.
 
-    The upper 16 are the low half of the CRC-32 over z alone, the lower 32 the CRC-32 over everything. Beside them a
-    SHA-256 over the same bytes, for people who compare machines.
+    They are low bits of `lalic_kernels.rans.checksum.symbol_checksum`, which a GPU computes as it decodes. Beside them
+    a SHA-256 over the symbols as little-endian int32, for people who compare machines.
     """
 
     def __init__(self) -> None:
-        self._crc = self._z = 0
+        self._sum = self._z = self._count = 0
         self.sha256 = hashlib.sha256()
 
     def add(self, symbols: Tensor) -> None:
-        """Append symbols (n,) int32."""
-        data = np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes()
-        self._crc = zlib.crc32(data, self._crc)
-        self.sha256.update(data)
+        """Append symbols (n,) int32, on the CPU."""
+        self._add(symbols)
+        self._count += symbols.numel()
+        self.sha256.update(np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes())
+
+    def _add(self, symbols: Tensor) -> None:
+        self._sum = self._sum + int(symbol_checksum(symbols[None], self._count)) & 0xFFFFFFFF
 
     def end_of_z(self) -> int:
         """All symbols of z have been added; their 16 bits."""
-        self._z = self._crc & 0xFFFF
+        self._z = self._sum & 0xFFFF
         return self._z
 
     @property
     def value(self) -> int:
-        return self._z << 32 | self._crc
+        return self._z << 32 | self._sum
+
+
+class CrcChecksum(Checksum):
+    """As files of version 1 have it: low bits of the CRC-32 over the symbols as little-endian int32."""
+
+    def _add(self, symbols: Tensor) -> None:
+        self._sum = zlib.crc32(np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes(), self._sum)
