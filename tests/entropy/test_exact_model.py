@@ -69,7 +69,7 @@ class Watch(Collect):
     """Keeps scales and means as well."""
 
     def __init__(self, y: Tensor, groups: tuple[int, ...]):
-        super().__init__(y, groups, lambda scales: exact.scale_index(scales.float().contiguous()))
+        super().__init__(y, groups)
         self.seen: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:

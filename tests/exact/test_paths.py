@@ -92,7 +92,8 @@ def test_threads_do_not_matter(two_threads: None) -> None:
     x = Source(3).normal
     image, keys = x(1, 24, 32, 96), x(2, 500, 96)
     weight, kernel = exact.prepare_linear(x(200, 96), x(200)), exact.prepare_conv(x(64, 96, 3, 3), padding=1)
-    shift, vector = exact.prepare_depthwise(x(96, 5, 5)), x(96)
+    shift, vector, block = exact.prepare_depthwise(x(96, 5, 5)), x(96), make_block(x, 96, 2)
+    params = exact.prepare_entropy_params((x(40, 96), x(40)), (x(40), x(40)), x(80, 40), x(40, 40), x(40, 80))
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -106,9 +107,13 @@ def test_threads_do_not_matter(two_threads: None) -> None:
                 exact.gate(image, image),
                 exact.residual(image, image, vector),
                 exact.biwkv(vector / 500, vector, keys, keys, keys),
+                exact.rwkv_block(image, block),
+                exact.entropy_params(image, params),
+                exact.gaussian_head(image)[0],
             ]
         )
     assert all(map(same, *found))
+    assert same(found[1][-2], exact.entropy_params(image, params, backend="reference"))
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
