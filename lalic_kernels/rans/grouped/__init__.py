@@ -1,0 +1,5 @@
+"""rANS whose lanes stand in groups of a warp: the streams of files since format version 2 (../README.md)."""
+
+from lalic_kernels.rans.grouped.op import Decoder, choose, encode, encode_with
+
+__all__ = ["Decoder", "choose", "encode", "encode_with"]
