@@ -28,7 +28,7 @@ LAUNCHES = {
     "escapes": Launch((("LANES", GROUP), ("BLOCK", 256)), num_warps=1),
     "push": Launch((("LANES", GROUP),), num_warps=1),
 }
-_FAULTS = FAULTS | {reference.BAD_INDEX: "an index lies outside the tables"}
+_FAULTS = {reference.BAD_INDEX: "an index lies outside the tables"} | FAULTS  # the cause before what follows from it
 
 
 class DeviceTables:
