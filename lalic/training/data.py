@@ -111,6 +111,10 @@ class Crops:
             crops.append(crop[:, ::-1] if draw.random() < 0.5 else crop)
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(255)
 
+    def held_out_sources(self) -> list[tuple[str, bytes | Path]]:
+        """(name, encoded bytes or path) of every picture left out of training."""
+        return list(self._held_out)
+
     def held_out(self, count: int, side: int = 256) -> list[Tensor]:
         """The centres of the first ``count`` pictures left out of training, each (1, 3, side, side), or smaller."""
         result = []

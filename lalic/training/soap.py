@@ -85,7 +85,7 @@ class Soap(torch.optim.Optimizer):
             state |= {"count": 0, "first": torch.zeros_like(grad), "second": torch.zeros_like(grad)}
             for side in sides:
                 state[f"covariance{side}"] = _covariance(grad, side)
-                state[f"basis{side}"] = torch.linalg.eigh(state[f"covariance{side}"])[1].flip(-1).contiguous()
+                state[f"basis{side}"] = _eigenvectors(state[f"covariance{side}"])
             return
         state["count"] = count = state["count"] + 1
         state["first"].lerp_(grad, 1 - beta1)
@@ -115,6 +115,16 @@ class Soap(torch.optim.Optimizer):
 
 def _covariance(grad: Tensor, side: int) -> Tensor:
     return grad @ grad.mT if side == 0 else grad.mT @ grad
+
+
+def _eigenvectors(covariance: Tensor) -> Tensor:
+    """Of each matrix of a batch, largest first, in the batch's dtype.
+
+    In float64 and at a size of one: in float32, what has few large eigenvalues or is tiny throughout does not converge.
+    """
+    wide = covariance.double()
+    wide = wide / wide.abs().amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.linalg.eigh(wide)[1].flip(-1).to(covariance.dtype).contiguous()
 
 
 def _into(x: Tensor, bases: dict[int, Tensor]) -> Tensor:

@@ -145,6 +145,22 @@ def test_soap_goes_down_a_narrow_valley_faster_than_adam():
     assert losses["soap"] < 0.5 * losses["adam"]
 
 
+def test_soap_starts_from_gradients_of_any_size():
+    """Large beside tiny in one matrix, all tiny, and none at all: the first bases are orthogonal, the steps finite."""
+    torch.manual_seed(3)
+    mixed = torch.randn(48, 24) * 10.0 ** -torch.linspace(0, 18, 24)
+    for gradient in (mixed, torch.randn(48, 24) * 1e-18, torch.zeros(48, 24)):
+        p = torch.nn.Parameter(torch.zeros(48, 24))
+        soap = Soap([p], 1e-3)
+        for _ in range(3):
+            p.grad = gradient.clone()
+            soap.step()
+        assert bool(torch.isfinite(p).all())
+        for side, size in ((0, 48), (1, 24)):
+            basis = soap.state[p][f"basis{side}"][0]
+            torch.testing.assert_close(basis @ basis.T, torch.eye(size), atol=1e-5, rtol=0)  # float32
+
+
 def test_soap_bases_follow_a_gradient_that_turns():
     """After the covariance has turned to another direction, so has the basis: its first column is that direction."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
