@@ -118,6 +118,6 @@ def test_arguments_are_checked():
             decoder.decode(wrong)
     with pytest.raises(ValueError, match="choice must be"):
         gpu.encode([], tables, (1, 3, 0))
-    extreme = rans.CodingTables([[0, 1, 65000, 65536]], [4], [2**31 - 4])
+    extreme = rans.CodingTables([[0, 1, 65000, 65536]], [4], [2**31 - 3])
     with pytest.raises(ValueError, match="stay within int32 when 2 is added"):
         gpu.DeviceDecoder(b"", extreme, DEVICE)
