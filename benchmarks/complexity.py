@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has no CUDA device that torch can use")
     if options.save:
-        quiet.refuse_if_busy(parser)
+        report.refuse_if_busy(parser)
     device = torch.device(options.device)
     record = report.environment(device) | {"quick": options.quick, "complexity": []}
     print(report.header(record), flush=True)

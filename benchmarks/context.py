@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +35,6 @@ MODELS: tuple[tuple[str, dict[str, int]], ...] = (
     ("conv", {}), ("conv-plus", {"kernel": 3}), ("conv-plus", {"kernel": 5}), ("conv-plus", {"kernel": 7}),
     ("rwkv", {}), ("transformer", {}),
 )  # fmt: skip
-BUSY = 0.5  # load average of a machine that does something else as well
 
 Counted = dict[str, Any]
 
@@ -211,29 +208,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="for --time (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
     parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
-    parser.add_argument("--save", action="store_true", help="append records to the results")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    report.add_saving(parser, "append records to the results")
     options = parser.parse_args(words)
-    if options.save and options.quick:
-        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
-    if options.save and options.time and (load := os.getloadavg()[0]) > BUSY:
-        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
+    report.refuse_unfit(parser, options, timed=options.time)
     counted = [count_model(*model) for model in MODELS] + count_transformer()
     print("\n".join(map(json.dumps, counted) if options.json else lines(counted)))
     device = torch.device(options.device)
-    folder = options.results or report.RESULTS
     if options.save:
-        record = report.environment(torch.device("cpu"))
-        # Nothing here depends on the machine, so the record stands with the other counts.
-        record |= {"device": "static", "device_type": "none", "quick": False, "op": "context", "counted": counted}
-        print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+        report.keep(report.counted(op="context", counted=counted), options.results)
     if options.time:
         record = report.environment(device) | {"quick": options.quick}
         record["rows"] = measure_all(Setting(device, quick=options.quick))
         print(report.header(record))
         print(report.table("context", record["rows"]))
         if options.save:
-            print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+            report.keep(record, options.results)
     return 0
 
 

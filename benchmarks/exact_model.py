@@ -13,7 +13,6 @@ Timed is the way from z symbols to y_hat, all symbols known: the entropy coder a
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 import lalic
-from benchmarks import quiet, report
+from benchmarks import report
 from benchmarks.measure import Call, Case, Row, Setting, WrongResult, measure
 from benchmarks.ops import HEIGHT, WIDTH
 from benchmarks.portability import ENTROPIES, ideal_code_length
@@ -113,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
     parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="append a record to the results")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    report.add_saving(parser)
     arguments = parser.parse_args(argv)
     if (arguments.folder is None) != arguments.time:
         parser.error("expected a folder of pictures, or --time, and not both")
@@ -122,12 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    if arguments.save and arguments.quick:
-        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
+    report.refuse_unfit(parser, arguments, timed=True)
     if arguments.threads < 1:
         parser.error(f"--threads is {arguments.threads}, expected at least 1")
-    if arguments.save:
-        quiet.refuse_if_busy(parser)
     before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
@@ -138,7 +133,7 @@ def _time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     print(report.header(record))
     print(report.table("exact_model", record["rows"]))
     if arguments.save:
-        print(f"appended to {report.append(record, arguments.results or report.RESULTS)}", file=sys.stderr)
+        report.keep(record, arguments.results)
     return 0
 
 
@@ -172,7 +167,7 @@ def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     }
     print(f"bits {record['mean_bits_ratio']:.6f}, time {record['time_ratio']:.2f} of floating point; {seconds}")
     if arguments.save:
-        print(f"appended to {report.append(record, arguments.results or report.RESULTS)}", file=sys.stderr)
+        report.keep(record, arguments.results)
     return 0
 
 

@@ -281,12 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: plain {_mib(row['plain'])}, ours {_mib(row['ours'])}, ratio {row['ratio']:.3f}")
     print(json.dumps(rows))
     if arguments.save:
-        environment = report.environment(torch.device("cpu"))
-        # What is counted does not depend on the machine, and stands with the other counts.
-        static = {"device": "static", "device_type": "none"}
-        for record in (environment | static | {"memory": counted}, environment | {"memory": measured}):
-            if record["memory"]:
-                print(f"appended to {report.append(record)}")
+        report.keep(report.counted(memory=counted))
+        if measured:
+            report.keep(report.environment(torch.device("cpu")) | {"quick": False, "memory": measured})
     return int(any(row["ratio"] > 0.5 for row in rows.values()))
 
 

@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record |= {"pictures": arguments.name or arguments.folder.name, "model": model.config.name}
     record |= {"weights": model.weights_hash().hex(), "portability": rows}
     if arguments.save:
-        print(f"added to {report.append(record)}")
+        report.keep(record)
     exact = [row["exact"] for row in rows]
     whole = all(c["equal"] == c["pictures"] and c["equal_in_batches"] == c["in_batches"] for c in exact)
     return 0 if whole else 1

@@ -1,8 +1,7 @@
-"""What this machine does besides measuring, how much memory it has left, and what a call takes of it."""
+"""How much memory this machine has left, and what a call takes of it."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Callable
@@ -11,16 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.context import BUSY
-
 SHARE = 0.6  # of the memory that is free: estimates are rough, and what is freed may not come back at once
-
-
-def refuse_if_busy(parser: argparse.ArgumentParser) -> None:
-    """Exit with 2 on a machine that does something else; what it would measure is not worth keeping."""
-    load = os.getloadavg()[0]
-    if load > BUSY:
-        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
 
 
 def free_bytes(device: torch.device) -> int:

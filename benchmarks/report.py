@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from lalic.eval.machine import device_name
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+BUSY = 0.5  # load average of a machine that does something else as well
 PACKAGES = ("torch", "triton", "numba", "numpy", "compressai")
 
 
@@ -46,6 +50,32 @@ def environment(device: torch.device) -> dict[str, Any]:
         found["runtime"] = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
         found["driver"] = _driver()
     return found
+
+
+def counted(**what: Any) -> dict[str, Any]:
+    """A record of what does not depend on the machine; it stands with the others of its kind, in `static.jsonl`."""
+    return environment(torch.device("cpu")) | {"device": "static", "device_type": "none", "quick": False} | what
+
+
+def add_saving(parser: argparse.ArgumentParser, what: str = "append a record to the results") -> None:
+    """--save and --results."""
+    parser.add_argument("--save", action="store_true", help=what)
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+
+
+def refuse_unfit(parser: argparse.ArgumentParser, options: argparse.Namespace, timed: bool) -> None:
+    """Exit with 2 where --save would keep what is not worth it: figures of --quick, times of a busy machine."""
+    if options.save and options.quick:
+        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
+    if options.save and timed:
+        refuse_if_busy(parser)
+
+
+def refuse_if_busy(parser: argparse.ArgumentParser) -> None:
+    """Exit with 2 on a machine that does something else, or did in the last minute."""
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
 
 
 def _commit() -> tuple[str | None, bool | None]:
@@ -117,3 +147,9 @@ def append(record: dict[str, Any], folder: Path = RESULTS) -> Path:
     with open(path, "a", encoding="utf-8") as file:
         file.write(line)
     return path
+
+
+def keep(record: dict[str, Any], folder: Path | None = None) -> None:
+    """`append`, and say so beside the command's own output."""
+    path = append(record) if folder is None else append(record, folder)
+    print(f"appended to {path}", file=sys.stderr)

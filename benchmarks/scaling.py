@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has no CUDA device that torch can use")
     if options.save and options.measure:
-        quiet.refuse_if_busy(parser)
+        report.refuse_if_busy(parser)
     folder = options.results or report.RESULTS
     rows = count(sizes)
     found = fits(rows, COUNTS)

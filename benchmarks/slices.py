@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -36,7 +34,6 @@ from lalic.model import LALIC
 from lalic.nn.context import SliceStack, pack, unpack
 
 HEIGHT, WIDTH = 512, 768
-BUSY = 0.5  # load average of a machine that does something else as well
 
 # Without one thing that is kept
 
@@ -368,21 +365,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--time", action="store_true", help="measure the variants on this machine as well")
     parser.add_argument("--device", default="cpu", help="for --time (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
-    parser.add_argument("--save", action="store_true", help="append records to the results")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    report.add_saving(parser, "append records to the results")
     options = parser.parse_args(words)
-    if options.save and options.quick:
-        parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
-    if options.save and options.time and (load := os.getloadavg()[0]) > BUSY:
-        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
+    report.refuse_unfit(parser, options, timed=options.time)
     counted = count_all()
     print("\n".join(table(counted)))
-    folder = options.results or report.RESULTS
     if options.save:
         # Nothing counted depends on the machine, so the record stands with the other counts.
-        record = report.environment(torch.device("cpu"))
-        record |= {"device": "static", "device_type": "none", "quick": False, "op": "slices", "counted": counted}
-        print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+        report.keep(report.counted(op="slices", counted=counted), options.results)
     if options.time:
         device = torch.device(options.device)
         record = report.environment(device) | {"quick": options.quick}
@@ -390,7 +380,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(report.header(record))
         print(report.table("slices", record["rows"]))
         if options.save:
-            print(f"appended to {report.append(record, folder)}", file=sys.stderr)
+            report.keep(record, options.results)
     return 0
 
 

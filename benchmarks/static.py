@@ -17,10 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import report
 from lalic_kernels._core.launch import blocks
@@ -138,18 +135,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--architecture", nargs="+", default=ARCHITECTURES, metavar="90", help="CUDA, as 90")
     parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
-    parser.add_argument("--save", action="store_true", help="append a record to the results")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    report.add_saving(parser)
     options = parser.parse_args(words)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
     rows = [row for architecture in options.architecture for row in OPS[options.op](architecture)]
     print("\n".join(map(json.dumps, rows) if options.json else lines(rows)))
     if options.save:
-        record = report.environment(torch.device("cpu"))
-        # Nothing here depends on the machine, so the record has a file of its own.
-        record |= {"device": "static", "device_type": "none", "quick": False, "op": options.op, "compiled": rows}
-        print(f"appended to {report.append(record, options.results or report.RESULTS)}", file=sys.stderr)
+        report.keep(report.counted(op=options.op, compiled=rows), options.results)
     return 0
 
 

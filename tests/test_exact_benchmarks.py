@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import lalic
-from benchmarks import exact_model, portability, report
+from benchmarks import exact_model, portability, report, slices
 from benchmarks.measure import Setting, WrongResult
 from lalic import images
 
@@ -77,6 +77,8 @@ def test_a_busy_machine_keeps_nothing(folder, monkeypatch, capsys) -> None:
     for words in (["--time", "--save"], ["--time", "--quick", "--save"], [], ["--time", str(folder / "set")]):
         with pytest.raises(SystemExit, match="2"):
             exact_model.main(words)
+    with pytest.raises(SystemExit, match="2"):
+        slices.main(["--time", "--save"])
     said = capsys.readouterr().err
     assert "load 1.5" in said and "leave out --save" in said and "not both" in said
     assert not (folder / "results").exists()

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import quiet, report
+from benchmarks import report
 from benchmarks.measure import Row, WrongResult
 from benchmarks.mechanisms import sweep
 from benchmarks.mechanisms.modules import MECHANISMS
@@ -39,9 +39,7 @@ def lines(found: Sequence[Row]) -> str:
         memory = "memory not known" if peak is None else f"+{peak / 2**20:.1f} MiB"
         low, high = row["quartiles"]
         spread = f"{1e3 * row['seconds']:10.2f} ms ({1e3 * low:.2f} .. {1e3 * high:.2f})"
-        text.append(
-            f"{line}  {spread}  {1e9 * row['seconds an element']:.2f} ns an element  {memory}"
-        )
+        text.append(f"{line}  {spread}  {1e9 * row['seconds an element']:.2f} ns an element  {memory}")
     return "\n".join(text)
 
 
@@ -86,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.save and arguments.quick:
         parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
     if arguments.save:
-        quiet.refuse_if_busy(parser)
+        report.refuse_if_busy(parser)
     device = torch.device(arguments.device)
     folder = arguments.results or report.RESULTS
     environment = report.environment(device)
