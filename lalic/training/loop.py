@@ -16,6 +16,7 @@ from lalic.errors import CheckpointError, LalicError
 from lalic.files import write_atomic
 from lalic.model import LALIC
 from lalic.nn import checkpoints
+from lalic.nn.ms_ssim import MIN_SIDE
 from lalic.nn.noise import ALL, Share
 from lalic.training.data import Crops
 from lalic.training.log import Log
@@ -213,7 +214,8 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._log = Log(self.folder, self._columns(), self._tensorboard)
             self._log.rewind(self.step)
-        pictures = self.crops.held_out(held_out)
+        least = MIN_SIDE if self.recipe.metric == "ms-ssim" else 1
+        pictures = [x for x in self.crops.held_out(held_out) if min(x.shape[2:]) >= least]
         start, begun, kept = time.monotonic(), self.step, self.step
         sums: dict[str, float] = {}
         count = 0
