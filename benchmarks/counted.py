@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.memory import Live, _launches_left_out
 from benchmarks.operations import Operations
@@ -83,6 +85,30 @@ class Thop:
             self.macs += result.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
 
 
+class RealNumbers(TorchFunctionMode):
+    """Inside FakeTensorMode, lets whole numbers that code makes to address others with be real, and so be looked at.
+
+    CompressAI's prior, for one, holds the order of dimensions in a tensor that it makes in each pass.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if func in (torch.tensor, torch.arange) or (tensors and not any(isinstance(x, FakeTensor) for x in tensors)):
+            with unset_fake_temporarily():
+                made = func(*args, **kwargs)
+            if not isinstance(made, Tensor) or not made.is_floating_point():
+                return made
+        elif len(tensors) > 1:
+            with unset_fake_temporarily():  # what is given as a number is handed on as one
+                args = tree_map(lambda x: int(x) if _is_number(x) else x, args)
+        return func(*args, **kwargs)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, Tensor) and not isinstance(x, FakeTensor) and x.ndim == 0 and not x.is_floating_point()
+
+
 def without_memory(model: nn.Module) -> nn.Module:
     """The model with weights that take no memory, as on a CPU; inside FakeTensorMode. It stays so."""
     for module in model.modules():
@@ -100,7 +126,7 @@ def operations(model: nn.Module, run: Callable[[Tensor], Any], sizes: Sequence[S
 
     Raises ``ValueError`` naming a call that no rule counts.
     """
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), RealNumbers(), torch.no_grad():
         without_memory(model)
         run(torch.empty(1, 3, 128, 128))  # what is made of weights once is not counted
         for height, width in sizes:

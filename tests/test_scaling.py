@@ -82,6 +82,27 @@ def test_the_line() -> None:
     assert scaling.line([0, 1, 2], [0, 1, 0])["r2"] == pytest.approx(0, abs=1e-12)
 
 
+class _Turns(nn.Module):
+    """As CompressAI's prior: the order of dimensions is a tensor, and a convolution follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        order = torch.cat((torch.tensor([1, 0], dtype=torch.long), torch.arange(2, x.ndim, dtype=torch.long)))
+        turned = x.permute(*order).contiguous()
+        assert turned.shape[:2] == (3, 1)
+        return self.conv(turned.permute(*order)) + torch.tensor(0.5) * torch.arange(4.0)[:, None, None]
+
+
+def test_tensors_that_address_others_are_real() -> None:
+    model = _Turns()
+    (found,) = counts(model, (8, 16))
+    # A convolution's multiply-adds; then a product of four numbers and a sum.
+    assert found["layers"] == 8 * 16 * 12 and found["complete"] == 2 * 8 * 16 * 12 + 4 + 4 * 8 * 16
+
+
 class _Refuses(nn.Module):
     def __init__(self) -> None:
         super().__init__()
