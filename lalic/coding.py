@@ -15,7 +15,8 @@ from lalic.entropy.slices import Checksum, Collect, CrcChecksum, Read, SliceCode
 from lalic.entropy.tables import gaussian_tables
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.kept import Kept
-from lalic_kernels.rans import CodingTables, Decoder, RansError, encode
+from lalic_kernels._core import triton_support
+from lalic_kernels.rans import CodingTables, Decoder, RansError, encode, grouped
 
 Sections = list[tuple[Tensor, Tensor]]
 
@@ -137,7 +138,7 @@ class Coding(nn.Module):
             checksum.add(symbols[0])
         z_rows = z_pass[1] + gaussian_tables().rows
         sections = [(s[0], i[0]) for s, i in [(z_pass[0], z_rows), *y_passes]]
-        return EncodedSections((encode(sections, self._joined_tables()),), checksum.value)
+        return EncodedSections((grouped.encode(sections, self._joined_tables()),), checksum.value)
 
     @torch.no_grad()
     def decode_sections(
@@ -159,29 +160,12 @@ class Coding(nn.Module):
             raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
         size = (height // step, width // step)
         found = Checksum() if len(streams) == 1 else CrcChecksum()
+        device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device
         try:
-            if len(streams) == 1:
-                z_decoder = y_decoder = Decoder(streams[0], self._joined_tables())
-                z_first = gaussian_tables().rows
+            if len(streams) == 1 and _decodes_there(device):
+                y_hat = self._read_there(streams[0], size, device, found, checksum)
             else:
-                z_decoder, z_first = Decoder(streams[0], self._bottleneck_tables()), 0
-                y_decoder = Decoder(streams[1], gaussian_tables())
-
-            def read(decoder: Decoder, indexes: Tensor) -> Tensor:
-                symbols = torch.from_numpy(decoder.decode(indexes[0]))
-                found.add(symbols)
-                return symbols[None]
-
-            z_symbols = read(z_decoder, self._z_indexes(1, size) + z_first)
-            if z_decoder is not y_decoder:
-                z_decoder.finish()
-            if found.end_of_z() != checksum >> 32:
-                raise BitstreamError(
-                    f"the decoded symbols of z are not the encoder's (expected checksum {checksum >> 32:04x}): "
-                    f"{self._whose_fault()}"
-                )
-            y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
-            y_decoder.finish()
+                y_hat = self._read_here(streams, size, found, checksum)
         except RansError as error:
             raise BitstreamError(f"the symbols cannot be decoded: {error}; {self._whose_fault()}") from error
         if found.value != checksum:
@@ -190,6 +174,59 @@ class Coding(nn.Module):
                 f"{checksum & 0xFFFFFFFF:08x}): {self._whose_fault()}"
             )
         return DecodedSections(y_hat, found.sha256.hexdigest())
+
+    def _read_here(self, streams: Sequence[bytes], size: tuple[int, int], found: Checksum, checksum: int) -> Tensor:
+        """y_hat; symbols go through the host, pass by pass, and into `found`."""
+        z_decoder: Decoder | grouped.Decoder
+        y_decoder: Decoder | grouped.Decoder
+        if len(streams) == 1:
+            z_decoder = y_decoder = grouped.Decoder(streams[0], self._joined_tables())
+            z_first = gaussian_tables().rows
+        else:
+            z_decoder, z_first = Decoder(streams[0], self._bottleneck_tables()), 0
+            y_decoder = Decoder(streams[1], gaussian_tables())
+
+        def read(decoder: Decoder | grouped.Decoder, indexes: Tensor) -> Tensor:
+            symbols = torch.from_numpy(decoder.decode(indexes[0]))
+            found.add(symbols)
+            return symbols[None]
+
+        z_symbols = read(z_decoder, self._z_indexes(1, size) + z_first)
+        if z_decoder is not y_decoder:
+            z_decoder.finish()
+        self._check_z(found, checksum)
+        y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
+        y_decoder.finish()
+        return y_hat
+
+    def _read_there(
+        self, stream: bytes, size: tuple[int, int], device: torch.device, found: Checksum, checksum: int
+    ) -> Tensor:
+        """y_hat; symbols stay on the device until all are decoded, and only then is looked at what went wrong."""
+        from lalic_kernels.rans.grouped.gpu import DeviceDecoder
+
+        decoder = DeviceDecoder(stream, self._joined_tables(), device)
+        kept: list[Tensor] = []
+
+        def read(_: int, indexes: Tensor) -> Tensor:
+            kept.append(decoder.decode(indexes[0]))
+            return kept[-1][None]
+
+        z_symbols = read(-1, (self._z_indexes(1, size) + gaussian_tables().rows).to(device))
+        y_hat = self._decode_latents(z_symbols, size, read, there=True)
+        decoder.finish()
+        symbols = torch.cat(kept).cpu()
+        found.add(symbols[: len(kept[0])])
+        self._check_z(found, checksum)
+        found.add(symbols[len(kept[0]) :])
+        return y_hat
+
+    def _check_z(self, found: Checksum, checksum: int) -> None:
+        if found.end_of_z() != checksum >> 32:
+            raise BitstreamError(
+                f"the decoded symbols of z are not the encoder's (expected checksum {checksum >> 32:04x}): "
+                f"{self._whose_fault()}"
+            )
 
     def _whose_fault(self) -> str:
         if self.entropy == "exact":
@@ -218,10 +255,10 @@ class Coding(nn.Module):
         indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
         return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
 
-    def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any) -> Tensor:
+    def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any, there: bool = False) -> Tensor:
         symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
         try:
-            return self._code(symbols, Read(read))
+            return self._code(symbols, Read(read, there))
         except (LalicError, RansError):
             raise
         except ValueError as error:  # the exact arithmetic's word for what is not finite
@@ -260,3 +297,8 @@ class Coding(nn.Module):
         if prior._quantized_cdf.numel() == 0:
             raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
         return [prior._quantized_cdf, prior._cdf_length, prior._offset]
+
+
+def _decodes_there(device: torch.device) -> bool:
+    """Whether symbols are decoded on the device where the model lies."""
+    return device.type == "cuda" and triton_support.INSTALLED

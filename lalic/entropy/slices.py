@@ -107,19 +107,25 @@ class Collect(_KnowsLatents):
 
 
 class Read:
-    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``, both on the CPU."""
+    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``.
 
-    def __init__(self, read: Callable[[int, Tensor], Tensor]):
+    Both are on the CPU, or with `there` where the model computes: then nothing waits for the device, and `read` has to
+    make a fault of the index -1, which stands for a mean that is not finite.
+    """
+
+    def __init__(self, read: Callable[[int, Tensor], Tensor], there: bool = False):
         self.read = read
+        self.there = there
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         B, h, half, g = means.shape
         # A mean that is not finite shows as an index that no table has: one transfer brings both.
-        indexes = torch.where(torch.isfinite(means), _rows(scales), -1)
-        on_cpu = _stream_order(indexes).cpu()
-        if int(on_cpu.min()) < 0:
-            raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
-        symbols = self.read(2 * k + parity, on_cpu)
+        indexes = _stream_order(torch.where(torch.isfinite(means), _rows(scales), -1))
+        if not self.there:
+            indexes = indexes.cpu()
+            if int(indexes.min()) < 0:
+                raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
+        symbols = self.read(2 * k + parity, indexes)
         return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means
 
 
