@@ -9,74 +9,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
 from lalic_kernels._core.floats import OPTIONS as _OPTIONS
 from lalic_kernels._core.floats import exp as _exp
-from lalic_kernels._core.floats import sigmoid, stored, wide
+from lalic_kernels._core.floats import sigmoid
+from lalic_kernels.biwkv.cpu_storage import leave, room, rows, target
 
 f32 = np.float32
 WIDTH = 32  # channels that `gradients` takes at a time
-
-
-def _room(x, chunk):
-    """Where a chunk of x is widened to: of no size for float32, which needs no such place."""
-
-
-def _rows(x, b, first, length, room):
-    """A stretch of tokens of x (B, T, C) in float32: a view, or from bfloat16 a copy in `room`."""
-
-
-def _target(y, b, first, length, room):
-    """Where the float32 result of a stretch goes: a view of y (B, T, C), or `room`."""
-
-
-def _leave(y, b, first, length, result):
-    """Round `result` (length, C) into y (B, T, C), where it is not a view of y already; to nearest, ties to even."""
-
-
-@overload(_room)
-def _typed_room(x, chunk):
-    if x.dtype == types.float32:
-        return lambda x, chunk: np.empty((0, x.shape[2]), np.float32)
-    return lambda x, chunk: np.empty((chunk, x.shape[2]), np.float32)
-
-
-@overload(_rows)
-def _typed_rows(x, b, first, length, room):
-    if x.dtype == types.float32:
-        return lambda x, b, first, length, room: x[b, first : first + length]
-
-    def widened(x, b, first, length, room):
-        for t in range(length):
-            row, target = x[b, first + t], room[t]
-            for c in range(x.shape[2]):
-                target[c] = wide(row[c])
-        return room[:length]
-
-    return widened
-
-
-@overload(_target)
-def _typed_target(y, b, first, length, room):
-    if y.dtype == types.float32:
-        return lambda y, b, first, length, room: y[b, first : first + length]
-    return lambda y, b, first, length, room: room[:length]
-
-
-@overload(_leave)
-def _typed_leave(y, b, first, length, result):
-    if y.dtype == types.float32:
-        return lambda y, b, first, length, result: None
-
-    def rounded(y, b, first, length, result):
-        for t in range(length):
-            row, source = y[b, first + t], result[t]
-            for c in range(y.shape[2]):
-                row[c] = stored(y, source[c])
-
-    return rounded
 
 
 @njit(**_OPTIONS)
@@ -98,11 +39,11 @@ def summaries(k, v, em1, chunk, start, stop, top, a1, a2, b1, b2, own):
     per = (T + chunk - 1) // chunk
     p = np.empty((chunk, C), np.float32)
     moved, m = np.empty((0 if own is None else chunk, C), np.float32), np.empty(C, np.float32)
-    room_k, room_v = _room(k, chunk), _room(v, chunk)
+    room_k, room_v = room(k, chunk), room(v, chunk)
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
         length = min(chunk, T - first)
-        keys, values = _rows(k, b, first, length, room_k), _rows(v, b, first, length, room_v)
+        keys, values = rows(k, b, first, length, room_k), rows(v, b, first, length, room_v)
         for c in range(C):
             m[c] = f32(-np.inf)
         if own is None:
@@ -220,13 +161,13 @@ def apply(k, v, gate, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, 
     p = np.empty((chunk, C), np.float32)
     left1, left2 = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
     moved = np.empty((0 if centre is None else chunk, C), np.float32)
-    room_k, room_v, room_y = _room(k, chunk), _room(v, chunk), _room(y, chunk)
+    room_k, room_v, room_y = room(k, chunk), room(v, chunk), room(y, chunk)
     x1, x2, ref = np.empty(C, np.float32), np.empty(C, np.float32), np.empty(C, np.float32)
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
         length = min(chunk, T - first)
-        keys, values = _rows(k, b, first, length, room_k), _rows(v, b, first, length, room_v)
-        result = _target(y, b, first, length, room_y)
+        keys, values = rows(k, b, first, length, room_k), rows(v, b, first, length, room_v)
+        result = target(y, b, first, length, room_y)
         if centre is not None:
             _shifted(values, length, centre[b], moved)
             values = moved[:length]
@@ -258,12 +199,12 @@ def apply(k, v, gate, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, 
                 x1[c] += x1[c] * em1[c] + e * value[c]
                 x2[c] += x2[c] * em1[c] + e
         if gate is not None:  # a loop of its own: with one array more the loop above would not be vectorised
-            gates = _rows(gate, b, first, length, room_k)
+            gates = rows(gate, b, first, length, room_k)
             for t in range(length):
                 receptance, out = gates[t], result[t]
                 for c in range(C):
                     out[c] *= sigmoid(receptance[c])
-        _leave(y, b, first, length, result)
+        leave(y, b, first, length, result)
         if inv is not None:
             for c in range(C):
                 base[item, c] = ref[c]
