@@ -1,4 +1,4 @@
-"""How the loops read k, v and gate and write y: float32 as it is, bfloat16 widened chunk by chunk and rounded at the end.
+"""How the loops read k, v and gate and write y: float32 as it is, bfloat16 widened and rounded chunk by chunk.
 
 bfloat16 is held as uint16. Which of the two an array is, is known when a loop is compiled, and float32 costs nothing.
 """
