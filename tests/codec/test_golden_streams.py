@@ -6,18 +6,23 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import lalic
-from lalic import cli, codec
+from lalic import cli, codec, coding
 from lalic.bitstream import Container, parse
 from lalic.entropy import exact as exact_model
 from lalic.errors import BitstreamError, ModelMismatchError
+from lalic_kernels.rans.grouped import layout
 
 STREAMS = Path(__file__).parents[1] / "golden" / "streams"
+VERSION_2 = STREAMS / "version2"
 EXPECTED = json.loads((STREAMS / "expected.json").read_text(encoding="utf-8"))
+EXPECTED_2 = json.loads((VERSION_2 / "expected.json").read_text(encoding="utf-8"))
 SIZES = {"smooth": (192, 128), "noise": (64, 64), "pixel": (1, 1), "odd": (130, 65)}
+SIZES_2 = {**SIZES, "rings": (512, 384)}  # several groups of lanes
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,38 @@ def test_symbols_are_those_of_the_day_they_were_written(model, name, backend, mo
         return
     assert codec.symbol_hashes(data, model) == EXPECTED["files"][name]
     assert codec.decode(data, model).size == SIZES[name]
+
+
+@pytest.mark.parametrize("name", SIZES_2)
+def test_version_2(model, name) -> None:
+    assert EXPECTED_2["weights_hash"] == EXPECTED["weights_hash"]
+    assert set(EXPECTED_2["files"]) == set(SIZES_2) == {path.stem for path in VERSION_2.glob("*.lalic")}
+    data = (VERSION_2 / f"{name}.lalic").read_bytes()
+    assert parse(data).version == 2
+    assert codec.symbol_hashes(data, model) == EXPECTED_2["files"][name]
+    assert codec.decode(data, model).size == SIZES_2[name]
+
+
+def test_version_2_of_a_picture_of_several_groups() -> None:
+    """Otherwise nothing here would notice how groups share their symbols, or how lanes come to rest."""
+    stream = parse((VERSION_2 / "rings.lalic").read_bytes()).streams[0]
+    parts = layout.unpack(np.frombuffer(stream, np.uint8))
+    assert parts.highs.shape[0] > 1 and len(parts.stages) == 5 and parts.level > 0
+
+
+def test_version_2_where_symbols_stay_on_the_device(model, monkeypatch) -> None:
+    """Triton's interpreter here; on a GPU the model goes there, and this is what it does."""
+    pytest.importorskip("triton", reason="decoding on the device needs triton, which is not installed")
+    monkeypatch.setattr(coding, "_decodes_there", lambda device: True)
+    here = copy.deepcopy(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    data = (VERSION_2 / "pixel.lalic").read_bytes()
+    assert codec.symbol_hashes(data, here) == EXPECTED_2["files"]["pixel"]
+    container = parse(data)
+    for bit, what in ((0, "symbols are not the encoder's"), (40, "symbols of z are not the encoder's")):
+        with pytest.raises(BitstreamError, match=what):
+            here.read_sections(container.streams, 64, 64, container.symbol_checksum ^ 1 << bit)
+    with pytest.raises(BitstreamError, match=r"symbols cannot be decoded: .*stream"):
+        here.read_sections((container.streams[0] + bytes(2),), 64, 64, container.symbol_checksum)
 
 
 def test_the_command_prints_them(capsys) -> None:
