@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -76,6 +77,8 @@ class Trainer:
         self.objective = parallel(objective, share, self.device)
         self.average = [p.detach().clone() for p in self.weights]
         self.step = 0
+        self._cutter = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[Tensor]] | None = None
         self._log: Log | None = None
         self._tensorboard = tensorboard
 
@@ -87,7 +90,7 @@ class Trainer:
         self.model.train()
         # Noise and qualities depend on the step alone: a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        x = self.crops.part(self.step, self.share).to(self.device, self.weights[0].dtype)
+        x = self._batch().to(self.device, self.weights[0].dtype)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         parts = self.objective(x, *self._qualities(x.shape[0]))
@@ -95,7 +98,8 @@ class Trainer:
         self.auxiliary.zero_grad(set_to_none=True)
         (parts["loss"] + parts["aux"]).backward()
         parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
-        numbers = {k: float(v.detach()) for k, v in parts.items()}
+        # One transfer for all figures: on a GPU every one of them waits for the whole step.
+        numbers = dict(zip(parts, torch.stack([v.detach().double() for v in parts.values()]).tolist(), strict=True))
         if not all(math.isfinite(numbers[name]) for name in ("loss", "gradient")):
             raise FloatingPointError(
                 f"loss {numbers['loss']}, gradient norm {numbers['gradient']} at step {self.step}: lower the learning "
@@ -109,6 +113,15 @@ class Trainer:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
         self.step += 1
         return {**numbers, "psnr": -10 * math.log10(max(numbers["mse"], 1e-10))}
+
+    def _batch(self) -> Tensor:
+        """This step's pictures; the next step's are cut meanwhile."""
+        if self._next is None or self._next[0] != self.step:
+            self._next = (self.step, self._cutter.submit(self.crops.part, self.step, self.share))
+        x = self._next[1].result()
+        following = self.step + 1
+        self._next = (following, self._cutter.submit(self.crops.part, following, self.share))
+        return x
 
     def _qualities(self, count: int) -> tuple[Tensor | None, float | Tensor, float | Tensor]:
         """(quality, lambda, factor of the loss) of each of this process's samples; (None, lambda, 1) without gains."""
