@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-SHARE = 0.6  # of the memory that is free: estimates are rough, and what is freed may not come back at once
+SHARE = 0.7  # of the memory that is free: estimates are rough, and what is freed may not come back at once
 
 
 def free_bytes(device: torch.device) -> int:

@@ -40,19 +40,21 @@ Row = dict[str, Any]
 
 
 def line(pixels: Sequence[float], values: Sequence[float]) -> Row | None:
-    """Least squares: {"slope", "intercept", "r2", "points"}; None for fewer than three points.
+    """Least squares: {"slope", "intercept", "r2", "worst", "points"}; None for fewer than three points.
 
-    R^2 is one less the squared residuals over the squared deviations from the mean.
+    R^2 is one less the squared residuals over the squared deviations from the mean; the largest sizes decide it. So
+    "worst" is there too: the largest distance from the line, in shares of the value.
     """
     if len(values) < 3:
         return None
     x, y = np.asarray(pixels, dtype=np.float64), np.asarray(values, dtype=np.float64)
     slope, intercept = np.polyfit(x, y, 1)
-    left = ((y - slope * x - intercept) ** 2).sum()
+    residuals = y - slope * x - intercept
     return {
         "slope": float(slope),
         "intercept": float(intercept),
-        "r2": float(1 - left / ((y - y.mean()) ** 2).sum()),
+        "r2": float(1 - (residuals**2).sum() / ((y - y.mean()) ** 2).sum()),
+        "worst": float((abs(residuals) / abs(y)).max()),
         "points": len(values),
     }
 
@@ -135,7 +137,7 @@ def _measured(name: str, sizes: Sequence[Size], device: torch.device, longest: f
             reason = quiet.too_large(int(1.25 * guess), device)
             seconds = done[-1]["seconds"] * pixels / done[-1]["pixels"] if done else 0.0
             if reason is None and seconds > longest:
-                reason = f"would take about {seconds:.0f} s by the size before, more than {longest:g} s"
+                reason = f"would take about {seconds:.3g} s by the size before, more than {longest:g} s"
             if reason is not None:
                 row |= {"skipped": reason} | ({} if fit is None else {"extrapolated bytes": guess})
                 continue
@@ -170,7 +172,8 @@ def lines(rows: Sequence[Row], found: dict[str, dict[str, Row]]) -> Iterator[str
             if row["model"] == name:
                 yield f"  {_text(row)}"
         for quantity, fit in found.get(name, {}).items():
-            yield f"  {quantity}: {fit['slope']:.6g} a pixel + {fit['intercept']:.4g}, R^2 = {fit['r2']:.8f}"
+            through = f"{fit['slope']:.6g} a pixel + {fit['intercept']:.4g}"
+            yield f"  {quantity}: {through}, R^2 = {fit['r2']:.8f}, within {fit['worst']:.2g}"
 
 
 def _text(row: Row) -> str:
@@ -182,8 +185,8 @@ def _text(row: Row) -> str:
         words.append(f"{flops['complete'] / 1e9:.2f} GFLOP complete, {flops['formulas'] / 1e9:.2f} by formulas;")
         words.append(f"{flops['layers'] / 1e9:.2f} GMAC of layers, {flops['thop'] / 1e9:.2f} as thop sees them")
     if "bytes" in row:
-        words.append(f"; {row['bytes']['peak'] / 2**20:.0f} MiB")
-    if row.get("peak bytes"):
+        words[-1] += f"; {row['bytes']['peak'] / 2**20:.0f} MiB"
+    if row.get("peak bytes") is not None:
         words.append(f"+{row['peak bytes'] / 2**20:.0f} MiB measured")
     if "extrapolated bytes" in row:
         words.append(f"+{row['extrapolated bytes'] / 2**20:.0f} MiB extrapolated;")

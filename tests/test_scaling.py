@@ -78,8 +78,10 @@ def test_the_line() -> None:
     exact = scaling.line([1, 2, 4], [5, 7, 11])
     assert exact["r2"] == pytest.approx(1, abs=1e-12) and exact["points"] == 3
     assert (exact["slope"], exact["intercept"]) == (pytest.approx(2), pytest.approx(3))
-    # By hand: the line through (0, 0), (1, 1), (2, 0) is constant, so it explains nothing.
-    assert scaling.line([0, 1, 2], [0, 1, 0])["r2"] == pytest.approx(0, abs=1e-12)
+    assert exact["worst"] == pytest.approx(0, abs=1e-12)
+    # By hand: the line through (0, 1), (1, 2), (2, 1) is constant, 4 / 3, so it explains nothing.
+    flat = scaling.line([0, 1, 2], [1, 2, 1])
+    assert (flat["r2"], flat["worst"]) == (pytest.approx(0, abs=1e-12), pytest.approx(1 / 3))
 
 
 class _Turns(nn.Module):

@@ -3,7 +3,7 @@
 For each mechanism, width and length: the operations that the paper gives, those really executed, time and peak memory.
 Each mechanism and width has a process of its own and, with --save, a record of its own: an interrupted run continues
 where it stopped when the same command is given at the same commit. Memory is never filled: a point whose estimate is
-above 0.6 of what is free is left out and says so, and so is one that would take longer than --longest seconds a call.
+above 0.7 of what is free is left out and says so, and so is one that would take longer than --longest seconds a call.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def points(name: str, width: int, lengths: Sequence[int], setting: Sweep) -> Ite
         expected = 0.0 if before is None else before[1] * length / before[0]
         reason = quiet.too_large(needed_bytes(mechanism, length), device)
         if reason is None and expected > setting.longest:
-            reason = f"would take about {expected:.0f} s a call by the length before, more than {setting.longest:g} s"
+            reason = f"would take about {expected:.3g} s a call by the length before, more than {setting.longest:g} s"
         if reason is None:
             row |= _measured(name, mechanism, length, setting)
             before = length, row["seconds"]

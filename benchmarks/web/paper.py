@@ -100,13 +100,14 @@ def scaling(records: Sequence[Record]) -> str:
             [
                 f"{name(model)}: {name(quantity)}",
                 number(fit["r2"], digits=9),
+                number(fit["worst"], digits=2),
                 number(fit["slope"]),
                 number(fit["points"]),
             ]
             for model, fits in record["fits"].items()
             for quantity, fit in fits.items()
         ]
-        parts.append(table(["straight line", "R²", "a pixel", "sizes"], lines))
+        parts.append(table(["straight line", "R²", "largest distance, share", "a pixel", "sizes"], lines))
     return section("scaling", "Figure 10: cost against pixels", *parts) if parts else ""
 
 
