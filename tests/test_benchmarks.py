@@ -14,7 +14,7 @@ import torch
 
 import lalic
 import lalic_kernels
-from lalic_kernels import rans
+from lalic_kernels.rans import grouped
 from lalic_kernels._core import dispatch
 from lalic_kernels.biwkv import reference
 
@@ -104,7 +104,7 @@ BREAKAGES = {
     "transforms": (lalic.LALIC, "_transform", _off_by_a_little),
     "entropy_params": (lalic_kernels, "entropy_params", _off_by_a_little),
     "gaussian_likelihood": (lalic_kernels, "gaussian_likelihood", _off_by_a_little),
-    "rans": (rans, "Decoder", _broken_decoder),
+    "rans": (grouped, "Decoder", _broken_decoder),
     "codec": (lalic.LALIC, "decode_sections", _off_by_a_little),
 }
 
@@ -236,7 +236,7 @@ def test_the_command_saves_a_record_and_never_rewrites(tmp_path: Path, capsys: p
     assert record["threads"] == 1 and record["quick"] is True
     assert record["torch"] == importlib.metadata.version("torch")
     assert path.stem == report.slug(record["device"])
-    assert {row["call"] for row in record["rows"]} == {"encode", "decode"}
+    assert {row["call"] for row in record["rows"]} >= {"encode", "decode"}  # and those of what else is installed
     printed = capsys.readouterr().out
     assert record["device"] in printed.splitlines()[0]
     assert "Msymbols/s" in printed
