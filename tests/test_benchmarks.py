@@ -14,9 +14,9 @@ import torch
 
 import lalic
 import lalic_kernels
-from lalic_kernels.rans import grouped
 from lalic_kernels._core import dispatch
 from lalic_kernels.biwkv import reference
+from lalic_kernels.rans import grouped
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packages
