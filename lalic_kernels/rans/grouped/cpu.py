@@ -131,7 +131,8 @@ def collect(
     entries = np.empty(len(rows) + 1, np.uint32)
     numbers = np.empty(len(rows), np.int64)
     exceptions = tables.packed[tables.start[tables.rows] :]
-    total, hidden, others = loops.collect(symbols, rows, quiet, tables.mode, exceptions, given, entries, numbers)
+    keys = np.where(quiet, tables.mode.astype(np.int64), loops.LOUD)
+    total, hidden, others = loops.collect(symbols, rows, keys, exceptions, given, entries, numbers)
     if total < 0:
         return ref.collect(symbols, rows, quiet, tables, None)
     lists: list[ref.List] = []

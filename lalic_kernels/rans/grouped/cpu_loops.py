@@ -21,6 +21,7 @@ _ZERO, _ONE, _SIXTEEN, _LOW16, _LOWER = _U(0), _U(1), _U(16), _U(0xFFFF), _U(1 <
 _BAD_INDEX, _BAD_LENGTH, _BAD_PLACE, _BAD_LANE = ref.BAD_INDEX, ref.BAD_LENGTH, ref.BAD_PLACE, ref.BAD_LANE
 _OUT_OF_WORDS, _TOO_LARGE = ref.OUT_OF_WORDS, ref.TOO_LARGE
 _ENTRY = np.uint32(0xFFFFFF)  # of what the coarse table holds
+LOUD = 1 << 40
 WORKING, _LEFT, _AHEAD, _SECTION, _FAN = 0, 1, 2, 3, 4
 
 
@@ -240,24 +241,28 @@ def survey(symbols, rows, mode, start, offset, escape, priced, tally, costs, ent
 
 
 @_compiled
-def collect(symbols, rows, quiet, mode, exceptions, given, entries, numbers):  # type: ignore[no-untyped-def]
-    """The main list from all symbols' intervals `given`, without escapes among exceptions; -1 if there is one."""
+def collect(symbols, rows, keys, exceptions, given, entries, numbers):  # type: ignore[no-untyped-def]
+    """The main list from all symbols' intervals `given`, without escapes among exceptions; -1 if there is one.
+
+    keys: each row's commonest symbol, or LOUD if it is not quiet, which no symbol is.
+    """
     total = _ZERO
     hidden, others = 0, 0
     for i in range(len(symbols)):
-        row = rows[i]
+        key = keys[rows[i]]
+        symbol = np.int64(symbols[i])
         entries[total] = given[i]
-        is_quiet = np.int64(quiet[row])
-        if is_quiet & np.int64(symbols[i] != mode[row]):
-            position = np.int64(symbols[i]) - np.int64(mode[row]) + 2
+        active = np.int64(symbol != key)
+        is_quiet = np.int64(key != LOUD)
+        if active & is_quiet:
+            position = symbol - key + 2
             if position < 0 or position > 4:
                 return np.int64(-1), 0, 0
             entries[total] = exceptions[position]
-            total += _ONE
             numbers[others] = hidden
             others += 1
         hidden += is_quiet
-        total += _U(1 - is_quiet)
+        total += _U(active)
     return np.int64(total), hidden, others
 
 
