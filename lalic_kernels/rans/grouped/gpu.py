@@ -103,7 +103,8 @@ class DeviceDecoder:
         joined = np.zeros(int(bounds[-1]), np.int32)
         for begin, piece in zip(bounds.tolist(), pieces, strict=False):
             joined[begin : begin + len(piece)] = piece
-        memory = torch.from_numpy(joined).to(device)
+        # From pageable memory, so it has been read when this returns, and nothing waits for what the device does.
+        memory = torch.from_numpy(joined).to(device, non_blocking=True)
         cut = [memory[begin:end] for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
         self._x, self._control, self._stages, self._info = cut[:4]
         self._words = cut[4].view(torch.int16)
