@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,15 @@ from lalic.config import Config
 from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import Checksum, Collect, CrcChecksum, Read, SliceCoder, check_symbols, code_slices
 from lalic.entropy.tables import gaussian_tables
-from lalic.errors import BitstreamError, LalicError
+from lalic.errors import BitstreamError
 from lalic.nn.kept import Kept
+from lalic_kernels import exact
 from lalic_kernels._core import triton_support
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode, grouped
+from lalic_kernels.rans.checksum import symbol_checksum
+
+if TYPE_CHECKING:
+    from lalic_kernels.rans.grouped.gpu import DeviceDecoder
 
 Sections = list[tuple[Tensor, Tensor]]
 
@@ -147,32 +153,31 @@ class Coding(nn.Module):
         """Inverse of `encode_sections`: x_hat (1, 3, height, width) clamped to [0, 1].
 
         Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
-        picture, as the checksum is compared before the synthesis transform runs.
+        picture. On a GPU nothing waits for the device before the picture is done, and then what went wrong is raised.
         """
+        device = self._coding_device()
+        if len(streams) == 1 and _decodes_there(device):
+            return self._picture_there(streams[0], self._latent_size(height, width), device, checksum, quality)
         y_hat = self.read_sections(streams, height, width, checksum).y_hat
         return self._synthesise(y_hat, quality).clamp_(0, 1)
 
     @torch.no_grad()
     def read_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> DecodedSections:
         """`decode_sections` without the synthesis transform. With exact arithmetic the same bits on every machine."""
-        step = self.downsampling
-        if min(height, width) < step or height % step or width % step:
-            raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
-        size = (height // step, width // step)
+        size = self._latent_size(height, width)
         found = Checksum() if len(streams) == 1 else CrcChecksum()
-        device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device
-        try:
+        device = self._coding_device()
+        with self._named_faults():
             if len(streams) == 1 and _decodes_there(device):
-                y_hat = self._read_there(streams[0], size, device, found, checksum)
+                decoder, sections, y_hat = self._read_there(streams[0], size, device)
+                decoder.finish()
+                symbols = [section.cpu() for section in sections]
+                found.add(symbols[0])
+                self._check_z(found.end_of_z(), checksum)
+                found.add(torch.cat(symbols[1:]))
             else:
                 y_hat = self._read_here(streams, size, found, checksum)
-        except RansError as error:
-            raise BitstreamError(f"the symbols cannot be decoded: {error}; {self._whose_fault()}") from error
-        if found.value != checksum:
-            raise BitstreamError(
-                f"the decoded symbols are not the encoder's (checksum {found.value & 0xFFFFFFFF:08x}, expected "
-                f"{checksum & 0xFFFFFFFF:08x}): {self._whose_fault()}"
-            )
+        self._check_all(found.value, checksum)
         return DecodedSections(y_hat, found.sha256.hexdigest())
 
     def _read_here(self, streams: Sequence[bytes], size: tuple[int, int], found: Checksum, checksum: int) -> Tensor:
@@ -194,38 +199,75 @@ class Coding(nn.Module):
         z_symbols = read(z_decoder, self._z_indexes(1, size) + z_first)
         if z_decoder is not y_decoder:
             z_decoder.finish()
-        self._check_z(found, checksum)
+        self._check_z(found.end_of_z(), checksum)
         y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
         y_decoder.finish()
         return y_hat
 
-    def _read_there(
-        self, stream: bytes, size: tuple[int, int], device: torch.device, found: Checksum, checksum: int
+    def _picture_there(
+        self, stream: bytes, size: tuple[int, int], device: torch.device, checksum: int, quality: float | None
     ) -> Tensor:
-        """y_hat; symbols stay on the device until all are decoded, and only then is looked at what went wrong."""
+        """`decode_sections` of one stream without a wait for the device before its end."""
+        with self._named_faults(), exact.one_check(device):
+            decoder, sections, y_hat = self._read_there(stream, size, device)
+            picture = self._synthesise(y_hat, quality).clamp_(0, 1)
+            # Sums of z, and of everything: a place is counted from the first symbol of z.
+            sums = torch.stack((symbol_checksum(sections[0][None]), symbol_checksum(torch.cat(sections)[None])))
+            decoder.finish()
+        z, everything = (int(value) for value in sums.cpu().flatten())
+        self._check_z(z & 0xFFFF, checksum)
+        self._check_all((z & 0xFFFF) << 32 | everything & 0xFFFFFFFF, checksum)
+        return picture
+
+    def _read_there(
+        self, stream: bytes, size: tuple[int, int], device: torch.device
+    ) -> tuple[DeviceDecoder, list[Tensor], Tensor]:
+        """The decoder, to be finished; the symbols of each section, z's first; y_hat. Nothing waits for the device."""
         from lalic_kernels.rans.grouped.gpu import DeviceDecoder
 
         decoder = DeviceDecoder(stream, self._joined_tables(), device)
-        kept: list[Tensor] = []
+        sections: list[Tensor] = []
 
         def read(_: int, indexes: Tensor) -> Tensor:
-            kept.append(decoder.decode(indexes[0]))
-            return kept[-1][None]
+            sections.append(decoder.decode(indexes[0]))
+            return sections[-1][None]
 
         z_symbols = read(-1, (self._z_indexes(1, size) + gaussian_tables().rows).to(device))
-        y_hat = self._decode_latents(z_symbols, size, read, there=True)
-        decoder.finish()
-        symbols = torch.cat(kept).cpu()
-        found.add(symbols[: len(kept[0])])
-        self._check_z(found, checksum)
-        found.add(symbols[len(kept[0]) :])
-        return y_hat
+        return decoder, sections, self._decode_latents(z_symbols, size, read, there=True)
 
-    def _check_z(self, found: Checksum, checksum: int) -> None:
-        if found.end_of_z() != checksum >> 32:
+    def _coding_device(self) -> torch.device:
+        device: torch.device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device
+        return device
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Of hyper latents."""
+        step = self.downsampling
+        if min(height, width) < step or height % step or width % step:
+            raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
+        return height // step, width // step
+
+    @contextlib.contextmanager
+    def _named_faults(self) -> Iterator[None]:
+        """What a coder, or exact arithmetic at the end of many calls, says of a stream, as ``BitstreamError``."""
+        try:
+            yield
+        except RansError as error:
+            raise BitstreamError(f"the symbols cannot be decoded: {error}; {self._whose_fault()}") from error
+        except exact.NotFinite as error:
+            raise BitstreamError(f"the file does not decode with these weights: {error}") from error
+
+    def _check_z(self, found: int, checksum: int) -> None:
+        if found != checksum >> 32:
             raise BitstreamError(
                 f"the decoded symbols of z are not the encoder's (expected checksum {checksum >> 32:04x}): "
                 f"{self._whose_fault()}"
+            )
+
+    def _check_all(self, found: int, checksum: int) -> None:
+        if found != checksum:
+            raise BitstreamError(
+                f"the decoded symbols are not the encoder's (checksum {found & 0xFFFFFFFF:08x}, expected "
+                f"{checksum & 0xFFFFFFFF:08x}): {self._whose_fault()}"
             )
 
     def _whose_fault(self) -> str:
@@ -259,9 +301,7 @@ class Coding(nn.Module):
         symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
         try:
             return self._code(symbols, Read(read, there))
-        except (LalicError, RansError):
-            raise
-        except ValueError as error:  # the exact arithmetic's word for what is not finite
+        except exact.NotFinite as error:
             raise BitstreamError(f"the file does not decode with these weights: {error}") from error
 
     def _code(self, z: Tensor, coder: SliceCoder) -> Tensor:

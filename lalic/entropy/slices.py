@@ -110,7 +110,8 @@ class Read:
     """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``.
 
     Both are on the CPU, or with `there` where the model computes: then nothing waits for the device, and `read` has to
-    make a fault of the index -1, which stands for a mean that is not finite.
+    make a fault of the index -1, which stands for a mean that is not finite. An engine that makes rows of the scales
+    looks at the means itself.
     """
 
     def __init__(self, read: Callable[[int, Tensor], Tensor], there: bool = False):
@@ -119,11 +120,13 @@ class Read:
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         B, h, half, g = means.shape
-        # A mean that is not finite shows as an index that no table has: one transfer brings both.
-        indexes = _stream_order(torch.where(torch.isfinite(means), _rows(scales), -1))
+        rows = _rows(scales)
+        if scales.is_floating_point():  # a mean that is not finite shows as an index that no table has
+            rows = torch.where(torch.isfinite(means), rows, -1)
+        indexes = _stream_order(rows)
         if not self.there:
             indexes = indexes.cpu()
-            if int(indexes.min()) < 0:
+            if scales.is_floating_point() and int(indexes.min()) < 0:
                 raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
         symbols = self.read(2 * k + parity, indexes)
         return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means

@@ -59,7 +59,11 @@ def anchor_qualities(anchors: int) -> Tensor:
 
 def as_qualities(quality: float | Tensor, batch: int, device: torch.device) -> Tensor:
     """One number, or one a picture, as (batch,) float32. Raises ``ValueError`` for another count or beyond [1, 100]."""
-    value = torch.as_tensor(quality, dtype=torch.float32, device=device)
+    if not isinstance(quality, Tensor):  # looked at before it is on the device, for which one would have to wait
+        if not LOWEST <= quality <= HIGHEST:
+            raise ValueError(f"quality: expected {LOWEST:g} to {HIGHEST:g}, got {quality}")
+        return torch.full((batch,), quality, dtype=torch.float32, device=device)
+    value = quality.to(device, torch.float32)
     if value.ndim > 1 or value.numel() not in (1, batch):
         raise ValueError(f"quality: expected one number or {batch}, one a picture, got shape {tuple(value.shape)}")
     if not torch.compiler.is_compiling() and not bool(((value >= LOWEST) & (value <= HIGHEST)).all()):

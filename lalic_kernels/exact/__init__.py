@@ -9,7 +9,7 @@ from lalic_kernels.exact.blocks import (
     prepare_entropy_params,
     rwkv_block,
 )
-from lalic_kernels.exact.numbers import VERSION
+from lalic_kernels.exact.numbers import VERSION, NotFinite
 from lalic_kernels.exact.op import (
     biwkv,
     conv,
@@ -43,6 +43,7 @@ __all__ = [
     "ExactDepthwise",
     "ExactEntropyParams",
     "ExactLinear",
+    "NotFinite",
     "biwkv",
     "conv",
     "depthwise",

@@ -25,7 +25,7 @@ from lalic_kernels.exact.quantise import settle
 from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
 
 _INFINITY = 0x7F800000
-_LEAST = 16384  # elements worth a thread
+WORTH = 60_000  # ns of work that are worth a thread: handing them over takes some 30 us, in Python
 NOTHING = np.empty(0, np.float32)
 _NO_ROWS = np.empty((0, 1), np.float32)
 
@@ -42,18 +42,27 @@ def require(x: Tensor) -> None:
 def finite(bits: np.ndarray) -> None:
     """Raise ValueError unless these magnitude bits are those of finite numbers."""
     if bits.size and int(bits.max()) >= _INFINITY:
-        raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
+        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
-def over(kernel: Callable[[int, int], None], count: int, width: int) -> None:
-    """`kernel` over `count` rows of `width` elements, on threads where that is worth it."""
-    run_ranges(kernel, count, least=max(1, _LEAST // max(1, width)))
+def over(kernel: Callable[[int, int], None], count: int, cost: float) -> None:
+    """`kernel` over `count` rows that take about `cost` ns each, on threads where that is worth it.
+
+    Costs are rough, from a processor with AVX-512; results do not depend on them.
+    """
+    run_ranges(kernel, count, least=max(1, int(WORTH / max(cost, 1e-3))))
+
+
+def product_cost(*factors: products.Factor) -> float:
+    """ns a row takes through products and what is done to their terms and sums."""
+    sizes = [(2 * w.shape[1], products.LANES * w.shape[0]) for w, *_ in factors]
+    return sum(0.7 * terms + outputs + 0.012 * terms * outputs for terms, outputs in sizes)
 
 
 def _rows_bits(x: np.ndarray) -> np.ndarray:
     """Magnitude bits of each row of (R, K), finite."""
     bits, found = x.view(np.int32), np.empty(x.shape[0], np.int32)
-    over(lambda i, j: loops.largest_of_rows(bits, i, j, found), *x.shape)
+    over(lambda i, j: loops.largest_of_rows(bits, i, j, found), x.shape[0], 0.2 * x.shape[1])
     finite(found)
     return found
 
@@ -77,7 +86,7 @@ def multiply(x: np.ndarray, factor: products.Factor, squared: bool = False, trus
     """(R, O) from x (R, K); `trusted`: x is known to be finite."""
     y, bits = torch.empty(x.shape[0], factor[1].shape[0]), np.empty(x.shape[0], np.int32)
     out = y.numpy()
-    over(lambda i, j: rows.linear_rows(x, factor, squared, i, j, bits, out), x.shape[0], sum(factor[0].shape[:2]))
+    over(lambda i, j: rows.linear_rows(x, factor, squared, i, j, bits, out), x.shape[0], product_cost(factor))
     if not trusted:
         finite(bits)
     return y
@@ -130,7 +139,7 @@ def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
     flat, size = array(x).reshape(-1, channels), height * width
     magnitudes = _rows_bits(flat).reshape(batch, -1).max(axis=1)
     q, out = np.empty(flat.shape, np.int16), y.numpy()
-    over(lambda i, j: rows.quantise_image(flat, magnitudes, size, i, j, q), *flat.shape)
+    over(lambda i, j: rows.quantise_image(flat, magnitudes, size, i, j, q), flat.shape[0], 0.4 * channels)
     out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
     colour = -1 if parity is None else parity
     for corner, taps, factor in phases:
@@ -141,7 +150,7 @@ def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
                 q, magnitudes, taps, (height, width), shape, in_step, out_step, corner, colour, factor, i, j, out  # noqa: B023
             )  # fmt: skip
 
-        over(part, batch * shape[0] * shape[1], sum(factor[0].shape[:2]))
+        over(part, batch * shape[0] * shape[1], product_cost(factor))
     return y
 
 
@@ -167,11 +176,11 @@ def shift(x: np.ndarray, prepared: ExactDepthwise, trusted: bool = False) -> np.
         finite(magnitudes)
     q, y = np.empty(lines * (width + 2 * edge) * channels, np.int32), np.empty(x.shape, np.float32)
     size, out = width * channels, y.reshape(-1)
-    over(lambda i, j: loops.integers_of_image(flat, magnitudes, height, width, edge, i, j, q), lines, size)
+    over(lambda i, j: loops.integers_of_image(flat, magnitudes, height, width, edge, i, j, q), lines, 0.5 * size)
     over(
         lambda i, j: loops.depthwise_lines(q, taps, kernel, magnitudes, scales, height, width, i, j, out),
         lines,
-        size * 5,
+        0.15 * size * kernel**2,
     )
     return y
 
@@ -180,11 +189,11 @@ def _channel_bits(flat: np.ndarray, batch: int) -> np.ndarray:
     """Magnitude bits (B, C) of each channel of each image, from (B P, C)."""
     size, channels = flat.shape[0] // batch, flat.shape[1]
     images, found = flat.view(np.int32).reshape(batch, size, channels), np.empty((batch, channels), np.int32)
-    step = max(1, _LEAST // channels)
+    step = max(1, 16384 // channels)
     for b in range(batch):
         parts = np.empty((-(-size // step), channels), np.int32)
         image = images[b]
-        run_ranges(lambda i, j: loops.largest_of_channels(image, step, i, j, parts), parts.shape[0])  # noqa: B023
+        over(lambda i, j: loops.largest_of_channels(image, step, i, j, parts), parts.shape[0], 0.2 * step * channels)  # noqa: B023
         found[b] = parts.max(axis=0)
     return found
 
@@ -205,7 +214,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 def normalise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
     """LayerNorm of rows (R, C), which must be finite; weight and bias settled."""
     y, bits, offset = np.empty(x.shape, np.float32), np.zeros(x.shape[0], np.int32), norm_offset(x.shape[1], eps)
-    over(lambda i, j: loops.layer_norm_rows(x, weight, bias, offset, i, j, bits, y), *x.shape)
+    over(lambda i, j: loops.layer_norm_rows(x, weight, bias, offset, i, j, bits, y), x.shape[0], 1.5 * x.shape[1])
     finite(bits)
     return y
 
@@ -214,7 +223,7 @@ def _checked(x: Tensor) -> np.ndarray:
     """All elements of x, float32 and finite."""
     require(x)
     flat = array(x).reshape(-1)
-    _rows_bits(flat.reshape(1, -1) if flat.size < _LEAST or flat.size % 64 else flat.reshape(64, -1))
+    _rows_bits(flat.reshape(1, -1) if flat.size == 0 or flat.size % 64 else flat.reshape(64, -1))
     return flat
 
 
@@ -222,7 +231,7 @@ def _elementwise(kernel: Any, *inputs: Tensor) -> Tensor:
     y = torch.empty(inputs[0].shape)
     flats = [_checked(x) for x in inputs]
     out = y.numpy().reshape(-1)
-    run_ranges(lambda i, j: kernel(*flats, i, j, out), out.size, least=_LEAST)
+    over(lambda i, j: kernel(*flats, i, j, out), out.size, 0.7)
     return y
 
 
@@ -257,7 +266,7 @@ def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
     _rows_bits(b)
     scale = NOTHING if gamma is None else array(settle(gamma))
     out = y.numpy().reshape(a.shape)
-    over(lambda i, j: loops.residual_of(a, b, scale, i, j, out), *a.shape)
+    over(lambda i, j: loops.residual_of(a, b, scale, i, j, out), a.shape[0], 0.6 * a.shape[1])
     return y
 
 
@@ -306,10 +315,10 @@ def mix_tokens(
     top = np.empty((batch, channels), np.float32)
     weights, sums = np.empty((batch, tokens, 2, channels)), np.empty((batch * chunks, 4, channels))
     y = np.empty((batch * tokens, channels), np.float32)
-    run_ranges(lambda i, j: wkv.tops(k, places[0], tokens, i, j, top), batch)
-    over(lambda i, j: wkv.summaries(k, v, places, top, decay, i, j, weights, sums), batch * chunks, width)
-    run_ranges(lambda i, j: wkv.chain(jump, chunks, i, j, sums), batch)
-    over(lambda i, j: wkv.values(v, r, places, weights, decay, boost, i, j, sums, y), batch * chunks, width)
+    over(lambda i, j: wkv.tops(k, places[0], tokens, i, j, top), batch, 0.2 * tokens * channels)
+    over(lambda i, j: wkv.summaries(k, v, places, top, decay, i, j, weights, sums), batch * chunks, 5 * width)
+    over(lambda i, j: wkv.chain(jump, chunks, i, j, sums), batch, 4 * chunks * channels)
+    over(lambda i, j: wkv.values(v, r, places, weights, decay, boost, i, j, sums, y), batch * chunks, 7 * width)
     return y
 
 
@@ -320,7 +329,7 @@ def scale_index(scales: Tensor) -> Tensor:
     """As `reference.scale_index`."""
     y = torch.empty(scales.shape, dtype=torch.int32)
     flat, out = _checked(scales), y.numpy().reshape(-1)
-    run_ranges(lambda i, j: loops.scale_index_of(flat, _THRESHOLDS, i, j, out), out.size, least=_LEAST)
+    over(lambda i, j: loops.scale_index_of(flat, _THRESHOLDS, i, j, out), out.size, 3)
     return y
 
 
@@ -334,6 +343,6 @@ def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
     flat = array(parameters).reshape(-1, 2 * width)
     bits = np.empty(flat.shape[0], np.int32)
     indexes, means = index.numpy().reshape(-1, width), mean.numpy().reshape(-1, width)
-    over(lambda i, j: loops.head_rows(flat, _THRESHOLDS, i, j, bits, indexes, means), *flat.shape)
+    over(lambda i, j: loops.head_rows(flat, _THRESHOLDS, i, j, bits, indexes, means), flat.shape[0], 4 * width)
     finite(bits)
     return index, mean

@@ -73,7 +73,7 @@ def one_check() -> Iterator[None]:
 
 def _raise_for(status: Tensor) -> None:
     if int(status):
-        raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
+        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,10 @@ import struct
 VERSION = 1
 
 
+class NotFinite(ValueError):
+    """An argument of an exact primitive holds an infinity or NaN, which no integer stands for."""
+
+
 def _float(bits: int) -> float:
     """The float32 with these bits; exact in a Python float."""
     return struct.unpack("<f", struct.pack("<I", bits))[0]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, LARGEST, TINY
+from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, LARGEST, TINY, NotFinite
 
 _MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
@@ -45,7 +45,7 @@ def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
 def require_finite(bits: Tensor) -> None:
     """Raise ValueError unless all magnitude bits (int32) are those of finite numbers."""
     if bits.numel() and int(bits.max()) >= _INFINITY:
-        raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
+        raise NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
 def leading_exponent(bits: Tensor, least: int = -EXPONENT) -> Tensor:

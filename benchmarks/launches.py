@@ -1,0 +1,189 @@
+"""What a decode on a GPU launches, counted without one: `python -m benchmarks.launches [--model slim|full]`.
+
+The code that runs on CUDA tensors is run on CPU tensors through Triton's interpreter, with the interpreter's kernels
+replaced by nothing: what is counted is each launch and each ATen call that would start a kernel, by the part of the
+decoder that makes it. Nothing is computed, so the picture is of any size and the result of none. A decoder whose course
+depended on a value would have to look at it, and a look (`.item()`, a comparison in Python) is counted as a wait for
+the device, unless it is one of those that end a picture.
+
+ATen calls: one kernel each, allocations and views none. Some start two; a copy to the GPU is counted as one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import report
+
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh"}
+WAITS = {"_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero"}
+
+
+class Counts:
+    """Launches by (part, kernel or call), and waits for the device by the call that makes them."""
+
+    def __init__(self) -> None:
+        self.part = ["between"]
+        self.clear()
+
+    def clear(self) -> None:
+        self.launches: Counter[tuple[str, str]] = Counter()
+        self.waits: Counter[str] = Counter()  # before the picture is done
+        self.done = False
+
+    def add(self, name: str) -> None:
+        if name in WAITS:
+            if not self.done:
+                self.waits[name] += 1
+        else:
+            self.launches[self.part[-1], name] += 1
+
+    def total(self) -> int:
+        return sum(self.launches.values())
+
+    def by_part(self) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for (part, _), count in self.launches.items():
+            found[part] += count
+        return dict(found.most_common())
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self, counts: Counts):
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name.startswith("aten::"):
+            view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+            if not view and name.removeprefix("aten::") not in ALLOCATIONS:
+                self.counts.add(name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counts]:
+    """Inside, CPU tensors take the path of CUDA tensors, and kernels are counted instead of run.
+
+    Raises RuntimeError unless Triton interprets (TRITON_INTERPRET=1 before its import).
+    """
+    from lalic_kernels._core import dispatch, triton_support
+
+    if not triton_support.interpreting():
+        raise RuntimeError("TRITON_INTERPRET: expected 1 before triton is imported, so that kernels can be left out")
+    from triton.runtime.interpreter import GridExecutor
+
+    from lalic.coding import Coding
+    from lalic.entropy.decoder import SliceDecoder
+    from lalic.entropy.exact import ExactEngine, ExactEntropy
+    from lalic.model import LALIC
+    from lalic_kernels.exact import op as exact_op
+    from lalic_kernels.rans import checksum
+    from lalic_kernels.rans.grouped.gpu import DeviceDecoder
+
+    counts = Counts()
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        counts.add(self.fn.__name__)
+
+    def labelled(function: Any, part: str) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            counts.part.append(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                counts.part.pop()
+
+        return run
+
+    def chosen(op: dispatch.Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+        return ("torch", "") if dtype == torch.float64 else ("triton", "")
+
+    def finish(self: Any) -> None:
+        counts.done = True
+
+    parts = {
+        "hyper_parameters": (ExactEntropy, "hyper synthesis"),
+        "channel_context": (SliceDecoder, "channel contexts"),
+        "aggregation": (SliceDecoder, "aggregation"),
+        "head": (ExactEngine, "Gaussian head"),
+        "decode": (DeviceDecoder, "entropy decoding"),
+        "_synthesise": (LALIC, "synthesis"),
+    }
+    replaced: list[tuple[Any, str, Any]] = [
+        *((owner, name, labelled(getattr(owner, name), part)) for name, (owner, part) in parts.items()),
+        (GridExecutor, "__call__", launch), (dispatch, "choose", chosen),
+        (exact_op, "backend_of", lambda _: "triton"), (checksum.numba_support, "INSTALLED", False),
+        # What a decoder looks at when the picture is done; of symbols that were not computed nothing is true.
+        (DeviceDecoder, "finish", finish), (Coding, "_check_z", lambda *_: None),
+        (Coding, "_check_all", lambda *_: None),
+    ]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in replaced:
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        stack.enter_context(_Calls(counts))
+        yield counts
+
+
+def decode(model: Any, width: int, height: int) -> Counts:
+    """The launches between a stream on the host and the picture on the device, what is kept being there already.
+
+    model: `LALIC` in eval mode with coding tables, on the CPU. width, height: multiples of 64.
+    """
+    from lalic_kernels.rans import grouped
+
+    some = torch.zeros(64, dtype=torch.int32)
+    stream = grouped.encode([(some, some)], model._joined_tables())  # of any symbols: their values are never looked at
+    with torch.no_grad(), counting() as counts:
+        for _ in range(2):  # the first makes what is kept: tables, weights' digits, factors
+            counts.clear()
+            model._picture_there(stream, model._latent_size(height, width), torch.device("cpu"), 0, None)
+    return counts
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=("slim", "full"), default="full")
+    parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"))
+    parser.add_argument("--kernels", action="store_true", help="every kernel and call, not the parts alone")
+    report.add_saving(parser)
+    options = parser.parse_args(argv)
+    os.environ["TRITON_INTERPRET"] = "1"
+
+    import lalic
+    from lalic.config import FULL, SLIM
+    from lalic.model import LALIC
+
+    torch.manual_seed(1)
+    model = LALIC.from_config(SLIM if options.model == "slim" else FULL).eval()
+    model.update()
+    counts = decode(model, *options.size)
+    print(f"lalic {lalic.__version__}, {options.model}, {options.size[0]}x{options.size[1]}, one picture")
+    for part, count in counts.by_part().items():
+        print(f"{count:6d}  {part}")
+        if options.kernels:
+            rows = sorted(((n, k) for (p, k), n in counts.launches.items() if p == part), reverse=True)
+            for number, kernel in rows:
+                print(f"        {number:6d}  {kernel}")
+    print(f"{counts.total():6d}  in all; waits for the device: {dict(counts.waits) or 'none'}")
+    if options.save:
+        what = {"model": options.model, "size": list(options.size), "parts": counts.by_part()}
+        report.keep(
+            report.counted(launches={**what, "total": counts.total(), "waits": dict(counts.waits)}), options.results
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
