@@ -28,9 +28,9 @@ Checksums for three dangers. The header checksum comes first, so that sizes are 
 checksum finds damage in the streams; it continues the header's, so that the streams of one file behind the header of
 another are refused even if the lengths agree. (It must leave the header checksum itself out: a CRC run over a message
 and then over that message's own CRC has the same value for every message, and the two would not be tied.) The symbol
-checksums are compared after entropy decoding, z's before y is begun: they find an encoder or a decoder that departs
-from the exact arithmetic. None of them keeps out somebody who writes a file on purpose: every field is checked for
-itself besides.
+checksums are compared after entropy decoding, on a CPU z's before y is begun: they find an encoder or a decoder that
+departs from the exact arithmetic. None of them keeps out somebody who writes a file on purpose: every field is checked
+for itself besides.
 """
 
 from __future__ import annotations
