@@ -54,7 +54,7 @@ def _entropy_rows(x: np.ndarray, partial: np.ndarray, mix: Factor, own: _Entropy
     def part(i: int, j: int) -> None:
         cpu_rows.entropy_rows(x, partial, mix, *own.norm, offset, own.hidden, own.value, nothing, i, j, bits, y)
 
-    cpu.over(part, count, x.shape[1] + 4 * channels)
+    cpu.over(part, count, cpu.product_cost(mix, own.hidden, own.value) + 5 * channels)
     cpu.finite(bits)
     return y
 
@@ -148,11 +148,11 @@ def rwkv_block(x: Tensor, block: ExactBlock, eps: float = 1e-5) -> Tensor:
     def between(i: int, j: int) -> None:
         cpu_rows.residual_norm_rows(flat, mixed, own.output, own.gamma1, *own.norm2, offset, i, j, y, normal)
 
-    cpu.over(between, size, 4 * channels)
+    cpu.over(between, size, cpu.product_cost(own.output) + 4 * channels)
     s = cpu.shift(normal.reshape(x.shape), block.shift2, trusted=True).reshape(flat.shape)
     cpu.over(
         lambda i, j: cpu_rows.channel_mix_rows(s, own.hidden, own.value, own.gamma2, i, j, y),
         size,
-        own.hidden[1].shape[0],
+        cpu.product_cost(own.hidden, own.value) + 3 * channels,
     )
     return torch.from_numpy(y).reshape(x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @NEEDS_NUMBA
-def test_threads_do_not_matter(two_threads: None) -> None:
-    """Sizes at which two threads have work (a thread takes at least 16384 elements)."""
+def test_threads_do_not_matter(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop goes to two threads here, whatever it is worth."""
+    cpu = importlib.import_module("lalic_kernels.exact.cpu")
+    monkeypatch.setattr(cpu, "WORTH", 0)
     x = Source(3).normal
     image, keys = x(1, 24, 32, 96), x(2, 500, 96)
     weight, kernel = exact.prepare_linear(x(200, 96), x(200)), exact.prepare_conv(x(64, 96, 3, 3), padding=1)
