@@ -42,7 +42,7 @@ def require(x: Tensor) -> None:
 def finite(bits: np.ndarray) -> None:
     """Raise ValueError unless these magnitude bits are those of finite numbers."""
     if bits.size and int(bits.max()) >= _INFINITY:
-        raise ValueError("x must be finite in exact arithmetic, but holds an infinity or NaN")
+        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
 def over(kernel: Callable[[int, int], None], count: int, cost: float) -> None:
