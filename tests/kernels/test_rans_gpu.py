@@ -60,6 +60,25 @@ def test_lanes_that_come_to_rest_and_lists_of_exceptions():
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
 
 
+def test_another_stream_in_the_same_memory():
+    """What a captured graph needs: other bytes, other groups and levels, the same launches and tensors."""
+    rng = np.random.default_rng(5)
+    tables = random_tables(rng, 5, longest=9)
+    decoder = gpu.DeviceDecoder(b"", tables, DEVICE, room=(3, 600))
+    memory = decoder._memory.data_ptr()
+    for choice in ((1, 2, 0), (3, 32, 15), (2, 32, 9), (1, 8, 15)):
+        symbols, indexes = draw(rng, tables, 150)
+        decoder.load(grouped.encode_with([(symbols, indexes)], tables, choice))
+        got = decoder.decode(torch.from_numpy(indexes).to(DEVICE))
+        decoder.finish()
+        np.testing.assert_array_equal(got.cpu().numpy(), symbols)
+    assert decoder._memory.data_ptr() == memory
+    large = grouped.encode_with([draw(rng, tables, 150)], tables, (4, 32, 0))
+    for wrong in (large, b""):
+        with pytest.raises(ValueError, match="1 to 3 groups and 600 words"):
+            decoder.load(wrong)
+
+
 def test_an_empty_stream():
     tables = random_tables(np.random.default_rng(0), 3)
     nothing = torch.zeros(0, dtype=torch.int32, device=DEVICE)

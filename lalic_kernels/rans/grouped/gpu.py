@@ -72,43 +72,65 @@ def _check_device(device: torch.device) -> None:
 class DeviceDecoder:
     """As `Decoder`, on a GPU: decode() takes and gives tensors there and does not wait; finish() does, and raises.
 
-    data: bytes-like; the stream. tables: those of the encoder. device: of the tensors.
+    data: bytes-like; the stream. tables: those of the encoder. device: of the tensors. room: groups and words of the
+    largest stream that `load` shall take; None for no more than this one's. What decode() launches depends on its
+    number of symbols and on the room, not on the stream.
 
     After a fault the symbols are meaningless but there are as many as asked for, and finish() raises RansError.
     Raises RansError at once for a header that cannot be right, BackendUnavailable where Triton cannot run.
     """
 
-    def __init__(self, data: bytes, tables: CodingTables, device: torch.device) -> None:
+    def __init__(
+        self, data: bytes, tables: CodingTables, device: torch.device, room: tuple[int, int] | None = None
+    ) -> None:
         _check_tables(tables)
         _check_device(device)
         self.device = device
         self._tables = device_tables(tables, device)
+        parts = parts_of(data)
+        if room is None:
+            room = (1, 1) if parts is None else (len(parts.highs), len(parts.words))
+        self._groups, self._most = room
+        # One piece of memory and one copy: lanes, control, stages, info, words; each aligned to 16 bytes.
+        sizes = [GROUP * self._groups, 8 * self._groups, 8, 4, (self._most + 16) // 8 * 4]
+        self._places = np.cumsum([0, *sizes]).tolist()
+        self._memory = torch.zeros(self._places[-1], dtype=torch.int32, device=device)
+        cut = [self._memory[begin:end] for begin, end in zip(self._places, self._places[1:], strict=False)]
+        self._x, self._control, self._stages, self._info = cut[:4]
+        self._words = cut[4].view(torch.int16)
+        self._start(parts)
+
+    def load(self, data: bytes) -> None:
+        """Begin with another stream in the same memory, so that what has been captured of decode() serves again.
+
+        Raises RansError as the constructor, ValueError for a stream that is larger than the room or empty.
+        """
+        parts = parts_of(data)
+        if parts is None or len(parts.highs) > self._groups or len(parts.words) > self._most:
+            raise ValueError(f"data must be a stream of 1 to {self._groups} groups and {self._most} words")
+        self._start(parts)
+
+    def _start(self, parts: layout.Parts | None) -> None:
+        self._parts = parts
         self._asked = False
-        self._parts = parts = parts_of(data)
         if parts is None:
             return
         groups, lanes = parts.highs.shape
-        self._groups = groups
-        x = np.full((groups, GROUP), layout.LOWER, np.int64)
+        joined = np.zeros(self._places[-1], np.int32)
+        x, control, stages, _, words = (
+            joined[begin:end] for begin, end in zip(self._places, self._places[1:], strict=False)
+        )
         first = parts.words[parts.bounds[:-1, None] + np.arange(lanes)]
-        x[:, :lanes] = parts.highs.astype(np.int64) << 16 | first
-        control = np.zeros((groups, 8), np.int64)
-        control[:, 0], control[:, 1] = parts.bounds[:-1] + lanes, parts.bounds[1:]
-        control[:, 2], control[:, 3], control[:, 6] = lanes, -1, parts.fan
-        words = np.append(parts.words, np.zeros(len(parts.words) % 2 + 2, np.uint16))
-        # One copy to the device: lanes, control, stages, info, words.
-        pieces = [x.astype(np.uint32).view(np.int32).ravel(), control.astype(np.int32).ravel()]
-        pieces += [np.array([*parts.stages, 0], np.int32), np.zeros(4, np.int32), words.view(np.int32)]
-        bounds = np.cumsum([0, *(-(-len(piece) // 4) * 4 for piece in pieces)])  # aligned to 16 bytes
-        joined = np.zeros(int(bounds[-1]), np.int32)
-        for begin, piece in zip(bounds.tolist(), pieces, strict=False):
-            joined[begin : begin + len(piece)] = piece
+        states = np.full((groups, GROUP), layout.LOWER, np.uint32)
+        states[:, :lanes] = parts.highs << np.uint32(16) | first
+        x[: GROUP * groups] = states.view(np.int32).ravel()
+        rows = control.reshape(-1, 8)[:groups]
+        rows[:, 0], rows[:, 1] = parts.bounds[:-1] + lanes, parts.bounds[1:]
+        rows[:, 2], rows[:, 3], rows[:, 6], rows[:, 7] = lanes, -1, parts.fan, parts.level << 16 | groups
+        stages[: len(parts.stages)] = np.minimum(parts.stages, 1 << 30)
+        words.view(np.uint16)[: len(parts.words)] = parts.words
         # From pageable memory, so it has been read when this returns, and nothing waits for what the device does.
-        memory = torch.from_numpy(joined).to(device, non_blocking=True)
-        cut = [memory[begin:end] for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
-        self._x, self._control, self._stages, self._info = cut[:4]
-        self._words = cut[4].view(torch.int16)
-        self._quiet = self._tables.quiet[parts.level]
+        self._memory.copy_(torch.from_numpy(joined), non_blocking=True)
 
     def decode(self, indexes: Tensor) -> Tensor:
         """The next section's symbols (n,) int32, for its table rows (n,) int32, both on the device."""
@@ -130,19 +152,19 @@ class DeviceDecoder:
         raw = torch.empty(count, dtype=torch.int64, device=self.device)
         with on(self.device):
             kernels.rans_count_kernel[(across,)](
-                rows, self._quiet, counts, count, t.rows, **LAUNCHES["count"].options()
+                rows, t.quiet, counts, self._control, count, t.rows, **LAUNCHES["count"].options()
             )
             kernels.rans_exceptions_kernel[(1,)](
                 counts, numbers, self._x, self._words, self._control, self._info, count, across,
                 **LAUNCHES["exceptions"].options(),
             )  # fmt: skip
             kernels.rans_spread_kernel[(across,)](
-                rows, self._quiet, t.mode, counts, numbers, self._info, row, place, out, count, t.rows,
+                rows, t.quiet, t.mode, counts, numbers, self._control, self._info, row, place, out, count, t.rows,
                 **LAUNCHES["spread"].options(),
             )  # fmt: skip
             kernels.rans_main_kernel[(self._groups,)](
                 self._x, self._words, self._control, self._stages, self._info, row, place, t.coarse, t.packed, t.bias,
-                out, self._groups, t.rows, **LAUNCHES["main"].options(),
+                out, t.rows, **LAUNCHES["main"].options(),
             )  # fmt: skip
             kernels.rans_escapes_kernel[(1,)](
                 self._x, self._words, self._control, self._info, row, place, numbers, raw, t.offset, t.escape, t.mode,
@@ -163,12 +185,13 @@ class DeviceDecoder:
         for code, sentence in _FAULTS.items():
             if faults >> -code & 1:
                 raise RansError(sentence)
+        control = control[: int(control[0, 7]) & 0xFFFF]
         left = control[:, 1] - control[:, 0]
         if bool((left < 0).any()):
             raise RansError(FAULTS[reference.OUT_OF_WORDS])
         if bool(left.any()):
             raise RansError(f"{int(left.sum())} words of the stream are left after its last symbol")
-        x = joined[4 + 8 * self._groups :].reshape(-1, GROUP)
+        x = joined[4 + 8 * self._groups :].reshape(-1, GROUP)[: len(control)]
         if bool((x[:, : int(control[0, 2])] != layout.LOWER).any()):
             raise RansError("the states do not return to their start: the stream is damaged or for other tables")
 

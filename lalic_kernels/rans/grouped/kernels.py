@@ -3,8 +3,9 @@
 LANES is 32 for all streams: in one with fewer lanes the rest never work.
 
 Between sections everything stays on the device. A group's row of `control` is (next word, end of its words, working
-lanes, steps until they halve or -1, place in the stages, section, section of the fan). `info` is (exceptions, length of
-the main list, escapes, faults as bits) of the section at hand; faults are kept. States are uint32, held as int32.
+lanes, steps until they halve or -1, place in the stages, section, section of the fan, groups + 65536 level), so
+launches are the same for all streams, but for as many programs as there may be groups. `info` is (exceptions, length
+of the main list, escapes, faults as bits) of the section at hand; faults are kept. States are uint32, held as int32.
 """
 
 import triton
@@ -17,6 +18,7 @@ LEFT = tl.constexpr(3)
 AHEAD = tl.constexpr(4)
 SECTION = tl.constexpr(5)
 FAN = tl.constexpr(6)
+SHAPE = tl.constexpr(7)
 CONTROL = tl.constexpr(8)  # numbers a row
 EXCEPTIONS = tl.constexpr(0)
 TOTAL = tl.constexpr(1)
@@ -53,12 +55,19 @@ def _field(x, mask, width, words_ptr, at, end):
 
 
 @triton.jit
-def rans_count_kernel(rows_ptr, quiet_ptr, counts_ptr, count, table_rows, BLOCK: tl.constexpr):
+def _is_quiet(quiet_ptr, control_ptr, row, table_rows):
+    """1 or 0; quiet (16, R + 1) has a row for each level."""
+    level = tl.load(control_ptr + SHAPE) >> 16
+    return tl.load(quiet_ptr + level * (table_rows + 1) + row).to(tl.int32)
+
+
+@triton.jit
+def rans_count_kernel(rows_ptr, quiet_ptr, counts_ptr, control_ptr, count, table_rows, BLOCK: tl.constexpr):
     """counts (blocks,): quiet symbols in each block of rows (count,)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows_ptr + i, mask=i < count, other=0)
     row = tl.minimum(tl.maximum(row, 0), table_rows - 1)
-    quiet = tl.load(quiet_ptr + row).to(tl.int32)
+    quiet = _is_quiet(quiet_ptr, control_ptr, row, table_rows)
     tl.store(counts_ptr + tl.program_id(0), tl.sum(tl.where(i < count, quiet, 0), 0))
 
 
@@ -124,8 +133,8 @@ def rans_exceptions_kernel(
 
 @triton.jit
 def rans_spread_kernel(
-    rows_ptr, quiet_ptr, mode_ptr, counts_ptr, numbers_ptr, info_ptr, row_ptr, place_ptr, out_ptr, count, table_rows,
-    BLOCK: tl.constexpr,
+    rows_ptr, quiet_ptr, mode_ptr, counts_ptr, numbers_ptr, control_ptr, info_ptr, row_ptr, place_ptr, out_ptr, count,
+    table_rows, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The main list's rows and places, and the commonest symbols to `out`."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -134,7 +143,7 @@ def rans_spread_kernel(
     row = tl.minimum(tl.maximum(given, 0), table_rows - 1)
     if tl.sum((row != given).to(tl.int32), 0) > 0:
         tl.atomic_or(info_ptr + FAULTS, BAD_INDEX)
-    quiet = tl.where(inside, tl.load(quiet_ptr + row).to(tl.int32), 0)
+    quiet = tl.where(inside, _is_quiet(quiet_ptr, control_ptr, row, table_rows), 0)
     tl.store(out_ptr + i, tl.load(mode_ptr + row), mask=inside)
     number = tl.load(counts_ptr + tl.program_id(0)) + tl.cumsum(quiet, 0) - quiet  # quiet symbols before this one
     others = tl.load(info_ptr + EXCEPTIONS)
@@ -156,10 +165,13 @@ def rans_spread_kernel(
 @triton.jit
 def rans_main_kernel(
     x_ptr, words_ptr, control_ptr, stages_ptr, info_ptr, row_ptr, place_ptr, coarse_ptr, packed_ptr, bias_ptr, out_ptr,
-    groups, table_rows, LANES: tl.constexpr,
+    table_rows, LANES: tl.constexpr,
 ):  # fmt: skip
     """A group's share of the main list. Symbols go to their places in `out`; escapes are marked by -1 - row."""
     group = tl.program_id(0)
+    groups = tl.load(control_ptr + SHAPE) & 0xFFFF
+    if group >= groups:
+        return
     lane = tl.arange(0, LANES)
     control_ptr += group * CONTROL
     x = tl.load(x_ptr + group * LANES + lane).to(tl.uint32, bitcast=True)
