@@ -254,7 +254,7 @@ class Trainer:
                         row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}
                     self._log.add(row)
                 sums, count = {}, 0
-        if (first and kept < self.step) or not (self.folder / "last.pt").exists():
+        if first and (kept < self.step or not (self.folder / "last.pt").exists()):
             self.save()
 
     def _columns(self) -> list[str]:
