@@ -319,7 +319,7 @@ def test_info(run, here):
         FakeModel().weights_hash().hex(),
         "40x30",
         "bits per pixel",
-        "latents ",
+        "streams ",
     ):
         assert part in text
     Path("b.lalic").write_bytes(b"nonsense")
