@@ -54,7 +54,7 @@ class _Subject:
     @torch.inference_mode()
     def __init__(self, model: lalic.LALIC, x: Tensor):
         self.model, self.x = model, x
-        self.expected = model._transform("g_s", model.compress(x)["y_hat"]).clamp(0, 1)
+        self.expected = model._synthesise(model.compress(x)["y_hat"], None).clamp(0, 1)
         self.sections = model.encode_sections(x)
 
     @torch.inference_mode()
