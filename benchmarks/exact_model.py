@@ -65,7 +65,8 @@ class _Decoding:
 
     def __init__(self, config: Config, height: int, width: int):
         torch.manual_seed(0)
-        self.model = LALIC.from_config(config).eval()
+        with torch.inference_mode(False):  # of weights that count no writes nothing would be kept between calls
+            self.model = LALIC.from_config(config).eval()
         self.size = (height // self.model.downsampling, width // self.model.downsampling)
         self.z = torch.randint(-3, 4, (1, config.dims[5], *self.size))
         counts = [g * height * width // 512 for g in config.groups for _ in range(2)]
