@@ -201,6 +201,9 @@ def _sentence(error: Exception) -> str:
 
 def _set_up_process(threads: int | None) -> None:
     keep_memory()
+    # torch's OpenMP threads (libgomp) would spin for milliseconds after each operation, where other threads could work;
+    # read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if threads is None:
         return
     os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)  # read when they are imported
