@@ -48,8 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lalic.demo",
     },
     "lalic.cli": {
-        "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.describe", "lalic.images",
-        "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.training", "lalic.eval",
+        "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.describe",
+        "lalic.images", "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.training", "lalic.eval",
     },
     "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.

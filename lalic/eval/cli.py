@@ -38,7 +38,9 @@ def register(commands: Any, epilog: str) -> None:
     compare.add_argument(
         "--crop", action="append", default=[], metavar="X,Y,W,H", help="a crop of the sheet; repeatable"
     )
-    compare.add_argument("-o", "--output", metavar="STEM", help="writes STEM.png and STEM.html (default: IN-compare)")
+    compare.add_argument(
+        "-o", "--output", metavar="STEM", help="writes STEM.png and STEM.html; in a folder IN-compare (default: here)"
+    )
     compare.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
     add_model_arguments(compare)
     compare.set_defaults(run=_run_compare)

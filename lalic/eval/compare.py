@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import os
 import string
 from collections.abc import Sequence
 from importlib import resources
@@ -33,7 +34,10 @@ _MARGIN, _LINE = 8, 18
 def run(args: argparse.Namespace) -> int:
     """Write the sheet and the page. Returns the exit code, 1 if a codec that was named is not installed."""
     device = session.set_up(args)
-    stem = args.output or f"{Path(args.input).stem}-compare"
+    stem = f"{Path(args.input).stem}-compare"
+    if args.output:  # a folder, or a stem
+        folder = args.output.endswith(("/", os.sep)) or os.path.isdir(args.output)
+        stem = os.path.join(args.output, stem) if folder else args.output
     targets = [Path(f"{stem}{suffix}") for suffix in (".png", ".html")]
     for path in targets:
         if path.exists() and not args.force:

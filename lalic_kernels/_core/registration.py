@@ -1,7 +1,7 @@
 """Registration with torch.library: op, shape function for compilation, gradient, FLOP and byte formulas.
 
-Ops live in the namespace torch.ops.lalic_kernels. The gradient of a forward op is a second op, so that torch.compile and
-AOTAutograd see two opaque calls and need not trace into either.
+Ops live in the namespace torch.ops.lalic_kernels. The gradient of a forward op is a second op, so that torch.compile
+and AOTAutograd see two opaque calls and need not trace into either.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..
 def backward_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register the op that computes a gradient; returns its callable.
 
-    Such an op has no gradient of its own: its implementation may differentiate a torch function. torch would warn and go
-    on with a wrong second derivative, so the callable raises where the first is asked for in a form to differentiate
+    Such an op has no gradient of its own: its implementation may differentiate a torch function. torch would warn and
+    go on with a wrong second derivative, so the callable raises where the first is asked for in a form to differentiate
     (create_graph=True).
     """
     full = f"{NAMESPACE}::{name}"

@@ -196,3 +196,5 @@ def test_what_is_wrong_or_missing_is_said(run, monkeypatch, tmp_path) -> None:
     result = run("a.png", "jpeg", "jxl", "-o", "out/x")
     assert result.code == 1 and "left out: jxl needs pillow-jxl-plugin" in result.err
     assert (tmp_path / "out" / "x.png").exists() and (tmp_path / "out" / "x.html").exists()
+    assert run("a.png", "jpeg", "-o", "out/").code == 0
+    assert (tmp_path / "out" / "a-compare.png").exists() and (tmp_path / "out" / "a-compare.html").exists()
