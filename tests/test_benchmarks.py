@@ -310,6 +310,15 @@ def test_kept_results_are_complete_records() -> None:
                 rated = {"picture", "bits_per_pixel", "psnr", "jpeg_bits_per_pixel"}
                 assert all(set(row) == rated for row in record["rate"]), where
                 continue
+            if "rd" in record:  # benchmarks.rd: curves; its own tests look closer
+                assert record["pictures"] and record["picture_names"] and record["comparisons"], where
+                keys = {"codec", "title", "points"}
+                assert all(keys <= set(curve) and curve["points"] for curve in record["rd"]), where
+                continue
+            if "launches" in record:  # benchmarks.launches: counted without a device
+                found = record["launches"]
+                assert record["device"] == "static" and found["total"] == sum(found["parts"].values()), where
+                continue
             if "portability" in record:  # benchmarks.portability: what decoded alike, not times
                 assert record["pictures"] and record["model"] and len(record["weights"]) == 16, where
                 assert all(set(row) == {"setting", "exact", "float"} for row in record["portability"]), where
