@@ -7,6 +7,7 @@ picture file and writing the container are left out, as they are for the yardsti
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from importlib import resources
 
@@ -100,3 +101,9 @@ def cases(setting: Setting) -> Iterator[Case]:
         decoding.append(Call(peer.name, lambda peer=peer, streams=streams: peer.decode(streams)))
     yield Case(f"encode {width}x{height}", tuple(encoding), wall_clock=True)
     yield Case(f"decode {width}x{height}", tuple(decoding), wall_clock=True)
+
+
+if __name__ == "__main__":
+    from benchmarks.codec_command import main
+
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Runs somebody else's codec and prints its times: `python benchmarks/peer_worker.py JSON`, for `benchmarks.checkouts`.
+
+It imports nothing of this project, so that any interpreter with what the peer needs can run it. The last line it
+prints is {"rows": [...]}; what the peer itself prints stands before it. Each row has the keys of
+`benchmarks.codec_command`, or "skipped" with the reason.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.metadata
+import json
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+QP = 32  # of DCVC's 64 qualities
+
+
+class CannotRun(Exception):
+    """In words for a person."""
+
+
+class CompressAIStyle:
+    """compress(x) -> {"strings", "shape"}; decompress(strings, shape)."""
+
+    def __init__(self, name: str, model: Any, device: torch.device):
+        self.name = name
+        self.model = model.eval().to(device)
+        self.model.update()
+
+    def encode(self, x: torch.Tensor) -> Any:
+        return self.model.compress(x)
+
+    def decode(self, found: Any) -> torch.Tensor:
+        x_hat: torch.Tensor = self.model.decompress(found["strings"], found["shape"])["x_hat"]
+        return x_hat
+
+    def size(self, found: Any) -> int:
+        return _bytes(found["strings"])
+
+
+def _bytes(strings: Any) -> int:
+    return len(strings) if isinstance(strings, bytes) else sum(map(_bytes, strings))
+
+
+def _compressai(device: torch.device) -> list[Any]:
+    from compressai.models import Elic2022Official
+    from compressai.zoo import mbt2018_mean
+
+    version = importlib.metadata.version("compressai")
+    built = []
+    for name, build in (
+        ("mbt2018-mean q6", lambda: mbt2018_mean(quality=6, pretrained=False)),
+        ("ELIC", Elic2022Official),
+    ):
+        torch.manual_seed(0)
+        built.append(CompressAIStyle(f"CompressAI {version} {name}", build(), device))
+    return built
+
+
+def _tcm(device: torch.device) -> list[Any]:
+    tcm = importlib.import_module("models").TCM
+    config, heads = [2] * 6, [8, 16, 32, 32, 16, 8]  # as its README runs it
+    return [
+        CompressAIStyle(f"TCM, N = {n}", tcm(config=config, head_dim=heads, drop_path_rate=0.0, N=n, M=320), device)
+        for n in (64, 128)
+    ]
+
+
+def _mlic(device: torch.device) -> list[Any]:
+    if device.type != "cuda":
+        raise CannotRun("its compress() and decompress() synchronise with a CUDA device, so they need one")
+    config = importlib.import_module("config.config").model_config()
+    return [CompressAIStyle("MLIC++", importlib.import_module("models").MLICPlusPlus(config), device)]
+
+
+def _ftic(device: torch.device) -> list[Any]:
+    importlib.import_module("models")
+    raise CannotRun("its compress() asks Python for the probabilities of one symbol after another: hours a picture")
+
+
+class Dcvc:
+    """compress(x, qp, ...) of 16-bit pictures in YCbCr through its CUDA extension."""
+
+    def __init__(self, name: str, device: torch.device):
+        if device.type != "cuda":
+            raise CannotRun("its inference is a CUDA extension, and this is no CUDA device")
+        try:
+            importlib.import_module("inference_extensions_cuda")
+        except ImportError as error:
+            raise CannotRun(f"its CUDA extension is not built: {error}") from error
+        self.name = name
+        self.model = importlib.import_module("src.models.image_model").DMCI().eval()
+        self.model.update(0.0)
+        self.model.half().to(device)
+
+    def encode(self, x: torch.Tensor) -> Any:
+        self.shape = {"height": x.shape[2], "width": x.shape[3], "ec_part": 0, "use_ada_i": 0}
+        if self.name.startswith("DCVC-RT"):
+            return self.model.compress(x.half(), QP)
+        return self.model.compress(x.half(), QP, 0, 0)
+
+    def decode(self, found: Any) -> torch.Tensor:
+        more = () if self.name.startswith("DCVC-RT") else (found["ec_parallel"],)
+        x_hat: torch.Tensor = self.model.decompress(found["bit_stream"], self.shape, QP, *more)["x_hat"]
+        return x_hat
+
+    def size(self, found: Any) -> int:
+        return len(found["bit_stream"])
+
+
+BUILDERS: dict[str, Callable[[torch.device], list[Any]]] = {
+    "CompressAI": _compressai,
+    "TCM": _tcm,
+    "MLIC++": _mlic,
+    "FTIC": _ftic,
+    "DCVC-RT intra": lambda device: [Dcvc("DCVC-RT intra", device)],
+    "DCVC-UF intra": lambda device: [Dcvc("DCVC-UF intra", device)],
+}
+
+
+def _seconds(call: Callable[[], Any], device: torch.device, rounds: tuple[int, int, float]) -> list[float]:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    least, most, enough = rounds
+    call()
+    found: list[float] = []
+    gc.collect()
+    while len(found) < least or (len(found) < most and sum(found) < enough):
+        wait()
+        begin = time.perf_counter()
+        call()
+        wait()
+        found.append(time.perf_counter() - begin)
+    return found
+
+
+def _peak(device: torch.device) -> int:
+    """Of all that the process held so far (CPU), or of what torch's allocator gave out since the last call."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@torch.inference_mode()
+def rows_of(codec: Any, request: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+    """A row of encoding and one of decoding."""
+    height, width, batch = request["height"], request["width"], request["batch"]
+    x = torch.rand(1, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(0))
+    x = torch.nn.functional.interpolate(x, (height, width), mode="bicubic").clamp(0, 1).to(device)
+    streams = codec.encode(x)
+    x_hat = codec.decode(streams)
+    if tuple(x_hat.shape[-2:]) != (height, width) or not bool(torch.isfinite(x_hat).all()):
+        raise CannotRun(f"it decodes to a picture of shape {tuple(x_hat.shape)}, or to numbers that are not finite")
+    rows = []
+    for direction, call in (
+        ("encode", lambda: [codec.encode(x) for _ in range(batch)]),
+        ("decode", lambda: [codec.decode(streams) for _ in range(batch)]),
+    ):
+        times = _seconds(call, device, tuple(request["rounds"]))
+        low, middle, high = statistics.quantiles(times, n=4)
+        rows.append({
+            "side": codec.name, "direction": direction, "way": "", "seconds": middle, "quartiles": [low, high],
+            "repeats": len(times), "Mpixel/s": 1e-6 * batch * height * width / middle, "process peak": _peak(device),
+            "bits per pixel": 8 * codec.size(streams) / (height * width),
+        })  # fmt: skip
+    return rows
+
+
+def main(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a peer: keys peer, root, height, width, batch, device, threads, rounds (least, most, enough seconds)."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(request["threads"])
+    device = torch.device(request["device"])
+    sys.path.insert(0, request["root"])
+    name, rows = request["peer"], []
+    try:
+        torch.manual_seed(0)
+        for codec in BUILDERS[name](device):
+            name = codec.name
+            rows += rows_of(codec, request, device)
+    except CannotRun as error:
+        rows.append({"side": name, "skipped": str(error)})
+    except ImportError as error:
+        rows.append({"side": name, "skipped": f"it does not import here: {error}"})
+    except Exception as error:  # whatever a peer's code does
+        rows.append({"side": name, "skipped": f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"})
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps({"rows": main(json.loads(sys.argv[1]))}))

@@ -1,0 +1,101 @@
+"""Other people's checkouts are known by their files, run apart, and say why when they cannot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packages
+
+from benchmarks import checkouts, peer_worker  # noqa: E402
+from benchmarks.measure import Setting  # noqa: E402
+
+PYTHON = Path(sys.executable)
+QUICK = Setting(torch.device("cpu"), quick=True)
+
+# A codec in the calling form of the checkout that it pretends to be.
+FAKE = """
+import torch
+class TCM(torch.nn.Module):
+    def __init__(self, config, head_dim, drop_path_rate, N, M):
+        super().__init__()
+        print("words of its own")
+    def update(self):
+        pass
+    def compress(self, x):
+        self.x = x
+        return {"strings": [[b"abcd"], [b"ab"]], "shape": x.shape[2:]}
+    def decompress(self, strings, shape):
+        return {"x_hat": self.x}
+"""
+
+
+def checkout(folder: Path, source: str) -> Path:
+    (folder / "models").mkdir()
+    (folder / "models" / "tcm.py").write_text(source)
+    (folder / "models" / "__init__.py").write_text("from .tcm import TCM\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "root"),
+    [
+        (("models/tcm.py",), "TCM", "."),
+        (("models/flic.py", "models/tca.py"), "FTIC", "."),
+        (("MLIC++/models/mlicpp.py", "README.md"), "MLIC++", "MLIC++"),
+        (("models/mlicpp.py",), "MLIC++", "."),
+        (("src/models/image_model.py", "src/layers/cuda_inference.py"), "DCVC-RT intra", "."),
+        (("src/models/image_model.py", "src/models/video_model_ht.py"), "DCVC-UF intra", "."),
+    ],
+)
+def test_a_checkout_is_known_by_its_files(tmp_path: Path, files: tuple[str, ...], name: str, root: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert checkouts.recognise(tmp_path) == (name, tmp_path / root)
+    assert name in peer_worker.BUILDERS
+
+
+def test_rows_of_a_checkout(tmp_path: Path) -> None:
+    rows = checkouts.measured(str(checkout(tmp_path, FAKE)), PYTHON, (64, 128), 2, QUICK)
+    assert [(row["side"], row["direction"]) for row in rows] == [
+        (f"TCM, N = {n}", direction) for n in (64, 128) for direction in ("encode", "decode")
+    ]
+    for row in rows:
+        assert row["bits per pixel"] == 8 * 6 / (64 * 128) and row["seconds"] > 0 and row["repeats"] == 2
+    assert "models" not in sys.modules or "TCM" not in vars(sys.modules["models"])
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import a_module_that_is_not_there", "does not import here: No module named 'a_module_that_is_not_there'"),
+        (FAKE.replace('"x_hat": self.x', '"x_hat": self.x[..., 1:]'), "decodes to a picture of shape (1, 3, 64, 127)"),
+        (FAKE.replace("return {\"x_hat\": self.x}", "raise KeyError"), "KeyError: no words"),
+        (FAKE.replace("pass", "import os; os._exit(7)"), "ended with code 7: no word of it"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_says_why(tmp_path: Path, source: str, reason: str) -> None:
+    rows = checkouts.measured(str(checkout(tmp_path, source)), PYTHON, (64, 128), 1, QUICK)
+    assert reason in rows[-1]["skipped"]
+
+
+def test_what_needs_cuda_says_so() -> None:
+    device = torch.device("cpu")
+    for name in ("MLIC++", "DCVC-RT intra", "DCVC-UF intra"):
+        with pytest.raises(peer_worker.CannotRun, match="CUDA"):
+            peer_worker.BUILDERS[name](device)
+
+
+def test_a_folder_that_is_nothing(tmp_path: Path) -> None:
+    (row,) = checkouts.measured(str(tmp_path), PYTHON, (64, 128), 1, QUICK)
+    assert row["side"] == tmp_path.name and "is no checkout of TCM, FTIC, MLIC++" in row["skipped"]
+
+
+def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
+    (row,) = checkouts.measured(str(checkout(tmp_path, FAKE)), tmp_path / "python", (64, 128), 1, QUICK)
+    assert row["skipped"] == "--peer-python does not start: No such file or directory"
