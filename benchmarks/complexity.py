@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 import lalic
-from benchmarks import codec, context, counted, quiet, report
+from benchmarks import checkouts, codec, context, counted, quiet, report
 from benchmarks.measure import MEMORY, Call, Case, Setting, WrongResult, measure
 from benchmarks.memory import CONFIGS
 from lalic.model import LALIC
@@ -94,21 +94,45 @@ def _in_fresh_process(call: Callable[..., Row], name: str, setting: Setting, thr
         return pool.submit(call, name, setting, threads).result()
 
 
+def peers(options: argparse.Namespace, setting: Setting) -> list[Row]:
+    """A row for each peer that `--peers` names (`benchmarks.checkouts`): times in both directions, or "skipped"."""
+    height, width = QUICK if setting.quick else SIZE
+    rows: dict[str, Row] = {}
+    for peer in options.peers:
+        for found in checkouts.measured(peer, options.peer_python, (height, width), 1, setting):
+            row = rows.setdefault(found["side"], {"model": found["side"], "height": height, "width": width})
+            if "skipped" in found:
+                row["skipped"] = found["skipped"]
+                continue
+            row |= {"weights": "random", "parameters": found["parameters"], "bits per pixel": found["bits per pixel"]}
+            times = {key: found[key] for key in ("seconds", "quartiles", "repeats")}
+            row[found["direction"]] = times | {"peak bytes": None}
+    return list(rows.values())
+
+
 def line(row: Row) -> str:
     """A row as text."""
+    if "skipped" in row:
+        return f"{row['model']}: not run, {row['skipped']}"
+    if "operations" not in row:
+        words = [f"{row['model']}, {row['width']}x{row['height']}: {row['parameters'] / 1e6:.2f} M parameters"]
+        return "\n".join([*words, *_directions(row)])
     flops = row["operations"]
     words = [
         f"{row['model']}, {row['width']}x{row['height']}: {row['parameters'] / 1e6:.2f} M parameters,"
         f" {flops['complete'] / 1e9:.2f} GFLOP, {flops['layers'] / 1e9:.2f} GMAC of layers,"
         f" {row['bytes']['peak'] / 2**20:.0f} MiB in all on a GPU"
     ]
+    return "\n".join([*words, *_directions(row)])
+
+
+def _directions(row: Row) -> Iterator[str]:
     for direction in ("encode", "decode"):
         found = row[direction]
         peak = found["peak bytes"]
         memory = "" if peak is None else f", +{peak / 2**20:.0f} MiB"
         low, high = found["quartiles"]
-        words.append(f"  {direction} {found['seconds']:.3f} s ({low:.3f} .. {high:.3f}){memory}")
-    return "\n".join(words)
+        yield f"  {direction} {found['seconds']:.3f} s ({low:.3f} .. {high:.3f}){memory}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny picture, two rounds: to see that all runs")
     parser.add_argument("--save", action="store_true", help="append a record to the results")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    checkouts.add_options(parser)
     options = parser.parse_args(argv)
     if options.save and options.quick:
         parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
@@ -135,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except WrongResult as error:
             print(f"LALIC {name}: not timed, {error}; nothing is saved", file=sys.stderr)
             return 1
+        print(line(row), flush=True)
+        record["complexity"].append(row)
+    for row in peers(options, Setting(device, options.quick)):
         print(line(row), flush=True)
         record["complexity"].append(row)
     if options.save:

@@ -172,6 +172,7 @@ def rows_of(codec: Any, request: dict[str, Any], device: torch.device) -> list[d
             "side": codec.name, "direction": direction, "way": "", "seconds": middle, "quartiles": [low, high],
             "repeats": len(times), "Mpixel/s": 1e-6 * batch * height * width / middle, "process peak": _peak(device),
             "bits per pixel": 8 * codec.size(streams) / (height * width),
+            "parameters": sum(p.numel() for p in codec.model.parameters()),
         })  # fmt: skip
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packages
 
-from benchmarks import checkouts, peer_worker  # noqa: E402
+from benchmarks import checkouts, complexity, peer_worker  # noqa: E402
 from benchmarks.measure import Setting  # noqa: E402
 
 PYTHON = Path(sys.executable)
@@ -23,6 +24,7 @@ import torch
 class TCM(torch.nn.Module):
     def __init__(self, config, head_dim, drop_path_rate, N, M):
         super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
         print("words of its own")
     def update(self):
         pass
@@ -68,6 +70,15 @@ def test_rows_of_a_checkout(tmp_path: Path) -> None:
     for row in rows:
         assert row["bits per pixel"] == 8 * 6 / (64 * 128) and row["seconds"] > 0 and row["repeats"] == 2
     assert "models" not in sys.modules or "TCM" not in vars(sys.modules["models"])
+
+
+def test_rows_of_table_1(tmp_path: Path) -> None:
+    options = argparse.Namespace(peers=[str(checkout(tmp_path, FAKE)), str(tmp_path / "models")], peer_python=PYTHON)
+    small, large, nothing = complexity.peers(options, QUICK)
+    assert (small["model"], large["model"]) == ("TCM, N = 64", "TCM, N = 128")
+    assert small["parameters"] == 3 and small["encode"]["seconds"] > 0 and small["decode"]["seconds"] > 0
+    assert "TCM, N = 64, 128x64: 0.00 M parameters\n  encode " in complexity.line(small)
+    assert complexity.line(nothing).startswith("models: not run, the folder is no checkout")
 
 
 @pytest.mark.parametrize(

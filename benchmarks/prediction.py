@@ -1,0 +1,144 @@
+"""What an H200 should take, written before it was measured: `python -m benchmarks.prediction > docs/gpu-prediction.md`.
+
+Counts come from this repository: multiply-adds and bytes of each part (`benchmarks.parts.counts`), launches from the
+newest record of `benchmarks.launches`. What no count gives is an assumption, one row each in the document, with a
+good, a middle and a bad value. A test makes the document again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import parts, report
+from lalic.config import FULL
+
+CASES = (("768x512", 512, 768, 768 * 512), ("1920x1080", 1088, 1920, 768 * 512))
+BARS = {("decode", "768x512"): 2.95, ("encode", "768x512"): 4.0, ("decode", "1920x1080"): 10.5}  # ms
+DECODE, ENCODE = (
+    ("h_s", "contexts", "aggregation", "g_s", "rest"),
+    ("g_a", "h_a", "h_s", "contexts", "aggregation", "rest"),
+)
+# Multiply-adds and bytes a second, data sheet, dense.
+SHEET = {"bfloat16": 494.5e12, "int8": 989.5e12, "memory": 4.8e12}
+
+# Name, what it is, then good, middle, bad.
+ASSUMPTIONS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
+    ("products", "share of the tensor cores' rate that matrix products of these shapes reach", (0.6, 0.35, 0.15)),
+    ("copy", "share of the memory's bandwidth that kernels reach", (0.85, 0.7, 0.5)),
+    ("launch", "microseconds from one dependent launch to the next in a CUDA graph, beyond its work", (1.2, 2.0, 3.5)),
+    ("steps", "dependent steps of the rANS lanes at 768x512, all sections together", (665, 1200, 1717)),
+    ("step", "nanoseconds a step: a look into a table, a product, a word of the stream", (60, 150, 400)),
+    ("growth", "steps at another size, as a power of its pixels (0: lanes grow with it; 1: they do not)", (0, 0.5, 1)),
+    ("fixed", "microseconds of host work and copies round the graph", (30, 60, 150)),
+)  # fmt: skip
+COLUMNS = ("good", "middle", "bad")
+
+OPENING = """# What an H200 should take
+
+**Nothing here is measured.** This page was made by `python -m benchmarks.prediction` before the codec ran on a GPU, to
+be checked line by line against `python -m benchmarks.codec --device cuda`. The full model, its transforms in bfloat16,
+its entropy model in exact arithmetic, one picture at a time, 0.29 bits per pixel, launches in a CUDA graph.
+
+Each part takes the larger of its multiply-adds over the tensor cores' rate and its bytes over the memory's bandwidth,
+each times the share assumed. An exact product is {products} int8 products of digits. Parts, launches, the rANS chain
+and the host's work are added, as if nothing overlapped. Rates, by NVIDIA's data sheet and dense: 494.5 T multiply-adds
+a second in bfloat16, 989.5 T in int8, 4.8 TB/s.
+
+Launches: {count} a decode, counted by `benchmarks.launches` (record of {date}); an encode is taken to have as many.
+"""
+CLOSING = """## What would prove it wrong
+
+Where a part of `benchmarks.codec` takes more than its bad value, the share assumed for its products or memory is wrong.
+Where the sum is beyond while the parts are not, the rows of launches or of the chain are. The first call is none of
+this: Triton compiles each kernel on first use (`docs/cold-start.md`)."""
+
+
+def launches(folder: Path = report.RESULTS) -> dict[str, Any]:
+    """The newest record of a decode of the full model. Raises ``ValueError`` if there is none."""
+    found = None
+    for line in (folder / "static.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record.get("launches", {}).get("model") == "full":
+            found = record
+    if found is None:
+        raise ValueError(
+            f"{folder}/static.jsonl: expected a record of `python -m benchmarks.launches --save`, found none"
+        )
+    return found
+
+
+def part_ms(name: str, counted: dict[str, int], column: int) -> float:
+    """Milliseconds of a part's work: the larger of products and memory."""
+    shares = {key: values[column] for key, _, values in ASSUMPTIONS}
+    exact = name in (*parts.EXACT, "rest")  # the rest is the products that slices share
+    products = counted["macs"] * (parts.INT8_PRODUCTS if exact else 1)
+    by_unit = products / (SHEET["int8" if exact else "bfloat16"] * shares["products"])
+    moved = counted["bytes"] if exact else counted["bytes"] / 2  # 16-bit transforms; floats and int16 in exact parts
+    return 1e3 * max(by_unit, moved / (SHEET["memory"] * shares["copy"]))
+
+
+def predict(direction: str, pixels: int, base: int, counted: dict[str, dict[str, int]], count: int) -> list[list[Any]]:
+    """Rows [what, good, middle, bad] in ms, the last their sum. count: launches of a decode, an encode's too."""
+    by_name = {key: values for key, _, values in ASSUMPTIONS}
+    rows: list[list[Any]] = []
+    for name in DECODE if direction == "decode" else ENCODE:
+        rows.append([name, *(part_ms(name, counted[name], i) for i in range(3))])
+    rows.append([f"{count} launches", *(1e-3 * count * value for value in by_name["launch"])])
+    chain = []
+    for i in range(3):
+        steps = by_name["steps"][i] * (pixels / base) ** by_name["growth"][i]
+        chain.append(1e-6 * steps * by_name["step"][i])
+    rows += [["rANS chain", *chain], ["round the graph", *(1e-3 * value for value in by_name["fixed"])]]
+    rows.append(["sum", *(sum(row[1 + i] for row in rows) for i in range(3))])
+    return rows
+
+
+def document() -> Iterator[str]:
+    """Lines of docs/gpu-prediction.md."""
+    record = launches()
+    count = record["launches"]["total"]
+    yield OPENING.format(products=parts.INT8_PRODUCTS, count=count, date=record["date"][:10])
+    yield "## Assumptions"
+    yield ""
+    yield "| | what | good | middle | bad |"
+    yield "|---|---|---|---|---|"
+    for name, what, values in ASSUMPTIONS:
+        yield f"| {name} | {what} | {' | '.join(f'{value:g}' for value in values)} |"
+    for label, height, width, base in CASES:
+        counted = parts.counts(FULL, height, width)
+        yield ""
+        yield f"## {label}: counts"
+        yield ""
+        yield "| part | multiply-adds, G | bytes in float32, M |"
+        yield "|---|---|---|"
+        for name in ("g_a", "h_a", "h_s", "contexts", "aggregation", "g_s", "rest"):
+            yield f"| {name} | {counted[name]['macs'] / 1e9:.2f} | {counted[name]['bytes'] / 1e6:.0f} |"
+        for direction in ("decode", "encode"):
+            rows = predict(direction, height * width, base, counted, count)
+            bar = BARS.get((direction, label))
+            yield ""
+            yield f"### {direction.capitalize()} {label}, milliseconds"
+            yield ""
+            yield "| | good | middle | bad |"
+            yield "|---|---|---|---|"
+            for name, *values in rows:
+                yield f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |"
+            if bar is not None:
+                verdict = ", ".join(f"{c} {v / bar:.2f}" for c, v in zip(COLUMNS, rows[-1][1:], strict=True))
+                yield ""
+                yield f"The bar is {bar:g} ms; as shares of it: {verdict}."
+    yield ""
+    yield CLOSING
+
+
+def main() -> int:
+    print("\n".join(document()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
