@@ -1,0 +1,193 @@
+"""What coding a slice needs of the exact arithmetic, in few launches: parts of first products, aggregation networks.
+
+`lalic.entropy.decoder` says what is computed. Images are (B, H, W, C) with their positions one after the other, any
+distance apart; "by colour" is (2, B, H W / 2, C), anchors first, positions of a colour in the order of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lalic_kernels._core.launch import Launch, blocks
+from lalic_kernels.exact import gpu, kernels_rows
+from lalic_kernels.exact.blocks import ExactEntropyParams
+from lalic_kernels.exact.gpu_blocks import entropy_params_tail, rows_pay
+from lalic_kernels.exact.weights import ExactLinear
+
+LAUNCHES = {
+    "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+}
+
+
+def _options(name: str) -> dict[str, object]:
+    return LAUNCHES[name].options() | gpu.OPTIONS
+
+
+def linear_by_colour(x: Tensor, weights: ExactLinear) -> Tensor:
+    """x (B, H, W, K), W even -> x w^T + bias by colour, (2, B, H W / 2, O), in two launches: for many outputs."""
+    gpu.require(x)
+    images, height, width, _ = x.shape
+    with gpu.checked(x.device) as status:
+        digits = gpu.digits_by_colour(x, status)
+        return gpu.product(digits, gpu.factor_of(weights)).reshape(2, images, height * width // 2, -1)
+
+
+def rows_linear(x: Tensor, weights: ExactLinear, partial: Tensor | None = None, by_colour: bool = False) -> Tensor:
+    """x (B, H, W, K) -> partial + (x w^T + bias), in one launch: for few outputs.
+
+    The result is (B, H, W, O), or by colour (2, B, H W / 2, O) as is partial then, whose rows may be any distance apart.
+    """
+    gpu.require(x)
+    images, height, width, inner = x.shape
+    factor = gpu.factor_of(weights)
+    rows, outputs = images * height * width, factor.high.shape[0]
+    shape = (2, images, height * width // 2, outputs) if by_colour else (images, height, width, outputs)
+    y = torch.empty(shape, device=x.device)
+    launch = LAUNCHES["rows_linear"]
+    with gpu.checked(x.device) as status:
+        kernels_rows.exact_rows_linear_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
+            x, factor.digits, factor.scales, factor.scales if factor.bias is None else factor.bias,
+            y if partial is None else partial, y, status, rows, inner, gpu.positions(x), factor.depth, outputs,
+            0 if partial is None else partial.stride(2), height, width // 2, HAS_BIAS=factor.bias is not None,
+            HAS_PARTIAL=partial is not None, PACKED=by_colour, **_options("rows_linear"),
+        )  # fmt: skip
+    return y
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the others of a slice see: image (B, H, W, g) with its anchors, taps (n, 2) int32, the product of it all."""
+
+    image: Tensor
+    taps: Tensor
+    weights: ExactLinear
+
+
+def aggregation(
+    network: Sequence[ExactEntropyParams], known: Tensor, seen: Seen | None, eps: float = 1e-5
+) -> Tensor:
+    """Parameters (B, P, 2 g) of one colour: the blocks of `network` behind m = spatial context + bias + known.
+
+    known (B, P, width), contiguous. seen: None for anchors, whose m is bias + known. Blocks whose weights are few go
+    together into one launch; see `rows_pay`.
+    """
+    gpu.require(known)
+    images, positions, _ = known.shape
+    rows = images * positions
+    x: Tensor | None = None
+    with gpu.one_check(), gpu.checked(known.device) as status:
+        for group in _groups(network, rows, 0 if seen is None else 2 * seen.weights.weight.numel()):
+            first = group[0] is network[0]
+            if len(group) == 1 and not rows_pay(rows, _size(group[0])):
+                if x is not None:
+                    m = rows_linear(x[:, None], group[0].mix)[:, 0]
+                elif seen is None:
+                    m = known if group[0].mix.bias is None else group[0].mix.bias + known
+                else:
+                    digits = gpu.digits_of_seen(seen.image, seen.taps, status)
+                    context = gpu.product(digits, gpu.factor_of(seen.weights)).reshape(images, positions, -1)
+                    m = rows_linear(context[:, None], group[0].mix, known[:, None])[:, 0]
+                x = entropy_params_tail(m, group[0], eps)
+            else:
+                x = _together(group, x, known if first else None, seen if first else None, status, eps)
+    assert x is not None
+    return x
+
+
+def _size(block: ExactEntropyParams) -> int:
+    """Bytes of a block's digits."""
+    return 2 * sum(w.weight.numel() for w in (block.mix, block.key, block.receptance, block.value))
+
+
+def _groups(network: Sequence[ExactEntropyParams], rows: int, more: int) -> list[list[ExactEntropyParams]]:
+    """Blocks that go together, by what their programs would read; the first has `more` bytes of spatial context."""
+    found: list[list[ExactEntropyParams]] = []
+    size = more
+    for block in network:
+        if found and rows_pay(rows, size + _size(block)):
+            found[-1].append(block)
+            size += _size(block)
+        else:
+            found.append([block])
+            size = _size(block) + (more if len(found) == 1 else 0)
+    return found
+
+
+class _Packed:
+    """Blocks' digits and floats one after the other, and the table that says where; see `exact_aggregation_kernel`."""
+
+    def __init__(self, group: Sequence[ExactEntropyParams], eps: float):
+        device = group[0].norm_weight.device
+        digits: list[Tensor] = []
+        floats: list[Tensor] = []
+        table, without_mix = [], []
+        self.inputs = group[0].mix.weight.shape[1]
+        self.wide = self.inputs
+        self.inner = 0
+        for block in group:
+            mix = gpu.factor_of(block.mix)
+            key = torch.cat((block.key.weight, block.receptance.weight))
+            both = gpu.Factor(key, torch.cat((block.key.exponent, block.receptance.exponent)), None)
+            value = gpu.factor_of(block.value)
+            outputs, inner = mix.high.shape[0], block.key.weight.shape[0]
+            bias = torch.zeros_like(mix.scales) if mix.bias is None else mix.bias
+            place = sum(part.numel() for part in digits) // gpu.DEPTH
+            table.append([outputs, inner, place, sum(part.numel() for part in floats)])
+            without_mix.append([outputs, inner, place + 2 * outputs * mix.depth // gpu.DEPTH, table[-1][3]])
+            digits += [factor.digits.flatten() for factor in (mix, both, value)]
+            area = torch.tensor([gpu.eps_area(eps, outputs)], device=device)
+            floats += [mix.scales, bias, block.norm_weight, block.norm_bias, both.scales, value.scales, area]
+            self.wide, self.inner = max(self.wide, outputs), max(self.inner, inner)
+        self.outputs = table[-1][0]
+        self.wide = blocks(self.wide, 16) * 16
+        self.digits, self.floats = torch.cat(digits), torch.cat(floats)
+        self.table = torch.tensor(table, dtype=torch.int32, device=device)
+        # Anchors have no product in front: the first block's digits begin behind its mix.
+        self.table_of_known = torch.tensor([without_mix[0], *table[1:]], dtype=torch.int32, device=device)
+
+
+def _packed(group: Sequence[ExactEntropyParams], eps: float) -> _Packed:
+    name = "triton", eps, tuple(id(block) for block in group[1:])
+    found = group[0].kept.get(name)
+    if found is None:
+        found = group[0].kept[name] = tuple(group), _Packed(group, eps)  # the blocks too: their ids are theirs so long
+    packed: _Packed = found[1]
+    return packed
+
+
+def _together(
+    group: Sequence[ExactEntropyParams], x: Tensor | None, known: Tensor | None, seen: Seen | None, status: Tensor,
+    eps: float,
+) -> Tensor:  # fmt: skip
+    """The blocks of a group in one launch, behind x (B, P, inputs), or behind what is known and seen."""
+    packed = _packed(group, eps)
+    given = known if x is None else x
+    assert given is not None
+    images, rows, _ = given.shape
+    stride = 2 * packed.wide + blocks(packed.inner, 16) * 16
+    y = torch.empty(images, rows, packed.outputs, device=given.device)
+    scratch = torch.empty(images * rows, stride, device=given.device)
+    # What a variant does not read is given something of the right type.
+    digits, floats, table = packed.digits, packed.floats, packed.table
+    spatial: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = given, table, digits, floats, floats
+    sizes = [packed.inputs, 0, 0, 1, 1, 1, 1]
+    start = "known" if x is None else "rows"
+    if seen is not None:
+        factor = gpu.factor_of(seen.weights)
+        bias = torch.zeros_like(factor.scales) if factor.bias is None else factor.bias
+        spatial = seen.image, seen.taps, factor.digits, factor.scales, bias
+        _, height, width, channels = seen.image.shape
+        sizes[1:] = [factor.depth, gpu.positions(seen.image), height, width // 2, seen.taps.shape[0], channels]
+        start = "seen"
+    elif x is None:
+        table, sizes[0] = packed.table_of_known, 0
+    kernels_rows.exact_aggregation_kernel[(blocks(rows, LAUNCHES["aggregation"]["BLOCK_M"]), images)](
+        *spatial, given if known is None else known, digits, floats, table, scratch, y, status, rows, *sizes,
+        stride, packed.wide, len(group), START=start, **_options("aggregation"),
+    )  # fmt: skip
+    return y

@@ -1,0 +1,499 @@
+"""Exact kernels whose programs own whole rows, so that one launch goes through several products and norms.
+
+Everything in a block but the shift and the WKV is a function of one position. A program takes BLOCK_M positions through
+all of it: a row's largest magnitude, which quantisation waits for, is then known without another launch. What is between
+two steps lies in memory that the program alone uses and its cache holds; floats are quantised as they are read. Each
+program reads all weights, which pays where positions are few; `gpu_blocks.py` says where else.
+
+Rows begin at `base`, a column (M, 1) of offsets. A weight's digits are (2, outputs, depth) int8, high ones first.
+"""
+
+import triton
+import triton.language as tl
+
+from lalic_kernels.exact.kernels import norm_factors, normal, row_bits
+from lalic_kernels.exact.kernels_common import (
+    LEAST,
+    SHIFT,
+    digits,
+    leading_exponent,
+    magnitude,
+    note,
+    power_of_two,
+    raise_maximum,
+    raise_top,
+    settle,
+    sigmoid,
+)
+from lalic_kernels.exact.kernels_conv import shifted
+from lalic_kernels.exact.kernels_products import add_products, dequantised, packed_source, seen_tile
+
+
+@triton.jit
+def weight_tiles(high_ptr, low_ptr, n, n_in, k, depth):
+    """Digits of weights at outputs n and inputs k, (K, N) each."""
+    place = n.to(tl.int64)[None, :] * depth + k[:, None]
+    return tl.load(high_ptr + place, mask=n_in[None, :], other=0), tl.load(low_ptr + place, mask=n_in[None, :], other=0)
+
+
+@triton.jit
+def rows_product(
+    x_ptr, base, bits, width, row_in, weight_ptr, outputs, depth, scale_ptr, bias_ptr, n, end,
+    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """x @ w^T + bias at outputs n below `end`, settled (M, N), of rows whose largest magnitude bits are known."""
+    exponent = leading_exponent(bits, LEAST)
+    up = power_of_two(-(exponent - SHIFT))[:, None]
+    n_in = n < end
+    depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
+    low_ptr = weight_ptr + outputs.to(tl.int64) * depth
+    high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)
+        x_high, x_low = digits(x, up)
+        w_high, w_low = weight_tiles(weight_ptr, low_ptr, n, n_in, k, depth)
+        high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
+    scale = tl.load(scale_ptr + n, mask=n_in, other=1.0)
+    return dequantised(high, middle, low, power_of_two(exponent - SHIFT), scale, bias_ptr, n, end, HAS_BIAS)
+
+
+@triton.jit
+def row_maximum(bits, y, mask):
+    """The largest magnitude bits of rows, raised to those of a tile."""
+    return tl.maximum(bits, tl.max(tl.where(mask, magnitude(y), 0), axis=1))
+
+
+@triton.jit
+def norm_rows(
+    x_ptr, base, bits, y_ptr, out_base, weight_ptr, bias_ptr, maxima_ptr, width, eps_area, row_in,
+    MAXIMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """LayerNorm of rows to y; each channel's maximum is raised too with MAXIMA. Returns y's largest magnitude bits."""
+    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    most = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        tl.store(y_ptr + out_base + c[None, :], y, mask=mask)
+        most = row_maximum(most, y, mask)
+        if MAXIMA:
+            raise_maximum(maxima_ptr + c, tl.max(tl.where(mask, magnitude(y), 0), axis=0), c < width)
+    return most
+
+
+@triton.jit
+def gated_rows(
+    x_ptr, base, bits, hidden_ptr, hidden_base, residual_ptr, residual_base, gamma_ptr, y_ptr, out_base,
+    key_ptr, key_scale_ptr, value_ptr, value_scale_ptr, width, inner, depth, inner_depth, row_in,
+    HAS_GAMMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y = residual + gamma sigmoid(R x) (V relu(K x)^2) of rows; key holds K's outputs, `inner`, and then R's, `width`.
+
+    The hidden layer goes through `hidden`. Returns the largest magnitude bits of y's rows.
+    """
+    most = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, inner, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < inner)[None, :]
+        h = rows_product(
+            x_ptr, base, bits, width, row_in, key_ptr, inner + width, depth, key_scale_ptr, key_scale_ptr, n, inner,
+            False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        h = settle(tl.where(h > 0, h * h, 0.0))
+        tl.store(hidden_ptr + hidden_base + n[None, :], h, mask=mask)
+        most = row_maximum(most, h, mask)
+    tl.debug_barrier()  # other threads read it
+    found = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < width)[None, :]
+        r = rows_product(
+            x_ptr, base, bits, width, row_in, key_ptr, inner + width, depth, key_scale_ptr, key_scale_ptr, inner + n,
+            inner + width, False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        v = rows_product(
+            hidden_ptr, hidden_base, most, inner, row_in, value_ptr, width, inner_depth, value_scale_ptr,
+            value_scale_ptr, n, width, False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        y = settle(sigmoid(r) * v)
+        if HAS_GAMMA:
+            y = settle(settle(tl.load(gamma_ptr + n, mask=n < width, other=0.0))[None, :] * y)
+        y = settle(tl.load(residual_ptr + residual_base + n[None, :], mask=mask, other=0.0) + y)
+        tl.store(y_ptr + out_base + n[None, :], y, mask=mask)
+        found = row_maximum(found, y, mask)
+    return found
+
+
+@triton.jit
+def exact_rows_linear_kernel(
+    x_ptr,  # rows x_stride apart
+    weight_ptr,  # (2, outputs, depth) int8
+    scale_ptr,  # (outputs,)
+    bias_ptr,  # (outputs,); unused without HAS_BIAS
+    partial_ptr,  # rows partial_stride apart, with HAS_PARTIAL: y becomes partial + y
+    y_ptr,  # (rows, outputs), written
+    status_ptr,
+    rows,
+    width,
+    x_stride,
+    depth,
+    outputs,
+    partial_stride,
+    height,  # of the images that x's rows are, with PACKED
+    half,  # of their width
+    HAS_BIAS: tl.constexpr,
+    HAS_PARTIAL: tl.constexpr,
+    PACKED: tl.constexpr,  # y's rows are x's by colour
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = x @ w^T + bias, each row quantised as it is read. Grid (blocks of rows, blocks of outputs)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    source = row.to(tl.int64)
+    if PACKED:
+        source = packed_source(tl.where(row_in, row, 0), rows // 2, height, half)
+    base = source[:, None] * x_stride
+    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_K)
+    note(status_ptr, bits)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = rows_product(
+        x_ptr, base, bits, width, row_in, weight_ptr, outputs, depth, scale_ptr, bias_ptr, n, outputs,
+        HAS_BIAS, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    mask = row_in[:, None] & (n < outputs)[None, :]
+    place = row.to(tl.int64)[:, None]
+    if HAS_PARTIAL:
+        y = tl.load(partial_ptr + place * partial_stride + n[None, :], mask=mask, other=0.0) + y
+    tl.store(y_ptr + place * outputs + n[None, :], y, mask=mask)
+
+
+@triton.jit
+def exact_output_norm_kernel(
+    x_ptr,  # (images * rows, width): what the WKV gave
+    weight_ptr,  # (2, width, depth) int8
+    scale_ptr,  # (width,)
+    residual_ptr,  # rows residual_stride apart
+    gamma_ptr,  # (width,)
+    norm_weight_ptr,  # (width,)
+    norm_bias_ptr,  # (width,)
+    y_ptr,  # (images * rows, width), written: residual + gamma (x @ w^T)
+    normal_ptr,  # (images * rows, width), written: LayerNorm of it
+    maxima_ptr,  # (images, width) int32, raised to the channels' magnitude bits of that
+    status_ptr,
+    rows,  # of an image
+    width,
+    depth,
+    residual_stride,
+    eps_area,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The output product of a spatial mix with its residual, and the next norm. Grid (blocks of rows, images)."""
+    image = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    place = (image.to(tl.int64) * rows + row)[:, None]
+    base = place * width
+    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
+    most = tl.zeros([BLOCK_M], tl.int32)
+    bad = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < width)[None, :]
+        y = rows_product(
+            x_ptr, base, bits, width, row_in, weight_ptr, width, depth, scale_ptr, scale_ptr, n, width,
+            False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        y = settle(settle(tl.load(gamma_ptr + n, mask=n < width, other=0.0))[None, :] * y)
+        before = tl.load(residual_ptr + place * residual_stride + n[None, :], mask=mask, other=0.0)
+        bad = row_maximum(bad, before, mask)
+        y = settle(before + y)
+        tl.store(y_ptr + base + n[None, :], y, mask=mask)
+        most = row_maximum(most, y, mask)
+    note(status_ptr, bad)
+    tl.debug_barrier()
+    norm_rows(
+        y_ptr, base, most, normal_ptr, base, norm_weight_ptr, norm_bias_ptr, maxima_ptr + image * width, width,
+        eps_area, row_in, True, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def _shift_rows(
+    x_ptr, maxima_ptr, taps_ptr, w_scale_ptr, s_ptr, image, row, place, row_in, height, width, channels,
+    SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The depth-wise shift at rows, to s. Returns the largest magnitude bits of its rows."""
+    most = tl.zeros([BLOCK_M], tl.int32)
+    start = image.to(tl.int64) * height * width * channels
+    for begin in range(0, channels, BLOCK_N):
+        c = begin + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < channels)[None, :]
+        y = shifted(
+            x_ptr + start, maxima_ptr + image * channels, taps_ptr, w_scale_ptr, row // width, row % width, c,
+            height, width, channels, SIZE, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+        tl.store(s_ptr + place * channels + c[None, :], y, mask=mask)
+        most = row_maximum(most, y, mask)
+    tl.debug_barrier()
+    return most
+
+
+@triton.jit
+def exact_shift_mix_kernel(
+    x_ptr,  # (images, height, width, channels), normalised
+    maxima_ptr,  # (images, channels) int32 magnitude bits of it
+    taps_ptr,  # (SIZE^2, channels) int16
+    w_scale_ptr,  # (channels,)
+    s_ptr,  # as x, written: the shifted image, for this launch alone
+    weight_ptr,  # (2, 3 channels, depth) int8: key, value, receptance
+    scale_ptr,  # (3 channels,)
+    tops_ptr,  # (images, channels) int32: order keys, raised to the maxima of the keys
+    y_ptr,  # (images * height * width, 3 channels), written
+    height,
+    width,
+    channels,
+    depth,
+    SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The shift and the first products of a spatial mix. Grid (blocks of positions, images)."""
+    image = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < height * width
+    place = (image.to(tl.int64) * height * width + row)[:, None]
+    bits = _shift_rows(
+        x_ptr, maxima_ptr, taps_ptr, w_scale_ptr, s_ptr, image, row, place, row_in, height, width, channels,
+        SIZE, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    outputs = 3 * channels
+    for start in range(0, outputs, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        y = rows_product(
+            s_ptr, place * channels, bits, channels, row_in, weight_ptr, outputs, depth, scale_ptr, scale_ptr, n,
+            outputs, False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        tl.store(y_ptr + place * outputs + n[None, :], y, mask=row_in[:, None] & (n < outputs)[None, :])
+        top = tl.max(tl.where(row_in[:, None], y, float("-inf")), axis=0)
+        raise_top(tops_ptr + image * channels + n, top, n < channels)
+
+
+@triton.jit
+def exact_shift_channel_kernel(
+    x_ptr,  # (images, height, width, channels), normalised
+    maxima_ptr,  # (images, channels) int32 magnitude bits of it
+    taps_ptr,  # (SIZE^2, channels) int16
+    w_scale_ptr,  # (channels,)
+    s_ptr,  # as x, written: the shifted image, for this launch alone
+    hidden_ptr,  # (images * height * width, inner), written: likewise
+    key_ptr,  # (2, inner + channels, depth) int8: key, receptance
+    key_scale_ptr,  # (inner + channels,)
+    value_ptr,  # (2, channels, inner_depth) int8
+    value_scale_ptr,  # (channels,)
+    residual_ptr,  # (images * height * width, channels)
+    gamma_ptr,  # (channels,)
+    norm_weight_ptr,  # (channels,), with NEXT
+    norm_bias_ptr,  # (channels,), with NEXT
+    y_ptr,  # (images * height * width, channels), written
+    normal_ptr,  # likewise, written with NEXT: LayerNorm of y
+    next_maxima_ptr,  # (images, channels) int32, with NEXT: raised to the channels' magnitude bits of that
+    height,
+    width,
+    channels,
+    inner,
+    depth,
+    inner_depth,
+    eps_area,
+    NEXT: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The shift and a channel mix with its residual, and the next block's norm. Grid (blocks of positions, images)."""
+    image = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < height * width
+    place = (image.to(tl.int64) * height * width + row)[:, None]
+    base = place * channels
+    bits = _shift_rows(
+        x_ptr, maxima_ptr, taps_ptr, w_scale_ptr, s_ptr, image, row, place, row_in, height, width, channels,
+        SIZE, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    most = gated_rows(
+        s_ptr, base, bits, hidden_ptr, place * inner, residual_ptr, base, gamma_ptr, y_ptr, base, key_ptr,
+        key_scale_ptr, value_ptr, value_scale_ptr, channels, inner, depth, inner_depth, row_in,
+        True, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    if NEXT:
+        tl.debug_barrier()
+        norm_rows(
+            y_ptr, base, most, normal_ptr, base, norm_weight_ptr, norm_bias_ptr, next_maxima_ptr + image * channels,
+            channels, eps_area, row_in, True, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def exact_aggregation_kernel(
+    x_ptr,  # "seen": images as `seen_tile` has them; "rows": (images * rows, inputs); "known": unused
+    taps_ptr,  # (taps, 2) int32 offsets, in "seen"
+    spatial_ptr,  # (2, 2 group, spatial_depth) int8, in "seen": the product of what is seen
+    spatial_scale_ptr,  # (2 group,)
+    spatial_bias_ptr,  # (2 group,)
+    known_ptr,  # (images * rows, outputs of the first mix): added to that; unused in "rows"
+    digits_ptr,  # int8: for each block mix (2, outputs, depth), key (2, inner + outputs, depth), value (2, outputs, depth)
+    floats_ptr,  # for each block: mix scales, mix bias, norm weight, norm bias, key scales, value scales, eps_area
+    table_ptr,  # (blocks, 4) int32: outputs, inner, where digits begin (in 64s), where floats begin
+    scratch_ptr,  # (images * rows, scratch_stride), written
+    y_ptr,  # (images * rows, outputs of the last block), written
+    status_ptr,
+    rows,  # of an image
+    inputs,  # of the first mix; 0 in "known", for which the digits of that mix are left out
+    spatial_depth,
+    x_stride,
+    height,
+    half,
+    taps,
+    group,  # channels seen at a tap
+    scratch_stride,
+    wide,  # at least each block's outputs and the first mix's inputs
+    blocks,
+    START: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Entropy-parameter blocks one after the other. Grid (blocks of rows, images).
+
+    The first block's m is bias + known ("known"), product + known with spatial context as input ("seen"), or product
+    ("rows"). Scratch of a row: two slots of `wide` that change roles, and the hidden layer.
+    """
+    image = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    place = (image.to(tl.int64) * rows + row)[:, None]
+    own = place * scratch_stride
+    free = own  # slot for what comes next
+    m_at = own + wide  # slot of m
+    hidden = own + 2 * wide
+    outputs = tl.load(table_ptr)
+    floats = floats_ptr + tl.load(table_ptr + 3)
+    digit = digits_ptr + tl.load(table_ptr + 2).to(tl.int64) * 64
+    depth = (inputs + 63) // 64 * 64
+    bits = tl.zeros([BLOCK_M], tl.int32)
+    source = own
+    if START == "seen":
+        line = row // half
+        column = 2 * (row % half) + ((line + 1) & 1)
+        seen = taps * group
+        most = tl.zeros([BLOCK_M, BLOCK_K], tl.int32)
+        for start in range(0, seen, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            x = seen_tile(x_ptr, image, line, column, k, group, taps_ptr, taps, height, 2 * half, x_stride, row_in)
+            most = tl.maximum(most, magnitude(x))
+        exponent = leading_exponent(tl.max(most, axis=1), LEAST)
+        note(status_ptr, most)
+        up = power_of_two(-(exponent - SHIFT))[:, None]
+        spatial_depth = (spatial_depth // BLOCK_K) * BLOCK_K
+        spatial_low_ptr = spatial_ptr + inputs.to(tl.int64) * spatial_depth
+        for begin in range(0, inputs, BLOCK_N):
+            n = begin + tl.arange(0, BLOCK_N)
+            n_in = n < inputs
+            high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+            middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+            low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+            for start in range(0, spatial_depth, BLOCK_K):
+                k = start + tl.arange(0, BLOCK_K)
+                x = seen_tile(x_ptr, image, line, column, k, group, taps_ptr, taps, height, 2 * half, x_stride, row_in)
+                x_high, x_low = digits(x, up)
+                w_high, w_low = weight_tiles(spatial_ptr, spatial_low_ptr, n, n_in, k, spatial_depth)
+                high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
+            scale = tl.load(spatial_scale_ptr + n, mask=n_in, other=1.0)
+            y = dequantised(
+                high, middle, low, power_of_two(exponent - SHIFT), scale, spatial_bias_ptr, n, inputs, True
+            )
+            mask = row_in[:, None] & n_in[None, :]
+            tl.store(scratch_ptr + free + n[None, :], y, mask=mask)
+            bits = row_maximum(bits, y, mask)
+        tl.debug_barrier()
+        source = free
+        source_ptr = scratch_ptr
+    if START == "rows":
+        source = place * inputs
+        source_ptr = x_ptr
+        bits = row_bits(x_ptr, source, inputs, row_in, BLOCK_M, BLOCK_K)
+        note(status_ptr, bits)
+    most = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, outputs, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < outputs)[None, :]
+        if START == "known":
+            y = tl.load(floats + outputs + n, mask=n < outputs, other=0.0)[None, :]
+        else:
+            y = rows_product(
+                source_ptr, source, bits, inputs, row_in, digit, outputs, depth, floats, floats + outputs, n, outputs,
+                True, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        if START != "rows":
+            y = y + tl.load(known_ptr + place * outputs + n[None, :], mask=mask, other=0.0)
+        tl.store(scratch_ptr + m_at + n[None, :], y, mask=mask)
+        most = row_maximum(most, y, mask)
+    for block in range(0, blocks):
+        outputs = tl.load(table_ptr + 4 * block)
+        inner = tl.load(table_ptr + 4 * block + 1)
+        digit = digits_ptr + tl.load(table_ptr + 4 * block + 2).to(tl.int64) * 64
+        floats = floats_ptr + tl.load(table_ptr + 4 * block + 3)
+        note(status_ptr, most)
+        tl.debug_barrier()
+        key = digit + 2 * outputs.to(tl.int64) * depth
+        depth = (outputs + 63) // 64 * 64
+        value = key + 2 * (inner + outputs).to(tl.int64) * depth
+        inner_depth = (inner + 63) // 64 * 64
+        scales = floats + 4 * outputs
+        eps_area = tl.load(scales + inner + 2 * outputs)
+        bits = norm_rows(
+            scratch_ptr, m_at, most, scratch_ptr, free, floats + 2 * outputs, floats + 3 * outputs, table_ptr, outputs,
+            eps_area, row_in, False, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+        tl.debug_barrier()
+        most = gated_rows(
+            scratch_ptr, free, bits, scratch_ptr, hidden, scratch_ptr, m_at, floats, scratch_ptr, m_at,
+            key, scales, value, scales + inner + outputs, outputs, inner, depth, inner_depth, row_in,
+            False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        tl.debug_barrier()
+        if block + 1 < blocks:
+            # The next block's m, from this one's result to the other slot.
+            width = outputs
+            outputs = tl.load(table_ptr + 4 * block + 4)
+            digit = digits_ptr + tl.load(table_ptr + 4 * block + 6).to(tl.int64) * 64
+            floats = floats_ptr + tl.load(table_ptr + 4 * block + 7)
+            bits = most
+            most = tl.zeros([BLOCK_M], tl.int32)
+            for start in range(0, outputs, BLOCK_N):
+                n = start + tl.arange(0, BLOCK_N)
+                mask = row_in[:, None] & (n < outputs)[None, :]
+                y = rows_product(
+                    scratch_ptr, m_at, bits, width, row_in, digit, outputs, depth, floats, floats + outputs, n,
+                    outputs, True, BLOCK_M, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+                tl.store(scratch_ptr + free + n[None, :], y, mask=mask)
+                most = row_maximum(most, y, mask)
+            swap = m_at
+            m_at = free
+            free = swap
+        else:
+            for start in range(0, outputs, BLOCK_N):
+                n = start + tl.arange(0, BLOCK_N)
+                mask = row_in[:, None] & (n < outputs)[None, :]
+                y = tl.load(scratch_ptr + m_at + n[None, :], mask=mask)
+                tl.store(y_ptr + place * outputs + n[None, :], y, mask=mask)
