@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lalic.entropy.decoder import SliceDecoder
+from lalic.entropy.device import DeviceSlices
 from lalic.entropy.slices import SliceCoder, run_slices
 from lalic.entropy.weights import StackWeights, make_weights
 from lalic.errors import CheckpointError
@@ -93,11 +95,12 @@ class ExactEntropy:
     def hyper_parameters(self, z: Tensor, engine: ExactEngine = EXACT) -> Tensor:
         """z (B, C, h, w), decoded symbols of any dtype -> hyper parameters (B, M, 4 h, 4 w), channels last."""
         x = z.to(self.medians).permute(0, 2, 3, 1) + self.medians
-        for layer in self.hyper:
-            if isinstance(layer, exact.ExactConv):
-                x = exact.conv(x, layer, backend=engine.backend)
-            else:
-                x = engine.block(x, layer)
+        for convolves, layers in itertools.groupby(self.hyper, lambda layer: isinstance(layer, exact.ExactConv)):
+            if not convolves:
+                x = exact.rwkv_blocks(x, cast("list[exact.ExactBlock]", list(layers)), backend=engine.backend)
+                continue
+            for layer in layers:
+                x = exact.conv(x, cast(exact.ExactConv, layer), backend=engine.backend)
         return x.permute(0, 3, 1, 2)
 
     def code(self, z: Tensor, coder: SliceCoder, engine: ExactEngine = EXACT) -> Tensor:
@@ -106,8 +109,11 @@ class ExactEntropy:
         Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.
         """
         with exact.one_check(z.device, backend=engine.backend):
-            state = SliceDecoder(self.slices, self.hyper_parameters(z, engine), engine)
-            return run_slices(state, coder)
+            params = self.hyper_parameters(z, engine)
+            steps = exact.few_launches(z.device, engine.backend)
+            if steps is None:
+                return run_slices(SliceDecoder(self.slices, params, engine), coder)
+            return run_slices(DeviceSlices(self.slices, params, engine, steps), coder)
 
     def digest(self) -> str:
         """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""

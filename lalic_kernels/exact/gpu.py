@@ -190,14 +190,28 @@ def digits_of_seen(x: Tensor, taps: Tensor, status: Tensor) -> Rows:
     )  # fmt: skip
 
 
+def lined_up(x: Tensor) -> Tensor:
+    """x (B, H, W, C), or a copy, with channels side by side and positions one after the other, any distance apart."""
+    return x if _distance(x) else x.contiguous()
+
+
 def positions(x: Tensor) -> int:
-    """How far apart the positions of x (B, H, W, C) lie, one after the other. Raises ValueError if they do not."""
-    images, height, width, channels = x.shape
-    stride = x.stride(2) if width > 1 else max(x.stride(1) // max(width, 1), channels)
-    dense = (channels == 1 or x.stride(3) == 1) and (height == 1 or x.stride(1) == width * stride)
-    if not dense or (images > 1 and x.stride(0) != height * width * stride):
+    """How far apart the positions of x (B, H, W, C) lie. Raises ValueError where `lined_up` would copy."""
+    found = _distance(x)
+    if not found:
         raise ValueError(f"x must have its positions one after the other, but has strides {x.stride()}")
-    return stride
+    return found
+
+
+def _distance(x: Tensor) -> int:
+    """0 where positions are not one after the other."""
+    images, height, width, channels = x.shape
+    # Of a dimension of one the stride says nothing.
+    stride = x.stride(2) if width > 1 else x.stride(1) if height > 1 else x.stride(0) if images > 1 else channels
+    steps = ((width, stride), (height, width * stride), (images, height * width * stride))
+    good = stride >= channels and (channels == 1 or x.stride(3) == 1)
+    good = good and all(size == 1 or x.stride(d) == step for d, (size, step) in zip((2, 1, 0), steps, strict=True))
+    return stride if good else 0
 
 
 def product(
@@ -276,6 +290,7 @@ def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, previous: Te
     if y.numel() == 0 or x.numel() == 0:
         return y if x.numel() else reference.conv(x, prepared, parity)
     out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
+    x = lined_up(x)
     stride, area, launch = positions(x), height * width, LAUNCHES["conv"]
     with checked(x.device) as status:
         most = maxima(x.device, images)

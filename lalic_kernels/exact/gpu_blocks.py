@@ -24,7 +24,7 @@ WEIGHTS_READ = 1 << 27
 LAUNCHES = {
     "output_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
     "shift_mix": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "shift_channel": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "shift_channel": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
 }
 
 
@@ -101,11 +101,7 @@ class _Image:
         self.images, self.height, self.width, self.channels = self.shape = x.shape
         self.eps = eps
         self.tokens = self.height * self.width
-        try:
-            gpu.positions(x)
-        except ValueError:
-            x = x.contiguous()
-        self.flat = x.view(-1, self.channels)
+        self.flat = gpu.lined_up(x).view(-1, self.channels)
         self.normal: Tensor | None = None
         self.most = self.flat  # replaced with normal
 

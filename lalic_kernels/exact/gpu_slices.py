@@ -15,12 +15,15 @@ from torch import Tensor
 from lalic_kernels._core.launch import Launch, blocks
 from lalic_kernels.exact import gpu, kernels_rows
 from lalic_kernels.exact.blocks import ExactEntropyParams
+from lalic_kernels.exact.gpu import conv
 from lalic_kernels.exact.gpu_blocks import entropy_params_tail, rows_pay
 from lalic_kernels.exact.weights import ExactLinear
 
+__all__ = ["Seen", "aggregation", "conv", "linear_by_colour", "rows_linear"]
+
 LAUNCHES = {
     "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
 }
 
 
@@ -73,7 +76,7 @@ def aggregation(
 ) -> Tensor:
     """Parameters (B, P, 2 g) of one colour: the blocks of `network` behind m = spatial context + bias + known.
 
-    known (B, P, width), contiguous. seen: None for anchors, whose m is bias + known. Blocks whose weights are few go
+    known (B, P, width), rows any distance apart. seen: None for anchors, whose m is bias + known. Blocks whose weights are few go
     together into one launch; see `rows_pay`.
     """
     gpu.require(known)
@@ -174,6 +177,7 @@ def _together(
     scratch = torch.empty(images * rows, stride, device=given.device)
     # What a variant does not read is given something of the right type.
     digits, floats, table = packed.digits, packed.floats, packed.table
+    near = packed.outputs if known is None else known.stride(1)
     spatial: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = given, table, digits, floats, floats
     sizes = [packed.inputs, 0, 0, 1, 1, 1, 1]
     start = "known" if x is None else "rows"
@@ -188,6 +192,6 @@ def _together(
         table, sizes[0] = packed.table_of_known, 0
     kernels_rows.exact_aggregation_kernel[(blocks(rows, LAUNCHES["aggregation"]["BLOCK_M"]), images)](
         *spatial, given if known is None else known, digits, floats, table, scratch, y, status, rows, *sizes,
-        stride, packed.wide, len(group), START=start, **_options("aggregation"),
+        near, stride, packed.wide, len(group), START=start, **_options("aggregation"),
     )  # fmt: skip
     return y

@@ -142,7 +142,7 @@ def exact_image_maximum_kernel(
         x = tl.load(x_ptr + base + c[None, :], mask=(row < rows)[:, None] & (c < width)[None, :], other=0.0)
         most = tl.maximum(most, magnitude(x))
     note(status_ptr, most)
-    raise_maximum(maxima_ptr + image, tl.max(tl.max(most, axis=1), axis=0), True)
+    tl.atomic_max(maxima_ptr + image, tl.max(tl.max(most, axis=1), axis=0), sem="relaxed")
 
 
 @triton.jit

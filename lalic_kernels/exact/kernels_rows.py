@@ -349,7 +349,7 @@ def exact_aggregation_kernel(
     spatial_ptr,  # (2, 2 group, spatial_depth) int8, in "seen": the product of what is seen
     spatial_scale_ptr,  # (2 group,)
     spatial_bias_ptr,  # (2 group,)
-    known_ptr,  # (images * rows, outputs of the first mix): added to that; unused in "rows"
+    known_ptr,  # rows known_stride apart, of images * rows: added to the first mix; unused in "rows"
     digits_ptr,  # int8: for each block mix (2, outputs, depth), key (2, inner + outputs, depth), value (2, outputs, depth)
     floats_ptr,  # for each block: mix scales, mix bias, norm weight, norm bias, key scales, value scales, eps_area
     table_ptr,  # (blocks, 4) int32: outputs, inner, where digits begin (in 64s), where floats begin
@@ -364,6 +364,7 @@ def exact_aggregation_kernel(
     half,
     taps,
     group,  # channels seen at a tap
+    known_stride,
     scratch_stride,
     wide,  # at least each block's outputs and the first mix's inputs
     blocks,
@@ -444,7 +445,7 @@ def exact_aggregation_kernel(
                 True, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         if START != "rows":
-            y = y + tl.load(known_ptr + place * outputs + n[None, :], mask=mask, other=0.0)
+            y = y + tl.load(known_ptr + place * known_stride + n[None, :], mask=mask, other=0.0)
         tl.store(scratch_ptr + m_at + n[None, :], y, mask=mask)
         most = row_maximum(most, y, mask)
     for block in range(0, blocks):
