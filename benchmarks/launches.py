@@ -119,6 +119,7 @@ def counting() -> Iterator[Counts]:
         "aggregation": (SliceDecoder, "aggregation"),
         "head": (ExactEngine, "Gaussian head"),
         "decode": (DeviceDecoder, "entropy decoding"),
+        "decode_parameters": (DeviceDecoder, "entropy decoding"),
         "_synthesise": (LALIC, "synthesis"),
     }
     replaced: list[tuple[Any, str, Any]] = [

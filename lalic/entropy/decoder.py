@@ -62,6 +62,12 @@ class SliceDecoder:
 
         From an engine whose head says so, the scales' rows in the Gaussian tables (int32) in place of the scales.
         """
+        joint = self.joint_parameters()
+        scales, means = (x.unflatten(1, (self.height, self.width // 2)) for x in self.engine.head(joint))
+        return scales, means
+
+    def joint_parameters(self) -> Tensor:
+        """What `parameters` makes scales and means of: (B, P, 2 g), at each position g scales and then g means."""
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
         own = self.weights.slices[self.k]
@@ -72,14 +78,14 @@ class SliceDecoder:
             x, first = self.spatial_context(), own.first
         out = self.aggregation(x, first, self._known[self.parity])
         self._expects_values = True
-        scales, means = (x.unflatten(1, (self.height, self.width // 2)) for x in self.engine.head(out))
-        return scales, means
+        return out
 
     def add(self, values: Tensor) -> None:
-        """Take y_hat at the positions that `parameters` answered for, shape (B, h, w / 2, g)."""
+        """Take y_hat at the positions that `parameters` answered for, shape (B, h, w / 2, g) or (B, P, g)."""
         if not self._expects_values:
             raise RuntimeError("add: parameters() has to come first")
         self._expects_values = False
+        values = values.view(self.batch, self.height, self.width // 2, -1)
         if self.parity == 0:
             self._anchors, self.parity = values, 1
             return

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lalic.entropy.decoder import SliceDecoder
-from lalic.entropy.slices import SliceCoder, run_slices
+from lalic.entropy.slices import ReadThere, SliceCoder, run_slices
 from lalic.entropy.weights import StackWeights, make_weights
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
@@ -100,7 +100,7 @@ class ExactEntropy:
                 x = engine.block(x, layer)
         return x.permute(0, 3, 1, 2)
 
-    def code(self, z: Tensor, coder: SliceCoder, engine: ExactEngine = EXACT) -> Tensor:
+    def code(self, z: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine = EXACT) -> Tensor:
         """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last.
 
         Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.

@@ -18,6 +18,7 @@ from lalic_kernels.exact.kernels_common import (
     reciprocal_root,
     settle,
     sigmoid,
+    threshold_index,
     whole,
 )
 
@@ -185,11 +186,7 @@ def exact_head_kernel(
     offset = row.to(tl.int64)[:, None] * width + c[None, :]
     scale = tl.load(x_ptr + source, mask=mask, other=0.0)
     bits = magnitude(scale)
-    index = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for shift in tl.static_range(6):
-        step = 32 >> shift
-        index += tl.where(tl.load(thresholds_ptr + index + (step - 1)) < scale, step, 0)
-    tl.store(index_ptr + offset, index, mask=mask)
+    tl.store(index_ptr + offset, threshold_index(thresholds_ptr, scale), mask=mask)
     if MEANS:
         mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)
         bits = tl.maximum(bits, magnitude(mean))
