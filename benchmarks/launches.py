@@ -114,11 +114,12 @@ def counting() -> Iterator[Counts]:
         counts.done = True
 
     parts = {
-        "hyper_parameters": (ExactEntropy, "hyper synthesis"),
+        "_hyper_parameters": (ExactEntropy, "hyper synthesis"),
         "known_part": (DeviceSlices, "channel contexts"),
         "network": (DeviceSlices, "aggregation"),
         "head": (ExactEngine, "Gaussian head"),
-        "decode": (DeviceDecoder, "entropy decoding"),
+        "decode_channels": (DeviceDecoder, "entropy decoding"),
+        "decode_parameters": (DeviceDecoder, "entropy decoding"),
         "_synthesise": (LALIC, "synthesis"),
     }
     replaced: list[tuple[Any, str, Any]] = [

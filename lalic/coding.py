@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,22 @@ from torch import Tensor, nn
 
 from lalic.config import Config
 from lalic.entropy.exact import exact_entropy
-from lalic.entropy.slices import Checksum, Collect, CrcChecksum, Read, SliceCoder, check_symbols, code_slices
+from lalic.entropy.slices import (
+    Checksum,
+    Collect,
+    CrcChecksum,
+    Read,
+    ReadThere,
+    SliceCoder,
+    check_symbols,
+    code_slices,
+)
 from lalic.entropy.tables import gaussian_tables
 from lalic.errors import BitstreamError
 from lalic.nn.kept import Kept
 from lalic_kernels import exact
 from lalic_kernels._core import triton_support
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode, grouped
-from lalic_kernels.rans.checksum import symbol_checksum
 
 if TYPE_CHECKING:
     from lalic_kernels.rans.grouped.gpu import DeviceDecoder
@@ -121,7 +130,7 @@ class Coding(nn.Module):
 
         try:
             z = read(count - 1, self._z_indexes(len(strings[0]), size))
-            y_hat = self._decode_latents(z, size, read)
+            y_hat = self._decode_latents(z, size, Read(read))
         except RansError as error:
             raise BitstreamError(f"strings: {error}") from error
         return y_hat
@@ -169,9 +178,9 @@ class Coding(nn.Module):
         device = self._coding_device()
         with self._named_faults():
             if len(streams) == 1 and _decodes_there(device):
-                decoder, sections, y_hat = self._read_there(streams[0], size, device)
+                decoder, y_hat = self._read_there(streams[0], size, device)
                 decoder.finish()
-                symbols = [section.cpu() for section in sections]
+                symbols = [section[0].cpu() for section in decoder.symbols()]
                 found.add(symbols[0])
                 self._check_z(found.end_of_z(), checksum)
                 found.add(torch.cat(symbols[1:]))
@@ -200,7 +209,7 @@ class Coding(nn.Module):
         if z_decoder is not y_decoder:
             z_decoder.finish()
         self._check_z(found.end_of_z(), checksum)
-        y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
+        y_hat = self._decode_latents(z_symbols, size, Read(lambda _, indexes: read(y_decoder, indexes)))
         y_decoder.finish()
         return y_hat
 
@@ -209,31 +218,29 @@ class Coding(nn.Module):
     ) -> Tensor:
         """`decode_sections` of one stream without a wait for the device before its end."""
         with self._named_faults(), exact.one_check(device):
-            decoder, sections, y_hat = self._read_there(stream, size, device)
+            decoder, y_hat = self._read_there(stream, size, device)
             picture = self._synthesise(y_hat, quality).clamp_(0, 1)
-            # Sums of z, and of everything: a place is counted from the first symbol of z.
-            sums = torch.stack((symbol_checksum(sections[0][None]), symbol_checksum(torch.cat(sections)[None])))
             decoder.finish()
-        z, everything = (int(value) for value in sums.cpu().flatten())
+        z, everything = decoder.sums()[0].tolist()
         self._check_z(z & 0xFFFF, checksum)
         self._check_all((z & 0xFFFF) << 32 | everything & 0xFFFFFFFF, checksum)
         return picture
 
-    def _read_there(
-        self, stream: bytes, size: tuple[int, int], device: torch.device
-    ) -> tuple[DeviceDecoder, list[Tensor], Tensor]:
-        """The decoder, to be finished; the symbols of each section, z's first; y_hat. Nothing waits for the device."""
+    def _read_there(self, stream: bytes, size: tuple[int, int], device: torch.device) -> tuple[DeviceDecoder, Tensor]:
+        """The decoder, to be finished, and y_hat. Nothing waits for the device."""
         from lalic_kernels.rans.grouped.gpu import DeviceDecoder
 
         decoder = DeviceDecoder(stream, self._joined_tables(), device)
-        sections: list[Tensor] = []
-
-        def read(_: int, indexes: Tensor) -> Tensor:
-            sections.append(decoder.decode(indexes[0]))
-            return sections[-1][None]
-
-        z_symbols = read(-1, (self._z_indexes(1, size) + gaussian_tables().rows).to(device))
-        return decoder, sections, self._decode_latents(z_symbols, size, read, there=True)
+        channels = self.config.dims[5]
+        rows = _z_rows(channels, size[0] * size[1], device)
+        if self.entropy != "exact":
+            return decoder, self._decode_latents(decoder.decode(rows)[None], size, ReadThere(decoder.decode_parameters))
+        model = exact_entropy(self.latent_codec)
+        return decoder, model.code_there(
+            lambda place: decoder.decode_channels(rows, model.medians, place),
+            (1, *size, channels),
+            ReadThere(decoder.decode_parameters),
+        )
 
     def _coding_device(self) -> torch.device:
         device: torch.device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device
@@ -297,14 +304,14 @@ class Coding(nn.Module):
         indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
         return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
 
-    def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any, there: bool = False) -> Tensor:
+    def _decode_latents(self, z: Tensor, size: tuple[int, ...], coder: SliceCoder | ReadThere) -> Tensor:
         symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
         try:
-            return self._code(symbols, Read(read, there))
+            return self._code(symbols, coder)
         except exact.NotFinite as error:
             raise BitstreamError(f"the file does not decode with these weights: {error}") from error
 
-    def _code(self, z: Tensor, coder: SliceCoder) -> Tensor:
+    def _code(self, z: Tensor, coder: SliceCoder | ReadThere) -> Tensor:
         """All slices behind z (B, C, h, w), whole numbers: y_hat."""
         if self.entropy not in ("exact", "float"):
             raise ValueError(f'entropy: expected "exact" or "float", got {self.entropy!r}')
@@ -342,3 +349,10 @@ class Coding(nn.Module):
 def _decodes_there(device: torch.device) -> bool:
     """Whether symbols are decoded on the device where the model lies."""
     return device.type == "cuda" and triton_support.INSTALLED
+
+
+@functools.lru_cache(maxsize=32)
+def _z_rows(channels: int, positions: int, device: torch.device) -> Tensor:
+    """Rows of the joined tables for z's symbols, (channels * positions,) int32, kept on the device."""
+    rows = gaussian_tables().rows + torch.arange(channels, dtype=torch.int32)
+    return rows.repeat_interleave(positions).to(device)

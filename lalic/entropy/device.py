@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lalic.entropy.decoder import SliceDecoder
+from lalic.entropy.decoder import ReadThere, SliceDecoder
 from lalic.entropy.engine import Engine
 from lalic.entropy.weights import StackWeights
 from lalic.nn.context import CHECKERBOARD_TAPS
 from lalic_kernels import exact
+from lalic_kernels.rans.grouped import Place
 
 
 @functools.lru_cache(maxsize=16)
@@ -28,8 +29,7 @@ def _taps(device: torch.device) -> Tensor:
 class DeviceSlices(SliceDecoder):
     """As `SliceDecoder`, of weights prepared by `ExactEngine`, where `exact.few_launches` gives what computes.
 
-    A coder that reads symbols on the device takes `raw_parameters`, writes values to `colour`, and calls `arrive`;
-    `parameters` and `add` serve the others.
+    A coder that reads symbols on the device writes values into the image (`take`); `parameters` and `add` serve others.
     """
 
     def __init__(self, weights: StackWeights, params: Tensor, engine: Engine, steps: Any):
@@ -45,20 +45,15 @@ class DeviceSlices(SliceDecoder):
         widths = [own.width for own in weights.slices]
         self._hyper = steps.linear_by_colour(params.permute(0, 2, 3, 1), weights.hyper).split(widths, dim=3)
 
-    def raw_parameters(self) -> Tensor:
-        """Scales and means of the next colour, as the last aggregation gives them: (B, h w / 2, 2 g)."""
+    def joint_parameters(self) -> Tensor:
+        """As `SliceDecoder.joint_parameters`."""
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
         if self.parity == 0:
             self._known = self.known_part()
+            self._most = self.steps.maxima(self._image.device, self.batch)
         self._expects_values = True
         return self.network(self._known[self.parity])
-
-    def parameters(self) -> tuple[Tensor, Tensor]:
-        """As `SliceDecoder.parameters`."""
-        index, means = self.engine.head(self.raw_parameters())
-        shape = (self.height, self.width // 2)
-        return index.unflatten(1, shape), means.unflatten(1, shape)
 
     def slot(self) -> Tensor:
         """Where the slice's values belong: (B, h, w, g) of the image, of both colours."""
@@ -66,15 +61,21 @@ class DeviceSlices(SliceDecoder):
 
     def add(self, values: Tensor) -> None:
         """As `SliceDecoder.add`."""
-        if self._expects_values:
-            for line in (0, 1):
-                self.slot()[:, line::2, (line + self.parity) % 2 :: 2] = values[:, line::2]
-        self.arrive()
-
-    def arrive(self) -> None:
-        """The values of the colour that `raw_parameters` answered for are in their slot."""
         if not self._expects_values:
             raise RuntimeError("add: parameters() has to come first")
+        for line in (0, 1):
+            self.slot()[:, line::2, (line + self.parity) % 2 :: 2] = values[:, line::2]
+        if self.parity:
+            self.steps.raise_maxima(self._most, self.slot())
+        self._arrive()
+
+    def take(self, coder: ReadThere) -> None:
+        """As `SliceDecoder.take`."""
+        coder.read(self.joint_parameters(), Place(self.slot(), self.parity, self._most))
+        self._arrive()
+
+    def _arrive(self) -> None:
+        """The values of the colour that `joint_parameters` answered for are in their slot, and their maxima known."""
         self._expects_values = False
         if self.parity == 0:
             self.parity = 1
@@ -90,17 +91,15 @@ class DeviceSlices(SliceDecoder):
         return self._image.permute(0, 3, 1, 2)
 
     def channel_context(self) -> Tensor:
-        """As `SliceDecoder.channel_context`."""
-        own = self.weights.slices[self.k]
-        x = exact.rwkv_blocks(self.context_input(), own.blocks, backend="triton")
-        return self.steps.rows_linear(x, own.context)
+        """Of this slice, before its last product: (B, h, w, M)."""
+        return exact.rwkv_blocks(self.context_input(), self.weights.slices[self.k].blocks, backend="triton")
 
     def known_part(self) -> Tensor:
         """As `SliceDecoder.known_part`."""
         if self.k == 0:
             return self._hyper[0]
-        context = self.channel_context()
-        return self.steps.rows_linear(context, self.weights.slices[self.k].channel, self._hyper[self.k], True)
+        own = self.weights.slices[self.k]
+        return self.steps.two_products(self.channel_context(), own.context, own.channel, self._hyper[self.k])
 
     def network(self, known: Tensor) -> Tensor:
         """The aggregation network, with the spatial context in front: (B, h w / 2, 2 g)."""
@@ -115,4 +114,4 @@ class DeviceSlices(SliceDecoder):
             self._later = None
             return
         previous = None if self._later is None else self._later[..., self.channels :]
-        self._later = self.steps.conv(self.slot(), spread, previous=previous)
+        self._later = self.steps.conv(self.slot(), spread, previous=previous, most=self._most)

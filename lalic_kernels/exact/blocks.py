@@ -173,9 +173,7 @@ def rwkv_block(x: Tensor, block: ExactBlock, *, eps: float = 1e-5, backend: str 
     return op.residual(x, gated, block.gamma2, backend=backend)
 
 
-def rwkv_blocks(
-    x: Tensor, sequence: Sequence[ExactBlock], *, eps: float = 1e-5, backend: str | None = None
-) -> Tensor:
+def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock], *, eps: float = 1e-5, backend: str | None = None) -> Tensor:
     """`rwkv_block` of x (B, H, W, C) with one block after the other."""
     if (whole := op.fused(x, backend)) is not None and hasattr(whole, "rwkv_blocks"):
         return whole.rwkv_blocks(x, sequence, eps)

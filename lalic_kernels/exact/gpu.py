@@ -274,8 +274,24 @@ class _ConvFactor(Factor):
         self.phases = torch.tensor(lines, dtype=torch.int32, device=device)
 
 
-def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, previous: Tensor | None = None) -> Tensor:
-    """As `reference.conv`, or previous + that; `previous` as the result, of any distance between positions."""
+def raise_maxima(most: Tensor, x: Tensor) -> None:
+    """Raise most (B,) int32 to the magnitude bits of images x (B, H, W, C), whose positions lie one after the other."""
+    images, height, width, channels = x.shape
+    area = height * width
+    with checked(x.device) as status:
+        kernels_products.exact_image_maximum_kernel[(blocks(area, LAUNCHES["image_maximum"]["BLOCK_M"]), images)](
+            x, most, status, area, channels, positions(x), **_options("image_maximum")
+        )
+
+
+def conv(
+    x: Tensor, prepared: ExactConv, parity: int | None = None, previous: Tensor | None = None,
+    most: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """As `reference.conv`, or previous + that; `previous` as the result, of any distance between positions.
+
+    most (B,): magnitude bits of each image's largest value, where they are known.
+    """
     require(x)
     if parity is not None and len(prepared.phases) > 1:
         return reference.pack(conv(x, prepared), parity)
@@ -293,10 +309,9 @@ def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, previous: Te
     x = lined_up(x)
     stride, area, launch = positions(x), height * width, LAUNCHES["conv"]
     with checked(x.device) as status:
-        most = maxima(x.device, images)
-        kernels_products.exact_image_maximum_kernel[(blocks(area, LAUNCHES["image_maximum"]["BLOCK_M"]), images)](
-            x, most, status, area, channels, stride, **_options("image_maximum")
-        )
+        if most is None:
+            most = maxima(x.device, images)
+            raise_maxima(most, x)
         digits = _digits(
             Rows(images * area, channels, x.device), x, most, status, "shared", images, area, channels, stride
         )

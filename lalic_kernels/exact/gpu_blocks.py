@@ -82,16 +82,23 @@ def rwkv_block(x: Tensor, block: ExactBlock, eps: float = 1e-5) -> Tensor:
 
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock], eps: float = 1e-5) -> Tensor:
-    """As `blocks.rwkv_blocks`: five launches a block and one more, or ten a block, as `rows_pay` says."""
+    """As `blocks.rwkv_blocks`: five launches a block and one more, or nine or ten a block, as `rows_pay` says."""
+    return rwkv_blocks_and_largest(x, sequence, eps)[0]
+
+
+def rwkv_blocks_and_largest(
+    x: Tensor, sequence: Sequence[ExactBlock], eps: float = 1e-5
+) -> tuple[Tensor, Tensor | None]:
+    """The same, and each image's largest magnitude bits (B,) int32, or None where no launch found them on its way."""
     gpu.require(x)
     reference.check_norm(x, eps)
     if x.numel() == 0 or not sequence:
-        return x
+        return x, None
     state = _Image(x, eps)
     with gpu.one_check(), gpu.checked(x.device) as status:
         for i, block in enumerate(sequence):
             state.block(block, sequence[i + 1] if i + 1 < len(sequence) else None, status)
-    return state.flat.reshape(x.shape)
+    return state.flat.reshape(x.shape), state.largest
 
 
 class _Image:
@@ -104,11 +111,12 @@ class _Image:
         self.flat = gpu.lined_up(x).view(-1, self.channels)
         self.normal: Tensor | None = None
         self.most = self.flat  # replaced with normal
+        self.largest: Tensor | None = None  # each image's largest magnitude bits, where the last launch found them
 
     def block(self, block: ExactBlock, then: ExactBlock | None, status: Tensor) -> None:
         inner = block.key.weight.shape[0]
         rows, channels = self.images * self.tokens, self.channels
-        own = rows_pay(rows, 2 * channels * (3 * channels + 2 * inner))
+        own = rows_pay(rows, 2 * channels * (channels + 2 * inner))
         if self.normal is None:
             self._fresh(channels)
             gpu.normalise(
@@ -116,7 +124,7 @@ class _Image:
                 most=self.most,
             )  # fmt: skip
         tops = gpu.maxima(self.flat.device, self.images, channels)
-        first = self._mix_own(block, tops) if own else self._mix(block, tops)
+        first = self._mix_own(block, tops) if rows_pay(rows, 6 * channels**2) else self._mix(block, tops)
         decay, boost = per_token(block, self.tokens)
         k, v, r = first.reshape(self.images, self.tokens, 3 * channels).split(channels, dim=2)
         self._output(gpu.biwkv(decay, boost, k, v, r, tops).reshape(rows, channels), block, status)
@@ -170,13 +178,16 @@ class _Image:
         x, most, y = self._picture(), self.most, torch.empty_like(self.flat)
         if then is not None:
             self._fresh(self.channels)
+        else:
+            self.largest = gpu.maxima(x.device, self.images)
         weights = (block.norm2_weight, block.norm2_bias) if then is None else (then.norm1_weight, then.norm1_bias)
         kernels_rows.exact_shift_channel_kernel[
             (blocks(self.tokens, LAUNCHES["shift_channel"]["BLOCK_M"]), self.images)
         ](
             x, most, *gpu.taps_of(block.shift2), torch.empty_like(x),
             torch.empty(y.shape[0], inner, device=x.device), key.digits, key.scales, value.digits, value.scales,
-            self.flat, block.gamma2, *weights, y, self.normal, self.most, self.height, self.width, self.channels,
+            self.flat, block.gamma2, *weights, y, self.normal, self.most if self.largest is None else self.largest,
+            self.height, self.width, self.channels,
             inner, key.depth, value.depth, gpu.eps_area(self.eps, self.channels), NEXT=then is not None,
             SIZE=block.shift2.weight.shape[-1], **_options("shift_channel"),
         )  # fmt: skip

@@ -15,14 +15,19 @@ from torch import Tensor
 from lalic_kernels._core.launch import Launch, blocks
 from lalic_kernels.exact import gpu, kernels_rows
 from lalic_kernels.exact.blocks import ExactEntropyParams
-from lalic_kernels.exact.gpu import conv
-from lalic_kernels.exact.gpu_blocks import entropy_params_tail, rows_pay
+from lalic_kernels.exact.gpu import conv, maxima, raise_maxima
+from lalic_kernels.exact.gpu_blocks import channel_mix, rows_pay, rwkv_blocks_and_largest
 from lalic_kernels.exact.weights import ExactLinear
 
-__all__ = ["Seen", "aggregation", "conv", "linear_by_colour", "rows_linear"]
+__all__ = [
+    "Seen", "aggregation", "conv", "linear_by_colour", "maxima", "raise_maxima", "rwkv_blocks_and_largest",
+    "two_products",
+]  # fmt: skip
 
 LAUNCHES = {
     "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "two_products": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
+    "mix_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
     "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
 }
 
@@ -62,6 +67,29 @@ def rows_linear(x: Tensor, weights: ExactLinear, partial: Tensor | None = None, 
     return y
 
 
+def two_products(x: Tensor, first: ExactLinear, second: ExactLinear, partial: Tensor) -> Tensor:
+    """x (B, H, W, K) -> partial + second (first x), by colour (2, B, H W / 2, O) as is partial; one launch if it pays."""
+    gpu.require(x, partial)
+    images, height, width, inner = x.shape
+    rows = images * height * width
+    if not rows_pay(rows, 2 * (first.weight.numel() + second.weight.numel())):
+        return rows_linear(rows_linear(x, first), second, partial, True)
+    a, b, x = gpu.factor_of(first), gpu.factor_of(second), x.contiguous()
+    middle, outputs = a.high.shape[0], b.high.shape[0]
+    y = torch.empty(2, images, height * width // 2, outputs, device=x.device)
+    with gpu.checked(x.device) as status:
+        kernels_rows.exact_two_products_kernel[(blocks(rows, LAUNCHES["two_products"]["BLOCK_M"]),)](
+            x, a.digits, a.scales, _bias(a), b.digits, b.scales, partial, torch.empty(rows, middle, device=x.device), y,
+            status, rows, inner, a.depth, middle, b.depth, outputs, partial.stride(2), height, width // 2,
+            **_options("two_products"),
+        )  # fmt: skip
+    return y
+
+
+def _bias(factor: gpu.Factor) -> Tensor:
+    return torch.zeros_like(factor.scales) if factor.bias is None else factor.bias
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the others of a slice see: image (B, H, W, g) with its anchors, taps (n, 2) int32, the product of it all."""
@@ -71,9 +99,7 @@ class Seen:
     weights: ExactLinear
 
 
-def aggregation(
-    network: Sequence[ExactEntropyParams], known: Tensor, seen: Seen | None, eps: float = 1e-5
-) -> Tensor:
+def aggregation(network: Sequence[ExactEntropyParams], known: Tensor, seen: Seen | None, eps: float = 1e-5) -> Tensor:
     """Parameters (B, P, 2 g) of one colour: the blocks of `network` behind m = spatial context + bias + known.
 
     known (B, P, width), rows any distance apart. seen: None for anchors, whose m is bias + known. Blocks whose weights are few go
@@ -87,19 +113,34 @@ def aggregation(
         for group in _groups(network, rows, 0 if seen is None else 2 * seen.weights.weight.numel()):
             first = group[0] is network[0]
             if len(group) == 1 and not rows_pay(rows, _size(group[0])):
-                if x is not None:
-                    m = rows_linear(x[:, None], group[0].mix)[:, 0]
-                elif seen is None:
-                    m = known if group[0].mix.bias is None else group[0].mix.bias + known
-                else:
+                if first and seen is not None:
                     digits = gpu.digits_of_seen(seen.image, seen.taps, status)
-                    context = gpu.product(digits, gpu.factor_of(seen.weights)).reshape(images, positions, -1)
-                    m = rows_linear(context[:, None], group[0].mix, known[:, None])[:, 0]
-                x = entropy_params_tail(m, group[0], eps)
+                    x = gpu.product(digits, gpu.factor_of(seen.weights))
+                x = _alone(group[0], x, known if first else None, status, eps).reshape(images, positions, -1)
             else:
                 x = _together(group, x, known if first else None, seen if first else None, status, eps)
     assert x is not None
     return x
+
+
+def _alone(
+    block: ExactEntropyParams, x: Tensor | None, known: Tensor | None, status: Tensor, eps: float
+) -> Tensor:  # fmt: skip
+    """A block in four launches, behind mix x + known, of which one may be None: (rows, O)."""
+    mix = gpu.factor_of(block.mix)
+    given = known if x is None else x
+    assert given is not None
+    outputs = mix.high.shape[0]
+    rows = given.numel() // given.shape[-1]
+    m = torch.empty(rows, outputs, device=given.device)
+    normal = gpu.Rows(rows, outputs, given.device)
+    kernels_rows.exact_mix_norm_kernel[(blocks(rows, LAUNCHES["mix_norm"]["BLOCK_M"]),)](
+        given, mix.digits, mix.scales, _bias(mix), given if known is None else known, block.norm_weight,
+        block.norm_bias, m, normal.high, normal.low, normal.scales, status, rows, given.shape[-1], mix.depth, outputs,
+        normal.depth, 0 if known is None else known.stride(1), gpu.eps_area(eps, outputs), HAS_X=x is not None,
+        HAS_KNOWN=known is not None, **_options("mix_norm"),
+    )  # fmt: skip
+    return channel_mix(normal, block, m, None, status)
 
 
 def _size(block: ExactEntropyParams) -> int:
@@ -138,13 +179,12 @@ class _Packed:
             both = gpu.Factor(key, torch.cat((block.key.exponent, block.receptance.exponent)), None)
             value = gpu.factor_of(block.value)
             outputs, inner = mix.high.shape[0], block.key.weight.shape[0]
-            bias = torch.zeros_like(mix.scales) if mix.bias is None else mix.bias
             place = sum(part.numel() for part in digits) // gpu.DEPTH
             table.append([outputs, inner, place, sum(part.numel() for part in floats)])
             without_mix.append([outputs, inner, place + 2 * outputs * mix.depth // gpu.DEPTH, table[-1][3]])
             digits += [factor.digits.flatten() for factor in (mix, both, value)]
             area = torch.tensor([gpu.eps_area(eps, outputs)], device=device)
-            floats += [mix.scales, bias, block.norm_weight, block.norm_bias, both.scales, value.scales, area]
+            floats += [mix.scales, _bias(mix), block.norm_weight, block.norm_bias, both.scales, value.scales, area]
             self.wide, self.inner = max(self.wide, outputs), max(self.inner, inner)
         self.outputs = table[-1][0]
         self.wide = blocks(self.wide, 16) * 16
@@ -183,8 +223,7 @@ def _together(
     start = "known" if x is None else "rows"
     if seen is not None:
         factor = gpu.factor_of(seen.weights)
-        bias = torch.zeros_like(factor.scales) if factor.bias is None else factor.bias
-        spatial = seen.image, seen.taps, factor.digits, factor.scales, bias
+        spatial = seen.image, seen.taps, factor.digits, factor.scales, _bias(factor)
         _, height, width, channels = seen.image.shape
         sizes[1:] = [factor.depth, gpu.positions(seen.image), height, width // 2, seen.taps.shape[0], channels]
         start = "seen"

@@ -20,6 +20,7 @@ from lalic_kernels.exact.kernels_common import (
     reciprocal_root,
     settle,
     sigmoid,
+    threshold_index,
     whole,
 )
 
@@ -127,6 +128,33 @@ def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
 
 
 @triton.jit
+def norm_digits(
+    x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area, row_in,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Digits of the LayerNorm of rows, at rows `place` (M,) of (rows, depth), and their scales."""
+    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    most = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        most = tl.maximum(most, tl.where(mask, magnitude(y), 0))
+    exponent = leading_exponent(tl.max(most, axis=1), LEAST)
+    tl.store(scale_ptr + place, power_of_two(exponent - SHIFT), mask=row_in)
+    up = power_of_two(-(exponent - SHIFT))[:, None]
+    out = place[:, None] * depth
+    for start in range(0, depth, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        high, low = digits(tl.where(mask, y, 0.0), up)
+        inside = row_in[:, None] & (c < depth)[None, :]
+        tl.store(low_ptr + out + c[None, :], low, mask=inside)
+        tl.store(high_ptr + out + c[None, :], high, mask=inside)
+
+
+@triton.jit
 def exact_layer_norm_kernel(
     x_ptr,  # (images * rows, width), rows x_stride apart
     weight_ptr,  # (width,)
@@ -156,32 +184,21 @@ def exact_layer_norm_kernel(
     out = place[:, None] * width
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
     note(status_ptr, bits)
-    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    most = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
-        here = tl.where(mask, magnitude(y), 0)
-        if DIGITS:
-            most = tl.maximum(most, here)
-        else:
-            tl.store(y_ptr + out + c[None, :], y, mask=mask)
-        if MAXIMA:
-            raise_maximum(maxima_ptr + image * width + c, tl.max(here, axis=0), c < width)
     if DIGITS:
-        exponent = leading_exponent(tl.max(most, axis=1), LEAST)
-        tl.store(scale_ptr + place, power_of_two(exponent - SHIFT), mask=row_in)
-        up = power_of_two(-(exponent - SHIFT))[:, None]
-        out = place[:, None] * depth
-        for start in range(0, depth, BLOCK_N):
+        norm_digits(
+            x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area, row_in,
+            BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+    else:
+        half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+        for start in range(0, width, BLOCK_N):
             c = start + tl.arange(0, BLOCK_N)
             mask = row_in[:, None] & (c < width)[None, :]
             y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
-            high, low = digits(tl.where(mask, y, 0.0), up)
-            inside = row_in[:, None] & (c < depth)[None, :]
-            tl.store(low_ptr + out + c[None, :], low, mask=inside)
-            tl.store(high_ptr + out + c[None, :], high, mask=inside)
+            tl.store(y_ptr + out + c[None, :], y, mask=mask)
+            if MAXIMA:
+                most = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
+                raise_maximum(maxima_ptr + image * width + c, most, c < width)
 
 
 @triton.jit
@@ -209,11 +226,7 @@ def exact_head_kernel(
     offset = row.to(tl.int64)[:, None] * width + c[None, :]
     scale = tl.load(x_ptr + source, mask=mask, other=0.0)
     bits = magnitude(scale)
-    index = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for shift in tl.static_range(6):
-        step = 32 >> shift
-        index += tl.where(tl.load(thresholds_ptr + index + (step - 1)) < scale, step, 0)
-    tl.store(index_ptr + offset, index, mask=mask)
+    tl.store(index_ptr + offset, threshold_index(thresholds_ptr, scale), mask=mask)
     if MEANS:
         mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)
         bits = tl.maximum(bits, magnitude(mean))

@@ -171,3 +171,13 @@ def clip64(x, low, high):
     """x within low..high, float64."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
+
+
+@triton.jit
+def threshold_index(thresholds_ptr, x):
+    """How many of 63 rising thresholds lie below each x, a tile: six steps of bisection."""
+    index = tl.zeros_like(x.to(tl.int32, bitcast=True))
+    for shift in tl.static_range(6):
+        step = 32 >> shift
+        index += tl.where(tl.load(thresholds_ptr + index + (step - 1)) < x, step, 0)
+    return index

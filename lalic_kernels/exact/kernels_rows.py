@@ -11,7 +11,7 @@ Rows begin at `base`, a column (M, 1) of offsets. A weight's digits are (2, outp
 import triton
 import triton.language as tl
 
-from lalic_kernels.exact.kernels import norm_factors, normal, row_bits
+from lalic_kernels.exact.kernels import norm_digits, norm_factors, normal, row_bits
 from lalic_kernels.exact.kernels_common import (
     LEAST,
     SHIFT,
@@ -174,6 +174,118 @@ def exact_rows_linear_kernel(
 
 
 @triton.jit
+def exact_two_products_kernel(
+    x_ptr,  # (rows, width)
+    first_ptr,  # (2, middle, depth) int8
+    first_scale_ptr,  # (middle,)
+    first_bias_ptr,  # (middle,)
+    second_ptr,  # (2, outputs, middle_depth) int8
+    second_scale_ptr,  # (outputs,)
+    partial_ptr,  # rows partial_stride apart: y is partial + the second product
+    middle_ptr,  # (rows, middle), written: for this launch alone
+    y_ptr,  # (rows, outputs), written
+    status_ptr,
+    rows,
+    width,
+    depth,
+    middle,
+    middle_depth,
+    outputs,
+    partial_stride,
+    height,  # of the images that x's rows are; y's rows are x's by colour
+    half,  # of their width
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = partial + (x @ first^T + bias) @ second^T. Grid (blocks of rows,)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    base = packed_source(tl.where(row_in, row, 0), rows // 2, height, half)[:, None] * width
+    place = row.to(tl.int64)[:, None]
+    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_K)
+    note(status_ptr, bits)
+    most = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, middle, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < middle)[None, :]
+        y = rows_product(
+            x_ptr, base, bits, width, row_in, first_ptr, middle, depth, first_scale_ptr, first_bias_ptr, n, middle,
+            True, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        tl.store(middle_ptr + place * middle + n[None, :], y, mask=mask)
+        most = row_maximum(most, y, mask)
+    tl.debug_barrier()
+    for start in range(0, outputs, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < outputs)[None, :]
+        y = rows_product(
+            middle_ptr, place * middle, most, middle, row_in, second_ptr, outputs, middle_depth, second_scale_ptr,
+            second_scale_ptr, n, outputs, False, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        y = tl.load(partial_ptr + place * partial_stride + n[None, :], mask=mask, other=0.0) + y
+        tl.store(y_ptr + place * outputs + n[None, :], y, mask=mask)
+
+
+@triton.jit
+def exact_mix_norm_kernel(
+    x_ptr,  # (rows, width); unused without HAS_X
+    weight_ptr,  # (2, outputs, depth) int8, with HAS_X
+    scale_ptr,  # (outputs,), with HAS_X
+    bias_ptr,  # (outputs,)
+    known_ptr,  # rows known_stride apart, with HAS_KNOWN
+    norm_weight_ptr,  # (outputs,)
+    norm_bias_ptr,  # (outputs,)
+    m_ptr,  # (rows, outputs), written: the product, its bias, and what is known
+    high_ptr,  # (rows, m_depth) int8, written: digits of m's LayerNorm
+    low_ptr,  # likewise
+    digit_scale_ptr,  # (rows,), written
+    status_ptr,
+    rows,
+    width,
+    depth,
+    outputs,
+    m_depth,
+    known_stride,
+    eps_area,
+    HAS_X: tl.constexpr,
+    HAS_KNOWN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """How an entropy-parameter block begins, where the rest of it is launches of their own. Grid (blocks of rows,)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    place = row.to(tl.int64)
+    base = place[:, None] * width
+    own = place[:, None] * outputs
+    if HAS_X:
+        bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
+    most = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, outputs, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (n < outputs)[None, :]
+        if HAS_X:
+            y = rows_product(
+                x_ptr, base, bits, width, row_in, weight_ptr, outputs, depth, scale_ptr, bias_ptr, n, outputs,
+                True, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        else:
+            y = tl.load(bias_ptr + n, mask=n < outputs, other=0.0)[None, :]
+        if HAS_KNOWN:
+            y = y + tl.load(known_ptr + place[:, None] * known_stride + n[None, :], mask=mask, other=0.0)
+        tl.store(m_ptr + own + n[None, :], y, mask=mask)
+        most = row_maximum(most, y, mask)
+    note(status_ptr, most)
+    tl.debug_barrier()
+    norm_digits(
+        m_ptr, own, most, norm_weight_ptr, norm_bias_ptr, high_ptr, low_ptr, digit_scale_ptr, place, outputs, m_depth,
+        eps_area, row_in, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit
 def exact_output_norm_kernel(
     x_ptr,  # (images * rows, width): what the WKV gave
     weight_ptr,  # (2, width, depth) int8
@@ -305,7 +417,7 @@ def exact_shift_channel_kernel(
     norm_bias_ptr,  # (channels,), with NEXT
     y_ptr,  # (images * height * width, channels), written
     normal_ptr,  # likewise, written with NEXT: LayerNorm of y
-    next_maxima_ptr,  # (images, channels) int32, with NEXT: raised to the channels' magnitude bits of that
+    next_maxima_ptr,  # int32, raised to magnitude bits: with NEXT (images, channels) of that, else (images,) of y
     height,
     width,
     channels,
@@ -340,6 +452,8 @@ def exact_shift_channel_kernel(
             y_ptr, base, most, normal_ptr, base, norm_weight_ptr, norm_bias_ptr, next_maxima_ptr + image * channels,
             channels, eps_area, row_in, True, BLOCK_M, BLOCK_N,
         )  # fmt: skip
+    else:
+        tl.atomic_max(next_maxima_ptr + image, tl.max(most, axis=0), sem="relaxed")
 
 
 @triton.jit
@@ -419,9 +533,7 @@ def exact_aggregation_kernel(
                 w_high, w_low = weight_tiles(spatial_ptr, spatial_low_ptr, n, n_in, k, spatial_depth)
                 high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
             scale = tl.load(spatial_scale_ptr + n, mask=n_in, other=1.0)
-            y = dequantised(
-                high, middle, low, power_of_two(exponent - SHIFT), scale, spatial_bias_ptr, n, inputs, True
-            )
+            y = dequantised(high, middle, low, power_of_two(exponent - SHIFT), scale, spatial_bias_ptr, n, inputs, True)
             mask = row_in[:, None] & n_in[None, :]
             tl.store(scratch_ptr + free + n[None, :], y, mask=mask)
             bits = row_maximum(bits, y, mask)
