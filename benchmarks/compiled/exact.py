@@ -15,12 +15,20 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.compiled.core import Job, compile_job, machine_code, target_of
-from lalic_kernels.exact import gpu, gpu_blocks, gpu_slices, kernels, kernels_conv, kernels_products, kernels_rows
+from lalic_kernels.exact import (
+    kernels,
+    kernels_aggregation,
+    kernels_blocks,
+    kernels_conv,
+    kernels_products,
+    kernels_rows,
+)
 from lalic_kernels.exact import kernels_wkv as wkv
+from lalic_kernels.exact.launches import LAUNCHES, OPTIONS
 
 _BYTES = (
     "high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr", "weight_ptr", "key_ptr", "value_ptr",
-    "spatial_ptr", "digits_ptr",
+    "spatial_ptr", "digits_ptr", "first_ptr", "second_ptr",
 )  # fmt: skip
 _DOUBLES = ("weights_ptr", "sums_ptr", "entering_ptr", "left_ptr")
 _INTEGERS = (
@@ -34,7 +42,6 @@ TYPES = {
     "eps_area": "fp32",
 }
 SHIFT = {"taps_ptr": "*i16"}  # the integers of a shift; elsewhere taps are places
-LAUNCHES = gpu.LAUNCHES | gpu_blocks.LAUNCHES | gpu_slices.LAUNCHES
 
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
@@ -45,7 +52,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     def job(label: str, kernel: Any, launch: str, types: dict[str, str] | None = None, **constants: Any) -> Job:
         return Job(
             f"exact {label}", kernel, LAUNCHES[launch], "fp32", constants, types=TYPES | (types or {}),
-            options=gpu.OPTIONS,
+            options=OPTIONS,
         )  # fmt: skip
 
     for function in ("exp", "sigmoid", "squared_relu", "gate"):
@@ -67,7 +74,8 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         maximum = kernels_products.exact_channel_maximum_kernel
         yield job(f"channel_maximum {signed}", maximum, "channel_maximum", SIGNED=signed)
     for label, on in (
-        ("", "BIAS"), (" hidden", "SQUARED"), (" gated", "GATE RESIDUAL"), (" gamma", "RESIDUAL GAMMA"), (" tops", "TOPS"),
+        ("", "BIAS"), (" hidden", "SQUARED"), (" gated", "GATE RESIDUAL"), (" gamma", "RESIDUAL GAMMA"),
+        (" tops", "TOPS"),
     ):  # fmt: skip
         flags = {f"HAS_{name}": name in on.split() for name in ("BIAS", "SQUARED", "GATE", "RESIDUAL", "GAMMA")}
         yield job(f"linear{label}", kernels_products.exact_linear_kernel, "linear", TOPS="TOPS" in on, **flags)
@@ -84,13 +92,17 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     for packed in (False, True):
         flags = {"HAS_BIAS": not packed, "HAS_PARTIAL": packed, "PACKED": packed}
         yield job(f"rows linear {packed}", kernels_rows.exact_rows_linear_kernel, "rows_linear", **flags)
-    yield job("output norm", kernels_rows.exact_output_norm_kernel, "output_norm")
-    yield job("shift mix", kernels_rows.exact_shift_mix_kernel, "shift_mix", SHIFT, SIZE=5)
+    yield job("two products", kernels_rows.exact_two_products_kernel, "two_products")
+    for has_x, has_known in ((True, True), (True, False), (False, True)):
+        flags = {"HAS_X": has_x, "HAS_KNOWN": has_known}
+        yield job(f"mix norm {has_x} {has_known}", kernels_rows.exact_mix_norm_kernel, "mix_norm", **flags)
+    yield job("output norm", kernels_blocks.exact_output_norm_kernel, "output_norm")
+    yield job("shift mix", kernels_blocks.exact_shift_mix_kernel, "shift_mix", SHIFT, SIZE=5)
     for then in (False, True):
-        channel = kernels_rows.exact_shift_channel_kernel
+        channel = kernels_blocks.exact_shift_channel_kernel
         yield job(f"shift channel {then}", channel, "shift_channel", SHIFT, SIZE=5, NEXT=then)
     for start in ("known", "seen", "rows"):
-        yield job(f"aggregation {start}", kernels_rows.exact_aggregation_kernel, "aggregation", START=start)
+        yield job(f"aggregation {start}", kernels_aggregation.exact_aggregation_kernel, "aggregation", START=start)
 
 
 # What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals. A

@@ -123,7 +123,7 @@ class ExactEntropy:
             return self._code(self.hyper_parameters(z, engine), coder, engine)
 
     def code_there(self, read: Callable[[Place], None], size: tuple[int, ...], coder: ReadThere) -> Tensor:
-        """As `code` on a GPU, where z is decoded too: `read` puts hyper latents (B, h, w, C) of that size to a place."""
+        """As `code` on a GPU, where z is decoded too: `read` puts hyper latents of size (B, h, w, C) to a place."""
         device = self.medians.device
         steps = exact.few_launches(device, None)
         assert steps is not None

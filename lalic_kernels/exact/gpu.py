@@ -6,243 +6,25 @@ Launch shapes are fixed. Each public call looks once whether its inputs were fin
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import Launch, blocks, on
+from lalic_kernels._core.launch import blocks
 from lalic_kernels.exact import kernels, kernels_conv, kernels_products, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.gpu_products import Factor, Rows, digits_of, factor_of, fill, product
+from lalic_kernels.exact.gpu_state import checked, lined_up, maxima, one_check, positions, require
+from lalic_kernels.exact.launches import CHUNKS_TO_WALK, LAUNCHES, TOKENS, options
 from lalic_kernels.exact.quantise import power_of_two
 from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
 
-# One rounding an operation, also on AMD and whatever Triton's default is.
-OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
-DEPTH = 64  # rows of digits are filled up to a multiple of it
-TOKENS = 256  # tokens whose maximum a program finds
-CHUNKS_TO_WALK = 128  # of the WKV: up to so many, each program finds what enters its chunk by itself
-LAUNCHES = {
-    "pointwise": Launch((("BLOCK", 512),), num_warps=4),
-    "residual": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
-    "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
-    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 128)), num_warps=4),
-    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 128)), num_warps=4),
-    "image_maximum": Launch((("BLOCK_M", 16), ("BLOCK_N", 64)), num_warps=4),
-    "channel_maximum": Launch((("PART", TOKENS), ("BLOCK_P", 16), ("BLOCK_C", 64)), num_warps=4),
-    "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
-    "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
-    "depthwise": Launch((("BLOCK_P", 32), ("BLOCK_C", 32)), num_warps=4),
-    "depthwise_digits": Launch((("BLOCK_P", 4), ("BLOCK_C", 64)), num_warps=4),
-    "wkv_sums": Launch((("BLOCK_T", 8), ("BLOCK_C", 32)), num_warps=1),
-    "wkv_chain": Launch((("BLOCK_C", 32),), num_warps=1),
-    "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
-}
-
-
-def _options(name: str) -> dict[str, Any]:
-    return LAUNCHES[name].options() | OPTIONS
-
-
-class _Zeros:
-    """Memory that began as zeros, for statuses and maxima, handed out piece by piece: one launch for all of a picture."""
-
-    def __init__(self, device: torch.device, size: int):
-        self.memory = torch.zeros(size, dtype=torch.int32, device=device)
-        self.status = self.memory[:1]
-        self.used = ALIGN
-
-    def take(self, count: int) -> Tensor:
-        if self.used + count > self.memory.numel():
-            self.memory = torch.zeros(max(count, ARENA), dtype=torch.int32, device=self.memory.device)
-            self.used = 0
-        found = self.memory[self.used : self.used + count]
-        self.used += blocks(count, ALIGN) * ALIGN
-        return found
-
-
-ARENA, ALIGN = 1 << 15, 32  # numbers of int32
-_SHARED: ContextVar[dict[torch.device, _Zeros] | None] = ContextVar("lalic_exact_zeros", default=None)
-
-
-@contextlib.contextmanager
-def one_check() -> Iterator[None]:
-    """Calls inside look for inputs that are not finite together, at the end: no call of its own waits for the device.
-
-    Raises:
-        ValueError: at the end, if one was not finite. What was computed from it is then without meaning.
-    """
-    if _SHARED.get() is not None:
-        yield
-        return
-    found: dict[torch.device, _Zeros] = {}
-    token = _SHARED.set(found)
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-    for zeros in found.values():
-        _raise_for(zeros.status)
-
-
-def _raise_for(status: Tensor) -> None:
-    if int(status):
-        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
-
-
-def _zeros(device: torch.device) -> _Zeros | None:
-    """Those of the calls that share one check; None outside."""
-    shared = _SHARED.get()
-    if shared is None:
-        return None
-    if device not in shared:
-        shared[device] = _Zeros(device, ARENA)
-    return shared[device]
-
-
-@contextlib.contextmanager
-def checked(device: torch.device) -> Iterator[Tensor]:
-    """A status for kernels to write to, looked at on leaving; the device is current meanwhile."""
-    shared = _zeros(device)
-    status = torch.zeros(1, dtype=torch.int32, device=device) if shared is None else shared.status
-    with on(device):
-        yield status
-    if shared is None:
-        _raise_for(status)
-
-
-def maxima(device: torch.device, *shape: int) -> Tensor:
-    """int32 zeros, which are below every magnitude's bits and every order key: what maxima are raised from."""
-    shared, count = _zeros(device), math.prod(shape)
-    zeros = torch.zeros(count, dtype=torch.int32, device=device) if shared is None else shared.take(count)
-    return zeros.reshape(shape)
-
-
-def require(*tensors: Tensor) -> None:
-    for x in tensors:
-        if x.dtype != torch.float32:
-            raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
-
-
-class Factor:
-    """Integers (O, ..., K) of a weight as digits (O, ..., depth) int8 with zeros behind; scales 2^(exponent - 12)."""
-
-    def __init__(self, weight: Tensor, exponent: Tensor, bias: Tensor | None):
-        self.depth = blocks(weight.shape[-1], DEPTH) * DEPTH
-        q = torch.nn.functional.pad(weight.to(torch.int32), (0, self.depth - weight.shape[-1]))
-        low = ((q + 64) & 127) - 64
-        self.digits = torch.stack((((q - low) >> 7).to(torch.int8), low.to(torch.int8)))  # high ones first
-        self.high, self.low = self.digits
-        self.scales = power_of_two(exponent - (n.BITS - 1))
-        self.bias = bias
-
-
-class Rows:
-    """Rows of digits with a scale each."""
-
-    def __init__(self, rows: int, width: int, device: torch.device):
-        self.rows, self.depth = rows, blocks(width, DEPTH) * DEPTH
-        self.high = torch.empty(rows, self.depth, dtype=torch.int8, device=device)
-        self.low = torch.empty_like(self.high)
-        self.scales = torch.empty(rows, dtype=torch.float32, device=device)
-
-
-def digits_of(flat: Tensor, status: Tensor, width: int) -> Rows:
-    """Digits of the first `width` columns of flat (rows, ...), a scale a row."""
-    rows = flat.shape[0]
-    return _digits(Rows(rows, width, flat.device), flat, flat, status, "rows", 1, rows, width, flat.stride(0))
-
-
-def _digits(
-    found: Rows, x: Tensor, other: Tensor, status: Tensor, source: str, images: int, rows: int, width: int,
-    x_stride: int, height: int = 1, half: int = 1, channels: int = 1,
-) -> Rows:  # fmt: skip
-    """`found`, filled; other: the images' maxima ("shared") or the taps ("seen"); see the kernel."""
-    kernels_products.exact_digits_kernel[(blocks(rows, LAUNCHES["digits"]["BLOCK_M"]), images)](
-        x, other, other, found.high, found.low, found.scales, status, rows, width, x_stride, found.depth, height, half,
-        channels, SOURCE=source, **_options("digits"),
-    )  # fmt: skip
-    return found
-
-
-def digits_by_colour(x: Tensor, status: Tensor) -> Rows:
-    """Digits of the positions of x (B, H, W, C), W even, anchors of all images first; channels side by side."""
-    images, height, width, channels = x.shape
-    rows, stride = images * height * width, positions(x)
-    return _digits(
-        Rows(rows, channels, x.device), x, x, status, "packed", 1, rows, channels, stride, height, width // 2
-    )
-
-
-def digits_of_seen(x: Tensor, taps: Tensor, status: Tensor) -> Rows:
-    """Digits of what the others in x (B, H, W, g) see at taps (n, 2) int32 offsets: rows (B H W / 2, n g)."""
-    images, height, width, channels = x.shape
-    rows, wide = height * width // 2, taps.shape[0] * channels
-    return _digits(
-        Rows(images * rows, wide, x.device), x, taps, status, "seen", images, rows, wide, positions(x), height,
-        width // 2, channels,
-    )  # fmt: skip
-
-
-def lined_up(x: Tensor) -> Tensor:
-    """x (B, H, W, C), or a copy, with channels side by side and positions one after the other, any distance apart."""
-    return x if _distance(x) else x.contiguous()
-
-
-def positions(x: Tensor) -> int:
-    """How far apart the positions of x (B, H, W, C) lie. Raises ValueError where `lined_up` would copy."""
-    found = _distance(x)
-    if not found:
-        raise ValueError(f"x must have its positions one after the other, but has strides {x.stride()}")
-    return found
-
-
-def _distance(x: Tensor) -> int:
-    """0 where positions are not one after the other."""
-    images, height, width, channels = x.shape
-    # Of a dimension of one the stride says nothing.
-    stride = x.stride(2) if width > 1 else x.stride(1) if height > 1 else x.stride(0) if images > 1 else channels
-    steps = ((width, stride), (height, width * stride), (images, height * width * stride))
-    good = stride >= channels and (channels == 1 or x.stride(3) == 1)
-    good = good and all(size == 1 or x.stride(d) == step for d, (size, step) in zip((2, 1, 0), steps, strict=True))
-    return stride if good else 0
-
-
-def product(
-    x: Rows, factor: Factor, squared: int = 0, gate: Tensor | None = None, residual: Tensor | None = None,
-    gamma: Tensor | None = None, tops: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """(rows, O): x @ w^T + bias; relu()^2 below column `squared`; sigmoid(gate) (); residual + gamma ().
-
-    tops (images, n): order keys, which are raised to the maxima of the first n outputs over an image's rows.
-    """
-    outputs = factor.high.shape[0]
-    y = torch.empty(x.rows, outputs, device=x.high.device)
-    launch = LAUNCHES["linear"]
-    kernels_products.exact_linear_kernel[(blocks(x.rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
-        x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
-        factor.scales if factor.bias is None else factor.bias,
-        y if gate is None else gate, y if residual is None else residual, factor.scales if gamma is None else gamma,
-        x.high if tops is None else tops, y, x.rows, x.depth, outputs, squared, 0 if gate is None else gate.stride(0),
-        0 if residual is None else residual.stride(0), 1 if tops is None else x.rows // tops.shape[0],
-        0 if tops is None else tops.shape[1],
-        HAS_BIAS=factor.bias is not None, HAS_SQUARED=squared > 0, HAS_GATE=gate is not None,
-        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, TOPS=tops is not None, **_options("linear"),
-    )  # fmt: skip
-    return y
-
-
-def factor_of(prepared: ExactLinear) -> Factor:
-    found = prepared.kept.get("triton")
-    if found is None:
-        found = prepared.kept["triton"] = Factor(prepared.weight, prepared.exponent, prepared.bias)
-    return found
+__all__ = [
+    "biwkv", "conv", "depthwise", "exp", "gate", "gaussian_head", "layer_norm", "linear", "one_check", "residual",
+    "scale_index", "sigmoid", "squared_relu",
+]  # fmt: skip
 
 
 def linear(x: Tensor, prepared: ExactLinear, squared: bool = False) -> Tensor:
@@ -280,7 +62,7 @@ def raise_maxima(most: Tensor, x: Tensor) -> None:
     area = height * width
     with checked(x.device) as status:
         kernels_products.exact_image_maximum_kernel[(blocks(area, LAUNCHES["image_maximum"]["BLOCK_M"]), images)](
-            x, most, status, area, channels, positions(x), **_options("image_maximum")
+            x, most, status, area, channels, positions(x), **options("image_maximum")
         )
 
 
@@ -312,7 +94,7 @@ def conv(
         if most is None:
             most = maxima(x.device, images)
             raise_maxima(most, x)
-        digits = _digits(
+        digits = fill(
             Rows(images * area, channels, x.device), x, most, status, "shared", images, area, channels, stride
         )
         scales = digits.scales[:images]
@@ -325,7 +107,7 @@ def conv(
             y if previous is None else previous, y, images, height, width, digits.depth, rows, columns, outputs,
             factor.taps, in_step, out_step, parity or 0, 0 if previous is None else positions(previous),
             HAS_BIAS=factor.bias is not None, HAS_PREVIOUS=previous is not None, PACKED=parity is not None,
-            **_options("conv"),
+            **options("conv"),
         )  # fmt: skip
     return y
 
@@ -336,7 +118,7 @@ def _channel_maxima(x: Tensor, signed: bool, status: Tensor) -> Tensor:
     found = maxima(x.device, images, channels)
     across = blocks(channels, LAUNCHES["channel_maximum"]["BLOCK_C"])
     kernels_products.exact_channel_maximum_kernel[(blocks(tokens, TOKENS), across, images)](
-        x, found, status, tokens, channels, x.stride(1), SIGNED=signed, **_options("channel_maximum")
+        x, found, status, tokens, channels, x.stride(1), SIGNED=signed, **options("channel_maximum")
     )
     return found
 
@@ -363,7 +145,7 @@ def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
         most = _channel_maxima(x.reshape(images, -1, channels), False, status)
         kernels_conv.exact_depthwise_kernel[grid](
             x, most, *taps_of(prepared), y, height, width, channels, SIZE=prepared.weight.shape[-1],
-            **_options("depthwise"),
+            **options("depthwise"),
         )  # fmt: skip
     return y
 
@@ -372,9 +154,10 @@ def depthwise_digits(x: Tensor, most: Tensor, prepared: ExactDepthwise) -> Rows:
     """Digits of `depthwise` of x (B, H, W, C), contiguous, whose channels' maxima are known: a row a position."""
     images, height, width, channels = x.shape
     found = Rows(images * height * width, channels, x.device)
-    kernels_conv.exact_depthwise_digits_kernel[(blocks(height * width, LAUNCHES["depthwise_digits"]["BLOCK_P"]), images)](
+    grid = (blocks(height * width, LAUNCHES["depthwise_digits"]["BLOCK_P"]), images)
+    kernels_conv.exact_depthwise_digits_kernel[grid](
         x, most, *taps_of(prepared), torch.empty_like(x), found.high, found.low, found.scales, height, width, channels,
-        found.depth, SIZE=prepared.weight.shape[-1], **_options("depthwise_digits"),
+        found.depth, SIZE=prepared.weight.shape[-1], **options("depthwise_digits"),
     )  # fmt: skip
     return found
 
@@ -388,7 +171,7 @@ def normalise(
     x: Tensor, images: int, weight: Tensor, bias: Tensor, eps: float, status: Tensor, y: Tensor | None = None,
     digits: Rows | None = None, most: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """LayerNorm of x (rows of all images, C), rows any distance apart, to y or to digits; most (images, C) is raised."""
+    """LayerNorm of x (rows of all images, C), any distance apart, to y or to digits; most (images, C) is raised."""
     width = x.shape[1]
     rows = x.shape[0] // images
     out = x if y is None else y
@@ -396,7 +179,7 @@ def normalise(
     kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]), images)](
         x, weight.contiguous(), bias.contiguous(), out, status if most is None else most, high, low, scales, status,
         rows, width, x.stride(0), width if digits is None else digits.depth, eps_area(eps, width),
-        DIGITS=digits is not None, MAXIMA=most is not None, **_options("layer_norm"),
+        DIGITS=digits is not None, MAXIMA=most is not None, **options("layer_norm"),
     )  # fmt: skip
 
 
@@ -418,7 +201,7 @@ def _pointwise(function: str, x: Tensor, other: Tensor | None = None) -> Tensor:
         second = x if other is None else other
         with checked(x.device) as status:
             kernels.exact_pointwise_kernel[(blocks(y.numel(), LAUNCHES["pointwise"]["BLOCK"]),)](
-                x.contiguous(), second.contiguous(), y, status, y.numel(), FUNCTION=function, **_options("pointwise")
+                x.contiguous(), second.contiguous(), y, status, y.numel(), FUNCTION=function, **options("pointwise")
             )
     return y
 
@@ -453,7 +236,7 @@ def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
         with checked(x.device) as status:
             kernels.exact_residual_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
                 x.contiguous(), change.contiguous(), x if gamma is None else gamma.contiguous(), y, status, rows, width,
-                HAS_GAMMA=gamma is not None, **_options("residual"),
+                HAS_GAMMA=gamma is not None, **options("residual"),
             )  # fmt: skip
     return y
 
@@ -482,16 +265,16 @@ def biwkv(
         weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=k.device)
         own = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=k.device)
         kernels_wkv.exact_wkv_sums_kernel[(chunks, across, images)](
-            w, k, v, tops, weights, own, status, tokens, channels, k.stride(1), v.stride(1), **_options("wkv_sums")
+            w, k, v, tops, weights, own, status, tokens, channels, k.stride(1), v.stride(1), **options("wkv_sums")
         )
         sums = torch.empty_like(own) if chained else own
         if chained:
             kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
-                w, own, sums, tokens, channels, chunks, **_options("wkv_chain")
+                w, own, sums, tokens, channels, chunks, **options("wkv_chain")
             )
         kernels_wkv.exact_wkv_values_kernel[(chunks, across, images)](
             w, u, v, r, weights, sums, left, y, status, tokens, channels, v.stride(1), r.stride(1),
-            GATED=gate_by is not None, CHAINED=chained, **_options("wkv_values"),
+            GATED=gate_by is not None, CHAINED=chained, **options("wkv_values"),
         )  # fmt: skip
     return y
 
@@ -512,7 +295,7 @@ def _head(x: Tensor, width: int, means: bool) -> tuple[Tensor, Tensor]:
         with checked(x.device) as status:
             kernels.exact_head_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
                 flat, _thresholds(x.device), index, mean, status, rows, width, x.shape[-1],
-                MEANS=means, **_options("head"),
+                MEANS=means, **options("head"),
             )  # fmt: skip
     return index, mean
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import Launch, blocks
-from lalic_kernels.exact import gpu, kernels_rows
+from lalic_kernels._core.launch import blocks
+from lalic_kernels.exact import kernels_aggregation, kernels_rows
 from lalic_kernels.exact.blocks import ExactEntropyParams
-from lalic_kernels.exact.gpu import conv, maxima, raise_maxima
+from lalic_kernels.exact.gpu import conv, eps_area, maxima, raise_maxima
 from lalic_kernels.exact.gpu_blocks import channel_mix, rows_pay, rwkv_blocks_and_largest
+from lalic_kernels.exact.gpu_products import Factor, Rows, digits_by_colour, digits_of_seen, factor_of, product
+from lalic_kernels.exact.gpu_state import checked, one_check, positions, require
+from lalic_kernels.exact.launches import DEPTH, LAUNCHES, options
 from lalic_kernels.exact.weights import ExactLinear
 
 __all__ = [
@@ -24,69 +27,58 @@ __all__ = [
     "two_products",
 ]  # fmt: skip
 
-LAUNCHES = {
-    "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "two_products": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-    "mix_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-}
-
-
-def _options(name: str) -> dict[str, object]:
-    return LAUNCHES[name].options() | gpu.OPTIONS
-
 
 def linear_by_colour(x: Tensor, weights: ExactLinear) -> Tensor:
     """x (B, H, W, K), W even -> x w^T + bias by colour, (2, B, H W / 2, O), in two launches: for many outputs."""
-    gpu.require(x)
+    require(x)
     images, height, width, _ = x.shape
-    with gpu.checked(x.device) as status:
-        digits = gpu.digits_by_colour(x, status)
-        return gpu.product(digits, gpu.factor_of(weights)).reshape(2, images, height * width // 2, -1)
+    with checked(x.device) as status:
+        digits = digits_by_colour(x, status)
+        return product(digits, factor_of(weights)).reshape(2, images, height * width // 2, -1)
 
 
 def rows_linear(x: Tensor, weights: ExactLinear, partial: Tensor | None = None, by_colour: bool = False) -> Tensor:
     """x (B, H, W, K) -> partial + (x w^T + bias), in one launch: for few outputs.
 
-    The result is (B, H, W, O), or by colour (2, B, H W / 2, O) as is partial then, whose rows may be any distance apart.
+    The result is (B, H, W, O), or by colour (2, B, H W / 2, O), as is partial then; its rows may be any distance apart.
     """
-    gpu.require(x)
+    require(x)
     images, height, width, inner = x.shape
-    factor = gpu.factor_of(weights)
+    factor = factor_of(weights)
     rows, outputs = images * height * width, factor.high.shape[0]
     shape = (2, images, height * width // 2, outputs) if by_colour else (images, height, width, outputs)
     y = torch.empty(shape, device=x.device)
     launch = LAUNCHES["rows_linear"]
-    with gpu.checked(x.device) as status:
+    with checked(x.device) as status:
         kernels_rows.exact_rows_linear_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
             x, factor.digits, factor.scales, factor.scales if factor.bias is None else factor.bias,
-            y if partial is None else partial, y, status, rows, inner, gpu.positions(x), factor.depth, outputs,
+            y if partial is None else partial, y, status, rows, inner, positions(x), factor.depth, outputs,
             0 if partial is None else partial.stride(2), height, width // 2, HAS_BIAS=factor.bias is not None,
-            HAS_PARTIAL=partial is not None, PACKED=by_colour, **_options("rows_linear"),
+            HAS_PARTIAL=partial is not None, PACKED=by_colour, **options("rows_linear"),
         )  # fmt: skip
     return y
 
 
 def two_products(x: Tensor, first: ExactLinear, second: ExactLinear, partial: Tensor) -> Tensor:
-    """x (B, H, W, K) -> partial + second (first x), by colour (2, B, H W / 2, O) as is partial; one launch if it pays."""
-    gpu.require(x, partial)
+    """x (B, H, W, K) -> partial + second (first x), both by colour (2, B, H W / 2, O); in one launch if it pays."""
+    require(x, partial)
     images, height, width, inner = x.shape
     rows = images * height * width
     if not rows_pay(rows, 2 * (first.weight.numel() + second.weight.numel())):
         return rows_linear(rows_linear(x, first), second, partial, True)
-    a, b, x = gpu.factor_of(first), gpu.factor_of(second), x.contiguous()
+    a, b, x = factor_of(first), factor_of(second), x.contiguous()
     middle, outputs = a.high.shape[0], b.high.shape[0]
     y = torch.empty(2, images, height * width // 2, outputs, device=x.device)
-    with gpu.checked(x.device) as status:
+    with checked(x.device) as status:
         kernels_rows.exact_two_products_kernel[(blocks(rows, LAUNCHES["two_products"]["BLOCK_M"]),)](
             x, a.digits, a.scales, _bias(a), b.digits, b.scales, partial, torch.empty(rows, middle, device=x.device), y,
             status, rows, inner, a.depth, middle, b.depth, outputs, partial.stride(2), height, width // 2,
-            **_options("two_products"),
+            **options("two_products"),
         )  # fmt: skip
     return y
 
 
-def _bias(factor: gpu.Factor) -> Tensor:
+def _bias(factor: Factor) -> Tensor:
     return torch.zeros_like(factor.scales) if factor.bias is None else factor.bias
 
 
@@ -102,20 +94,20 @@ class Seen:
 def aggregation(network: Sequence[ExactEntropyParams], known: Tensor, seen: Seen | None, eps: float = 1e-5) -> Tensor:
     """Parameters (B, P, 2 g) of one colour: the blocks of `network` behind m = spatial context + bias + known.
 
-    known (B, P, width), rows any distance apart. seen: None for anchors, whose m is bias + known. Blocks whose weights are few go
-    together into one launch; see `rows_pay`.
+    known (B, P, width), rows any distance apart. seen: None for anchors, whose m is bias + known. Blocks whose weights
+    are few go together into one launch; see `rows_pay`.
     """
-    gpu.require(known)
+    require(known)
     images, positions, _ = known.shape
     rows = images * positions
     x: Tensor | None = None
-    with gpu.one_check(), gpu.checked(known.device) as status:
+    with one_check(), checked(known.device) as status:
         for group in _groups(network, rows, 0 if seen is None else 2 * seen.weights.weight.numel()):
             first = group[0] is network[0]
             if len(group) == 1 and not rows_pay(rows, _size(group[0])):
                 if first and seen is not None:
-                    digits = gpu.digits_of_seen(seen.image, seen.taps, status)
-                    x = gpu.product(digits, gpu.factor_of(seen.weights))
+                    digits = digits_of_seen(seen.image, seen.taps, status)
+                    x = product(digits, factor_of(seen.weights))
                 x = _alone(group[0], x, known if first else None, status, eps).reshape(images, positions, -1)
             else:
                 x = _together(group, x, known if first else None, seen if first else None, status, eps)
@@ -127,18 +119,18 @@ def _alone(
     block: ExactEntropyParams, x: Tensor | None, known: Tensor | None, status: Tensor, eps: float
 ) -> Tensor:  # fmt: skip
     """A block in four launches, behind mix x + known, of which one may be None: (rows, O)."""
-    mix = gpu.factor_of(block.mix)
+    mix = factor_of(block.mix)
     given = known if x is None else x
     assert given is not None
     outputs = mix.high.shape[0]
     rows = given.numel() // given.shape[-1]
     m = torch.empty(rows, outputs, device=given.device)
-    normal = gpu.Rows(rows, outputs, given.device)
+    normal = Rows(rows, outputs, given.device)
     kernels_rows.exact_mix_norm_kernel[(blocks(rows, LAUNCHES["mix_norm"]["BLOCK_M"]),)](
         given, mix.digits, mix.scales, _bias(mix), given if known is None else known, block.norm_weight,
         block.norm_bias, m, normal.high, normal.low, normal.scales, status, rows, given.shape[-1], mix.depth, outputs,
-        normal.depth, 0 if known is None else known.stride(1), gpu.eps_area(eps, outputs), HAS_X=x is not None,
-        HAS_KNOWN=known is not None, **_options("mix_norm"),
+        normal.depth, 0 if known is None else known.stride(1), eps_area(eps, outputs), HAS_X=x is not None,
+        HAS_KNOWN=known is not None, **options("mix_norm"),
     )  # fmt: skip
     return channel_mix(normal, block, m, None, status)
 
@@ -174,16 +166,16 @@ class _Packed:
         self.wide = self.inputs
         self.inner = 0
         for block in group:
-            mix = gpu.factor_of(block.mix)
+            mix = factor_of(block.mix)
             key = torch.cat((block.key.weight, block.receptance.weight))
-            both = gpu.Factor(key, torch.cat((block.key.exponent, block.receptance.exponent)), None)
-            value = gpu.factor_of(block.value)
+            both = Factor(key, torch.cat((block.key.exponent, block.receptance.exponent)), None)
+            value = factor_of(block.value)
             outputs, inner = mix.high.shape[0], block.key.weight.shape[0]
-            place = sum(part.numel() for part in digits) // gpu.DEPTH
+            place = sum(part.numel() for part in digits) // DEPTH
             table.append([outputs, inner, place, sum(part.numel() for part in floats)])
-            without_mix.append([outputs, inner, place + 2 * outputs * mix.depth // gpu.DEPTH, table[-1][3]])
+            without_mix.append([outputs, inner, place + 2 * outputs * mix.depth // DEPTH, table[-1][3]])
             digits += [factor.digits.flatten() for factor in (mix, both, value)]
-            area = torch.tensor([gpu.eps_area(eps, outputs)], device=device)
+            area = torch.tensor([eps_area(eps, outputs)], device=device)
             floats += [mix.scales, _bias(mix), block.norm_weight, block.norm_bias, both.scales, value.scales, area]
             self.wide, self.inner = max(self.wide, outputs), max(self.inner, inner)
         self.outputs = table[-1][0]
@@ -222,15 +214,15 @@ def _together(
     sizes = [packed.inputs, 0, 0, 1, 1, 1, 1]
     start = "known" if x is None else "rows"
     if seen is not None:
-        factor = gpu.factor_of(seen.weights)
+        factor = factor_of(seen.weights)
         spatial = seen.image, seen.taps, factor.digits, factor.scales, _bias(factor)
         _, height, width, channels = seen.image.shape
-        sizes[1:] = [factor.depth, gpu.positions(seen.image), height, width // 2, seen.taps.shape[0], channels]
+        sizes[1:] = [factor.depth, positions(seen.image), height, width // 2, seen.taps.shape[0], channels]
         start = "seen"
     elif x is None:
         table, sizes[0] = packed.table_of_known, 0
-    kernels_rows.exact_aggregation_kernel[(blocks(rows, LAUNCHES["aggregation"]["BLOCK_M"]), images)](
+    kernels_aggregation.exact_aggregation_kernel[(blocks(rows, LAUNCHES["aggregation"]["BLOCK_M"]), images)](
         *spatial, given if known is None else known, digits, floats, table, scratch, y, status, rows, *sizes,
-        near, stride, packed.wide, len(group), START=start, **_options("aggregation"),
+        near, stride, packed.wide, len(group), START=start, **options("aggregation"),
     )  # fmt: skip
     return y

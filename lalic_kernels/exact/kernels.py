@@ -186,8 +186,8 @@ def exact_layer_norm_kernel(
     note(status_ptr, bits)
     if DIGITS:
         norm_digits(
-            x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area, row_in,
-            BLOCK_M, BLOCK_N,
+            x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area,
+            row_in, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
         half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)

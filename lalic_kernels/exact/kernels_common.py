@@ -39,7 +39,7 @@ def note(status_ptr, bits):
 
 @triton.jit
 def order_key(x):
-    """Bits of x as a uint32 that orders as the floats do: 0 lies below every finite one, so zeroed memory is a start."""
+    """Bits of x as a uint32 that orders as the floats do; 0 lies below every finite one, so zeros are a beginning."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) ^ -0x80000000).to(tl.uint32, bitcast=True)
 
