@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -268,6 +274,32 @@ def test_parameters_that_are_not_finite(bad, which):
     assert first is None and isinstance(second, NotFinite)
     with pytest.raises(NotFinite, match="picture 1: scales and means must be finite"):
         decoder.finish()
+
+
+def test_tickets_order_what_programs_store():
+    """In PTX: all that a program stores, a barrier, the ticket with acq_rel for the whole device, and a barrier."""
+    code = """
+from benchmarks.compiled import rans
+from benchmarks.compiled.core import compile_job, target_of
+
+for job in rans.jobs(("fp32",), ""):
+    if job.label in ("rans count True", "rans main"):
+        print(compile_job(job, target_of("cuda", "80")).asm["ptx"], end="// next")
+"""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(root)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    listings = done.stdout.split("// next")[:-1]
+    assert len(listings) == 2
+    for listing in listings:
+        kinds = re.findall(r"\b(st\.global|ld\.global|bar\.\w*sync|atom\.global\S*add)", listing)
+        (at,) = (place for place, kind in enumerate(kinds) if kind.endswith(".add") and "acq_rel" in kind)
+        assert kinds[at].startswith("atom.global.gpu.acq_rel")
+        before = [kind for kind in kinds[:at] if not kind.startswith(("ld", "atom"))]
+        assert before[-1].startswith("bar") and "st.global" in before
+        assert kinds[at + 1].startswith("bar")
 
 
 def test_a_stream_of_which_nothing_was_asked():
