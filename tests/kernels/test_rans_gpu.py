@@ -87,6 +87,10 @@ def test_another_stream_in_the_same_memory():
     large = grouped.encode_with([draw(rng, tables, 150)], tables, (4, 32, 0))
     with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
         decoder.load(large)
+    with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
+        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 600))
+    with pytest.raises(ValueError, match="room must be numbers of groups and words of at least 1"):
+        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 0))
     with pytest.raises(ValueError, match="data must be 1 streams, as before, but is 2"):
         decoder.load([b"", b""])
 
