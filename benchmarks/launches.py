@@ -85,7 +85,7 @@ def counting() -> Iterator[Counts]:
     from triton.runtime.interpreter import GridExecutor
 
     from lalic.coding import Coding
-    from lalic.entropy.decoder import SliceDecoder
+    from lalic.entropy.device import DeviceSlices
     from lalic.entropy.exact import ExactEngine, ExactEntropy
     from lalic.model import LALIC
     from lalic_kernels.exact import op as exact_op
@@ -114,11 +114,11 @@ def counting() -> Iterator[Counts]:
         counts.done = True
 
     parts = {
-        "hyper_parameters": (ExactEntropy, "hyper synthesis"),
-        "channel_context": (SliceDecoder, "channel contexts"),
-        "aggregation": (SliceDecoder, "aggregation"),
+        "_hyper_parameters": (ExactEntropy, "hyper synthesis"),
+        "known_part": (DeviceSlices, "channel contexts"),
+        "network": (DeviceSlices, "aggregation"),
         "head": (ExactEngine, "Gaussian head"),
-        "decode": (DeviceDecoder, "entropy decoding"),
+        "decode_channels": (DeviceDecoder, "entropy decoding"),
         "decode_parameters": (DeviceDecoder, "entropy decoding"),
         "_synthesise": (LALIC, "synthesis"),
     }

@@ -231,8 +231,16 @@ class Coding(nn.Module):
         from lalic_kernels.rans.grouped.gpu import DeviceDecoder
 
         decoder = DeviceDecoder(stream, self._joined_tables(), device)
-        z_symbols = decoder.decode(_z_rows(self.config.dims[5], size[0] * size[1], device))[None]
-        return decoder, self._decode_latents(z_symbols, size, ReadThere(decoder.decode_parameters))
+        channels = self.config.dims[5]
+        rows = _z_rows(channels, size[0] * size[1], device)
+        if self.entropy != "exact":
+            return decoder, self._decode_latents(decoder.decode(rows)[None], size, ReadThere(decoder.decode_parameters))
+        model = exact_entropy(self.latent_codec)
+        return decoder, model.code_there(
+            lambda place: decoder.decode_channels(rows, model.medians, place),
+            (1, *size, channels),
+            ReadThere(decoder.decode_parameters),
+        )
 
     def _coding_device(self) -> torch.device:
         device: torch.device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device

@@ -34,7 +34,10 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     ):
         types = {argument: "*i32" for argument in kernel.arg_names if argument.endswith("_ptr")} | TYPES
         if "PARAMETERS" not in kernel.arg_names:
-            yield Job(f"rans {label}", kernel, launch, "fp32", types=types)
+            variants = (("", False), ("medians", True), ("means", True)) if label == "values" else (None,)
+            for variant in variants:
+                constants = {} if variant is None else dict(zip(("OFFSETS", "MOST"), variant, strict=True))
+                yield Job(f"rans {label} {variant or ''}".strip(), kernel, launch, "fp32", constants, types=types)
             continue
         for given in (False, True):
             own = types | ({"source_ptr": "*fp32"} if given else {})

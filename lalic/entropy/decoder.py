@@ -16,6 +16,7 @@ kept, because each part is a product by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -25,7 +26,19 @@ from torch import Tensor
 
 from lalic.entropy.engine import FLOAT, Engine
 from lalic.entropy.weights import StackWeights, stack_weights
-from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, interleave, pack
+from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, full_precision, interleave, pack
+from lalic_kernels.rans.grouped import Place
+
+
+class ReadThere:
+    """Takes values from ``read(parameters (B, P, 2 g) float32, place) -> values (B, P, g)``, where the model computes.
+
+    place: None, or where the values shall lie; see `DeviceDecoder.decode_parameters`. Nothing waits for the device:
+    `read` has to make a fault of scales and means that are not finite.
+    """
+
+    def __init__(self, read: Callable[[Tensor, Place | None], Tensor]):
+        self.read = read
 
 
 class SliceDecoder:
@@ -81,11 +94,10 @@ class SliceDecoder:
         return out
 
     def add(self, values: Tensor) -> None:
-        """Take y_hat at the positions that `parameters` answered for, shape (B, h, w / 2, g) or (B, P, g)."""
+        """Take y_hat at the positions that `parameters` answered for, shape (B, h, w / 2, g)."""
         if not self._expects_values:
             raise RuntimeError("add: parameters() has to come first")
         self._expects_values = False
-        values = values.view(self.batch, self.height, self.width // 2, -1)
         if self.parity == 0:
             self._anchors, self.parity = values, 1
             return
@@ -94,6 +106,11 @@ class SliceDecoder:
         self._anchors, self.parity = None, 0
         self.arrived()
         self.k += 1
+
+    def take(self, coder: ReadThere) -> None:
+        """`parameters` and `add` in one, with a coder on the device."""
+        values = coder.read(full_precision(self.joint_parameters()), None)
+        self.add(values.view(self.batch, self.height, self.width // 2, -1))
 
     def y_hat(self) -> Tensor:
         """All latents, (B, M, h, w), channels last."""

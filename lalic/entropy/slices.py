@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import lalic_kernels
-from lalic.entropy.decoder import SliceDecoder
+from lalic.entropy.decoder import ReadThere, SliceDecoder
 from lalic.entropy.engine import FLOAT, Engine
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.context import SliceStack, full_precision, interleave, pack
@@ -45,7 +45,7 @@ def run_slices(state: SliceDecoder, coder: SliceCoder | ReadThere) -> Tensor:
     for k in range(len(state.weights.slices)):
         for parity in (0, 1):
             if isinstance(coder, ReadThere):
-                state.add(coder.read(full_precision(state.joint_parameters())))
+                state.take(coder)
             else:
                 state.add(coder(k, parity, *state.parameters()))
     return state.y_hat()
@@ -128,16 +128,6 @@ class Read:
             raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
         symbols = self.read(2 * k + parity, indexes)
         return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means
-
-
-class ReadThere:
-    """Takes values from ``read(parameters (B, P, 2 g) float32) -> values (B, P, g)``, where the model computes.
-
-    Nothing waits for the device: `read` has to make a fault of scales and means that are not finite.
-    """
-
-    def __init__(self, read: Callable[[Tensor], Tensor]):
-        self.read = read
 
 
 def check_symbols(name: str, symbols: Tensor) -> None:

@@ -8,6 +8,7 @@ from lalic_kernels.exact.blocks import (
     prepare_block,
     prepare_entropy_params,
     rwkv_block,
+    rwkv_blocks,
 )
 from lalic_kernels.exact.numbers import VERSION, NotFinite
 from lalic_kernels.exact.op import (
@@ -15,6 +16,7 @@ from lalic_kernels.exact.op import (
     conv,
     depthwise,
     exp,
+    few_launches,
     gate,
     gaussian_head,
     layer_norm,
@@ -50,6 +52,7 @@ __all__ = [
     "entropy_params",
     "entropy_params_tail",
     "exp",
+    "few_launches",
     "gate",
     "gaussian_head",
     "layer_norm",
@@ -64,6 +67,7 @@ __all__ = [
     "quantise",
     "residual",
     "rwkv_block",
+    "rwkv_blocks",
     "scale_index",
     "settle",
     "sigmoid",

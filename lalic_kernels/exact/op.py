@@ -78,6 +78,13 @@ def fused(x: Tensor, backend: str | None) -> Any | None:
     return None if path is reference else _module(f"{path.__name__}_blocks")
 
 
+def few_launches(device: torch.device, backend: str | None) -> Any | None:
+    """`gpu_slices`, which has the steps of coding slices in few launches, where Triton runs; else None."""
+    if (backend or backend_of(device.type)) != "triton":
+        return None
+    return _module("lalic_kernels.exact.gpu_slices")
+
+
 def _described(function: Callable[..., Any]) -> Callable[..., Any]:
     function.__doc__ = getattr(reference, function.__name__).__doc__
     return function

@@ -21,6 +21,7 @@ from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
 from lalic_kernels.rans.grouped import kernels, kernels_common, kernels_main, layout, reference
 from lalic_kernels.rans.grouped.layout import GROUP, GroupedTables, grouped_tables
 from lalic_kernels.rans.grouped.op import FAULTS, parts_of
+from lalic_kernels.rans.grouped.place import Place
 from lalic_kernels.rans.op import RansError, _check_tables
 from lalic_kernels.rans.tables import CodingTables
 
@@ -180,11 +181,24 @@ class DeviceDecoder:
                 f"indexes must be int32 (n,) or ({self._streams}, n) on {self.device}, but are {indexes.dtype} {size} "
                 f"on {indexes.device}"
             )
-        symbols = self._section(indexes.contiguous(), size[-1], size[-1] if len(size) == 2 else 0, None)
+        symbols = self._section(indexes.contiguous(), size[-1], size[-1] if len(size) == 2 else 0)
         return symbols[0] if self._single else symbols
 
-    def decode_parameters(self, parameters: Tensor) -> Tensor:
-        """The next section's values, symbol + mean, (B, P, g) float32 on the device.
+    def decode_channels(self, rows: Tensor, medians: Tensor, place: Place) -> None:
+        """The next section's values, symbol + median, to their place, of no colour.
+
+        rows: as `decode` has indexes, of symbols channel by channel, each at all positions. medians: (g,) float32.
+        """
+        if medians.shape != place.image.shape[3:] or rows.shape[-1] != place.positions * len(medians):
+            raise ValueError(
+                f"rows and medians must be those of an image {tuple(place.image.shape)}, but are {tuple(rows.shape)} "
+                f"and {tuple(medians.shape)}"
+            )
+        size = tuple(rows.shape)
+        self._section(rows.contiguous(), size[-1], size[-1] if len(size) == 2 else 0, medians, place)
+
+    def decode_parameters(self, parameters: Tensor, place: Place | None = None) -> Tensor:
+        """The next section's values, symbol + mean, (B, P, g) float32 on the device; or to a place, which is returned.
 
         parameters: (B, P, 2 g) float32 on the device, at each of P positions g scales and then g means. A symbol's
         table row is `exact.scale_index` of its scale; the section has the symbols channel by channel, each at all
@@ -202,9 +216,14 @@ class DeviceDecoder:
             raise ValueError(
                 f"tables must have {len(THRESHOLDS) + 1} rows for scales, but have {self._tables.rows} in all"
             )
-        values = torch.empty((*size[:2], size[2] // 2), dtype=torch.float32, device=self.device)
-        self._section(parameters.contiguous(), size[1] * (size[2] // 2), size[1] * size[2], values)
-        return values
+        if place is None:
+            values = torch.empty((*size[:2], size[2] // 2), device=self.device)
+            self.decode_parameters(parameters, Place(values[:, None], None))
+            return values
+        if (place.image.shape[0], place.positions, 2 * place.image.shape[3]) != size:
+            raise ValueError(f"place must be of parameters {size}, but its image is {tuple(place.image.shape)}")
+        self._section(parameters.contiguous(), size[1] * (size[2] // 2), size[1] * size[2], None, place)
+        return place.image
 
     def symbols(self) -> list[Tensor]:
         """The symbols of each section so far, (B, n) int32 on the device, in coding order."""
@@ -214,8 +233,10 @@ class DeviceDecoder:
         """`symbol_checksum` of the first section with symbols and of all so far: (B, 2) int64 on the device."""
         return self._sums
 
-    def _section(self, source: Tensor, count: int, stride: int, values: Tensor | None) -> Tensor:
-        """The next section's symbols (B, count). source: parameters if there are values to write, else indexes."""
+    def _section(
+        self, source: Tensor, count: int, stride: int, medians: Tensor | None = None, place: Place | None = None
+    ) -> Tensor:
+        """The next section's symbols (B, count). source: parameters if there is a place without medians, else rows."""
         out = torch.empty((self._streams, count), dtype=torch.int32, device=self.device)
         if self._fresh:  # not in load(), after which captured launches write to the same tensors
             self._fresh, self._found = False, []
@@ -223,10 +244,11 @@ class DeviceDecoder:
         if count == 0:
             return out
         t, heads, words = self._tables, self._heads, self._words
-        positions = 1 if values is None else values.shape[1]
-        given = values is not None
+        given = place is not None and medians is None
+        offsets = "means" if given else "" if place is None else "medians"
+        positions = 1 if place is None else place.positions
         across = blocks(count, LAUNCHES["count"]["BLOCK"])
-        raw, counts, rows, numbers, row, place = self._scratch_of(count)
+        raw, counts, rows, numbers, row, order = self._scratch_of(count)
         with on(self.device):
             kernels.rans_count_kernel[(across, self._streams)](
                 source, _thresholds(self.device), t.quiet, rows, counts, numbers, heads, words,
@@ -234,16 +256,19 @@ class DeviceDecoder:
                 PARAMETERS=given, **LAUNCHES["count"].options(),
             )  # fmt: skip
             kernels.rans_spread_kernel[(across, self._streams)](
-                rows, t.quiet, t.mode, counts, numbers, heads, row, place, out, count, self._room, t.rows,
+                rows, t.quiet, t.mode, counts, numbers, heads, row, order, out, count, self._room, t.rows,
                 **LAUNCHES["spread"].options(),
             )  # fmt: skip
             kernels_main.rans_main_kernel[(self._room, self._streams)](
-                heads, words, row, place, rows, t.coarse, t.packed, t.bias, t.offset, t.escape, t.mode,
+                heads, words, row, order, rows, t.coarse, t.packed, t.bias, t.offset, t.escape, t.mode,
                 numbers, raw, out, count, self._room, self._most, t.rows, **LAUNCHES["main"].options(),
             )  # fmt: skip
+            most = None if place is None else place.most
             kernels.rans_values_kernel[(blocks(count, LAUNCHES["values"]["BLOCK"]), self._streams)](
-                out, source, out if values is None else values, self._sums, heads,
-                count, positions, self._first, self._room, PARAMETERS=given, **LAUNCHES["values"].options(),
+                out, source if medians is None else medians, out if place is None else place.image,
+                heads if most is None else most, self._sums, heads, count, positions, self._first, self._room,
+                *((1, 1, 0, 0) if place is None else place.numbers),
+                OFFSETS=offsets, MOST=most is not None, **LAUNCHES["values"].options(),
             )  # fmt: skip
         self._first += count
         return out

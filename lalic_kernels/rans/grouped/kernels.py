@@ -199,36 +199,52 @@ def rans_spread_kernel(
 @triton.jit
 def rans_values_kernel(
     symbols_ptr,  # (B, count)
-    parameters_ptr,  # with PARAMETERS (B, positions, 2 g): scales, and then means
-    values_ptr,  # with PARAMETERS (B, positions, g), written: symbols + means
+    parameters_ptr,  # "means": (B, positions, 2 g), scales and then means; "medians": (g,)
+    values_ptr,  # with OFFSETS, written: symbols + means or medians, positions value_stride apart
+    most_ptr,  # (B,) int32, with MOST: raised to the magnitude bits of each picture's values
     sums_ptr,  # (B, 2) int64: the checksum of the first section, and of all
     heads_ptr,
     count,
     positions,
     first,  # symbols before this section
     room,
-    PARAMETERS: tl.constexpr,
+    area,  # positions from one picture's values to the next's
+    value_stride,
+    half,  # of the width of the image that values are of, where positions are those of a colour; else 0
+    colour,
+    OFFSETS: tl.constexpr,  # "means", "medians", or "" for symbols alone
+    MOST: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (blocks of count, B)."""
+    """What follows decoding: values to their places, checksums. Grid (blocks of count, B)."""
     stream = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     symbols_ptr += stream * count
-    if PARAMETERS:
+    place = i
+    if OFFSETS != "":
         width = count // positions
         position = i // width
         channel = i - position * width
         place = channel * positions + position
-        symbol = tl.load(symbols_ptr + place, mask=inside, other=0)
-        mean = tl.load(parameters_ptr + stream * count * 2 + i + (position + 1) * width, mask=inside, other=0.0)
-        if tl.max(magnitude(mean), 0) >= INFINITY:
-            blame(heads_ptr + stream * (FIXED + (CONTROL + LANES) * room), NOT_FINITE)
-        tl.store(values_ptr + stream * count + i, symbol.to(tl.float32) + mean, mask=inside)
-    else:
-        place = i
-        symbol = tl.load(symbols_ptr + place, mask=inside, other=0)
+    symbol = tl.load(symbols_ptr + place, mask=inside, other=0)
+    if OFFSETS != "":
+        if OFFSETS == "means":
+            offset = tl.load(parameters_ptr + stream * count * 2 + i + (position + 1) * width, mask=inside, other=0.0)
+            if tl.max(magnitude(offset), 0) >= INFINITY:
+                blame(heads_ptr + stream * (FIXED + (CONTROL + LANES) * room), NOT_FINITE)
+        else:
+            offset = tl.load(parameters_ptr + channel, mask=inside, other=0.0)
+        value = symbol.to(tl.float32) + offset
+        if half > 0:
+            line = position // half
+            position = 2 * position + ((line + colour) & 1)
+        target = (stream * area + position) * value_stride + channel
+        tl.store(values_ptr + target, value, mask=inside)
+        if MOST:
+            bits = tl.max(tl.where(inside, magnitude(value), 0), 0)
+            tl.atomic_max(most_ptr + stream, bits, sem="relaxed")
     total = tl.sum(tl.where(inside, mixed(place + first, symbol), 0), 0)
     tl.atomic_add(sums_ptr + 2 * stream + 1, total, sem="relaxed")
     if first == 0:
