@@ -30,8 +30,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.weights": {"lalic.errors"},
     "lalic.nn": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.files"},
     "lalic.entropy": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn"},
-    "lalic.coding": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy"},
-    "lalic.model": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.coding"},
+    "lalic.graphs": {"lalic_kernels", "lalic.errors", "lalic.nn"},
+    "lalic.device_decode": {"lalic_kernels", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs"},
+    "lalic.coding": {
+        "lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs",
+        "lalic.device_decode",
+    },
+    "lalic.model": {
+        "lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs", "lalic.coding",
+    },
     "lalic.zoo": {"lalic.config", "lalic.errors", "lalic.weights", "lalic.nn", "lalic.model"},
     "lalic.bitstream": {"lalic.errors"},
     "lalic.describe": {"lalic.bitstream"},
