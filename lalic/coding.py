@@ -197,6 +197,39 @@ class Coding(nn.Module):
         return self._synthesise(y_hat, quality).clamp_(0, 1)
 
     @torch.no_grad()
+    def decode_batch(
+        self,
+        streams: Sequence[bytes],
+        height: int,
+        width: int,
+        checksums: Sequence[int],
+        qualities: Sequence[float | None],
+        *,
+        graph: bool | None = None,
+    ) -> list[Tensor | BitstreamError]:
+        """`decode_sections` of several pictures of one size, a stream each: the picture, or what is wrong with it.
+
+        On a GPU all of them go through the launches of one. Raises ``ValueError`` for lists of different lengths.
+        """
+        if not len(streams) == len(checksums) == len(qualities):
+            raise ValueError(
+                f"streams, checksums, qualities: expected one of each a picture, got {len(streams)}, {len(checksums)} "
+                f"and {len(qualities)}"
+            )
+        device = self._coding_device()
+        if streams and _decodes_there(device):
+            return self._pictures_there(
+                streams, self._latent_size(height, width), device, checksums, qualities, graph
+            )  # fmt: skip
+        found: list[Tensor | BitstreamError] = []
+        for stream, checksum, quality in zip(streams, checksums, qualities, strict=True):
+            try:
+                found.append(self.decode_sections((stream,), height, width, checksum, quality, graph=graph))
+            except BitstreamError as error:
+                found.append(error)
+        return found
+
+    @torch.no_grad()
     def read_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> DecodedSections:
         """`decode_sections` without the synthesis transform. With exact arithmetic the same bits on every machine."""
         size = self._latent_size(height, width)

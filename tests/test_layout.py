@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.describe": {"lalic.bitstream"},
     "lalic.images": {"lalic.errors", "lalic.bitstream"},
     "lalic.codec": {"lalic.config", "lalic.errors", "lalic.bitstream", "lalic.images", "lalic.model", "lalic.zoo"},
+    "lalic.folder": {"lalic.errors", "lalic.files", "lalic.images"},
     "lalic.demo": {"lalic.errors", "lalic.files", "lalic.bitstream", "lalic.images", "lalic.zoo", "lalic.codec"},
     "lalic.search": {"lalic.errors", "lalic.bitstream", "lalic.codec", "lalic.demo"},
     "lalic.training": {
@@ -56,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "lalic.cli": {
         "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.describe",
-        "lalic.images", "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.training", "lalic.eval",
+        "lalic.images", "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.folder", "lalic.training",
+        "lalic.eval",
     },
     "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.
