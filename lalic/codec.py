@@ -114,7 +114,7 @@ def encode(
         >>> lalic.decode(data).save("decoded.png")
     """
     prepared = Prepared(image, model, device=device, background=background, max_pixels=max_pixels)
-    return prepared.encode(quality)
+    return prepared.encode(quality, once=True)
 
 
 class Prepared:
@@ -140,12 +140,14 @@ class Prepared:
         self._lies = _check_device(self.model, device)
         self._latents: torch.Tensor | None = None
 
-    def encode(self, quality: float | None = None) -> bytes:
-        """The bytes of a .lalic file."""
+    def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
+        """The bytes of a .lalic file. once: no other quality will be asked for, so nothing is kept for that."""
         quality = coded_quality(self.model, quality)
         with torch.inference_mode():
             if quality is None:
                 sections = self.model.encode_sections(self._tensor())
+            elif once and self._latents is None and self._lies.type == "cuda":
+                sections = self.model.encode_sections(self._tensor(), quality)
             else:
                 if self._latents is None:
                     self._latents = self.model.latents(self._tensor())

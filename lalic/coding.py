@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lalic import device_decode
+from lalic import device_decode, device_encode
 from lalic.config import Config
 from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import (
@@ -58,7 +58,7 @@ class DecodedSections:
 class Coding(nn.Module):
     """The half of a model that makes streams of pictures and reads them; `LALIC` is the other, and says what is what.
 
-    It needs a model's `latent_codec` and `h_s`, and the six methods below that raise ``NotImplementedError``.
+    It needs a model's `latent_codec` and `h_s`, and the methods below that raise ``NotImplementedError``.
     """
 
     downsampling = 64
@@ -84,6 +84,10 @@ class Coding(nn.Module):
 
     def _synthesise(self, y_hat: Tensor, quality: float | Tensor | None) -> Tensor:
         """The picture behind decoded latents, not clamped."""
+        raise NotImplementedError
+
+    def _gained_at(self, y: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_gained` at what `_qualities` gave. Nothing waits for the device."""
         raise NotImplementedError
 
     def _qualities(self, quality: float | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
@@ -146,15 +150,24 @@ class Coding(nn.Module):
         return y_hat
 
     @torch.no_grad()
-    def encode_sections(self, x: Tensor, quality: float | None = None) -> EncodedSections:
-        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once."""
-        return self.encode_latents(self.latents(x), quality)
+    def encode_sections(self, x: Tensor, quality: float | None = None, *, graph: bool | None = None) -> EncodedSections:
+        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once.
+
+        On a GPU symbols are coded there, to the same bytes; graph: as of `decode_sections`.
+        """
+        if self.entropy == "exact" and _decodes_there(self._coding_device()):
+            self._check_one(x)
+            return self._encode_there(x, True, quality, graph)
+        return self.encode_latents(self.latents(x), quality, graph=graph)
 
     @torch.no_grad()
-    def encode_latents(self, y: Tensor, quality: float | None = None) -> EncodedSections:
+    def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> EncodedSections:
         """`encode_sections` of a picture whose `latents` y (1, M, H / 16, W / 16) are known."""
-        if y.shape[0] != 1:
-            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {y.shape[0]} of them")
+        self._check_one(y)
+        if self.entropy == "exact" and _decodes_there(self._coding_device()):
+            return self._encode_there(y, False, quality, graph)
+        if graph:
+            raise ValueError("graph: expected None or False where symbols are not coded on a GPU, got True")
         y_passes, z_pass, _ = self._latent_symbols(y, quality)
         checksum = Checksum()
         checksum.add(z_pass[0][0])
@@ -164,6 +177,14 @@ class Coding(nn.Module):
         z_rows = z_pass[1] + gaussian_tables().rows
         sections = [(s[0], i[0]) for s, i in [(z_pass[0], z_rows), *y_passes]]
         return EncodedSections((grouped.encode(sections, self._joined_tables()),), checksum.value)
+
+    def _check_one(self, x: Tensor) -> None:
+        if x.shape[0] != 1:
+            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {x.shape[0]} of them")
+
+    def _encode_there(self, x: Tensor, analyse: bool, quality: float | None, graph: bool | None) -> EncodedSections:
+        graph = self.graphs if graph is None else graph
+        return EncodedSections(*device_encode.encode(self, x, analyse, quality, graph))
 
     @torch.no_grad()
     def decode_sections(

@@ -32,9 +32,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.entropy": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn"},
     "lalic.graphs": {"lalic_kernels", "lalic.errors", "lalic.nn"},
     "lalic.device_decode": {"lalic_kernels", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs"},
+    "lalic.device_encode": {
+        "lalic_kernels", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs", "lalic.device_decode",
+    },
     "lalic.coding": {
         "lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs",
-        "lalic.device_decode",
+        "lalic.device_decode", "lalic.device_encode",
     },
     "lalic.model": {
         "lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs", "lalic.coding",

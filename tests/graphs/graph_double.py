@@ -1,9 +1,9 @@
 """A stand-in for CUDA and its graphs on the CPU, where Triton interprets: what is captured is recorded and run again.
 
 `interpreted` lets CPU tensors take the path of CUDA tensors. `Recorder` is what a graph does: inside, every ATen call
-and every Triton launch is written down; `replay` makes the same calls on the same memory. As a capture on a GPU computes
-nothing, all memory that was made inside is overwritten at its end: what a replay does not write anew is garbage. What a
-GPU refuses in a capture (a look at a value, a tensor made of numbers of the host) is refused here.
+and every Triton launch is written down; `replay` makes the same calls on the same memory. A capture on a GPU computes
+nothing, so all memory that was made inside is overwritten at its end: what a replay does not write anew is garbage.
+What a GPU refuses in a capture (a look at a value, a tensor made of numbers of the host) is refused here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
+from lalic.model import LALIC
+
 LOOKS = {"_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "lift_fresh"}
+QUALITIES = (90.0, 40.0, 100.0)
 SKIPPED = {"detach", "empty", "empty_like", "empty_strided", "new_empty"}
 
 
@@ -178,3 +181,18 @@ def damaged(stream: bytes, at: float = 0.6) -> bytes:
     data = np.frombuffer(stream, np.uint8).copy()
     data[int(at * len(data))] ^= 0x5A
     return data.tobytes()
+
+
+def tiny(groups: tuple[int, ...] = (11,)) -> LALIC:
+    """One slice and nothing more, as the interpreter takes about a second a kernel."""
+    torch.manual_seed(0)
+    made = LALIC(3, 11, (4, 4, 4, 11, 4, 4), (0, 0, 0, 0), groups, context_depth=1, context_rate=2, qualities=3)
+    with torch.no_grad():
+        made.gains.start(torch.tensor([1.0, 8.0, 32.0]))
+    made.update()
+    return made.eval()
+
+
+def picture(seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.rand(1, 3, 64, 64)

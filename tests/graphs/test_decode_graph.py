@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,11 +9,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("the interpreter stands in for a GPU", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"
 
-from graph_double import damaged, interpreted
+from graph_double import QUALITIES, damaged, interpreted, picture, tiny
 
-from lalic import graphs
 from lalic.coding import EncodedSections
 from lalic.errors import BitstreamError
 from lalic.model import LALIC
@@ -23,27 +19,9 @@ from lalic.model import LALIC
 CPU = torch.device("cpu")
 
 
-def tiny(groups: tuple[int, ...] = (11,)) -> LALIC:
-    """One slice and nothing more, as the interpreter takes about a second a kernel."""
-    torch.manual_seed(0)
-    made = LALIC(3, 11, (4, 4, 4, 11, 4, 4), (0, 0, 0, 0), groups, context_depth=1, context_rate=2, qualities=3)
-    with torch.no_grad():
-        made.gains.start(torch.tensor([1.0, 8.0, 32.0]))
-    made.update()
-    return made.eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> LALIC:
     return tiny()
-
-
-def picture(seed: int) -> Tensor:
-    torch.manual_seed(seed)
-    return torch.rand(1, 3, 64, 64)
-
-
-QUALITIES = (90.0, 40.0, 100.0)
 
 
 @pytest.fixture(scope="module")
