@@ -110,8 +110,9 @@ def counting() -> Iterator[Counts]:
     def chosen(op: dispatch.Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
         return ("torch", "") if dtype == torch.float64 else ("triton", "")
 
-    def finish(self: Any) -> None:
+    def faults(self: Any) -> list[None]:
         counts.done = True
+        return [None] * self.sums().shape[0]
 
     parts = {
         "_hyper_parameters": (ExactEntropy, "hyper synthesis"),
@@ -120,14 +121,14 @@ def counting() -> Iterator[Counts]:
         "head": (ExactEngine, "Gaussian head"),
         "decode_channels": (DeviceDecoder, "entropy decoding"),
         "decode_parameters": (DeviceDecoder, "entropy decoding"),
-        "_synthesise": (LALIC, "synthesis"),
+        "_synthesise_at": (LALIC, "synthesis"),
     }
     replaced: list[tuple[Any, str, Any]] = [
         *((owner, name, labelled(getattr(owner, name), part)) for name, (owner, part) in parts.items()),
         (GridExecutor, "__call__", launch), (dispatch, "choose", chosen),
         (exact_op, "backend_of", lambda _: "triton"), (checksum.numba_support, "INSTALLED", False),
         # What a decoder looks at when the picture is done; of symbols that were not computed nothing is true.
-        (DeviceDecoder, "finish", finish), (Coding, "_check_z", lambda *_: None),
+        (DeviceDecoder, "faults", faults), (Coding, "_check_z", lambda *_: None),
         (Coding, "_check_all", lambda *_: None),
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -149,7 +150,7 @@ def decode(model: Any, width: int, height: int) -> Counts:
     with torch.no_grad(), counting() as counts:
         for _ in range(2):  # the first makes what is kept: tables, weights' digits, factors
             counts.clear()
-            model._picture_there(stream, model._latent_size(height, width), torch.device("cpu"), 0, None)
+            model._pictures_there([stream], model._latent_size(height, width), torch.device("cpu"), [0], [None], False)
     return counts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lalic import device_decode, device_encode
 from lalic.config import Config
 from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import (
@@ -18,13 +18,13 @@ from lalic.entropy.slices import (
     Collect,
     CrcChecksum,
     Read,
-    ReadThere,
     SliceCoder,
     check_symbols,
     code_slices,
 )
 from lalic.entropy.tables import gaussian_tables
 from lalic.errors import BitstreamError
+from lalic.graphs import Launching
 from lalic.nn.kept import Kept
 from lalic_kernels import exact
 from lalic_kernels._core import triton_support
@@ -58,7 +58,7 @@ class DecodedSections:
 class Coding(nn.Module):
     """The half of a model that makes streams of pictures and reads them; `LALIC` is the other, and says what is what.
 
-    It needs a model's `latent_codec` and `h_s`, and the four methods below that raise ``NotImplementedError``.
+    It needs a model's `latent_codec` and `h_s`, and the methods below that raise ``NotImplementedError``.
     """
 
     downsampling = 64
@@ -66,7 +66,9 @@ class Coding(nn.Module):
     latent_codec: Any
     h_s: nn.Module
     entropy: str
+    graphs: bool | None  # as `decode_sections` has graph
     _kept: Kept
+    _launching: Launching
 
     def latents(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: the same for every quality."""
@@ -82,6 +84,18 @@ class Coding(nn.Module):
 
     def _synthesise(self, y_hat: Tensor, quality: float | Tensor | None) -> Tensor:
         """The picture behind decoded latents, not clamped."""
+        raise NotImplementedError
+
+    def _gained_at(self, y: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_gained` at what `_qualities` gave. Nothing waits for the device."""
+        raise NotImplementedError
+
+    def _qualities(self, quality: float | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+        """Qualities (batch,) float32 on the device, looked at; None for a model of one quality."""
+        raise NotImplementedError
+
+    def _synthesise_at(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_synthesise` at what `_qualities` gave. Nothing waits for the device."""
         raise NotImplementedError
 
     # Tensors to bytes
@@ -136,15 +150,24 @@ class Coding(nn.Module):
         return y_hat
 
     @torch.no_grad()
-    def encode_sections(self, x: Tensor, quality: float | None = None) -> EncodedSections:
-        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once."""
-        return self.encode_latents(self.latents(x), quality)
+    def encode_sections(self, x: Tensor, quality: float | None = None, *, graph: bool | None = None) -> EncodedSections:
+        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once.
+
+        On a GPU symbols are coded there, to the same bytes; graph: as of `decode_sections`.
+        """
+        if self.entropy == "exact" and _decodes_there(self._coding_device()):
+            self._check_one(x)
+            return self._encode_there(x, True, quality, graph)
+        return self.encode_latents(self.latents(x), quality, graph=graph)
 
     @torch.no_grad()
-    def encode_latents(self, y: Tensor, quality: float | None = None) -> EncodedSections:
+    def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> EncodedSections:
         """`encode_sections` of a picture whose `latents` y (1, M, H / 16, W / 16) are known."""
-        if y.shape[0] != 1:
-            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {y.shape[0]} of them")
+        self._check_one(y)
+        if self.entropy == "exact" and _decodes_there(self._coding_device()):
+            return self._encode_there(y, False, quality, graph)
+        if graph:
+            raise ValueError("graph: expected None or False where symbols are not coded on a GPU, got True")
         y_passes, z_pass, _ = self._latent_symbols(y, quality)
         checksum = Checksum()
         checksum.add(z_pass[0][0])
@@ -155,20 +178,77 @@ class Coding(nn.Module):
         sections = [(s[0], i[0]) for s, i in [(z_pass[0], z_rows), *y_passes]]
         return EncodedSections((grouped.encode(sections, self._joined_tables()),), checksum.value)
 
+    def _check_one(self, x: Tensor) -> None:
+        if x.shape[0] != 1:
+            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {x.shape[0]} of them")
+
+    def _encode_there(self, x: Tensor, analyse: bool, quality: float | None, graph: bool | None) -> EncodedSections:
+        graph = self.graphs if graph is None else graph
+        return EncodedSections(*device_encode.encode(self, x, analyse, quality, graph))
+
     @torch.no_grad()
     def decode_sections(
-        self, streams: Sequence[bytes], height: int, width: int, checksum: int, quality: float | None = None
+        self,
+        streams: Sequence[bytes],
+        height: int,
+        width: int,
+        checksum: int,
+        quality: float | None = None,
+        *,
+        graph: bool | None = None,
     ) -> Tensor:
         """Inverse of `encode_sections`: x_hat (1, 3, height, width) clamped to [0, 1].
+
+        graph: on a GPU, True for launches captured as a CUDA graph, False for plain ones; None for what `graphs` says,
+        and if that is None too, a graph from the second picture of a size on (docs/gpu-decoder.md).
 
         Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
         picture. On a GPU nothing waits for the device before the picture is done, and then what went wrong is raised.
         """
         device = self._coding_device()
         if len(streams) == 1 and _decodes_there(device):
-            return self._picture_there(streams[0], self._latent_size(height, width), device, checksum, quality)
+            size = self._latent_size(height, width)
+            (found,) = self._pictures_there(streams, size, device, [checksum], [quality], graph)
+            if isinstance(found, BitstreamError):
+                raise found
+            return found
+        if graph:
+            raise ValueError("graph: expected None or False where symbols are not decoded on a GPU, got True")
         y_hat = self.read_sections(streams, height, width, checksum).y_hat
         return self._synthesise(y_hat, quality).clamp_(0, 1)
+
+    @torch.no_grad()
+    def decode_batch(
+        self,
+        streams: Sequence[bytes],
+        height: int,
+        width: int,
+        checksums: Sequence[int],
+        qualities: Sequence[float | None],
+        *,
+        graph: bool | None = None,
+    ) -> list[Tensor | BitstreamError]:
+        """`decode_sections` of several pictures of one size, a stream each: the picture, or what is wrong with it.
+
+        On a GPU all of them go through the launches of one. Raises ``ValueError`` for lists of different lengths.
+        """
+        if not len(streams) == len(checksums) == len(qualities):
+            raise ValueError(
+                f"streams, checksums, qualities: expected one of each a picture, got {len(streams)}, {len(checksums)} "
+                f"and {len(qualities)}"
+            )
+        device = self._coding_device()
+        if streams and _decodes_there(device):
+            return self._pictures_there(
+                streams, self._latent_size(height, width), device, checksums, qualities, graph
+            )  # fmt: skip
+        found: list[Tensor | BitstreamError] = []
+        for stream, checksum, quality in zip(streams, checksums, qualities, strict=True):
+            try:
+                found.append(self.decode_sections((stream,), height, width, checksum, quality, graph=graph))
+            except BitstreamError as error:
+                found.append(error)
+        return found
 
     @torch.no_grad()
     def read_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> DecodedSections:
@@ -213,34 +293,27 @@ class Coding(nn.Module):
         y_decoder.finish()
         return y_hat
 
-    def _picture_there(
-        self, stream: bytes, size: tuple[int, int], device: torch.device, checksum: int, quality: float | None
-    ) -> Tensor:
-        """`decode_sections` of one stream without a wait for the device before its end."""
-        with self._named_faults(), exact.one_check(device):
-            decoder, y_hat = self._read_there(stream, size, device)
-            picture = self._synthesise(y_hat, quality).clamp_(0, 1)
-            decoder.finish()
-        z, everything = decoder.sums()[0].tolist()
-        self._check_z(z & 0xFFFF, checksum)
-        self._check_all((z & 0xFFFF) << 32 | everything & 0xFFFFFFFF, checksum)
-        return picture
+    def _pictures_there(
+        self,
+        streams: Sequence[bytes],
+        size: tuple[int, int],
+        device: torch.device,
+        checksums: Sequence[int],
+        qualities: Sequence[float | None],
+        graph: bool | None = None,
+    ) -> list[Tensor | BitstreamError]:
+        """`decode_sections` of pictures of one size, a stream each; what is wrong with one is in its place."""
+        graph = self.graphs if graph is None else graph
+        return device_decode.pictures(self, streams, size, device, checksums, qualities, graph)
 
     def _read_there(self, stream: bytes, size: tuple[int, int], device: torch.device) -> tuple[DeviceDecoder, Tensor]:
-        """The decoder, to be finished, and y_hat. Nothing waits for the device."""
+        """The decoder, to be finished, and y_hat."""
         from lalic_kernels.rans.grouped.gpu import DeviceDecoder
 
         decoder = DeviceDecoder(stream, self._joined_tables(), device)
-        channels = self.config.dims[5]
-        rows = _z_rows(channels, size[0] * size[1], device)
-        if self.entropy != "exact":
-            return decoder, self._decode_latents(decoder.decode(rows)[None], size, ReadThere(decoder.decode_parameters))
-        model = exact_entropy(self.latent_codec)
-        return decoder, model.code_there(
-            lambda place: decoder.decode_channels(rows, model.medians, place),
-            (1, *size, channels),
-            ReadThere(decoder.decode_parameters),
-        )
+        rows = device_decode.z_rows(self.config.dims[5], size[0] * size[1], device)
+        with self._launching:
+            return decoder, device_decode.latents(self, decoder, size, rows)
 
     def _coding_device(self) -> torch.device:
         device: torch.device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device
@@ -304,14 +377,14 @@ class Coding(nn.Module):
         indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
         return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
 
-    def _decode_latents(self, z: Tensor, size: tuple[int, ...], coder: SliceCoder | ReadThere) -> Tensor:
+    def _decode_latents(self, z: Tensor, size: tuple[int, ...], coder: SliceCoder | device_decode.ReadThere) -> Tensor:
         symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
         try:
             return self._code(symbols, coder)
         except exact.NotFinite as error:
             raise BitstreamError(f"the file does not decode with these weights: {error}") from error
 
-    def _code(self, z: Tensor, coder: SliceCoder | ReadThere) -> Tensor:
+    def _code(self, z: Tensor, coder: SliceCoder | device_decode.ReadThere) -> Tensor:
         """All slices behind z (B, C, h, w), whole numbers: y_hat."""
         if self.entropy not in ("exact", "float"):
             raise ValueError(f'entropy: expected "exact" or "float", got {self.entropy!r}')
@@ -349,10 +422,3 @@ class Coding(nn.Module):
 def _decodes_there(device: torch.device) -> bool:
     """Whether symbols are decoded on the device where the model lies."""
     return device.type == "cuda" and triton_support.INSTALLED
-
-
-@functools.lru_cache(maxsize=32)
-def _z_rows(channels: int, positions: int, device: torch.device) -> Tensor:
-    """Rows of the joined tables for z's symbols, (channels * positions,) int32, kept on the device."""
-    rows = gaussian_tables().rows + torch.arange(channels, dtype=torch.int32)
-    return rows.repeat_interleave(positions).to(device)

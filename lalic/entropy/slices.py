@@ -89,24 +89,28 @@ def _stream_order(x: Tensor) -> Tensor:
 
 
 class Collect(_KnowsLatents):
-    """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`."""
+    """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`.
+
+    kept: (symbols, indexes) where the model computes, each (B, n) int32, a pair a pass. largest: of each pass the
+    largest magnitude, for `check_symbols`; what is kept means something if that raises nothing.
+    """
 
     def __init__(self, y: Tensor, groups: Sequence[int]):
         super().__init__(y, groups)
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        self._largest: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.largest: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         symbols = torch.round(pack(self.slices[k], parity) - means)
-        self._largest.append(symbols.abs().amax())
-        self._kept.append((_stream_order(symbols), _stream_order(_rows(scales))))
+        self.largest.append(symbols.abs().amax())
+        self.kept.append((_stream_order(symbols), _stream_order(_rows(scales))))
         return symbols.to(means) + means
 
     @cached_property
     def passes(self) -> list[tuple[Tensor, Tensor]]:
         """(symbols, indexes) on the CPU, each (B, n) int32, a pair a pass. Raises as `check_symbols` does."""
-        check_symbols("y", torch.stack(self._largest))
-        return [(symbols.cpu(), indexes.cpu()) for symbols, indexes in self._kept]
+        check_symbols("y", torch.stack(self.largest))
+        return [(symbols.cpu(), indexes.cpu()) for symbols, indexes in self.kept]
 
 
 class Read:

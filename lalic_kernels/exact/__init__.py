@@ -26,6 +26,7 @@ from lalic_kernels.exact.op import (
     scale_index,
     sigmoid,
     squared_relu,
+    statuses,
 )
 from lalic_kernels.exact.quantise import quantise, settle
 from lalic_kernels.exact.reference import pack
@@ -72,4 +73,5 @@ __all__ = [
     "settle",
     "sigmoid",
     "squared_relu",
+    "statuses",
 ]

@@ -55,6 +55,22 @@ def one_check() -> Iterator[None]:
         _raise_for(zeros.status)
 
 
+@contextlib.contextmanager
+def statuses() -> Iterator[list[Tensor]]:
+    """As `one_check`, but the look is the caller's: the list has a status (1,) int32 a device when this is left.
+
+    A status is not zero where an input was not finite, as soon as the launches inside have run.
+    """
+    found: dict[torch.device, _Zeros] = {}
+    left: list[Tensor] = []
+    token = _SHARED.set(found)
+    try:
+        yield left
+    finally:
+        _SHARED.reset(token)
+    left += [zeros.status for zeros in found.values()]
+
+
 def _raise_for(status: Tensor) -> None:
     if int(status):
         raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
