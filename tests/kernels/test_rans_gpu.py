@@ -208,7 +208,7 @@ def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
 def test_values_go_to_their_places(poisoned_memory):
     """One colour after the other into some channels of an image, and symbols with medians; maxima along with them."""
     rng = np.random.default_rng(29)
-    tables, pictures, streams, inputs = batch(rng, [(1, 4, 12), (1, 32, 15)])
+    tables, _, streams, inputs = batch(rng, [(1, 4, 12), (1, 32, 15)])
     expected = gpu.DeviceDecoder(streams, tables, DEVICE)
     plain = decode_batch(expected, inputs)
     decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
