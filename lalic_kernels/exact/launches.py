@@ -28,11 +28,11 @@ LAUNCHES = {
     "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
     "output_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
     "shift_mix": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "shift_channel": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
+    "shift_channel": Launch((("BLOCK_M", 16), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
     "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
     "two_products": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-    "mix_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
+    "mix_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
 }
 
 

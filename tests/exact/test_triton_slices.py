@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from exact_inputs import Source
@@ -42,7 +44,7 @@ def network(x, first: int, g: int) -> list[exact.ExactEntropyParams]:
     widths = (first, 33, 18, 2 * g)
     return [
         exact.prepare_entropy_params((x(b, a) * 0.3, x(b)), (x(b), x(b)), x(2 * b + 1, b), x(b, b), x(b, 2 * b + 1))
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in itertools.pairwise(widths)
     ]
 
 

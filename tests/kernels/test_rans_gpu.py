@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +87,10 @@ def test_another_stream_in_the_same_memory():
     large = grouped.encode_with([draw(rng, tables, 150)], tables, (4, 32, 0))
     with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
         decoder.load(large)
+    with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
+        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 600))
+    with pytest.raises(ValueError, match="room must be numbers of groups and words of at least 1"):
+        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 0))
     with pytest.raises(ValueError, match="data must be 1 streams, as before, but is 2"):
         decoder.load([b"", b""])
 
@@ -195,6 +205,54 @@ def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
         check_batch(decoder, pictures, inputs, decoded)
 
 
+def test_values_go_to_their_places(poisoned_memory):
+    """One colour after the other into some channels of an image, and symbols with medians; maxima along with them."""
+    rng = np.random.default_rng(29)
+    tables, _, streams, inputs = batch(rng, [(1, 4, 12), (1, 32, 15)])
+    expected = gpu.DeviceDecoder(streams, tables, DEVICE)
+    plain = decode_batch(expected, inputs)
+    decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
+    decoder.decode(inputs[0])
+    for colour, x in enumerate(inputs[1:]):
+        height, g = x.shape[1], x.shape[2] // 2  # two positions wide, one of each colour
+        image = torch.zeros((2, height, 2, 20), device=DEVICE)[..., 3 : 3 + g]
+        most = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+        assert decoder.decode_parameters(x, grouped.Place(image, colour, most)) is image
+        values = plain[1 + colour]
+        for line in range(height):
+            mine = image[:, line, (line + colour) % 2 :: 2]
+            assert torch.equal(mine[:, 0], values[:, line])
+            assert not image[:, line, (line + colour + 1) % 2 :: 2].any()
+        assert torch.equal(most, values.abs().flatten(1).amax(1).view(torch.int32))
+    decoder.finish()
+    assert torch.equal(decoder.sums(), expected.sums())
+
+    symbols = plain[0]
+    medians, image = torch.arange(11, device=DEVICE) + 0.25, torch.zeros((2, 1, 3, 11), device=DEVICE)
+    decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
+    decoder.decode_channels(inputs[0], medians, grouped.Place(image, None))
+    assert torch.equal(image, symbols.reshape(2, 11, 1, 3).permute(0, 2, 3, 1).float() + medians)
+
+
+def test_places_are_checked():
+    image = torch.zeros((1, 2, 3, 4), device=DEVICE)
+    with pytest.raises(ValueError, match="w even with a colour, but is 0, w 3"):
+        grouped.Place(image, 0)
+    with pytest.raises(ValueError, match="colour must be 0, 1 or None"):
+        grouped.Place(image, 2)
+    with pytest.raises(ValueError, match="positions one after the other"):
+        grouped.Place(image.transpose(1, 2), None)
+    tables = rans.CodingTables([[0, 20000, 60000, 65536]] * 64, [4] * 64, [-1] * 64)
+    some = np.zeros(4, np.int32)
+    decoder = gpu.DeviceDecoder(grouped.encode([(some, some)], tables), tables, DEVICE)
+    with pytest.raises(ValueError, match="place must be of parameters"):
+        decoder.decode_parameters(torch.zeros((1, 6, 2), device=DEVICE), grouped.Place(image, None))
+    with pytest.raises(ValueError, match="rows and medians must be those of an image"):
+        decoder.decode_channels(
+            torch.zeros(4, dtype=torch.int32, device=DEVICE), torch.zeros(4), grouped.Place(image, None)
+        )
+
+
 def test_launches_are_four_a_section_and_nothing_else(monkeypatch):
     """The same kernels, grids and numbers for other streams: what a captured graph repeats."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
@@ -268,6 +326,32 @@ def test_parameters_that_are_not_finite(bad, which):
     assert first is None and isinstance(second, NotFinite)
     with pytest.raises(NotFinite, match="picture 1: scales and means must be finite"):
         decoder.finish()
+
+
+def test_tickets_order_what_programs_store():
+    """In PTX: all that a program stores, a barrier, the ticket with acq_rel for the whole device, and a barrier."""
+    code = """
+from benchmarks.compiled import rans
+from benchmarks.compiled.core import compile_job, target_of
+
+for job in rans.jobs(("fp32",), ""):
+    if job.label in ("rans count True", "rans main"):
+        print(compile_job(job, target_of("cuda", "80")).asm["ptx"], end="// next")
+"""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(root)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    listings = done.stdout.split("// next")[:-1]
+    assert len(listings) == 2
+    for listing in listings:
+        kinds = re.findall(r"\b(st\.global|ld\.global|bar\.\w*sync|atom\.global\S*add)", listing)
+        (at,) = (place for place, kind in enumerate(kinds) if kind.endswith(".add") and "acq_rel" in kind)
+        assert kinds[at].startswith("atom.global.gpu.acq_rel")
+        before = [kind for kind in kinds[:at] if not kind.startswith(("ld", "atom"))]
+        assert before[-1].startswith("bar") and "st.global" in before
+        assert kinds[at + 1].startswith("bar")
 
 
 def test_a_stream_of_which_nothing_was_asked():

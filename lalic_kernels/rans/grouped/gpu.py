@@ -103,7 +103,8 @@ class DeviceDecoder:
     section so far. To capture launches, run them once before.
 
     After a fault the symbols are meaningless but there are as many as asked for, and finish() raises RansError.
-    Raises RansError at once for a header that cannot be right, BackendUnavailable where Triton cannot run.
+    Raises RansError at once for a header that cannot be right, ValueError for streams larger than a given room,
+    BackendUnavailable where Triton cannot run.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class DeviceDecoder:
             known = [part for part in parts if part is not None]
             room = max((len(p.highs) for p in known), default=1), max((len(p.words) for p in known), default=1)
         self._room, self._words_room = room
+        if min(room) < 1:
+            raise ValueError(f"room must be numbers of groups and words of at least 1, but is {room}")
         # One piece of memory and one copy: sums, heads, words; each row of words aligned to 16 bytes.
         self._head = _FIXED + (_CONTROL + GROUP) * self._room
         self._most = (self._words_room + 16) // 8 * 8
@@ -146,15 +149,15 @@ class DeviceDecoder:
         parts = _all_parts(data)
         if len(parts) != self._streams:
             raise ValueError(f"data must be {self._streams} streams, as before, but is {len(parts)}")
+        self._start(parts)
+
+    def _start(self, parts: list[layout.Parts | None]) -> None:
         for part in parts:
             if part is not None and (len(part.highs) > self._room or len(part.words) > self._words_room):
                 raise ValueError(
                     f"data must be streams of 1 to {self._room} groups and {self._words_room} words, but one has "
                     f"{len(part.highs)} and {len(part.words)}"
                 )
-        self._start(parts)
-
-    def _start(self, parts: list[layout.Parts | None]) -> None:
         self._fresh = True
         self._first = 0  # place of the next section's first symbol
         joined = np.zeros(self._bounds[-1], np.int32)
