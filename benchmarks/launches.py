@@ -85,7 +85,7 @@ def counting() -> Iterator[Counts]:
     from triton.runtime.interpreter import GridExecutor
 
     from lalic.coding import Coding
-    from lalic.entropy.decoder import SliceDecoder
+    from lalic.entropy.device import DeviceSlices
     from lalic.entropy.exact import ExactEngine, ExactEntropy
     from lalic.model import LALIC
     from lalic_kernels.exact import op as exact_op
@@ -110,23 +110,25 @@ def counting() -> Iterator[Counts]:
     def chosen(op: dispatch.Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
         return ("torch", "") if dtype == torch.float64 else ("triton", "")
 
-    def finish(self: Any) -> None:
+    def faults(self: Any) -> list[None]:
         counts.done = True
+        return [None] * self.sums().shape[0]
 
     parts = {
-        "hyper_parameters": (ExactEntropy, "hyper synthesis"),
-        "channel_context": (SliceDecoder, "channel contexts"),
-        "aggregation": (SliceDecoder, "aggregation"),
+        "_hyper_parameters": (ExactEntropy, "hyper synthesis"),
+        "known_part": (DeviceSlices, "channel contexts"),
+        "network": (DeviceSlices, "aggregation"),
         "head": (ExactEngine, "Gaussian head"),
-        "decode": (DeviceDecoder, "entropy decoding"),
-        "_synthesise": (LALIC, "synthesis"),
+        "decode_channels": (DeviceDecoder, "entropy decoding"),
+        "decode_parameters": (DeviceDecoder, "entropy decoding"),
+        "_synthesise_at": (LALIC, "synthesis"),
     }
     replaced: list[tuple[Any, str, Any]] = [
         *((owner, name, labelled(getattr(owner, name), part)) for name, (owner, part) in parts.items()),
         (GridExecutor, "__call__", launch), (dispatch, "choose", chosen),
         (exact_op, "backend_of", lambda _: "triton"), (checksum.numba_support, "INSTALLED", False),
         # What a decoder looks at when the picture is done; of symbols that were not computed nothing is true.
-        (DeviceDecoder, "finish", finish), (Coding, "_check_z", lambda *_: None),
+        (DeviceDecoder, "faults", faults), (Coding, "_check_z", lambda *_: None),
         (Coding, "_check_all", lambda *_: None),
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -148,7 +150,7 @@ def decode(model: Any, width: int, height: int) -> Counts:
     with torch.no_grad(), counting() as counts:
         for _ in range(2):  # the first makes what is kept: tables, weights' digits, factors
             counts.clear()
-            model._picture_there(stream, model._latent_size(height, width), torch.device("cpu"), 0, None)
+            model._pictures_there([stream], model._latent_size(height, width), torch.device("cpu"), [0], [None], False)
     return counts
 
 

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lalic.codec import decode, encode
+    from lalic.codec import decode, decode_many, encode
     from lalic.errors import BitstreamError, CheckpointError, ImageError, LalicError, ModelMismatchError
     from lalic.model import LALIC
     from lalic.zoo import load_checkpoint, slim
 
 _HOMES = {
     "decode": "codec",
+    "decode_many": "codec",
     "encode": "codec",
     "BitstreamError": "errors",
     "CheckpointError": "errors",
@@ -43,6 +44,7 @@ __all__ = [
     "ModelMismatchError",
     "__version__",
     "decode",
+    "decode_many",
     "encode",
     "load_checkpoint",
     "slim",

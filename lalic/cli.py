@@ -13,18 +13,18 @@ import argparse
 import json
 import os
 import sys
-import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from lalic import folder
 from lalic.errors import LalicError
 from lalic.eval import cli as evaluation
-from lalic.files import STREAM, Job, PlanError, plan, write_atomic
+from lalic.files import STREAM, Job, PlanError, plan
 from lalic.memory import keep_memory
 
 __all__ = ["main"]
 
+_TOGETHER = 8  # files of a folder that a GPU decodes at once
 _EXIT_CODES = "exit codes: 0 all done, 1 some file failed (the others are done), 2 wrong usage, 130 interrupted"
 
 
@@ -93,6 +93,9 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
     )
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
+    decompress.add_argument(
+        "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
+    )
     decompress.set_defaults(run=_decompress)
 
     for command in (compress, decompress):
@@ -233,6 +236,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _compress(args: argparse.Namespace) -> int:
+    from PIL import Image
+
     from lalic import images
     from lalic.bitstream import parse
 
@@ -249,8 +254,13 @@ def _compress(args: argparse.Namespace) -> int:
     except LalicError as error:  # said now, and not for each picture
         raise PlanError(str(error)) from None
 
-    def work(job: Job, data: bytes) -> tuple[bytes, str]:
-        result = _encode(data, model, args, {"background": args.background, **options})
+    limit = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
+
+    def open_picture(_: Job, data: bytes) -> Image.Image:
+        picture = images.load(data, background=args.background, **limit)
+        return Image.frombytes("RGB", picture.size, picture.tobytes())  # no profile that would be looked at again
+
+    def words(_: Job, result: bytes) -> tuple[bytes, str]:
         container = parse(result, None)
         size = (
             f"{container.width}x{container.height}, {len(result)} bytes, {container.bits_per_pixel:.3f} bits per pixel"
@@ -259,18 +269,21 @@ def _compress(args: argparse.Namespace) -> int:
             size += f", quality {container.quality:g}"
         return result, size
 
-    return _run(jobs, work, args)
+    def code(pictures: list[Any]) -> list[bytes]:
+        return [_encode(picture, model, args, options) for picture in pictures]
+
+    return _run(jobs, folder.Steps(open_picture, code, words), args)
 
 
-def _encode(data: bytes, model: Any, args: argparse.Namespace, options: dict[str, Any]) -> bytes:
+def _encode(picture: Any, model: Any, args: argparse.Namespace, options: dict[str, Any]) -> bytes:
     """A file at --quality, or at the one that --target-bpp or --target-psnr finds."""
     from lalic import codec, search
 
     if args.target_bpp is not None:
-        return search.encode_to_bpp(data, args.target_bpp, model, **options).data
+        return search.encode_to_bpp(picture, args.target_bpp, model, **options).data
     if args.target_psnr is not None:
-        return search.encode_to_psnr(data, args.target_psnr, model, **options).data
-    return codec.encode(data, model, quality=args.quality, **options)
+        return search.encode_to_psnr(picture, args.target_psnr, model, **options).data
+    return codec.encode(picture, model, quality=args.quality, **options)
 
 
 def _decompress(args: argparse.Namespace) -> int:
@@ -287,12 +300,30 @@ def _decompress(args: argparse.Namespace) -> int:
             raise PlanError(str(error)) from None
     codec, model, options = _prepare(args)
 
-    def work(job: Job, data: bytes) -> tuple[bytes, str]:
-        picture = codec.decode(data, model, **options)
+    together = _TOGETHER if codec.resolve_device(args.device).type == "cuda" else 1
+    if args.no_graph:
+        options["graph"] = False
+
+    def decode(files: list[bytes]) -> list[Any]:
+        if len(files) == 1:
+            return [codec.decode(files[0], model, **options)]
+        return list(codec.decode_many(files, model, batch=len(files), **options))
+
+    def pack(job: Job, picture: Image.Image) -> tuple[bytes, str]:
         result = images.dump(picture, _extension(job))
         return result, f"{picture.width}x{picture.height}, {len(result)} bytes"
 
-    return _run(jobs, work, args)
+    return _run(jobs, folder.Steps(lambda _, data: data, decode, pack, together), args)
+
+
+def _run(jobs: Sequence[Job], steps: folder.Steps, args: argparse.Namespace) -> int:
+    """Do every job and return the exit code."""
+    failed = folder.run(
+        jobs, steps, lambda job, error: _name_first(job, _sentence(error)), force=args.force, quiet=args.quiet
+    )
+    if failed and len(jobs) > 1:
+        _say(f"{failed} of {len(jobs)} files failed")
+    return 1 if failed else 0
 
 
 def _extension(job: Job) -> str:
@@ -307,63 +338,8 @@ def _refuse_terminal(jobs: Sequence[Job]) -> None:
         raise PlanError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
 
 
-def _run(jobs: Sequence[Job], work: Callable[[Job, bytes], tuple[bytes, str]], args: argparse.Namespace) -> int:
-    """Do every job; one that fails is reported and the rest go on. Returns the exit code."""
-    from tqdm import tqdm
-
-    failed = 0
-    quiet = args.quiet or any(job.target == STREAM for job in jobs)
-    show_bar = len(jobs) > 1 and sys.stderr.isatty() and not args.quiet
-    with tqdm(jobs, unit="file", file=sys.stderr, disable=not show_bar) as bar:
-        for job in bar:
-            start = time.perf_counter()
-            with warnings.catch_warnings(record=True) as caught:
-                _keep_image_warnings()
-                try:
-                    if not args.force and os.path.isfile(job.target):
-                        raise LalicError(f"{job.target} exists already, --force overwrites it")
-                    result, what = work(job, _read(job.source))
-                    _write(job.target, result, args.force)
-                except Exception as error:  # one bad file does not stop the rest
-                    failed += 1
-                    what = None
-                    bar.write(f"lalic: {_name_first(job, _sentence(error))}", file=sys.stderr)
-            for warning in caught:
-                bar.write(f"lalic: {job.source}: warning: {warning.message}", file=sys.stderr)
-            if what is not None and not quiet:
-                seconds = time.perf_counter() - start
-                bar.write(f"{job.source} -> {job.target}: {what}, {seconds:.2f} s", file=sys.stdout)
-    if failed and len(jobs) > 1:
-        _say(f"{failed} of {len(jobs)} files failed")
-    return 1 if failed else 0
-
-
 def _name_first(job: Job, sentence: str) -> str:
     return sentence if sentence.startswith(f"{job.source}: ") else f"{job.source}: {sentence}"
-
-
-def _keep_image_warnings() -> None:
-    """Libraries' own warnings are for programmers; those about a picture are for the person who gave it."""
-    from lalic.images import ImageWarning
-
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", ImageWarning)
-
-
-def _read(source: str) -> bytes:
-    if source == STREAM:
-        return sys.stdin.buffer.read()
-    with open(source, "rb") as stream:
-        return stream.read()
-
-
-def _write(target: str, data: bytes, force: bool) -> None:
-    if target == STREAM:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-    write_atomic(target, data, overwrite=force)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -375,7 +351,7 @@ def _info(args: argparse.Namespace) -> int:
     failed = 0
     for source in args.inputs:
         try:
-            data = _read(source)
+            data = folder.read(source)
             container = parse(data, None)
             hashes = decode(data) if decode else {}
         except (LalicError, OSError) as error:

@@ -9,7 +9,9 @@ Padding repeats the last column to the right and the last row to the bottom; the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,16 @@ from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchEr
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
 
-__all__ = ["MAX_PIXELS", "Prepared", "coded_quality", "decode", "encode", "resolve_device", "shipped_model"]
+__all__ = [
+    "MAX_PIXELS",
+    "Prepared",
+    "coded_quality",
+    "decode",
+    "decode_many",
+    "encode",
+    "resolve_device",
+    "shipped_model",
+]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 
@@ -103,7 +114,7 @@ def encode(
         >>> lalic.decode(data).save("decoded.png")
     """
     prepared = Prepared(image, model, device=device, background=background, max_pixels=max_pixels)
-    return prepared.encode(quality)
+    return prepared.encode(quality, once=True)
 
 
 class Prepared:
@@ -129,12 +140,14 @@ class Prepared:
         self._lies = _check_device(self.model, device)
         self._latents: torch.Tensor | None = None
 
-    def encode(self, quality: float | None = None) -> bytes:
-        """The bytes of a .lalic file."""
+    def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
+        """The bytes of a .lalic file. once: no other quality will be asked for, so nothing is kept for that."""
         quality = coded_quality(self.model, quality)
         with torch.inference_mode():
             if quality is None:
                 sections = self.model.encode_sections(self._tensor())
+            elif once and self._latents is None and self._lies.type == "cuda":
+                sections = self.model.encode_sections(self._tensor(), quality)
             else:
                 if self._latents is None:
                     self._latents = self.model.latents(self._tensor())
@@ -177,22 +190,96 @@ def decode(
     *,
     device: str | torch.device | None = None,
     max_pixels: int = MAX_PIXELS,
+    graph: bool | None = None,
 ) -> Image.Image:
     """Decompress the bytes of a .lalic file to a `PIL.Image` of mode RGB, in sRGB.
 
     model, device: as in `encode`; the model must be the one that wrote the file. max_pixels: larger pictures are
-    refused before memory is taken.
+    refused before memory is taken. graph: of a model on a GPU, True to make its launches as a CUDA graph, False to make
+    them one by one, None for a graph from the second picture of a size on (docs/gpu-decoder.md).
 
     Raises `ModelMismatchError` if the file wants other weights, `BitstreamError` for anything else that is wrong with
     it: a file is decoded to the picture that was written, or not at all.
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    step = model.downsampling
-    height, width = (-(-side // step) * step for side in (container.height, container.width))
+    return _decode_one(container, model, graph)
+
+
+def decode_many(
+    files: Iterable[bytes],
+    model: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    batch: int = 8,
+    max_pixels: int = MAX_PIXELS,
+    graph: bool | None = None,
+) -> Iterator[Image.Image | LalicError]:
+    """Decompress the bytes of many .lalic files: for each in turn its picture, or the error that `decode` would raise.
+
+    Files are taken `batch` at a time. Of those, on a GPU, the ones whose padded sizes are equal are decoded together,
+    which changes no symbol, and no pixel by more than the rounding of the synthesis transform. A damaged file spoils no
+    other. Elsewhere they are decoded one by one. Other arguments as of `decode`; raises `ValueError` for a batch below
+    one, and what is no fault of a file, such as memory that does not suffice.
+    """
+    if batch < 1:
+        raise ValueError(f"batch: expected at least 1, got {batch}")
+    rest = iter(files)
+    while together := list(itertools.islice(rest, batch)):
+        yield from _decode_together(together, model, device, max_pixels, graph)
+
+
+def _decode_together(
+    files: list[bytes], model: Any, device: str | torch.device | None, max_pixels: int, graph: bool | None
+) -> list[Image.Image | LalicError]:
+    found: list[Any] = [None] * len(files)
+    groups: dict[tuple[int, int, int], list[tuple[int, Container]]] = {}
+    models = {}
+    for i, data in enumerate(files):
+        try:
+            container = parse(data, max_pixels)
+            own = _matching_model(container, model, device)
+        except LalicError as error:
+            found[i] = error
+            continue
+        models[id(own)] = own
+        groups.setdefault((id(own), *_padded(container, own)), []).append((i, container))
+    for (name, *size), members in groups.items():
+        own = models[name]
+        there = [(i, c) for i, c in members if len(c.streams) == 1] if _model_device(own).type == "cuda" else []
+        if len(there) > 1:
+            with torch.inference_mode():
+                pictures = own.decode_batch(
+                    [c.streams[0] for _, c in there], *size, [c.symbol_checksum for _, c in there],
+                    [c.quality for _, c in there], graph=graph,
+                )  # fmt: skip
+            for (i, container), x in zip(there, pictures, strict=True):
+                found[i] = x if isinstance(x, LalicError) else _cropped(x, container)
+        for i, container in members:
+            if found[i] is None:
+                try:
+                    found[i] = _decode_one(container, own, graph)
+                except LalicError as error:
+                    found[i] = error
+    return found
+
+
+def _decode_one(container: Container, model: Any, graph: bool | None) -> Image.Image:
+    height, width = _padded(container, model)
+    named = () if container.quality is None else (container.quality,)
+    asked = {} if graph is None else {"graph": graph}
     with torch.inference_mode():
-        named = () if container.quality is None else (container.quality,)
-        x = model.decode_sections(container.streams, height, width, container.symbol_checksum, *named)
+        x = model.decode_sections(container.streams, height, width, container.symbol_checksum, *named, **asked)
+    return _cropped(x, container)
+
+
+def _padded(container: Container, model: Any) -> tuple[int, int]:
+    """Height and width of what is coded."""
+    step = model.downsampling
+    return -(-container.height // step) * step, -(-container.width // step) * step
+
+
+def _cropped(x: torch.Tensor, container: Container) -> Image.Image:
     return images.from_tensor(x[:, :, : container.height, : container.width])
 
 
@@ -211,8 +298,7 @@ def symbol_hashes(
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    step = model.downsampling
-    height, width = (-(-side // step) * step for side in (container.height, container.width))
+    height, width = _padded(container, model)
     with torch.inference_mode():
         found = model.read_sections(container.streams, height, width, container.symbol_checksum)
     latents = found.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")

@@ -10,16 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lalic import device_decode, device_encode
 from lalic.config import Config
 from lalic.entropy.exact import exact_entropy
-from lalic.entropy.slices import Checksum, Collect, CrcChecksum, Read, SliceCoder, check_symbols, code_slices
+from lalic.entropy.slices import (
+    Checksum,
+    Collect,
+    CrcChecksum,
+    Read,
+    SliceCoder,
+    check_symbols,
+    code_slices,
+)
 from lalic.entropy.tables import gaussian_tables
 from lalic.errors import BitstreamError
+from lalic.graphs import Launching
 from lalic.nn.kept import Kept
 from lalic_kernels import exact
 from lalic_kernels._core import triton_support
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode, grouped
-from lalic_kernels.rans.checksum import symbol_checksum
 
 if TYPE_CHECKING:
     from lalic_kernels.rans.grouped.gpu import DeviceDecoder
@@ -49,7 +58,7 @@ class DecodedSections:
 class Coding(nn.Module):
     """The half of a model that makes streams of pictures and reads them; `LALIC` is the other, and says what is what.
 
-    It needs a model's `latent_codec` and `h_s`, and the four methods below that raise ``NotImplementedError``.
+    It needs a model's `latent_codec` and `h_s`, and the methods below that raise ``NotImplementedError``.
     """
 
     downsampling = 64
@@ -57,7 +66,9 @@ class Coding(nn.Module):
     latent_codec: Any
     h_s: nn.Module
     entropy: str
+    graphs: bool | None  # as `decode_sections` has graph
     _kept: Kept
+    _launching: Launching
 
     def latents(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: the same for every quality."""
@@ -73,6 +84,18 @@ class Coding(nn.Module):
 
     def _synthesise(self, y_hat: Tensor, quality: float | Tensor | None) -> Tensor:
         """The picture behind decoded latents, not clamped."""
+        raise NotImplementedError
+
+    def _gained_at(self, y: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_gained` at what `_qualities` gave. Nothing waits for the device."""
+        raise NotImplementedError
+
+    def _qualities(self, quality: float | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+        """Qualities (batch,) float32 on the device, looked at; None for a model of one quality."""
+        raise NotImplementedError
+
+    def _synthesise_at(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_synthesise` at what `_qualities` gave. Nothing waits for the device."""
         raise NotImplementedError
 
     # Tensors to bytes
@@ -121,21 +144,30 @@ class Coding(nn.Module):
 
         try:
             z = read(count - 1, self._z_indexes(len(strings[0]), size))
-            y_hat = self._decode_latents(z, size, read)
+            y_hat = self._decode_latents(z, size, Read(read))
         except RansError as error:
             raise BitstreamError(f"strings: {error}") from error
         return y_hat
 
     @torch.no_grad()
-    def encode_sections(self, x: Tensor, quality: float | None = None) -> EncodedSections:
-        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once."""
-        return self.encode_latents(self.latents(x), quality)
+    def encode_sections(self, x: Tensor, quality: float | None = None, *, graph: bool | None = None) -> EncodedSections:
+        """Streams of one picture x (1, 3, H, W), as files hold them: all in one, so lanes are paid for once.
+
+        On a GPU symbols are coded there, to the same bytes; graph: as of `decode_sections`.
+        """
+        if self.entropy == "exact" and _decodes_there(self._coding_device()):
+            self._check_one(x)
+            return self._encode_there(x, True, quality, graph)
+        return self.encode_latents(self.latents(x), quality, graph=graph)
 
     @torch.no_grad()
-    def encode_latents(self, y: Tensor, quality: float | None = None) -> EncodedSections:
+    def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> EncodedSections:
         """`encode_sections` of a picture whose `latents` y (1, M, H / 16, W / 16) are known."""
-        if y.shape[0] != 1:
-            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {y.shape[0]} of them")
+        self._check_one(y)
+        if self.entropy == "exact" and _decodes_there(self._coding_device()):
+            return self._encode_there(y, False, quality, graph)
+        if graph:
+            raise ValueError("graph: expected None or False where symbols are not coded on a GPU, got True")
         y_passes, z_pass, _ = self._latent_symbols(y, quality)
         checksum = Checksum()
         checksum.add(z_pass[0][0])
@@ -146,20 +178,77 @@ class Coding(nn.Module):
         sections = [(s[0], i[0]) for s, i in [(z_pass[0], z_rows), *y_passes]]
         return EncodedSections((grouped.encode(sections, self._joined_tables()),), checksum.value)
 
+    def _check_one(self, x: Tensor) -> None:
+        if x.shape[0] != 1:
+            raise ValueError(f"x: expected one picture, shape (1, 3, H, W), got {x.shape[0]} of them")
+
+    def _encode_there(self, x: Tensor, analyse: bool, quality: float | None, graph: bool | None) -> EncodedSections:
+        graph = self.graphs if graph is None else graph
+        return EncodedSections(*device_encode.encode(self, x, analyse, quality, graph))
+
     @torch.no_grad()
     def decode_sections(
-        self, streams: Sequence[bytes], height: int, width: int, checksum: int, quality: float | None = None
+        self,
+        streams: Sequence[bytes],
+        height: int,
+        width: int,
+        checksum: int,
+        quality: float | None = None,
+        *,
+        graph: bool | None = None,
     ) -> Tensor:
         """Inverse of `encode_sections`: x_hat (1, 3, height, width) clamped to [0, 1].
+
+        graph: on a GPU, True for launches captured as a CUDA graph, False for plain ones; None for what `graphs` says,
+        and if that is None too, a graph from the second picture of a size on (docs/gpu-decoder.md).
 
         Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
         picture. On a GPU nothing waits for the device before the picture is done, and then what went wrong is raised.
         """
         device = self._coding_device()
         if len(streams) == 1 and _decodes_there(device):
-            return self._picture_there(streams[0], self._latent_size(height, width), device, checksum, quality)
+            size = self._latent_size(height, width)
+            (found,) = self._pictures_there(streams, size, device, [checksum], [quality], graph)
+            if isinstance(found, BitstreamError):
+                raise found
+            return found
+        if graph:
+            raise ValueError("graph: expected None or False where symbols are not decoded on a GPU, got True")
         y_hat = self.read_sections(streams, height, width, checksum).y_hat
         return self._synthesise(y_hat, quality).clamp_(0, 1)
+
+    @torch.no_grad()
+    def decode_batch(
+        self,
+        streams: Sequence[bytes],
+        height: int,
+        width: int,
+        checksums: Sequence[int],
+        qualities: Sequence[float | None],
+        *,
+        graph: bool | None = None,
+    ) -> list[Tensor | BitstreamError]:
+        """`decode_sections` of several pictures of one size, a stream each: the picture, or what is wrong with it.
+
+        On a GPU all of them go through the launches of one. Raises ``ValueError`` for lists of different lengths.
+        """
+        if not len(streams) == len(checksums) == len(qualities):
+            raise ValueError(
+                f"streams, checksums, qualities: expected one of each a picture, got {len(streams)}, {len(checksums)} "
+                f"and {len(qualities)}"
+            )
+        device = self._coding_device()
+        if streams and _decodes_there(device):
+            return self._pictures_there(
+                streams, self._latent_size(height, width), device, checksums, qualities, graph
+            )  # fmt: skip
+        found: list[Tensor | BitstreamError] = []
+        for stream, checksum, quality in zip(streams, checksums, qualities, strict=True):
+            try:
+                found.append(self.decode_sections((stream,), height, width, checksum, quality, graph=graph))
+            except BitstreamError as error:
+                found.append(error)
+        return found
 
     @torch.no_grad()
     def read_sections(self, streams: Sequence[bytes], height: int, width: int, checksum: int) -> DecodedSections:
@@ -169,9 +258,9 @@ class Coding(nn.Module):
         device = self._coding_device()
         with self._named_faults():
             if len(streams) == 1 and _decodes_there(device):
-                decoder, sections, y_hat = self._read_there(streams[0], size, device)
+                decoder, y_hat = self._read_there(streams[0], size, device)
                 decoder.finish()
-                symbols = [section.cpu() for section in sections]
+                symbols = [section[0].cpu() for section in decoder.symbols()]
                 found.add(symbols[0])
                 self._check_z(found.end_of_z(), checksum)
                 found.add(torch.cat(symbols[1:]))
@@ -200,40 +289,31 @@ class Coding(nn.Module):
         if z_decoder is not y_decoder:
             z_decoder.finish()
         self._check_z(found.end_of_z(), checksum)
-        y_hat = self._decode_latents(z_symbols, size, lambda _, indexes: read(y_decoder, indexes))
+        y_hat = self._decode_latents(z_symbols, size, Read(lambda _, indexes: read(y_decoder, indexes)))
         y_decoder.finish()
         return y_hat
 
-    def _picture_there(
-        self, stream: bytes, size: tuple[int, int], device: torch.device, checksum: int, quality: float | None
-    ) -> Tensor:
-        """`decode_sections` of one stream without a wait for the device before its end."""
-        with self._named_faults(), exact.one_check(device):
-            decoder, sections, y_hat = self._read_there(stream, size, device)
-            picture = self._synthesise(y_hat, quality).clamp_(0, 1)
-            # Sums of z, and of everything: a place is counted from the first symbol of z.
-            sums = torch.stack((symbol_checksum(sections[0][None]), symbol_checksum(torch.cat(sections)[None])))
-            decoder.finish()
-        z, everything = (int(value) for value in sums.cpu().flatten())
-        self._check_z(z & 0xFFFF, checksum)
-        self._check_all((z & 0xFFFF) << 32 | everything & 0xFFFFFFFF, checksum)
-        return picture
+    def _pictures_there(
+        self,
+        streams: Sequence[bytes],
+        size: tuple[int, int],
+        device: torch.device,
+        checksums: Sequence[int],
+        qualities: Sequence[float | None],
+        graph: bool | None = None,
+    ) -> list[Tensor | BitstreamError]:
+        """`decode_sections` of pictures of one size, a stream each; what is wrong with one is in its place."""
+        graph = self.graphs if graph is None else graph
+        return device_decode.pictures(self, streams, size, device, checksums, qualities, graph)
 
-    def _read_there(
-        self, stream: bytes, size: tuple[int, int], device: torch.device
-    ) -> tuple[DeviceDecoder, list[Tensor], Tensor]:
-        """The decoder, to be finished; the symbols of each section, z's first; y_hat. Nothing waits for the device."""
+    def _read_there(self, stream: bytes, size: tuple[int, int], device: torch.device) -> tuple[DeviceDecoder, Tensor]:
+        """The decoder, to be finished, and y_hat."""
         from lalic_kernels.rans.grouped.gpu import DeviceDecoder
 
         decoder = DeviceDecoder(stream, self._joined_tables(), device)
-        sections: list[Tensor] = []
-
-        def read(_: int, indexes: Tensor) -> Tensor:
-            sections.append(decoder.decode(indexes[0]))
-            return sections[-1][None]
-
-        z_symbols = read(-1, (self._z_indexes(1, size) + gaussian_tables().rows).to(device))
-        return decoder, sections, self._decode_latents(z_symbols, size, read, there=True)
+        rows = device_decode.z_rows(self.config.dims[5], size[0] * size[1], device)
+        with self._launching:
+            return decoder, device_decode.latents(self, decoder, size, rows)
 
     def _coding_device(self) -> torch.device:
         device: torch.device = self.latent_codec.hyper.entropy_bottleneck.quantiles.device
@@ -297,14 +377,14 @@ class Coding(nn.Module):
         indexes = self._z_indexes(z.shape[0], (z.shape[2], z.shape[3]))
         return coder.passes, (z.flatten(1).to(torch.int32).cpu(), indexes), y_hat
 
-    def _decode_latents(self, z: Tensor, size: tuple[int, ...], read: Any, there: bool = False) -> Tensor:
+    def _decode_latents(self, z: Tensor, size: tuple[int, ...], coder: SliceCoder | device_decode.ReadThere) -> Tensor:
         symbols = z.reshape(z.shape[0], -1, *size).to(self.latent_codec.hyper.entropy_bottleneck.quantiles)
         try:
-            return self._code(symbols, Read(read, there))
+            return self._code(symbols, coder)
         except exact.NotFinite as error:
             raise BitstreamError(f"the file does not decode with these weights: {error}") from error
 
-    def _code(self, z: Tensor, coder: SliceCoder) -> Tensor:
+    def _code(self, z: Tensor, coder: SliceCoder | device_decode.ReadThere) -> Tensor:
         """All slices behind z (B, C, h, w), whole numbers: y_hat."""
         if self.entropy not in ("exact", "float"):
             raise ValueError(f'entropy: expected "exact" or "float", got {self.entropy!r}')

@@ -15,6 +15,7 @@ from lalic.entropy.exact import exact_entropy
 from lalic.entropy.slices import Estimate, code_slices
 from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
 from lalic.errors import CheckpointError
+from lalic.graphs import Launching
 from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
@@ -92,7 +93,9 @@ class LALIC(Coding):
         self.precision = "float32"
         self.entropy = "exact"
         self.share = ALL  # of a batch that several processes train on
+        self.graphs: bool | None = None
         self._kept = Kept()
+        self._launching = Launching()
 
     # Weights
 
@@ -235,19 +238,32 @@ class LALIC(Coding):
 
     def _gained(self, y: Tensor, quality: float | Tensor | None) -> Tensor:
         """Latents as they are coded."""
+        return self._gained_at(y, self._qualities(quality, y.shape[0], y.device))
+
+    def _gained_at(self, y: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_gained` at what `_qualities` gave."""
         if self.gains is None:
-            self._check_quality(quality)
             return y
-        return self.gains.gain(y, as_qualities(DEFAULT_QUALITY if quality is None else quality, y.shape[0], y.device))
+        assert qualities is not None
+        return self.gains.gain(y, qualities)
 
     def _synthesise(self, y_hat: Tensor, quality: float | Tensor | None) -> Tensor:
         """The picture behind decoded latents, not clamped."""
+        return self._synthesise_at(y_hat, self._qualities(quality, y_hat.shape[0], y_hat.device))
+
+    def _synthesise_at(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """`_synthesise` at what `_qualities` gave."""
+        if self.gains is not None:
+            assert qualities is not None
+            y_hat = self.gains.inverse(y_hat, qualities)
+        return self._transform("g_s", y_hat)
+
+    def _qualities(self, quality: float | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+        """(batch,) float32 on the device; None for a model of one quality."""
         if self.gains is None:
             self._check_quality(quality)
-        else:
-            given = DEFAULT_QUALITY if quality is None else quality
-            y_hat = self.gains.inverse(y_hat, as_qualities(given, y_hat.shape[0], y_hat.device))
-        return self._transform("g_s", y_hat)
+            return None
+        return as_qualities(DEFAULT_QUALITY if quality is None else quality, batch, device)
 
     def _check_quality(self, quality: float | Tensor | None) -> None:
         if quality is not None:

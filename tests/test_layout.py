@@ -30,13 +30,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.weights": {"lalic.errors"},
     "lalic.nn": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.files"},
     "lalic.entropy": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn"},
-    "lalic.coding": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy"},
-    "lalic.model": {"lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.coding"},
+    "lalic.graphs": {"lalic_kernels", "lalic.errors", "lalic.nn"},
+    "lalic.device_decode": {"lalic_kernels", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs"},
+    "lalic.device_encode": {
+        "lalic_kernels", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs", "lalic.device_decode",
+    },
+    "lalic.coding": {
+        "lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs",
+        "lalic.device_decode", "lalic.device_encode",
+    },
+    "lalic.model": {
+        "lalic_kernels", "lalic.config", "lalic.errors", "lalic.nn", "lalic.entropy", "lalic.graphs", "lalic.coding",
+    },
     "lalic.zoo": {"lalic.config", "lalic.errors", "lalic.weights", "lalic.nn", "lalic.model"},
     "lalic.bitstream": {"lalic.errors"},
     "lalic.describe": {"lalic.bitstream"},
     "lalic.images": {"lalic.errors", "lalic.bitstream"},
     "lalic.codec": {"lalic.config", "lalic.errors", "lalic.bitstream", "lalic.images", "lalic.model", "lalic.zoo"},
+    "lalic.folder": {"lalic.errors", "lalic.files", "lalic.images"},
     "lalic.demo": {"lalic.errors", "lalic.files", "lalic.bitstream", "lalic.images", "lalic.zoo", "lalic.codec"},
     "lalic.search": {"lalic.errors", "lalic.bitstream", "lalic.codec", "lalic.demo"},
     "lalic.training": {
@@ -49,7 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "lalic.cli": {
         "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.describe",
-        "lalic.images", "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.training", "lalic.eval",
+        "lalic.images", "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.folder", "lalic.training",
+        "lalic.eval",
     },
     "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.

@@ -132,10 +132,14 @@ def _cuobjdump(cubin: bytes, option: str) -> str:
 
 
 def resources(compiled: Any) -> dict[str, int]:
-    """Registers, and the bytes or counts that mean a spill, read from the machine code's own tables."""
+    """Registers, and the bytes or counts that mean a spill to memory, read from the machine code's own tables.
+
+    AMD's scalar registers are not counted: they spill into lanes of vector registers, and where those run out too, the
+    private segment shows it.
+    """
     if "amdgcn" in compiled.asm:
         found = dict(re.findall(r"\.(\w*(?:spill_count|fixed_size|vgpr_count)):\s+(\d+)", compiled.asm["amdgcn"]))
-        spills = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        spills = ("vgpr_spill_count", "private_segment_fixed_size")
         return {"registers": int(found["vgpr_count"]), "spills": sum(int(found[name]) for name in spills)}
     text = _cuobjdump(compiled.asm["cubin"], "-res-usage")
     numbers = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}

@@ -1,4 +1,4 @@
-"""The grouped coder's kernels and the checksum's: they know integers alone, and each has one launch configuration."""
+"""The grouped coder's kernels and the checksum's: integers, but for scales and means where they come and values."""
 
 from __future__ import annotations
 
@@ -6,16 +6,39 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job
 from lalic_kernels.rans import checksum, kernels_checksum
-from lalic_kernels.rans.grouped import gpu, kernels
+from lalic_kernels.rans.grouped import gpu, gpu_encode, kernels, kernels_main, kernels_push
 
-TYPES = {"words_ptr": "*i16", "quiet_ptr": "*i8", "raw_ptr": "*i64", "totals_ptr": "*i64"}
+TYPES = {
+    "words_ptr": "*i16",
+    "quiet_ptr": "*i8",
+    "raw_ptr": "*i64",
+    "totals_ptr": "*i64",
+    "sums_ptr": "*i64",
+    "thresholds_ptr": "*fp32",
+    "parameters_ptr": "*fp32",
+    "values_ptr": "*fp32",
+}
 
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
-    """Every kernel; all pointers that TYPES does not name are to int32."""
+    """Every kernel, with parameters and without; all pointers that TYPES does not name are to int32."""
     if "fp32" not in dtypes:
         return
-    launches = [(name, getattr(kernels, f"rans_{name}_kernel"), launch) for name, launch in gpu.LAUNCHES.items()]
-    for name, kernel, launch in [*launches, ("checksum", kernels_checksum.checksum_kernel, checksum.LAUNCH)]:
+    for label, kernel, launch in (
+        ("count", kernels.rans_count_kernel, gpu.LAUNCHES["count"]),
+        ("spread", kernels.rans_spread_kernel, gpu.LAUNCHES["spread"]),
+        ("main", kernels_main.rans_main_kernel, gpu.LAUNCHES["main"]),
+        ("values", kernels.rans_values_kernel, gpu.LAUNCHES["values"]),
+        ("push", kernels_push.rans_push_kernel, gpu_encode.LAUNCHES["push"]),
+        ("checksum", kernels_checksum.checksum_kernel, checksum.LAUNCH),
+    ):
         types = {argument: "*i32" for argument in kernel.arg_names if argument.endswith("_ptr")} | TYPES
-        yield Job(f"rans {name}", kernel, launch, "fp32", types=types)
+        if "PARAMETERS" not in kernel.arg_names:
+            variants = (("", False), ("medians", True), ("means", True)) if label == "values" else (None,)
+            for variant in variants:
+                constants = {} if variant is None else dict(zip(("OFFSETS", "MOST"), variant, strict=True))
+                yield Job(f"rans {label} {variant or ''}".strip(), kernel, launch, "fp32", constants, types=types)
+            continue
+        for given in (False, True):
+            own = types | ({"source_ptr": "*fp32"} if given else {})
+            yield Job(f"rans {label} {given}", kernel, launch, "fp32", {"PARAMETERS": given}, types=own)

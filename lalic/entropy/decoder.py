@@ -16,6 +16,7 @@ kept, because each part is a product by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -25,7 +26,19 @@ from torch import Tensor
 
 from lalic.entropy.engine import FLOAT, Engine
 from lalic.entropy.weights import StackWeights, stack_weights
-from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, interleave, pack
+from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, full_precision, interleave, pack
+from lalic_kernels.rans.grouped import Place
+
+
+class ReadThere:
+    """Takes values from ``read(parameters (B, P, 2 g) float32, place) -> values (B, P, g)``, where the model computes.
+
+    place: None, or where the values shall lie; see `DeviceDecoder.decode_parameters`. Nothing waits for the device:
+    `read` has to make a fault of scales and means that are not finite.
+    """
+
+    def __init__(self, read: Callable[[Tensor, Place | None], Tensor]):
+        self.read = read
 
 
 class SliceDecoder:
@@ -62,6 +75,12 @@ class SliceDecoder:
 
         From an engine whose head says so, the scales' rows in the Gaussian tables (int32) in place of the scales.
         """
+        joint = self.joint_parameters()
+        scales, means = (x.unflatten(1, (self.height, self.width // 2)) for x in self.engine.head(joint))
+        return scales, means
+
+    def joint_parameters(self) -> Tensor:
+        """What `parameters` makes scales and means of: (B, P, 2 g), at each position g scales and then g means."""
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
         own = self.weights.slices[self.k]
@@ -72,8 +91,7 @@ class SliceDecoder:
             x, first = self.spatial_context(), own.first
         out = self.aggregation(x, first, self._known[self.parity])
         self._expects_values = True
-        scales, means = (x.unflatten(1, (self.height, self.width // 2)) for x in self.engine.head(out))
-        return scales, means
+        return out
 
     def add(self, values: Tensor) -> None:
         """Take y_hat at the positions that `parameters` answered for, shape (B, h, w / 2, g)."""
@@ -88,6 +106,11 @@ class SliceDecoder:
         self._anchors, self.parity = None, 0
         self.arrived()
         self.k += 1
+
+    def take(self, coder: ReadThere) -> None:
+        """`parameters` and `add` in one, with a coder on the device."""
+        values = coder.read(full_precision(self.joint_parameters()), None)
+        self.add(values.view(self.batch, self.height, self.width // 2, -1))
 
     def y_hat(self) -> Tensor:
         """All latents, (B, M, h, w), channels last."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
@@ -22,13 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from lalic.entropy.decoder import SliceDecoder
-from lalic.entropy.slices import SliceCoder, run_slices
+from lalic.entropy.device import DeviceSlices
+from lalic.entropy.slices import ReadThere, SliceCoder, run_slices
 from lalic.entropy.weights import StackWeights, make_weights
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.checkpoints import matters
 from lalic.nn.context import SliceStack
 from lalic_kernels import exact
+from lalic_kernels.rans.grouped import Place
 
 VERSION = exact.VERSION
 
@@ -92,22 +95,48 @@ class ExactEntropy:
 
     def hyper_parameters(self, z: Tensor, engine: ExactEngine = EXACT) -> Tensor:
         """z (B, C, h, w), decoded symbols of any dtype -> hyper parameters (B, M, 4 h, 4 w), channels last."""
-        x = z.to(self.medians).permute(0, 2, 3, 1) + self.medians
-        for layer in self.hyper:
-            if isinstance(layer, exact.ExactConv):
-                x = exact.conv(x, layer, backend=engine.backend)
+        return self._hyper_parameters(z.to(self.medians).permute(0, 2, 3, 1) + self.medians, None, engine)
+
+    def _hyper_parameters(self, x: Tensor, most: Tensor | None, engine: ExactEngine) -> Tensor:
+        """The same of hyper latents x (B, h, w, C); most: `exact.conv`'s on a GPU."""
+        steps = exact.few_launches(x.device, engine.backend)
+        for convolves, group in itertools.groupby(self.hyper, lambda layer: isinstance(layer, exact.ExactConv)):
+            layers: list[Any] = list(group)
+            if not convolves and steps is not None:
+                x, most = steps.rwkv_blocks_and_largest(x, layers)
+            elif not convolves:
+                x = exact.rwkv_blocks(x, layers, backend=engine.backend)
             else:
-                x = engine.block(x, layer)
+                for layer in layers:
+                    if steps is not None:
+                        x, most = steps.conv(x, layer, most=most), None
+                    else:
+                        x = exact.conv(x, layer, backend=engine.backend)
         return x.permute(0, 3, 1, 2)
 
-    def code(self, z: Tensor, coder: SliceCoder, engine: ExactEngine = EXACT) -> Tensor:
+    def code(self, z: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine = EXACT) -> Tensor:
         """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last.
 
         Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.
         """
         with exact.one_check(z.device, backend=engine.backend):
-            state = SliceDecoder(self.slices, self.hyper_parameters(z, engine), engine)
-            return run_slices(state, coder)
+            return self._code(self.hyper_parameters(z, engine), coder, engine)
+
+    def code_there(self, read: Callable[[Place], None], size: tuple[int, ...], coder: ReadThere) -> Tensor:
+        """As `code` on a GPU, where z is decoded too: `read` puts hyper latents of size (B, h, w, C) to a place."""
+        device = self.medians.device
+        steps = exact.few_launches(device, None)
+        with exact.one_check(device):
+            most = None if steps is None else steps.maxima(device, size[0])
+            place = Place(torch.empty(size, device=device), None, most)
+            read(place)
+            return self._code(self._hyper_parameters(place.image, place.most, EXACT), coder, EXACT)
+
+    def _code(self, params: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine) -> Tensor:
+        steps = exact.few_launches(params.device, engine.backend)
+        if steps is None:
+            return run_slices(SliceDecoder(self.slices, params, engine), coder)
+        return run_slices(DeviceSlices(self.slices, params, engine, steps), coder)
 
     def digest(self) -> str:
         """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""

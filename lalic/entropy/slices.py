@@ -2,7 +2,7 @@
 
 `lalic.entropy.decoder.SliceDecoder` says what a pass knows, and what is kept from one to the next. What happens to
 (scales, means) is the coder's business: `Estimate` knows y and gives likelihoods, `Collect` knows y and keeps
-symbols, `Read` takes symbols from streams. As the loop is the same, so is every number in it.
+symbols, `Read` and `ReadThere` take them from streams. As the loop is the same, so is every number in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import lalic_kernels
-from lalic.entropy.decoder import SliceDecoder
+from lalic.entropy.decoder import ReadThere, SliceDecoder
 from lalic.entropy.engine import FLOAT, Engine
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.context import SliceStack, full_precision, interleave, pack
@@ -35,16 +35,19 @@ class SliceCoder(Protocol):
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
 
 
-def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, engine: Engine = FLOAT) -> Tensor:
+def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder | ReadThere, engine: Engine = FLOAT) -> Tensor:
     """Run all slices. params (B, M, h, w) from h_s, h and w even -> y_hat (B, M, h, w), channels last."""
     return run_slices(SliceDecoder(stack, params, engine), coder)
 
 
-def run_slices(state: SliceDecoder, coder: SliceCoder) -> Tensor:
+def run_slices(state: SliceDecoder, coder: SliceCoder | ReadThere) -> Tensor:
     """All slices of a fresh state: y_hat."""
     for k in range(len(state.weights.slices)):
         for parity in (0, 1):
-            state.add(coder(k, parity, *state.parameters()))
+            if isinstance(coder, ReadThere):
+                state.take(coder)
+            else:
+                state.add(coder(k, parity, *state.parameters()))
     return state.y_hat()
 
 
@@ -86,48 +89,47 @@ def _stream_order(x: Tensor) -> Tensor:
 
 
 class Collect(_KnowsLatents):
-    """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`."""
+    """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`.
+
+    kept: (symbols, indexes) where the model computes, each (B, n) int32, a pair a pass. largest: of each pass the
+    largest magnitude, for `check_symbols`; what is kept means something if that raises nothing.
+    """
 
     def __init__(self, y: Tensor, groups: Sequence[int]):
         super().__init__(y, groups)
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        self._largest: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.largest: list[Tensor] = []
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         symbols = torch.round(pack(self.slices[k], parity) - means)
-        self._largest.append(symbols.abs().amax())
-        self._kept.append((_stream_order(symbols), _stream_order(_rows(scales))))
+        self.largest.append(symbols.abs().amax())
+        self.kept.append((_stream_order(symbols), _stream_order(_rows(scales))))
         return symbols.to(means) + means
 
     @cached_property
     def passes(self) -> list[tuple[Tensor, Tensor]]:
         """(symbols, indexes) on the CPU, each (B, n) int32, a pair a pass. Raises as `check_symbols` does."""
-        check_symbols("y", torch.stack(self._largest))
-        return [(symbols.cpu(), indexes.cpu()) for symbols, indexes in self._kept]
+        check_symbols("y", torch.stack(self.largest))
+        return [(symbols.cpu(), indexes.cpu()) for symbols, indexes in self.kept]
 
 
 class Read:
-    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``.
+    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``, both on the CPU.
 
-    Both are on the CPU, or with `there` where the model computes: then nothing waits for the device, and `read` has to
-    make a fault of the index -1, which stands for a mean that is not finite. An engine that makes rows of the scales
-    looks at the means itself.
+    An engine that makes rows of the scales looks at the means itself.
     """
 
-    def __init__(self, read: Callable[[int, Tensor], Tensor], there: bool = False):
+    def __init__(self, read: Callable[[int, Tensor], Tensor]):
         self.read = read
-        self.there = there
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         B, h, half, g = means.shape
         rows = _rows(scales)
         if scales.is_floating_point():  # a mean that is not finite shows as an index that no table has
             rows = torch.where(torch.isfinite(means), rows, -1)
-        indexes = _stream_order(rows)
-        if not self.there:
-            indexes = indexes.cpu()
-            if scales.is_floating_point() and int(indexes.min()) < 0:
-                raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
+        indexes = _stream_order(rows).cpu()
+        if scales.is_floating_point() and int(indexes.min()) < 0:
+            raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
         symbols = self.read(2 * k + parity, indexes)
         return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means
 

@@ -8,6 +8,7 @@ from lalic_kernels.exact.blocks import (
     prepare_block,
     prepare_entropy_params,
     rwkv_block,
+    rwkv_blocks,
 )
 from lalic_kernels.exact.numbers import VERSION, NotFinite
 from lalic_kernels.exact.op import (
@@ -15,6 +16,7 @@ from lalic_kernels.exact.op import (
     conv,
     depthwise,
     exp,
+    few_launches,
     gate,
     gaussian_head,
     layer_norm,
@@ -24,6 +26,7 @@ from lalic_kernels.exact.op import (
     scale_index,
     sigmoid,
     squared_relu,
+    statuses,
 )
 from lalic_kernels.exact.quantise import quantise, settle
 from lalic_kernels.exact.reference import pack
@@ -50,6 +53,7 @@ __all__ = [
     "entropy_params",
     "entropy_params_tail",
     "exp",
+    "few_launches",
     "gate",
     "gaussian_head",
     "layer_norm",
@@ -64,8 +68,10 @@ __all__ = [
     "quantise",
     "residual",
     "rwkv_block",
+    "rwkv_blocks",
     "scale_index",
     "settle",
     "sigmoid",
     "squared_relu",
+    "statuses",
 ]

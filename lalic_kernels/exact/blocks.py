@@ -6,7 +6,7 @@ Each is a composition of the exact primitives in the order written here, which i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self
@@ -171,6 +171,15 @@ def rwkv_block(x: Tensor, block: ExactBlock, *, eps: float = 1e-5, backend: str 
     value = op.linear(hidden, block.value, backend=backend)
     gated = op.gate(op.linear(s, block.receptance, backend=backend), value, backend=backend)
     return op.residual(x, gated, block.gamma2, backend=backend)
+
+
+def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock], *, eps: float = 1e-5, backend: str | None = None) -> Tensor:
+    """`rwkv_block` of x (B, H, W, C) with one block after the other."""
+    if (whole := op.fused(x, backend)) is not None and hasattr(whole, "rwkv_blocks"):
+        return whole.rwkv_blocks(x, sequence, eps)
+    for block in sequence:
+        x = rwkv_block(x, block, eps=eps, backend=backend)
+    return x
 
 
 def prepare_entropy_params(

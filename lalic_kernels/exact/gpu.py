@@ -6,155 +6,25 @@ Launch shapes are fixed. Each public call looks once whether its inputs were fin
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import Launch, blocks, on
-from lalic_kernels.exact import kernels, kernels_products, kernels_wkv, reference
+from lalic_kernels._core.launch import blocks
+from lalic_kernels.exact import kernels, kernels_conv, kernels_products, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.gpu_products import Factor, Rows, digits_of, factor_of, fill, product
+from lalic_kernels.exact.gpu_state import checked, lined_up, maxima, one_check, positions, require
+from lalic_kernels.exact.launches import CHUNKS_TO_WALK, LAUNCHES, TOKENS, options
 from lalic_kernels.exact.quantise import power_of_two
 from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
 
-# One rounding an operation, also on AMD and whatever Triton's default is.
-OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
-DEPTH = 64  # rows of digits are filled up to a multiple of it
-PART = 4096  # elements of an image, and
-TOKENS = 256  # tokens, whose maximum a program finds
-LAUNCHES = {
-    "pointwise": Launch((("BLOCK", 512),), num_warps=4),
-    "residual": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
-    "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
-    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 128)), num_warps=4),
-    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 128)), num_warps=4),
-    "image_maximum": Launch((("PART", PART), ("BLOCK", 1024)), num_warps=4),
-    "channel_maximum": Launch((("PART", TOKENS), ("BLOCK_P", 16), ("BLOCK_C", 64)), num_warps=4),
-    "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
-    "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
-    "depthwise": Launch((("BLOCK_P", 32), ("BLOCK_C", 32)), num_warps=4),
-    "wkv_sums": Launch((("BLOCK_T", 8), ("BLOCK_C", 32)), num_warps=1),
-    "wkv_chain": Launch((("BLOCK_C", 32),), num_warps=1),
-    "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
-}
-
-
-def _options(name: str) -> dict[str, Any]:
-    return LAUNCHES[name].options() | OPTIONS
-
-
-_SHARED: ContextVar[dict[torch.device, Tensor] | None] = ContextVar("lalic_exact_status", default=None)
-
-
-@contextlib.contextmanager
-def one_check() -> Iterator[None]:
-    """Calls inside look for inputs that are not finite together, at the end: no call of its own waits for the device.
-
-    Raises:
-        ValueError: at the end, if one was not finite. What was computed from it is then without meaning.
-    """
-    if _SHARED.get() is not None:
-        yield
-        return
-    found: dict[torch.device, Tensor] = {}
-    token = _SHARED.set(found)
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-    for status in found.values():
-        _raise_for(status)
-
-
-def _raise_for(status: Tensor) -> None:
-    if int(status):
-        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
-
-
-@contextlib.contextmanager
-def checked(device: torch.device) -> Iterator[Tensor]:
-    """A status for kernels to write to, looked at on leaving; the device is current meanwhile."""
-    shared = _SHARED.get()
-    if shared is not None and device in shared:
-        status = shared[device]
-    else:
-        status = torch.zeros(1, dtype=torch.int32, device=device)
-        if shared is not None:
-            shared[device] = status
-    with on(device):
-        yield status
-    if shared is None:
-        _raise_for(status)
-
-
-def require(*tensors: Tensor) -> None:
-    for x in tensors:
-        if x.dtype != torch.float32:
-            raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
-
-
-class Factor:
-    """Integers (O, ..., K) of a weight as digits (O, ..., depth) int8 with zeros behind; scales 2^(exponent - 12)."""
-
-    def __init__(self, weight: Tensor, exponent: Tensor, bias: Tensor | None):
-        self.depth = blocks(weight.shape[-1], DEPTH) * DEPTH
-        q = torch.nn.functional.pad(weight.to(torch.int32), (0, self.depth - weight.shape[-1]))
-        low = ((q + 64) & 127) - 64
-        self.high, self.low = ((q - low) >> 7).to(torch.int8).contiguous(), low.to(torch.int8).contiguous()
-        self.scales = power_of_two(exponent - (n.BITS - 1))
-        self.bias = bias
-
-
-class Rows:
-    """Rows of digits with a scale each."""
-
-    def __init__(self, rows: int, width: int, device: torch.device):
-        self.rows, self.depth = rows, blocks(width, DEPTH) * DEPTH
-        self.high = torch.empty(rows, self.depth, dtype=torch.int8, device=device)
-        self.low = torch.empty_like(self.high)
-        self.scales = torch.empty(rows, dtype=torch.float32, device=device)
-
-
-def digits_of(flat: Tensor, status: Tensor, width: int) -> Rows:
-    """Digits of the first `width` columns of flat (rows, ...), a scale a row."""
-    rows = flat.shape[0]
-    found = Rows(rows, width, flat.device)
-    kernels_products.exact_digits_kernel[(blocks(rows, LAUNCHES["digits"]["BLOCK_M"]), 1)](
-        flat, status, found.high, found.low, found.scales, status, rows, width, flat.shape[1],
-        found.depth, 1, SHARED=False, **_options("digits"),
-    )  # fmt: skip
-    return found
-
-
-def product(
-    x: Rows, factor: Factor, squared: int = 0, gate: Tensor | None = None, residual: Tensor | None = None,
-    gamma: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """(rows, O): x @ w^T + bias; relu()^2 below column `squared`; sigmoid(gate) (); residual + gamma ()."""
-    outputs = factor.high.shape[0]
-    y = torch.empty(x.rows, outputs, device=x.high.device)
-    launch = LAUNCHES["linear"]
-    kernels_products.exact_linear_kernel[(blocks(x.rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
-        x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
-        factor.scales if factor.bias is None else factor.bias,
-        y if gate is None else gate, y if residual is None else residual, factor.scales if gamma is None else gamma, y,
-        x.rows, x.depth, outputs, squared, 0 if gate is None else gate.stride(0),
-        HAS_BIAS=factor.bias is not None, HAS_SQUARED=squared > 0, HAS_GATE=gate is not None,
-        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, **_options("linear"),
-    )  # fmt: skip
-    return y
-
-
-def factor_of(prepared: ExactLinear) -> Factor:
-    found = prepared.kept.get("triton")
-    if found is None:
-        found = prepared.kept["triton"] = Factor(prepared.weight, prepared.exponent, prepared.bias)
-    return found
+__all__ = [
+    "biwkv", "conv", "depthwise", "exp", "gate", "gaussian_head", "layer_norm", "linear", "one_check", "residual",
+    "scale_index", "sigmoid", "squared_relu",
+]  # fmt: skip
 
 
 def linear(x: Tensor, prepared: ExactLinear, squared: bool = False) -> Tensor:
@@ -186,8 +56,24 @@ class _ConvFactor(Factor):
         self.phases = torch.tensor(lines, dtype=torch.int32, device=device)
 
 
-def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
-    """As `reference.conv`."""
+def raise_maxima(most: Tensor, x: Tensor) -> None:
+    """Raise most (B,) int32 to the magnitude bits of images x (B, H, W, C), whose positions lie one after the other."""
+    images, height, width, channels = x.shape
+    area = height * width
+    with checked(x.device) as status:
+        kernels_products.exact_image_maximum_kernel[(blocks(area, LAUNCHES["image_maximum"]["BLOCK_M"]), images)](
+            x, most, status, area, channels, positions(x), **options("image_maximum")
+        )
+
+
+def conv(
+    x: Tensor, prepared: ExactConv, parity: int | None = None, previous: Tensor | None = None,
+    most: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """As `reference.conv`, or previous + that; `previous` as the result, of any distance between positions.
+
+    most (B,): magnitude bits of each image's largest value, where they are known.
+    """
     require(x)
     if parity is not None and len(prepared.phases) > 1:
         return reference.pack(conv(x, prepared), parity)
@@ -202,41 +88,48 @@ def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
     if y.numel() == 0 or x.numel() == 0:
         return y if x.numel() else reference.conv(x, prepared, parity)
     out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
-    x, size = x.contiguous(), height * width * channels
-    launch = LAUNCHES["conv"]
+    x = lined_up(x)
+    stride, area, launch = positions(x), height * width, LAUNCHES["conv"]
     with checked(x.device) as status:
-        parts = torch.empty(images, blocks(size, PART), dtype=torch.int32, device=x.device)
-        kernels_products.exact_image_maximum_kernel[(parts.shape[1], images)](
-            x, parts, status, size, **_options("image_maximum")
+        if most is None:
+            most = maxima(x.device, images)
+            raise_maxima(most, x)
+        digits = fill(
+            Rows(images * area, channels, x.device), x, most, status, "shared", images, area, channels, stride
         )
-        digits = Rows(images * height * width, channels, x.device)
         scales = digits.scales[:images]
-        kernels_products.exact_digits_kernel[(blocks(height * width, LAUNCHES["digits"]["BLOCK_M"]), images)](
-            x, parts, digits.high, digits.low, scales, status, height * width, channels, channels,
-            digits.depth, parts.shape[1], SHARED=True, **_options("digits"),
-        )  # fmt: skip
         pixels = images * blocks(rows, out_step) * blocks(columns, out_step)
-        kernels_products.exact_conv_kernel[
+        kernels_conv.exact_conv_kernel[
             (blocks(pixels, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]), len(prepared.phases))
         ](
             digits.high, digits.low, scales, factor.high, factor.low, factor.scales,
-            factor.scales if factor.bias is None else factor.bias, factor.offsets, factor.phases, y,
-            images, height, width, digits.depth, rows, columns, outputs, factor.taps, in_step, out_step, parity or 0,
-            HAS_BIAS=factor.bias is not None, PACKED=parity is not None, **_options("conv"),
+            factor.scales if factor.bias is None else factor.bias, factor.offsets, factor.phases,
+            y if previous is None else previous, y, images, height, width, digits.depth, rows, columns, outputs,
+            factor.taps, in_step, out_step, parity or 0, 0 if previous is None else positions(previous),
+            HAS_BIAS=factor.bias is not None, HAS_PREVIOUS=previous is not None, PACKED=parity is not None,
+            **options("conv"),
         )  # fmt: skip
     return y
 
 
 def _channel_maxima(x: Tensor, signed: bool, status: Tensor) -> Tensor:
-    """(B, parts, C) maxima of x (B, T, C) over parts of its tokens: of k's values, or of magnitudes' bits."""
+    """(B, C) maxima of x (B, T, C) over its tokens: order keys of its values, or magnitudes' bits."""
     images, tokens, channels = x.shape
-    kind = torch.float32 if signed else torch.int32
-    parts = torch.empty(images, blocks(tokens, TOKENS), channels, dtype=kind, device=x.device)
+    found = maxima(x.device, images, channels)
     across = blocks(channels, LAUNCHES["channel_maximum"]["BLOCK_C"])
-    kernels_products.exact_channel_maximum_kernel[(parts.shape[1], across, images)](
-        x, parts, status, tokens, channels, x.stride(1), SIGNED=signed, **_options("channel_maximum")
+    kernels_products.exact_channel_maximum_kernel[(blocks(tokens, TOKENS), across, images)](
+        x, found, status, tokens, channels, x.stride(1), SIGNED=signed, **options("channel_maximum")
     )
-    return parts
+    return found
+
+
+def taps_of(prepared: ExactDepthwise) -> tuple[Tensor, Tensor]:
+    """A shift's integers (k k, C) and its channels' scales."""
+    if "triton" not in prepared.kept:
+        taps = prepared.weight.flatten(1).t().contiguous()
+        prepared.kept["triton"] = taps, power_of_two(prepared.exponent - (n.BITS - 1))
+    found: tuple[Tensor, Tensor] = prepared.kept["triton"]
+    return found
 
 
 def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
@@ -245,32 +138,48 @@ def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y
-    if "triton" not in prepared.kept:
-        taps = prepared.weight.flatten(1).t().contiguous()
-        prepared.kept["triton"] = taps, power_of_two(prepared.exponent - (n.BITS - 1))
-    taps, scales = prepared.kept["triton"]
     images, height, width, channels = x.shape
     launch, x = LAUNCHES["depthwise"], x.contiguous()
     grid = (blocks(height * width, launch["BLOCK_P"]), blocks(channels, launch["BLOCK_C"]), images)
     with checked(x.device) as status:
-        parts = _channel_maxima(x.reshape(images, -1, channels), False, status)
-        kernels_products.exact_depthwise_kernel[grid](
-            x, parts, taps, scales, y, height, width, channels, parts.shape[1],
-            SIZE=prepared.weight.shape[-1], **_options("depthwise"),
+        most = _channel_maxima(x.reshape(images, -1, channels), False, status)
+        kernels_conv.exact_depthwise_kernel[grid](
+            x, most, *taps_of(prepared), y, height, width, channels, SIZE=prepared.weight.shape[-1],
+            **options("depthwise"),
         )  # fmt: skip
     return y
 
 
+def depthwise_digits(x: Tensor, most: Tensor, prepared: ExactDepthwise) -> Rows:
+    """Digits of `depthwise` of x (B, H, W, C), contiguous, whose channels' maxima are known: a row a position."""
+    images, height, width, channels = x.shape
+    found = Rows(images * height * width, channels, x.device)
+    grid = (blocks(height * width, LAUNCHES["depthwise_digits"]["BLOCK_P"]), images)
+    kernels_conv.exact_depthwise_digits_kernel[grid](
+        x, most, *taps_of(prepared), torch.empty_like(x), found.high, found.low, found.scales, height, width, channels,
+        found.depth, SIZE=prepared.weight.shape[-1], **options("depthwise_digits"),
+    )  # fmt: skip
+    return found
+
+
+def eps_area(eps: float, width: int) -> float:
+    """eps width^2, one float32 product."""
+    return float(np.float32(eps) * np.float32(width * width))
+
+
 def normalise(
-    flat: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, digits: Rows | None, status: Tensor
-) -> None:
-    rows, width = flat.shape
-    area = float(np.float32(eps) * np.float32(width * width))
-    high, low, scales = (y, y, y) if digits is None else (digits.high, digits.low, digits.scales)
-    kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]),)](
-        flat, weight.contiguous(), bias.contiguous(), y, high, low, scales, status,
-        rows, width, width if digits is None else digits.depth, area, DIGITS=digits is not None,
-        **_options("layer_norm"),
+    x: Tensor, images: int, weight: Tensor, bias: Tensor, eps: float, status: Tensor, y: Tensor | None = None,
+    digits: Rows | None = None, most: Tensor | None = None,
+) -> None:  # fmt: skip
+    """LayerNorm of x (rows of all images, C), any distance apart, to y or to digits; most (images, C) is raised."""
+    width = x.shape[1]
+    rows = x.shape[0] // images
+    out = x if y is None else y
+    high, low, scales = (out, out, out) if digits is None else (digits.high, digits.low, digits.scales)
+    kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]), images)](
+        x, weight.contiguous(), bias.contiguous(), out, status if most is None else most, high, low, scales, status,
+        rows, width, x.stride(0), width if digits is None else digits.depth, eps_area(eps, width),
+        DIGITS=digits is not None, MAXIMA=most is not None, **options("layer_norm"),
     )  # fmt: skip
 
 
@@ -281,7 +190,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
         with checked(x.device) as status:
-            normalise(x.contiguous().reshape(-1, x.shape[-1]), weight, bias, eps, y, None, status)
+            normalise(x.contiguous().reshape(-1, x.shape[-1]), 1, weight, bias, eps, status, y=y)
     return y
 
 
@@ -292,7 +201,7 @@ def _pointwise(function: str, x: Tensor, other: Tensor | None = None) -> Tensor:
         second = x if other is None else other
         with checked(x.device) as status:
             kernels.exact_pointwise_kernel[(blocks(y.numel(), LAUNCHES["pointwise"]["BLOCK"]),)](
-                x.contiguous(), second.contiguous(), y, status, y.numel(), FUNCTION=function, **_options("pointwise")
+                x.contiguous(), second.contiguous(), y, status, y.numel(), FUNCTION=function, **options("pointwise")
             )
     return y
 
@@ -327,7 +236,7 @@ def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
         with checked(x.device) as status:
             kernels.exact_residual_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
                 x.contiguous(), change.contiguous(), x if gamma is None else gamma.contiguous(), y, status, rows, width,
-                HAS_GAMMA=gamma is not None, **_options("residual"),
+                HAS_GAMMA=gamma is not None, **options("residual"),
             )  # fmt: skip
     return y
 
@@ -338,8 +247,10 @@ def _tokens(x: Tensor) -> Tensor:
     return x if good else x.contiguous()
 
 
-def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None) -> Tensor:
-    """As `reference.biwkv`."""
+def biwkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None, tops: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """As `reference.biwkv`; tops (B, C): order keys of the keys' maxima, where they are known."""
     require(w, u, k, v, *(() if gate_by is None else (gate_by,)))
     y = torch.empty(k.shape, device=k.device)
     if y.numel() == 0:
@@ -348,20 +259,22 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = N
     k, v, r = _tokens(k), _tokens(v), y if gate_by is None else _tokens(gate_by)
     w, u = w.contiguous(), u.contiguous()
     chunks, across = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
+    chained = chunks > CHUNKS_TO_WALK
     with checked(k.device) as status:
-        tops = _channel_maxima(k, True, status)
+        tops = _channel_maxima(k, True, status) if tops is None else tops
         weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=k.device)
-        sums = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=k.device)
+        own = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=k.device)
         kernels_wkv.exact_wkv_sums_kernel[(chunks, across, images)](
-            w, k, v, tops, weights, sums, status, tokens, channels, tops.shape[1], k.stride(1), v.stride(1),
-            **_options("wkv_sums"),
-        )  # fmt: skip
-        kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
-            w, sums, tokens, channels, chunks, **_options("wkv_chain")
+            w, k, v, tops, weights, own, status, tokens, channels, k.stride(1), v.stride(1), **options("wkv_sums")
         )
+        sums = torch.empty_like(own) if chained else own
+        if chained:
+            kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
+                w, own, sums, tokens, channels, chunks, **options("wkv_chain")
+            )
         kernels_wkv.exact_wkv_values_kernel[(chunks, across, images)](
             w, u, v, r, weights, sums, left, y, status, tokens, channels, v.stride(1), r.stride(1),
-            GATED=gate_by is not None, **_options("wkv_values"),
+            GATED=gate_by is not None, CHAINED=chained, **options("wkv_values"),
         )  # fmt: skip
     return y
 
@@ -382,7 +295,7 @@ def _head(x: Tensor, width: int, means: bool) -> tuple[Tensor, Tensor]:
         with checked(x.device) as status:
             kernels.exact_head_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
                 flat, _thresholds(x.device), index, mean, status, rows, width, x.shape[-1],
-                MEANS=means, **_options("head"),
+                MEANS=means, **options("head"),
             )  # fmt: skip
     return index, mean
 

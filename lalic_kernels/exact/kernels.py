@@ -9,22 +9,24 @@ import triton.language as tl
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.kernels_common import (
     LEAST,
+    SHIFT,
+    digits,
     exp,
     leading_exponent,
-    low_digit,
     magnitude,
     note,
     power_of_two,
+    raise_maximum,
     reciprocal_root,
     settle,
     sigmoid,
+    threshold_index,
     whole,
 )
 
 NORM_LARGEST = tl.constexpr(2.0**n.NORM_BITS)
 NORM_SHIFT = tl.constexpr(n.NORM_BITS - 1)
 NORM_LEAST = tl.constexpr(n.NORM_LEAST_EXPONENT)
-SHIFT = tl.constexpr(n.BITS - 1)
 
 
 @triton.jit
@@ -83,34 +85,21 @@ def exact_residual_kernel(
 
 
 @triton.jit
-def exact_layer_norm_kernel(
-    x_ptr,  # (rows, width)
-    weight_ptr,  # (width,)
-    bias_ptr,  # (width,)
-    y_ptr,  # (rows, width), written without DIGITS
-    high_ptr,  # (rows, depth) int8, written with DIGITS, as are the next two
-    low_ptr,  # (rows, depth) int8
-    scale_ptr,  # (rows,) float32: 2^(exponent - 12)
-    status_ptr,
-    rows,
-    width,
-    depth,  # at least the width; digits beyond the width are 0
-    eps_area,  # eps width^2, float32
-    DIGITS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """LayerNorm of each row, or the digits of it, quantised by rows. Grid (blocks of rows,)."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_in = row < rows
-    base = row.to(tl.int64)[:, None] * width
+def row_bits(x_ptr, base, width, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Largest magnitude bits of each row (M,); base (M, 1) is where the rows begin."""
     most = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)
         most = tl.maximum(most, magnitude(x))
-    bits = tl.max(most, axis=1)
-    note(status_ptr, bits)
+    return tl.max(most, axis=1)
+
+
+@triton.jit
+def norm_factors(
+    x_ptr, base, bits, width, eps_area, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """What `normal` needs of rows whose largest magnitude bits are known: h, s and g of the definition, each (M,)."""
     half = power_of_two(-(leading_exponent(bits, NORM_LEAST) - NORM_SHIFT))
     totals = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     squares = tl.zeros([BLOCK_M, BLOCK_N], tl.int64)
@@ -124,40 +113,92 @@ def exact_layer_norm_kernel(
     wide = total.to(tl.int64)
     spread = tl.sum(squares, axis=1) * width - wide * wide
     rate = reciprocal_root(spread.to(tl.float32) + (eps_area * half) * half)
+    return half, total, rate
+
+
+@triton.jit
+def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width):
+    """The normalised values at columns c, settled; not meant outside the mask."""
+    x = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)
+    q = whole(x * half[:, None], NORM_LARGEST)
+    y = (q * width - total[:, None]).to(tl.float32) * rate[:, None]
+    weight = settle(tl.load(weight_ptr + c, mask=c < width, other=0.0))
+    bias = settle(tl.load(bias_ptr + c, mask=c < width, other=0.0))
+    return settle(y * weight[None, :] + bias[None, :])
+
+
+@triton.jit
+def norm_digits(
+    x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area, row_in,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Digits of the LayerNorm of rows, at rows `place` (M,) of (rows, depth), and their scales."""
+    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
     most = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
-        y = _normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
-        if DIGITS:
-            most = tl.maximum(most, tl.where(mask, magnitude(y), 0))
-        else:
-            tl.store(y_ptr + base + c[None, :], y, mask=mask)
-    if DIGITS:
-        exponent = leading_exponent(tl.max(most, axis=1), LEAST)
-        tl.store(scale_ptr + row, power_of_two(exponent - SHIFT), mask=row_in)
-        up = power_of_two(-(exponent - SHIFT))[:, None]
-        out = row.to(tl.int64)[:, None] * depth
-        for start in range(0, depth, BLOCK_N):
-            c = start + tl.arange(0, BLOCK_N)
-            mask = row_in[:, None] & (c < width)[None, :]
-            y = _normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
-            q = tl.where(mask, whole(y * up, 8191.0), 0)
-            low = low_digit(q)
-            inside = row_in[:, None] & (c < depth)[None, :]
-            tl.store(low_ptr + out + c[None, :], low.to(tl.int8), mask=inside)
-            tl.store(high_ptr + out + c[None, :], ((q - low) >> 7).to(tl.int8), mask=inside)
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        most = tl.maximum(most, tl.where(mask, magnitude(y), 0))
+    exponent = leading_exponent(tl.max(most, axis=1), LEAST)
+    tl.store(scale_ptr + place, power_of_two(exponent - SHIFT), mask=row_in)
+    up = power_of_two(-(exponent - SHIFT))[:, None]
+    out = place[:, None] * depth
+    for start in range(0, depth, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        high, low = digits(tl.where(mask, y, 0.0), up)
+        inside = row_in[:, None] & (c < depth)[None, :]
+        tl.store(low_ptr + out + c[None, :], low, mask=inside)
+        tl.store(high_ptr + out + c[None, :], high, mask=inside)
 
 
 @triton.jit
-def _normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width):
-    """The normalised values at columns c, settled; not meant outside the mask."""
-    x = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)
-    q = whole(x * half[:, None], NORM_LARGEST)
-    normal = (q * width - total[:, None]).to(tl.float32) * rate[:, None]
-    weight = settle(tl.load(weight_ptr + c, mask=c < width, other=0.0))
-    bias = settle(tl.load(bias_ptr + c, mask=c < width, other=0.0))
-    return settle(normal * weight[None, :] + bias[None, :])
+def exact_layer_norm_kernel(
+    x_ptr,  # (images * rows, width), rows x_stride apart
+    weight_ptr,  # (width,)
+    bias_ptr,  # (width,)
+    y_ptr,  # (images * rows, width), written without DIGITS
+    maxima_ptr,  # (images, width) int32, with MAXIMA: raised to each channel's magnitude bits
+    high_ptr,  # (rows, depth) int8, written with DIGITS, as are the next two
+    low_ptr,  # (rows, depth) int8
+    scale_ptr,  # (rows,) float32: 2^(exponent - 12)
+    status_ptr,
+    rows,  # of an image
+    width,
+    x_stride,
+    depth,  # at least the width; digits beyond the width are 0
+    eps_area,  # eps width^2, float32
+    DIGITS: tl.constexpr,
+    MAXIMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """LayerNorm of each row, or the digits of it, quantised by rows. Grid (blocks of rows, images)."""
+    image = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    place = image.to(tl.int64) * rows + row
+    base = place[:, None] * x_stride
+    out = place[:, None] * width
+    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
+    note(status_ptr, bits)
+    if DIGITS:
+        norm_digits(
+            x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area,
+            row_in, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+    else:
+        half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+        for start in range(0, width, BLOCK_N):
+            c = start + tl.arange(0, BLOCK_N)
+            mask = row_in[:, None] & (c < width)[None, :]
+            y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+            tl.store(y_ptr + out + c[None, :], y, mask=mask)
+            if MAXIMA:
+                most = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
+                raise_maximum(maxima_ptr + image * width + c, most, c < width)
 
 
 @triton.jit
@@ -185,11 +226,7 @@ def exact_head_kernel(
     offset = row.to(tl.int64)[:, None] * width + c[None, :]
     scale = tl.load(x_ptr + source, mask=mask, other=0.0)
     bits = magnitude(scale)
-    index = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for shift in tl.static_range(6):
-        step = 32 >> shift
-        index += tl.where(tl.load(thresholds_ptr + index + (step - 1)) < scale, step, 0)
-    tl.store(index_ptr + offset, index, mask=mask)
+    tl.store(index_ptr + offset, threshold_index(thresholds_ptr, scale), mask=mask)
     if MEANS:
         mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)
         bits = tl.maximum(bits, magnitude(mean))

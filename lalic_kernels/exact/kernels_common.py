@@ -13,6 +13,7 @@ from lalic_kernels.exact import numbers as n
 TINY, HUGE = tl.constexpr(n.TINY), tl.constexpr(n.HUGE)
 MOST, LEAST = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
 LARGEST = tl.constexpr(float(n.LARGEST))
+SHIFT = tl.constexpr(n.BITS - 1)
 ROUND, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)
 INFINITY = tl.constexpr(0x7F800000)
 ROOT_GUESS = tl.constexpr(n.ROOT_GUESS)
@@ -34,6 +35,32 @@ def magnitude(x):
 def note(status_ptr, bits):
     """status[0] = 1 where a magnitude's bits, a tile of any shape, are those of an infinity or NaN."""
     tl.store(status_ptr + tl.zeros_like(bits), 1, mask=bits >= INFINITY)
+
+
+@triton.jit
+def order_key(x):
+    """Bits of x as a uint32 that orders as the floats do; 0 lies below every finite one, so zeros are a beginning."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) ^ -0x80000000).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def from_order_key(key):
+    """The float of an order key, given as int32 of the same bits."""
+    bits = key ^ -0x80000000
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def raise_maximum(ptr, bits, mask):
+    """Atomic maximum of magnitudes' bits in memory that began as zeros: exact in any order."""
+    tl.atomic_max(ptr, bits, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def raise_top(ptr, x, mask):
+    """Atomic maximum of floats as order keys; ptr to int32 of the same bits."""
+    tl.atomic_max(ptr.to(tl.pointer_type(tl.uint32), bitcast=True), order_key(x), mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -68,6 +95,14 @@ def whole(x, bound: tl.constexpr):
 def low_digit(q):
     """The low digit of q, -64..63; the high one is (q - low) >> 7, -64..64."""
     return ((q + 64) & 127) - 64
+
+
+@triton.jit
+def digits(x, up):
+    """High and low digits, int8, of the integers nearest to x up, |.| at most 8191."""
+    q = whole(x * up, LARGEST)
+    low = low_digit(q)
+    return ((q - low) >> 7).to(tl.int8), low.to(tl.int8)
 
 
 @triton.jit
@@ -136,3 +171,13 @@ def clip64(x, low, high):
     """x within low..high, float64."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
+
+
+@triton.jit
+def threshold_index(thresholds_ptr, x):
+    """How many of 63 rising thresholds lie below each x, a tile: six steps of bisection."""
+    index = tl.zeros_like(x.to(tl.int32, bitcast=True))
+    for shift in tl.static_range(6):
+        step = 32 >> shift
+        index += tl.where(tl.load(thresholds_ptr + index + (step - 1)) < x, step, 0)
+    return index

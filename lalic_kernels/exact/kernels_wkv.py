@@ -1,19 +1,33 @@
 """Exact kernels of the bidirectional WKV: float64, in the order that `reference.biwkv` fixes, bit for bit.
 
-Three launches: weights and each chunk's sums; the sums that enter a chunk from either side; the values. Tokens follow
-one another, channels lie side by side, one warp a program. Tokens behind the last are left out of every loop: their
-part of every sum is an exact zero.
+Two launches: weights and each chunk's sums; the values. Between them, where there are many chunks, a third turns a
+chunk's own sums into those that enter it; else every program of the last launch walks there by itself. Tokens follow
+one another, channels lie side by side, one warp a program.
+
+A recurrence is a chain of dependent operations, and its operands come from memory: they are loaded for GROUP tokens at
+once, ahead of the steps that use them, so that a chain waits for memory once a group. Tokens behind the last change
+no sum.
 """
 
 import triton
 import triton.language as tl
 
 from lalic_kernels.exact import numbers as n
-from lalic_kernels.exact.kernels_common import clip64, double, exp64, magnitude, note, settle, sigmoid
+from lalic_kernels.exact.kernels_common import (
+    clip64,
+    double,
+    exp64,
+    from_order_key,
+    magnitude,
+    note,
+    settle,
+    sigmoid,
+)
 
 CHUNK = tl.constexpr(n.CHUNK)
 EXP_FLOOR = tl.constexpr(n.EXP64_FLOOR)
 DECAY_RANGE, BOOST_RANGE = tl.constexpr(n.DECAY_RANGE), tl.constexpr(n.BOOST_RANGE)
+GROUP = tl.constexpr(8)
 
 
 @triton.jit
@@ -25,17 +39,49 @@ def _decay_exponent(w_ptr, c, c_in, tokens):
 
 
 @triton.jit
+def _jump(w_ptr, c, c_in, tokens):
+    """The decay of a whole chunk."""
+    length = (tl.full([1], 0, tl.int32) + tl.minimum(CHUNK, tokens)).to(tl.float64)
+    return exp64(_decay_exponent(w_ptr, c, c_in, tokens) * length)
+
+
+@triton.jit
+def _inside(c_in, i, count):
+    """c_in where i < count, else nothing; a tile whatever i is."""
+    return c_in & (tl.zeros_like(c_in).to(tl.int32) + i < count)
+
+
+@triton.jit
+def _pair(ptr, plane, place, mask):
+    """Sum of p v and of p at a place of two planes."""
+    return tl.load(ptr + place, mask=mask, other=0.0), tl.load(ptr + plane + place, mask=mask, other=0.0)
+
+
+@triton.jit
+def _decayed(own, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr):
+    """The sums of a chunk's weights, `count` tokens from place `begin` on in steps of `step`."""
+    a = tl.zeros([BLOCK_C], tl.float64)
+    b = tl.zeros([BLOCK_C], tl.float64)
+    for first in range(0, count, GROUP):
+        for i in tl.static_range(GROUP):
+            inside = _inside(c_in, first + i, count)
+            pv, p = _pair(own, plane, begin + (first + i) * step, inside)
+            a = tl.where(inside, a * decay + pv, a)
+            b = tl.where(inside, b * decay + p, b)
+    return a, b
+
+
+@triton.jit
 def exact_wkv_sums_kernel(
     w_ptr,  # (C,)
     k_ptr,  # (B, T, C), tokens k_stride apart
     v_ptr,  # (B, T, C), tokens v_stride apart
-    tops_ptr,  # (B, parts, C) maxima of k
+    tops_ptr,  # (B, C) uint32 as int32: order keys of the channels' maxima of k
     weights_ptr,  # (2, B, T, C) float64, written: p v, p
     sums_ptr,  # (B, chunks, 4, C) float64, written: of p v and p to the chunk's end, of p v and p to its beginning
     status_ptr,
     tokens,
     channels,
-    parts,
     k_stride,
     v_stride,
     BLOCK_T: tl.constexpr,
@@ -46,10 +92,8 @@ def exact_wkv_sums_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = tl.program_id(2).to(tl.int64)
     c_in = c < channels
-    top = tl.full([BLOCK_C], float("-inf"), tl.float32)
-    for part in range(0, parts):
-        top = tl.maximum(top, tl.load(tops_ptr + (batch * parts + part) * channels + c, mask=c_in, other=0.0))
-    high = top.to(tl.float64)[None, :]
+    top = from_order_key(tl.load(tops_ptr + batch * channels + c, mask=c_in, other=0))
+    high = tl.where(c_in, top, 0.0).to(tl.float64)[None, :]
     plane = tl.num_programs(2).to(tl.int64) * tokens * channels
     first = chunk * CHUNK
     bad = tl.zeros([BLOCK_T, BLOCK_C], tl.int32)
@@ -71,20 +115,11 @@ def exact_wkv_sums_kernel(
     decay = exp64(_decay_exponent(w_ptr, c, c_in, tokens))
     count = tl.minimum(CHUNK, tokens - first)
     own = weights_ptr + (batch * tokens + first) * channels + c
-    a = tl.zeros([BLOCK_C], tl.float64)
-    b = tl.zeros([BLOCK_C], tl.float64)
-    for i in range(0, count):
-        a = a * decay + tl.load(own + i * channels, mask=c_in, other=0.0)
-        b = b * decay + tl.load(own + plane + i * channels, mask=c_in, other=0.0)
     target = sums_ptr + (batch * tl.num_programs(0) + chunk) * 4 * channels + c
+    a, b = _decayed(own, plane, channels, 0, count, decay, c_in, BLOCK_C)
     tl.store(target, a, mask=c_in)
     tl.store(target + channels, b, mask=c_in)
-    a = tl.zeros([BLOCK_C], tl.float64)
-    b = tl.zeros([BLOCK_C], tl.float64)
-    for i in range(0, count):
-        place = (count - 1 - i) * channels
-        a = a * decay + tl.load(own + place, mask=c_in, other=0.0)
-        b = b * decay + tl.load(own + plane + place, mask=c_in, other=0.0)
+    a, b = _decayed(own, plane, -channels, (count - 1) * channels, count, decay, c_in, BLOCK_C)
     tl.store(target + 2 * channels, a, mask=c_in)
     tl.store(target + 3 * channels, b, mask=c_in)
 
@@ -92,7 +127,8 @@ def exact_wkv_sums_kernel(
 @triton.jit
 def exact_wkv_chain_kernel(
     w_ptr,  # (C,)
-    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums become those that enter it
+    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums
+    entering_ptr,  # as sums, written: the sums that enter each chunk
     tokens,
     channels,
     chunks,
@@ -103,19 +139,43 @@ def exact_wkv_chain_kernel(
     batch = tl.program_id(1).to(tl.int64)
     side = tl.program_id(2)
     c_in = c < channels
-    length = (tl.full([1], 0, tl.int32) + tl.minimum(CHUNK, tokens)).to(tl.float64)
-    jump = exp64(_decay_exponent(w_ptr, c, c_in, tokens) * length)
+    jump = _jump(w_ptr, c, c_in, tokens)
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
-    for step in range(0, chunks):
-        chunk = tl.where(side == 0, step, chunks - 1 - step)
-        place = sums_ptr + ((batch * chunks + chunk) * 4 + 2 * side) * channels + c
-        own_a = tl.load(place, mask=c_in, other=0.0)
-        own_b = tl.load(place + channels, mask=c_in, other=0.0)
-        tl.store(place, a, mask=c_in)
-        tl.store(place + channels, b, mask=c_in)
-        a = a * jump + own_a
-        b = b * jump + own_b
+    for first in range(0, chunks, GROUP):
+        for i in tl.static_range(GROUP):
+            inside = _inside(c_in, first + i, chunks)
+            chunk = tl.where(side == 0, first + i, chunks - 1 - first - i)
+            place = ((batch * chunks + chunk) * 4 + 2 * side) * channels + c
+            own_a, own_b = _pair(sums_ptr, channels, place, inside)
+            tl.store(entering_ptr + place, a, mask=inside)
+            tl.store(entering_ptr + place + channels, b, mask=inside)
+            a = tl.where(inside, a * jump + own_a, a)
+            b = tl.where(inside, b * jump + own_b, b)
+
+
+@triton.jit
+def _walk(sums_ptr, channels, begin, step, count, jump, c, c_in, BLOCK_C: tl.constexpr):
+    """What `count` chunks from `begin` on in steps of `step` bring; their sums lie at sums_ptr."""
+    a = tl.zeros([BLOCK_C], tl.float64)
+    b = tl.zeros([BLOCK_C], tl.float64)
+    for first in range(0, count, GROUP):
+        for i in tl.static_range(GROUP):
+            inside = _inside(c_in, first + i, count)
+            place = (begin + (first + i) * step) * 4 * channels + c
+            own_a, own_b = _pair(sums_ptr, channels, place, inside)
+            a = tl.where(inside, a * jump + own_a, a)
+            b = tl.where(inside, b * jump + own_b, b)
+    return a, b
+
+
+@triton.jit
+def _keep_left(a, b, i, first, count, pv, p, left_ptr, plane, place, decay, c_in):
+    """One token of the way from the left: what comes to it is stored, then it is added."""
+    inside = _inside(c_in, first + i, count)
+    tl.store(left_ptr + place, a, mask=inside)
+    tl.store(left_ptr + plane + place, b, mask=inside)
+    return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)
 
 
 @triton.jit
@@ -125,7 +185,7 @@ def exact_wkv_values_kernel(
     v_ptr,  # (B, T, C), tokens v_stride apart
     gate_ptr,  # (B, T, C), tokens gate_stride apart; unused without GATED
     weights_ptr,  # (2, B, T, C) float64: p v, p
-    sums_ptr,  # (B, chunks, 4, C) float64: what enters a chunk, from the left and from the right
+    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums, or with CHAINED those that enter it
     left_ptr,  # (2, B, T, C) float64, written: what comes to a token from the left
     y_ptr,  # (B, T, C), written
     status_ptr,
@@ -134,10 +194,12 @@ def exact_wkv_values_kernel(
     v_stride,
     gate_stride,
     GATED: tl.constexpr,
+    CHAINED: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """y of a chunk's tokens, times sigmoid(gate) where there is one. Grid (chunks, blocks of channels, B)."""
     chunk = tl.program_id(0)
+    chunks = tl.num_programs(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = tl.program_id(2).to(tl.int64)
     c_in = c < channels
@@ -149,35 +211,80 @@ def exact_wkv_values_kernel(
     count = tl.minimum(CHUNK, tokens - chunk * CHUNK)
     token = batch * tokens + chunk * CHUNK
     first = token * channels + c
-    entering = sums_ptr + (batch * tl.num_programs(0) + chunk) * 4 * channels + c
-    a = tl.load(entering, mask=c_in, other=0.0)
-    b = tl.load(entering + channels, mask=c_in, other=0.0)
-    for i in range(0, count):
-        place = first + i * channels
-        tl.store(left_ptr + place, a, mask=c_in)
-        tl.store(left_ptr + plane + place, b, mask=c_in)
-        a = a * decay + tl.load(weights_ptr + place, mask=c_in, other=0.0)
-        b = b * decay + tl.load(weights_ptr + plane + place, mask=c_in, other=0.0)
+    sums_ptr += batch * chunks * 4 * channels
+    if CHAINED:
+        a, b = _pair(sums_ptr, channels, chunk * 4 * channels + c, c_in)
+    else:
+        jump = _jump(w_ptr, c, c_in, tokens)
+        a, b = _walk(sums_ptr, channels, 0, 1, chunk, jump, c, c_in, BLOCK_C)
+    for begin in range(0, count, 4):
+        # The loads before the stores, which the compiler must not pass.
+        at = first + begin * channels
+        pv0, p0 = _pair(weights_ptr, plane, at, _inside(c_in, begin, count))
+        pv1, p1 = _pair(weights_ptr, plane, at + channels, _inside(c_in, begin + 1, count))
+        pv2, p2 = _pair(weights_ptr, plane, at + 2 * channels, _inside(c_in, begin + 2, count))
+        pv3, p3 = _pair(weights_ptr, plane, at + 3 * channels, _inside(c_in, begin + 3, count))
+        a, b = _keep_left(a, b, 0, begin, count, pv0, p0, left_ptr, plane, at, decay, c_in)
+        a, b = _keep_left(a, b, 1, begin, count, pv1, p1, left_ptr, plane, at + channels, decay, c_in)
+        a, b = _keep_left(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
+        a, b = _keep_left(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
     tl.debug_barrier()
-    a = tl.load(entering + 2 * channels, mask=c_in, other=0.0)
-    b = tl.load(entering + 3 * channels, mask=c_in, other=0.0)
+    if CHAINED:
+        a, b = _pair(sums_ptr + 2 * channels, channels, chunk * 4 * channels + c, c_in)
+    else:
+        behind = chunks - 1 - chunk
+        a, b = _walk(sums_ptr + 2 * channels, channels, chunks - 1, -1, behind, jump, c, c_in, BLOCK_C)
     bad = magnitude(u)
-    for step in range(0, count):
-        i = count - 1 - step
-        place = first + i * channels
-        pv = tl.load(weights_ptr + place, mask=c_in, other=0.0)
-        p = tl.load(weights_ptr + plane + place, mask=c_in, other=0.0)
-        left_a = tl.load(left_ptr + place, mask=c_in, other=0.0)
-        left_b = tl.load(left_ptr + plane + place, mask=c_in, other=1.0)
-        v = tl.load(v_ptr + (token + i) * v_stride + c, mask=c_in, other=0.0)
-        own = boost * p
-        over = (left_a + a) + own * settle(v).to(tl.float64)
-        y = settle((over / ((left_b + b) + own)).to(tl.float32))
+    for begin in range(0, count, 4):
+        at = first + (count - 1 - begin) * channels
+        pv0, p0 = _pair(weights_ptr, plane, at, _inside(c_in, begin, count))
+        pv1, p1 = _pair(weights_ptr, plane, at - channels, _inside(c_in, begin + 1, count))
+        pv2, p2 = _pair(weights_ptr, plane, at - 2 * channels, _inside(c_in, begin + 2, count))
+        pv3, p3 = _pair(weights_ptr, plane, at - 3 * channels, _inside(c_in, begin + 3, count))
+        la0, lb0 = _pair(left_ptr, plane, at, _inside(c_in, begin, count))
+        la1, lb1 = _pair(left_ptr, plane, at - channels, _inside(c_in, begin + 1, count))
+        la2, lb2 = _pair(left_ptr, plane, at - 2 * channels, _inside(c_in, begin + 2, count))
+        la3, lb3 = _pair(left_ptr, plane, at - 3 * channels, _inside(c_in, begin + 3, count))
+        row = token + count - 1 - begin
+        v0, r0 = _inputs(v_ptr, gate_ptr, row, c, v_stride, gate_stride, _inside(c_in, begin, count), GATED)
+        v1, r1 = _inputs(v_ptr, gate_ptr, row - 1, c, v_stride, gate_stride, _inside(c_in, begin + 1, count), GATED)
+        v2, r2 = _inputs(v_ptr, gate_ptr, row - 2, c, v_stride, gate_stride, _inside(c_in, begin + 2, count), GATED)
+        v3, r3 = _inputs(v_ptr, gate_ptr, row - 3, c, v_stride, gate_stride, _inside(c_in, begin + 3, count), GATED)
+        a, b = _value(a, b, 0, begin, count, pv0, p0, la0, lb0, v0, r0, boost, decay, y_ptr, at, c_in, GATED)
+        a, b = _value(a, b, 1, begin, count, pv1, p1, la1, lb1, v1, r1, boost, decay, y_ptr, at - channels, c_in, GATED)
+        a, b = _value(
+            a, b, 2, begin, count, pv2, p2, la2, lb2, v2, r2, boost, decay, y_ptr, at - 2 * channels, c_in, GATED
+        )
+        a, b = _value(
+            a, b, 3, begin, count, pv3, p3, la3, lb3, v3, r3, boost, decay, y_ptr, at - 3 * channels, c_in, GATED
+        )
         if GATED:
-            gate = tl.load(gate_ptr + (token + i) * gate_stride + c, mask=c_in, other=0.0)
-            bad = tl.maximum(bad, magnitude(gate))
-            y = settle(sigmoid(gate) * y)
-        tl.store(y_ptr + place, y, mask=c_in)
-        a = a * decay + pv
-        b = b * decay + p
+            bad = tl.maximum(bad, tl.maximum(magnitude(r0), magnitude(r1)))
+            bad = tl.maximum(bad, tl.maximum(magnitude(r2), magnitude(r3)))
     note(status_ptr, bad)
+
+
+@triton.jit
+def _inputs(v_ptr, gate_ptr, row, c, v_stride, gate_stride, mask, GATED: tl.constexpr):
+    """A token's v, and its gate, or v again."""
+    v = tl.load(v_ptr + row * v_stride + c, mask=mask, other=0.0)
+    if GATED:
+        return v, tl.load(gate_ptr + row * gate_stride + c, mask=mask, other=0.0)
+    else:
+        return v, v
+
+
+@triton.jit
+def _value(
+    a, b, i, first, count, pv, p, left_a, left_b, v, gate, boost, decay, y_ptr, place, c_in, GATED: tl.constexpr
+):  # fmt: skip
+    """y of one token on the way from the right, with a and b what comes from there; those with the token added."""
+    inside = _inside(c_in, first + i, count)
+    own = boost * p
+    over = (left_a + a) + own * settle(v).to(tl.float64)
+    under = tl.where(inside, (left_b + b) + own, double(1.0))
+    y = settle((over / under).to(tl.float32))
+    if GATED:
+        y = settle(sigmoid(gate) * y)
+    tl.store(y_ptr + place, y, mask=inside)
+    return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)

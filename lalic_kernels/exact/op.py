@@ -53,6 +53,17 @@ def one_check(device: torch.device, *, backend: str | None = None) -> contextlib
     return contextlib.nullcontext()
 
 
+def statuses(device: torch.device) -> contextlib.AbstractContextManager[list[Tensor]]:
+    """As `one_check`, but the look is the caller's: on leaving the list has a status (1,) int32, or none on a CPU.
+
+    For launches that are captured, which run later: a status is not zero where an input was not finite.
+    """
+    if backend_of(device.type) == "triton":
+        shared: contextlib.AbstractContextManager[list[Tensor]] = _module("lalic_kernels.exact.gpu_state").statuses()
+        return shared
+    return contextlib.nullcontext([])
+
+
 def _path(x: Tensor, backend: str | None) -> Any:
     name = backend_of(x.device.type) if backend is None else backend
     if name not in BACKENDS:
@@ -76,6 +87,13 @@ def fused(x: Tensor, backend: str | None) -> Any | None:
     """The module that has whole blocks in few launches or calls, `gpu_blocks` or `cpu_blocks`, or None."""
     path = _path(x, backend)
     return None if path is reference else _module(f"{path.__name__}_blocks")
+
+
+def few_launches(device: torch.device, backend: str | None) -> Any | None:
+    """`gpu_slices`, which has the steps of coding slices in few launches, where Triton runs; else None."""
+    if (backend or backend_of(device.type)) != "triton":
+        return None
+    return _module("lalic_kernels.exact.gpu_slices")
 
 
 def _described(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,6 +39,8 @@ def integer_array(value: Any, name: str, ndim: int = 1) -> NDArray[np.int32]:
         raise ValueError(f"{name} must hold integers, but its dtype is {array.dtype}")
     if array.dtype != np.int32 and (int(array.min()) < _INT32.min or int(array.max()) > _INT32.max):
         raise ValueError(f"{name} must fit int32, but its values run from {array.min()} to {array.max()}")
+    if array.dtype == np.int32 and array.flags.carray:  # so it is most often, and require() takes longer
+        return array
     return np.require(array, np.int32, ["C", "A", "W"])
 
 

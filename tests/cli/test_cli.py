@@ -116,7 +116,7 @@ def test_many_files_and_folders(run, here):
         else:
             picture(i).save(name)
     done = run("compress", "one.png", "in", "-o", "out")
-    assert done.code == 0 and len(done.out) == 3
+    assert done.code == 0 and len(done.out) == 4 and done.out[3].startswith("3 pictures in ")
     assert listing(here / "out") == ["deep/three.lalic", "one.lalic", "two.lalic"]
     done = run("decompress", "out", "-o", "back", "--quiet")
     assert (done.code, done.out, done.err) == (0, [], [])
@@ -132,7 +132,7 @@ def test_one_bad_file_does_not_stop_the_rest(run, here):
     Path("d.png").write_bytes(Path("d.png").read_bytes()[:500])
     picture(4).save("e.png")
     done = run("compress", "a.png", "b.png", "c.png", "d.png", "e.png")
-    assert done.code == 1 and len(done.out) == 2
+    assert done.code == 1 and len(done.out) == 3 and done.out[2].startswith("2 pictures in ")
     assert [line.split(": ")[1] for line in done.err] == ["b.png", "c.png", "d.png", "3 of 5 files failed"]
     assert listing(here) == ["a.lalic", "a.png", "b.png", "c.png", "d.png", "e.lalic", "e.png"]
 

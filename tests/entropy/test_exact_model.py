@@ -120,10 +120,10 @@ def test_backends_and_batches_give_the_same_bits(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # the interpreter, of NaN
 def test_one_look_a_picture_for_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU each look waits for it. Here through Triton's interpreter, or a GPU where there is one."""
-    gpu = pytest.importorskip("lalic_kernels.exact.gpu", reason="needs triton")
+    state = pytest.importorskip("lalic_kernels.exact.gpu_state", reason="needs triton")
     looks: list[int] = []
-    honest = gpu._raise_for
-    monkeypatch.setattr(gpu, "_raise_for", lambda status: looks.append(1) or honest(status))
+    honest = state._raise_for
+    monkeypatch.setattr(state, "_raise_for", lambda status: looks.append(1) or honest(status))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = LALIC(2, 4, (4, 4, 4, 4, 4, 3), (0, 0, 0, 0), (1, 3)).eval()

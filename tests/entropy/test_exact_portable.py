@@ -32,6 +32,13 @@ def slim() -> tuple[LALIC, list[torch.Tensor]]:
     return lalic.slim(), [x[:, :, 64 * i : 64 * i + 64, 128 : 128 + 128] for i in range(4)]
 
 
+def settings_here() -> list[dict[str, str]]:
+    """Those of the few that this processor has the instructions for: three at least."""
+    found = [setting for setting in portability.FEW if portability.runs_here(setting)]
+    assert len(found) >= 3
+    return found
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """{model: (the encoder's hashes, [what each setting's process made of it])}."""
@@ -42,7 +49,7 @@ def results(tmp_path_factory):
             model, pictures = make()
             named = ((str(i), x.contiguous()) for i, x in enumerate(pictures))
             expected[make.__name__] = portability.prepare(folder / make.__name__, model, named)
-    got = [portability.in_another_process(folder, setting) for setting in portability.FEW]
+    got = [portability.in_another_process(folder, setting) for setting in settings_here()]
     return {name: (hashes, [one[name] for one in got]) for name, hashes in expected.items()}
 
 
@@ -50,7 +57,7 @@ def results(tmp_path_factory):
 def test_symbols_and_means_are_the_encoders_under_every_setting(results, name: str) -> None:
     expected, found = results[name]
     assert len({tuple(hashes) for hashes in expected["exact"].values()}) == 4  # four different pictures
-    for setting, got in zip(portability.FEW, found, strict=True):
+    for setting, got in zip(settings_here(), found, strict=True):
         assert got["exact"] == expected["exact"], setting
         assert got["batch"]["exact"] == {picture: latents for picture, (_, latents) in expected["exact"].items()}, (
             setting

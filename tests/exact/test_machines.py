@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import portability
 from lalic_kernels.exact import op
 
 SCRIPT = Path(__file__).with_name("exact_inputs.py")
@@ -35,6 +36,8 @@ def report(machine: str) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("machine", [name for name in MACHINES if name != "default"])
 def test_every_machine_gives_the_same_bits(machine: str) -> None:
+    if not portability.runs_here(MACHINES[machine][0]):
+        pytest.skip("this processor lacks the instructions")
     wanted = report("default")["reference"]
     assert len(wanted) > 100
     for path in PATHS:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from test_rans import draw, random_tables
 from test_rans_grouped import damaged, quiet_section
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lalic_kernels import rans
+from lalic_kernels._core import triton_support
+from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
 from lalic_kernels.rans import grouped
+from lalic_kernels.rans.checksum import by_torch
 from lalic_kernels.rans.grouped import layout
 
 gpu = pytest.importorskip("lalic_kernels.rans.grouped.gpu", reason="needs triton, which is not installed")
+gpu_encode = pytest.importorskip("lalic_kernels.rans.grouped.gpu_encode")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -43,7 +54,7 @@ def test_bytes_and_symbols_are_the_cpu_coders(choice, longest, sizes, escapes):
     tables = random_tables(rng, 6, longest=longest)
     sections = [draw(rng, tables, n, escapes=escapes) for n in sizes]
     data = grouped.encode_with(sections, tables, choice)
-    assert gpu.encode(on_device(sections), tables, choice) == data
+    assert gpu_encode.encode(on_device(sections), tables, choice) == data
     for (symbols, _), got in zip(sections, decode_all(data, sections, tables), strict=True):
         assert got.dtype == torch.int32 and got.device.type == DEVICE.type
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
@@ -55,7 +66,7 @@ def test_lanes_that_come_to_rest_and_lists_of_exceptions():
     data = grouped.encode_with(sections, tables, (2, 32, 9))
     parts = layout.unpack(np.frombuffer(data, np.uint8))
     assert parts.fan == 0 and len(parts.stages) == 5  # it begins in the first section and ends in the second
-    assert gpu.encode(on_device(sections), tables, (2, 32, 9)) == data
+    assert gpu_encode.encode(on_device(sections), tables, (2, 32, 9)) == data
     for (symbols, _), got in zip(sections, decode_all(data, sections, tables), strict=True):
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
 
@@ -74,15 +85,20 @@ def test_another_stream_in_the_same_memory():
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
     assert decoder._memory.data_ptr() == memory
     large = grouped.encode_with([draw(rng, tables, 150)], tables, (4, 32, 0))
-    for wrong in (large, b""):
-        with pytest.raises(ValueError, match="1 to 3 groups and 600 words"):
-            decoder.load(wrong)
+    with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
+        decoder.load(large)
+    with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
+        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 600))
+    with pytest.raises(ValueError, match="room must be numbers of groups and words of at least 1"):
+        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 0))
+    with pytest.raises(ValueError, match="data must be 1 streams, as before, but is 2"):
+        decoder.load([b"", b""])
 
 
 def test_an_empty_stream():
     tables = random_tables(np.random.default_rng(0), 3)
     nothing = torch.zeros(0, dtype=torch.int32, device=DEVICE)
-    assert gpu.encode([(nothing, nothing)], tables) == b""
+    assert gpu_encode.encode([(nothing, nothing)], tables) == b""
     decoder = gpu.DeviceDecoder(b"", tables, DEVICE)
     assert decoder.decode(nothing).shape == (0,)
     decoder.finish()
@@ -126,17 +142,244 @@ def test_indexes_outside_the_tables_are_a_fault_and_not_read():
         with pytest.raises(rans.RansError, match="index lies outside"):
             decode_all(data, [(symbols, changed)], tables)
     with pytest.raises(ValueError, match=r"indexes must lie in 0\.\.3"):
-        gpu.encode(on_device([(symbols, changed)]), tables)
+        gpu_encode.encode(on_device([(symbols, changed)]), tables)
+
+
+def parameters_of(rng, indexes, positions):
+    """(1, P, 2 g) whose rows are indexes (g P,), channel by channel: scales at a threshold, between two, or beyond."""
+    edges = np.array(THRESHOLDS, np.float32)
+    low = np.append(np.float32(-1), np.nextafter(edges, np.float32(np.inf)))
+    high = np.append(edges, np.float32(300))
+    scales = np.where(rng.random(indexes.size) < 0.5, low[indexes], high[indexes])
+    means = rng.normal(0, 20, indexes.size).astype(np.float32)
+    joint = np.concatenate([scales.reshape(-1, positions).T, means.reshape(-1, positions).T], axis=1)
+    return torch.from_numpy(joint.astype(np.float32))[None].to(DEVICE)
+
+
+def batch(rng, choices):
+    """Tables, and pictures alike: z's section with rows given, one of 5 positions and 9 channels, one of 7 and 4."""
+    scaled, others = random_tables(rng, 64, longest=9), random_tables(rng, 3)
+    tables = scaled.concat(others)
+    rows = 64 + draw(rng, others, 33)[1]
+    pictures = [
+        [(draw(rng, others, 33)[0], rows), draw(rng, scaled, 45, escapes=0.05), draw(rng, scaled, 28)] for _ in choices
+    ]
+    streams = [grouped.encode_with(s, tables, choice) for s, choice in zip(pictures, choices, strict=True)]
+    inputs = [torch.from_numpy(rows).to(DEVICE)]
+    for number, positions in ((1, 5), (2, 7)):
+        inputs.append(torch.cat([parameters_of(rng, picture[number][1], positions) for picture in pictures]))
+    return tables, pictures, streams, inputs
+
+
+def decode_batch(decoder, inputs):
+    return [decoder.decode(inputs[0]), *(decoder.decode_parameters(x) for x in inputs[1:])]
+
+
+def check_batch(decoder, pictures, inputs, decoded, only=None):
+    """Symbols, values and sums of the pictures, or of one of them, are what was encoded."""
+    places = range(len(pictures)) if only is None else [only]
+    for place in places:
+        found = [section[place].cpu() for section in decoder.symbols()]
+        for (symbols, _), got in zip(pictures[place], found, strict=True):
+            np.testing.assert_array_equal(got.numpy(), symbols)
+        np.testing.assert_array_equal(decoded[0][place].cpu().numpy(), pictures[place][0][0])
+        for x, values, symbols in zip(inputs[1:], decoded[1:], found[1:], strict=True):
+            means = x[place, :, x.shape[2] // 2 :].cpu()
+            expected = symbols.reshape(means.shape[1], means.shape[0]).T.float() + means
+            assert torch.equal(values[place].cpu(), expected)
+        sums = [int(by_torch(part[None])) for part in (found[0], torch.cat(found))]
+        assert decoder.sums()[place].tolist() == sums
+
+
+def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
+    decoder = None
+    for choices in ([(1, 4, 12), (2, 32, 15), (1, 1, 0)], [(3, 32, 9), (1, 32, 15), (1, 8, 15)]):
+        tables, pictures, streams, inputs = batch(np.random.default_rng(11), choices)
+        if decoder is None:
+            decoder = gpu.DeviceDecoder(streams, tables, DEVICE, room=(3, 400))
+        else:
+            decoder.load(streams)
+        decoded = decode_batch(decoder, inputs)
+        assert decoder.faults() == [None] * 3
+        decoder.finish()
+        check_batch(decoder, pictures, inputs, decoded)
+
+
+def test_values_go_to_their_places(poisoned_memory):
+    """One colour after the other into some channels of an image, and symbols with medians; maxima along with them."""
+    rng = np.random.default_rng(29)
+    tables, _, streams, inputs = batch(rng, [(1, 4, 12), (1, 32, 15)])
+    expected = gpu.DeviceDecoder(streams, tables, DEVICE)
+    plain = decode_batch(expected, inputs)
+    decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
+    decoder.decode(inputs[0])
+    for colour, x in enumerate(inputs[1:]):
+        height, g = x.shape[1], x.shape[2] // 2  # two positions wide, one of each colour
+        image = torch.zeros((2, height, 2, 20), device=DEVICE)[..., 3 : 3 + g]
+        most = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+        assert decoder.decode_parameters(x, grouped.Place(image, colour, most)) is image
+        values = plain[1 + colour]
+        for line in range(height):
+            mine = image[:, line, (line + colour) % 2 :: 2]
+            assert torch.equal(mine[:, 0], values[:, line])
+            assert not image[:, line, (line + colour + 1) % 2 :: 2].any()
+        assert torch.equal(most, values.abs().flatten(1).amax(1).view(torch.int32))
+    decoder.finish()
+    assert torch.equal(decoder.sums(), expected.sums())
+
+    symbols = plain[0]
+    medians, image = torch.arange(11, device=DEVICE) + 0.25, torch.zeros((2, 1, 3, 11), device=DEVICE)
+    decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
+    decoder.decode_channels(inputs[0], medians, grouped.Place(image, None))
+    assert torch.equal(image, symbols.reshape(2, 11, 1, 3).permute(0, 2, 3, 1).float() + medians)
+
+
+def test_places_are_checked():
+    image = torch.zeros((1, 2, 3, 4), device=DEVICE)
+    with pytest.raises(ValueError, match="w even with a colour, but is 0, w 3"):
+        grouped.Place(image, 0)
+    with pytest.raises(ValueError, match="colour must be 0, 1 or None"):
+        grouped.Place(image, 2)
+    with pytest.raises(ValueError, match="positions one after the other"):
+        grouped.Place(image.transpose(1, 2), None)
+    tables = rans.CodingTables([[0, 20000, 60000, 65536]] * 64, [4] * 64, [-1] * 64)
+    some = np.zeros(4, np.int32)
+    decoder = gpu.DeviceDecoder(grouped.encode([(some, some)], tables), tables, DEVICE)
+    with pytest.raises(ValueError, match="place must be of parameters"):
+        decoder.decode_parameters(torch.zeros((1, 6, 2), device=DEVICE), grouped.Place(image, None))
+    with pytest.raises(ValueError, match="rows and medians must be those of an image"):
+        decoder.decode_channels(
+            torch.zeros(4, dtype=torch.int32, device=DEVICE), torch.zeros(4), grouped.Place(image, None)
+        )
+
+
+def test_launches_are_four_a_section_and_nothing_else(monkeypatch):
+    """The same kernels, grids and numbers for other streams: what a captured graph repeats."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    if not triton_support.interpreting():
+        pytest.skip("launches are counted in Triton's interpreter")
+    rng = np.random.default_rng(12)
+    launches, calls = [], []
+    run = interpreter.GridExecutor.__call__
+
+    def launch(self, *args, **kwargs):
+        numbers = [arg for arg in args if isinstance(arg, int)]
+        launches.append((self.fn.__name__, self.grid, numbers, kwargs))
+        with torch.utils._python_dispatch._disable_current_modes():
+            return run(self, *args, **kwargs)
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
+                calls.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+    seen = []
+    for choices in ([(1, 4, 12), (1, 1, 0)], [(2, 32, 15), (1, 32, 0)]):
+        tables, _, streams, inputs = batch(rng, choices)
+        decoder = gpu.DeviceDecoder(streams, tables, DEVICE, room=(2, 300))
+        with Calls():
+            decode_batch(decoder, inputs)
+        decoder.finish()
+        seen.append(launches[:])
+        launches.clear()
+    assert seen[0] == seen[1]
+    kernels = [f"rans_{name}_kernel" for name in ("count", "spread", "main", "values")]
+    assert [name for name, *_ in seen[0]] == kernels * 3
+    assert set(calls) <= {"aten::empty"}
+
+
+def test_a_fault_in_a_batch_has_the_number_of_its_picture():
+    """The others are decoded all the same."""
+    rng = np.random.default_rng(13)
+    tables, pictures, streams, inputs = batch(rng, [(1, 16, 15)] * 2)
+    for case in range(6):
+        bad = damaged(rng, streams[0], streams[1], case)
+        try:
+            decoder = gpu.DeviceDecoder([streams[1], bad], tables, DEVICE)
+        except rans.RansError:  # its header
+            continue
+        decoded = decode_batch(decoder, [inputs[0], *(x.flip(0) for x in inputs[1:])])
+        first, second = decoder.faults()
+        assert first is None
+        if second is not None:
+            with pytest.raises(rans.RansError, match="picture 1: ") as caught:
+                decoder.finish()
+            assert str(caught.value) == f"picture 1: {second}"
+        check_batch(decoder, pictures[::-1], [inputs[0], *(x.flip(0) for x in inputs[1:])], decoded, only=0)
+    decoder = gpu.DeviceDecoder([b"", streams[1]], tables, DEVICE)
+    decode_batch(decoder, inputs)
+    with pytest.raises(rans.RansError, match="picture 0: the stream is empty"):
+        decoder.finish()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_parameters_that_are_not_finite(bad, which):
+    """A scale or a mean, of the last channel at the last position, in one picture of two."""
+    tables, _, streams, inputs = batch(np.random.default_rng(14), [(1, 8, 0)] * 2)
+    decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
+    inputs[2][1, -1, 3 + 4 * which] = bad
+    decode_batch(decoder, inputs)
+    first, second = decoder.faults()
+    assert first is None and isinstance(second, NotFinite)
+    with pytest.raises(NotFinite, match="picture 1: scales and means must be finite"):
+        decoder.finish()
+
+
+def test_tickets_order_what_programs_store():
+    """In PTX: all that a program stores, a barrier, the ticket with acq_rel for the whole device, and a barrier."""
+    code = """
+from benchmarks.compiled import rans
+from benchmarks.compiled.core import compile_job, target_of
+
+for job in rans.jobs(("fp32",), ""):
+    if job.label in ("rans count True", "rans main"):
+        print(compile_job(job, target_of("cuda", "80")).asm["ptx"], end="// next")
+"""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(root)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    listings = done.stdout.split("// next")[:-1]
+    assert len(listings) == 2
+    for listing in listings:
+        kinds = re.findall(r"\b(st\.global|ld\.global|bar\.\w*sync|atom\.global\S*add)", listing)
+        (at,) = (place for place, kind in enumerate(kinds) if kind.endswith(".add") and "acq_rel" in kind)
+        assert kinds[at].startswith("atom.global.gpu.acq_rel")
+        before = [kind for kind in kinds[:at] if not kind.startswith(("ld", "atom"))]
+        assert before[-1].startswith("bar") and "st.global" in before
+        assert kinds[at + 1].startswith("bar")
+
+
+def test_a_stream_of_which_nothing_was_asked():
+    rng = np.random.default_rng(15)
+    tables = random_tables(rng, 4, longest=9)
+    decoder = gpu.DeviceDecoder(grouped.encode([draw(rng, tables, 5)], tables), tables, DEVICE)
+    assert decoder.symbols() == []
+    with pytest.raises(rans.RansError, match="no symbols were asked of it"):
+        decoder.finish()
 
 
 def test_arguments_are_checked():
     tables = random_tables(np.random.default_rng(0), 3)
     decoder = gpu.DeviceDecoder(b"", tables, DEVICE)
-    for wrong in (torch.zeros(3, device=DEVICE), torch.zeros((1, 3), dtype=torch.int32, device=DEVICE)):
+    for wrong in (torch.zeros(3, device=DEVICE), torch.zeros((2, 3), dtype=torch.int32, device=DEVICE)):
         with pytest.raises(ValueError, match="indexes must be int32"):
             decoder.decode(wrong)
+    for shape, dtype in (((1, 3, 5), torch.float32), ((3, 4), torch.float32), ((1, 3, 4), torch.float64)):
+        with pytest.raises(ValueError, match="parameters must be float32"):
+            decoder.decode_parameters(torch.zeros(shape, dtype=dtype, device=DEVICE))
+    with pytest.raises(ValueError, match="parameters must be of 1 pictures"):
+        decoder.decode_parameters(torch.zeros((2, 3, 4), device=DEVICE))
+    with pytest.raises(ValueError, match="tables must have 64 rows for scales, but have 3"):
+        decoder.decode_parameters(torch.zeros((1, 3, 4), device=DEVICE))
+    with pytest.raises(ValueError, match="data must be a stream or a list"):
+        gpu.DeviceDecoder([], tables, DEVICE)
     with pytest.raises(ValueError, match="choice must be"):
-        gpu.encode([], tables, (1, 3, 0))
+        gpu_encode.encode([], tables, (1, 3, 0))
     extreme = rans.CodingTables([[0, 1, 65000, 65536]], [4], [2**31 - 3])
     with pytest.raises(ValueError, match="stay within int32 when 2 is added"):
         gpu.DeviceDecoder(b"", extreme, DEVICE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,17 +123,16 @@ def collect(
     tables: GroupedTables,
     surveyed: tuple[NDArray[np.uint32], int],
 ) -> list[ref.List]:
-    """As reference.collect, which has the sections with escapes."""
-    given, escapes = surveyed
+    """As reference.collect, which has the sections with escapes. Overwrites what was surveyed."""
+    entries, escapes = surveyed
     if escapes:
         return ref.collect(symbols, rows, quiet, tables, None)
     if not quiet.any():
-        return [(given, True)]
-    entries = np.empty(len(rows) + 1, np.uint32)
+        return [(entries, True)]
     numbers = np.empty(len(rows), np.int64)
     exceptions = tables.packed[tables.start[tables.rows] :]
     keys = np.where(quiet, tables.mode.astype(np.int64), loops.LOUD)
-    total, hidden, others = loops.collect(symbols, rows, keys, exceptions, given, entries, numbers)
+    total, hidden, others = loops.collect(symbols, rows, keys, exceptions, entries, numbers)
     if total < 0:
         return ref.collect(symbols, rows, quiet, tables, None)
     lists: list[ref.List] = []
@@ -145,17 +145,12 @@ def push(
     lists: list[ref.List], groups: int, lanes: int
 ) -> tuple[NDArray[np.uint32], list[NDArray[np.uint16]], int, list[int]]:
     """As reference.push."""
-    entries = np.concatenate([part for part, _ in lists])
-    sizes = np.array([len(part) for part, _ in lists])
+    entries = np.concatenate([part for part, _ in lists]) if len(lists) > 1 else lists[0][0]
     shared = np.array([whole for _, whole in lists])
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    bounds = np.array([0, *itertools.accumulate(len(part) for part, _ in lists)])
     # A symbol puts out a word at most, a lane one more at the end; one is written before it is known to be wanted.
-    shares = [-(-int(size) // lanes) * lanes for size in sizes[shared]]
-    room = np.full(
-        groups, sum(-(-share // (groups * lanes)) * lanes for share in shares) + 4 * lanes * (len(shares) + 1)
-    )
-    room[0] += int(sizes[~shared].sum())
-    tops = np.cumsum(room)
+    room = 4 * lanes + sum(-(-len(part) // (groups * lanes)) * lanes + 4 * lanes for part, whole in lists if whole)
+    tops = sum(len(part) for part, whole in lists if not whole) + room * np.arange(1, groups + 1)
     words = np.empty(int(tops[-1]), np.uint16)
     x = np.full((groups, lanes), 65536, np.uint32)
     free = tops.copy()

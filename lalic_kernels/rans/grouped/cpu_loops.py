@@ -241,8 +241,9 @@ def survey(symbols, rows, mode, start, offset, escape, priced, tally, costs, ent
 
 
 @_compiled
-def collect(symbols, rows, keys, exceptions, given, entries, numbers):  # type: ignore[no-untyped-def]
-    """The main list from all symbols' intervals `given`, without escapes among exceptions; -1 if there is one.
+def collect(symbols, rows, keys, exceptions, entries, numbers):  # type: ignore[no-untyped-def]
+    """The main list in place of all symbols' intervals `entries`, and its length, the number of quiet symbols, and that
+    of exceptions; -1 for an exception that is an escape.
 
     keys: each row's commonest symbol, or LOUD if it is not quiet, which no symbol is.
     """
@@ -251,7 +252,7 @@ def collect(symbols, rows, keys, exceptions, given, entries, numbers):  # type: 
     for i in range(len(symbols)):
         key = keys[rows[i]]
         symbol = np.int64(symbols[i])
-        entries[total] = given[i]
+        entries[total] = entries[i]
         active = np.int64(symbol != key)
         is_quiet = np.int64(key != LOUD)
         if active & is_quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ class GroupedTables:
     coarse: (256 (R + 1),) uint32, first entry of each bin of 256 slots in the low 24 bits, how many more in the high 8.
     start, offset, escape: int32, each row's first entry, symbol at position 0, position of the escape.
     bias: int32, symbol = entry + bias.
-    quiet: (16, R + 1) bool, which rows are quiet at each level: none at level 0, the row of exceptions at none.
+    quiet: (16, R + 1) bool, which rows are quiet at each level: none at level 0, the row of exceptions at none. levels:
+        the same as int64, for sums over rows.
     mode: int32, each row's commonest symbol. noise: int32, 65536 less its frequency, 65536 if the escape is.
     """
 
@@ -60,6 +62,7 @@ class GroupedTables:
 
         most = np.array([0, *(1 << level for level in range(1, MAX_LEVEL + 1))])
         self.quiet = self.noise <= most[:, None]
+        self.levels = self.quiet.astype(np.int64)
 
 
 _grouped: weakref.WeakKeyDictionary[CodingTables, GroupedTables] = weakref.WeakKeyDictionary()
@@ -92,13 +95,15 @@ def choose_level(survey: Survey, tables: GroupedTables, sections: int) -> int:
     """The highest level at which the list of exceptions is not much longer than coding those symbols one by one."""
     total = int(survey.costs.sum())
     slack = total // 512 + (min(128, int(survey.counts.sum()) // 1024) << COST_UNIT)
-    chosen = 0
-    sums = tables.quiet.astype(np.int64) @ np.stack([survey.counts, survey.others, survey.costs], axis=1)
-    for level, (count, others, cost) in enumerate(sums.tolist()):
-        bits = 5 * sections + 9 * min(others, sections) + others * ((count // max(others, 1)).bit_length() + 4)
-        if count and (bits << COST_UNIT) <= cost + slack:
-            chosen = level
-    return chosen
+    counts, others, costs = (
+        tables.levels.dot(known).tolist() for known in (survey.counts, survey.others, survey.costs)
+    )
+    for level in range(MAX_LEVEL, 0, -1):
+        count, other = counts[level], others[level]
+        bits = 5 * sections + 9 * min(other, sections) + other * ((count // max(other, 1)).bit_length() + 4)
+        if count and (bits << COST_UNIT) <= costs[level] + slack:
+            return level
+    return 0
 
 
 def choose_lanes(survey: Survey) -> tuple[int, int]:
@@ -191,18 +196,23 @@ def unpack(stream: NDArray[np.uint8]) -> Parts:
         raise RansError("the stream has a single lane, and says that lanes halve")
     packed = stream[at : at + (groups * lanes + 1) // 2]
     at += (groups * lanes + 1) // 2
-    nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()
-    bits = nibbles[: groups * lanes].astype(np.int64)
-    size = (int(bits.sum()) + 7) // 8
+    nibbles = np.zeros((groups * lanes + 1) // 2 * 2, np.int64)
+    nibbles[0 : 2 * len(packed) : 2], nibbles[1 : 2 * len(packed) : 2] = packed & 15, packed >> 4
+    bits = nibbles[: groups * lanes]
+    ends = bits.cumsum()
+    total = int(ends[-1])
+    size = (total + 7) // 8
     if at + size > len(stream):
         raise RansError(f"the stream has {len(stream)} bytes, too few for the states of its {groups * lanes} lanes")
-    spread = np.unpackbits(stream[at : at + size], bitorder="little").astype(np.int64)
+    field = np.zeros(size + 3, np.int64)
+    field[:size] = stream[at : at + size]
     at += size
-    if nibbles[groups * lanes :].any() or spread[int(bits.sum()) :].any():
+    if (groups * lanes % 2 and nibbles[-1]) or (total % 8 and field[size - 1] >> (total % 8)):
         raise RansError("the padding after the stream's states is not zero")
-    matrix = np.zeros((groups * lanes, 16), np.int64)
-    matrix[np.arange(16) < bits[:, None]] = spread[: int(bits.sum())]
-    highs = (matrix << np.arange(16)).sum(axis=1) + (np.int64(1) << bits)
+    begins = ends - bits
+    byte, ones = begins >> 3, np.int64(1) << bits
+    window = field[byte] | field[byte + 1] << 8 | field[byte + 2] << 16
+    highs = (window >> (begins & 7)) & (ones - 1) | ones
     left = len(stream) - at
     if left % 2:
         raise RansError("the stream ends within a word")
@@ -212,7 +222,7 @@ def unpack(stream: NDArray[np.uint8]) -> Parts:
             f"a group of the stream has {max(min(counts), 0)} words, fewer than its {lanes} lanes start with"
         )
     words = stream[at:].view("<u2").astype(np.uint16)
-    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    bounds = np.array([0, *itertools.accumulate(counts)], np.int64)
     return Parts(level, fan - 1, stages, highs.reshape(groups, lanes).astype(np.uint32), words, bounds)
 
 

@@ -55,7 +55,7 @@ def encode(sections: Iterable[tuple[Any, Any]], tables: CodingTables, *, backend
     sections: pairs (symbols, indexes) of int32 arrays or CPU tensors (n,), any n; symbols[i] is coded with row
         indexes[i] of `tables`. Any int32 symbol can be coded; those outside their row cost some bytes each.
     backend: None (the compiled coder where numba is installed, else numpy), "numba" or "numpy". The bytes are equal,
-        and equal to those of `gpu.encode` for tensors on a GPU.
+        and equal to those of `gpu_encode.encode` for tensors on a GPU.
 
     No symbols at all make b"". Raises ValueError, naming the argument, for arguments that do not fit.
     """

@@ -30,6 +30,8 @@ TOO_LARGE = -6
 BAD_LANE = -7
 OUT_OF_WORDS = -8
 
+_WIDTHS = np.arange(1, 17)  # that fields of a list of exceptions may have
+
 # A list of intervals to code, packed, and whether all groups share it; else the first has it alone.
 List = tuple[NDArray[np.uint32], bool]
 
@@ -290,21 +292,21 @@ def collect(
 
 def exception_lists(places: NDArray[np.int64]) -> list[NDArray[np.uint32]]:
     """The lists that say which quiet symbols are exceptions: those with the numbers `places`, rising."""
-    gaps = np.diff(places, prepend=-1) - 1
-    if len(gaps) == 0:
+    if len(places) == 0:
         return [field_entries(np.array([0]), 5)]
-    sizes = [bits * (len(gaps) + int((gaps // ((1 << bits) - 1)).sum())) for bits in range(1, 17)]
-    bits = int(np.argmin(sizes)) + 1
+    gaps = places.copy()
+    gaps[1:] -= places[:-1] + 1
+    sizes = _WIDTHS * (len(gaps) + (gaps // ((1 << _WIDTHS[:, None]) - 1)).sum(axis=1))
+    bits = int(sizes.argmin()) + 1
     ones = (1 << bits) - 1
-    repeats = gaps // ones
-    fields = np.full(len(gaps) + int(repeats.sum()), ones)
-    fields[np.cumsum(repeats + 1) - 1] = gaps % ones
-    values, widths = _head_fields(len(fields), bits)
-    return [
-        field_entries(np.array([len(fields).bit_length()]), 5),
-        field_entries(np.array(values), np.array(widths)),
-        field_entries(fields, bits),
-    ]
+    ends = (gaps // ones + 1).cumsum()
+    count = int(ends[-1])
+    fields, widths = np.full(4 + count, ones), np.full(4 + count, bits)
+    fields[0], widths[0] = count.bit_length(), 5
+    fields[1:4], widths[1:4] = _head_fields(count, bits)
+    fields[ends + 3] = gaps % ones
+    entries = field_entries(fields, widths)
+    return [entries[:1], entries[1:4], entries[4:]]
 
 
 def escape_lists(values: NDArray[np.int64], rows: NDArray[np.int32], tables: GroupedTables) -> list[List]:
