@@ -87,15 +87,15 @@ class Coding(nn.Module):
         raise NotImplementedError
 
     def _gained_at(self, y: Tensor, qualities: Tensor | None) -> Tensor:
-        """`_gained` at what `_qualities` gave. Nothing waits for the device."""
+        """`_gained` at what `_levels` gave, on the device. Nothing waits for the device."""
         raise NotImplementedError
 
-    def _qualities(self, quality: float | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """Qualities (batch,) float32 on the device, looked at; None for a model of one quality."""
+    def _levels(self, qualities: Sequence[float | None]) -> Tensor | None:
+        """Qualities (B,) float32 on the CPU, looked at; None for a model of one quality."""
         raise NotImplementedError
 
     def _synthesise_at(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
-        """`_synthesise` at what `_qualities` gave. Nothing waits for the device."""
+        """`_synthesise` at what `_levels` gave, on the device. Nothing waits for the device."""
         raise NotImplementedError
 
     # Tensors to bytes

@@ -44,7 +44,7 @@ def pictures(
     model: `lalic.coding.Coding`. size: of hyper latents, for all. graph: True for a CUDA graph, False for plain
     launches, None for the rule. Raises ``ValueError`` for a graph where there can be none, `GraphError` if it fails.
     """
-    given = [model._qualities(quality, 1, torch.device("cpu")) for quality in qualities]
+    model._levels(qualities)  # raises for one that is none
     problem = why_plain(model, len(streams), size)
     if graph and problem:
         raise ValueError(f"graph: expected None or False, because {problem}")
@@ -55,7 +55,7 @@ def pictures(
     found: list[Any] = list(heads)
     if good:
         whole = [streams[i] for i in good]
-        levels = None if given[0] is None else torch.cat([given[i] for i in good])
+        levels = model._levels([qualities[i] for i in good])
         room = _room([heads[i] for i in good])
         x, faults, sums, finite = _decoded(model, whole, size, device, levels, room, graph)
         if not finite and len(good) > 1:  # which of them it was, each says for itself

@@ -44,7 +44,7 @@ def encode(
     if analyse:
         model._check_picture(x)
     device = x.device
-    level = model._qualities(quality, 1, torch.device("cpu"))
+    level = model._levels([quality])
     cells = model.downsampling if analyse else model.downsampling // 16
     size = (x.shape[2] // cells, x.shape[3] // cells)
     problem = why_plain(model, 1, size)

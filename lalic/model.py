@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from lalic.graphs import Launching
 from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
-from lalic.nn.gains import Gains, as_qualities
+from lalic.nn.gains import Gains, as_qualities, checked_quality
 from lalic.nn.kept import Kept
 from lalic.nn.noise import ALL
 from lalic.nn.precision import dtype_of, narrowed
@@ -264,6 +265,15 @@ class LALIC(Coding):
             self._check_quality(quality)
             return None
         return as_qualities(DEFAULT_QUALITY if quality is None else quality, batch, device)
+
+    def _levels(self, qualities: Sequence[float | None]) -> Tensor | None:
+        """`_qualities` of one number a picture, on the CPU and without a call that a device would count."""
+        if self.gains is None:
+            for quality in qualities:
+                self._check_quality(quality)
+            return None
+        given = [checked_quality(DEFAULT_QUALITY if quality is None else quality) for quality in qualities]
+        return torch.from_numpy(np.array(given, np.float32))
 
     def _check_quality(self, quality: float | Tensor | None) -> None:
         if quality is not None:

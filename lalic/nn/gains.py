@@ -57,12 +57,17 @@ def anchor_qualities(anchors: int) -> Tensor:
     return torch.linspace(LOWEST, HIGHEST, anchors)
 
 
+def checked_quality(quality: float) -> float:
+    """The number itself. Raises ``ValueError`` beyond [1, 100]."""
+    if not LOWEST <= quality <= HIGHEST:
+        raise ValueError(f"quality: expected {LOWEST:g} to {HIGHEST:g}, got {quality}")
+    return quality
+
+
 def as_qualities(quality: float | Tensor, batch: int, device: torch.device) -> Tensor:
     """One number, or one a picture, as (batch,) float32. Raises ``ValueError`` for another count or beyond [1, 100]."""
     if not isinstance(quality, Tensor):  # looked at before it is on the device, for which one would have to wait
-        if not LOWEST <= quality <= HIGHEST:
-            raise ValueError(f"quality: expected {LOWEST:g} to {HIGHEST:g}, got {quality}")
-        return torch.full((batch,), quality, dtype=torch.float32, device=device)
+        return torch.full((batch,), checked_quality(quality), dtype=torch.float32, device=device)
     value = quality.to(device, torch.float32)
     if value.ndim > 1 or value.numel() not in (1, batch):
         raise ValueError(f"quality: expected one number or {batch}, one a picture, got shape {tuple(value.shape)}")

@@ -58,7 +58,10 @@ def test_replays_are_decodes(model: LALIC, files: list[EncodedSections]) -> None
 
 
 def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[EncodedSections]) -> None:
-    """Equal sizes go together; damage of one, in its words or its header, is its own and spoils no other."""
+    """Equal sizes go together; damage of one, in its words or its header, is its own and spoils no other.
+
+    A batch's convolutions may round otherwise than one picture's; symbols are compared by checksums to the last bit.
+    """
     streams = [files[0].streams[0], damaged(files[1].streams[0]), b"\xff\xff", files[2].streams[0]]
     checksums = [files[0].checksum, files[1].checksum, 0, files[2].checksum]
     qualities = [QUALITIES[0], QUALITIES[1], 50.0, QUALITIES[2]]
@@ -66,8 +69,8 @@ def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[Enco
         found = model._pictures_there(streams, (1, 1), CPU, checksums, qualities, True)
         assert (double.captures, double.replays) == (1, 1)
     assert [isinstance(x, BitstreamError) for x in found] == [False, True, True, False]
-    assert torch.equal(found[0], here(model, files[0], QUALITIES[0]))
-    assert torch.equal(found[3], here(model, files[2], QUALITIES[2]))
+    assert (found[0] - here(model, files[0], QUALITIES[0])).abs().max() < 1e-5
+    assert (found[3] - here(model, files[2], QUALITIES[2])).abs().max() < 1e-5
     assert "2^15 lanes" in str(found[2])
 
 
@@ -83,16 +86,17 @@ def test_slices_that_see_each_other() -> None:
         assert (double.captures, double.replays) == (1, 2)
 
 
-def test_a_look_in_a_capture_is_refused(model: LALIC, files: list[EncodedSections], monkeypatch) -> None:
+def test_a_look_in_a_capture_is_refused(files: list[EncodedSections], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in refuses what a GPU would, and says so in one sentence."""
     honest = LALIC._synthesise_at
     monkeypatch.setattr(LALIC, "_synthesise_at", lambda self, y, q: honest(self, y, q if bool(q.sum() > 0) else None))
     with interpreted(), pytest.raises(GraphError, match=r"cannot be captured as a CUDA graph .*not permitted"):
-        decode(model, files[0], QUALITIES[0], True)
+        decode(tiny(), files[0], QUALITIES[0], True)
 
 
-def test_a_value_of_the_capture_would_be_found_out(model: LALIC, files: list[EncodedSections], monkeypatch) -> None:
-    """Were the quality part of the launches, a replay at another one would not be the picture."""
+def test_another_quality_is_another_picture(files: list[EncodedSections], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a quality that was part of the launches would be found out by the replays above."""
+    model = tiny()
     wanted, honest = here(model, files[1], QUALITIES[1]), LALIC._synthesise_at
     first = torch.full((1,), QUALITIES[0])
     monkeypatch.setattr(LALIC, "_synthesise_at", lambda self, y, q: honest(self, y, first))
