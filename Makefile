@@ -26,6 +26,7 @@ bench: $(VENV)/installed-test
 gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests -m gpu
 	$(BIN)/python -m benchmarks.run --device cuda --save
+	$(BIN)/python -m benchmarks.codec --device cuda --save
 	$(BIN)/python -m benchmarks.tune biwkv --save
 
 # One static page of all results, build/report.html.
