@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import multiprocessing
 import os
 import platform
@@ -22,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -86,19 +86,23 @@ class Subject:
         return self
 
     @torch.inference_mode()
-    def encode(self) -> list[EncodedSections]:
-        """Pictures one after another, as files are written."""
+    def encode(self, graph: bool = False) -> list[EncodedSections]:
+        """Pictures one after another, as files are written; graph: on a GPU, replay a captured graph."""
         found = []
         for i in range(len(self.x)):
-            y = self.model.latents(self.x[i : i + 1])
-            found.append(self.model.encode_latents(y if self.drawn is None else self.drawn[i]))
+            x = self.x[i : i + 1]
+            if self.drawn is None:
+                found.append(self.model.encode_sections(x, graph=graph))
+            else:
+                self.model.latents(x)
+                found.append(self.model.encode_latents(self.drawn[i], graph=graph))
         return found
 
     @torch.inference_mode()
-    def decode(self, **launching: Any) -> list[Tensor]:
-        """Pictures one after another; `launching` is for `decode_sections`."""
+    def decode(self, graph: bool = False) -> list[Tensor]:
+        """Pictures one after another; graph: as of `encode`."""
         height, width = self.x.shape[2:]
-        return [self.model.decode_sections(s.streams, height, width, s.checksum, **launching) for s in self.sections]
+        return [self.model.decode_sections(s.streams, height, width, s.checksum, graph=graph) for s in self.sections]
 
     @torch.inference_mode()
     def decode_together(self, graph: bool) -> list[Tensor]:
@@ -106,7 +110,7 @@ class Subject:
         size = self.model._latent_size(*self.x.shape[2:])
         ours = [s.streams[0] for s in self.sections]
         sums, qualities = [s.checksum for s in self.sections], [None] * len(ours)
-        found: list[Any] = self.model._pictures_there(ours, size, self.x.device, sums, qualities, graph)  # type: ignore[attr-defined]
+        found: list[Any] = self.model._pictures_there(ours, size, self.x.device, sums, qualities, graph)
         for one in found:
             if isinstance(one, Exception):
                 raise one
@@ -137,17 +141,19 @@ def to_host(x_hat: Tensor) -> Tensor:
     return (255 * x_hat).round_().to(torch.uint8).cpu()
 
 
-def decoders(subject: Subject) -> dict[str, Callable[[], list[Tensor]]]:
-    """Ways to decode that this version has on this device, by what their rows are called."""
-    if not coding._decodes_there(subject.x.device):
-        return {"": subject.decode}
-    if "graph" not in inspect.signature(subject.model.decode_sections).parameters:
-        return {"plain launches": subject.decode}
-    found: dict[str, Callable[[], list[Tensor]]] = {}
-    for name, graph in (("graph", True), ("plain launches", False)):
-        found[name] = lambda graph=graph: subject.decode(graph=graph)
-        if len(subject.x) > 1:
-            found[f"{name}, in one batch"] = lambda graph=graph: subject.decode_together(graph)
+def _and_to_host(decode: Callable[[], list[Tensor]]) -> list[Tensor]:
+    return [to_host(x) for x in decode()]
+
+
+def ways(subject: Subject) -> list[tuple[str, str, Callable[[], Any]]]:
+    """(direction, way, call) of all that can be timed in the way in force: on a GPU with graphs and without."""
+    there = coding._decodes_there(subject.x.device)
+    found: list[tuple[str, str, Callable[[], Any]]] = []
+    for way, graph in (("graph", True), ("plain launches", False)) if there else (("", False),):
+        found.append(("encode", way, partial(subject.encode, graph)))
+        found.append(("decode", way, partial(subject.decode, graph)))
+        if there and len(subject.x) > 1:
+            found.append(("decode", f"{way}, in one batch", partial(subject.decode_together, graph)))
     return found
 
 
@@ -161,12 +167,13 @@ def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, fl
     with torch.inference_mode(), plain.baseline(subject.model) if side == "baseline" else _ours():
         subject.start()
         rows = []
-        ways = {"": subject.decode} if side == "baseline" else decoders(subject)
-        calls: list[tuple[str, str, Call]] = [("encode", "", Call("encode", subject.encode, subject.check_streams))]
-        for way, decode in ways.items():
-            calls.append(("decode", way, Call(f"decode {way}", decode, subject.check)))
-            host = Call(f"to host {way}", lambda d=decode: [to_host(x) for x in d()], subject.check_host)
-            calls.append(("decode to the host", way, host))
+        calls: list[tuple[str, str, Call]] = []
+        for direction, way, run in ways(subject):
+            check = subject.check_streams if direction == "encode" else subject.check
+            calls.append((direction, way, Call(f"{direction} {way}", run, check)))
+            if direction == "decode":
+                host = Call(f"to host {way}", partial(_and_to_host, run), subject.check_host)
+                calls.append(("decode to the host", way, host))
         case = Case("codec", tuple(call for _, _, call in calls), wall_clock=True)
         found = {row["call"]: row for row in measure("codec", case, setting)}
         clock: parts.Clock = parts.Events() if setting.device.type == "cuda" else parts.WallClock()
@@ -174,7 +181,7 @@ def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, fl
             row = {"side": side, "direction": direction, "way": way, "bits per pixel": subject.bits_per_pixel()}
             row |= {key: found[call.name][key] for key in ("seconds", "quartiles", "repeats")}
             row["Mpixel/s"] = 1e-6 * subject.x.numel() / 3 / row["seconds"]
-            if side == "ours" and direction != "decode to the host" and "graph" not in way and "batch" not in way:
+            if side == "ours" and direction != "decode to the host" and way in ("", "plain launches"):
                 seconds = parts.times(call.run, direction, clock, 1 if setting.quick else 3)
                 row["parts"] = parts.beside_floors(seconds, counted, rates, subject.precision, len(subject.x))
             rows.append(row)

@@ -30,6 +30,7 @@ from benchmarks.measure import WrongResult, copy_bandwidth
 from lalic.config import Config
 from lalic.entropy.decoder import SliceDecoder
 from lalic.model import LALIC
+from lalic_kernels._core import triton_support
 
 INT8_PRODUCTS = 4  # of digits, for one product of the exact arithmetic (docs/portable-arithmetic.md)
 EXACT = ("h_s", "contexts", "aggregation")  # what decides symbols
@@ -37,21 +38,22 @@ NEEDED = {
     "encode": {"g_a", "h_a", "h_s", "contexts", "aggregation", "entropy encoding"},
     "decode": {"h_s", "contexts", "aggregation", "entropy decoding", "g_s"},
 }
-# (module, owner in it or "" for the module itself, function, part). Those of other devices' ways may not be there.
+# (module, owner in it or "" for the module itself, function, part). The second ones need Triton.
 PLACES = (
     ("lalic.model", "LALIC", "latents", "g_a"),
     ("lalic.model", "LALIC", "_hyper_latents", "h_a"),
-    ("lalic.model", "LALIC", "_synthesise", "g_s"),
-    ("lalic.entropy.exact", "ExactEntropy", "hyper_parameters", "h_s"),
+    ("lalic.model", "LALIC", "_synthesise_at", "g_s"),
     ("lalic.entropy.exact", "ExactEntropy", "_hyper_parameters", "h_s"),
     ("lalic.entropy.decoder", "SliceDecoder", "channel_context", "contexts"),
     ("lalic.entropy.decoder", "SliceDecoder", "spatial_context", "contexts"),
     ("lalic.entropy.decoder", "SliceDecoder", "aggregation", "aggregation"),
-    ("lalic.entropy.device", "DeviceSlices", "known_part", "contexts"),
-    ("lalic.entropy.device", "DeviceSlices", "network", "aggregation"),
     ("lalic_kernels.rans.grouped", "", "encode", "entropy encoding"),
     ("lalic_kernels.rans.grouped", "Decoder", "decode", "entropy decoding"),
-    ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode", "entropy decoding"),
+)
+PLACES_THERE = (
+    ("lalic.entropy.device", "DeviceSlices", "known_part", "contexts"),
+    ("lalic.entropy.device", "DeviceSlices", "network", "aggregation"),
+    ("lalic_kernels.rans.grouped.gpu_encode", "", "encode", "entropy encoding"),
     ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode_channels", "entropy decoding"),
     ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode_parameters", "entropy decoding"),
 )
@@ -132,13 +134,10 @@ def labelled(part: Callable[[str], Any]) -> Iterator[None]:
         return run
 
     with contextlib.ExitStack() as stack:
-        for place, owner_name, function, name in PLACES:
-            if importlib.util.find_spec(place) is None:
-                continue
-            owner = importlib.import_module(place)
-            owner = getattr(owner, owner_name) if owner_name else owner
-            if hasattr(owner, function):
-                stack.enter_context(mock.patch.object(owner, function, around(getattr(owner, function), name)))
+        for place, owner_name, function, name in (*PLACES, *(PLACES_THERE if triton_support.INSTALLED else ())):
+            module = importlib.import_module(place)
+            owner = getattr(module, owner_name) if owner_name else module
+            stack.enter_context(mock.patch.object(owner, function, around(getattr(owner, function), name)))
         yield
 
 

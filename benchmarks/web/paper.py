@@ -154,6 +154,7 @@ def complexity(records: Sequence[Record]) -> str:
                 seconds(row["decode"]["seconds"]), size(row["encode"]["peak bytes"]), size(row["decode"]["peak bytes"]),
             ]
             for row in record["complexity"]
+            if "operations" in row  # ours; a peer's row has times alone, or why there are none
         ]  # fmt: skip
         head = [
             "model, picture", "M parameters", "GFLOP", "by formulas", "GMAC of layers", "as thop sees them", "encode",
