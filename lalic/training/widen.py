@@ -8,7 +8,7 @@ new ones are good for.
 Where they start: the principal components of what FROM loses, in blocks of 16x16 pixels at quality 100. A least-squares
 fit, from what g_a's last convolution sees to these components, gives its new rows. The new gains are the old ones' mean
 in shape, and such that a new channel is `SPREAD` steps of the quantiser large at quality 100. New slices start with the
-last old slice's context network, as far as their inputs are the same, and with scales near one.
+last old slice's context network, as far as their inputs are the same, and with small scales.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def widen(old: LALIC, groups: Sequence[int], crops: Iterable[Tensor]) -> LALIC:
 
 
 def _start_slice(model: LALIC, k: int, like: int) -> None:
-    """Let slice k start with the context network of slice ``like`` > 0 and with scales of one."""
+    """Let slice k start with the context network of slice ``like`` > 0 and scales of `SCALE`."""
     stack, groups = model.latent_codec.y, model.config.groups
     if like > 0:
         source, target = (cast(nn.Sequential, stack.channel_context[f"y{i}"]) for i in (like, k))
