@@ -19,7 +19,8 @@ class Config:
         depths: RWKV blocks of the three analysis stages and of the hyper transform.
         groups: latent channels of each slice, in coding order.
         context_depth: RWKV blocks in each channel context (published: 2).
-        context_rate: hidden width of those blocks' channel mix, in multiples of M (published: 8).
+        context_rate: hidden width of those blocks' channel mix, in multiples of their own (published: 8).
+        context_width: channels of the hyper parameters and inside the channel contexts; 0 (published): M.
         qualities: anchors of the gains (`lalic.nn.gains`) that give one model every quality; 0 (published): no gains.
     """
 
@@ -32,6 +33,7 @@ class Config:
     context_depth: int = 2
     context_rate: int = 8
     qualities: int = 0
+    context_width: int = 0
 
     def __post_init__(self) -> None:
         for name, length in (("dims", 6), ("depths", 4)):
@@ -41,6 +43,10 @@ class Config:
         for name in ("N", "M", "context_depth", "context_rate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.context_width < 0 or self.context_width == self.M:
+            raise ValueError(
+                f"context_width: expected 0 for M, or another number than M = {self.M}, got {self.context_width}"
+            )
         if self.qualities < 0 or self.qualities == 1:
             raise ValueError(f"qualities: expected 0 for no gains, or at least 2 anchors, got {self.qualities}")
         if min(self.dims) < 1 or min(self.groups, default=0) < 1 or min(self.depths) < 0:
@@ -52,6 +58,11 @@ class Config:
             raise ValueError(f"M: expected dims[3] = {self.dims[3]}, the number of latent channels, got {self.M}")
         if sum(self.groups) != self.M:
             raise ValueError(f"groups: expected a sum of M = {self.M}, got {self.groups} with sum {sum(self.groups)}")
+
+    @property
+    def hyper_width(self) -> int:
+        """Channels of the hyper parameters and inside the channel contexts."""
+        return self.context_width or self.M
 
     def named(self) -> Config:
         """This configuration under the name of the one that it is, whatever its number of qualities; else "custom"."""

@@ -53,6 +53,7 @@ class LALIC(Coding):
         dims: six channel counts; depths: four block counts; see `lalic.config.Config`.
         groups: latent channels of each slice; ``None`` is the published 16, 16, 32, 64 and the rest.
         context_depth, context_rate: blocks of a channel context and their hidden rate (published: 2 and 8).
+        context_width: channels of the hyper parameters and inside the channel contexts; 0, as published, is M.
         qualities: anchors of the gains; 0, as published, is a model of one quality.
 
     Coding (`compress`, `decompress` and the sections) computes the entropy model in exact arithmetic, so that symbols
@@ -77,12 +78,14 @@ class LALIC(Coding):
         context_depth: int = 2,
         context_rate: int = 8,
         qualities: int = 0,
+        context_width: int = 0,
     ):
         super().__init__()
         groups = (16, 16, 32, 64, M - 128) if groups is None else groups
         shape = {
             "N": N, "M": M, "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
             "context_depth": context_depth, "context_rate": context_rate, "qualities": qualities,
+            "context_width": context_width,
         }  # fmt: skip
         self.config = Config(name="custom", **shape).named()  # type: ignore[arg-type]
         self.g_a = analysis(self.config)
@@ -106,6 +109,7 @@ class LALIC(Coding):
         return cls(
             config.N, config.M, config.dims, config.depths, config.groups,
             context_depth=config.context_depth, context_rate=config.context_rate, qualities=config.qualities,
+            context_width=config.context_width,
         )  # fmt: skip
 
     @classmethod

@@ -114,34 +114,36 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
         hidden = sd[f"{prefix}1.ffn.key.weight"].shape
         context_rate = hidden[0] // hidden[1]
     gains = sd.get("gains.log_gains")
+    width = sd[f"{_ALIASED}h_s.{h_a[1]}.bias"].shape[0]  # h_s has its convolutions where h_a has them
     shape = {
         "M": dims[3], "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
         "context_depth": context_depth, "context_rate": context_rate, "qualities": 0 if gains is None else len(gains),
+        "context_width": 0 if width == dims[3] else width,
     }  # fmt: skip
-    N = _infer_least_width(sd, groups, dims[3])
+    N = _infer_least_width(sd, groups, width)
     for known in (FULL, SLIM):
         config = Config(name="custom", N=known.N, **shape).named()  # type: ignore[arg-type]
-        if config.name == known.name and _same_widths(sd, groups, dims[3], 2 * known.N):
+        if config.name == known.name and _same_widths(sd, groups, width, 2 * known.N):
             return config
     return Config(name="custom", N=N, **shape)  # type: ignore[arg-type]
 
 
-def _widths(sd: Mapping[str, Tensor], groups: list[int], M: int, k: int) -> tuple[int, int, list[int]]:
-    inputs = (4 if k else 2) * groups[k] + M
+def _widths(sd: Mapping[str, Tensor], groups: list[int], width: int, k: int) -> tuple[int, int, list[int]]:
+    inputs = (4 if k else 2) * groups[k] + width
     names = (f"latent_codec.y.latent_codec.y{k}.entropy_parameters.{i}.mix.bias" for i in (0, 2))
     return inputs, 2 * groups[k], [sd[name].shape[0] for name in names]
 
 
-def _same_widths(sd: Mapping[str, Tensor], groups: list[int], M: int, least: int) -> bool:
-    checks = (_widths(sd, groups, M, k) for k in range(len(groups)))
+def _same_widths(sd: Mapping[str, Tensor], groups: list[int], width: int, least: int) -> bool:
+    checks = (_widths(sd, groups, width, k) for k in range(len(groups)))
     return all(channel_ramp(cin, cout, least)[1:3] == inner for cin, cout, inner in checks)
 
 
-def _infer_least_width(sd: Mapping[str, Tensor], groups: list[int], M: int) -> int:
+def _infer_least_width(sd: Mapping[str, Tensor], groups: list[int], width: int) -> int:
     """N: a width that the ramp alone does not give is 2 N; without one, the largest N that clips nothing."""
-    candidates = sorted({w // 2 for k in range(len(groups)) for w in _widths(sd, groups, M, k)[2]})
+    candidates = sorted({w // 2 for k in range(len(groups)) for w in _widths(sd, groups, width, k)[2]})
     for N in candidates:
-        if _same_widths(sd, groups, M, 2 * N):
+        if _same_widths(sd, groups, width, 2 * N):
             return N
     raise ValueError(f"no N gives the widths of the entropy-parameter networks, tried {candidates}")
 

@@ -110,9 +110,9 @@ def parameter_aggregation(cin: int, cout: int, least: int) -> nn.Sequential:
 
 def channel_context(c: Config, k: int) -> nn.Sequential:
     """Latents of slices 0 .. k-1 (B, sum(groups[:k]), h, w) -> channel context of slice k (B, 2 groups[k], h, w)."""
-    blocks = [RWKVBlock(c.M, c.context_rate) for _ in range(c.context_depth)]
+    blocks = [RWKVBlock(c.hyper_width, c.context_rate) for _ in range(c.context_depth)]
     return nn.Sequential(
-        nn.Conv2d(sum(c.groups[:k]), c.M, 3, padding=1), *blocks, nn.Conv2d(c.M, 2 * c.groups[k], 1)
+        nn.Conv2d(sum(c.groups[:k]), c.hyper_width, 3, padding=1), *blocks, nn.Conv2d(c.hyper_width, 2 * c.groups[k], 1)
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ class Slice(nn.Module):
     def __init__(self, c: Config, k: int):
         super().__init__()
         g = c.groups[k]
-        inputs = 2 * g + (2 * g if k else 0) + c.M
+        inputs = 2 * g + (2 * g if k else 0) + c.hyper_width
         self.entropy_parameters = parameter_aggregation(inputs, 2 * g, 2 * c.N)
         self.context_prediction = CheckerboardConv(g, 2 * g)
         self.y = _SliceLatents()

@@ -66,7 +66,7 @@ class ContextModel(nn.Module):
         for k in range(len(c.groups)):
             part = self.latent_codec[f"y{k}"] = Slice(c, k)
             # Spatial context, channel context where there is one, hyper parameters.
-            inputs = 2 * c.groups[k] + self.context_channels(k) + c.M
+            inputs = 2 * c.groups[k] + self.context_channels(k) + c.hyper_width
             part.entropy_parameters = self._aggregation(inputs, 2 * c.groups[k], 2 * c.N)
 
     def _channel_contexts(self, c: Config) -> dict[str, nn.Module]:
@@ -236,7 +236,7 @@ class TransformerContext(_PublishedAggregation):
         if heads < 1:
             raise ValueError(f"heads: expected at least 1, got {heads}")
         options.setdefault("width", heads * max(1, 4 * c.M // (heads * len(c.groups))))
-        self.transformer = ChannelTransformer(TransformerConfig(groups=c.groups, hyper=c.M, **options))
+        self.transformer = ChannelTransformer(TransformerConfig(groups=c.groups, hyper=c.hyper_width, **options))
 
     def _channel_contexts(self, c: Config) -> dict[str, nn.Module]:
         return {}  # one transformer makes them all

@@ -70,7 +70,7 @@ def _widths(name: str, value: Tensor, config: Config) -> Sequence[int]:
         return config.groups[: int(match[1])]
     if match := _MIX.fullmatch(name):
         seen = 2 * config.groups[int(match[1])]
-        return (seen, seen, config.M) if int(match[1]) else (seen, config.M)
+        return (seen, seen, config.hyper_width) if int(match[1]) else (seen, config.hyper_width)
     return (value.shape[1],)
 
 

@@ -51,6 +51,6 @@ def hyper_analysis(c: Config) -> nn.Sequential:
 
 
 def hyper_synthesis(c: Config) -> nn.Sequential:
-    """h_s: hyper latents (dims[5], h / 4, w / 4) -> hyper parameters (M, h, w)."""
+    """h_s: hyper latents (dims[5], h / 4, w / 4) -> hyper parameters (hyper_width, h, w)."""
     d = c.dims
-    return nn.Sequential(up(d[5], d[4], 5), *_blocks(d[4], c.depths[3]), up(d[4], d[3], 5))
+    return nn.Sequential(up(d[5], d[4], 5), *_blocks(d[4], c.depths[3]), up(d[4], c.hyper_width, 5))

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures to train on")
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run is resumed")
-    parser.add_argument("--model", choices=("slim", "full"), default="slim", help="configuration (default: slim)")
+    parser.add_argument(
+        "--model", choices=("slim", "full", "init"), default="slim",
+        help="configuration; init: that of the checkpoint to start from (default: slim)",
+    )  # fmt: skip
     parser.add_argument("--qualities", type=int, help="anchors of the gains; 0: one lambda (default: the model's own)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from; --lambda says its lambda")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="recipe to start from; other arguments change it")
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from lalic.codec import resolve_device
     from lalic.config import FULL, SLIM
     from lalic.model import LALIC
+    from lalic.nn import checkpoints
     from lalic.training.data import Crops
     from lalic.training.loop import Trainer
     from lalic.training.processes import together
@@ -84,7 +88,12 @@ def run(args: argparse.Namespace) -> int:
             raise LalicError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = SLIM if args.model == "slim" else FULL
+    if args.model == "init":
+        if args.init is None:
+            raise LalicError("--model: init is the configuration of a checkpoint, which --init must name")
+        config = checkpoints.infer_config(checkpoints.normalise(checkpoints.read(args.init)))
+    else:
+        config = SLIM if args.model == "slim" else FULL
     with together(resolve_device(args.device)) as (share, device):
         torch.manual_seed(recipe.seed)
         model = LALIC.from_config(config if args.qualities is None else replace(config, qualities=args.qualities))

@@ -3,6 +3,10 @@
 The last RUN's averaged weights go to lalic/weights/ under their configuration's name, with the logs of all runs, in the
 order in which one started from the other, and a model card that says what can be read off them. What cannot, the words
 about data and limits, stands in `CARD` below.
+
+--after TEXT goes on from the weights that are there, whose runs' folders need not exist any more: their recipes, steps
+and logs are kept from card and log, and TEXT says what was done to the weights in between, such as
+"`python -m lalic.training.widen --groups 48`".
 """
 
 from __future__ import annotations
@@ -66,13 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, the last one ships")
     parser.add_argument("--device-time", required=True, help='such as "5 hours on one core of an AMD EPYC server"')
     parser.add_argument("--limits", default=LIMITS, help="what the card says of them")
+    parser.add_argument("--after", metavar="TEXT", help="what was done to the weights there before these runs")
     parser.add_argument("--to", type=Path, default=HOME, help="folder to write to (default: the package's)")
     args = parser.parse_args(argv)
-    print(ship(args.runs, args.device_time, args.limits, args.to))
+    print(ship(args.runs, args.device_time, args.limits, args.to, args.after))
     return 0
 
 
-def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path) -> str:
+def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path, after: str | None = None) -> str:
     """As `main`; returns a line that says what was written."""
     states = [checkpoints.read(run / "last.pt") for run in runs]
     data = (runs[-1] / "weights.safetensors").read_bytes()
@@ -80,9 +85,15 @@ def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path) -> str:
         raise CheckpointError(f"{runs[-1]}: weights of {len(data)} bytes, expected at most {LARGEST}")
     model = lalic.load_checkpoint(runs[-1] / "weights.safetensors")
     config = model.config
-    rows = [_rows(run) for run in runs]
+    rows = [_rows(run / "log.csv") for run in runs]
     counted = sum(p.numel() for n, p in model.named_parameters() if "conv5x5_reparam" not in n)
     recipes = [_recipe(state["recipe"]) for state in states]
+    done, steps = [_changes(recipe) for recipe in recipes], [str(state["step"]) for state in states]
+    earlier: list[dict[str, str]] = []
+    if after is not None:
+        earlier = _rows(to / "training-log.csv")
+        card = (to / "README.md").read_text("utf-8")
+        done, steps = [_field(card, "recipe"), after, *done], [_field(card, "steps"), *steps]
     card = CARD.format(
         name=config.name,
         N=config.N,
@@ -96,17 +107,19 @@ def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path) -> str:
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         objective=_objective(recipes[-1], bool(config.qualities)),
-        recipe="; then ".join(_changes(recipe) for recipe in recipes),
-        steps=" + ".join(str(state["step"]) for state in states),
+        recipe="; then ".join(done),
+        steps=" + ".join(steps),
         device_time=device_time,
         held_out=_held_out(rows[-1]),
         limits=limits,
     )
-    columns = ["run", *dict.fromkeys(name for run in rows for row in run for name in row)]
+    first = max((int(row["run"]) for row in earlier), default=0) + 1
+    numbered = [{"run": str(number), **row} for number, run in enumerate(rows, first) for row in run]
+    columns = list(dict.fromkeys(name for row in [*earlier, *numbered] for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"run": number, **row} for number, run in enumerate(rows, 1) for row in run)
+    writer.writerows([*earlier, *numbered])
     to.mkdir(parents=True, exist_ok=True)
     write_atomic(to / f"{config.name}.safetensors", data)
     write_atomic(to / "training-log.csv", text.getvalue().encode())
@@ -114,9 +127,17 @@ def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path) -> str:
     return f"{to}: {config.name}, hash {model.weights_hash().hex()}, {len(data)} bytes"
 
 
-def _rows(run: Path) -> list[dict[str, str]]:
-    with (run / "log.csv").open(newline="") as file:
+def _rows(log: Path) -> list[dict[str, str]]:
+    with log.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _field(card: str, name: str) -> str:
+    """What a card says of this field. Raises ``CheckpointError`` if it says nothing."""
+    for line in card.splitlines():
+        if line.startswith(f"| {name} | "):
+            return line.removeprefix(f"| {name} | ").removesuffix(" |")
+    raise CheckpointError(f"the card of the weights to go on from has no field {name!r}")
 
 
 def _recipe(saved: dict[str, Any]) -> Recipe:

@@ -47,7 +47,17 @@ def one_slice() -> LALIC:
     return model.eval()
 
 
-MODELS = {"slim": lalic.slim, "published": published_style, "odd": odd, "one slice": one_slice}
+def narrow_contexts() -> LALIC:
+    """Fewer channels of hyper parameters and contexts than latents."""
+    torch.manual_seed(0)
+    model = LALIC(3, 14, (4, 6, 8, 14, 6, 5), (1, 0, 1, 1), (3, 4, 7), context_depth=1, context_rate=2, context_width=9)
+    model.update()
+    return model.eval()
+
+
+MODELS = {
+    "slim": lalic.slim, "published": published_style, "odd": odd, "one slice": one_slice, "narrow": narrow_contexts,
+}  # fmt: skip
 EACH = pytest.mark.parametrize("name", MODELS)
 
 

@@ -232,6 +232,9 @@ def test_bad_arguments_name_themselves():
         LALIC(4, 9, (4, 4, 4, 8, 4, 4), (0, 0, 0, 0), (4, 5))
     with pytest.raises(ValueError, match="depths"):
         LALIC(4, 8, (4, 4, 4, 8, 4, 4), (0, 0, 0), (4, 4))
+    for width in (-1, 8):
+        with pytest.raises(ValueError, match="context_width"):
+            LALIC(4, 8, (4, 4, 4, 8, 4, 4), (0, 0, 0, 0), (4, 4), context_width=width)
     model = tiny()
     for bad in (torch.rand(1, 3, 64, 100), torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64)):
         with pytest.raises(ValueError, match="x: expected"):
@@ -255,6 +258,7 @@ def test_bad_arguments_name_themselves():
         Config("custom", 12, 32, (16, 24, 32, 32, 32, 24), (1, 1, 1, 1), (2, 2, 4, 8, 16)),
         Config("custom", 1, 7, (4, 6, 8, 7, 6, 5), (0, 2, 1, 0), (1, 1, 5), 3, 2),
         Config("custom", 40, 24, (8, 8, 8, 24, 8, 8), (1, 1, 1, 1), (24,)),
+        Config("custom", 6, 32, (16, 24, 32, 32, 32, 24), (1, 1, 0, 1), (2, 6, 8, 16), 1, 2, 3, 20),
     ],
 )
 def test_configuration_is_read_off_the_shapes(config):

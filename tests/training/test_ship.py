@@ -47,6 +47,20 @@ def test_weights_log_and_card(runs, tmp_path, capsys):
     assert rows[0]["held_out_bpp_50"] == "" and float(rows[2]["held_out_bpp_50"]) > 0
 
 
+def test_runs_that_go_on_from_what_ships(runs, tmp_path):
+    ship.ship(runs[:1], "a blink", "", tmp_path)
+    before = list(csv.DictReader((tmp_path / "training-log.csv").open()))
+    ship.ship(runs[1:], "two blinks", "", tmp_path, after="rest")
+    card = (tmp_path / "README.md").read_text()
+    assert "| 2 + 4 |" in card and "`; then rest; then `lalic train" in card
+    rows = list(csv.DictReader((tmp_path / "training-log.csv").open()))
+    assert [(row["run"], row["step"]) for row in rows] == [("1", "2"), ("2", "2"), ("2", "4")]
+    assert before[0].items() <= rows[0].items()
+    (tmp_path / "README.md").write_text("no card")
+    with pytest.raises(CheckpointError, match="no field 'recipe'"):
+        ship.ship(runs[1:], "", "", tmp_path, after="")
+
+
 def test_large_weights_do_not_ship(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "LARGEST", 1000)
     with pytest.raises(CheckpointError, match="at most 1000"):
