@@ -161,7 +161,7 @@ def test_the_command_saves_whole_rows(in_this_process: None, tmp_path: Path, mon
 
 def test_what_is_wrong_is_not_timed(in_this_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     decode = codec_command.Subject.decode
-    monkeypatch.setattr(codec_command.Subject, "decode", lambda self, **k: [x + 1e-6 for x in decode(self, **k)])
+    monkeypatch.setattr(codec_command.Subject, "decode", lambda self, *a: [x + 1e-6 for x in decode(self, *a)])
     monkeypatch.setattr(measure, "_clock_rounds", lambda *a: pytest.fail("timed"))
     assert codec_command.main(["--quick", "--results", str(tmp_path)]) == 1
     assert not list(tmp_path.iterdir())
