@@ -84,7 +84,7 @@ def _mlic(device: torch.device) -> list[Any]:
 
 def _ftic(device: torch.device) -> list[Any]:
     importlib.import_module("models")
-    raise CannotRun("its compress() asks Python for the probabilities of one symbol after another: hours a picture")
+    raise CannotRun("its compress() codes one symbol after another in Python, which is not what is measured here")
 
 
 class Dcvc:

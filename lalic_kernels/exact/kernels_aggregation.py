@@ -80,7 +80,7 @@ def exact_aggregation_kernel(
         note(status_ptr, most)
         up = power_of_two(-(exponent - SHIFT))[:, None]
         spatial_depth = (spatial_depth // BLOCK_K) * BLOCK_K
-        spatial_low_ptr = spatial_ptr + inputs.to(tl.int64) * spatial_depth
+        spatial_low_ptr = spatial_ptr + tl.cast(inputs, tl.int64) * spatial_depth
         for begin in range(0, inputs, BLOCK_N):
             n = begin + tl.arange(0, BLOCK_N)
             n_in = n < inputs

@@ -44,7 +44,7 @@ def rows_product(
     up = power_of_two(-(exponent - SHIFT))[:, None]
     n_in = n < end
     depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
-    low_ptr = weight_ptr + outputs.to(tl.int64) * depth
+    low_ptr = weight_ptr + tl.cast(outputs, tl.int64) * depth
     high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)

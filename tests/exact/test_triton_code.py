@@ -35,8 +35,10 @@ def test_nothing_rounds_otherwise(architecture: str) -> None:
     # A correctly rounded division is made of fused steps by the assembler; everything else is as PTX has it.
     assert not [line for line in found if line["fused"] and not line["divisions"]]
     assert {line["kernel"] for line in found if line["divisions"]} == {
-        "exact sigmoid", "exact gate", "exact linear gated",
-        "exact wkv sums", "exact wkv chain", "exact wkv values False", "exact wkv values True",
+        "exact sigmoid", "exact gate", "exact linear gated", "exact wkv sums", "exact wkv chain",
+        "exact wkv values False True", "exact wkv values True True", "exact wkv values True False",
+        "exact shift channel False", "exact shift channel True",
+        "exact aggregation known", "exact aggregation seen", "exact aggregation rows",
     }  # fmt: skip
 
 
