@@ -44,7 +44,7 @@ def decoding(model: LALIC, x: Tensor, entropy: str) -> Callable[[], Tensor]:
 
     def run() -> Tensor:
         model.entropy = entropy
-        return model._decode_latents(z, size, lambda number, indexes: passes[number][0])
+        return model._decode_latents(z, size, Read(lambda number, indexes: passes[number][0]))
 
     return run
 
@@ -77,11 +77,11 @@ class _Decoding:
 
     def exact(self) -> Tensor:
         self.model.entropy = "exact"
-        return self.model._decode_latents(self.z, self.size, self.read)
+        return self.model._decode_latents(self.z, self.size, Read(self.read))
 
     def float(self) -> Tensor:
         self.model.entropy = "float"
-        return self.model._decode_latents(self.z, self.size, self.read)
+        return self.model._decode_latents(self.z, self.size, Read(self.read))
 
     def check(self, got: Tensor) -> None:
         made = exact_entropy(self.model.latent_codec)
