@@ -161,17 +161,30 @@ def pack(parts: Parts) -> bytes:
     """The stream."""
     groups, lanes = parts.highs.shape
     out = bytearray([(lanes.bit_length() - 1) << 4 | parts.level])
-    counts = np.diff(parts.bounds)[:-1].tolist()
+    counts = np.diff(parts.bounds)[:-1].tolist() if groups > 1 else []
     for number in [*([groups - 1] if lanes == GROUP else []), parts.fan + 1, *parts.stages, *counts]:
         out += _varint(number)
-    bits = np.frexp(parts.highs.ravel().astype(np.float64))[1].astype(np.int64) - 1  # exact; below the leading one
-    nibbles = np.zeros((groups * lanes + 1) // 2 * 2, np.uint8)
-    nibbles[: groups * lanes] = bits
-    out += (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
-    spread = (parts.highs.ravel()[:, None] >> np.arange(16)) & 1
-    out += np.packbits(spread[np.arange(16) < bits[:, None]].astype(np.uint8), bitorder="little").tobytes()
+    out += _packed_highs(parts.highs.ravel())
     out += parts.words.astype("<u2").tobytes()
     return bytes(out)
+
+
+def _packed_highs(highs: NDArray[np.uint32]) -> bytes:
+    """For each lane a nibble, how many bits its number has below the leading one; then those bits."""
+    if len(highs) <= GROUP:  # numpy's calls would be a third of a small stream's encoding
+        nibbles = field = place = 0
+        for lane, high in enumerate(highs.tolist()):
+            bits = high.bit_length() - 1
+            nibbles |= bits << 4 * lane
+            field |= (high ^ 1 << bits) << place
+            place += bits
+        return nibbles.to_bytes((len(highs) + 1) // 2, "little") + field.to_bytes((place + 7) // 8, "little")
+    lengths = np.frexp(highs.astype(np.float64))[1].astype(np.int64) - 1  # exact
+    halves = np.zeros((len(highs) + 1) // 2 * 2, np.uint8)
+    halves[: len(highs)] = lengths
+    spread = (highs[:, None] >> np.arange(16)) & 1
+    below = np.packbits(spread[np.arange(16) < lengths[:, None]].astype(np.uint8), bitorder="little")
+    return (halves[0::2] | halves[1::2] << 4).tobytes() + below.tobytes()
 
 
 def unpack(stream: NDArray[np.uint8]) -> Parts:
