@@ -16,7 +16,7 @@ from lalic_kernels._core.launch import blocks
 from lalic_kernels.exact import kernels_aggregation, kernels_rows
 from lalic_kernels.exact.blocks import ExactEntropyParams
 from lalic_kernels.exact.gpu import conv, eps_area, maxima, raise_maxima
-from lalic_kernels.exact.gpu_blocks import channel_mix, rows_pay, rwkv_blocks_and_largest
+from lalic_kernels.exact.gpu_blocks import channel_mix, hidden_factor, rows_pay, rwkv_blocks_and_largest
 from lalic_kernels.exact.gpu_products import Factor, Rows, digits_by_colour, digits_of_seen, factor_of, product
 from lalic_kernels.exact.gpu_state import checked, one_check, positions, require
 from lalic_kernels.exact.launches import DEPTH, LAUNCHES, options
@@ -167,9 +167,7 @@ class _Packed:
         self.inner = 0
         for block in group:
             mix = factor_of(block.mix)
-            key = torch.cat((block.key.weight, block.receptance.weight))
-            both = Factor(key, torch.cat((block.key.exponent, block.receptance.exponent)), None)
-            value = factor_of(block.value)
+            both, value = hidden_factor(block.key, block.receptance), factor_of(block.value)
             outputs, inner = mix.high.shape[0], block.key.weight.shape[0]
             place = sum(part.numel() for part in digits) // DEPTH
             table.append([outputs, inner, place, sum(part.numel() for part in floats)])

@@ -4,9 +4,9 @@ Two launches: weights and each chunk's sums; the values. Between them, where the
 chunk's own sums into those that enter it; else every program of the last launch walks there by itself. Tokens follow
 one another, channels lie side by side, one warp a program.
 
-A recurrence is a chain of dependent operations, and its operands come from memory: they are loaded for GROUP tokens at
-once, ahead of the steps that use them, so that a chain waits for memory once a group. Tokens behind the last change
-no sum.
+A recurrence is a chain of dependent operations, and its operands come from memory: they are loaded for several tokens
+at once, GROUP or, where results are stored between, four, ahead of the steps that use them, so that a chain waits for
+memory once a group. Tokens behind the last change no sum.
 """
 
 import triton
