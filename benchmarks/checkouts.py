@@ -2,9 +2,9 @@
 
 A checkout is known by its files and imported in a subprocess (`benchmarks/peer_worker.py`), by an interpreter of its
 own if `--peer-python` names one: versions may clash, and what a peer sets stays there. The worker answers with one
-line of JSON. One that cannot run gives a row that says why. `compressai` instead of a folder stands for the models of
-the installed package. All have random weights, which change neither the layers nor, much, the coder's work; their
-rates stand beside.
+line of JSON; `benchmarks/peer_count.py` counts operations the same way. One that cannot run gives a row that says why.
+`compressai` instead of a folder stands for the models of the installed package. All have random weights, which change
+neither the layers nor, much, the coder's work; their rates stand beside.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from benchmarks.measure import Setting
 
 WORKER = Path(__file__).with_name("peer_worker.py")
+COUNTER = Path(__file__).with_name("peer_count.py")
 TIMEOUT = 1800.0
 Row = dict[str, Any]
 
@@ -56,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def ask(peer: str, python: Path, request: dict[str, Any]) -> list[Row]:
-    """Rows of a peer from the worker, or one with "skipped". `request` goes to `peer_worker.main`."""
+def ask(peer: str, python: Path, request: dict[str, Any], worker: Path = WORKER) -> list[Row]:
+    """Rows of a peer from a worker, or one with "skipped". `request` goes to the worker's `main`."""
     if peer == PACKAGE:
         name, root = "CompressAI", Path()
     else:
@@ -67,7 +69,7 @@ def ask(peer: str, python: Path, request: dict[str, Any]) -> list[Row]:
             known = ", ".join(dict.fromkeys(name for name, _, _ in KNOWN))
             return [{"side": path.name, "skipped": f"the folder is no checkout of {known}"}]
         name, root = found
-    words = [str(python), str(WORKER), json.dumps({"peer": name, "root": str(root), **request})]
+    words = [str(python), str(worker), json.dumps({"peer": name, "root": str(root), **request})]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     try:
         done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
@@ -90,3 +92,18 @@ def measured(peer: str, python: Path, size: tuple[int, int], batch: int, setting
         "threads": torch.get_num_threads(), "rounds": setting.rounds,
     }  # fmt: skip
     return ask(peer, python, request)
+
+
+def counted(peer: str, python: Path, sizes: Sequence[tuple[int, int]]) -> list[Row]:
+    """Rows of a forward pass, counted at each (height, width); the interpreter needs this project beside the peer."""
+    return ask(peer, python, {"sizes": list(sizes)}, COUNTER)
+
+
+def passed(
+    peer: str, python: Path, sizes: Sequence[tuple[int, int]], device: torch.device, longest: float
+) -> list[Row]:
+    """Rows of memory and seconds of a forward pass at each (height, width), as `benchmarks.scaling.passes` gives."""
+    request = {
+        "sizes": list(sizes), "device": device.type, "threads": torch.get_num_threads(), "longest": longest,
+    }  # fmt: skip
+    return ask(peer, python, request, COUNTER)

@@ -35,14 +35,15 @@ ELEMENTWISE = dict.fromkeys(_ONE, 1) | {
 }  # fmt: skip
 REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "cumsum")  # one an element
 # Largest, difference, exponential, sum, division; a norm as our norm_shift's formula has it. Of the argument.
-WHOLE = {"_softmax": 5, "_safe_softmax": 5, "native_layer_norm": 8}
+WHOLE = {"_softmax": 5, "_safe_softmax": 5, "native_layer_norm": 8, "native_group_norm": 8}
+FOURIER = ("_fft_r2c", "_fft_c2r", "_fft_c2c")  # 5 n log2 n for n complex points (Cooley and Tukey), half for real ones
 MOVES = {
     "copy", "clone", "cat", "stack", "constant_pad_nd", "index", "index_select", "index_put", "gather", "scatter",
     "embedding", "roll", "flip", "where", "empty", "empty_like", "empty_strided", "new_empty", "new_zeros",
     "new_ones", "zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "fill", "zero", "arange", "linspace",
     "eye", "_to_copy", "scalar_tensor", "lift_fresh", "lift_fresh_copy", "repeat", "_local_scalar_dense", "tril",
-    "triu", "masked_fill", "resize", "pixel_shuffle", "searchsorted", "_unsafe_view", "reflection_pad2d",
-    "replication_pad2d",
+    "triu", "masked_fill", "resize", "pixel_shuffle", "pixel_unshuffle", "searchsorted", "_unsafe_view",
+    "reflection_pad2d", "replication_pad2d", "im2col",
 }  # fmt: skip
 ATTENTION = {
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
@@ -105,7 +106,9 @@ class Operations(TorchDispatchMode):
             self.formula += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
         elif plain in ELEMENTWISE:
             more = 1 if plain in ("add", "sub") and kwargs.get("alpha", 1) != 1 else 0
-            self.elementwise += (ELEMENTWISE[plain] + more) * _elements(result)
+            self.elementwise += (ELEMENTWISE[plain] + more) * _elements(result) * _parts(plain, result)
+        elif plain in FOURIER:
+            self.elementwise += _fourier(plain, args, result)
         elif plain in REDUCTIONS:
             self.elementwise += _elements(args[0])
         elif plain in WHOLE:
@@ -117,6 +120,19 @@ class Operations(TorchDispatchMode):
 def _is_view(func: Any) -> bool:
     aliases = [r.alias_info for r in func._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _parts(plain: str, result: Any) -> int:
+    """Real operations in one of complex numbers: a product is six, others are taken for two."""
+    if not (isinstance(result, Tensor) and result.is_complex()):
+        return 1
+    return 6 if plain == "mul" else 2
+
+
+def _fourier(plain: str, args: Any, result: Tensor) -> int:
+    whole = result if plain == "_fft_c2r" else args[0]  # real sides have all points
+    points = math.prod(whole.shape[dim] for dim in args[1])
+    return round((5 if plain == "_fft_c2c" else 2.5) * whole.numel() * math.log2(points))
 
 
 def _elements(found: Any) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import resource
 import statistics
 import sys
 import time
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,82 @@ QP = 32  # of DCVC's 64 qualities
 
 class CannotRun(Exception):
     """In words for a person."""
+
+
+# Networks: what a peer's forward pass runs, with random weights; it needs neither coder nor extension.
+
+Network = tuple[str, Any, Callable[[torch.Tensor], Any]]  # title, module, forward pass of pictures (1, 3, H, W)
+
+
+def _compressai() -> list[Network]:
+    from compressai.models import Elic2022Official
+    from compressai.zoo import mbt2018_mean
+
+    version = importlib.metadata.version("compressai")
+    found: list[Network] = []
+    for name, build in (
+        ("mbt2018-mean q6", lambda: mbt2018_mean(quality=6, pretrained=False)),
+        ("ELIC", Elic2022Official),
+    ):
+        torch.manual_seed(0)
+        model = build()
+        found.append((f"CompressAI {version} {name}", model, model))
+    return found
+
+
+def _tcm() -> list[Network]:
+    tcm = importlib.import_module("models").TCM
+    config, heads = [2] * 6, [8, 16, 32, 32, 16, 8]  # as its README runs it
+    found: list[Network] = []
+    for n in (64, 128):
+        model = tcm(config=config, head_dim=heads, drop_path_rate=0.0, N=n, M=320)
+        found.append((f"TCM, N = {n}", model, lambda x, model=model: model(_filled(x, 128))))  # type: ignore[misc]
+    return found
+
+
+def _filled(x: torch.Tensor, step: int) -> torch.Tensor:
+    """Zeros to the right and below, up to multiples of `step`, at least two: below that TCM's windows do not fit."""
+    width, height = (max(2 * step, -(-side // step) * step) for side in (x.shape[3], x.shape[2]))
+    return torch.nn.functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+
+def _mlic() -> list[Network]:
+    from compressai import ops
+
+    if not hasattr(ops, "ste_round"):  # as it was called before 1.2.4
+        ops.ste_round = ops.quantize_ste
+    config = importlib.import_module("config.config").model_config()
+    model = importlib.import_module("models").MLICPlusPlus(config)
+    return [("MLIC++", model, model)]
+
+
+def _ftic() -> list[Network]:
+    if importlib.util.find_spec("range_coder") is None:  # it codes only, and this builds networks
+        coder = types.ModuleType("range_coder")
+        coder.RangeEncoder = coder.RangeDecoder = None  # type: ignore[attr-defined]
+        sys.modules["range_coder"] = coder
+    model = importlib.import_module("models").FrequencyAwareTransFormer()
+    return [("FTIC", model, model)]
+
+
+def _dcvc(title: str) -> list[Network]:
+    if title == "DCVC-RT intra":
+        raise CannotRun("it has no forward pass, and its compress() needs a CUDA device")
+    model = importlib.import_module("src.models.image_model").DMCI()
+    return [(title, model, lambda x: model.forward_one_frame(x, torch.tensor([QP]), recon_only=True))]
+
+
+NETWORKS: dict[str, Callable[[], list[Network]]] = {
+    "CompressAI": _compressai,
+    "TCM": _tcm,
+    "MLIC++": _mlic,
+    "FTIC": _ftic,
+    "DCVC-RT intra": lambda: _dcvc("DCVC-RT intra"),
+    "DCVC-UF intra": lambda: _dcvc("DCVC-UF intra"),
+}
+
+
+# Codecs: pictures to streams and back.
 
 
 class CompressAIStyle:
@@ -49,42 +127,6 @@ class CompressAIStyle:
 
 def _bytes(strings: Any) -> int:
     return len(strings) if isinstance(strings, bytes) else sum(map(_bytes, strings))
-
-
-def _compressai(device: torch.device) -> list[Any]:
-    from compressai.models import Elic2022Official
-    from compressai.zoo import mbt2018_mean
-
-    version = importlib.metadata.version("compressai")
-    built = []
-    for name, build in (
-        ("mbt2018-mean q6", lambda: mbt2018_mean(quality=6, pretrained=False)),
-        ("ELIC", Elic2022Official),
-    ):
-        torch.manual_seed(0)
-        built.append(CompressAIStyle(f"CompressAI {version} {name}", build(), device))
-    return built
-
-
-def _tcm(device: torch.device) -> list[Any]:
-    tcm = importlib.import_module("models").TCM
-    config, heads = [2] * 6, [8, 16, 32, 32, 16, 8]  # as its README runs it
-    return [
-        CompressAIStyle(f"TCM, N = {n}", tcm(config=config, head_dim=heads, drop_path_rate=0.0, N=n, M=320), device)
-        for n in (64, 128)
-    ]
-
-
-def _mlic(device: torch.device) -> list[Any]:
-    if device.type != "cuda":
-        raise CannotRun("its compress() and decompress() synchronise with a CUDA device, so they need one")
-    config = importlib.import_module("config.config").model_config()
-    return [CompressAIStyle("MLIC++", importlib.import_module("models").MLICPlusPlus(config), device)]
-
-
-def _ftic(device: torch.device) -> list[Any]:
-    importlib.import_module("models")
-    raise CannotRun("its compress() codes one symbol after another in Python, which is not what is measured here")
 
 
 class Dcvc:
@@ -117,14 +159,15 @@ class Dcvc:
         return len(found["bit_stream"])
 
 
-BUILDERS: dict[str, Callable[[torch.device], list[Any]]] = {
-    "CompressAI": _compressai,
-    "TCM": _tcm,
-    "MLIC++": _mlic,
-    "FTIC": _ftic,
-    "DCVC-RT intra": lambda device: [Dcvc("DCVC-RT intra", device)],
-    "DCVC-UF intra": lambda device: [Dcvc("DCVC-UF intra", device)],
-}
+def codecs(peer: str, device: torch.device) -> list[Any]:
+    """Of a peer, on a device. Raises ``CannotRun`` for one that does not code there."""
+    if peer.startswith("DCVC"):
+        return [Dcvc(peer, device)]
+    if peer == "MLIC++" and device.type != "cuda":
+        raise CannotRun("its compress() and decompress() synchronise with a CUDA device, so they need one")
+    if peer == "FTIC":
+        raise CannotRun("its compress() codes one symbol after another in Python, which is not what is measured here")
+    return [CompressAIStyle(title, model, device) for title, model, _ in NETWORKS[peer]()]
 
 
 def _seconds(call: Callable[[], Any], device: torch.device, rounds: tuple[int, int, float]) -> list[float]:
@@ -177,6 +220,15 @@ def rows_of(codec: Any, request: dict[str, Any], device: torch.device) -> list[d
     return rows
 
 
+def reason(error: Exception) -> str:
+    """Why a peer does not run, for its row."""
+    if isinstance(error, CannotRun):
+        return str(error)
+    if isinstance(error, ImportError):
+        return f"it does not import here: {error}"
+    return f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"
+
+
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of a peer: keys peer, root, height, width, batch, device, threads, rounds (least, most, enough seconds)."""
     warnings.simplefilter("ignore")
@@ -186,15 +238,11 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
     name, rows = request["peer"], []
     try:
         torch.manual_seed(0)
-        for codec in BUILDERS[name](device):
+        for codec in codecs(name, device):
             name = codec.name
             rows += rows_of(codec, request, device)
-    except CannotRun as error:
-        rows.append({"side": name, "skipped": str(error)})
-    except ImportError as error:
-        rows.append({"side": name, "skipped": f"it does not import here: {error}"})
     except Exception as error:  # whatever a peer's code does
-        rows.append({"side": name, "skipped": f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"})
+        rows.append({"side": name, "skipped": reason(error)})
     return rows
 
 

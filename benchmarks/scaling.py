@@ -1,8 +1,9 @@
 """Operations and memory against the size of the picture (the supplement's Figure 10): `python -m benchmarks.scaling`.
 
 Counted for every size up to 8K, on tensors without memory (`benchmarks.counted`); with --measure also the memory that a
-forward pass really takes, where it fits. Beside ours the yardstick networks that ship, and peers where they are
-installed. Each quantity gets a straight line through its sizes, with R^2, so that "linear" is a number.
+forward pass really takes, where it fits. Beside ours the yardstick networks that ship, CompressAI's where it is
+installed, and with --peers those of other people's checkouts (`benchmarks.checkouts`). Each quantity gets a straight
+line through its sizes, with R^2, so that "linear" is a number.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import counted, peers, quiet, report
+from benchmarks import checkouts, counted, peers, quiet, report
 from benchmarks.counted import Size
 from benchmarks.measure import MEMORY
 from benchmarks.memory import CONFIGS
@@ -94,6 +95,16 @@ def count(sizes: Sequence[Size]) -> list[Row]:
     return rows
 
 
+def count_peers(names: Sequence[str], python: Path, sizes: Sequence[Size]) -> list[Row]:
+    """Rows of what `--peers` names, from processes of their own."""
+    return [row for name in names for row in _named(checkouts.counted(name, python, sizes))]
+
+
+def _named(rows: Sequence[Row]) -> list[Row]:
+    """A peer's rows under the key that ours have."""
+    return [{"model": row["side"], **{key: value for key, value in row.items() if key != "side"}} for row in rows]
+
+
 def fits(rows: Sequence[Row], keys: Sequence[tuple[str, ...]]) -> dict[str, dict[str, Row]]:
     """Lines by model and quantity, over the rows that have it; `keys` are paths in a row."""
     found: dict[str, dict[str, Row]] = {}
@@ -119,17 +130,16 @@ COUNTS = (("operations", "complete"), ("operations", "layers"), ("operations", "
 # Measuring
 
 
-def _measured(name: str, sizes: Sequence[Size], device: torch.device, longest: float, threads: int) -> list[Row]:
-    """Rows of one of our models, smallest first. Runs in a process of its own."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    model = LALIC.from_config(CONFIGS[name]).eval().to(device)
+def passes(
+    name: str, run: Callable[[Tensor], Any], sizes: Sequence[Size], device: torch.device, longest: float
+) -> list[Row]:
+    """Rows of forward passes without gradients, smallest first; where one does not fit, why, and the line's value."""
     rows: list[Row] = []
     with torch.inference_mode():
-        model(torch.rand(1, 3, 128, 128, device=device))
+        run(torch.rand(1, 3, 128, 128, device=device))
         for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
             pixels = height * width
-            row: Row = {"model": f"LALIC {name}", "height": height, "width": width, "pixels": pixels}
+            row: Row = {"model": name, "height": height, "width": width, "pixels": pixels}
             rows.append(row)
             done = [r for r in rows if r.get("peak bytes")]
             fit = line([r["pixels"] for r in done], [r["peak bytes"] for r in done])
@@ -143,21 +153,34 @@ def _measured(name: str, sizes: Sequence[Size], device: torch.device, longest: f
                 continue
             x = torch.rand(1, 3, height, width, device=device)
             start = time.perf_counter()
-            row["peak bytes"] = quiet.peak_bytes(lambda x=x: model(x), device)  # type: ignore[misc]
+            row["peak bytes"] = quiet.peak_bytes(lambda x=x: run(x), device)  # type: ignore[misc]
             row["seconds"] = time.perf_counter() - start  # of one call, to see what the next may take
     return rows
 
 
-def measure(sizes: Sequence[Size], device: torch.device, longest: float) -> list[Row]:
-    """Bytes that a forward pass without gradients adds at its peak to weights and picture, each model by itself."""
+def _measured(name: str, sizes: Sequence[Size], device: torch.device, longest: float, threads: int) -> list[Row]:
+    """Rows of one of our models, or of the yardstick. Runs in a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if name == NETWORKS:
+        networks = MeanScaleHyperprior().eval().to(device)
+        return passes(name, lambda x: networks.g_s(networks.encoding(x)[0]), sizes, device, longest)
+    model = LALIC.from_config(CONFIGS[name]).eval().to(device)
+    return passes(f"LALIC {name}", model, sizes, device, longest)
+
+
+def measure(
+    sizes: Sequence[Size], device: torch.device, longest: float, names: Sequence[str], python: Path
+) -> list[Row]:
+    """Bytes that a pass adds at its peak to weights and picture, each model, and each peer of `--peers`, by itself."""
     fresh = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
     rows: list[Row] = []
-    for name in CONFIGS:
-        with (
-            mock.patch.dict(os.environ, MEMORY["fresh" if fresh else "default"]),
-            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
-        ):
-            rows += pool.submit(_measured, name, sizes, device, longest, torch.get_num_threads()).result()
+    with mock.patch.dict(os.environ, MEMORY["fresh" if fresh else "default"]):
+        for name in (*CONFIGS, NETWORKS):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                rows += pool.submit(_measured, name, sizes, device, longest, torch.get_num_threads()).result()
+        for name in names:
+            rows += _named(checkouts.passed(name, python, sizes, device, longest))
     return rows
 
 
@@ -178,7 +201,7 @@ def lines(rows: Sequence[Row], found: dict[str, dict[str, Row]]) -> Iterator[str
 
 def _text(row: Row) -> str:
     if "pixels" not in row:
-        return f"not counted: {row['skipped']}"
+        return f"not run: {row['skipped']}"
     words = [f"{row['width']}x{row['height']}:"]
     if "operations" in row:
         flops = row["operations"]
@@ -204,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--largest", type=int, default=8000, metavar="N", help="leave out sides above N pixels")
     parser.add_argument("--save", action="store_true", help="append records to the results")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where --save writes (default benchmarks/results)")
+    checkouts.add_options(parser)
     options = parser.parse_args(argv)
     sizes = [size for size in SIZES if max(size) <= options.largest]
     if len(sizes) < 3:
@@ -213,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.save and options.measure:
         report.refuse_if_busy(parser)
     folder = options.results or report.RESULTS
-    rows = count(sizes)
+    rows = count(sizes) + count_peers(options.peers, options.peer_python, sizes)
     found = fits(rows, COUNTS)
     print("\n".join(lines(rows, found)), flush=True)
     if options.save:
@@ -225,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = torch.device(options.device)
         record = report.environment(device) | {"quick": False}
         print(report.header(record), flush=True)
-        rows = measure(sizes, device, options.longest)
+        rows = measure(sizes, device, options.longest, options.peers, options.peer_python)
         found = fits(rows, (("peak bytes",),))
         print("\n".join(lines(rows, found)))
         if options.save:

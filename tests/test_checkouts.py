@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packages
 
-from benchmarks import checkouts, complexity, peer_worker  # noqa: E402
+from benchmarks import checkouts, complexity, peer_worker, scaling  # noqa: E402
 from benchmarks.measure import Setting  # noqa: E402
 
 PYTHON = Path(sys.executable)
@@ -59,7 +59,7 @@ def test_a_checkout_is_known_by_its_files(tmp_path: Path, files: tuple[str, ...]
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     assert checkouts.recognise(tmp_path) == (name, tmp_path / root)
-    assert name in peer_worker.BUILDERS
+    assert name in peer_worker.NETWORKS
 
 
 def test_rows_of_a_checkout(tmp_path: Path) -> None:
@@ -81,6 +81,30 @@ def test_rows_of_table_1(tmp_path: Path) -> None:
     assert complexity.line(nothing).startswith("models: not run, the folder is no checkout")
 
 
+def test_rows_of_figure_10(tmp_path: Path) -> None:
+    """A network without memory, counted in a process of its own, by its convolution; then it runs."""
+    source = FAKE.replace("torch.nn.Parameter(torch.zeros(3))", "torch.nn.Conv2d(3, N, 1)")
+    source += "    def forward(self, x):\n        return self.weight(x)\n"
+    paths, sizes = [str(checkout(tmp_path, source)), str(tmp_path / "models")], [(256, 256), (256, 320)]
+    rows = scaling.count_peers(paths, PYTHON, sizes)
+    found = [(row["model"], row["pixels"], row["operations"]["layers"]) for row in rows[:4]]
+    # Widths are filled up to multiples of 128.
+    expected = [
+        (f"TCM, N = {n}", 256 * w, 3 * n * 256 * filled) for n in (64, 128) for w, filled in ((256, 256), (320, 384))
+    ]
+    assert found == expected
+    assert rows[4]["model"] == "models" and "is no checkout of" in rows[4]["skipped"]
+    assert not scaling.fits(rows, scaling.COUNTS)  # two sizes make no line
+    passed = scaling._named(checkouts.passed(paths[0], PYTHON, sizes, torch.device("cpu"), longest=60.0))
+    assert [(row["model"], row["pixels"]) for row in passed] == [(row["model"], row["pixels"]) for row in rows[:4]]
+    assert all(row["seconds"] > 0 and row["peak bytes"] is not None for row in passed)
+
+
+def test_a_network_that_cannot_be_counted_says_why(tmp_path: Path) -> None:
+    (row,) = scaling.count_peers([str(checkout(tmp_path, FAKE))], PYTHON, [(64, 64)])
+    assert row["model"] == "TCM, N = 64" and "forward" in row["skipped"]
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -99,7 +123,7 @@ def test_what_needs_cuda_says_so() -> None:
     device = torch.device("cpu")
     for name in ("MLIC++", "DCVC-RT intra", "DCVC-UF intra"):
         with pytest.raises(peer_worker.CannotRun, match="CUDA"):
-            peer_worker.BUILDERS[name](device)
+            peer_worker.codecs(name, device)
 
 
 def test_a_folder_that_is_nothing(tmp_path: Path) -> None:

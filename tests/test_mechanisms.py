@@ -113,6 +113,16 @@ def test_theoretical_counts_are_the_papers() -> None:
     assert [MECHANISMS[name](96).coefficient for name in NAMES] == [7, 57, 79, 128, 144, 576]
 
 
+def test_transforms_of_fourier_and_complex_numbers_by_hand() -> None:
+    """A real picture of 8 x 8 there and back, 3 channels, with a product of 8 x 5 complex numbers between."""
+    x = torch.ones(3, 8, 8)
+    found, _ = operations.count(lambda: torch.fft.irfft2(torch.fft.rfft2(x) * (1 + 2j), s=(8, 8)))
+    one_way = 3 * 2.5 * 64 * 6  # log2 of 64 points
+    assert found.elementwise == 2 * one_way + 3 * 40 * 6
+    twice, _ = operations.count(lambda: torch.fft.fft2(x + 1j))
+    assert twice.elementwise == 2 * one_way + 2 * 192
+
+
 def test_executed_operations_by_hand() -> None:
     """In multiples of L D, at L = 256 and D = 64; what is per channel alone comes on top."""
     pytest.importorskip("numba")

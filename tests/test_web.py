@@ -17,13 +17,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packages
 
+from benchmarks import published  # noqa: E402
 from benchmarks.report import RESULTS  # noqa: E402
 from benchmarks.web import __main__ as web  # noqa: E402
 from benchmarks.web import paper, plots, text  # noqa: E402
 from benchmarks.web.records import latest_rows, load  # noqa: E402
 
 # Words of the page itself with a digit in them: none of them is a figure.
-FIXED = re.compile(r"Table [15]|Figure 1[01]|float(32|64)|bfloat16")
+FIXED = re.compile(r"Table [145]|Figure 1[01]|float(32|64)|bfloat16")
 VOID = ("meta", "br", "path", "circle", "link", "img")
 
 
@@ -158,7 +159,10 @@ def costs() -> dict[str, Any]:
     row = {"model": "LALIC slim", "height": 512, "width": 768, "parameters": 2926543, "weights": "shipped"}
     row |= {"operations": dict.fromkeys(("complete", "formulas", "layers", "thop"), 32745841364)}
     row |= {"bytes": {"weights": 1, "peak": 2}, "bits per pixel": 0.456, "encode": direction, "decode": direction}
-    return record(complexity=[row])
+    peer = {"model": "A peer", "height": 512, "width": 768, "parameters": 45123456, "weights": "random"}
+    peer |= {"encode": direction | {"peak bytes": None}, "decode": direction | {"peak bytes": None}}
+    other = {"model": "Another peer", "height": 512, "width": 768, "skipped": "it does not import here: No module"}
+    return record(complexity=[row, peer, other])
 
 
 @pytest.fixture
@@ -167,7 +171,7 @@ def folder(tmp_path: Path) -> Path:
     for path in RESULTS.glob("*.jsonl"):
         shutil.copy(path, tmp_path)
     made = [mechanism("AFT-simple", (1024, 2048, 4096)), mechanism("window <attention>", (1024, 2048, 4096))]
-    made += [scaled(True), scaled(False), costs()]
+    made += [scaled(True), scaled(False), costs(), record(published=published.rows())]
     (tmp_path / "made.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
     return tmp_path
 
@@ -230,7 +234,7 @@ def test_it_is_made_for_phones_and_paper(page: str) -> None:
 def test_what_was_not_measured_is_said(folder: Path, page: str) -> None:
     missing = page[page.index('id="missing"') :]
     assert "12.5 GiB may be used" in missing and "would take about 77 s" in missing
-    assert "not run; extrapolated" in page
+    assert "not run; extrapolated" in page and "Another peer" in missing
     if not any(one["device_type"] == "cuda" for one in load(folder)):
         assert "On a GPU: nothing." in missing
     bare = web.page([record()], "")
@@ -259,6 +263,7 @@ def test_numbers_are_rounded_to_four_digits(value: float) -> None:
 
 def test_the_axes() -> None:
     assert plots._steps([0.0, 5.3]) == [0, 1, 2, 3, 4, 5, 6]
+    assert plots._steps([26.3, 33.8], from_zero=False) == [26, 28, 30, 32, 34]
     assert plots._powers([1024, 4096], 2) == [1024, 2048, 4096]
     assert plots._powers([0.02, 30], 10) == pytest.approx([0.01, 0.1, 1, 10, 100])
     assert plots.chart("t", "x", "y", [("nothing", [])], log=True) == ""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import RESULTS, ROOT
-from benchmarks.web import measured, paper
+from benchmarks.web import coded, measured, paper
 from benchmarks.web.records import Record, load
 
 DEFAULT = ROOT / "build" / "report.html"
@@ -24,8 +24,9 @@ def page(records: Sequence[Record], style: str) -> str:
     sections = [
         part
         for make in (
-            measured.machines, paper.mechanisms, paper.scaling, paper.complexity, paper.context, measured.speed,
-            measured.rates, measured.portability, measured.training, measured.missing,
+            measured.machines, coded.curves, coded.published, paper.mechanisms, paper.scaling, paper.complexity,
+            paper.context, coded.codec, coded.cold, measured.speed, measured.rates, measured.portability,
+            measured.training, measured.missing,
         )
         if (part := make(records))
     ]  # fmt: skip

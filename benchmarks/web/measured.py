@@ -16,6 +16,10 @@ COMMANDS = {
     "complexity": ("what our models cost", "python -m benchmarks.complexity --save"),
     "counted": ("context models", "python -m benchmarks.context --save"),
     "rate": ("rate and distortion", "python -m benchmarks.rate FOLDER --save"),
+    "rd": ("rate against distortion", "python -m benchmarks.rd FOLDER --save"),
+    "published": ("published BD-rates", "python -m benchmarks.published --save"),
+    "codec": ("whole models and their parts", "python -m benchmarks.codec --save"),
+    "cold start": ("the first picture of a process", "python -m benchmarks.cold --save"),
     "portability": ("portability", "python -m benchmarks.portability FOLDER --save"),
     "memory": ("memory of training", "python -m benchmarks.memory --measure --save"),
 }
@@ -127,6 +131,11 @@ def training(records: Sequence[Record]) -> str:
     return section("training", "Memory of training", *parts) if parts else ""
 
 
+def _left_out(row: Record) -> str:
+    where = f", {number(row['width'], digits=5)} &times; {number(row['height'], digits=5)}" if "width" in row else ""
+    return f"{name(row['model'])}{where}: {name(row['skipped'])}."
+
+
 def missing(records: Sequence[Record]) -> str:
     """What was not measured, and why."""
     items = []
@@ -138,15 +147,9 @@ def missing(records: Sequence[Record]) -> str:
     scaled = latest(with_key(records, "scaling"), lambda r: (r["device"], r["threads"]))
     if scaled and all(r["device"] == "static" for r in scaled):
         items.append("Memory of a forward pass: counted only, not measured.")
-    for record in scaled:
-        for row in record["scaling"]:
-            if "skipped" in row:
-                where = (
-                    f", {number(row['width'], digits=5)} &times; {number(row['height'], digits=5)}"
-                    if "width" in row
-                    else ""
-                )
-                items.append(f"{name(row['model'])}{where}: {name(row['skipped'])}.")
+    for key in ("scaling", "complexity", "codec"):
+        for record in latest(with_key(records, key), lambda r: (r["device"], r["threads"])):
+            items += [_left_out(row) for row in record[key] if "skipped" in row]
     for record in latest(with_key(records, "mechanisms"), lambda r: (r["device"], r["mechanism"], r["width"])):
         for row in record["mechanisms"]:
             if "skipped" in row:

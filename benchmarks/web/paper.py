@@ -148,14 +148,7 @@ def complexity(records: Sequence[Record]) -> str:
     """Table 1's costs."""
     parts = []
     for record in latest(with_key(records, "complexity"), lambda r: (r["device"], r["threads"])):
-        body = [
-            [
-                _where(row), number(row["parameters"], 1e6), *_counts(row), seconds(row["encode"]["seconds"]),
-                seconds(row["decode"]["seconds"]), size(row["encode"]["peak bytes"]), size(row["decode"]["peak bytes"]),
-            ]
-            for row in record["complexity"]
-            if "operations" in row  # ours; a peer's row has times alone, or why there are none
-        ]  # fmt: skip
+        body = [_costs(row) for row in record["complexity"] if "encode" in row]
         head = [
             "model, picture", "M parameters", "GFLOP", "by formulas", "GMAC of layers", "as thop sees them", "encode",
             "decode", "memory encoding", "memory decoding",
@@ -163,6 +156,14 @@ def complexity(records: Sequence[Record]) -> str:
         parts.append(table(head, body, run_of(record)))
     said = paragraph("Times hold from a tensor to streams and back, entropy coding and checksums included.")
     return section("complexity", "Table 1: what our models cost", said, *parts) if parts else ""
+
+
+def _costs(row: Record) -> list[str]:
+    """A peer's row has times alone."""
+    counts = _counts(row) if "operations" in row else ["&ndash;"] * 4
+    both = [row[direction] for direction in ("encode", "decode")]
+    times, memory = [seconds(one["seconds"]) for one in both], [size(one["peak bytes"]) for one in both]
+    return [_where(row), number(row["parameters"], 1e6), *counts, *times, *memory]
 
 
 def context(records: Sequence[Record]) -> str:

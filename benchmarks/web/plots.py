@@ -9,21 +9,22 @@ from collections.abc import Callable, Sequence
 WIDTH, HEIGHT = 480, 320  # a phone's width, so that letters stay readable there
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 14, 46
 # Told apart by eyes that do not see all colours, and by dashes and marks where there is no colour at all.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6000", "#7f7f7f")
-DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2", "1 2")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6000", "#7f7f7f", "#56b4e9", "#e69f00")
+DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2", "1 2", "12 3", "8 2 2 2 2 2")
 Series = tuple[str, Sequence[tuple[float, float]]]
 
 
 def chart(
     title: str, x_label: str, y_label: str, series: Sequence[Series], log: bool, base: int = 10,
-    per: tuple[float, float] = (1, 1),
+    per: tuple[float, float] = (1, 1), from_zero: bool = True,
 ) -> str:  # fmt: skip
     """A figure with a legend; nothing if there is no point.
 
     Args:
-        series: (name in HTML, points) each; at most six.
+        series: (name in HTML, points) each; at most eight.
         log: both axes; `base` is that of the x axis.
         per: what x and y are divided by on the axes.
+        from_zero: whether a y axis that is not logarithmic starts there.
     """
     series = [(name, sorted(points)) for name, points in series if points]
     if not series:
@@ -34,7 +35,7 @@ def chart(
     ys = [y / per[1] for _, points in series for _, y in points]
     if log and min(xs + ys) <= 0:
         raise ValueError("series: expected positive values on logarithmic axes")
-    x_ticks, y_ticks = (_powers(xs, base), _powers(ys, 10)) if log else (_steps(xs), _steps(ys))
+    x_ticks, y_ticks = (_powers(xs, base), _powers(ys, 10)) if log else (_steps(xs), _steps(ys, from_zero))
     place_x = _scale([*xs, *x_ticks], LEFT, WIDTH - RIGHT, log)
     place_y = _scale([*ys, *y_ticks], HEIGHT - BOTTOM, TOP, log)
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -90,12 +91,14 @@ def _powers(values: Sequence[float], base: int) -> list[float]:
     return [float(base) ** n for n in range(first, last + 1, step)]
 
 
-def _steps(values: Sequence[float]) -> list[float]:
-    """Round numbers from zero to the first above the largest."""
-    largest = max(values) or 1.0
-    unit = 10 ** math.floor(math.log10(largest))
-    step = next(unit * f for f in (0.2, 0.5, 1, 2) if largest / (unit * f) <= 6)
-    return [step * n for n in range(math.ceil(largest / step - 1e-9) + 1)]
+def _steps(values: Sequence[float], from_zero: bool = True) -> list[float]:
+    """Round numbers from zero, or from the last below the least, to the first above the largest."""
+    least = 0.0 if from_zero else min(values)
+    span = max(values) - least or 1.0
+    unit = 10 ** math.floor(math.log10(span))
+    step = next(unit * f for f in (0.2, 0.5, 1, 2) if span / (unit * f) <= 6)
+    first = math.floor(least / step + 1e-9)
+    return [step * n for n in range(first, math.ceil(max(values) / step - 1e-9) + 1)]
 
 
 def _label(value: float, log: bool, base: int) -> str:
