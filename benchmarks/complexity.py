@@ -95,7 +95,7 @@ def _in_fresh_process(call: Callable[..., Row], name: str, setting: Setting, thr
 
 
 def peers(options: argparse.Namespace, setting: Setting) -> list[Row]:
-    """A row for each peer that `--peers` names (`benchmarks.checkouts`): times in both directions, or "skipped"."""
+    """A row for each peer that `--peers` names (`benchmarks.checkouts`): counts, times, or why it is "skipped"."""
     height, width = QUICK if setting.quick else SIZE
     rows: dict[str, Row] = {}
     for peer in options.peers:
@@ -107,27 +107,33 @@ def peers(options: argparse.Namespace, setting: Setting) -> list[Row]:
             row |= {"weights": "random", "parameters": found["parameters"], "bits per pixel": found["bits per pixel"]}
             times = {key: found[key] for key in ("seconds", "quartiles", "repeats")}
             row[found["direction"]] = times | {"peak bytes": None}
+        for found in checkouts.counted(peer, options.peer_python, [(height, width)]):
+            if "operations" in found:
+                row = rows.setdefault(found["side"], {"model": found["side"], "height": height, "width": width})
+                row |= {"parameters": found["parameters"], "operations": found["operations"]}
     return list(rows.values())
 
 
 def line(row: Row) -> str:
     """A row as text."""
+    words = [f"{row['model']}, {row['width']}x{row['height']}"]
+    if "parameters" in row:
+        words.append(f"{row['parameters'] / 1e6:.2f} M parameters")
+    if "operations" in row:
+        flops = row["operations"]
+        words.append(f"{flops['complete'] / 1e9:.2f} GFLOP, {flops['layers'] / 1e9:.2f} GMAC of layers")
+    if "bytes" in row:
+        words.append(f"{row['bytes']['peak'] / 2**20:.0f} MiB in all on a GPU")
     if "skipped" in row:
-        return f"{row['model']}: not run, {row['skipped']}"
-    if "operations" not in row:
-        words = [f"{row['model']}, {row['width']}x{row['height']}: {row['parameters'] / 1e6:.2f} M parameters"]
-        return "\n".join([*words, *_directions(row)])
-    flops = row["operations"]
-    words = [
-        f"{row['model']}, {row['width']}x{row['height']}: {row['parameters'] / 1e6:.2f} M parameters,"
-        f" {flops['complete'] / 1e9:.2f} GFLOP, {flops['layers'] / 1e9:.2f} GMAC of layers,"
-        f" {row['bytes']['peak'] / 2**20:.0f} MiB in all on a GPU"
-    ]
-    return "\n".join([*words, *_directions(row)])
+        words.append(f"not run: {row['skipped']}")
+    first, *rest = words
+    return "\n".join([f"{first}: {', '.join(rest)}", *_directions(row)])
 
 
 def _directions(row: Row) -> Iterator[str]:
     for direction in ("encode", "decode"):
+        if direction not in row:
+            continue
         found = row[direction]
         peak = found["peak bytes"]
         memory = "" if peak is None else f", +{peak / 2**20:.0f} MiB"

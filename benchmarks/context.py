@@ -5,12 +5,16 @@ torch's counter and our ops' formulas say), ATen calls (views left out, an op of
 context, its spatial context and its two aggregations at half the positions; hyper parameters' part is in slice 0.
 
 The published network's size (`FAT`) alone as well: with the cache, recomputing the slices so far, and recomputing all
-slices each time, as the published decoder does. `--time` measures those on this machine, results compared before.
+slices each time, as the published decoder does. `--time` measures each slice of each model on this machine, and the
+cache against recomputing; results are compared before.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
 from benchmarks.measure import Call, Case, Row, Setting, measure, within
-from lalic.config import FULL
+from lalic.config import FULL, SLIM, Config
 from lalic.nn.channel_transformer import FAT, ChannelTransformer, TransformerState
 from lalic.nn.context import pack, unpack
-from lalic.nn.context_models import ContextModel, make
+from lalic.nn.context_models import ContextModel, TransformerContext, make
 
 SIZE = (32, 48)  # latents of 768x512 pixels, landscape
 MODELS: tuple[tuple[str, dict[str, int]], ...] = (
@@ -65,14 +69,18 @@ def _without_memory(weight: Tensor) -> Tensor:
     return torch.empty(weight.shape, dtype=weight.dtype)
 
 
-def predict(model: ContextModel, state: Any, k: int, previous: Tensor | None, hyper: Tensor, latents: Tensor) -> None:
-    """What a decoder computes for slice k, its symbols known: latents (B, g, h, w)."""
+def predict(
+    model: ContextModel, state: Any, k: int, previous: Tensor | None, hyper: Tensor, latents: Tensor
+) -> list[Tensor]:
+    """What a decoder computes for slice k, its symbols known: latents (B, g, h, w). Parameters of both passes."""
     context = model.channel(state, previous)
     rest = [*([] if context is None else [context]), hyper]
     anchors = unpack(pack(latents.permute(0, 2, 3, 1), 0), 0).permute(0, 3, 1, 2)
+    found = []
     for parity, inputs in ((0, rest), (1, [model.spatial(k, anchors), *rest])):
         packed = torch.cat([pack(part.permute(0, 2, 3, 1), parity) for part in inputs], dim=3)
-        model.aggregate(k, packed.flatten(1, 2))
+        found.append(model.aggregate(k, packed.flatten(1, 2)))
+    return found
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -93,11 +101,15 @@ def count_model(name: str, options: dict[str, int]) -> Counted:
             slices.append(count(lambda k=k, p=previous, s=part: predict(model, state, k, p, hyper, s))[:2])  # type: ignore[misc]
             previous = part
     slices[0] = (slices[0][0] + start[0], slices[0][1] + start[1])
-    label = " ".join([name, *(f"{key} {value}" for key, value in options.items())])
-    found = row(label, parameters(model), slices)
+    found = row(label_of(name, options), parameters(model), slices)
     if isinstance(state, TransformerState):
         found["cache MiB"] = state.bytes() / 2**20
     return found
+
+
+def label_of(name: str, options: dict[str, int]) -> str:
+    """A context model in words."""
+    return " ".join([name, *(f"{key} {value}" for key, value in options.items())])
 
 
 def row(label: str, held: int, slices: Sequence[tuple[int, int]]) -> Counted:
@@ -134,6 +146,63 @@ def count_transformer() -> list[Counted]:
 
 
 # Timing
+
+
+class Subject:
+    """A context model with latents to predict, each slice as often as wanted."""
+
+    def __init__(self, name: str, options: dict[str, int], config: Config, size: tuple[int, int], device: torch.device):
+        torch.manual_seed(0)
+        self.label = label_of(name, options)
+        self.model = make(name, config, **options).to(device).eval()
+        self.hyper = torch.randn(1, config.M, *size, device=device)
+        self.slices = torch.randn(1, config.M, *size, device=device).split(list(config.groups), dim=1)
+        self.state = self.model.start(self.hyper)
+        for k in range(len(self.slices)):  # so that caches are full
+            self.predict(k)
+
+    def predict(self, k: int) -> list[Tensor]:
+        """Slice k, as if it were the next."""
+        self.state.next = k
+        if isinstance(self.state, TransformerState):
+            for cache in self.state.caches:
+                cache.filled = k
+        else:
+            self.state.slices[:] = self.slices[: max(0, k - 1)]
+        return predict(self.model, self.state, k, self.slices[k - 1] if k else None, self.hyper, self.slices[k])
+
+    @functools.cached_property
+    def truth(self) -> list[list[Tensor]]:
+        """The same in float64, slice by slice from the start, a transformer's channel contexts all at once, masked."""
+        model, hyper = copy.deepcopy(self.model).double(), self.hyper.double()
+        parts = [part.double() for part in self.slices]
+        state = model.start(hyper)
+        if isinstance(model, TransformerContext):
+            whole = [x.split(list(model.groups), dim=1) for x in model.transformer(torch.cat(parts, dim=1), hyper)[:2]]
+            contexts = iter([torch.cat(pair, dim=1) for pair in zip(*whole, strict=True)])
+            model.channel = lambda state, previous: next(contexts)  # type: ignore[method-assign]
+        return [predict(model, state, k, parts[k - 1] if k else None, hyper, part) for k, part in enumerate(parts)]
+
+    def check(self, k: int, found: list[Tensor]) -> None:
+        """Raises ``WrongResult``: float32 through a few dozen products; parameters are near 0.2."""
+        for one, want in zip(found, self.truth[k], strict=True):
+            within(self.label, one, want, 1e-4)
+
+
+def model_cases(setting: Setting) -> Iterator[Case]:
+    """A case a slice: its prediction by each context model; the convolutions, which are torch's, are the yardstick."""
+    config, size = (SLIM, (8, 12)) if setting.quick else (FULL, SIZE)
+    subjects = [Subject(name, options, config, size, setting.device) for name, options in MODELS]
+    for k in range(len(config.groups)):
+        calls = [
+            Call(
+                subject.label,
+                functools.partial(subject.predict, k),
+                None if subject.label == "conv" else functools.partial(subject.check, k),
+            )
+            for subject in subjects
+        ]
+        yield Case(f"prediction of slice {k}", tuple(calls))
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -173,7 +242,8 @@ def cases(setting: Setting) -> Iterator[Case]:
 def measure_all(setting: Setting) -> list[Row]:
     """Rows of every slice."""
     with torch.no_grad():
-        return [found for case in cases(setting) for found in measure("context", case, setting)]
+        every = itertools.chain(model_cases(setting), cases(setting))
+        return [found for case in every for found in measure("context", case, setting)]
 
 
 # The command
@@ -204,7 +274,9 @@ def markdown(counted: Sequence[Counted]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description="Cost of the context models.")
-    parser.add_argument("--time", action="store_true", help="measure the cache against recomputing on this machine")
+    parser.add_argument(
+        "--time", action="store_true", help="measure each slice on this machine, and the cache against recomputing"
+    )
     parser.add_argument("--device", default="cpu", help="for --time (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
     parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")

@@ -39,7 +39,8 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
             counts = list(counted.operations(model.eval(), forward, sizes))
             for (height, width), operations in zip(sizes, counts, strict=True):
                 where = {"height": height, "width": width, "pixels": height * width}
-                rows.append({"side": title, **where, "operations": operations})
+                parameters = sum(p.numel() for p in model.parameters())
+                rows.append({"side": title, **where, "parameters": parameters, "operations": operations})
     except Exception as error:  # whatever a peer's code does
         rows.append({"side": title, "skipped": peer_worker.reason(error)})
     return rows

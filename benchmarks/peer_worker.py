@@ -57,14 +57,18 @@ def _tcm() -> list[Network]:
     found: list[Network] = []
     for n in (64, 128):
         model = tcm(config=config, head_dim=heads, drop_path_rate=0.0, N=n, M=320)
-        found.append((f"TCM, N = {n}", model, lambda x, model=model: model(_filled(x, 128))))  # type: ignore[misc]
+        found.append((f"TCM, N = {n}", model, _padding(model, 128, least=256)))  # its windows do not fit 128 x 128
     return found
 
 
-def _filled(x: torch.Tensor, step: int) -> torch.Tensor:
-    """Zeros to the right and below, up to multiples of `step`, at least two: below that TCM's windows do not fit."""
-    width, height = (max(2 * step, -(-side // step) * step) for side in (x.shape[3], x.shape[2]))
-    return torch.nn.functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+def _padding(model: Any, step: int, least: int = 0) -> Callable[[torch.Tensor], Any]:
+    """The forward pass with zeros to the right and below, up to multiples of `step`, as the peer's own evaluation."""
+
+    def forward(x: torch.Tensor) -> Any:
+        height, width = (max(least, -(-side // step) * step) for side in x.shape[2:])
+        return model(torch.nn.functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2])))
+
+    return forward
 
 
 def _mlic() -> list[Network]:
@@ -83,7 +87,7 @@ def _ftic() -> list[Network]:
         coder.RangeEncoder = coder.RangeDecoder = None  # type: ignore[attr-defined]
         sys.modules["range_coder"] = coder
     model = importlib.import_module("models").FrequencyAwareTransFormer()
-    return [("FTIC", model, model)]
+    return [("FTIC", model, _padding(model, 256))]
 
 
 def _dcvc(title: str) -> list[Network]:

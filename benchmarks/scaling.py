@@ -31,9 +31,11 @@ from benchmarks.memory import CONFIGS
 from benchmarks.networks import MeanScaleHyperprior
 from lalic.model import LALIC
 
-# To 1024 x 1024, where the figure ends; then 1080p, 4K and 8K, sides filled up to multiples of 64. Height, width.
+# To 1024 x 1024, where the figure ends, Kodak's size among them; then 1080p, 4K and 8K, sides filled up to multiples of
+# 64. Height, width.
 SIZES: tuple[Size, ...] = (
-    *((n, n) for n in (256, 384, 512, 640, 768, 896, 1024)), (1088, 1920), (2176, 3840), (4352, 7680),
+    (256, 256), (384, 384), (512, 512), (512, 768), (640, 640), (768, 768), (896, 896), (1024, 1024), (1088, 1920),
+    (2176, 3840), (4352, 7680),
 )  # fmt: skip
 NETWORKS = "mean-scale hyperprior, networks only"
 FIRST_GUESS = 1500  # bytes a pixel that a forward pass of the full model takes at most, before one was measured

@@ -215,6 +215,16 @@ def _set_up_process(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+def _announce_compiling() -> None:
+    """Who watches is told why the first picture takes so long."""
+    if sys.stderr.isatty():
+        from lalic_kernels._core import numba_support
+
+        numba_support.on_compiling(
+            lambda: _say("compiling for this processor; this happens once and may take a minute")
+        )
+
+
 def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """`lalic.codec`, the model of --checkpoint (None: the one that ships), and the options that both directions take.
 
@@ -224,6 +234,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     from lalic import codec
 
     device = codec.resolve_device(args.device)
+    if device.type == "cpu" and not args.quiet:
+        _announce_compiling()
     options = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
     if args.checkpoint is None and args.precision is None:
         return codec, None, {"device": device, **options}
@@ -394,6 +406,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     _set_up_process(args.threads)
+    _announce_compiling()
     from lalic import demo
 
     demo.run(args.out_dir, device=args.device)

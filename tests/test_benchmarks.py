@@ -319,6 +319,9 @@ def test_kept_results_are_complete_records() -> None:
                 found = record["launches"]
                 assert record["device"] == "static" and found["total"] == sum(found["parts"].values()), where
                 continue
+            if "published" in record:  # benchmarks.published: BD-rates of curves that others measured
+                assert record["device"] == "static" and all(abs(row["pchip"]) > 1 for row in record["published"]), where
+                continue
             if "portability" in record:  # benchmarks.portability: what decoded alike, not times
                 assert record["pictures"] and record["model"] and len(record["weights"]) == 16, where
                 assert all(set(row) == {"setting", "exact", "float"} for row in record["portability"]), where

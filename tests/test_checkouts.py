@@ -77,8 +77,9 @@ def test_rows_of_table_1(tmp_path: Path) -> None:
     small, large, nothing = complexity.peers(options, QUICK)
     assert (small["model"], large["model"]) == ("TCM, N = 64", "TCM, N = 128")
     assert small["parameters"] == 3 and small["encode"]["seconds"] > 0 and small["decode"]["seconds"] > 0
+    assert "operations" not in small  # it has no forward pass
     assert "TCM, N = 64, 128x64: 0.00 M parameters\n  encode " in complexity.line(small)
-    assert complexity.line(nothing).startswith("models: not run, the folder is no checkout")
+    assert complexity.line(nothing).startswith("models, 128x64: not run: the folder is no checkout")
 
 
 def test_rows_of_figure_10(tmp_path: Path) -> None:
@@ -95,6 +96,9 @@ def test_rows_of_figure_10(tmp_path: Path) -> None:
     assert found == expected
     assert rows[4]["model"] == "models" and "is no checkout of" in rows[4]["skipped"]
     assert not scaling.fits(rows, scaling.COUNTS)  # two sizes make no line
+    (row, _) = complexity.peers(argparse.Namespace(peers=paths[:1], peer_python=PYTHON), QUICK)
+    assert row["operations"]["layers"] == 3 * 64 * 256 * 256 and row["parameters"] == 64 * 4
+    assert "TCM, N = 64, 128x64: 0.00 M parameters, 0.03 GFLOP, 0.01 GMAC of layers\n  encode " in complexity.line(row)
     passed = scaling._named(checkouts.passed(paths[0], PYTHON, sizes, torch.device("cpu"), longest=60.0))
     assert [(row["model"], row["pixels"]) for row in passed] == [(row["model"], row["pixels"]) for row in rows[:4]]
     assert all(row["seconds"] > 0 and row["peak bytes"] is not None for row in passed)

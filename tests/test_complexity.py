@@ -33,12 +33,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_record(record: dict) -> None:
-    """Every model is counted, and measured in both directions."""
+    """Every model is counted, and measured in both directions; a peer that was not says why."""
     assert record["commit"] and record["quick"] is False and record["complexity"]
     for row in record["complexity"]:
+        ours = row["model"].startswith("LALIC")
+        if ours or "operations" in row:
+            assert set(row["operations"]) == {"complete", "formulas", "layers", "thop"} and row["parameters"] > 0
+        if not ours and "encode" not in row:
+            assert row["skipped"]
+            continue
         assert row["weights"] in ("random", "shipped") and row["parameters"] > 0 and row["bits per pixel"] > 0
-        assert set(row["operations"]) == {"complete", "formulas", "layers", "thop"}
-        assert row["bytes"]["peak"] > row["bytes"]["weights"]
+        assert not ours or row["bytes"]["peak"] > row["bytes"]["weights"]
         for direction in ("encode", "decode"):
             low, high = row[direction]["quartiles"]
             assert low <= high and row[direction]["seconds"] > 0 and row[direction]["repeats"] > 0

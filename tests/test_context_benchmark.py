@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packag
 
 from benchmarks import context, measure  # noqa: E402
 from benchmarks.measure import Setting, WrongResult  # noqa: E402
+from lalic.config import SLIM  # noqa: E402
 from lalic.nn.channel_transformer import ChannelTransformer  # noqa: E402
 
 QUICK = Setting(torch.device("cpu"), quick=True)
@@ -79,13 +80,33 @@ def test_times_of_a_busy_machine_are_not_kept(monkeypatch: pytest.MonkeyPatch, t
 
 def test_every_slice_is_verified_and_timed() -> None:
     rows = context.measure_all(QUICK)
-    assert [row["case"] for row in rows if not row["yardstick"]] == [f"slice {k}" for k in range(5)]
+    own = [(row["case"], row["call"]) for row in rows if not row["yardstick"]]
+    models = [context.label_of(*model) for model in context.MODELS[1:]]
+    assert own == [
+        *((f"prediction of slice {k}", name) for k in range(4) for name in models),
+        *((f"slice {k}", "step with the cache") for k in range(5)),
+    ]
     assert all(row["seconds"] > 0 for row in rows)
 
 
-def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_can_be_predicted_again() -> None:
+    """Out of order and twice: what is timed is that slice and no other."""
+    for name, options in (("rwkv", {}), ("transformer", {})):
+        subject = context.Subject(name, options, SLIM, (8, 12), torch.device("cpu"))
+        with torch.no_grad():
+            for k in (2, 0, 3, 3, 1):
+                subject.check(k, subject.predict(k))
+            with pytest.raises(WrongResult, match="expected"):
+                subject.check(2, subject.predict(1))
+
+
+@pytest.mark.parametrize(
+    ("cases", "what"), [(context.model_cases, "transformer: the largest"), (context.cases, "a step with the cache")]
+)
+def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, cases, what: str) -> None:
     step = ChannelTransformer.step
     monkeypatch.setattr(ChannelTransformer, "step", lambda *a: tuple(1.01 * out for out in step(*a)))
     monkeypatch.setattr(measure, "_clock_rounds", lambda *a: pytest.fail("something wrong was timed"))
-    with pytest.raises(WrongResult, match="a step with the cache"):
-        context.measure_all(QUICK)
+    with pytest.raises(WrongResult, match=what), torch.no_grad():
+        for case in cases(QUICK):
+            measure.measure("context", case, QUICK)

@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lalic.cli": {
         "lalic.config", "lalic.errors", "lalic.files", "lalic.memory", "lalic.bitstream", "lalic.describe",
         "lalic.images", "lalic.zoo", "lalic.codec", "lalic.demo", "lalic.search", "lalic.folder", "lalic.training",
-        "lalic.eval",
+        "lalic.eval", "lalic_kernels",
     },
     "lalic.__main__": {"lalic.cli"},
     # The package itself: names imported on first use, from anywhere but the command line.

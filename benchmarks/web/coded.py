@@ -40,7 +40,9 @@ def curves(records: Sequence[Record]) -> str:
             for codec in record["rd"]
         ]
         series += [(name(other["title"]), other["points"].get("psnr", [])) for other in record["read"]]
-        title = "PSNR against rate"
+        finest = max(rate for rate, _ in series[0][1])  # of ours, which comes first: what lies far above is left out
+        series = [(title, [point for point in points if point[0] <= 2 * finest]) for title, points in series]
+        title = "PSNR against rate, to twice the highest of the first"
         parts.append(chart(title, "bits per pixel", "PSNR, dB", series, log=False, from_zero=False))
         timed = [
             [name(codec["title"]), *_times(codec), f'<span class="wrap">{name(codec["version"])}</span>']

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.web.plots import chart
-from benchmarks.web.records import Record, latest, with_key
+from benchmarks.web.records import Record, latest, latest_rows, with_key
 from benchmarks.web.text import name, number, paragraph, seconds, section, size, table
 
 
@@ -148,7 +148,7 @@ def complexity(records: Sequence[Record]) -> str:
     """Table 1's costs."""
     parts = []
     for record in latest(with_key(records, "complexity"), lambda r: (r["device"], r["threads"])):
-        body = [_costs(row) for row in record["complexity"] if "encode" in row]
+        body = [_costs(row) for row in record["complexity"] if "parameters" in row]
         head = [
             "model, picture", "M parameters", "GFLOP", "by formulas", "GMAC of layers", "as thop sees them", "encode",
             "decode", "memory encoding", "memory decoding",
@@ -159,15 +159,15 @@ def complexity(records: Sequence[Record]) -> str:
 
 
 def _costs(row: Record) -> list[str]:
-    """A peer's row has times alone."""
+    """Of a peer there may be counts alone, or times alone."""
     counts = _counts(row) if "operations" in row else ["&ndash;"] * 4
-    both = [row[direction] for direction in ("encode", "decode")]
-    times, memory = [seconds(one["seconds"]) for one in both], [size(one["peak bytes"]) for one in both]
+    both = [row.get(direction, {}) for direction in ("encode", "decode")]
+    times, memory = [seconds(one.get("seconds")) for one in both], [size(one.get("peak bytes")) for one in both]
     return [_where(row), number(row["parameters"], 1e6), *counts, *times, *memory]
 
 
 def context(records: Sequence[Record]) -> str:
-    """Context models, counted."""
+    """Context models, counted and timed."""
     parts = []
     for record in latest([r for r in with_key(records, "counted") if r["op"] == "context"], lambda r: r["op"]):
         body = [
@@ -175,4 +175,17 @@ def context(records: Sequence[Record]) -> str:
             for row in record["counted"]
         ]
         parts.append(table(["context model", "M parameters", "GMAC, slice by slice"], body, run_of(record)))
+    for record, rows in latest_rows(records):
+        own = [row for row in rows if row["entry"] == "context"]
+        names = list(dict.fromkeys(row["call"] for row in own))
+        cases = list(dict.fromkeys(row["case"] for row in own))
+        for start, title in (("prediction", "prediction by each model"), ("slice", "a step of the transformer")):
+            chosen = [case for case in cases if case.startswith(start)]
+            took = {(row["case"], row["call"]): row["seconds"] for row in own}
+            body = [
+                [name(call), *(seconds(took.get((case, call))) for case in chosen)]
+                for call in names
+                if any((case, call) in took for case in chosen)
+            ]
+            parts.append(table([title, *map(name, chosen)], body, run_of(record)))
     return section("context", "Figure 11: context models", *parts) if parts else ""
