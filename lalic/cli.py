@@ -93,14 +93,14 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
     )
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
-    decompress.add_argument(
-        "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
-    )
     decompress.set_defaults(run=_decompress)
 
     for command in (compress, decompress):
         command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
         command.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
+        command.add_argument(
+            "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
+        )
         command.add_argument("--quiet", action="store_true", help="print errors and warnings only")
         command.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
         command.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 2^25)")
@@ -236,7 +236,9 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     device = codec.resolve_device(args.device)
     if device.type == "cpu" and not args.quiet:
         _announce_compiling()
-    options = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
+    options: dict[str, Any] = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
+    if args.no_graph:
+        options["graph"] = False
     if args.checkpoint is None and args.precision is None:
         return codec, None, {"device": device, **options}
     import lalic
@@ -313,8 +315,6 @@ def _decompress(args: argparse.Namespace) -> int:
     codec, model, options = _prepare(args)
 
     together = _TOGETHER if codec.resolve_device(args.device).type == "cuda" else 1
-    if args.no_graph:
-        options["graph"] = False
 
     def decode(files: list[bytes]) -> list[Any]:
         if len(files) == 1:

@@ -99,6 +99,7 @@ def encode(
     quality: float | None = None,
     background: Color | None = None,
     max_pixels: int = MAX_PIXELS,
+    graph: bool | None = None,
 ) -> bytes:
     """Compress a picture to the bytes of a .lalic file.
 
@@ -106,21 +107,22 @@ def encode(
     model: None for the slim model that ships, or one made by `lalic.load_checkpoint`. device: where the shipped model
     runs (None: the CPU); a given model runs where it lies. quality: 1 to 100, taken to hundredths, None for 50; a model
     of one quality takes None only. background: colour below transparent pixels, without which they are refused.
-    max_pixels: limit on width * height. `lalic.search` finds the quality for a size or a PSNR.
+    max_pixels: limit on width * height. graph: as of `decode`. `lalic.search` finds the quality for a size or a PSNR.
 
-    Raises `ImageError` if the picture is refused, `LalicError` if the quality is, `OSError` if a path cannot be opened.
+    Raises `ImageError` if the picture is refused, `LalicError` if the quality is, `OSError` if a path cannot be opened,
+    `ValueError` for a graph where symbols are not coded on a GPU.
 
         >>> data = lalic.encode("photo.png")
         >>> lalic.decode(data).save("decoded.png")
     """
-    prepared = Prepared(image, model, device=device, background=background, max_pixels=max_pixels)
+    prepared = Prepared(image, model, device=device, background=background, max_pixels=max_pixels, graph=graph)
     return prepared.encode(quality, once=True)
 
 
 class Prepared:
     """A picture ready to be coded, once or at several qualities: it is loaded and analysed once.
 
-    Arguments and errors as of `encode`. picture: what is coded, RGB in sRGB.
+    Arguments and errors as of `encode`. picture: what is coded, RGB in sRGB. graph: as given.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Prepared:
         device: str | torch.device | None = None,
         background: Color | None = None,
         max_pixels: int = MAX_PIXELS,
+        graph: bool | None = None,
     ) -> None:
         self.picture = images.load(image, background=background, max_pixels=max_pixels)
         if max(self.picture.size) > MAX_SIDE:
@@ -139,19 +142,21 @@ class Prepared:
         self.model = shipped_model(device=device) if model is None else model
         self._lies = _check_device(self.model, device)
         self._latents: torch.Tensor | None = None
+        self.graph = graph
 
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
         """The bytes of a .lalic file. once: no other quality will be asked for, so nothing is kept for that."""
         quality = coded_quality(self.model, quality)
+        asked = {} if self.graph is None else {"graph": self.graph}
         with torch.inference_mode():
             if quality is None:
-                sections = self.model.encode_sections(self._tensor())
+                sections = self.model.encode_sections(self._tensor(), **asked)
             elif once and self._latents is None and self._lies.type == "cuda":
-                sections = self.model.encode_sections(self._tensor(), quality)
+                sections = self.model.encode_sections(self._tensor(), quality, **asked)
             else:
                 if self._latents is None:
                     self._latents = self.model.latents(self._tensor())
-                sections = self.model.encode_latents(self._latents, quality)
+                sections = self.model.encode_latents(self._latents, quality, **asked)
         return Container(
             model_name=self.model.config.name,
             model_hash=self.model.weights_hash(),

@@ -52,7 +52,8 @@ def _bits_per_pixel(prepared: codec.Prepared, data: bytes) -> float:
 
 
 def _psnr(prepared: codec.Prepared, data: bytes) -> float:
-    return psnr(prepared.picture, codec.decode(data, prepared.model, max_pixels=math.prod(prepared.picture.size)))
+    limit = math.prod(prepared.picture.size)
+    return psnr(prepared.picture, codec.decode(data, prepared.model, max_pixels=limit, graph=prepared.graph))
 
 
 def _search(

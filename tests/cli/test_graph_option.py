@@ -1,0 +1,59 @@
+"""The option --no-graph, and `graph` of the functions under it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lalic
+from lalic import codec, search
+from lalic.model import LALIC
+
+
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+
+
+def test_it_reaches_both_directions(run, here, monkeypatch):
+    picture().save("a.png")
+    asked = []
+    for name in ("encode", "decode"):
+        inner = getattr(codec, name)
+
+        def call(data, model, inner=inner, name=name, **options):
+            asked.append((name, options.pop("graph", "nothing")))
+            return inner(data, model, **options)
+
+        monkeypatch.setattr(codec, name, call)
+    for words in (["compress", "a.png"], ["decompress", "a.lalic", "-o", "b.png"]):
+        assert run(*words, "-f").code == run(*words, "-f", "--no-graph").code == 0
+    assert asked == [("encode", "nothing"), ("encode", False), ("decode", "nothing"), ("decode", False)]
+
+
+@pytest.fixture(scope="module")
+def slim():
+    return lalic.slim(pretrained=True)
+
+
+def test_what_a_model_is_asked(slim, monkeypatch):
+    """Of coding once, at several qualities, and in a search; the bytes are the same."""
+    asked = []
+    for name in ("encode_latents", "decode_sections"):
+        inner = getattr(LALIC, name)
+
+        def call(self, *given, inner=inner, name=name, **options):
+            asked.append((name, options.get("graph", "nothing")))
+            return inner(self, *given, **options)
+
+        monkeypatch.setattr(LALIC, name, call)
+    plain, without = (codec.encode(picture(), slim, **options) for options in ({}, {"graph": False}))
+    assert plain == without and asked == [("encode_latents", "nothing"), ("encode_latents", False)]
+    asked.clear()
+    quality = codec.Prepared(picture(), slim).encode(50)
+    found = search.encode_to_psnr(picture(), 18.0, slim, tolerance=30.0, graph=False)
+    assert quality == plain and found.data and len(asked) == 5
+    assert asked[1:] == 2 * [("encode_latents", False), ("decode_sections", False)]
+
+
+def test_a_graph_where_there_can_be_none(slim):
+    with pytest.raises(ValueError, match="graph: expected None or False"):
+        codec.encode(picture(), slim, graph=True)
