@@ -6,11 +6,13 @@ and all 25 taps, in both passes, its result thrown away in the first; each chann
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from lalic.entropy.slices import SliceCoder
-from lalic.nn.context import SliceStack, full_precision, pack, unpack
+from lalic.nn.context import Slice, SliceStack, full_precision, pack, unpack
 
 
 def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid: bool = False) -> Tensor:
@@ -22,7 +24,7 @@ def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid:
     hyper = params.permute(0, 2, 3, 1)
     decoded: list[Tensor] = []
     for k, g in enumerate(stack.groups):
-        part = stack.latent_codec[f"y{k}"]
+        part = cast(Slice, stack.latent_codec[f"y{k}"])
         known = [hyper]
         if k:
             context = stack.channel_context[f"y{k}"](torch.cat(decoded, dim=3).permute(0, 3, 1, 2))

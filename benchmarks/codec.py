@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -97,8 +98,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     decoding.append(Call(label, torch.inference_mode()(lambda: networks.decoding(y, z))))
     for peer in [] if setting.quick else peers.installed(setting.device):
         streams = peer.encode(x)
-        encoding.append(Call(peer.name, lambda peer=peer: peer.encode(x)))
-        decoding.append(Call(peer.name, lambda peer=peer, streams=streams: peer.decode(streams)))
+        encoding.append(Call(peer.name, partial(peer.encode, x)))
+        decoding.append(Call(peer.name, partial(peer.decode, streams)))
     yield Case(f"encode {width}x{height}", tuple(encoding), wall_clock=True)
     yield Case(f"decode {width}x{height}", tuple(decoding), wall_clock=True)
 

@@ -178,7 +178,7 @@ def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, fl
         found = {row["call"]: row for row in measure("codec", case, setting)}
         clock: parts.Clock = parts.Events() if setting.device.type == "cuda" else parts.WallClock()
         for direction, way, call in calls:
-            row = {"side": side, "direction": direction, "way": way, "bits per pixel": subject.bits_per_pixel()}
+            row: Row = {"side": side, "direction": direction, "way": way, "bits per pixel": subject.bits_per_pixel()}
             row |= {key: found[call.name][key] for key in ("seconds", "quartiles", "repeats")}
             row["Mpixel/s"] = 1e-6 * subject.x.numel() / 3 / row["seconds"]
             if side == "ours" and direction != "decode to the host" and way in ("", "plain launches"):

@@ -6,7 +6,8 @@ copy bandwidth; on a CPU it is what autograd makes of the definition.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,14 +34,15 @@ def cases(setting: Setting) -> Iterator[Case]:
             (
                 Call(
                     "gaussian_likelihood",
-                    lambda a=arguments: lalic_kernels.gaussian_likelihood(*a),
+                    partial(lalic_kernels.gaussian_likelihood, *arguments),
                     check_by_reference(reference, arguments),
                     bandwidth_metrics(moved, setting.device),
                 ),
-                Call("torch's composition", lambda a=arguments: reference(*a)),
+                Call("torch's composition", partial(reference, *arguments)),
             ),
         )
-        leaves = tuple(x.detach().requires_grad_() for x in arguments)
+        one, two, three = (x.detach().requires_grad_() for x in arguments)
+        leaves = (one, two, three)
         # The forward's traffic, then the arguments and the upstream read, and three gradients written.
         both = moved + nbytes(upstream) + 2 * nbytes(*arguments)
         yield Case(
@@ -48,13 +50,13 @@ def cases(setting: Setting) -> Iterator[Case]:
             (
                 Call(
                     "gaussian_likelihood",
-                    lambda a=leaves, g=upstream: torch.autograd.grad(lalic_kernels.gaussian_likelihood(*a), a, g),
-                    lambda got, a=arguments, g=upstream: check_gradients(a, g, got),
+                    partial(gradients_of, lalic_kernels.gaussian_likelihood, leaves, upstream),
+                    partial(check_gradients, arguments, upstream),
                     bandwidth_metrics(both, setting.device),
                 ),
                 Call(
                     "torch's composition",
-                    lambda a=leaves, g=upstream: torch.autograd.grad(reference(*a), a, g),
+                    partial(gradients_of, reference, leaves, upstream),
                 ),
             ),
         )
@@ -68,6 +70,11 @@ def _arguments(size: tuple[int, ...], setting: Setting) -> Arguments:
     scales, means = parameters.chunk(2, dim=-1)
     scales.mul_(0.75).sub_(1).exp_().sub_(0.02)
     return (means + scales * normal[..., 2 * size[-1] :]).contiguous(), scales, means
+
+
+def gradients_of(function: Callable[..., Tensor], leaves: Arguments, upstream: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward."""
+    return torch.autograd.grad(function(*leaves), leaves, upstream)
 
 
 def check_gradients(arguments: Arguments, upstream: Tensor, got: tuple[Tensor, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -28,6 +29,10 @@ def stage_shapes(c: Config = FULL, height: int = HEIGHT, width: int = WIDTH) -> 
 def dtypes(setting: Setting) -> tuple[torch.dtype, ...]:
     """float32, and on a GPU bfloat16 too."""
     return (torch.float32, torch.bfloat16) if setting.device.type == "cuda" else (torch.float32,)
+
+
+def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [F.linear(x, weight) for x, weight in pairs]
 
 
 def case_name(*parts: object) -> str:
@@ -84,10 +89,10 @@ def entropy_params_cases(setting: Setting) -> Iterator[Case]:
                 (
                     Call(
                         "entropy_params",
-                        lambda arguments=arguments: lalic_kernels.entropy_params(*arguments),
+                        partial(lalic_kernels.entropy_params, *arguments),
                         check_by_reference(entropy_reference, arguments),
                         bandwidth_metrics(bytes_of("entropy_params", *arguments), setting.device),
                     ),
-                    Call("its matrix products", lambda pairs=pairs: [F.linear(a, b) for a, b in pairs]),
+                    Call("its matrix products", partial(_products, pairs)),
                 ),
             )

@@ -125,8 +125,8 @@ def document() -> Iterator[str]:
             yield ""
             yield "| | good | middle | bad |"
             yield "|---|---|---|---|"
-            for name, *values in rows:
-                yield f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |"
+            for part, *times in rows:
+                yield f"| {part} | {' | '.join(f'{value:.3f}' for value in times)} |"
             if bar is not None:
                 verdict = ", ".join(f"{c} {v / bar:.2f}" for c, v in zip(COLUMNS, rows[-1][1:], strict=True))
                 yield ""

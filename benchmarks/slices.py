@@ -14,6 +14,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -139,7 +140,7 @@ def loop_of(variant: str) -> Callable[..., Tensor]:
     if variant == PUBLISHED:
         return baselines_slices.code_slices
     if variant == PUBLISHED_FORWARD:
-        return lambda *a: baselines_slices.code_slices(*a, full_grid=True)
+        return partial(baselines_slices.code_slices, full_grid=True)
 
     def loop(stack: SliceStack, params: Tensor, coder: slices.SliceCoder) -> Tensor:
         with mock.patch.object(slices, "SliceDecoder", VARIANTS[variant]):
@@ -241,7 +242,8 @@ def full_model() -> Iterator[LALIC]:
         model = LALIC.from_config(FULL).eval()
     with FakeTensorMode(), torch.no_grad():
         for module in model.modules():
-            for held in (module._parameters, module._buffers):
+            tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in tensors:
                 for name, value in held.items():
                     if value is not None:
                         empty = torch.empty(value.shape, dtype=value.dtype)

@@ -76,9 +76,9 @@ def _products(transform: nn.Module, x: Tensor, precision: str, setting: Setting)
             assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
             transposed = isinstance(module, nn.ConvTranspose2d)
             weight, bias = module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype)
-            more = {"output_padding": module.output_padding} if transposed else {}
-            function = F.conv_transpose2d if transposed else F.conv2d
-            found.append(lambda: function(y, weight, bias, module.stride, module.padding, **more))  # type: ignore[operator]
+            more: dict[str, Any] = {"output_padding": module.output_padding} if transposed else {}
+            function: Callable[..., Tensor] = F.conv_transpose2d if transposed else F.conv2d
+            found.append(lambda: function(y, weight, bias, module.stride, module.padding, **more))
 
     handles = [module.register_forward_hook(note) for module in transform.children()]
     transform(x)

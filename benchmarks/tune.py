@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,10 @@ def case(row: launches.Row, candidates: Sequence[Launch], shape: tuple[int, int,
         table = with_row(launches.TABLE, replace(row, start=0, launch=launch))
         if row.use == "backward":
             check: Callable[[Any], None] = lambda grads: check_biwkv_gradients(arguments, upstream, grads)  # noqa: E731
-            calls.append(Call(name_of(launch), lambda table=table: backward(table), check))
+            calls.append(Call(name_of(launch), partial(backward, table), check))
         else:
             check = lambda y: check_biwkv(arguments, y)  # noqa: E731
-            calls.append(Call(name_of(launch), lambda table=table: forward(table), check))
+            calls.append(Call(name_of(launch), partial(forward, table), check))
     return Case(f"{row.use} from {row.start} {shape} {str(arguments[2].dtype).removeprefix('torch.')}", tuple(calls))
 
 

@@ -49,7 +49,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     if "fp32" not in dtypes:
         return
 
-    def job(label: str, kernel: Any, launch: str, types: dict[str, str] | None = None, **constants: Any) -> Job:
+    def job(label: str, kernel: Any, launch: str, types: dict[str, str] | None = None, /, **constants: Any) -> Job:
         return Job(
             f"exact {label}", kernel, LAUNCHES[launch], "fp32", constants, types=TYPES | (types or {}),
             options=OPTIONS,
