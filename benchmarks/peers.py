@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks import peer_worker
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,7 @@ def installed(device: torch.device) -> list[Peer]:
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its own, about torch's old names
-        from compressai.models import Elic2022Official
-        from compressai.zoo import mbt2018_mean
-    version = importlib.metadata.version("compressai")
-    found = []
-    for name, build in (
-        ("mbt2018-mean q6", lambda: mbt2018_mean(quality=6, pretrained=False)),
-        ("ELIC", Elic2022Official),
-    ):
-        torch.manual_seed(0)
-        model = build().eval().to(device)
-        model.update()
-        found.append(Peer(f"CompressAI {version} {name}", model))
+        found = [Peer(name, model.eval().to(device)) for name, model, _ in peer_worker.NETWORKS["CompressAI"]()]
+    for peer in found:
+        peer.model.update()
     return found
