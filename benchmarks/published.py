@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         span = f"{row['low']:.2f} and {row['high']:.2f}"
         print(f"{row['pictures']:10}{row['metric']:9}{row['paper']:9.2f}{by_method}   {span}")
     if options.save:
-        print(f"appended to {report.append(report.counted(published=found), options.results or report.RESULTS)}")
+        report.keep(report.counted(published=found), options.results)
     return 0
 
 
