@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import report
+from lalic.errors import LalicError
 from lalic.eval import bdrate
 from lalic.eval.published import find
 
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description="BD-rates of published curves.")
     report.add_saving(parser)
     options = parser.parse_args(argv)
-    found = rows()
+    try:
+        found = rows()
+    except LalicError as error:  # the package that computes them is not installed
+        parser.error(str(error))
     print(f"{found[0]['test']} against {found[0]['anchor']}, percent of rate\n")
     print(
         f"{'pictures':10}{'metric':9}{'paper':>9}"

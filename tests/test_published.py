@@ -30,6 +30,15 @@ def test_the_command_saves_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "-51.23" in printed and "VTM-9.1" in printed
 
 
+def test_without_the_package_there_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "bjontegaard", None)
+    with pytest.raises(SystemExit) as stop:
+        published.main([])
+    assert stop.value.code == 2 and "need the package bjontegaard" in capsys.readouterr().err
+
+
 def test_kept_records_are_what_is_computed() -> None:
     for line in (report.RESULTS / "static.jsonl").read_text(encoding="utf-8").splitlines():
         for kept, row in zip(json.loads(line).get("published", []), published.rows(), strict=False):
