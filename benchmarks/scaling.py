@@ -65,15 +65,21 @@ def line(pixels: Sequence[float], values: Sequence[float]) -> Row | None:
 # Counting
 
 
+def built(name: str) -> tuple[str, nn.Module, Callable[[Tensor], Any]]:
+    """(name in rows, modules, forward pass) of a configuration or of the yardstick, in eval mode."""
+    if name == NETWORKS:
+        networks = MeanScaleHyperprior().eval()
+        return NETWORKS, networks, lambda x: networks.g_s(networks.encoding(x)[0])
+    model = LALIC.from_config(CONFIGS[name]).eval()
+    return f"LALIC {name}", model, model
+
+
 def subjects(device: torch.device) -> Iterator[tuple[str, nn.Module, Callable[[Tensor], Any]]]:
-    """(name, modules, forward pass) of all that are counted; ours without memory."""
-    for name, config in CONFIGS.items():
+    """`built` of all that are counted; ours without memory."""
+    for name in (*CONFIGS, NETWORKS):
         with torch.device("meta"):
-            model = LALIC.from_config(config).eval()
-        yield f"LALIC {name}", model, model
-    with torch.device("meta"):
-        networks = MeanScaleHyperprior()
-    yield NETWORKS, networks, lambda x: networks.g_s(networks.encoding(x)[0])
+            ours = built(name)
+        yield ours
     for peer in peers.installed(device):
         yield peer.name, peer.model, peer.model
 
@@ -164,11 +170,9 @@ def _measured(name: str, sizes: Sequence[Size], device: torch.device, longest: f
     """Rows of one of our models, or of the yardstick. Runs in a process of its own."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    if name == NETWORKS:
-        networks = MeanScaleHyperprior().eval().to(device)
-        return passes(name, lambda x: networks.g_s(networks.encoding(x)[0]), sizes, device, longest)
-    model = LALIC.from_config(CONFIGS[name]).eval().to(device)
-    return passes(f"LALIC {name}", model, sizes, device, longest)
+    title, modules, run = built(name)
+    modules.to(device)
+    return passes(title, run, sizes, device, longest)
 
 
 def measure(

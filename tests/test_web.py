@@ -242,6 +242,20 @@ def test_what_was_not_measured_is_said(folder: Path, page: str) -> None:
         assert what in bare.lower()
 
 
+def test_every_model_is_in_the_plots() -> None:
+    """More models than a chart can tell apart go to several; ours are in each."""
+    found = scaled(True)
+    peers = [f"Peer {letter}" for letter in "ABCDEFGHIJ"]
+    found["scaling"] += [row | {"model": peer} for peer in peers for row in found["scaling"]]
+    legends = re.findall(r'<ul class="legend">.*?</ul>', paper.scaling([found]))
+    assert len(legends) > 2 and all("LALIC full" in legend for legend in legends)
+    for peer in peers:
+        assert sum(f">{peer}<" in legend for legend in legends) >= 2  # operations and memory at least
+    last = [one for one in load(RESULTS) if "scaling" in one and one["device"] == "static"][-1]
+    drawn = " ".join(re.findall(r'<ul class="legend">.*?</ul>', paper.scaling([last])))
+    assert all(f">{row['model']}<" in drawn for row in last["scaling"] if "skipped" not in row)
+
+
 def test_the_latest_run_counts() -> None:
     old, new = (mechanism("AFT-simple", (1024, 2048, 4096, 8192)) for _ in range(2))
     new["mechanisms"][0]["seconds"] = 0.25

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.web.plots import chart
+from benchmarks.web.plots import COLOURS, chart
 from benchmarks.web.records import Record, latest, latest_rows, with_key
 from benchmarks.web.text import name, number, paragraph, seconds, section, size, table
+
+Quantity = tuple[Sequence[str], str]  # of a value in a row, and what a legend adds to the model's name
 
 
 def run_of(record: Record) -> str:
@@ -87,15 +89,18 @@ def scaling(records: Sequence[Record]) -> str:
         parts.append(f"<h3>{'Counted' if static else 'Measured'}</h3>")
         parts.append(table(head, body, run_of(record)))
         for title, label, per, paths in PLOTS:
-            series = [
-                (f"{name(model)}{mark}", [p for row in rows if row["model"] == model and (p := _point(row, path))])
-                for model in models
-                for path, mark in paths
-            ][:6]
-            small = [(said, [p for p in points if p[0] <= 1 << 20]) for said, points in series]
-            if any(len(points) > 1 for _, points in small):
-                parts.append(chart(f"{title}, to a megapixel", "megapixels", label, small, log=False, per=(1e6, per)))
-            parts.append(chart(f"{title}, all sizes", "megapixels", label, series, log=True, per=(1e6, per)))
+            for chosen in _together(models, rows, paths):
+                series = [
+                    (f"{name(model)}{mark}", points)
+                    for model in chosen
+                    for path, mark in paths
+                    if (points := _points(rows, model, path))
+                ]
+                small = [(said, [p for p in points if p[0] <= 1 << 20]) for said, points in series]
+                if any(len(points) > 1 for _, points in small):
+                    less = f"{title}, to a megapixel"
+                    parts.append(chart(less, "megapixels", label, small, log=False, per=(1e6, per)))
+                parts.append(chart(f"{title}, all sizes", "megapixels", label, series, log=True, per=(1e6, per)))
         lines = [
             [
                 f"{name(model)}: {name(quantity)}",
@@ -121,6 +126,25 @@ PLOTS = (
         ((("peak bytes",), ""), (("extrapolated bytes",), ", extrapolated")),
     ),
 )
+
+
+def _together(models: Sequence[str], rows: Sequence[Record], paths: Sequence[Quantity]) -> list[list[str]]:
+    """Models by chart: ours are in each, and of the others as many as a chart can tell apart. All have a place."""
+    lines = {model: sum(bool(_points(rows, model, path)) for path, _ in paths) for model in models}
+    ours = [model for model in models if model.startswith("LALIC")]
+    found = [list(ours)]
+    for model in models:
+        if model in ours or not lines[model]:
+            continue
+        if sum(lines[one] for one in found[-1]) + lines[model] > len(COLOURS):
+            found.append(list(ours))
+        found[-1].append(model)
+    return found
+
+
+def _points(rows: Sequence[Record], model: str, path: Sequence[str]) -> list[tuple[float, float]]:
+    """(pixels, value) of a model's rows that have one."""
+    return [point for row in rows if row["model"] == model and (point := _point(row, path))]
 
 
 def _point(row: Record, path: Sequence[str]) -> tuple[float, float] | None:
