@@ -62,7 +62,7 @@ def imitate(model: LALIC, bits_per_pixel: float = PUBLISHED_RATE) -> Tensor:
     scales = channel_scales(model.config.M, bits_per_pixel - hyper)
     own = scales.split(model.config.groups)
     for k, of_slice in enumerate(own):
-        last = model.latent_codec.y.latent_codec[f"y{k}"].entropy_parameters[4]
+        last = model.latent_codec.y.latent_codec[f"y{k}"].entropy_parameters[-1]
         last.mix.weight.mul_(QUIET)
         last.value.weight.mul_(QUIET)
         last.mix.bias.copy_(torch.cat((of_slice, torch.zeros_like(of_slice))))

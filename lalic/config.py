@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 DEFAULT_QUALITY = 50.0  # of a model that has a choice, where nobody chose
+
+
+def stride(kernel: int) -> int:
+    """What a convolution of the transforms with this side divides H and W by."""
+    return 2 if kernel in (3, 5) else kernel
 
 
 @dataclass(frozen=True)
@@ -18,9 +24,14 @@ class Config:
         dims: channels of the three analysis stages, the latents, the hyper transform and the hyper latents.
         depths: RWKV blocks of the three analysis stages and of the hyper transform.
         groups: latent channels of each slice, in coding order.
+        kernels: side of the convolution in front of each analysis stage and of the latents. 3 and 5 overlap and halve
+            H and W, as published. 1, 2, 4 and 8 are patches that do not overlap and divide H and W by the side: pixel
+            unshuffling and a matrix product. Together they divide by 16. The synthesis mirrors them.
         context_depth: RWKV blocks in each channel context (published: 2).
         context_rate: hidden width of those blocks' channel mix, in multiples of their own (published: 8).
         context_width: channels of the hyper parameters and inside the channel contexts; 0 (published): M.
+        aggregation_widths: widths between the blocks of each entropy-parameter network; () (published): two widths on
+            a line from its inputs to its outputs, each at least 2 N. If given, N is half of the least of them.
         qualities: anchors of the gains (`lalic.nn.gains`) that give one model every quality; 0 (published): no gains.
     """
 
@@ -34,9 +45,11 @@ class Config:
     context_rate: int = 8
     qualities: int = 0
     context_width: int = 0
+    kernels: tuple[int, ...] = (5, 3, 3, 3)
+    aggregation_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, length in (("dims", 6), ("depths", 4)):
+        for name, length in (("dims", 6), ("depths", 4), ("kernels", 4)):
             value = getattr(self, name)
             if len(value) != length:
                 raise ValueError(f"{name}: expected {length} numbers, got {len(value)}: {value}")
@@ -53,6 +66,16 @@ class Config:
             raise ValueError(
                 f"dims, groups: expected positive numbers, depths: non-negative ones; "
                 f"got {self.dims}, {self.groups}, {self.depths}"
+            )
+        if not set(self.kernels) <= {1, 2, 3, 4, 5, 8} or math.prod(map(stride, self.kernels)) != 16:
+            raise ValueError(
+                "kernels: expected four of 3 and 5, which halve, and 1, 2, 4 and 8, which divide by themselves, "
+                f"so that all divide by 16; got {self.kernels}"
+            )
+        if self.aggregation_widths and self.N != max(1, min(self.aggregation_widths) // 2):
+            raise ValueError(
+                f"aggregation_widths: expected positive numbers whose least is 2 N = {2 * self.N}, "
+                f"got {self.aggregation_widths}"
             )
         if self.dims[3] != self.M:
             raise ValueError(f"M: expected dims[3] = {self.dims[3]}, the number of latent channels, got {self.M}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,8 @@ class LALIC(Coding):
         groups: latent channels of each slice; ``None`` is the published 16, 16, 32, 64 and the rest.
         context_depth, context_rate: blocks of a channel context and their hidden rate (published: 2 and 8).
         context_width: channels of the hyper parameters and inside the channel contexts; 0, as published, is M.
+        kernels: sides of the convolutions of g_a, and of g_s in reverse; aggregation_widths: inner widths of the
+            entropy-parameter networks, () as published.
         qualities: anchors of the gains; 0, as published, is a model of one quality.
 
     Coding (`compress`, `decompress` and the sections) computes the entropy model in exact arithmetic, so that symbols
@@ -79,13 +82,15 @@ class LALIC(Coding):
         context_rate: int = 8,
         qualities: int = 0,
         context_width: int = 0,
+        kernels: Sequence[int] = FULL.kernels,
+        aggregation_widths: Sequence[int] = (),
     ):
         super().__init__()
         groups = (16, 16, 32, 64, M - 128) if groups is None else groups
         shape = {
             "N": N, "M": M, "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
             "context_depth": context_depth, "context_rate": context_rate, "qualities": qualities,
-            "context_width": context_width,
+            "context_width": context_width, "kernels": tuple(kernels), "aggregation_widths": tuple(aggregation_widths),
         }  # fmt: skip
         self.config = Config(name="custom", **shape).named()  # type: ignore[arg-type]
         self.g_a = analysis(self.config)
@@ -106,11 +111,7 @@ class LALIC(Coding):
     @classmethod
     def from_config(cls, config: Config) -> LALIC:
         """A model of this shape with fresh weights."""
-        return cls(
-            config.N, config.M, config.dims, config.depths, config.groups,
-            context_depth=config.context_depth, context_rate=config.context_rate, qualities=config.qualities,
-            context_width=config.context_width,
-        )  # fmt: skip
+        return cls(**{f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"})
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> LALIC:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import CheckpointError
 from lalic.files import write_atomic
-from lalic.nn.context import channel_ramp
+from lalic.nn.context import aggregation_ramp
 
 DIGEST = "entropy_digest"  # of a converted checkpoint (`lalic.nn.integers`)
 PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
@@ -115,37 +115,40 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
         context_rate = hidden[0] // hidden[1]
     gains = sd.get("gains.log_gains")
     width = sd[f"{_ALIASED}h_s.{h_a[1]}.bias"].shape[0]  # h_s has its convolutions where h_a has them
-    shape = {
+    shape: dict[str, Any] = {
         "M": dims[3], "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
         "context_depth": context_depth, "context_rate": context_rate, "qualities": 0 if gains is None else len(gains),
-        "context_width": 0 if width == dims[3] else width,
+        "context_width": 0 if width == dims[3] else width, "kernels": tuple(sd[f"g_a.{i}.weight"].shape[3] for i in g_a),
     }  # fmt: skip
-    N = _infer_least_width(sd, groups, width)
-    for known in (FULL, SLIM):
-        config = Config(name="custom", N=known.N, **shape).named()  # type: ignore[arg-type]
-        if config.name == known.name and _same_widths(sd, groups, width, 2 * known.N):
+    networks = [_aggregation(sd, k) for k in range(len(groups))]
+    for config in _candidates(shape, networks):
+        if all(widths == aggregation_ramp(config, widths[0], widths[-1]) for widths in networks):
             return config
-    return Config(name="custom", N=N, **shape)  # type: ignore[arg-type]
+    raise ValueError(f"no configuration gives the widths of the entropy-parameter networks: {networks}")
 
 
-def _widths(sd: Mapping[str, Tensor], groups: list[int], width: int, k: int) -> tuple[int, int, list[int]]:
-    inputs = (4 if k else 2) * groups[k] + width
-    names = (f"latent_codec.y.latent_codec.y{k}.entropy_parameters.{i}.mix.bias" for i in (0, 2))
-    return inputs, 2 * groups[k], [sd[name].shape[0] for name in names]
+def _aggregation(sd: Mapping[str, Tensor], k: int) -> list[int]:
+    """Widths of slice k's entropy-parameter network: inputs, those between its blocks, outputs."""
+    name = f"latent_codec.y.latent_codec.y{k}.entropy_parameters.{{}}.mix.weight"
+    widths = [sd[name.format(0)].shape[1]]
+    while (weight := sd.get(name.format(2 * (len(widths) - 1)))) is not None:
+        widths.append(weight.shape[0])
+    return widths
 
 
-def _same_widths(sd: Mapping[str, Tensor], groups: list[int], width: int, least: int) -> bool:
-    checks = (_widths(sd, groups, width, k) for k in range(len(groups)))
-    return all(channel_ramp(cin, cout, least)[1:3] == inner for cin, cout, inner in checks)
+def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator[Config]:
+    """Configurations that may have these networks: those with names, then any N (the largest that fits), then widths.
 
-
-def _infer_least_width(sd: Mapping[str, Tensor], groups: list[int], width: int) -> int:
-    """N: a width that the ramp alone does not give is 2 N; without one, the largest N that clips nothing."""
-    candidates = sorted({w // 2 for k in range(len(groups)) for w in _widths(sd, groups, width, k)[2]})
-    for N in candidates:
-        if _same_widths(sd, groups, width, 2 * N):
-            return N
-    raise ValueError(f"no N gives the widths of the entropy-parameter networks, tried {candidates}")
+    N is what the widths tell: one that the ramp alone does not give is 2 N.
+    """
+    for known in (FULL, SLIM):
+        config = Config(name="custom", N=known.N, aggregation_widths=known.aggregation_widths, **shape).named()
+        if config.name == known.name:
+            yield config
+    for N in sorted({w // 2 for widths in networks for w in widths[1:-1] if w > 1}):
+        yield Config(name="custom", N=N, **shape)
+    if networks and (inner := tuple(networks[0][1:-1])):
+        yield Config(name="custom", N=max(1, min(inner) // 2), aggregation_widths=inner, **shape)
 
 
 def load_into(model: nn.Module, sd: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -96,16 +97,22 @@ class EntropyParametersBlock(nn.Module):
 
 
 def channel_ramp(cin: int, cout: int, least: int) -> list[int]:
-    """Widths of the three aggregation blocks: a line from cin to cout in float32, rounded down, inner ones >= least."""
+    """Published widths of an aggregation network: a line from cin to cout in float32, rounded down, inner >= least."""
     ramp = [int(v) for v in torch.linspace(cin, cout, 4, dtype=torch.float32, device="cpu").tolist()]
     return [cin, max(ramp[1], least), max(ramp[2], least), cout]
 
 
-def parameter_aggregation(cin: int, cout: int, least: int) -> nn.Sequential:
-    """Context and hyper parameters (B, P, cin) -> scales, means (B, P, cout). Blocks sit at indices 0, 2, 4."""
-    c = channel_ramp(cin, cout, least)
-    blocks = [EntropyParametersBlock(a, b) for a, b in itertools.pairwise(c)]
-    return nn.Sequential(blocks[0], nn.Identity(), blocks[1], nn.Identity(), blocks[2])
+def aggregation_ramp(c: Config, cin: int, cout: int) -> list[int]:
+    """Widths of an aggregation network, its inputs and outputs among them."""
+    return [cin, *c.aggregation_widths, cout] if c.aggregation_widths else channel_ramp(cin, cout, 2 * c.N)
+
+
+def parameter_aggregation(widths: Sequence[int]) -> nn.Sequential:
+    """Context and hyper parameters (B, P, widths[0]) -> scales, means (B, P, widths[-1]); blocks at indices 0, 2, ..."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [EntropyParametersBlock(a, b), nn.Identity()]
+    return nn.Sequential(*layers[:-1])
 
 
 def channel_context(c: Config, k: int) -> nn.Sequential:
@@ -152,7 +159,7 @@ class Slice(nn.Module):
         super().__init__()
         g = c.groups[k]
         inputs = 2 * g + (2 * g if k else 0) + c.hyper_width
-        self.entropy_parameters = parameter_aggregation(inputs, 2 * g, 2 * c.N)
+        self.entropy_parameters = parameter_aggregation(aggregation_ramp(c, inputs, 2 * g))
         self.context_prediction = CheckerboardConv(g, 2 * g)
         self.y = _SliceLatents()
 

@@ -199,7 +199,7 @@ class _PublishedAggregation(ContextModel):
     """The published model's three blocks, whatever the channel context."""
 
     def _aggregation(self, cin: int, cout: int, least: int) -> nn.Sequential:
-        return parameter_aggregation(cin, cout, least)
+        return parameter_aggregation(channel_ramp(cin, cout, least))
 
     def aggregate(self, k: int, x: Tensor) -> Tensor:
         """See `ContextModel.aggregate`."""

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from torch import nn
 
-from lalic.config import Config
+from lalic.config import Config, stride
 from lalic.nn.blocks import RWKVBlock
 
 
 def down(cin: int, cout: int, kernel: int) -> nn.Conv2d:
-    """Convolution that halves H and W."""
-    return nn.Conv2d(cin, cout, kernel, stride=2, padding=kernel // 2)
+    """Convolution that divides H and W: an odd kernel overlaps and halves, an even one, or 1, has patches."""
+    return nn.Conv2d(cin, cout, kernel, stride=stride(kernel), padding=_padding(kernel))
 
 
 def up(cin: int, cout: int, kernel: int) -> nn.ConvTranspose2d:
-    """Transposed convolution that doubles H and W exactly."""
-    return nn.ConvTranspose2d(cin, cout, kernel, stride=2, padding=kernel // 2, output_padding=1)
+    """Transposed convolution that multiplies H and W by what `down` divides by, exactly."""
+    overlaps = kernel > stride(kernel)
+    return nn.ConvTranspose2d(
+        cin, cout, kernel, stride=stride(kernel), padding=_padding(kernel), output_padding=int(overlaps)
+    )
+
+
+def _padding(kernel: int) -> int:
+    return kernel // 2 if kernel > stride(kernel) else 0
 
 
 def _blocks(dim: int, depth: int) -> list[nn.Module]:
@@ -24,23 +31,23 @@ def _blocks(dim: int, depth: int) -> list[nn.Module]:
 
 def analysis(c: Config) -> nn.Sequential:
     """g_a: picture (3, H, W) -> latents (M, H / 16, W / 16)."""
-    d, n = c.dims, c.depths
+    d, n, k = c.dims, c.depths, c.kernels
     return nn.Sequential(
-        down(3, d[0], 5), *_blocks(d[0], n[0]),
-        down(d[0], d[1], 3), *_blocks(d[1], n[1]),
-        down(d[1], d[2], 3), *_blocks(d[2], n[2]),
-        down(d[2], d[3], 3),
+        down(3, d[0], k[0]), *_blocks(d[0], n[0]),
+        down(d[0], d[1], k[1]), *_blocks(d[1], n[1]),
+        down(d[1], d[2], k[2]), *_blocks(d[2], n[2]),
+        down(d[2], d[3], k[3]),
     )  # fmt: skip
 
 
 def synthesis(c: Config) -> nn.Sequential:
     """g_s: latents (M, H / 16, W / 16) -> picture (3, H, W)."""
-    d, n = c.dims, c.depths
+    d, n, k = c.dims, c.depths, c.kernels
     return nn.Sequential(
-        up(d[3], d[2], 3), *_blocks(d[2], n[2]),
-        up(d[2], d[1], 3), *_blocks(d[1], n[1]),
-        up(d[1], d[0], 3), *_blocks(d[0], n[0]),
-        up(d[0], 3, 5),
+        up(d[3], d[2], k[3]), *_blocks(d[2], n[2]),
+        up(d[2], d[1], k[2]), *_blocks(d[1], n[1]),
+        up(d[1], d[0], k[1]), *_blocks(d[0], n[0]),
+        up(d[0], 3, k[0]),
     )  # fmt: skip
 
 
