@@ -1,4 +1,4 @@
-"""What the two mixes of an RWKV block have in common: `residual + gamma * result`, dtypes, stretches of tokens."""
+"""What the two mixes of an RWKV block have in common: `residual + gamma * result`, dtypes, what training keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from lalic_kernels._core import autocast, checks, dispatch
 
 # Work space of a stretch of tokens: on a CPU small enough to stay in a core's cache, on a GPU in its L2.
 STRETCH_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
+
+# What one mix may keep for its backward on a CPU; a block has two of them.
+KEPT_BYTES = 256 << 20
 
 
 def settle(
@@ -51,6 +54,22 @@ def dtype_of(x: Tensor, residual: Tensor | None) -> torch.dtype:
 def sums_dtype(x: Tensor) -> torch.dtype:
     """In which sums over stretches are kept."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def keeps(chosen: str, x: Tensor, width: int, *others: Tensor | None) -> bool:
+    """Whether training keeps what a mix computes on its way: the one rule.
+
+    On a GPU and for large images a backward computes it again, as memory is what limits training there. Compiled CPU
+    code keeps it, as long as that is at most `KEPT_BYTES`: there the second computation is a fifth of a step.
+
+    Args:
+        chosen: the backend. x: in the dtype of the products. width: elements a token that would be kept.
+        others: what may require gradients beside x.
+    """
+    if chosen != "cpu" or x.dtype == torch.float16 or not torch.is_grad_enabled():
+        return False
+    wanted = any(t is not None and t.requires_grad for t in (x, *others))
+    return wanted and x.shape[:3].numel() * width * x.element_size() <= KEPT_BYTES
 
 
 def stretches(x: Tensor, width: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""What stands between channel mix's matrix products on CPUs, compiled by numba: two passes over a stretch of tokens.
+"""What stands between channel mix's matrix products on CPUs, compiled by numba: passes over a stretch of tokens.
 
 Arrays are float32, or uint16 that holds bfloat16; computed in float32 and rounded once.
 """
@@ -35,3 +35,37 @@ def finish(mixed, gate, residual, gamma, start, stop, out):
             r = residual[t]
             for c in range(m.size):
                 to[c] = stored(out, wide(r[c]) + gamma[c] * (sigmoid(wide(g[c])) * wide(m[c])))
+
+
+@njit(**OPTIONS)
+def squared(before, start, stop, out):
+    """out[start:stop] = relu(before)^2, flat, as `square_relu` but to another place."""
+    part, to = before[start:stop], out[start:stop]
+    for i in range(part.size):
+        x = wide(part[i])
+        p = f32(0.0) if x < f32(0.0) else x
+        to[i] = stored(out, p * p)
+
+
+@njit(**OPTIONS)
+def hidden_gradient(before, start, stop, grad):
+    """grad[start:stop] *= 2 relu(before), flat: from the gradient of relu(before)^2 to that of before."""
+    part, to = before[start:stop], grad[start:stop]
+    for i in range(part.size):
+        x = wide(part[i])
+        to[i] = stored(grad, wide(to[i]) * (f32(0.0) if x < f32(0.0) else x + x))
+
+
+@njit(**OPTIONS)
+def gate_gradient(grad, mixed, gate, gamma, start, stop, gated, of_gate):
+    """Rows start..stop of gated = grad sigmoid(gate), and of the gradient of gate; gamma is a factor of that alone.
+
+    All (rows, C) but gamma, (C,) float32, ones where there is none.
+    """
+    for t in range(start, stop):
+        g, m, r, to, result = grad[t], mixed[t], gate[t], gated[t], of_gate[t]
+        for c in range(m.size):
+            s = sigmoid(wide(r[c]))
+            upstream = wide(g[c]) * s
+            to[c] = stored(gated, upstream)
+            result[c] = stored(of_gate, gamma[c] * upstream * (f32(1.0) - s) * wide(m[c]))

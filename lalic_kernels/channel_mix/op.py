@@ -12,7 +12,7 @@ from lalic_kernels.biwkv.launches import architecture
 from lalic_kernels.channel_mix import cpu, launches, reference, torch_path
 
 OP = dispatch.add(dispatch.Op("channel_mix", cpu_available=numba_support.available))
-BACKWARD = "torch's matrix products over stretches of tokens, the forward computed again (CUDA too)"
+BACKWARD = "torch's matrix products over stretches of tokens, the forward kept for cpu, else computed again (CUDA too)"
 
 
 def channel_mix(
@@ -29,7 +29,8 @@ def channel_mix(
 
     The hidden layer relu(K x)^2 never goes to memory as a whole, neither forward nor backward: on a GPU it stays inside
     the one kernel, elsewhere it is made and used a stretch of tokens at a time. For training x, the matrices and gamma
-    are saved, nothing else.
+    are saved; compiled CPU code also keeps K x, R x and V relu(K x)^2, where these are small enough
+    (`lalic_kernels._core.residual.keeps`).
 
     Args:
         x: image, shifted already, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
@@ -67,7 +68,8 @@ def channel_mix(
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if chosen == "reference":
         return reference.channel_mix(x, key, receptance, value, residual, gamma)
-    return torch.ops.lalic_kernels.channel_mix(x, key, receptance, value, residual, gamma, chosen)
+    keep = _residual.keeps(chosen, x, key.shape[0] + 2 * x.shape[3], key, receptance, value, residual, gamma)
+    return torch.ops.lalic_kernels.channel_mix(x, key, receptance, value, residual, gamma, keep, chosen)[0]
 
 
 def _forward(
@@ -77,21 +79,28 @@ def _forward(
     value: Tensor,
     residual: Tensor | None,
     gamma: Tensor | None,
+    keep: bool,
     backend: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The result; with `keep` also what `cpu.backward` takes, else three empty tensors."""
+    nothing = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if x.numel() == 0:
-        return torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
+        return torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device), *nothing
     flat = x.flatten(0, 2).contiguous()
     rest = None if residual is None else residual.flatten(0, 2).contiguous()
     key, receptance, value = key.contiguous(), receptance.contiguous(), value.contiguous()
     if chosen == "triton":
         scale = None if gamma is None else gamma.float().contiguous()
         if (found := launch(flat, key, receptance, value, rest, scale)) is not None:
-            return found.view(x.shape)
-    forward = cpu.forward if chosen == "cpu" else torch_path.forward
+            return found.view(x.shape), *nothing
     with registration.no_autocast(x.device):
-        return forward(flat, key, receptance, value, rest, gamma).view(x.shape)
+        if chosen != "cpu":
+            return torch_path.forward(flat, key, receptance, value, rest, gamma).view(x.shape), *nothing
+        kept = None
+        if keep:
+            kept = flat.new_empty((flat.shape[0], key.shape[0])), torch.empty_like(flat), torch.empty_like(flat)
+        return cpu.forward(flat, key, receptance, value, rest, gamma, kept).view(x.shape), *(kept or nothing)
 
 
 def launch(
@@ -115,45 +124,64 @@ def launch(
 
 
 def _backward(
-    x: Tensor, key: Tensor, receptance: Tensor, value: Tensor, gamma: Tensor | None, grad: Tensor
+    x: Tensor,
+    key: Tensor,
+    receptance: Tensor,
+    value: Tensor,
+    gamma: Tensor | None,
+    before: Tensor,
+    mixed: Tensor,
+    gate: Tensor,
+    grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, key, receptance, value and gamma (empty without gamma)."""
-    flat = x.flatten(0, 2).contiguous()
-    with registration.no_autocast(x.device):
-        *grads, grad_gamma = torch_path.backward(
-            flat, key.contiguous(), receptance.contiguous(), value.contiguous(), gamma, grad.flatten(0, 2)
-        )
+    """Gradients of x, key, receptance, value and gamma (empty without gamma); before, mixed, gate as kept, or empty."""
+    flat, upstream = x.flatten(0, 2).contiguous(), grad.flatten(0, 2).contiguous()
+    matrices = key.contiguous(), receptance.contiguous(), value.contiguous()
+    with torch.no_grad(), registration.no_autocast(x.device):
+        if before.numel():
+            *grads, grad_gamma = cpu.backward(flat, *matrices, gamma, upstream, (before, mixed, gate))
+        else:
+            *grads, grad_gamma = torch_path.backward(flat, *matrices, gamma, upstream)
     grads[0] = grads[0].view(x.shape)
     return *grads, x.new_empty(0) if grad_gamma is None else grad_gamma  # type: ignore[return-value]
 
 
-def _forward_fake(x, key, receptance, value, residual, gamma, backend) -> Tensor:
-    return torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
+def _forward_fake(x, key, receptance, value, residual, gamma, keep, backend):
+    result = torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
+    if not keep or x.numel() == 0:
+        return result, x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    rows = x.shape[:3].numel()
+    return result, x.new_empty((rows, key.shape[0])), *(x.new_empty((rows, x.shape[3])) for _ in range(2))
 
 
-def _backward_fake(x, key, receptance, value, gamma, grad) -> tuple[Tensor, ...]:
+def _backward_fake(x, key, receptance, value, gamma, before, mixed, gate, grad) -> tuple[Tensor, ...]:
     grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, key, receptance, value))
     return *grads, x.new_empty(0) if gamma is None else torch.empty_like(gamma, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, key, receptance, value, residual, gamma, _ = inputs
-    ctx.save_for_backward(x, key, receptance, value, gamma)
+    x, key, receptance, value, residual, gamma, *_ = inputs
+    ctx.set_materialize_grads(False)  # what is kept has no gradient, and zeros of its size would cost time
+    ctx.save_for_backward(x, key, receptance, value, gamma, *output[1:])
     ctx.residual = residual is not None
 
 
-def _gradient(ctx, grad: Tensor):
+def _gradient(ctx, grad: Tensor, *_):
     *grads, grad_gamma = _BACKWARD_OP(*ctx.saved_tensors, grad)
-    return *grads, grad if ctx.residual else None, grad_gamma if ctx.residual else None, None
+    return *grads, grad if ctx.residual else None, grad_gamma if ctx.residual else None, None, None
 
 
 _MATRICES = "Tensor x, Tensor key, Tensor receptance, Tensor value"
 registration.forward_op(
-    "channel_mix", f"({_MATRICES}, Tensor? residual, Tensor? gamma, str backend) -> Tensor", _forward, _forward_fake
+    "channel_mix",
+    f"({_MATRICES}, Tensor? residual, Tensor? gamma, bool keep, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
 )
 _BACKWARD_OP = registration.backward_op(
     "channel_mix_backward",
-    f"({_MATRICES}, Tensor? gamma, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_MATRICES}, Tensor? gamma, Tensor before, Tensor mixed, Tensor gate, Tensor grad) -> "
+    f"({', '.join(['Tensor'] * 5)})",
     _backward,
     _backward_fake,
 )

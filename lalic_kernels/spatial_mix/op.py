@@ -12,7 +12,7 @@ from lalic_kernels.biwkv.launches import architecture
 from lalic_kernels.spatial_mix import launches, reference, torch_path
 
 OP = dispatch.add(dispatch.Op("spatial_mix", cpu_available=numba_support.available))
-BACKWARD = "BiWKV's own backward, and torch's matrix products; k, v, r and y computed again (CUDA too)"
+BACKWARD = "BiWKV's own backward, and torch's matrix products; k, v, r, y kept for cpu, else computed again (CUDA too)"
 
 
 def spatial_mix(
@@ -31,7 +31,8 @@ def spatial_mix(
     """o = O (sigmoid(R x) * BiWKV(decay / T, boost / T, K x, V x)), T = H * W; o itself, or residual + gamma * o.
 
     On a GPU one product makes k, v and r, BiWKV applies the gate as it writes, and the output's product adds the
-    residual as it writes. For training x, the parameters and gamma are saved, nothing else.
+    residual as it writes. For training x, the parameters and gamma are saved; compiled CPU code also keeps k, v, r and
+    the gated result, where these are small enough (`lalic_kernels._core.residual.keeps`).
 
     Args:
         x: image, shifted already, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides; tokens are
@@ -74,12 +75,13 @@ def spatial_mix(
     checks.same_device("spatial_mix", ("x", x), *named)
     for name, vector in named:
         checks.dtype_in("spatial_mix", name, vector, (x.dtype, torch.float32), "beside x")
-    dispatch.resolve(OP, backend, x.device.type, x.dtype)
+    chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if backend == "reference":
         vectors = decay.to(x.dtype), boost.to(x.dtype)
         return reference.spatial_mix(x, *vectors, key, value, receptance, output, residual, gamma)
-    chosen = _residual.auto(backend)
-    return torch.ops.lalic_kernels.spatial_mix(x, decay, boost, key, value, receptance, output, residual, gamma, chosen)
+    parameters = (decay, boost, key, value, receptance, output)
+    keep = _residual.keeps(chosen, x, 4 * x.shape[3], *parameters, residual, gamma)
+    return torch.ops.lalic_kernels.spatial_mix(x, *parameters, residual, gamma, keep, _residual.auto(backend))[0]
 
 
 def _forward(
@@ -92,22 +94,28 @@ def _forward(
     output: Tensor,
     residual: Tensor | None,
     gamma: Tensor | None,
+    keep: bool,
     backend: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result; with `keep` also k, v, r (3, B, T, C) and the gated y (B, T, C), else two empty tensors."""
+    nothing = x.new_empty(0), x.new_empty(0)
     if x.numel() == 0:
-        return torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
+        return torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device), *nothing
     tokens = x.flatten(1, 2).contiguous()
     rest = None if residual is None else residual.flatten(1, 2).contiguous()
     if dispatch.resolve(OP, backend, x.device.type, x.dtype) == "triton":
         kvr = linear(tokens, torch.cat((key, value, receptance)), 3)
         y = torch_path.biwkv(decay, boost, kvr, backend)
         scale = None if gamma is None else gamma.float().contiguous()
-        return linear(y, output.contiguous(), 1, rest, scale).view(x.shape)
-    with registration.no_autocast(x.device):
-        # BiWKV's compiled code widens float16 as a whole: better a stretch, while it is in the cache.
-        wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else None
-        kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
-        return torch_path.project(torch_path.biwkv(decay, boost, kvr, backend), output, rest, gamma).view(x.shape)
+        result = linear(y, output.contiguous(), 1, rest, scale).view(x.shape)
+    else:
+        with registration.no_autocast(x.device):
+            # BiWKV's compiled code widens float16 as a whole: better a stretch, while it is in the cache.
+            wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else None
+            kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
+            y = torch_path.biwkv(decay, boost, kvr, backend)
+            result = torch_path.project(y, output, rest, gamma).view(x.shape)
+    return result, *((kvr, y) if keep else nothing)
 
 
 def linear(
@@ -141,10 +149,12 @@ def _backward(
     receptance: Tensor,
     output: Tensor,
     gamma: Tensor | None,
+    kvr: Tensor,
+    y: Tensor,
     grad: Tensor,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """Gradients of all but the residual; that of gamma is empty without gamma."""
+    """Gradients of all but the residual; that of gamma is empty without gamma. kvr, y: as kept, or empty."""
     given = (x, decay, boost, key, value, receptance, output)
     if x.numel() == 0:
         zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in given]
@@ -152,39 +162,48 @@ def _backward(
     matrices = (key.contiguous(), value.contiguous(), receptance.contiguous(), output.contiguous())
     tokens, upstream = x.flatten(1, 2).contiguous(), grad.flatten(1, 2).contiguous()
     with torch.no_grad(), registration.no_autocast(x.device):
-        *grads, grad_gamma = torch_path.backward(tokens, decay, boost, matrices, gamma, upstream, backend)
+        kept = (kvr, y) if kvr.numel() else None
+        *grads, grad_gamma = torch_path.backward(tokens, decay, boost, matrices, gamma, upstream, backend, kept)
     grads[0] = grads[0].view(x.shape)
     return *grads, x.new_empty(0) if grad_gamma is None else grad_gamma
 
 
-def _forward_fake(x, decay, boost, key, value, receptance, output, residual, gamma, backend) -> Tensor:
-    return torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
+def _forward_fake(x, decay, boost, key, value, receptance, output, residual, gamma, keep, backend):
+    result = torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
+    if not keep or x.numel() == 0:
+        return result, x.new_empty(0), x.new_empty(0)
+    batch, height, width, channels = x.shape
+    return result, x.new_empty((3, batch, height * width, channels)), x.new_empty((batch, height * width, channels))
 
 
-def _backward_fake(x, decay, boost, key, value, receptance, output, gamma, grad, backend) -> tuple[Tensor, ...]:
+def _backward_fake(x, decay, boost, key, value, receptance, output, gamma, kvr, y, grad, backend) -> tuple[Tensor, ...]:
     given = (x, decay, boost, key, value, receptance, output, *(() if gamma is None else (gamma,)))
     grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in given)
     return grads if gamma is not None else (*grads, x.new_empty(0))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *given, residual, gamma, backend = inputs
-    ctx.save_for_backward(*given, gamma)
+    *given, residual, gamma, _, backend = inputs
+    ctx.set_materialize_grads(False)  # what is kept has no gradient, and zeros of its size would cost time
+    ctx.save_for_backward(*given, gamma, *output[1:])
     ctx.residual, ctx.backend = residual is not None, backend
 
 
-def _gradient(ctx, grad: Tensor):
+def _gradient(ctx, grad: Tensor, *_):
     *grads, grad_gamma = _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend)
-    return *grads, grad if ctx.residual else None, grad_gamma if ctx.residual else None, None
+    return *grads, grad if ctx.residual else None, grad_gamma if ctx.residual else None, None, None
 
 
 _TENSORS = "Tensor x, Tensor decay, Tensor boost, Tensor key, Tensor value, Tensor receptance, Tensor output, "
 registration.forward_op(
-    "spatial_mix", f"({_TENSORS}Tensor? residual, Tensor? gamma, str backend) -> Tensor", _forward, _forward_fake
+    "spatial_mix",
+    f"({_TENSORS}Tensor? residual, Tensor? gamma, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
 )
 _BACKWARD_OP = registration.backward_op(
     "spatial_mix_backward",
-    f"({_TENSORS}Tensor? gamma, Tensor grad, str backend) -> ({', '.join(['Tensor'] * 8)})",
+    f"({_TENSORS}Tensor? gamma, Tensor kvr, Tensor y, Tensor grad, str backend) -> ({', '.join(['Tensor'] * 8)})",
     _backward,
     _backward_fake,
 )

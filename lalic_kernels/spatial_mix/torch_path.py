@@ -52,19 +52,28 @@ def project(y: Tensor, output: Tensor, residual: Tensor | None, gamma: Tensor | 
 
 
 def backward(
-    x: Tensor, decay: Tensor, boost: Tensor, matrices: Matrices, gamma: Tensor | None, grad: Tensor, backend: str
+    x: Tensor,
+    decay: Tensor,
+    boost: Tensor,
+    matrices: Matrices,
+    gamma: Tensor | None,
+    grad: Tensor,
+    backend: str,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, decay, boost, key, value, receptance, output and gamma (None without gamma); x is (B, T, C).
 
-    k, v, r and y are computed again. With A = grad^T y the gradient of output is gamma A, and that of gamma needs no
-    more than A: the row sums of A * output.
+    kept: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward, or None to compute them again. With A = grad^T y
+    the gradient of output is gamma A, and that of gamma needs no more than A: the row sums of A * output.
     """
     wide = _residual.sums_dtype(x)
     output = matrices[3]
-    kvr = planes(x, matrices)
+    kvr = planes(x, matrices) if kept is None else kept[0]
+    y = biwkv(decay, boost, kvr, backend) if kept is None else kept[1]
     flat_x, upstream = x.flatten(0, 1), grad.to(x.dtype).flatten(0, 1)
     sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in matrices]
-    add_product_(sums[3], upstream, biwkv(decay, boost, kvr, backend).flatten(0, 1))
+    add_product_(sums[3], upstream, y.flatten(0, 1))
+    del y
     grad_gamma, scaled = None, output
     if gamma is not None:
         grad_gamma = (sums[3] * output).sum(1).to(gamma.dtype)

@@ -70,7 +70,7 @@ CHANNEL_MIX = OpSpec(
     },
     cpu_backends=CPU_BACKENDS,
     multiplies_matrices=True,
-    registered=lambda a, backend: (*a.values(), backend),
+    registered=lambda a, backend: (*a.values(), backend == "cpu", backend),
     flops=lambda s: 2 * s[0] * s[1] * s[2] * s[3] ** 2 * (2 * s[4] + 1),
     bytes=lambda s: 4 * (3 * s[0] * s[1] * s[2] * s[3] + s[3] ** 2 * (2 * s[4] + 1) + s[3]),
 )
@@ -136,7 +136,7 @@ SPATIAL_MIX = OpSpec(
     },
     cpu_backends=CPU_BACKENDS,
     multiplies_matrices=True,
-    registered=lambda a, backend: (*a.values(), backend),
+    registered=lambda a, backend: (*a.values(), backend == "cpu", backend),
     flops=lambda s: s[0] * s[1] * s[2] * s[3] * (8 * s[3] + 33),
     bytes=lambda s: 4 * (3 * s[0] * s[1] * s[2] * s[3] + 4 * s[3] ** 2 + 3 * s[3]),
 )

@@ -128,11 +128,54 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = make(CHANNEL_MIX, (1, 16, 64, 24, 8), torch.float32, "cpu")
     x, key, receptance, value, residual, gamma = arguments.values()
     monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 4 * 64 * key.shape[0])
-    image = x.numel()
-    assert _largest(lambda: channel_op._forward(x, key, receptance, value, residual, gamma, "torch")) == image
-    assert _largest(lambda: channel_op._backward(x, key, receptance, value, gamma, residual)) == image
+    image, nothing = x.numel(), [x.new_empty(0)] * 3
+    forward = (x, key, receptance, value, residual, gamma, False, "torch")
+    assert _largest(lambda: channel_op._forward(*forward)) == image
+    assert _largest(lambda: channel_op._backward(x, key, receptance, value, gamma, *nothing, residual)) == image
     monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 1 << 40)
-    assert _largest(lambda: channel_op._forward(x, key, receptance, value, residual, gamma, "torch")) == 8 * image
+    assert _largest(lambda: channel_op._forward(*forward)) == 8 * image
+
+
+@MIXES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_changes_no_gradient(
+    spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backward from what the forward kept is as near to float64's as one that computes it again."""
+    arguments = make(spec, list(spec.cases.values())[-2], dtype, "cpu")
+    arguments["residual"] = arguments["residual"].float()
+
+    def results(function: Callable[..., Tensor], given: dict[str, Tensor]) -> list[Tensor]:
+        leaves = [value.clone().requires_grad_() for value in given.values()]
+        result = function(**dict(zip(given, leaves, strict=True)))
+        return [result.detach(), *torch.autograd.grad(result.sum(), leaves)]
+
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        kept = results(spec.public, arguments)
+    truth = results(spec.reference, wide(arguments))
+    most, saved[:] = sum(saved), []
+    monkeypatch.setattr(core, "KEPT_BYTES", 0)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        again = results(spec.public, arguments)
+    tokens, width = arguments["x"][..., 0].numel(), arguments["x"].shape[3]
+    more = arguments["key"].shape[0] + 2 * width if spec is CHANNEL_MIX else 4 * width
+    assert most - sum(saved) == tokens * more
+    assert torch.equal(kept[0], again[0])
+    for one, other, true in zip(kept, again, truth, strict=True):
+        # Twice the error of the path that was there before, and a few roundings where that is exact by luck.
+        assert worst(one, true) <= 2 * worst(other, true) + 8 * torch.finfo(dtype).eps * true.abs().max().item()
+
+
+def test_what_is_kept_has_a_bound() -> None:
+    x = torch.empty(2, 8, 8, 4, requires_grad=True)
+    assert core.keeps("cpu", x, core.KEPT_BYTES // (4 * 128))
+    assert not core.keeps("cpu", x, core.KEPT_BYTES // (4 * 128) + 1)
+    assert not any(core.keeps(chosen, x, 1) for chosen in ("triton", "torch", "reference"))
+    assert not core.keeps("cpu", x.detach(), 1) and core.keeps("cpu", x.detach(), 1, None, x)
+    assert not core.keeps("cpu", x.half(), 1)
+    with torch.no_grad():
+        assert not core.keeps("cpu", x, 1)
 
 
 @MIXES
