@@ -72,7 +72,7 @@ class Config:
                 "kernels: expected four of 3 and 5, which halve, and 1, 2, 4 and 8, which divide by themselves, "
                 f"so that all divide by 16; got {self.kernels}"
             )
-        if self.aggregation_widths and self.N != max(1, min(self.aggregation_widths) // 2):
+        if self.aggregation_widths and max(1, min(self.aggregation_widths) // 2) != self.N:
             raise ValueError(
                 f"aggregation_widths: expected positive numbers whose least is 2 N = {2 * self.N}, "
                 f"got {self.aggregation_widths}"
@@ -107,13 +107,16 @@ FULL = Config(
 
 SLIM = Config(
     name="slim",
-    N=24,
-    M=96,
-    dims=(32, 64, 96, 96, 48, 32),
-    depths=(1, 2, 2, 2),
-    groups=(24, 24, 24, 24),
+    N=64,
+    M=192,
+    dims=(48, 192, 192, 192, 64, 48),
+    depths=(1, 3, 2, 2),
+    groups=(16, 16, 32, 64, 64),
     context_depth=1,
     context_rate=4,
     qualities=6,
+    context_width=96,
+    kernels=(4, 2, 2, 1),
+    aggregation_widths=(128,),
 )
-"""The small model that ships with weights: fewer than 3 M parameters, for people without a GPU."""
+"""The small model that ships with weights, for people without a GPU."""

@@ -118,7 +118,8 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
     shape: dict[str, Any] = {
         "M": dims[3], "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
         "context_depth": context_depth, "context_rate": context_rate, "qualities": 0 if gains is None else len(gains),
-        "context_width": 0 if width == dims[3] else width, "kernels": tuple(sd[f"g_a.{i}.weight"].shape[3] for i in g_a),
+        "context_width": 0 if width == dims[3] else width,
+        "kernels": tuple(sd[f"g_a.{i}.weight"].shape[3] for i in g_a),
     }  # fmt: skip
     networks = [_aggregation(sd, k) for k in range(len(groups))]
     for config in _candidates(shape, networks):

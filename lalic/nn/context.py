@@ -108,7 +108,7 @@ def aggregation_ramp(c: Config, cin: int, cout: int) -> list[int]:
 
 
 def parameter_aggregation(widths: Sequence[int]) -> nn.Sequential:
-    """Context and hyper parameters (B, P, widths[0]) -> scales, means (B, P, widths[-1]); blocks at indices 0, 2, ..."""
+    """Context and hyper parameters (B, P, widths[0]) -> scales and means (B, P, widths[-1]); blocks at 0, 2, ..."""
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
         layers += [EntropyParametersBlock(a, b), nn.Identity()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+from lalic.config import FULL, SLIM, Config
 from lalic.errors import LalicError
 from lalic.memory import keep_memory
 from lalic.training.recipe import CHOICES, PRESETS, Recipe
@@ -20,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures to train on")
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run is resumed")
     parser.add_argument(
-        "--model", choices=("slim", "full", "init"), default="slim",
-        help="configuration; init: that of the checkpoint to start from (default: slim)",
+        "--model", default="slim", metavar="NAME",
+        help="configuration: slim, full, init for that of the checkpoint to start from, or a JSON file with the fields "
+        "of lalic.config.Config in which it differs from slim (default: slim)",
     )  # fmt: skip
     parser.add_argument("--qualities", type=int, help="anchors of the gains; 0: one lambda (default: the model's own)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from; --lambda says its lambda")
@@ -33,9 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--lowest", type=float, help="lambda at quality 1 of a model with gains (default: 0.0012)")
     recipe.add_argument("--highest", type=float, help="lambda at quality 100 (default: 0.06)")
     recipe.add_argument("--balance", type=float, help="losses are divided by lambda to this power (default: 0.5)")
+    recipe.add_argument("--start", choices=CHOICES["start"], help="of fresh weights (default: random)")
     recipe.add_argument("--steps", type=int, help="updates (default: 10000)")
     recipe.add_argument("--batch", type=int, help="crops an update, over all processes (default: 8)")
     recipe.add_argument("--patch", type=int, help="side of a crop in pixels, a multiple of 64 (default: 128)")
+    recipe.add_argument(
+        "--large", type=int, help="every so many updates have crops of twice the side; 0: none (default)"
+    )
     recipe.add_argument(
         "--shrink", type=float, help="crops of up to this many times the side, scaled down (default: 1)"
     )
@@ -68,16 +75,35 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         raise LalicError("--" + str(error).replace("lmbda", "lambda").replace("_", "-", 1)) from None
 
 
+def configuration(name: str, init: Path | None = None) -> Config:
+    """The configuration that ``--model`` names. Raises ``LalicError`` if there is none."""
+    from lalic.nn import checkpoints
+
+    if name == "init":
+        if init is None:
+            raise LalicError("--model: init is the configuration of a checkpoint, which --init must name")
+        return checkpoints.infer_config(checkpoints.normalise(checkpoints.read(init)))
+    if name in ("slim", "full"):
+        return SLIM if name == "slim" else FULL
+    try:
+        given = json.loads(Path(name).read_text())
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return replace(SLIM, **values).named()
+    except OSError as error:
+        raise LalicError(f"--model: expected slim, full, init or a JSON file, got {name!r} ({error})") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LalicError(f"--model: {name} does not describe a model: {error}") from None
+
+
 def run(args: argparse.Namespace) -> int:
     """Train, or continue. Returns the exit code."""
     import torch
 
     keep_memory()
     from lalic.codec import resolve_device
-    from lalic.config import FULL, SLIM
     from lalic.model import LALIC
-    from lalic.nn import checkpoints
     from lalic.training.data import Crops
+    from lalic.training.linear import LINEAR_CROPS, linear_start
     from lalic.training.loop import Trainer
     from lalic.training.processes import together
     from lalic.training.start import init_from, start_gains, start_weights
@@ -88,20 +114,17 @@ def run(args: argparse.Namespace) -> int:
             raise LalicError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.model == "init":
-        if args.init is None:
-            raise LalicError("--model: init is the configuration of a checkpoint, which --init must name")
-        config = checkpoints.infer_config(checkpoints.normalise(checkpoints.read(args.init)))
-    else:
-        config = SLIM if args.model == "slim" else FULL
+    config = configuration(args.model, args.init)
     with together(resolve_device(args.device)) as (share, device):
         torch.manual_seed(recipe.seed)
         model = LALIC.from_config(config if args.qualities is None else replace(config, qualities=args.qualities))
+        crops = Crops(args.data, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
         start_weights(model)
         start_gains(model, recipe)
         if args.init is not None:
             init_from(model, args.init)
-        crops = Crops(args.data, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
+        elif recipe.start == "linear" and not (args.out / "last.pt").exists():
+            linear_start(model, Crops(args.data, 256, LINEAR_CROPS, recipe.seed)[0], recipe.lmbda)
         trainer = Trainer(
             model, crops, recipe, args.out, device, share=share, compiled=args.compile, tensorboard=args.tensorboard
         )

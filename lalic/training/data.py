@@ -42,11 +42,11 @@ def _sources(paths: Iterable[str | Path]) -> list[tuple[str, bytes | Path]]:
 
 
 class Crops:
-    """Random square crops of all pictures, flipped left to right half of the time.
+    """Random square crops of all pictures, flipped left to right and transposed, each half of the time.
 
     Every epoch visits each picture once, in an order drawn from ``seed`` and the epoch; so what batch ``i`` holds
-    depends on the seed and ``i`` alone, and a resumed run sees what an uninterrupted one would have seen. Decoded
-    pictures are kept in memory, 3 bytes a pixel.
+    depends on the seed and ``i`` alone, and a resumed run sees what an uninterrupted one would have seen. A batch of
+    large crops is of the first quarter of its pictures. Decoded pictures are kept in memory, 3 bytes a pixel.
 
     Args:
         paths: folders, tar files or pictures. patch: side of a crop in pixels. batch: crops a batch.
@@ -81,35 +81,42 @@ class Crops:
         name, data = source
         if name not in self._decoded:
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            missing = [(0, max(0, self.patch - n)) for n in pixels.shape[:2]]
-            self._decoded[name] = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+                self._decoded[name] = np.asarray(image.convert("RGB"))
         return self._decoded[name]
 
     def __getitem__(self, index: int) -> Tensor:
         """Batch ``index``: float32 (batch, 3, patch, patch) in [0, 1]."""
         return self.part(index, ALL)
 
-    def part(self, index: int, share: Share) -> Tensor:
-        """One process's part of batch ``index``; the others' pictures are not decoded."""
-        count = self.batch // share[1]
+    def part(self, index: int, share: Share, large: bool = False) -> Tensor:
+        """One process's part of batch ``index``; the others' pictures are not decoded.
+
+        large: crops of twice the side, a quarter as many.
+        """
+        side, count = (2 * self.patch, self.batch // 4) if large else (self.patch, self.batch)
+        count //= share[1]
         first = index * self.batch + share[0] * count
-        crops = []
-        for number in range(first, first + count):
-            epoch, place = divmod(number, len(self._train))
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
-            draw = np.random.default_rng((self.seed, epoch, place))
-            pixels = self._picture(self._train[order[place]])
-            side = self.patch
-            if self.shrink > 1:
-                side = min(round(self.patch * self.shrink ** draw.random()), *pixels.shape[:2])
-            top, left = (int(draw.integers(n - side + 1)) for n in pixels.shape[:2])
-            crop = pixels[top : top + side, left : left + side]
-            if side > self.patch:
-                small = Image.fromarray(crop).resize((self.patch, self.patch), Image.Resampling.LANCZOS)
-                crop = np.asarray(small)
-            crops.append(crop[:, ::-1] if draw.random() < 0.5 else crop)
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(255)
+        crops = np.stack([self._crop(number, side) for number in range(first, first + count)])
+        return torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
+
+    def _crop(self, number: int, patch: int) -> NDArray[np.uint8]:
+        """The crop with this number, counted from the start of training: (patch, patch, 3)."""
+        epoch, place = divmod(number, len(self._train))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
+        draw = np.random.default_rng((self.seed, epoch, place))
+        pixels = self._picture(self._train[order[place]])
+        missing = [(0, max(0, patch - n)) for n in pixels.shape[:2]]
+        if any(more for _, more in missing):
+            pixels = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+        side = patch
+        if self.shrink > 1:
+            side = min(round(patch * self.shrink ** draw.random()), *pixels.shape[:2])
+        top, left = (int(draw.integers(n - side + 1)) for n in pixels.shape[:2])
+        crop = pixels[top : top + side, left : left + side]
+        if side > patch:
+            crop = np.asarray(Image.fromarray(crop).resize((patch, patch), Image.Resampling.LANCZOS))
+        crop = crop[:, ::-1] if draw.random() < 0.5 else crop
+        return crop.swapaxes(0, 1) if draw.random() < 0.5 else crop
 
     def held_out_sources(self) -> list[tuple[str, bytes | Path]]:
         """(name, encoded bytes or path) of every picture left out of training."""

@@ -58,8 +58,12 @@ class Trainer:
         compiled: bool = False,
         tensorboard: bool = False,
     ):
-        if recipe.batch % share[1]:
-            raise LalicError(f"batch is {recipe.batch}, expected a multiple of the {share[1]} processes")
+        least = 4 * share[1] if recipe.large else share[1]
+        if recipe.batch % least:
+            crops_are = " with a quarter as many large crops" if recipe.large else ""
+            raise LalicError(
+                f"batch is {recipe.batch}, expected a multiple of {least} for {share[1]} processes{crops_are}"
+            )
         check_patch(recipe.metric, recipe.patch)
         self.device, self.share = torch.device(device), share
         model = model.to(self.device)
@@ -117,11 +121,13 @@ class Trainer:
     def _batch(self) -> Tensor:
         """This step's pictures; the next step's are cut meanwhile."""
         if self._next is None or self._next[0] != self.step:
-            self._next = (self.step, self._cutter.submit(self.crops.part, self.step, self.share))
+            self._next = self._cut(self.step)
         x = self._next[1].result()
-        following = self.step + 1
-        self._next = (following, self._cutter.submit(self.crops.part, following, self.share))
+        self._next = self._cut(self.step + 1)
         return x
+
+    def _cut(self, step: int) -> tuple[int, Future[Tensor]]:
+        return step, self._cutter.submit(self.crops.part, step, self.share, self.recipe.large_crops(step))
 
     def _qualities(self, count: int) -> tuple[Tensor | None, float | Tensor, float | Tensor]:
         """(quality, lambda, factor of the loss) of each of this process's samples; (None, lambda, 1) without gains."""

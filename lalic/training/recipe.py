@@ -10,6 +10,7 @@ CHOICES = {
     "metric": ("mse", "ms-ssim"),
     "schedule": ("cosine", "trapezoid", "step"),
     "optimizer": ("adam", "soap"),
+    "start": ("random", "linear"),
 }
 
 
@@ -26,7 +27,10 @@ class Recipe:
         balance: a sample's loss is multiplied by ``(middle / lambda)^balance``, where the middle is the geometric mean
             of lowest and highest. Rate and weighted distortion grow about like the root of lambda, so that at 0.5 a
             percent of the rate weighs the same at every quality, as in a BD-rate; at 0 high lambdas drown low ones.
+        start: of fresh weights: "random", or "linear" (`lalic.training.linear`) for kernels that do not overlap.
         steps, batch, patch: updates, crops an update over all processes, side of a crop in pixels.
+        large: every so many updates the crops have twice the side and are a quarter as many; 0: never. A sequence of
+            tokens is then of more than one length.
         shrink: crops are of up to this many times the side, drawn log-uniformly, and scaled down; 1: as they are.
         lr: peak learning rate, reached after ``warmup`` steps. schedule: "cosine" falls to a hundredth from there;
             "trapezoid" stays, and falls in a line to a hundredth in the last ``decay`` share of the steps; "step"
@@ -42,9 +46,11 @@ class Recipe:
     lowest: float = 0.0012
     highest: float = 0.06
     balance: float = 0.5
+    start: str = "random"
     steps: int = 10000
     batch: int = 8
     patch: int = 128
+    large: int = 0
     shrink: float = 1.0
     lr: float = 5e-4
     schedule: str = "cosine"
@@ -68,10 +74,16 @@ class Recipe:
             raise ValueError(f"decay: expected a share of at most 1, got {self.decay}")
         if self.shrink < 1:
             raise ValueError(f"shrink: expected at least 1, got {self.shrink}")
+        if self.large < 0 or (self.large and self.batch % 4):
+            raise ValueError(f"large: expected 0 for never, or with batches of a multiple of 4 more, got {self.large}")
         if self.patch % 64:
             raise ValueError(f"patch: expected a multiple of 64, got {self.patch}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 or more and less than 1, got {self.ema}")
+
+    def large_crops(self, step: int) -> bool:
+        """Whether update ``step`` (from 0) has crops of twice the side, a quarter as many."""
+        return self.large > 0 and step % self.large == self.large - 1
 
     @property
     def decay_start(self) -> int:
@@ -97,8 +109,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "auxiliary_lr": 1e-3, "clip": 1.0, "ema": 0.0, "seed": 100,
     },
     "slim": {
-        "patch": 192, "batch": 4, "highest": 0.03, "optimizer": "soap", "lr": 1e-3, "schedule": "trapezoid",
-        "decay": 0.4, "warmup": 100, "bf16": True,
+        "start": "linear", "patch": 128, "batch": 32, "large": 4, "lowest": 0.0005, "highest": 0.08,
+        "optimizer": "soap", "lr": 2e-3, "schedule": "trapezoid", "decay": 0.4, "warmup": 100, "bf16": True,
     },
 }  # fmt: skip
 """Recipes by name. "published" is the script of the paper's authors: one lambda a model, of 0.0018, 0.0035, 0.0067,

@@ -5,8 +5,7 @@ order in which one started from the other, and a model card that says what can b
 about data and limits, stands in `CARD` below.
 
 --after TEXT goes on from the weights that are there, whose runs' folders need not exist any more: their recipes, steps
-and logs are kept from card and log, and TEXT says what was done to the weights in between, such as
-"`python -m lalic.training.widen --groups 48`".
+and logs are kept from card and log, and TEXT says what was done to the weights in between, or "no change".
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ LARGEST = 20_000_000  # bytes of a file that ships
 HOME = Path(__file__).parents[1] / "weights"
 
 _TABLE = {
-    "model": "`lalic.{name}()`: N {N}, M {M} in groups of {groups}, dims {dims}, depths {depths}; {parameters:.2f} M "
-    "parameters; {gains}",
+    "model": "`lalic.{name}()`: M {M} in groups of {groups}, kernels {kernels}, dims {dims}, depths {depths}, contexts of "
+    "width {context_width}, aggregation networks of width {aggregation}; {parameters:.2f} M parameters; {gains}",
     "weights hash": "`{weights_hash}`",
     "file": "{size} bytes, SHA-256 `{sha256}`; safetensors: matrices in half precision, vectors, gains and the prior "
     "in float32, coding tables of z as integers",
@@ -58,8 +57,7 @@ This card is made by `python -m lalic.training.ship`.
 |---|---|
 """ + "".join(f"| {field} | {words} |\n" for field, words in _TABLE.items())
 LIMITS = (
-    "trained for hours on one CPU core, where such models train for days on a GPU: expect soft textures. 96 latent "
-    "channels cannot carry all of a picture's detail: the gain over older codecs shrinks as the quality rises. MSE only"
+    "trained for hours on one CPU core, where such models train for days on a GPU: expect soft textures. MSE only"
 )
 
 
@@ -96,8 +94,10 @@ def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path, after: s
         done, steps = [_field(card, "recipe"), after, *done], [_field(card, "steps"), *steps]
     card = CARD.format(
         name=config.name,
-        N=config.N,
         M=config.M,
+        kernels=_list(config.kernels),
+        context_width=config.hyper_width,
+        aggregation=_list(config.aggregation_widths) or f"at least {2 * config.N}",
         groups=_list(config.groups),
         dims=_list(config.dims),
         depths=_list(config.depths),

@@ -138,9 +138,7 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
 
 @MIXES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_kept_changes_no_gradient(
-    spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_kept_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward from what the forward kept is as near to float64's as one that computes it again."""
     arguments = make(spec, list(spec.cases.values())[-2], dtype, "cpu")
     arguments["residual"] = arguments["residual"].float()
