@@ -53,7 +53,8 @@ def hidden_gradient(before, start, stop, grad):
     part, to = before[start:stop], grad[start:stop]
     for i in range(part.size):
         x = wide(part[i])
-        to[i] = stored(grad, wide(to[i]) * (f32(0.0) if x < f32(0.0) else x + x))
+        p = f32(0.0) if x < f32(0.0) else x
+        to[i] = stored(grad, wide(to[i]) * (p + p))
 
 
 @njit(**OPTIONS)
