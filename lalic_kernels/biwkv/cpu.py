@@ -120,11 +120,13 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
 def backward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(gw (C,), gu (C,), gk, gv, ggate (B, T, C)) float32; same inputs as ``forward`` and the gradient of its result.
+    """(gw, gu (C,) float32, gk, gv, ggate (B, T, C) in k's dtype); ``forward``'s inputs and the gradient of its result.
 
-    The forward sums are recomputed. Work space of k's size: none, or one tensor with a gate, as y and the reciprocal
-    denominators live where gv and gk will be. Deterministic: per-chunk parts of gw and gu are added in a fixed order in
-    float64. ``ggate`` is None without a gate.
+    k, v, gy and gate are all float32 or all bfloat16. Arithmetic is float32; bfloat16 is widened where it is read and
+    rounded once, where a gradient is written. The forward sums are recomputed. Work space of k's shape, in float32: one
+    tensor with a gate, and for bfloat16 two more, y and the reciprocal denominators, which in float32 live where gv and
+    gk will be. Deterministic: per-chunk parts of gw and gu are added in a fixed order in float64. ``ggate`` is None
+    without a gate.
     """
     if k.numel() == 0:
         empty = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), torch.zeros_like(v)
@@ -133,23 +135,26 @@ def backward(
         zeros = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k)
         if gate is None:
             return *zeros, gy.clone(), None
-        s = torch.sigmoid(gate)
-        return *zeros, gy * s, gy * v * s * (1 - s)
+        s = torch.sigmoid(gate.float())  # what meets it is float32 as well
+        return *zeros, (gy * s).to(v.dtype), (gy.float() * v * s * (1 - s)).to(gate.dtype)
     call = _Call(w, u, k, v)
     B, T, C, chunk, per, items = call.B, call.T, call.C, call.chunk, call.per, call.items
     own, centre = np.empty((items, C), np.float32), np.empty((B, C), np.float32)
     x = call.summaries(own)
     run_ranges(lambda i, j: loops.recentre(call.w, chunk, per, i, j, x.top, *x.sums, own, centre), B)
     x.chain(call.w, chunk, T, per, B)
-    # y and inv are read for the last time where the gradients of v and k are written.
-    gv, gk = torch.empty_like(v), torch.empty_like(k)
-    y, inv, base = gv.numpy(), gk.numpy(), np.empty((items, C), np.float32)
+    gv, gk, base = torch.empty_like(v), torch.empty_like(k), np.empty((items, C), np.float32)
+    of_k, of_v = _array(gk), _array(gv)
+    if k.dtype == torch.float32:  # y and inv are read for the last time where the gradients of v and k are written
+        y, inv = of_v, of_k
+    else:
+        y, inv = np.empty(k.shape, np.float32), np.empty(k.shape, np.float32)
     call.apply(x, y, None, inv, base, centre)
 
     upstream, ggate = _array(gy), None
     if gate is not None:
         ggate, outer, receptance = torch.empty_like(gate), upstream, _array(gate)
-        upstream, result = np.empty_like(outer), ggate.numpy()
+        upstream, result = np.empty(k.shape, np.float32), _array(ggate)
         run_ranges(
             lambda i, j: loops.gate_gradient(outer, receptance, y, centre, i, j, upstream, result),
             B * T,
@@ -166,7 +171,7 @@ def backward(
     call.over_chunks(
         lambda i, j: loops.gradients(
             call.k, call.v, upstream, y, inv, base, unit, centre, call.w, call.em1, call.eu, chunk, i, j,
-            x.top, *x.entering, g.top, *g.entering, inv, y, gw, gu,
+            x.top, *x.entering, g.top, *g.entering, of_k, of_v, gw, gu,
         )
     )  # fmt: skip
     total_w, total_u = (torch.from_numpy(part.sum(0, dtype=np.float64).astype(np.float32)) for part in (gw, gu))

@@ -1,7 +1,8 @@
 """The loops of BiWKV's CPU path, compiled by numba: no allocation of k's size, no threads; `cpu.py` calls them.
 
 An argument that may be None makes another compiled version, in which what it stands for costs nothing. So does a dtype:
-where k, v, gate and y may be uint16 that holds bfloat16, a chunk is widened on its way in and rounded on its way out.
+where k, v, gate, y, the upstream gradient and the gradients of k, v and gate may be uint16 that holds bfloat16, what is
+read is widened on its way in and what is written is rounded on its way out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numba import njit
 
 from lalic_kernels._core.floats import OPTIONS as _OPTIONS
 from lalic_kernels._core.floats import exp as _exp
-from lalic_kernels._core.floats import sigmoid
+from lalic_kernels._core.floats import sigmoid, stored, wide
 from lalic_kernels.biwkv.cpu_storage import leave, room, rows, target
 
 f32 = np.float32
@@ -221,9 +222,11 @@ def gradient_summaries(gy, y, inv, base, em1, chunk, start, stop, top, unit, a1,
     """
     T, C = gy.shape[1], gy.shape[2]
     per = (T + chunk - 1) // chunk
+    room_g = room(gy, chunk)
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
         length = min(chunk, T - first)
+        upstream = rows(gy, b, first, length, room_g)
         peak, scale = np.zeros(C, np.float32), unit[item]
         for t in range(length):
             row = inv[b, first + t]
@@ -236,13 +239,13 @@ def gradient_summaries(gy, y, inv, base, em1, chunk, start, stop, top, unit, a1,
         for c in range(C):
             x1[c], x2[c], y1[c], y2[c] = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
         for t in range(length):
-            g, out, d = gy[b, first + t], y[b, first + t], inv[b, first + t]
+            g, out, d = upstream[t], y[b, first + t], inv[b, first + t]
             for c in range(C):
                 q = g[c] * (scale[c] * d[c])
                 x1[c] += x1[c] * em1[c] + q
                 x2[c] += x2[c] * em1[c] + q * out[c]
         for t in range(length - 1, -1, -1):
-            g, out, d = gy[b, first + t], y[b, first + t], inv[b, first + t]
+            g, out, d = upstream[t], y[b, first + t], inv[b, first + t]
             for c in range(C):
                 q = g[c] * (scale[c] * d[c])
                 y1[c] += y1[c] * em1[c] + q
@@ -259,8 +262,8 @@ def gradients(
     The four running sums have an exponent each. The products that are formed (an x-sum from one side with a g-sum from
     the other) are sums of true weights, at most one each, so their exponents cancel. Other pairs are not formed.
     gw uses that (|t - i| - 1) counts the positions strictly between i and t: at each position the x-sum from one side
-    meets the g-sum from the other. v and y are measured from `centre`. gk and gv may lie where inv and y do: a chunk is
-    read before it is written.
+    meets the g-sum from the other. v and y are measured from `centre`. In float32 gk and gv may lie where inv and y do:
+    a chunk is read before it is written.
 
     Everything of a token and a block of WIDTH channels lies side by side in `s`, and the running sums move from a
     token's places to its neighbour's, a constant distance away. So the compiler knows that nothing overlaps; with an
@@ -329,9 +332,9 @@ def gradients(
                 key, val = k[b, first + t, c0:], v[b, first + t, c0:]
                 g, result, d = gy[b, first + t, c0:], y[b, first + t, c0:], inv[b, first + t, c0:]
                 for c in range(min(WIDTH, C - c0)):
-                    r[p + c] = key[c]
-                    r[value + c] = val[c]
-                    r[own + c] = g[c] * d[c]
+                    r[p + c] = wide(key[c])
+                    r[value + c] = wide(val[c])
+                    r[own + c] = wide(g[c]) * d[c]
                     r[out + c] = result[c]
                 for c in range(WIDTH):
                     e = _exp(r[p + c] - f[top + c])
@@ -369,8 +372,8 @@ def gradients(
                     r[h2 + c] = below2 + (below2 * f[step + c] + q * o)
                 of_k, of_v = gk[b, first + t, c0:], gv[b, first + t, c0:]
                 for c in range(min(WIDTH, C - c0)):
-                    of_k[c] = r[n + p + c]
-                    of_v[c] = r[n + value + c]
+                    of_k[c] = stored(of_k, r[n + p + c])
+                    of_v[c] = stored(of_v, r[n + value + c])
         for j in range(blocks):
             r = s[j * (chunk + 2) * n :]
             for i in range(min(WIDTH, C - j * WIDTH)):
@@ -380,15 +383,19 @@ def gradients(
 
 @njit(**_OPTIONS)
 def gate_gradient(grad, gate, y, centre, start, stop, inner, gate_grad):
-    """For rows start..stop of B * T: inner = grad sigmoid(gate), and the gradient of the gate; y is from `centre`."""
+    """For rows start..stop of B * T: inner = grad sigmoid(gate), and the gradient of the gate; y is from `centre`.
+
+    inner and y are float32; grad, gate and gate_grad may be bfloat16.
+    """
     T, C = y.shape[1], y.shape[2]
     for item in range(start, stop):
         b, t = item // T, item % T
         g, r, out, target, result, middle = grad[b, t], gate[b, t], y[b, t], inner[b, t], gate_grad[b, t], centre[b]
         for c in range(C):
-            z = _exp(-abs(r[c]))
+            x, upstream = wide(r[c]), wide(g[c])
+            z = _exp(-abs(x))
             near = f32(1.0) / (f32(1.0) + z)  # the larger of sigmoid(r) and sigmoid(-r)
             far = z * near
-            s = near if r[c] >= f32(0.0) else far
-            target[c] = g[c] * s
-            result[c] = g[c] * (out[c] + middle[c]) * (near * far)
+            s = near if x >= f32(0.0) else far
+            target[c] = upstream * s
+            result[c] = stored(result, upstream * (out[c] + middle[c]) * (near * far))

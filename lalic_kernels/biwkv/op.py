@@ -168,7 +168,11 @@ def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, g
         else:
             grads += registration.recompute(_gated, (v, gate), grad)
     elif chosen == "cpu":
-        grads = list(cpu.backward(*_plain(w, u, k, v, grad, *given)))
+        data = (k, v, grad, *given)
+        if k.dtype == torch.bfloat16:  # as in the forward
+            grads = list(cpu.backward(*_plain(w, u), *(x.contiguous() for x in data)))
+        else:
+            grads = list(cpu.backward(*_plain(w, u, *data)))
     elif chosen == "triton":
         grads = _launch_backward(w, u, k, v, gate, grad)
     else:

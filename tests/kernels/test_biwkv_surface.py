@@ -149,6 +149,34 @@ def test_low_precision_is_as_good_as_its_roundings(spec: OpSpec, dtype: torch.dt
         assert norm_error(a, of_exact) <= 2 * norm_error(best, of_exact), name
 
 
+@pytest.mark.skipif("cpu" not in BIWKV.backends("cpu"), reason="needs numba")
+@SPEC
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 5, 3), (3, 64, 32), (2, 131, 33), (1, 257, 65)], ids=str)
+def test_compiled_bfloat16_is_float32_rounded_once(spec: OpSpec, sizes: tuple[int, ...]) -> None:
+    """Result and gradients of bfloat16 have the bits of float32's of the same values, rounded; w's and u's are float32.
+
+    The sizes are chunks and blocks of channels that are full, begun and of one element. Each is run with
+    contiguous data and with transposed data and an expanded upstream gradient.
+    """
+    low = {name: x.bfloat16() for name, x in arguments(spec, *sizes, seed=4).items()}
+    low["w"], low["u"] = low["w"].float(), low["u"].float()
+    grad = upstream(low["v"])
+
+    def run(given: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
+        leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
+        y = lalic_kernels.biwkv(**leaves, backend="cpu")
+        return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad)]
+
+    for strided in (False, True):
+        if strided:
+            low |= {name: x.mT.contiguous().mT for name, x in low.items() if x.ndim == 3}
+            grad = grad[:, :1].expand_as(grad)
+        ours, wide = run(low, grad), run({name: x.float() for name, x in low.items()}, grad.float())
+        for name, a, b in zip(("y", *low), ours, wide, strict=True):
+            assert a.dtype == (torch.float32 if name in "wu" else torch.bfloat16)
+            assert torch.equal(a, b.to(a.dtype)), name
+
+
 # torch.vmap and torch.func
 
 N = 3
