@@ -101,6 +101,16 @@ def dtype_in(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype], 
         raise TypeError(f"{op}: {name} must be {options} {why}, but is {_dtype(value.dtype)}")
 
 
+def result_dtype(op: str, dtype: torch.dtype | None, name: str, value: Tensor) -> None:
+    """Check the dtype asked for a result: None, that of the tensor `name`, or a 16-bit one beside float32."""
+    narrower = (torch.float16, torch.bfloat16) if value.dtype == torch.float32 else ()
+    allowed = (value.dtype, *narrower)
+    if dtype is not None and dtype not in allowed:
+        options = " or ".join(("None", *map(_dtype, allowed)))
+        found = _dtype(dtype) if isinstance(dtype, torch.dtype) else f"a {type(dtype).__name__}"
+        raise TypeError(f"{op}: dtype must be {options} beside {_dtype(value.dtype)} {name}, but is {found}")
+
+
 def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.device:
     """Check that all tensors lie on the first one's device, and return it."""
     device = first[1].device

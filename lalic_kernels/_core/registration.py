@@ -104,9 +104,9 @@ def moved_bytes(name: str, formula: Callable[..., int]) -> None:
     _BYTES[name] = formula
 
 
-def bytes_of(name: str, *tensors: Tensor) -> int:
-    """The bytes that op `name` must move at least for these arguments (meta tensors do)."""
-    return _BYTES[name](*tensors)
+def bytes_of(name: str, *tensors: Tensor, **options: Any) -> int:
+    """The bytes that op `name` must move at least for these arguments (meta tensors do), e.g. dtype=torch.bfloat16."""
+    return _BYTES[name](*tensors, **options)
 
 
 def nbytes(*tensors: Tensor) -> int:

@@ -12,7 +12,7 @@ from lalic_kernels.norm_shift import reference, torch_path
 from lalic_kernels.token_shift import cpu, launches
 
 OP = dispatch.add(dispatch.Op("norm_shift", cpu_available=numba_support.available))
-BACKWARD = "like the forward for triton, and for cpu but for the norm's, which is torch's; otherwise torch, recomputed"
+BACKWARD = "like the forward for triton and cpu; otherwise torch, recomputed"
 _TENSORS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight"
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -24,6 +24,7 @@ def norm_shift(
     weight: Tensor,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """LayerNorm over channels, then a depth-wise 5x5 correlation with zero padding; channels last.
@@ -37,13 +38,16 @@ def norm_shift(
         norm_bias: offset of the norm, likewise.
         weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32; see `fold_token_shift`.
         eps: added to the variance, at least 0.
+        dtype: of the result. None is x's; beside a float32 x it may be float16 or bfloat16, which saves what follows
+            a cast. The gradient of x stays in x's dtype.
         backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
-        Shape (B, H, W, C), contiguous, in x's dtype. Triton and compiled CPU code compute in float32 and round once.
+        Shape (B, H, W, C), contiguous, in `dtype`. Triton and compiled CPU code compute in float32 and round once, so
+        that a 16-bit result of a float32 x has the bits of the float32 result, cast.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is no tensor, or its dtype or `dtype` does not fit.
         ValueError: a shape, layout or device does not fit, eps is negative, or there is no backend of that name.
         dispatch.BackendUnavailable: the backend asked for cannot run here.
 
@@ -55,25 +59,35 @@ def norm_shift(
     checks.shapes(
         "norm_shift", ("x", x, "B H W C"), *((name, value, "C") for name, value in vectors), ("weight", weight, "C 5 5")
     )
-    dtype = checks.floating("norm_shift", "x", x)
+    checks.floating("norm_shift", "x", x)
     for name, value in (*vectors, ("weight", weight)):
-        checks.dtype_in("norm_shift", name, value, (dtype, torch.float32), "beside x")
+        checks.dtype_in("norm_shift", name, value, (x.dtype, torch.float32), "beside x")
+    checks.result_dtype("norm_shift", dtype, "x", x)
     checks.same_device("norm_shift", ("x", x), *vectors, ("weight", weight))
     if not eps >= 0:
         raise ValueError(f"norm_shift: eps must be at least 0, but is {eps}")
     if backend == "reference":
-        return reference.norm_shift(x, norm_weight.to(dtype), norm_bias.to(dtype), weight.to(dtype), eps)
+        y = reference.norm_shift(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), weight.to(x.dtype), eps)
+        return y if dtype is None else y.to(dtype)
     return torch.ops.lalic_kernels.norm_shift(
-        x, norm_weight, norm_bias, weight, eps, dispatch.AUTO if backend is None else backend
+        x, norm_weight, norm_bias, weight, eps, dtype, dispatch.AUTO if backend is None else backend
     )
 
 
-def _forward(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype | None,
+    backend: str,
+) -> Tensor:
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     if chosen == "cpu":
-        return cpu.forward(x, weight, norm_weight, norm_bias, eps)
+        return cpu.forward(x, weight, norm_weight, norm_bias, eps, dtype)
     if chosen == "triton":
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         launches.norm_shift(
@@ -84,8 +98,9 @@ def _forward(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, 
             y,
             eps,
         )
-        return y
-    return _by_torch(x, norm_weight, norm_bias, weight, eps)
+    else:
+        y = _by_torch(x, norm_weight, norm_bias, weight, eps)
+    return y if dtype is None else y.to(dtype)
 
 
 def _backward(
@@ -96,7 +111,9 @@ def _backward(
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)  # type: ignore[return-value]
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if chosen == "cpu":
-        return _backward_cpu(x, norm_weight, norm_bias, weight, grad, eps)
+        of_x, of_weight, of_scale, of_offset = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
+        return of_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
+    grad = grad.to(x.dtype)  # only compiled code reads a gradient of another dtype as it is
     if chosen == "triton":
         x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
@@ -111,28 +128,20 @@ def _backward(
     return tuple(registration.recompute(by_torch, inputs, grad))  # type: ignore[return-value]
 
 
-def _backward_cpu(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, grad: Tensor, eps: float
-) -> _Gradients:
-    """The convolution's part compiled, the norm's from torch, which parts with nothing there."""
-    normed, of_weight = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
-    scale, offset = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
-
-    def layer_norm(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(x, (x.shape[3],), scale, offset, eps)
-
-    of_x, of_scale, of_offset = registration.recompute(layer_norm, (x, scale, offset), normed)
-    return of_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
-
-
 def _by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch_path.norm_shift(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), weight.to(x.dtype), eps)
 
 
 def _forward_fake(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, backend: str
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype | None,
+    backend: str,
 ) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _backward_fake(
@@ -144,14 +153,16 @@ def _backward_fake(
 
 def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.eps, ctx.backend = inputs[4:]
+    ctx.eps, _, ctx.backend = inputs[4:]
 
 
 def _gradient(ctx, grad: Tensor):
-    return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.eps, ctx.backend), None, None
+    return *_BACKWARD_OP(*ctx.saved_tensors, grad, ctx.eps, ctx.backend), None, None, None
 
 
-registration.forward_op("norm_shift", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake)
+registration.forward_op(
+    "norm_shift", f"({_TENSORS}, float eps, ScalarType? dtype, str backend) -> Tensor", _forward, _forward_fake
+)
 _BACKWARD_OP = registration.backward_op(
     "norm_shift_backward",
     f"({_TENSORS}, Tensor grad, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -162,5 +173,8 @@ registration.gradient("norm_shift", _gradient, _setup_context)
 # The shift's 25 products and additions; 8 for the norm: mean, variance, centring, scaling, scale and offset.
 registration.flops("norm_shift", lambda x, *_, **__: 58 * x[0] * x[1] * x[2] * x[3])
 registration.moved_bytes(
-    "norm_shift", lambda x, norm_weight, norm_bias, weight: registration.nbytes(x, norm_weight, norm_bias, weight, x)
+    "norm_shift",
+    lambda x, norm_weight, norm_bias, weight, dtype=None: (
+        registration.nbytes(x, norm_weight, norm_bias, weight) + x.numel() * (dtype or x.dtype).itemsize
+    ),
 )

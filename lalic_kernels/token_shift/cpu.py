@@ -1,7 +1,7 @@
 """The token shift and the normalised shift on CPUs through compiled code (`cpu_lines.py`): arguments to flat arrays.
 
-float32 and bfloat16 are read and written as they are, computed in float32; float16 goes through a float32 copy, since
-plain x86-64 cannot convert it. The same bits on any number of threads.
+float32 and bfloat16 are read and written as they are, also beside one another, computed in float32; float16 goes
+through a float32 copy, since plain x86-64 cannot convert it. The same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -18,18 +18,24 @@ _SHARE_LINES = 16  # lines of a share of the weight's gradient: by size alone, s
 
 
 def forward(
-    x: Tensor, weight: Tensor, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, eps: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The shift of x (B, H, W, C), any strides, by weight (C, 5, 5); with norm_weight and norm_bias (C,) of its
-    LayerNorm. Contiguous, in x's dtype; not empty.
+    LayerNorm. Contiguous, in `dtype`, or in x's for None; not empty.
     """
     from lalic_kernels.token_shift import cpu_lines
 
-    if x.dtype == torch.float16:
-        return forward(x.float(), weight, norm_weight, norm_bias, eps).to(x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    if torch.float16 in (x.dtype, dtype):
+        return forward(x.float(), weight, norm_weight, norm_bias, eps).to(dtype)
     batch, height, width, channels = x.shape
     x = x.detach().contiguous()
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=dtype)
     arguments = (
         flat_array(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
         norm_weight is not None, blocked_taps(weight), flat_array(y), height, width, channels,
@@ -46,28 +52,38 @@ def backward(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(gradient of the shifted image, in x's dtype; gradient of the weight (C, 5, 5), float32), arguments as `forward`.
+) -> tuple[Tensor, ...]:
+    """Gradients of x, in its dtype, and of the weight (C, 5, 5), float32; with a norm those of norm_weight and of
+    norm_bias, (C,) float32, too. Arguments as `forward`; grad in x's dtype or another.
 
-    With a norm the first is that of the normalised image, which the caller takes through the norm. Shares of the
-    second, each of some lines of an image, are added in one order, in float64.
+    Sums over pixels are made in shares, each of some lines of an image, which are added in one order, in float64.
     """
     from lalic_kernels.token_shift import cpu_lines
 
     if x.dtype == torch.float16:
-        of_image, of_weight = backward(x.float(), weight, grad.float(), norm_weight, norm_bias, eps)
-        return of_image.to(x.dtype), of_weight
+        of_x, *rest = backward(x.float(), weight, grad, norm_weight, norm_bias, eps)
+        return of_x.to(x.dtype), *rest
     batch, height, width, channels = x.shape
     x, grad = x.detach().contiguous(), grad.detach().contiguous()
-    items = batch * -(-height // _SHARE_LINES)
-    parts = np.empty((items, -(-channels // 16), 25, 16), np.float32)
+    grad = grad.float() if grad.dtype == torch.float16 else grad
+    of_x = torch.empty_like(x)
+    items, across, normed = batch * -(-height // _SHARE_LINES), -(-channels // 16), norm_weight is not None
+    parts = np.empty((items, across, 25, 16), np.float32)
+    norm_parts = np.empty((items if normed else 0, 2, across * 16), np.float32)
     arguments = (
-        flat_array(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps),
-        norm_weight is not None, flat_array(grad), parts.reshape(-1), height, width, channels, _SHARE_LINES,
+        flat_array(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps), normed,
+        blocked_taps(weight.flip(1, 2)), flat_array(grad), flat_array(of_x), parts.reshape(-1), norm_parts.reshape(-1),
+        height, width, channels, _SHARE_LINES,
     )  # fmt: skip
     run_ranges(lambda start, stop: cpu_lines.gradient_lines(*arguments, start, stop), items)
-    of_weight = parts.sum(0, dtype=np.float64).astype(np.float32).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
-    return forward(grad, weight.flip(1, 2)), torch.from_numpy(np.ascontiguousarray(of_weight))
+    of_weight = _added(parts).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
+    of_norm = _added(norm_parts)[:, :channels] if normed else ()
+    return of_x, *(torch.from_numpy(np.ascontiguousarray(found)) for found in (of_weight, *of_norm))
+
+
+def _added(parts: np.ndarray) -> np.ndarray:
+    """Shares (items, ...) added in one order."""
+    return parts.sum(0, dtype=np.float64).astype(np.float32)
 
 
 def blocked_taps(weight: Tensor) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 A line enters the ring once: converted to float32, normalised if asked, laid out as (blocks of 16 channels, columns, 16)
 with two columns of zeros on either side, which is the zero padding. The 5x5 sums then read vectors at fixed distances
-from one pointer a line, four pixels at a time, so that a tap is loaded once for four products. Work space: the ring.
+from one pointer a line, four pixels at a time, so that a tap is loaded once for four products. Work space: the ring,
+in the backward two and a line, so that the normalised image and its gradient are never written to memory.
 
-Arrays are flat and contiguous. An image is float32, or uint16 that holds bfloat16.
+Arrays are flat and contiguous. Each image is float32, or uint16 that holds bfloat16.
 """
 
 from __future__ import annotations
@@ -154,43 +155,98 @@ def forward_lines(x, norm_weight, norm_bias, eps, normed, taps, y, height, width
 
 
 @njit(**_OPTIONS)
-def gradient_lines(x, norm_weight, norm_bias, eps, normed, grad, parts, height, width, channels, lines, start, stop):
-    """Shares of the weight's gradient, (items, channels / 16, 25, 16): an item is `lines` lines of one image."""
+def _leave(line, x, first, norm_weight, normed, means, factors, of_x, share, at, width, channels, pixel, spill):
+    """A line of the (normalised) image's gradient, (width, whole blocks), to of_x from element `first` on.
+
+    With `normed` through the LayerNorm of the line of x there: with h = (x - mean) factor and q = line * norm_weight it
+    is factor (q - mean(q) - h mean(q h)). Shares of the gradients of norm_weight and norm_bias, sums of line * h and of
+    line, are added to share[at:], one behind the other.
+    """
+    whole, blocks = channels // 16 * 16, (channels + 15) // 16 * 16
+    count = f32(channels)
+    for j in range(width):
+        start, place = first + j * channels, j * blocks
+        if normed:
+            centre, scale = splat(means[j]), splat(factors[j])
+            level = splat(f32(0.0))
+            slope = level
+            # Behind the last channel h is not zero, but line and norm_weight are.
+            for c in range(0, blocks, 16):
+                if c < whole:
+                    value = load(x, start + c)
+                else:
+                    _last(x, start + c, channels - c, pixel)
+                    value = load(pixel, 0)
+                away, grad = mul(sub(value, centre), scale), load(line, place + c)
+                store(pixel, c + 16, away)
+                store(share, at + c, fma(grad, away, load(share, at + c)))
+                store(share, at + blocks + c, add(grad, load(share, at + blocks + c)))
+                q = mul(grad, load(norm_weight, c))
+                store(line, place + c, q)
+                level, slope = add(level, q), fma(q, away, slope)
+            middle, steep = splat(total(level) / count), splat(-total(slope) / count)
+            for c in range(0, blocks, 16):
+                q = sub(load(line, place + c), middle)
+                store(line, place + c, mul(fma(load(pixel, c + 16), steep, q), scale))
+        for c in range(0, whole, 16):
+            store(of_x, start + c, load(line, place + c))
+        if whole < channels:
+            store(spill, 0, load(line, place + whole))
+            for n in range(channels - whole):
+                of_x[start + whole + n] = spill[n]
+
+
+@njit(**_OPTIONS)
+def gradient_lines(
+    x, norm_weight, norm_bias, eps, normed, turned, grad, of_x, parts, norm_parts, height, width, channels, lines,
+    start, stop,
+):  # fmt: skip
+    """Gradients of x, the weight and the norm's two vectors for the items start .. stop, `lines` image lines each.
+
+    Lines of x and of the result's gradient pass through a ring each. `turned`: the taps of the kernel turned by 180
+    degrees. Shares of the items: `parts` (items, channels / 16, 25, 16), and `norm_parts` (items, 2, channels in whole
+    blocks), not touched without a norm.
+    """
     padded = (width + PIXELS - 1) // PIXELS * PIXELS + 4
-    size = padded * ((channels + 15) // 16 * 16)
-    ring, upstream = np.zeros(5 * size, np.float32), np.zeros(size, np.float32)
-    means, factors, pixel = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.zeros(channels + 32, np.float32),
-    )
+    blocks = (channels + 15) // 16 * 16
+    size = padded * blocks
+    ring, upstream = np.zeros(5 * size, np.float32), np.zeros(5 * size, np.float32)
+    means, factors = np.empty(5 * width, np.float32), np.empty(5 * width, np.float32)
+    pixel, line = np.zeros(channels + 32, np.float32), np.empty(width * blocks, np.float32)
+    sums_spill, spill = np.zeros(16 * PIXELS, np.float32), np.zeros(16, of_x.dtype)
     per = (height + lines - 1) // lines
-    share = 25 * ((channels + 15) // 16 * 16)
+    share = 25 * blocks
     for item in range(start, stop):
         image, top = item // per * height, item % per * lines
         parts[item * share : (item + 1) * share] = f32(0.0)
+        if normed:
+            norm_parts[item * 2 * blocks : (item + 1) * 2 * blocks] = f32(0.0)
         for i in range(top, min(top + lines, height)):
             for row in range(i - 2 if i == top else i + 2, i + 3):
-                slot = (row + 5) % 5 * size
+                turn = (row + 5) % 5
+                slot, at = turn * size, turn * width
                 if row < 0 or row >= height:
                     ring[slot : slot + size] = f32(0.0)
+                    upstream[slot : slot + size] = f32(0.0)
                 else:
+                    first = (image + row) * width * channels
                     _enter(
-                        x, (image + row) * width * channels, norm_weight, norm_bias, eps, normed, ring, slot, means,
-                        factors, width, padded, channels, pixel,
+                        grad, first, norm_weight, norm_bias, eps, False, upstream, slot, means, factors, width, padded,
+                        channels, pixel,
                     )  # fmt: skip
-            first = (image + i) * width * channels
-            _enter(
-                grad, first, norm_weight, norm_bias, eps, False, upstream, 0, means, factors, width, padded, channels,
-                pixel,
-            )  # fmt: skip
+                    _enter(
+                        x, first, norm_weight, norm_bias, eps, normed, ring, slot, means[at : at + width],
+                        factors[at : at + width], width, padded, channels, pixel,
+                    )  # fmt: skip
+            own = i % 5
             for c in range(0, channels, 16):
+                middle = own * size + c * padded + 32
                 for a in range(5):
-                    line = (i + a + 3) % 5 * size + c * padded
+                    r0 = (i + a + 3) % 5 * size + c * padded
                     s0 = splat(f32(0.0))
                     s1, s2, s3, s4 = s0, s0, s0, s0
                     for q in range(0, width * 16, 16):
-                        g, r = load(upstream, c * padded + 32 + q), line + q
+                        g, r = load(upstream, middle + q), r0 + q
                         s0, s1 = fma(load(ring, r), g, s0), fma(load(ring, r + 16), g, s1)
                         s2, s3 = fma(load(ring, r + 32), g, s2), fma(load(ring, r + 48), g, s3)
                         s4 = fma(load(ring, r + 64), g, s4)
@@ -200,3 +256,10 @@ def gradient_lines(x, norm_weight, norm_bias, eps, normed, grad, parts, height, 
                     store(parts, t + 32, add(load(parts, t + 32), s2))
                     store(parts, t + 48, add(load(parts, t + 48), s3))
                     store(parts, t + 64, add(load(parts, t + 64), s4))
+            # In whole blocks, so that nothing but the line's last pixels goes the slow way.
+            _line(upstream, size, i, width, padded, blocks, turned, line, 0, sums_spill)
+            _leave(
+                line, x, (image + i) * width * channels, norm_weight, normed, means[own * width : (own + 1) * width],
+                factors[own * width : (own + 1) * width], of_x, norm_parts, item * 2 * blocks, width, channels, pixel,
+                spill,
+            )  # fmt: skip

@@ -287,7 +287,7 @@ NORM_SHIFT = OpSpec(
         ),
     },
     cpu_backends=CPU_BACKENDS,
-    registered=lambda a, backend: (*a.values(), 1e-5, backend),
+    registered=lambda a, backend: (*a.values(), 1e-5, None, backend),
     flops=lambda s: 58 * s[0] * s[1] * s[2] * s[3],
     bytes=lambda s: 4 * (2 * s[0] * s[1] * s[2] * s[3] + 27 * s[3]),
 )

@@ -9,7 +9,8 @@ from op_specs import INTERPRETER
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels._core import numba_support
+from lalic_kernels._core import numba_support, registration
+from lalic_kernels.norm_shift.reference import norm_shift as reference
 from lalic_kernels.token_shift import cpu, launches
 
 EPS32, EPS16 = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
@@ -71,8 +72,9 @@ def test_a_mean_far_from_zero_costs_what_the_input_lost(backend: str) -> None:
 
 
 @COMPILED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(2, 40, 9, 20), (1, 37, 16, 96)])
-def test_threads_do_not_change_a_bit(size: tuple[int, ...]) -> None:
+def test_threads_do_not_change_a_bit(size: tuple[int, ...], dtype: torch.dtype) -> None:
     x, *parameters = make(*size)
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4))
     found = []
@@ -80,8 +82,8 @@ def test_threads_do_not_change_a_bit(size: tuple[int, ...]) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = cpu.forward(x, parameters[2], *parameters[:2], 1e-5)
-            found.append((y, *cpu.backward(x, parameters[2], upstream, *parameters[:2], 1e-5)))
+            y = cpu.forward(x, parameters[2], *parameters[:2], 1e-5, dtype)
+            found.append((y, *cpu.backward(x, parameters[2], upstream.to(dtype), *parameters[:2], 1e-5)))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -151,3 +153,101 @@ def test_eps_is_checked() -> None:
     larger = lalic_kernels.norm_shift(x, *parameters, eps=10.0)
     assert (larger - lalic_kernels.norm_shift(x, *parameters, eps=10.0, backend="reference")).abs().max() < 1e-5
     assert not torch.allclose(larger, lalic_kernels.norm_shift(x, *parameters), atol=1e-3)
+
+
+# Channels that fill no vector, one column, one pixel, more lines than a share of the sums over pixels has.
+NARROW_SIZES = [(1, 1, 1, 3), (2, 5, 1, 33), (1, 1, 9, 16), (2, 37, 6, 20), (1, 3, 17, 48)]
+NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+def brief(backend: str, size: tuple[int, ...]) -> None:
+    if backend == "triton" and size in NARROW_SIZES[3:]:
+        pytest.skip("Triton's interpreter takes its time, and the dtype is a cast outside its kernels")
+
+
+def narrowed(
+    arguments: tuple[Tensor, ...], upstream: Tensor, dtype: torch.dtype | None, **options: str
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    leaves = [argument.detach().clone().requires_grad_() for argument in arguments]
+    y = lalic_kernels.norm_shift(*leaves, dtype=dtype, **options)
+    return y.detach(), torch.autograd.grad(y, leaves, upstream.to(y.dtype))
+
+
+@NARROW
+@pytest.mark.parametrize("size", NARROW_SIZES)
+@pytest.mark.parametrize("backend", backends())
+def test_a_narrower_result(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    brief(backend, size)
+    arguments = make(*size)
+    upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
+    wide = tuple(argument.double() for argument in arguments)
+    truth, true_grads = narrowed(wide, upstream.double(), None, backend="reference")
+    _, eager_grads = narrowed(arguments, upstream.float(), None, backend="reference")
+    y, grads = narrowed(arguments, upstream, dtype, backend=backend)
+    assert y.dtype == dtype and y.is_contiguous() and y.shape == truth.shape
+    # Half a unit in the last place of what is rounded, and the float32 sums' own errors (25 products, the norm's sums).
+    limit = torch.finfo(dtype).eps / 2 * truth.abs() + 32 * EPS32 * truth.abs().max()
+    assert ((y - truth).abs() <= limit).all()
+    # The upstream gradient is exact in 16 bits, so that gradients are as good as of a float32 result: the contract's.
+    scale = max(grad.abs().max().item() for grad in true_grads)
+    for grad, eager, true, argument in zip(grads, eager_grads, true_grads, arguments, strict=True):
+        assert grad.dtype == torch.float32 and grad.shape == argument.shape
+        assert (grad - true).abs().max() <= 2 * (eager - true).abs().max() + 32 * EPS32 * scale
+
+
+@NARROW
+@pytest.mark.parametrize("size", NARROW_SIZES)
+@pytest.mark.parametrize("backend", ["reference", *backends()])
+def test_a_narrower_result_is_the_float32_result_cast(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Bit for bit, and so are the gradients: rounding while writing and widening while reading change no number."""
+    brief(backend, size)
+    arguments = make(*size)
+    upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
+    leaves = [argument.clone().requires_grad_() for argument in arguments]
+    expected = lalic_kernels.norm_shift(*leaves, backend=backend).to(dtype)
+    expected_grads = torch.autograd.grad(expected, leaves, upstream)
+    y, grads = narrowed(arguments, upstream, dtype, backend=backend)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
+@NARROW
+@pytest.mark.parametrize("backend", backends())
+def test_registration_with_a_dtype(backend: str, dtype: torch.dtype) -> None:
+    leaves = tuple(argument.requires_grad_() for argument in make(1, 3, 4, 3))
+    torch.library.opcheck(torch.ops.lalic_kernels.norm_shift.default, (*leaves, 1e-5, dtype, backend))
+
+
+def test_the_dtype_is_checked() -> None:
+    x, *parameters = make(1, 2, 2, 4)
+    for given, dtype, says in (
+        (x, torch.float64, "None or float32 or float16 or bfloat16 beside float32 x, but is float64"),
+        (x, "bfloat16", "None or float32 or float16 or bfloat16 beside float32 x, but is a str"),
+        (x.bfloat16(), torch.float32, "None or bfloat16 beside bfloat16 x, but is float32"),
+        (x.double(), torch.bfloat16, "None or float64 beside float64 x, but is bfloat16"),
+    ):
+        with pytest.raises(TypeError, match=f"norm_shift: dtype must be {says}"):
+            lalic_kernels.norm_shift(given, *parameters, dtype=dtype)
+    for dtype in (None, torch.float32):
+        assert lalic_kernels.norm_shift(x, *parameters, dtype=dtype).dtype == torch.float32
+    empty = lalic_kernels.norm_shift(x[:0], *parameters, dtype=torch.bfloat16)
+    assert empty.dtype == torch.bfloat16 and empty.shape == (0, 2, 2, 4)
+    all_bytes = registration.bytes_of("norm_shift", x, *parameters)
+    assert registration.bytes_of("norm_shift", x, *parameters, dtype=torch.bfloat16) == all_bytes - 2 * x.numel()
+
+
+@COMPILED
+@pytest.mark.parametrize("size", NARROW_SIZES)
+def test_compiled_gradient_of_16_bit_images(size: tuple[int, ...]) -> None:
+    """Nothing is rounded to 16 bits on the way: the gradient of x is half a unit in the last place from the truth."""
+    arguments = make(*size)
+    arguments = (arguments[0].bfloat16(), *arguments[1:])
+    upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).bfloat16()
+    wide = [argument.double().requires_grad_() for argument in arguments]
+    true, *rest = torch.autograd.grad(reference(*wide), wide, upstream.double())
+    _, grads = narrowed(arguments, upstream, None, backend="cpu")
+    scale = max(grad.abs().max().item() for grad in (true, *rest))
+    # A few hundred float32 roundings where gradients cancel, besides the one to bfloat16.
+    assert ((grads[0] - true).abs() <= EPS16 / 2 * true.abs() + 256 * EPS32 * scale).all()
+    for grad, true in zip(grads[1:], rest, strict=True):
+        assert grad.dtype == torch.float32 and (grad - true).abs().max() <= 256 * EPS32 * scale
