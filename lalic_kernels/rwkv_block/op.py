@@ -28,7 +28,8 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
         backend: None for the rule in `lalic_kernels._core.dispatch`, or one of its names: each op follows it.
 
     Returns:
-        Shape (B, H, W, C), contiguous, in x's dtype. Inside `torch.autocast` the mixes' products are in its dtype.
+        Shape (B, H, W, C), contiguous, in x's dtype. Inside `torch.autocast` the shifts' results and the
+        mixes' products are in its dtype.
 
     Raises:
         TypeError: x is no tensor, parameters are no BlockParameters, or a dtype does not fit.
@@ -50,13 +51,21 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     chosen = dispatch.resolve(_SPATIAL, backend, x.device.type, dtype)
     if chosen == "triton" and x.numel() and x.shape[1] * x.shape[2] > 1 and not _needs_ops(x, p):
         return inference.run(x.contiguous(), p)
-    s = norm_shift(x, p.norm1_weight, p.norm1_bias, p.shift1, eps=p.eps, backend=backend)
+    narrow = _autocast_dtype(x)
+    s = norm_shift(x, p.norm1_weight, p.norm1_bias, p.shift1, eps=p.eps, dtype=narrow, backend=backend)
     x = spatial_mix(
         s, p.decay, p.boost, p.key, p.value, p.receptance, p.output, residual=x, gamma=p.gamma1, backend=backend
     )
-    s = norm_shift(x, p.norm2_weight, p.norm2_bias, p.shift2, eps=p.eps, backend=backend)
+    s = norm_shift(x, p.norm2_weight, p.norm2_bias, p.shift2, eps=p.eps, dtype=narrow, backend=backend)
     matrices = (p.channel_key, p.channel_receptance, p.channel_value)
     return channel_mix(s, *matrices, residual=x, gamma=p.gamma2, backend=backend)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype for the shifts' results: autocast's, to which the mixes would cast a float32 one, or None for x's."""
+    if x.dtype != torch.float32 or not autocast.enabled(x.device):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def _needs_ops(x: Tensor, p: BlockParameters) -> bool:

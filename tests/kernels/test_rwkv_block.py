@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import lalic_kernels
 from lalic_kernels import BlockParameters
 from lalic_kernels._core import residual
-from lalic_kernels.rwkv_block import inference
+from lalic_kernels.rwkv_block import inference, op
 from lalic_kernels.rwkv_block.parameters import SHAPES, Derived
 from lalic_kernels.rwkv_block.reference import rwkv_block as reference
 
@@ -219,6 +219,38 @@ def test_autocast_narrows_the_products_alone() -> None:
     # bfloat16 keeps 8 bits; eight products and roundings after one another.
     assert (result - truth).abs().max() <= 8 * 2**-8 * truth.abs().max()
     assert (result - truth).abs().max() >= 2**-14 * truth.abs().max()  # they were narrowed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", [None, "torch"])
+@pytest.mark.parametrize("shape", SIZES[1:])
+def test_autocast_leaves_no_cast_between_shift_and_mix(
+    shape: tuple[int, ...], backend: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shifts round as they write: the bits of casting afterwards, gradients included."""
+    p, upstream = make(shape[-1], 4), image(*shape)
+
+    def run() -> list[Tensor]:
+        leaves = [image(*shape).requires_grad_(), *(tensor.clone().requires_grad_() for tensor in p.tensors())]
+        with torch.autocast(DEVICE, dtype=dtype):
+            result = lalic_kernels.rwkv_block(leaves[0], BlockParameters(*leaves[1:]), backend=backend)
+        return [result.detach(), *torch.autograd.grad(result, leaves, upstream)]
+
+    dtypes = []
+
+    def watched(x: Tensor, *parameters: Tensor, **options) -> Tensor:
+        dtypes.append((x.dtype, options["dtype"]))
+        return lalic_kernels.norm_shift(x, *parameters, **options)
+
+    def cast_afterwards(x: Tensor, *parameters: Tensor, **options) -> Tensor:
+        return lalic_kernels.norm_shift(x, *parameters, **(options | {"dtype": None}))
+
+    monkeypatch.setattr(op, "norm_shift", watched)
+    found = run()
+    assert dtypes == [(torch.float32, dtype)] * 2
+    monkeypatch.setattr(op, "norm_shift", cast_afterwards)
+    for name, value, expected in zip(["result", "x", *SHAPES], found, run(), strict=True):
+        assert torch.equal(value, expected), name
 
 
 def test_bad_arguments_are_refused_with_a_sentence() -> None:
