@@ -19,11 +19,11 @@ def planes(x: Tensor, matrices: Matrices, dtype: torch.dtype | None = None) -> T
     """k, v, r: shape (3, B, T, C) from x (B, T, C), in its dtype, or rounded to it and kept in a wider one."""
     found = torch.empty((3, *x.shape), dtype=dtype or x.dtype, device=x.device)
     flat = x.flatten(0, 1)
-    for rows in _residual.stretches(flat, 4 * flat.shape[1]):
-        for matrix, plane in zip(matrices, found.flatten(1, 2), strict=False):
-            if plane.dtype == x.dtype:
-                torch.mm(flat[rows], matrix.t(), out=plane[rows])
-            else:
+    for matrix, plane in zip(matrices, found.flatten(1, 2), strict=False):
+        if plane.dtype == x.dtype:
+            torch.mm(flat, matrix.t(), out=plane)
+        else:  # a stretch at a time, which is widened while it is in the cache
+            for rows in _residual.stretches(flat, 2 * flat.shape[1]):
                 plane[rows].copy_(torch.mm(flat[rows], matrix.t()))
     return found
 
