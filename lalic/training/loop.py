@@ -71,9 +71,11 @@ class Trainer:
         self.model, self.crops, self.recipe, self.folder = model, crops, recipe, folder
         quantiles = [p for n, p in model.named_parameters() if n.endswith("quantiles")]
         self.weights = _weights(model)
-        self.optimizer: torch.optim.Optimizer = (
-            Soap(self.weights, recipe.lr) if recipe.optimizer == "soap" else torch.optim.Adam(self.weights, recipe.lr)
-        )
+        self.optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "soap":
+            self.optimizer = Soap(self.weights, recipe.lr, products=torch.bfloat16 if recipe.bf16 else None)
+        else:
+            self.optimizer = torch.optim.Adam(self.weights, recipe.lr)
         self.auxiliary = torch.optim.Adam(quantiles, lr=recipe.auxiliary_lr)
         objective: nn.Module = Objective(model, recipe.metric, recipe.bf16)
         if compiled:

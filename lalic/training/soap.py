@@ -8,7 +8,8 @@ iteration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,13 @@ class Soap(torch.optim.Optimizer):
         params: parameters, float32. lr: learning rate, on the scale of Adam's. betas: of Adam's two averages; the
             second is the preconditioner's too. eps: added to the root of the second average.
         every: steps between renewals of the bases.
+        products: None, or torch.bfloat16: float32 factors of a step's products (covariances, into the bases and out of
+            them) are rounded to it where the processor multiplies that faster. Without such products a CPU stays with
+            float32; a GPU takes TF32. Sums and results are float32, as are bases, their renewal and all averages. No
+            part of the saved state.
+
+    Raises:
+        ValueError: `products` is another dtype.
     """
 
     def __init__(
@@ -37,7 +45,11 @@ class Soap(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         every: int = 10,
+        products: torch.dtype | None = None,
     ):
+        if products not in (None, torch.bfloat16):
+            raise ValueError(f"products: expected None or torch.bfloat16, got {products}")
+        self.products = products
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "every": every})
 
     @torch.no_grad()
@@ -90,13 +102,15 @@ class Soap(torch.optim.Optimizer):
         state["count"] = count = state["count"] + 1
         state["first"].lerp_(grad, 1 - beta1)
         bases = {side: state[f"basis{side}"] for side in sides}
-        seen = _into(grad, bases)
-        state["second"].mul_(beta2).addcmul_(seen, seen, value=1 - beta2)
-        step = _into(state["first"], bases).div_(1 - beta1**count)
-        step = _out_of(step.div_(state["second"].div(1 - beta2**count).sqrt_().add_(group["eps"])), bases)
+        with _factors_in(self.products):
+            seen = _into(grad, bases)
+            state["second"].mul_(beta2).addcmul_(seen, seen, value=1 - beta2)
+            step = _into(state["first"], bases).div_(1 - beta1**count)
+            step = _out_of(step.div_(state["second"].div(1 - beta2**count).sqrt_().add_(group["eps"])), bases)
+            for side in sides:
+                state[f"covariance{side}"].lerp_(_covariance(grad, side), 1 - beta2)
         torch._foreach_add_(params, [d.reshape(p.shape) for d, p in zip(step, params, strict=True)], alpha=-group["lr"])
         for side in sides:
-            state[f"covariance{side}"].lerp_(_covariance(grad, side), 1 - beta2)
             if count % group["every"] == 0:
                 self._renew(state, side)
 
@@ -111,6 +125,23 @@ class Soap(torch.optim.Optimizer):
         second = state["second"]
         places = order[:, :, None] if side == 0 else order[:, None, :]
         state["second"] = second.gather(1 + side, places.expand_as(second))
+
+
+@contextmanager
+def _factors_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Let float32 products inside take factors rounded to bfloat16; their sums and results stay float32.
+
+    Through torch's setting, which is the process's: copies in bfloat16 would give results in bfloat16 on a CPU.
+    """
+    if dtype is None:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _covariance(grad: Tensor, side: int) -> Tensor:
