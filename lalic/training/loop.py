@@ -58,11 +58,11 @@ class Trainer:
         compiled: bool = False,
         tensorboard: bool = False,
     ):
-        least = 4 * share[1] if recipe.large else share[1]
+        least = (4 if recipe.large else 1) * share[1]
         if recipe.batch % least:
-            crops_are = " with a quarter as many large crops" if recipe.large else ""
+            quarter = ", a quarter as many in large crops" if recipe.large else ""
             raise LalicError(
-                f"batch is {recipe.batch}, expected a multiple of {least} for {share[1]} processes{crops_are}"
+                f"batch is {recipe.batch}, expected a multiple of {least}, shared by {share[1]} processes{quarter}"
             )
         check_patch(recipe.metric, recipe.patch)
         self.device, self.share = torch.device(device), share

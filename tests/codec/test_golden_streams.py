@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,15 @@ from lalic.errors import BitstreamError, ModelMismatchError
 from lalic_kernels.rans.grouped import layout
 
 STREAMS = Path(__file__).parents[1] / "golden" / "streams"
-VERSION_2 = STREAMS / "version2"
-EXPECTED = json.loads((STREAMS / "expected.json").read_text(encoding="utf-8"))
-EXPECTED_2 = json.loads((VERSION_2 / "expected.json").read_text(encoding="utf-8"))
+# Of each model's streams of version 2: where its weights lie.
+WEIGHTS = {"version2": STREAMS / "tiny.safetensors", "patches": STREAMS / "patches" / "tiny.safetensors"}
+
+
+def expected(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+
+
+EXPECTED = expected(STREAMS)
 SIZES = {"smooth": (192, 128), "noise": (64, 64), "pixel": (1, 1), "odd": (130, 65)}
 SIZES_2 = {**SIZES, "rings": (512, 384)}  # several groups of lanes
 
@@ -52,30 +59,36 @@ def test_symbols_are_those_of_the_day_they_were_written(model, name, backend, mo
     assert codec.decode(data, model).size == SIZES[name]
 
 
-@pytest.mark.parametrize("name", SIZES_2)
-def test_version_2(model, name) -> None:
-    assert EXPECTED_2["weights_hash"] == EXPECTED["weights_hash"]
-    assert set(EXPECTED_2["files"]) == set(SIZES_2) == {path.stem for path in VERSION_2.glob("*.lalic")}
-    data = (VERSION_2 / f"{name}.lalic").read_bytes()
-    assert parse(data).version == 2
-    assert codec.symbol_hashes(data, model) == EXPECTED_2["files"][name]
-    assert codec.decode(data, model).size == SIZES_2[name]
+@pytest.mark.parametrize("folder", WEIGHTS)
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_version_2(folder, backend, monkeypatch) -> None:
+    monkeypatch.setattr(exact_model.EXACT, "backend", backend)
+    model, known = lalic.load_checkpoint(WEIGHTS[folder]), expected(STREAMS / folder)
+    assert known["weights_hash"] == model.weights_hash().hex()
+    assert set(known["files"]) == set(SIZES_2) == {path.stem for path in (STREAMS / folder).glob("*.lalic")}
+    for name in SIZES_2 if backend is None else SIZES:
+        data = (STREAMS / folder / f"{name}.lalic").read_bytes()
+        assert parse(data).version == 2
+        assert codec.symbol_hashes(data, model) == known["files"][name]
+        assert codec.decode(data, model).size == SIZES_2[name]
 
 
-def test_version_2_of_a_picture_of_several_groups() -> None:
+@pytest.mark.parametrize("folder", WEIGHTS)
+def test_version_2_of_a_picture_of_several_groups(folder) -> None:
     """Otherwise nothing here would notice how groups share their symbols, or how lanes come to rest."""
-    stream = parse((VERSION_2 / "rings.lalic").read_bytes()).streams[0]
+    stream = parse((STREAMS / folder / "rings.lalic").read_bytes()).streams[0]
     parts = layout.unpack(np.frombuffer(stream, np.uint8))
     assert parts.highs.shape[0] > 1 and len(parts.stages) == 5 and parts.level > 0
 
 
-def test_version_2_where_symbols_stay_on_the_device(model, monkeypatch) -> None:
+@pytest.mark.parametrize("folder", WEIGHTS)
+def test_version_2_where_symbols_stay_on_the_device(folder, monkeypatch) -> None:
     """Triton's interpreter here; on a GPU the model goes there, and this is what it does."""
     pytest.importorskip("triton", reason="decoding on the device needs triton, which is not installed")
     monkeypatch.setattr(coding, "_decodes_there", lambda device: True)
-    here = copy.deepcopy(model).to("cuda" if torch.cuda.is_available() else "cpu")
-    data = (VERSION_2 / "pixel.lalic").read_bytes()
-    assert codec.symbol_hashes(data, here) == EXPECTED_2["files"]["pixel"]
+    here = lalic.load_checkpoint(WEIGHTS[folder]).to("cuda" if torch.cuda.is_available() else "cpu")
+    data = (STREAMS / folder / "pixel.lalic").read_bytes()
+    assert codec.symbol_hashes(data, here) == expected(STREAMS / folder)["files"]["pixel"]
     container = parse(data)
     for bit, what in ((0, "symbols are not the encoder's"), (40, "symbols of z are not the encoder's")):
         with pytest.raises(BitstreamError, match=what):

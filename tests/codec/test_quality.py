@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_model import FakeGained, FakeModel
 from PIL import Image
+from shapes import SHAPES
 
 from lalic import codec, search
 from lalic.bitstream import parse
@@ -105,7 +106,7 @@ def test_the_real_model_meets_both(picture):
     import torch
 
     torch.manual_seed(0)
-    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), qualities=3)
+    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), qualities=3, **SHAPES["patches"])
     model.gains.start(torch.tensor([2.0, 20.0, 200.0]))
     model.update()
     model.eval()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import SHAPES
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not part of the installed packages
@@ -55,8 +56,17 @@ def narrow_contexts() -> LALIC:
     return model.eval()
 
 
+def patches() -> LALIC:
+    """Slim's shape: patches, two blocks in an aggregation network."""
+    torch.manual_seed(0)
+    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), context_depth=1, **SHAPES["patches"])
+    model.update()
+    return model.eval()
+
+
 MODELS = {
     "slim": lalic.slim, "published": published_style, "odd": odd, "one slice": one_slice, "narrow": narrow_contexts,
+    "patches": patches,
 }  # fmt: skip
 EACH = pytest.mark.parametrize("name", MODELS)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from shapes import SHAPES
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -41,12 +42,20 @@ def odd() -> LALIC:
     return model.eval()
 
 
+def patches() -> LALIC:
+    """The same in slim's shape: two blocks in an aggregation network, contexts of their own width."""
+    torch.manual_seed(0)
+    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), **SHAPES["patches"])
+    model.update()
+    return model.eval()
+
+
 def one_slice() -> LALIC:
     torch.manual_seed(0)
     return LALIC(4, 6, (4, 4, 4, 6, 4, 4), (0, 0, 0, 0), (6,)).eval()
 
 
-MODELS = {"slim": lalic.slim, "published": published_style, "odd": odd, "one slice": one_slice}
+MODELS = {"slim": lalic.slim, "published": published_style, "odd": odd, "patches": patches, "one slice": one_slice}
 EACH = pytest.mark.parametrize("name", MODELS)
 
 

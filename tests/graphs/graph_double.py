@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
+from shapes import SHAPES
+
 from lalic.model import LALIC
 
 LOOKS = {"_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "lift_fresh"}
@@ -183,10 +185,11 @@ def damaged(stream: bytes, at: float = 0.6) -> bytes:
     return data.tobytes()
 
 
-def tiny(groups: tuple[int, ...] = (11,)) -> LALIC:
+def tiny(groups: tuple[int, ...] = (11,), shape: str = "published") -> LALIC:
     """One slice and nothing more, as the interpreter takes about a second a kernel."""
     torch.manual_seed(0)
-    made = LALIC(3, 11, (4, 4, 4, 11, 4, 4), (0, 0, 0, 0), groups, context_depth=1, context_rate=2, qualities=3)
+    sizes = (3, 11, (4, 4, 4, 11, 4, 4), (0, 0, 0, 0), groups)
+    made = LALIC(*sizes, context_depth=1, context_rate=2, qualities=3, **SHAPES[shape])
     with torch.no_grad():
         made.gains.start(torch.tensor([1.0, 8.0, 32.0]))
     made.update()

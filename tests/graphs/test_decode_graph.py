@@ -76,7 +76,7 @@ def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[Enco
 
 def test_slices_that_see_each_other() -> None:
     """RWKV blocks and what they keep for one size of picture."""
-    model = tiny((4, 7))
+    model = tiny((4, 7), "patches")
     with torch.inference_mode():
         one, two = (model.encode_sections(picture(i), 70.0) for i in (5, 6))
     with interpreted() as double:

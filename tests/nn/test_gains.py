@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from shapes import SHAPES
 
 import lalic
 from lalic.config import FULL, SLIM, Config
@@ -24,7 +25,7 @@ def gains() -> Gains:
 
 def gained(seed: int = 0, qualities: int = 3) -> LALIC:
     torch.manual_seed(seed)
-    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), qualities=qualities)
+    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), qualities=qualities, **SHAPES["patches"])
     if model.gains is not None:
         model.gains.start(torch.tensor([4.0, 20.0, 100.0]))
     model.update()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,8 +100,11 @@ def test_two_processes_equal_one_with_the_whole_batch(pictures, tmp_path, one_th
 
 def test_a_batch_must_be_shared_evenly(pictures, tmp_path):
     recipe = recipe_for(2)
-    with pytest.raises(LalicError, match="multiple of the 3 processes"):
-        Trainer(tiny_model(), Crops([pictures], 64, 4, 1), recipe, tmp_path, share=(0, 3))
+    crops = Crops([pictures], 64, 4, 1)
+    with pytest.raises(LalicError, match="multiple of 3, shared by 3 processes$"):
+        Trainer(tiny_model(), crops, recipe, tmp_path, share=(0, 3))
+    with pytest.raises(LalicError, match="multiple of 8, shared by 2 processes, a quarter as many in large crops"):
+        Trainer(tiny_model(), crops, replace(recipe, batch=4, large=2), tmp_path, share=(0, 2))
 
 
 def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, capsys, one_thread):
@@ -117,6 +122,27 @@ def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, 
     assert model.config.name == "slim" and model.config.qualities == 2
     columns = (tmp_path / "b" / "log.csv").read_text().splitlines()[0].split(",")
     assert {"held_out_bpp_50", "held_out_psnr_90"} <= set(columns)
+
+
+def test_the_command_takes_other_shapes_and_starts_them_linearly(pictures, tmp_path, capsys, one_thread):
+    shape = tmp_path / "shape.json"
+    small = {"N": 3, "M": 8, "dims": [48, 9, 8, 8, 6, 5], "depths": [1, 0, 0, 0], "groups": [3, 5]}
+    shape.write_text(json.dumps(small | {"aggregation_widths": [6], "context_width": 9}))
+    words = ["train", str(pictures), "--patch", "64", "--preset", "slim", "--batch", "4", "--threads", "1"]
+    words += ["-o", str(tmp_path / "a"), "--model", str(shape), "--steps", "1"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("custom: 4 pictures, 1 steps; Recipe(")
+    state = checkpoints.read(tmp_path / "a" / "last.pt")
+    assert state["recipe"]["start"] == "linear" and state["config"]["kernels"] == [4, 2, 2, 1]
+    # Rows of a principal component analysis of 4x4 blocks are orthogonal; one step of SOAP only measures.
+    rows = state["state_dict"]["g_a.0.weight"].flatten(1)
+    assert torch.equal(rows @ rows.T > 1e-3 * (rows @ rows.T).max(), torch.eye(48, dtype=torch.bool))
+    for text, reason in (("{", "Expecting"), ('{"Q": 1}', "Q"), ('{"M": 9}', "dims"), ("[1]", "does not describe")):
+        shape.write_text(text)
+        assert main([*words[:-3], str(shape)]) != 0
+        assert reason in capsys.readouterr().err
+    assert main([*words[:-3], "absent.json"]) != 0
+    assert "--model: expected slim, full, init or a JSON file, got 'absent.json'" in capsys.readouterr().err
 
 
 def test_a_log_is_rewound_to_the_checkpoint(tmp_path):

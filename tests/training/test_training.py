@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import RECIPE, same, tiny_model, trainer
 from torch._dynamo.backends.debugging import aot_eager
 
@@ -16,6 +19,7 @@ from lalic.errors import CheckpointError, ImageError, LalicError
 from lalic.model import LALIC
 from lalic.nn import checkpoints
 from lalic.nn.ms_ssim import ms_ssim
+from lalic.nn.noise import ALL
 from lalic.training.data import Crops
 from lalic.training.objective import rate_distortion
 from lalic.training.start import init_from
@@ -77,16 +81,19 @@ def test_a_step_moves_weights_quantiles_and_average(pictures, tmp_path):
     assert not any("conv5x5_reparam" in n for n in moved)
 
 
-@pytest.mark.parametrize(("optimizer", "qualities"), [("adam", 0), ("soap", 3)])
-def test_stopped_and_resumed_equals_not_stopped(pictures, tmp_path, one_thread, optimizer, qualities):
-    recipe = replace(RECIPE, optimizer=optimizer, bf16=optimizer == "soap")
-    whole = trainer(pictures, tmp_path / "whole", recipe, qualities)
+@pytest.mark.parametrize(
+    ("changes", "qualities", "shape"),
+    [({}, 0, "published"), ({"optimizer": "soap", "bf16": True, "batch": 4, "large": 2}, 3, "patches")],
+)
+def test_stopped_and_resumed_equals_not_stopped(pictures, tmp_path, one_thread, changes, qualities, shape):
+    recipe = replace(RECIPE, **changes)
+    whole = trainer(pictures, tmp_path / "whole", recipe, qualities, shape)
     whole.run(every=2, save_every=2, held_out=1)
-    first = trainer(pictures, tmp_path / "parts", recipe, qualities)
+    first = trainer(pictures, tmp_path / "parts", recipe, qualities, shape)
     for _ in range(3):
         first.update()
     first.save()
-    second = trainer(pictures, tmp_path / "parts", recipe, qualities)
+    second = trainer(pictures, tmp_path / "parts", recipe, qualities, shape)
     assert second.resume() and second.step == 3
     second.run(every=2, save_every=2, held_out=1)
     assert same(whole, second)
@@ -221,9 +228,34 @@ def test_crops_may_be_scaled_down(pictures):
     assert torch.equal(parts, batch)
 
 
-@pytest.mark.parametrize("qualities", [0, 3])
-def test_training_lowers_the_loss(pictures, tmp_path, qualities):
-    run = trainer(pictures, tmp_path, replace(RECIPE, steps=80, lr=1e-2), qualities)
+def test_large_crops_are_a_quarter_as_many(pictures):
+    crops = Crops([pictures], 64, 8, seed=1)
+    batch = crops.part(3, ALL, large=True)
+    assert batch.shape == (2, 3, 128, 128) and torch.equal(batch, crops.part(3, ALL, large=True))
+    assert torch.equal(torch.cat([crops.part(3, (i, 2), large=True) for i in (0, 1)]), batch)
+    recipe = replace(RECIPE, large=3, batch=4)
+    assert [step for step in range(9) if recipe.large_crops(step)] == [2, 5, 8]
+    assert not any(RECIPE.large_crops(step) for step in range(9))
+    for wrong in ({"large": -1}, {"large": 2, "batch": 6}):
+        with pytest.raises(ValueError, match="large"):
+            replace(RECIPE, **wrong)
+
+
+def test_crops_are_flipped_and_transposed(tmp_path):
+    """Of a picture that says where its corners were: four of the eight ways it can lie, each in its share."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[0, 0], pixels[0, 63], pixels[63, 0], pixels[63, 63] = 50, 100, 150, 200
+    for i in range(2):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    batch = Crops([tmp_path], 64, 400, seed=1)[0] * 255
+    found = Counter(tuple(crop[0, [0, 0, 63], [0, 63, 0]].round().int().tolist()) for crop in batch)
+    assert set(found) == {(50, 100, 150), (100, 50, 200), (50, 150, 100), (100, 200, 50)}
+    assert min(found.values()) > 70  # of 100 expected, three standard deviations of 9
+
+
+@pytest.mark.parametrize(("qualities", "shape"), [(0, "published"), (3, "patches")])
+def test_training_lowers_the_loss(pictures, tmp_path, qualities, shape):
+    run = trainer(pictures, tmp_path, replace(RECIPE, steps=80, lr=1e-2), qualities, shape)
     losses = [run.update()["loss"] for _ in range(80)]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])  # about 0.4 as measured
 

@@ -1,7 +1,8 @@
 """Made the golden streams beside it, once: `python tests/golden/streams/make.py`. Run again it refuses to overwrite.
 
-The streams in this folder are of format version 1, made by the release that wrote it, and their weights. What stands
-here now makes the streams of version 2, in the folder version2, with the same weights of the same pictures.
+The streams in this folder are of format version 1, made by the release that wrote it, and their weights. Those in the
+folder version2 are of version 2, with the same weights and of the same pictures. What stands here now makes the folder
+patches: version 2 again, of a model in slim's shape.
 """
 
 from __future__ import annotations
@@ -10,25 +11,30 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 import lalic
 from lalic import codec
 from lalic.model import LALIC
+from lalic.nn.checkpoints import save_tensors
+from lalic.training.linear import linear_start
 
-HERE = Path(__file__).parent
-FOLDER = HERE / "version2"
+FOLDER = Path(__file__).parent / "patches"
 
 
 def model() -> LALIC:
-    """Random weights of a small model with every part, as the release of version 1 saved them: odd groups, blocks in
-    h_s, decays of both signs.
-
-    They were LALIC(4, 14, (4, 6, 8, 14, 8, 6), (1, 1, 0, 1), (3, 1, 4, 6), context_depth=1, context_rate=2) after
-    torch.manual_seed(20), with the weights of the last layers of h_a and g_a times 8 and 12, so that latents are not
-    all zero.
-    """
-    return lalic.load_checkpoint(HERE / "tiny.safetensors")
+    """A small model of slim's shape with every part, gains among them, that begins as a transform of `rings`."""
+    torch.manual_seed(20)
+    made = LALIC(
+        4, 14, (10, 12, 14, 14, 8, 6), (1, 1, 1, 1), (3, 1, 4, 6), context_depth=1, context_rate=2, context_width=10,
+        kernels=(4, 2, 2, 1), aggregation_widths=(9, 8), qualities=3,
+    )  # fmt: skip
+    made.gains.start(torch.tensor([0.5, 2.0, 6.0]))
+    rings = torch.from_numpy(np.array(pictures()["rings"])).permute(2, 0, 1)[None] / 255
+    linear_start(made, rings, 0.013)
+    made.update()
+    return made.eval()
 
 
 def pictures() -> dict[str, Image.Image]:
@@ -44,18 +50,18 @@ def pictures() -> dict[str, Image.Image]:
 
 
 def main() -> None:
-    """Write a file for each picture and expected.json; none may be there."""
-    made = model()
-    FOLDER.mkdir(exist_ok=True)
+    """Write the weights, a file for each picture and expected.json; none may be there."""
+    FOLDER.mkdir()
+    weights = FOLDER / "tiny.safetensors"
+    save_tensors(model().converted(), weights, overwrite=False)
+    made = lalic.load_checkpoint(weights)
     expected = {}
-    for name, picture in pictures().items():
-        data = codec.encode(picture, made)
-        with open(FOLDER / f"{name}.lalic", "xb") as file:
-            file.write(data)
+    for quality, (name, picture) in zip((50, 20, 50, 100, 70), pictures().items(), strict=True):
+        data = codec.encode(picture, made, quality=quality)
+        (FOLDER / f"{name}.lalic").write_bytes(data)
         expected[name] = codec.symbol_hashes(data, made)
-    with open(FOLDER / "expected.json", "x") as file:
-        json.dump({"weights_hash": made.weights_hash().hex(), "files": expected}, file, indent=2)
-        file.write("\n")
+    text = json.dumps({"weights_hash": made.weights_hash().hex(), "files": expected}, indent=2)
+    (FOLDER / "expected.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
