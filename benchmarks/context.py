@@ -155,7 +155,7 @@ class Subject:
         torch.manual_seed(0)
         self.label = label_of(name, options)
         self.model = make(name, config, **options).to(device).eval()
-        self.hyper = torch.randn(1, config.M, *size, device=device)
+        self.hyper = torch.randn(1, config.hyper_width, *size, device=device)
         self.slices = torch.randn(1, config.M, *size, device=device).split(list(config.groups), dim=1)
         self.state = self.model.start(self.hyper)
         for k in range(len(self.slices)):  # so that caches are full

@@ -308,7 +308,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         torch.manual_seed(0)
         model = LALIC.from_config(config).eval().to(setting.device)
         stack = model.latent_codec.y
-        params = torch.randn(1, config.M, height // 16, width // 16, device=setting.device)
+        params = torch.randn(1, config.hyper_width, height // 16, width // 16, device=setting.device)
         params = params.contiguous(memory_format=torch.channels_last)
         expected = baselines_slices.code_slices(stack, params, means_only)
 

@@ -66,7 +66,7 @@ def test_ours_are_linear_in_pixels() -> None:
 
 
 def test_held_bytes_grow_by_pixels() -> None:
-    small, large = counted.held(SLIM, ((256, 256), (512, 512)))
+    small, large = counted.held(SLIM, ((512, 512), (1024, 1024)))
     weights = sum(p.numel() * 4 for p in LALIC.from_config(SLIM).parameters())
     assert weights < small["weights"] < 2 * weights
     ratio = (large["peak"] - large["weights"]) / (small["peak"] - small["weights"])
@@ -136,7 +136,14 @@ def check_record(record: dict) -> None:
             assert ("peak bytes" in row) != ("skipped" in row)
             assert "extrapolated bytes" not in row or "skipped" in row
     again = scaling.fits(record["scaling"], scaling.COUNTS if static else (("peak bytes",),))
-    assert json.loads(json.dumps(again)) == record["fits"]
+    assert again.keys() == record["fits"].keys()
+    for name, lines in again.items():
+        assert lines.keys() == record["fits"][name].keys()
+        for quantity, line in lines.items():
+            # Another machine's LAPACK rounds otherwise; an intercept of zero, by less than an operation or a byte.
+            kept = dict(record["fits"][name][quantity])
+            assert kept.pop("intercept") == pytest.approx(line.pop("intercept"), rel=1e-6, abs=1)
+            assert kept == pytest.approx(line, rel=1e-6, abs=1e-9)
 
 
 def test_kept_records_are_whole() -> None:

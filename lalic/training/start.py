@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -41,14 +41,17 @@ def init_from(model: LALIC, path: str | Path) -> None:
     sd = checkpoints.normalise(checkpoints.read(path))
     found = checkpoints.infer_config(sd)
     # N is not always told by the shapes, and where it is they are compared when the tensors are loaded.
-    if replace(found, qualities=0, name="", N=1) != replace(model.config, qualities=0, name="", N=1):
+    theirs, own = (
+        {name: value for name, value in asdict(config).items() if name not in ("name", "N", "qualities")}
+        for config in (found, model.config)
+    )
+    if theirs != own:
         raise CheckpointError(f"{path}: holds a model of another shape than the one to train: {found}")
     if found.qualities not in (0, model.config.qualities):
         raise CheckpointError(
             f"{path}: has gains at {found.qualities} anchors, expected {model.config.qualities} or none"
         )
-    own = model.state_dict()
-    for name, value in own.items():
+    for name, value in model.state_dict().items():
         if name.startswith("gains.") and name not in sd:
             sd[name] = value
     # The coding tables are made anew from what training makes of the prior.

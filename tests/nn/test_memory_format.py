@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic
+from lalic.model import LALIC
 
 COPIES = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::contiguous")
 
@@ -26,14 +27,21 @@ class Copies(TorchDispatchMode):
         return result
 
 
+# Slim's shape, and the published one, narrow.
+MODELS = {"patches": lalic.slim, "published": lambda pretrained: LALIC(4, 24, (16, 20, 24, 24, 20, 16), (1,) * 4, (24,))}
+
+
+@pytest.mark.parametrize("shape", MODELS)
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [("g_a", (1, 3, 128, 192)), ("g_s", (1, 96, 8, 12)), ("h_a", (1, 96, 32, 48)), ("h_s", (1, 32, 8, 12))],
+    ("name", "downsampled", "height", "width"),
+    [("g_a", 0, 128, 192), ("g_s", 3, 8, 12), ("h_a", 3, 32, 48), ("h_s", 5, 8, 12)],
 )
-def test_no_copy_between_layouts(name: str, shape: tuple[int, ...]) -> None:
-    transform = getattr(lalic.slim(pretrained=False), name)
-    x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
-    watch, seen = Copies(min(x.numel(), 8 * 12 * 32)), []
+def test_no_copy_between_layouts(shape: str, name: str, downsampled: int, height: int, width: int) -> None:
+    model = MODELS[shape](pretrained=False).eval()
+    transform = getattr(model, name)
+    x = torch.rand(1, model.config.dims[downsampled] if downsampled else 3, height, width)
+    x = x.contiguous(memory_format=torch.channels_last)
+    watch, seen = Copies(min(x.numel(), 8 * 12 * 16)), []
     for module in transform.children():
         module.register_forward_hook(lambda module, inputs, y: seen.append(y))
     with torch.no_grad():

@@ -133,7 +133,7 @@ def test_the_command_takes_other_shapes_and_starts_them_linearly(pictures, tmp_p
     assert main(words) == 0
     assert capsys.readouterr().out.startswith("custom: 4 pictures, 1 steps; Recipe(")
     state = checkpoints.read(tmp_path / "a" / "last.pt")
-    assert state["recipe"]["start"] == "linear" and state["config"]["kernels"] == [4, 2, 2, 1]
+    assert state["recipe"]["start"] == "linear" and state["config"]["kernels"] == (4, 2, 2, 1)
     # Rows of a principal component analysis of 4x4 blocks are orthogonal; one step of SOAP only measures.
     rows = state["state_dict"]["g_a.0.weight"].flatten(1)
     assert torch.equal(rows @ rows.T > 1e-3 * (rows @ rows.T).max(), torch.eye(48, dtype=torch.bool))
