@@ -17,7 +17,7 @@ import lalic_kernels
 from lalic import cli
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/train.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/training.md")
 PYTHON = ("python", "py")
 SHELL = ("console", "sh", "shell", "bash")
 FENCE = re.compile(r"^(```+|~~~+)[ \t]*([\w-]*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)

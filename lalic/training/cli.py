@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `lalic train`. What is not given is the preset's, or else `Recipe`'s."""
     parser.description = (
         "Train a model. A run lies in a folder: started again with the same words it goes on where it stopped, with "
-        "the same result as if it had not. docs/train.md says more."
+        "the same result as if it had not. docs/training.md says more."
     )
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures to train on")
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run is resumed")
