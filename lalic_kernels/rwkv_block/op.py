@@ -17,7 +17,7 @@ from lalic_kernels.spatial_mix.op import spatial_mix
 def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = None) -> Tensor:
     """a = x + gamma1 * SpatialMix(Shift1(LN1(x))); result a + gamma2 * ChannelMix(Shift2(LN2(a))).
 
-    Four ops: `norm_shift`, `spatial_mix`, `norm_shift`, `channel_mix`. For training each saves its inputs alone, four
+    Four ops: `norm_shift`, `spatial_mix`, `norm_shift`, `channel_mix`. For training each saves its inputs, four
     images a block, and its backward computes the rest again. Without gradients on a GPU the same kernels are launched
     one after the other, eight in all, on what `parameters` keeps ready; torch.compile, autocast, float64 and images of
     one token take the four ops there too.
