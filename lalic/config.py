@@ -108,10 +108,10 @@ FULL = Config(
 SLIM = Config(
     name="slim",
     N=64,
-    M=192,
-    dims=(48, 192, 192, 192, 64, 48),
-    depths=(1, 3, 2, 2),
-    groups=(16, 16, 32, 64, 64),
+    M=256,
+    dims=(48, 160, 256, 256, 64, 48),
+    depths=(1, 2, 3, 2),
+    groups=(16, 16, 32, 64, 128),
     context_depth=1,
     context_rate=4,
     qualities=6,
@@ -119,4 +119,4 @@ SLIM = Config(
     kernels=(4, 2, 2, 1),
     aggregation_widths=(128,),
 )
-"""The small model that ships with weights, for people without a GPU."""
+"""The small model that ships with weights, for people without a GPU: its first stage has a quarter of the sides."""

@@ -60,7 +60,7 @@ def test_full_state_dict_is_the_published_one():
 
 def test_slim_is_small():
     count = sum(p.numel() for n, p in lalic.slim(pretrained=False).named_parameters() if "conv5x5_reparam" not in n)
-    assert count <= 10_000_000  # of two bytes each in the file that ships
+    assert count <= 12_000_000  # of two bytes each in the file that ships
 
 
 @pytest.mark.parametrize("size", ["64", "128"])
