@@ -1,9 +1,9 @@
 """How many pixels a training step takes in a second of processor time: `python -m benchmarks.training`.
 
-A step is `lalic train --preset slim`'s: batch 32 of 128x128, random crops, bfloat16, SOAP with its renewals of bases
-(every tenth step). One thread. --beside CHECKOUT times the same model and recipe by the code of another checkout too,
-turn by turn in processes of their own, so that a machine whose speed varies does not decide; the figure is the ratio.
-The other checkout must know the configuration (any since `Config.kernels`).
+A step is most of `lalic train --preset slim`'s: batch 32 of 128x128 in bfloat16, SOAP with a renewal of its bases every
+tenth step, random weights. One thread. --beside CHECKOUT times the same model and recipe by the code of another
+checkout too, turn by turn in processes of their own, so that a machine whose speed varies does not decide; the figure
+is the ratio. The other checkout must know the configuration (any since `Config.kernels`).
 
 A record holds every round's figures, thousand pixels per second of processor time, and both commits.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 DEFAULT_QUALITY = 50.0  # of a model that has a choice, where nobody chose
 
@@ -49,6 +49,12 @@ class Config:
     aggregation_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            wrong = [v for v in (value if isinstance(value, tuple) else (value,)) if type(v) is not int]
+            if field.name != "name" and (wrong or isinstance(value, tuple) != field.type.startswith("tuple")):
+                kind = "whole numbers" if field.type.startswith("tuple") else "a whole number"
+                raise ValueError(f"{field.name}: expected {kind}, got {value!r}")
         for name, length in (("dims", 6), ("depths", 4), ("kernels", 4)):
             value = getattr(self, name)
             if len(value) != length:
@@ -72,10 +78,11 @@ class Config:
                 "kernels: expected four of 3 and 5, which halve, and 1, 2, 4 and 8, which divide by themselves, "
                 f"so that all divide by 16; got {self.kernels}"
             )
-        if self.aggregation_widths and max(1, min(self.aggregation_widths) // 2) != self.N:
+        widths = self.aggregation_widths
+        if widths and (min(widths) < 1 or max(1, min(widths) // 2) != self.N):
             raise ValueError(
-                f"aggregation_widths: expected positive numbers whose least is 2 N = {2 * self.N}, "
-                f"got {self.aggregation_widths}"
+                f"aggregation_widths: expected positive numbers whose least is 2 N = {2 * self.N}, or one more, "
+                f"got {widths}"
             )
         if self.dims[3] != self.M:
             raise ValueError(f"M: expected dims[3] = {self.dims[3]}, the number of latent channels, got {self.M}")

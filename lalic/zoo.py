@@ -12,7 +12,7 @@ from lalic.nn import checkpoints
 
 
 def slim(pretrained: bool = True) -> LALIC:
-    """The small model, in eval mode: N = 24, M = 96 in four groups of 24, under 3 M parameters.
+    """The small model, in eval mode: 256 latent channels in five slices, 11.1 M parameters; `lalic.config.SLIM`.
 
     With ``pretrained`` the weights that ship with the package, ready to code. Without, fresh weights: train it, then
     call ``update()``.

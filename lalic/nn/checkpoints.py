@@ -138,9 +138,10 @@ def _aggregation(sd: Mapping[str, Tensor], k: int) -> list[int]:
 
 
 def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator[Config]:
-    """Configurations that may have these networks: those with names, then any N (the largest that fits), then widths.
+    """Configurations that may have these networks: those with names, then ramps with each N, then stated widths.
 
-    N is what the widths tell: one that the ramp alone does not give is 2 N.
+    N are halves of widths, the smallest first: half of the width that a ramp was raised to, or, where none was raised,
+    the largest N that raises none.
     """
     for known in (FULL, SLIM):
         config = Config(name="custom", N=known.N, aggregation_widths=known.aggregation_widths, **shape).named()

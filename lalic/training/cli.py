@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import LalicError
@@ -87,12 +88,20 @@ def configuration(name: str, init: Path | None = None) -> Config:
         return SLIM if name == "slim" else FULL
     try:
         given = json.loads(Path(name).read_text())
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        return replace(SLIM, **values).named()
     except OSError as error:
         raise LalicError(f"--model: expected slim, full, init or a JSON file, got {name!r} ({error})") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise LalicError(f"--model: {name} does not describe a model: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise LalicError(f"--model: {name} is no JSON file ({error})") from None
+    known = [f.name for f in fields(Config) if f.name != "name"]
+    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else []
+    if unknown or not isinstance(given, dict):
+        what = f"has {', '.join(unknown)}" if unknown else f"is {type(given).__name__}"
+        raise LalicError(f"--model: {name} {what}, expected an object with some of {', '.join(known)}")
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    try:
+        return replace(SLIM, **values).named()
+    except ValueError as error:
+        raise LalicError(f"--model: {name}: {error}") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from lalic.codec import resolve_device
     from lalic.model import LALIC
     from lalic.training.data import Crops
-    from lalic.training.linear import LINEAR_CROPS, linear_start
+    from lalic.training.linear import BLOCKS, check_kernels, linear_start
     from lalic.training.loop import Trainer
     from lalic.training.processes import together
     from lalic.training.start import init_from, start_gains, start_weights
@@ -115,6 +124,12 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     config = configuration(args.model, args.init)
+    if args.init is not None:
+        if args.start == "linear":
+            raise LalicError("--start: expected random beside --init, whose weights are not fresh, got linear")
+        recipe = replace(recipe, start="random")
+    elif recipe.start == "linear":
+        check_kernels(config)
     with together(resolve_device(args.device)) as (share, device):
         torch.manual_seed(recipe.seed)
         model = LALIC.from_config(config if args.qualities is None else replace(config, qualities=args.qualities))
@@ -124,7 +139,9 @@ def run(args: argparse.Namespace) -> int:
         if args.init is not None:
             init_from(model, args.init)
         elif recipe.start == "linear" and not (args.out / "last.pt").exists():
-            linear_start(model, Crops(args.data, 256, LINEAR_CROPS, recipe.seed)[0], recipe.lmbda)
+            count = -(-BLOCKS * 16**2 // recipe.patch**2)
+            pictures = Crops(args.data, recipe.patch, count, recipe.seed, shrink=recipe.shrink)[0]
+            linear_start(model, pictures, recipe.lmbda)
         trainer = Trainer(
             model, crops, recipe, args.out, device, share=share, compiled=args.compile, tensorboard=args.tensorboard
         )

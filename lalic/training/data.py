@@ -41,6 +41,12 @@ def _sources(paths: Iterable[str | Path]) -> list[tuple[str, bytes | Path]]:
     return found
 
 
+def _enlarged(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """(H, W, 3) with H and W at least `side`, by repeating the last row and column."""
+    missing = [(0, max(0, side - n)) for n in pixels.shape[:2]]
+    return np.pad(pixels, [*missing, (0, 0)], mode="edge") if any(more for _, more in missing) else pixels
+
+
 class Crops:
     """Random square crops of all pictures, flipped left to right and transposed, each half of the time.
 
@@ -105,9 +111,7 @@ class Crops:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
         draw = np.random.default_rng((self.seed, epoch, place))
         pixels = self._picture(self._train[order[place]])
-        missing = [(0, max(0, patch - n)) for n in pixels.shape[:2]]
-        if any(more for _, more in missing):
-            pixels = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+        pixels = _enlarged(pixels, patch)
         side = patch
         if self.shrink > 1:
             side = min(round(patch * self.shrink ** draw.random()), *pixels.shape[:2])
@@ -123,13 +127,12 @@ class Crops:
         return list(self._held_out)
 
     def held_out(self, count: int, side: int = 256) -> list[Tensor]:
-        """The centres of the first ``count`` pictures left out of training, each (1, 3, side, side), or smaller."""
+        """The centres of the first ``count`` pictures left out of training, each (1, 3, side, side) or a smaller
+        multiple of 64."""
         result = []
         for source in self._held_out[:count]:
-            pixels = self._picture(source)
+            pixels = _enlarged(self._picture(source), 64)
             h, w = (min(side, n // 64 * 64) for n in pixels.shape[:2])
-            if not h or not w:
-                continue
             top, left = (pixels.shape[0] - h) // 2, (pixels.shape[1] - w) // 2
             crop = np.ascontiguousarray(pixels[top : top + h, left : left + w])
             result.append(torch.from_numpy(crop).permute(2, 0, 1)[None].float().div_(255))

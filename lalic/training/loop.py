@@ -208,6 +208,10 @@ class Trainer:
             if not path.exists():
                 continue
             state = checkpoints.read(path)
+            if (config := dict(state["config"]) | {"name": ""}) != asdict(self.model.config) | {"name": ""}:
+                own = asdict(self.model.config)
+                changed = {k: (v, own.get(k)) for k, v in config.items() if k != "name" and own.get(k) != v}
+                raise CheckpointError(f"{self.folder}: is a run of another model (there, here): {changed}")
             known = {f.name for f in fields(Recipe)}
             theirs, here = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
             if state["step"] <= min(theirs.decay_start, here.decay_start):
@@ -237,13 +241,14 @@ class Trainer:
             self._log.rewind(self.step)
         least = MIN_SIDE if self.recipe.metric == "ms-ssim" else 1
         pictures = [x for x in self.crops.held_out(held_out) if min(x.shape[2:]) >= least]
-        start, begun, kept = time.monotonic(), self.step, self.step
+        start, begun, kept, images = time.monotonic(), self.step, self.step, 0
         sums: dict[str, float] = {}
         count = 0
         while self.step < self.recipe.steps:
             if first and self.step == self.recipe.decay_start and kept < self.step:
                 self.save()  # which keeps `plateau.pt`
                 kept = self.step
+            images += self.recipe.crops(self.step)
             for name, value in self.update().items():
                 sums[name] = sums.get(name, 0.0) + value
             count += 1
@@ -256,7 +261,7 @@ class Trainer:
                 if self._log is not None:
                     spent = time.monotonic() - start
                     row: dict[str, Any] = {"step": self.step, **{k: round(v, 5) for k, v in means.items()}}
-                    row["images_per_s"] = round((self.step - begun) * self.recipe.batch / spent, 2)
+                    row["images_per_s"] = round(images / spent, 2)
                     row["minutes_left"] = round(spent / (self.step - begun) * (self.recipe.steps - self.step) / 60, 1)
                     if saves and pictures:
                         row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}

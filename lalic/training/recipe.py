@@ -74,8 +74,14 @@ class Recipe:
             raise ValueError(f"decay: expected a share of at most 1, got {self.decay}")
         if self.shrink < 1:
             raise ValueError(f"shrink: expected at least 1, got {self.shrink}")
-        if self.large < 0 or (self.large and self.batch % 4):
-            raise ValueError(f"large: expected 0 for never, or with batches of a multiple of 4 more, got {self.large}")
+        if self.large < 0:
+            raise ValueError(f"large: expected 0 for never, or more, got {self.large}")
+        if self.large and self.batch % 4:
+            raise ValueError(
+                f"batch: expected a multiple of 4 with large crops (large {self.large}), got {self.batch}"
+            )
+        if self.start == "linear" and self.metric != "mse":
+            raise ValueError(f"start: linear is for the metric mse, got {self.metric!r}")
         if self.patch % 64:
             raise ValueError(f"patch: expected a multiple of 64, got {self.patch}")
         if not 0 <= self.ema < 1:
@@ -84,6 +90,10 @@ class Recipe:
     def large_crops(self, step: int) -> bool:
         """Whether update ``step`` (from 0) has crops of twice the side, a quarter as many."""
         return self.large > 0 and step % self.large == self.large - 1
+
+    def crops(self, step: int) -> int:
+        """How many crops update ``step`` has, over all processes."""
+        return self.batch // 4 if self.large_crops(step) else self.batch
 
     @property
     def decay_start(self) -> int:

@@ -29,8 +29,8 @@ LARGEST = 24_000_000  # bytes of a file that ships
 HOME = Path(__file__).parents[1] / "weights"
 
 _TABLE = {
-    "model": "`lalic.{name}()`: M {M} in groups of {groups}, kernels {kernels}, dims {dims}, depths {depths}, contexts of "
-    "width {context_width}, aggregation networks of width {aggregation}; {parameters:.2f} M parameters; {gains}",
+    "model": "`lalic.{name}()`: M {M} in groups of {groups}, kernels {kernels}, dims {dims}, depths {depths}, contexts "
+    "of width {context_width}, aggregation networks of width {aggregation}; {parameters:.2f} M parameters; {gains}",
     "weights hash": "`{weights_hash}`",
     "file": "{size} bytes, SHA-256 `{sha256}`; safetensors: matrices in half precision, vectors, gains and the prior "
     "in float32, coding tables of z as integers",
@@ -56,9 +56,7 @@ This card is made by `python -m lalic.training.ship`.
 | | |
 |---|---|
 """ + "".join(f"| {field} | {words} |\n" for field, words in _TABLE.items())
-LIMITS = (
-    "trained for hours on one CPU core, where such models train for days on a GPU: expect soft textures. MSE only"
-)
+LIMITS = "trained for hours on one CPU core, where such models train for days on a GPU: expect soft textures. MSE only"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

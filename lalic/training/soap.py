@@ -31,12 +31,14 @@ class Soap(torch.optim.Optimizer):
         every: steps between renewals of the bases.
         products: None, or torch.bfloat16: float32 factors of a step's products (covariances, into the bases and out of
             them) are rounded to it where the processor multiplies that faster. Without such products a CPU stays with
-            float32; a GPU takes TF32. Sums and results are float32, as are bases, their renewal and all averages. No
+            float32, and so does a GPU. Sums and results are float32, as are bases, their renewal and all averages. No
             part of the saved state.
 
     Raises:
         ValueError: `products` is another dtype.
     """
+
+    products: torch.dtype | None = None
 
     def __init__(
         self,
@@ -51,6 +53,9 @@ class Soap(torch.optim.Optimizer):
             raise ValueError(f"products: expected None or torch.bfloat16, got {products}")
         self.products = products
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "every": every})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"products": self.products}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -131,17 +136,27 @@ class Soap(torch.optim.Optimizer):
 def _factors_in(dtype: torch.dtype | None) -> Iterator[None]:
     """Let float32 products inside take factors rounded to bfloat16; their sums and results stay float32.
 
-    Through torch's setting, which is the process's: copies in bfloat16 would give results in bfloat16 on a CPU.
+    Through torch's setting, which is the process's: copies in bfloat16 would give results in bfloat16 on a CPU. torch
+    2.9 and later has a setting for each kind of product, which must not be mixed with the older one.
     """
     if dtype is None:
         yield
         return
-    before = torch.get_float32_matmul_precision()
+    matmul: Any = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
+    if hasattr(matmul, "fp32_precision"):
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+        return
+    older = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(older)
 
 
 def _covariance(grad: Tensor, side: int) -> Tensor:

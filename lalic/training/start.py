@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +32,11 @@ def start_gains(model: LALIC, recipe: Recipe) -> None:
         model.gains.start((at / recipe.lmbda).sqrt())
 
 
+def _trained(name: str) -> bool:
+    """Not of the gains, whose anchors may differ, nor a table that is made from the prior."""
+    return not name.startswith("gains.") and name.rsplit(".", 1)[-1] not in checkpoints.TABLE_BUFFERS
+
+
 def init_from(model: LALIC, path: str | Path) -> None:
     """Take the weights of a checkpoint of the same shape; its gains too, if it has as many anchors.
 
@@ -40,12 +44,11 @@ def init_from(model: LALIC, path: str | Path) -> None:
     """
     sd = checkpoints.normalise(checkpoints.read(path))
     found = checkpoints.infer_config(sd)
-    # N is not always told by the shapes, and where it is they are compared when the tensors are loaded.
-    theirs, own = (
-        {name: value for name, value in asdict(config).items() if name not in ("name", "N", "qualities")}
-        for config in (found, model.config)
-    )
-    if theirs != own:
+    shapes = [
+        {name: tuple(value.shape) for name, value in state.items() if checkpoints.matters(name) and _trained(name)}
+        for state in (sd, model.state_dict())
+    ]
+    if shapes[0] != shapes[1]:
         raise CheckpointError(f"{path}: holds a model of another shape than the one to train: {found}")
     if found.qualities not in (0, model.config.qualities):
         raise CheckpointError(

@@ -12,8 +12,8 @@ from lalic_kernels._core import autocast, checks, dispatch
 # Work space of a stretch of tokens: on a CPU small enough to stay in a core's cache, on a GPU in its L2.
 STRETCH_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
 
-# What one mix may keep for its backward on a CPU; a block has two of them.
-KEPT_BYTES = 256 << 20
+# What one mix may keep for its backward on a CPU; a block has two of them, and a model as many as it has blocks.
+KEPT_BYTES = 128 << 20
 
 
 def settle(
@@ -60,11 +60,11 @@ def keeps(chosen: str, x: Tensor, width: int, *others: Tensor | None) -> bool:
     """Whether training keeps what a mix computes on its way: the one rule.
 
     On a GPU and for large images a backward computes it again, as memory is what limits training there. Compiled CPU
-    code keeps it, as long as that is at most `KEPT_BYTES`: there the second computation is a fifth of a step.
+    code keeps it, as long as that is at most `KEPT_BYTES` a mix.
 
     Args:
         chosen: the backend. x: in the dtype of the products. width: elements a token that would be kept.
-        others: what may require gradients beside x.
+        others: what may require gradients beside x; not the residual, whose gradient needs nothing.
     """
     if chosen != "cpu" or x.dtype == torch.float16 or not torch.is_grad_enabled():
         return False

@@ -25,6 +25,11 @@ Kept = tuple[Tensor, Tensor, Tensor]
 """Of all tokens: K x (rows, F), V relu(K x)^2 and R x (rows, C)."""
 
 
+def computes_in_torch(x: Tensor, residual: Tensor | None) -> bool:
+    """Whether a dtype is one that the compiled code does not know; nothing is kept then."""
+    return torch.float16 in (x.dtype, x.dtype if residual is None else residual.dtype)
+
+
 def forward(
     x: Tensor,
     key: Tensor,
@@ -36,9 +41,9 @@ def forward(
 ) -> Tensor:
     """x (rows, C) -> (rows, C) in the residual's dtype or x's. Contiguous arguments, as in `reference.py`.
 
-    kept: where a backward's inputs go, or None for nowhere.
+    kept: where a backward's inputs go, or None for nowhere; never with float16.
     """
-    if x.dtype == torch.float16 or (residual is not None and residual.dtype == torch.float16):
+    if computes_in_torch(x, residual):
         return torch_path.forward(x, key, receptance, value, residual, gamma)
     from lalic_kernels.channel_mix import cpu_loops
 

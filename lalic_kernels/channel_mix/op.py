@@ -68,7 +68,7 @@ def channel_mix(
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     if chosen == "reference":
         return reference.channel_mix(x, key, receptance, value, residual, gamma)
-    keep = _residual.keeps(chosen, x, key.shape[0] + 2 * x.shape[3], key, receptance, value, residual, gamma)
+    keep = _residual.keeps(chosen, x, key.shape[0] + 2 * x.shape[3], key, receptance, value, gamma)
     return torch.ops.lalic_kernels.channel_mix(x, key, receptance, value, residual, gamma, keep, chosen)[0]
 
 
@@ -98,7 +98,7 @@ def _forward(
         if chosen != "cpu":
             return torch_path.forward(flat, key, receptance, value, rest, gamma).view(x.shape), *nothing
         kept = None
-        if keep:
+        if keep and not cpu.computes_in_torch(flat, rest):
             kept = flat.new_empty((flat.shape[0], key.shape[0])), torch.empty_like(flat), torch.empty_like(flat)
         return cpu.forward(flat, key, receptance, value, rest, gamma, kept).view(x.shape), *(kept or nothing)
 
@@ -148,7 +148,7 @@ def _backward(
 
 def _forward_fake(x, key, receptance, value, residual, gamma, keep, backend):
     result = torch.empty(x.shape, dtype=_residual.dtype_of(x, residual), device=x.device)
-    if not keep or x.numel() == 0:
+    if not keep or x.numel() == 0 or cpu.computes_in_torch(x, residual):
         return result, x.new_empty(0), x.new_empty(0), x.new_empty(0)
     rows = x.shape[:3].numel()
     return result, x.new_empty((rows, key.shape[0])), *(x.new_empty((rows, x.shape[3])) for _ in range(2))
@@ -166,7 +166,9 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.residual = residual is not None
 
 
-def _gradient(ctx, grad: Tensor, *_):
+def _gradient(ctx, grad: Tensor | None, *_):
+    if grad is None:  # what stands behind the result has none
+        return (None,) * 8
     *grads, grad_gamma = _BACKWARD_OP(*ctx.saved_tensors, grad)
     return *grads, grad if ctx.residual else None, grad_gamma if ctx.residual else None, None, None
 

@@ -80,7 +80,7 @@ def spatial_mix(
         vectors = decay.to(x.dtype), boost.to(x.dtype)
         return reference.spatial_mix(x, *vectors, key, value, receptance, output, residual, gamma)
     parameters = (decay, boost, key, value, receptance, output)
-    keep = _residual.keeps(chosen, x, 4 * x.shape[3], *parameters, residual, gamma)
+    keep = _residual.keeps(chosen, x, 4 * x.shape[3], *parameters, gamma)
     return torch.ops.lalic_kernels.spatial_mix(x, *parameters, residual, gamma, keep, _residual.auto(backend))[0]
 
 
@@ -189,7 +189,9 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.residual, ctx.backend = residual is not None, backend
 
 
-def _gradient(ctx, grad: Tensor, *_):
+def _gradient(ctx, grad: Tensor | None, *_):
+    if grad is None:  # what stands behind the result has none
+        return (None,) * 11
     *grads, grad_gamma = _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend)
     return *grads, grad if ctx.residual else None, grad_gamma if ctx.residual else None, None, None
 

@@ -63,8 +63,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, decay, boost, key, value, receptance, output and gamma (None without gamma); x is (B, T, C).
 
-    kept: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward, or None to compute them again. With A = grad^T y
-    the gradient of output is gamma A, and that of gamma needs no more than A: the row sums of A * output.
+    kept: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward, or None to compute them again. With
+    A = grad^T y the gradient of output is gamma A, and that of gamma needs no more than A: the row sums of A * output.
     """
     wide = _residual.sums_dtype(x)
     output = matrices[3]

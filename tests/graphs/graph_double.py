@@ -16,11 +16,10 @@ from unittest import mock
 
 import numpy as np
 import torch
+from shapes import SHAPES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
-
-from shapes import SHAPES
 
 from lalic.model import LALIC
 

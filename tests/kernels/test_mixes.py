@@ -165,6 +165,30 @@ def test_what_is_kept_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, monk
         assert worst(one, true) <= 2 * worst(other, true) + 8 * torch.finfo(dtype).eps * true.abs().max().item()
 
 
+@MIXES
+def test_no_gradient_behind_the_result_is_none_in_front(spec: OpSpec) -> None:
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    arguments = make(spec, list(spec.cases.values())[-1], torch.float32, "cpu")
+    x = arguments.pop("x").requires_grad_()
+    (Stop.apply(spec.public(x, **arguments)).sum() + (2 * x).sum()).backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2))
+
+
+def test_float16_beside_float32_keeps_nothing() -> None:
+    arguments = make(CHANNEL_MIX, (1, 3, 3, 24, 4), torch.float32, "cpu")
+    arguments["residual"] = arguments["residual"].half()
+    result, *kept = torch.ops.lalic_kernels.channel_mix(*arguments.values(), True, "cpu")
+    assert result.dtype == torch.float16 and not any(t.numel() for t in kept)
+
+
 def test_what_is_kept_has_a_bound() -> None:
     x = torch.empty(2, 8, 8, 4, requires_grad=True)
     assert core.keeps("cpu", x, core.KEPT_BYTES // (4 * 128))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lalic
+from lalic.config import SLIM
 from lalic.model import LALIC
 
 COPIES = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::contiguous")
@@ -28,7 +28,7 @@ class Copies(TorchDispatchMode):
 
 
 # Slim's shape, and the published one, narrow.
-MODELS = {"patches": lalic.slim, "published": lambda pretrained: LALIC(4, 24, (16, 20, 24, 24, 20, 16), (1,) * 4, (24,))}
+MODELS = {"patches": LALIC.from_config(SLIM), "published": LALIC(4, 24, (16, 20, 24, 24, 20, 16), (1,) * 4, (24,))}
 
 
 @pytest.mark.parametrize("shape", MODELS)
@@ -37,7 +37,7 @@ MODELS = {"patches": lalic.slim, "published": lambda pretrained: LALIC(4, 24, (1
     [("g_a", 0, 128, 192), ("g_s", 3, 8, 12), ("h_a", 3, 32, 48), ("h_s", 5, 8, 12)],
 )
 def test_no_copy_between_layouts(shape: str, name: str, downsampled: int, height: int, width: int) -> None:
-    model = MODELS[shape](pretrained=False).eval()
+    model = MODELS[shape].eval()
     transform = getattr(model, name)
     x = torch.rand(1, model.config.dims[downsampled] if downsampled else 3, height, width)
     x = x.contiguous(memory_format=torch.channels_last)

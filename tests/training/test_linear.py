@@ -113,6 +113,17 @@ def test_an_untrained_slim_codes_a_photo_that_it_has_not_seen() -> None:
     assert len(data) < pixels.nbytes / 2
 
 
+@pytest.mark.parametrize("value", [0.0, 20 / 255, 1.0])
+def test_pictures_of_one_colour_are_refused(value: float) -> None:
+    with pytest.raises(LalicError, match="pictures: expected some with a structure, but all are of one colour"):
+        linear_start(LALIC.from_config(TINY), torch.full((2, 3, 64, 64), value), 0.013)
+
+
+def test_pictures_of_other_sides_are_refused() -> None:
+    with pytest.raises(LalicError, match=r"pictures: expected .* multiples of 16, got \(1, 3, 64, 40\)"):
+        linear_start(LALIC.from_config(TINY), torch.rand(1, 3, 64, 40), 0.013)
+
+
 def test_kernels_that_overlap_are_refused() -> None:
     with pytest.raises(LalicError, match=r"start: linear needs kernels that do not overlap.*\(5, 3, 3, 3\)"):
         linear_start(LALIC(3, 8, (4, 6, 8, 8, 6, 5), (0, 0, 0, 0), (3, 5)), halves()[0], 0.013)

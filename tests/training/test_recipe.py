@@ -93,6 +93,23 @@ def test_a_batch_holds_qualities_of_every_kind():
     assert not torch.equal(draw_qualities(replace(COSINE, seed=2), 7, 4), drawn[7])
 
 
+def test_copies_of_soap_keep_their_products():
+    p = torch.nn.Parameter(torch.ones(9, 9))
+    soap = copy.deepcopy(Soap([p], 0.1, products=torch.bfloat16))
+    assert soap.products == torch.bfloat16
+
+
+def test_soap_leaves_torchs_precision_as_it_was():
+    p = torch.nn.Parameter(torch.randn(9, 9))
+    soap = Soap([p], 0.1, products=torch.bfloat16)
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    before = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
+    for _ in range(2):
+        p.grad = torch.randn(9, 9)
+        soap.step()
+    assert before == (torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None))
+
+
 def test_soap_of_vectors_is_adam():
     torch.manual_seed(0)
     shapes = [(5,), (6, 1, 5, 5), (3, 3, 1), (6, 96)]

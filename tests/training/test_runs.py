@@ -101,7 +101,7 @@ def test_two_processes_equal_one_with_the_whole_batch(pictures, tmp_path, one_th
 def test_a_batch_must_be_shared_evenly(pictures, tmp_path):
     recipe = recipe_for(2)
     crops = Crops([pictures], 64, 4, 1)
-    with pytest.raises(LalicError, match="multiple of 3, shared by 3 processes$"):
+    with pytest.raises(LalicError, match=r"multiple of 3, shared by 3 processes$"):
         Trainer(tiny_model(), crops, recipe, tmp_path, share=(0, 3))
     with pytest.raises(LalicError, match="multiple of 8, shared by 2 processes, a quarter as many in large crops"):
         Trainer(tiny_model(), crops, replace(recipe, batch=4, large=2), tmp_path, share=(0, 2))
@@ -137,12 +137,39 @@ def test_the_command_takes_other_shapes_and_starts_them_linearly(pictures, tmp_p
     # Rows of a principal component analysis of 4x4 blocks are orthogonal; one step of SOAP only measures.
     rows = state["state_dict"]["g_a.0.weight"].flatten(1)
     assert torch.equal(rows @ rows.T > 1e-3 * (rows @ rows.T).max(), torch.eye(48, dtype=torch.bool))
-    for text, reason in (("{", "Expecting"), ('{"Q": 1}', "Q"), ('{"M": 9}', "dims"), ("[1]", "does not describe")):
+    wrong = {
+        "{": "is no JSON file (Expecting",
+        "[" * 100_000: "is no JSON file (",
+        "[1]": "is list, expected an object with some of N, M, dims",
+        '{"kernel": 4}': "has kernel, expected an object with some of N, M, dims",
+        '{"M": 9}': "M: expected dims[3] = 256",
+        '{"M": 256.0}': "M: expected a whole number, got 256.0",
+        '{"kernels": 4}': "kernels: expected whole numbers, got 4",
+        '{"kernels": [true, 4, 4, 1]}': "kernels: expected whole numbers, got (True, 4, 4, 1)",
+        '{"aggregation_widths": [0], "N": 1}': "aggregation_widths: expected positive numbers",
+    }
+    for text, reason in wrong.items():
         shape.write_text(text)
-        assert main([*words[:-3], str(shape)]) != 0
+        assert main([*words[:-3], str(shape)]) == 1
         assert reason in capsys.readouterr().err
     assert main([*words[:-3], "absent.json"]) != 0
     assert "--model: expected slim, full, init or a JSON file, got 'absent.json'" in capsys.readouterr().err
+
+
+def test_a_start_that_cannot_be_is_refused_before_anything_is_done(tmp_path, capsys):
+    words = ["train", str(tmp_path / "absent"), "-o", str(tmp_path / "a"), "--preset", "slim"]
+    for more, reason in (
+        (
+            ["--model", "full"],
+            "start: linear needs kernels that do not overlap (1, 2, 4, 8), but the model has (5, 3, 3",
+        ),
+        (["--init", str(tmp_path), "--start", "linear"], "--start: expected random beside --init"),
+        (["--metric", "ms-ssim"], "--start: linear is for the metric mse"),
+        (["--batch", "6"], "--batch: expected a multiple of 4 with large crops (large 4), got 6"),
+    ):
+        assert main([*words, *more]) == 1
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_log_is_rewound_to_the_checkpoint(tmp_path):

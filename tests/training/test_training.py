@@ -236,9 +236,23 @@ def test_large_crops_are_a_quarter_as_many(pictures):
     recipe = replace(RECIPE, large=3, batch=4)
     assert [step for step in range(9) if recipe.large_crops(step)] == [2, 5, 8]
     assert not any(RECIPE.large_crops(step) for step in range(9))
+    assert [recipe.crops(step) for step in range(3)] == [4, 4, 1]
     for wrong in ({"large": -1}, {"large": 2, "batch": 6}):
         with pytest.raises(ValueError, match="large"):
             replace(RECIPE, **wrong)
+
+
+def test_small_pictures_are_held_out_too(tmp_path):
+    for i in range(2):
+        Image.fromarray(np.full((50, 70, 3), 100, np.uint8)).save(tmp_path / f"{i}.png")
+    (found,) = Crops([tmp_path], 64, 1, seed=1).held_out(2)
+    assert found.shape == (1, 3, 64, 64)
+
+
+def test_a_folder_of_another_model_is_refused(pictures, tmp_path):
+    trainer(pictures, tmp_path).save()
+    with pytest.raises(CheckpointError, match=r"is a run of another model \(there, here\): .*'qualities': \(0, 3\)"):
+        trainer(pictures, tmp_path, qualities=3).resume()
 
 
 def test_crops_are_flipped_and_transposed(tmp_path):

@@ -16,7 +16,7 @@ from lalic.training.start import start_gains, start_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # shapes
 
-from shapes import SHAPES  # noqa: E402
+from shapes import SHAPES
 
 RECIPE = Recipe(lmbda=0.01, steps=6, batch=2, patch=64, lr=1e-3, warmup=2, seed=3)
 
