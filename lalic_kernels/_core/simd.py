@@ -39,6 +39,10 @@ def _words(value: int) -> ir.Constant:
     return ir.Constant(_WORDS, [value] * LANES)
 
 
+def _floats(value: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [value] * LANES)
+
+
 def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
@@ -81,16 +85,20 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return types.none(array, types.intp, value), codegen
 
 
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    name = f"llvm.fmuladd.v{LANES}f32"
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
 @intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once where the machine can."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = f"llvm.fmuladd.v{LANES}f32"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
-        return builder.call(function, args)
+        return _fma(builder, *args)
 
     return VECTOR(VECTOR, VECTOR, VECTOR), codegen
 
@@ -105,7 +113,62 @@ def _elementwise(instruction: str) -> Any:
     return typed
 
 
-add, sub, mul = (intrinsic(_elementwise(name)) for name in ("fadd", "fsub", "fmul"))
+add, sub, mul, div = (intrinsic(_elementwise(name)) for name in ("fadd", "fsub", "fmul", "fdiv"))
+
+
+@intrinsic
+def larger(typingctx: Any, a: Any, b: Any) -> Any:
+    """b where b > a, else a: of two numbers the larger, and a where either is NaN, as Python's max(a, b)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", args[1], args[0]), args[1], args[0])
+
+    return VECTOR(VECTOR, VECTOR), codegen
+
+
+@intrinsic
+def where_above(typingctx: Any, a: Any, b: Any, this: Any, other: Any) -> Any:
+    """`this` where a > b, `other` elsewhere and where a or b is NaN."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
+
+    return VECTOR(VECTOR, VECTOR, VECTOR, VECTOR), codegen
+
+
+@intrinsic
+def minus_abs(typingctx: Any, a: Any) -> Any:
+    """-abs(a)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.or_(builder.bitcast(args[0], _WORDS), _words(0x80000000)), _FLOATS)
+
+    return VECTOR(VECTOR), codegen
+
+
+@intrinsic
+def exp(typingctx: Any, x: Any) -> Any:
+    """exp as `floats.exp` computes it: 1e-7 relative for x up to 88; 0 for x of -87 or less and for NaN."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = args[0]
+        # Beside 1.5 * 2**23 a float32 has no digits behind the point, so the sum rounds x / log(2) to an integer n; the
+        # 127 more are the bias of an exponent, and n + 127 then stands in the lowest bits, from where a shift moves it
+        # into the place of the exponent and everything else out.
+        shift = _floats(1.5 * 2**23 + 127)
+        moved = _fma(builder, x, _floats(1.4426950408889634), shift)
+        scale = builder.bitcast(builder.shl(builder.bitcast(moved, _WORDS), _words(23)), _FLOATS)
+        n = builder.fsub(moved, shift)
+        r = _fma(builder, n, _floats(-0.693359375), x)
+        r = _fma(builder, n, _floats(2.12194440e-4), r)
+        p = _floats(1.9875691500e-4)
+        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = _fma(builder, p, r, _floats(c))
+        y = builder.fadd(_fma(builder, builder.fmul(p, r), r, r), _floats(1.0))
+        above = builder.fcmp_ordered(">", x, _floats(-87.0))
+        return builder.select(above, builder.fmul(y, scale), _floats(0.0))
+
+    return VECTOR(VECTOR), codegen
 
 
 @intrinsic

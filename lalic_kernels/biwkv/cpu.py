@@ -49,10 +49,10 @@ def supports(w: Tensor, u: Tensor, T: int) -> bool:
 class _States:
     """Scratch of one scan: per chunk and channel the summaries, and what enters from either side."""
 
-    def __init__(self, items: int, C: int):
-        self.top = np.empty((items, C), np.float64)
-        self.sums = [np.empty((items, C), np.float32) for _ in range(4)]
-        empty = [np.empty((items, C), t) for t in (np.float32, np.float32, np.float64) * 2]
+    def __init__(self, items: int, width: int):
+        self.top = np.empty((items, width), np.float64)
+        self.sums = [np.empty((items, width), np.float32) for _ in range(4)]
+        empty = [np.empty((items, width), t) for t in (np.float32, np.float32, np.float64) * 2]
         self.entering = tuple(empty)  # l1, l2, lm, r1, r2, rm
 
     def chain(self, w: np.ndarray, chunk: int, T: int, per: int, batch: int) -> None:
@@ -60,7 +60,10 @@ class _States:
 
 
 class _Call:
-    """Sizes and factors of one call, and its two passes over the elements."""
+    """Sizes and factors of one call, and its first pass over the elements.
+
+    What is kept per channel has whole blocks of 16 channels, `width`; behind the last channel w, u, k and v count as 0.
+    """
 
     def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor):
         self.B, self.T, self.C = k.shape
@@ -70,33 +73,23 @@ class _Call:
                 f"w, u: the compiled path needs max|w| * {_MIN_CHUNK} <= {RANGE} and max|u| <= {RANGE}, "
                 f"got max|w| = {float(w.abs().max()):g}, max|u| = {float(u.abs().max()):g}"
             )
-        self.k, self.v = _array(k), _array(v)
+        self.k, self.v = flat_array(k), flat_array(v)
         self.per = -(-self.T // self.chunk)
         self.items = self.B * self.per
-        self.w = w.detach().double().numpy()
-        self.em1 = np.expm1(-self.w).astype(np.float32)
-        self.eu = np.exp(u.detach().double().numpy()).astype(np.float32)
+        self.width = -(-self.C // loops.LANES) * loops.LANES
+        self.w, bonus = np.zeros(self.width), np.zeros(self.width)
+        self.w[: self.C], bonus[: self.C] = w.detach().double().numpy(), u.detach().double().numpy()
+        self.em1, self.eu = np.expm1(-self.w).astype(np.float32), np.exp(bonus).astype(np.float32)
+        self.sizes = self.T, self.C, self.chunk
 
     def over_chunks(self, kernel: Any) -> None:
         """kernel(start, stop) over all chunks; below some ten thousand elements a thread costs more than it saves."""
         run_ranges(kernel, self.items, least=max(1, 16384 // (self.chunk * self.C)))
 
     def summaries(self, own: np.ndarray | None) -> _States:
-        x = _States(self.items, self.C)
-        self.over_chunks(lambda i, j: loops.summaries(self.k, self.v, self.em1, self.chunk, i, j, x.top, *x.sums, own))
+        x = _States(self.items, self.width)
+        self.over_chunks(lambda i, j: loops.summaries(self.k, self.v, self.em1, *self.sizes, i, j, x.top, *x.sums, own))
         return x
-
-    def apply(self, x: _States, y: np.ndarray, gate: np.ndarray | None, *kept: np.ndarray | None) -> None:
-        """y, after `x.chain`; `kept` is inv, base and centre of `loops.apply`, or three times None."""
-        self.over_chunks(
-            lambda i, j: loops.apply(
-                self.k, self.v, gate, self.em1, self.eu, self.chunk, i, j, x.top, *x.entering, y, *kept
-            )
-        )
-
-
-def _array(x: Tensor) -> np.ndarray:
-    return flat_array(x).reshape(x.shape)
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -113,7 +106,12 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
     y = torch.empty_like(k)
     x = call.summaries(None)
     x.chain(call.w, call.chunk, call.T, call.per, call.B)
-    call.apply(x, _array(y), None if gate is None else _array(gate), None, None, None)
+    result, receptance = flat_array(y), None if gate is None else flat_array(gate)
+    call.over_chunks(
+        lambda i, j: loops.apply(
+            call.k, call.v, receptance, call.em1, call.eu, *call.sizes, i, j, x.top, *x.entering, result
+        )
+    )
     return y
 
 
@@ -138,41 +136,32 @@ def backward(
         s = torch.sigmoid(gate.float())  # what meets it is float32 as well
         return *zeros, (gy * s).to(v.dtype), (gy.float() * v * s * (1 - s)).to(gate.dtype)
     call = _Call(w, u, k, v)
-    B, T, C, chunk, per, items = call.B, call.T, call.C, call.chunk, call.per, call.items
-    own, centre = np.empty((items, C), np.float32), np.empty((B, C), np.float32)
+    B, T, C, chunk, per, shape = call.B, call.T, call.C, call.chunk, call.per, (call.items, call.width)
+    own, centre = np.empty(shape, np.float32), np.empty((B, call.width), np.float32)
     x = call.summaries(own)
     run_ranges(lambda i, j: loops.recentre(call.w, chunk, per, i, j, x.top, *x.sums, own, centre), B)
     x.chain(call.w, chunk, T, per, B)
-    gv, gk, base = torch.empty_like(v), torch.empty_like(k), np.empty((items, C), np.float32)
-    of_k, of_v = _array(gk), _array(gv)
-    if k.dtype == torch.float32:  # y and inv are read for the last time where the gradients of v and k are written
-        y, inv = of_v, of_k
+    gv, gk, ggate = torch.empty_like(v), torch.empty_like(k), None if gate is None else torch.empty_like(gate)
+    of_k, of_v, upstream = flat_array(gk), flat_array(gv), flat_array(gy)
+    if k.dtype == torch.float32:  # y and q are read for the last time where the gradients of v and k are written
+        y, q = of_v, of_k
     else:
-        y, inv = np.empty(k.shape, np.float32), np.empty(k.shape, np.float32)
-    call.apply(x, y, None, inv, base, centre)
-
-    upstream, ggate = _array(gy), None
-    if gate is not None:
-        ggate, outer, receptance = torch.empty_like(gate), upstream, _array(gate)
-        upstream, result = np.empty(k.shape, np.float32), _array(ggate)
-        run_ranges(
-            lambda i, j: loops.gate_gradient(outer, receptance, y, centre, i, j, upstream, result),
-            B * T,
-            least=max(1, 16384 // C),
-        )
-    unit, g = np.empty((items, C), np.float32), _States(items, C)
+        y, q = np.empty(k.numel(), np.float32), np.empty(k.numel(), np.float32)
+    receptance, of_gate = (None if a is None else flat_array(a) for a in (gate, ggate))
+    base, unit, g = np.empty(shape, np.float32), np.empty(shape, np.float32), _States(*shape)
     call.over_chunks(
         lambda i, j: loops.gradient_summaries(
-            upstream, y, inv, base, call.em1, chunk, i, j, g.top, unit, *g.sums
+            call.k, call.v, receptance, upstream, call.em1, call.eu, *call.sizes, i, j,
+            x.top, *x.entering, centre, y, q, of_gate, base, g.top, unit, *g.sums,
         )
     )  # fmt: skip
     g.chain(call.w, chunk, T, per, B)
-    gw, gu = np.empty((items, C), np.float32), np.empty((items, C), np.float32)
+    gw, gu = np.empty(shape, np.float32), np.empty(shape, np.float32)
     call.over_chunks(
         lambda i, j: loops.gradients(
-            call.k, call.v, upstream, y, inv, base, unit, centre, call.w, call.em1, call.eu, chunk, i, j,
+            call.k, call.v, y, q, base, unit, centre, call.w, call.em1, call.eu, *call.sizes, i, j,
             x.top, *x.entering, g.top, *g.entering, of_k, of_v, gw, gu,
         )
     )  # fmt: skip
-    total_w, total_u = (torch.from_numpy(part.sum(0, dtype=np.float64).astype(np.float32)) for part in (gw, gu))
+    total_w, total_u = (torch.from_numpy(part.sum(0, dtype=np.float64)[:C].astype(np.float32)) for part in (gw, gu))
     return total_w, total_u, gk, gv, ggate

@@ -14,72 +14,92 @@ from numba import njit
 
 from lalic_kernels._core.floats import OPTIONS as _OPTIONS
 from lalic_kernels._core.floats import exp as _exp
-from lalic_kernels._core.floats import sigmoid, stored, wide
-from lalic_kernels.biwkv.cpu_storage import leave, room, rows, target
+from lalic_kernels._core.simd import (
+    LANES,
+    add,
+    div,
+    exp,
+    fma,
+    larger,
+    load,
+    minus_abs,
+    mul,
+    splat,
+    store,
+    sub,
+    where_above,
+)
 
 f32 = np.float32
-WIDTH = 32  # channels that `gradients` takes at a time
+
+
+@njit(inline="always")
+def _add(running, step, value):
+    """running * exp(-w) + value, where step is exp(-w) - 1, so that the factor near one is not rounded."""
+    return add(running, fma(running, step, value))
 
 
 @njit(**_OPTIONS)
-def _shifted(values, length, centre, out):
-    """out (length, C) = values - centre for a stretch of tokens."""
+def _copy(x, at, stride, out, to, step, length, count):
+    """`count` channels of a stretch of tokens, from x with `stride` elements a token to out with `step`."""
     for t in range(length):
-        row, target = values[t], out[t]
-        for c in range(centre.shape[0]):
-            target[c] = row[c] - centre[c]
+        for c in range(count):
+            out[to + t * step + c] = x[at + t * stride + c]
 
 
 @njit(**_OPTIONS)
-def summaries(k, v, em1, chunk, start, stop, top, a1, a2, b1, b2, own):
+def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
     """Per chunk and channel: maximum of k, and the sums of (p v, p) decayed to the chunk's right and left edge.
 
-    With `own` (items, C), it is given v at the maximum of k, and the sums are of p (v - own): see `recentre`.
+    With `own` (items, whole blocks), it is given v at the maximum of k, and the sums are of p (v - own): see `recentre`.
     """
-    T, C = k.shape[1], k.shape[2]
-    per = (T + chunk - 1) // chunk
-    p = np.empty((chunk, C), np.float32)
-    moved, m = np.empty((0 if own is None else chunk, C), np.float32), np.empty(C, np.float32)
-    room_k, room_v = room(k, chunk), room(v, chunk)
+    per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
+    p, m = np.empty(chunk * LANES, np.float32), np.empty(LANES, np.float32)
+    edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
     for item in range(start, stop):
-        b, first = item // per, (item % per) * chunk
-        length = min(chunk, T - first)
-        keys, values = rows(k, b, first, length, room_k), rows(v, b, first, length, room_v)
-        for c in range(C):
-            m[c] = f32(-np.inf)
-        if own is None:
-            for t in range(length):
-                row = keys[t]
-                for c in range(C):
-                    m[c] = max(m[c], row[c])
-        else:
-            z = own[item]
-            for c in range(C):
-                z[c] = f32(0.0)
-            for t in range(length):
-                row, value = keys[t], values[t]
-                for c in range(C):
-                    z[c] = value[c] if row[c] > m[c] else z[c]
-                    m[c] = max(m[c], row[c])
-            _shifted(values, length, z, moved)
-            values = moved[:length]
+        first = (item % per) * chunk
+        length, begin = min(chunk, T - first), (item // per * T + first) * C
         x1, x2, y1, y2 = a1[item], a2[item], b1[item], b2[item]
-        for c in range(C):
-            x1[c], x2[c], y1[c], y2[c] = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
-        for t in range(length):
-            row, value, weight = keys[t], values[t], p[t]
-            for c in range(C):
-                e = _exp(row[c] - m[c])
-                weight[c] = e
-                x1[c] += x1[c] * em1[c] + e * value[c]
-                x2[c] += x2[c] * em1[c] + e
-        for t in range(length - 1, -1, -1):
-            value, weight = values[t], p[t]
-            for c in range(C):
-                y1[c] += y1[c] * em1[c] + weight[c] * value[c]
-                y2[c] += y2[c] * em1[c] + weight[c]
-        for c in range(C):
-            top[item, c] = m[c]
+        for c in range(0, C, LANES):
+            keys, values, at, stride = k, v, begin + c, C
+            if c == whole:
+                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
+                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
+                keys, values, at, stride = edge_k, edge_v, 0, LANES
+            peak, middle = splat(f32(-np.inf)), splat(f32(0.0))
+            if own is None:
+                for t in range(length):
+                    peak = larger(peak, load(keys, at + t * stride))
+            else:
+                for t in range(length):
+                    key = load(keys, at + t * stride)
+                    middle = where_above(key, peak, load(values, at + t * stride), middle)
+                    peak = larger(peak, key)
+                store(own[item], c, middle)
+            store(m, 0, peak)
+            for i in range(LANES):
+                top[item, c + i] = m[i]
+            step = load(em1, c)
+            s1 = splat(f32(0.0))
+            s2 = s1
+            for t in range(length):
+                e = exp(sub(load(keys, at + t * stride), peak))
+                store(p, t * LANES, e)
+                value = load(values, at + t * stride)
+                if own is not None:
+                    value = sub(value, middle)
+                s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
+            store(x1, c, s1)
+            store(x2, c, s2)
+            s1 = splat(f32(0.0))
+            s2 = s1
+            for t in range(length - 1, -1, -1):
+                e, value = load(p, t * LANES), load(values, at + t * stride)
+                if own is not None:
+                    value = sub(value, middle)
+                s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
+            store(y1, c, s1)
+            store(y2, c, s2)
 
 
 @njit(**_OPTIONS)
@@ -152,250 +172,268 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
 
 
 @njit(**_OPTIONS)
-def apply(k, v, gate, em1, eu, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y, inv, base, centre):
-    """y = numerator / denominator, times sigmoid(gate) if there is one.
+def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, l1, l2, s):
+    """A chunk's pass from the left: to s, per token, p, and the sums of (p v, p) up to and with the token's own.
 
-    With `inv` of k's shape 1 / denominator, relative to exp(-base), is kept too, and y measured from `centre` (B, C).
+    s is (length, 3, LANES). `units` holds what k is measured from and the exponent of the sums that enter, less that.
     """
-    T, C = k.shape[1], k.shape[2]
-    per = (T + chunk - 1) // chunk
-    p = np.empty((chunk, C), np.float32)
-    left1, left2 = np.empty((chunk, C), np.float32), np.empty((chunk, C), np.float32)
-    moved = np.empty((0 if centre is None else chunk, C), np.float32)
-    room_k, room_v, room_y = room(k, chunk), room(v, chunk), room(y, chunk)
-    x1, x2, ref = np.empty(C, np.float32), np.empty(C, np.float32), np.empty(C, np.float32)
-    for item in range(start, stop):
-        b, first = item // per, (item % per) * chunk
-        length = min(chunk, T - first)
-        keys, values = rows(k, b, first, length, room_k), rows(v, b, first, length, room_v)
-        result = target(y, b, first, length, room_y)
+    ref, scale = load(units, 0), exp(load(units, LANES))
+    s1, s2 = mul(load(l1, c), scale), mul(load(l2, c), scale)
+    em, eu = load(step, c), load(bonus, c)
+    for t in range(length):
+        e, value = exp(sub(load(keys, at + t * stride), ref)), load(values, at + t * stride)
         if centre is not None:
-            _shifted(values, length, centre[b], moved)
-            values = moved[:length]
-        for c in range(C):
-            ref[c] = f32(max(top[item, c], lm[item, c], rm[item, c]))
-            scale = _exp(f32(lm[item, c] - ref[c]))
-            x1[c] = l1[item, c] * scale
-            x2[c] = l2[item, c] * scale
-        for t in range(length):
-            row, value, weight, o1, o2 = keys[t], values[t], p[t], left1[t], left2[t]
-            for c in range(C):
-                e = _exp(row[c] - ref[c])
-                weight[c] = e
-                o1[c] = x1[c] + eu[c] * e * value[c]
-                o2[c] = x2[c] + eu[c] * e
-                x1[c] += x1[c] * em1[c] + e * value[c]
-                x2[c] += x2[c] * em1[c] + e
-        for c in range(C):
-            scale = _exp(f32(rm[item, c] - ref[c]))
-            x1[c] = r1[item, c] * scale
-            x2[c] = r2[item, c] * scale
-        for t in range(length - 1, -1, -1):
-            value, weight, o1, o2, out = values[t], p[t], left1[t], left2[t], result[t]
-            for c in range(C):
-                e = weight[c]
-                d = o2[c] + x2[c]
-                out[c] = (o1[c] + x1[c]) / d
-                o2[c] = d
-                x1[c] += x1[c] * em1[c] + e * value[c]
-                x2[c] += x2[c] * em1[c] + e
-        if gate is not None:  # a loop of its own: with one array more the loop above would not be vectorised
-            gates = rows(gate, b, first, length, room_k)
-            for t in range(length):
-                receptance, out = gates[t], result[t]
-                for c in range(C):
-                    out[c] *= sigmoid(receptance[c])
-        leave(y, b, first, length, result)
-        if inv is not None:
-            for c in range(C):
-                base[item, c] = ref[c]
-            for t in range(length):
-                for c in range(C):
-                    inv[b, first + t, c] = f32(1.0) / left2[t, c]
+            value = sub(value, load(centre, c))
+        own = mul(eu, e)
+        store(s, 3 * LANES * t, e)
+        store(s, 3 * LANES * t + LANES, fma(own, value, s1))
+        store(s, 3 * LANES * t + 2 * LANES, add(own, s2))
+        s1, s2 = _add(s1, em, mul(e, value)), _add(s2, em, e)
 
 
 @njit(**_OPTIONS)
-def gradient_summaries(gy, y, inv, base, em1, chunk, start, stop, top, unit, a1, a2, b1, b2):
-    """The transposed sums' chunk summaries: values gy / den and gy y / den, relative to exp(top).
+def _units(top, lm, rm, c, units):
+    """The largest of a chunk's and the entering sums' exponents, and the entering ones less that: (3, LANES)."""
+    for i in range(LANES):
+        ref = f32(max(top[c + i], lm[c + i], rm[c + i]))
+        units[i] = ref
+        units[LANES + i] = f32(lm[c + i] - ref)
+        units[2 * LANES + i] = f32(rm[c + i] - ref)
 
-    ``unit`` takes a chunk's reciprocal denominators to at most one, which is what ``top`` is relative to.
+
+@njit(**_OPTIONS)
+def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y):
+    """y = numerator / denominator, times sigmoid(gate) if there is one."""
+    per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
+    s, units = np.empty(3 * chunk * LANES, np.float32), np.empty(3 * LANES, np.float32)
+    edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
+    edge_y, edge_gate = np.empty(chunk * LANES, y.dtype), np.zeros(chunk * LANES, k.dtype)
+    zero, one = splat(f32(0.0)), splat(f32(1.0))
+    for item in range(start, stop):
+        first = (item % per) * chunk
+        length, begin = min(chunk, T - first), (item // per * T + first) * C
+        for c in range(0, C, LANES):
+            keys, values, result, at, stride = k, v, y, begin + c, C
+            if gate is not None:
+                gates = gate
+            if c == whole:
+                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
+                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
+                if gate is not None:
+                    _copy(gate, at, C, edge_gate, 0, LANES, length, C - c)
+                    gates = edge_gate
+                keys, values, result, at, stride = edge_k, edge_v, edge_y, 0, LANES
+            _units(top[item], lm[item], rm[item], c, units)
+            _from_left(keys, values, at, stride, length, None, em1, eu, c, units, l1[item], l2[item], s)
+            step, scale = load(em1, c), exp(load(units, 2 * LANES))
+            s1, s2 = mul(load(r1[item], c), scale), mul(load(r2[item], c), scale)
+            for t in range(length - 1, -1, -1):
+                e, value = load(s, 3 * LANES * t), load(values, at + t * stride)
+                num, den = add(load(s, 3 * LANES * t + LANES), s1), add(load(s, 3 * LANES * t + 2 * LANES), s2)
+                if gate is None:
+                    store(result, at + t * stride, div(num, den))
+                else:  # sigmoid(r) is (1 or z) / (1 + z); its division is y's own
+                    r = load(gates, at + t * stride)
+                    z = exp(minus_abs(r))
+                    half = div(num, mul(den, add(one, z)))
+                    store(result, at + t * stride, mul(half, where_above(r, zero, one, z)))
+                s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
+            if c == whole:
+                _copy(edge_y, 0, LANES, y, begin + c, C, length, C - c)
+
+
+@njit(**_OPTIONS)
+def gradient_summaries(
+    k, v, gate, gy, em1, eu, T, C, chunk, start, stop,
+    ktop, l1, l2, lm, r1, r2, rm, centre, y, q, of_gate, base, top, unit, a1, a2, b1, b2,
+):  # fmt: skip
+    """y and q = gy / den per element, both float32, and the chunks' sums of (q, q y), relative to exp(top).
+
+    y is measured from `centre` (B, whole blocks), den relative to exp(base). With a gate, of_gate is its gradient and
+    q is gy sigmoid(gate) / den. ``unit`` is a power of two that takes a chunk's reciprocal denominators to at most one,
+    which is what ``top`` is relative to.
     """
-    T, C = gy.shape[1], gy.shape[2]
-    per = (T + chunk - 1) // chunk
-    room_g = room(gy, chunk)
+    per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
+    s, units = np.empty(3 * chunk * LANES, np.float32), np.empty(3 * LANES, np.float32)
+    edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
+    edge_g, edge_gate, edge_of_gate = np.zeros_like(edge_k), np.zeros_like(edge_k), np.empty_like(edge_k)
+    edge_y, edge_q = np.empty(chunk * LANES, np.float32), np.empty(chunk * LANES, np.float32)
+    largest = np.empty(LANES, np.float32)
+    bits = largest.view(np.int32)
+    zero, one = splat(f32(0.0)), splat(f32(1.0))
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
-        length = min(chunk, T - first)
-        upstream = rows(gy, b, first, length, room_g)
-        peak, scale = np.zeros(C, np.float32), unit[item]
-        for t in range(length):
-            row = inv[b, first + t]
-            for c in range(C):
-                peak[c] = max(peak[c], row[c])
-        for c in range(C):
-            scale[c] = f32(1.0) / peak[c]
-            top[item, c] = math.log(peak[c]) - np.float64(base[item, c])
-        x1, x2, y1, y2 = a1[item], a2[item], b1[item], b2[item]
-        for c in range(C):
-            x1[c], x2[c], y1[c], y2[c] = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
-        for t in range(length):
-            g, out, d = upstream[t], y[b, first + t], inv[b, first + t]
-            for c in range(C):
-                q = g[c] * (scale[c] * d[c])
-                x1[c] += x1[c] * em1[c] + q
-                x2[c] += x2[c] * em1[c] + q * out[c]
-        for t in range(length - 1, -1, -1):
-            g, out, d = upstream[t], y[b, first + t], inv[b, first + t]
-            for c in range(C):
-                q = g[c] * (scale[c] * d[c])
-                y1[c] += y1[c] * em1[c] + q
-                y2[c] += y2[c] * em1[c] + q * out[c]
+        length, begin = min(chunk, T - first), (b * T + first) * C
+        for c in range(0, C, LANES):
+            keys, values, upstream, results, quotients, at, stride = k, v, gy, y, q, begin + c, C
+            if gate is not None:
+                gates, gate_results = gate, of_gate
+            if c == whole:
+                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
+                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
+                _copy(gy, at, C, edge_g, 0, LANES, length, C - c)
+                if gate is not None:
+                    _copy(gate, at, C, edge_gate, 0, LANES, length, C - c)
+                    gates, gate_results = edge_gate, edge_of_gate
+                keys, values, upstream, at, stride = edge_k, edge_v, edge_g, 0, LANES
+                results, quotients = edge_y, edge_q
+            _units(ktop[item], lm[item], rm[item], c, units)
+            _from_left(keys, values, at, stride, length, centre[b], em1, eu, c, units, l1[item], l2[item], s)
+            step, scale, middle = load(em1, c), exp(load(units, 2 * LANES)), load(centre[b], c)
+            s1, s2 = mul(load(r1[item], c), scale), mul(load(r2[item], c), scale)
+            peak, g1 = zero, zero
+            g2 = g1
+            for t in range(length - 1, -1, -1):
+                place = at + t * stride
+                e, value = load(s, 3 * LANES * t), sub(load(values, place), middle)
+                num, den = add(load(s, 3 * LANES * t + LANES), s1), add(load(s, 3 * LANES * t + 2 * LANES), s2)
+                out, inverse, g = div(num, den), div(one, den), load(upstream, place)
+                if gate is not None:
+                    r = load(gates, place)
+                    z = exp(minus_abs(r))
+                    near = div(one, add(one, z))  # the larger of sigmoid(r) and sigmoid(-r)
+                    far = mul(z, near)
+                    store(gate_results, place, mul(mul(g, add(out, middle)), mul(near, far)))
+                    g = mul(g, where_above(r, zero, near, far))
+                g = mul(g, inverse)
+                store(results, place, out)
+                store(quotients, place, g)
+                peak = larger(peak, inverse)
+                g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, out))
+                s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
+            store(b1[item], c, g1)
+            store(b2[item], c, g2)
+            g1 = zero
+            g2 = g1
+            for t in range(length):
+                g, out = load(quotients, at + t * stride), load(results, at + t * stride)
+                g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, out))
+            store(a1[item], c, g1)
+            store(a2[item], c, g2)
+            store(largest, 0, peak)
+            for i in range(LANES):
+                n = min((bits[i] >> 23) - 126, 126)  # 2**n is more than the largest
+                scalar = np.int32((127 - n) << 23).view(np.float32)
+                unit[item, c + i], base[item, c + i] = scalar, units[i]
+                top[item, c + i] = n * math.log(2.0) - np.float64(units[i])
+                a1[item, c + i] *= scalar
+                a2[item, c + i] *= scalar
+                b1[item, c + i] *= scalar
+                b2[item, c + i] *= scalar
+            if c == whole:
+                _copy(edge_y, 0, LANES, y, begin + c, C, length, C - c)
+                _copy(edge_q, 0, LANES, q, begin + c, C, length, C - c)
+                if gate is not None:
+                    _copy(edge_of_gate, 0, LANES, of_gate, begin + c, C, length, C - c)
 
 
 @njit(**_OPTIONS)
 def gradients(
-    k, v, gy, y, inv, base, unit, centre, w, em1, eu, chunk, start, stop,
+    k, v, y, q, base, unit, centre, w, em1, eu, T, C, chunk, start, stop,
     ktop, kl1, kl2, klm, kr1, kr2, krm, gtop, gl1, gl2, glm, gr1, gr2, grm, gk, gv, gw, gu,
 ):  # fmt: skip
-    """gk, gv per element; gw, gu per chunk. x marks sums of (p v, p), g the transposed sums of (gy, gy y) / den.
+    """gk, gv per element; gw, gu per chunk. x marks sums of (p v, p), g the transposed sums of (q, q y).
 
     The four running sums have an exponent each. The products that are formed (an x-sum from one side with a g-sum from
     the other) are sums of true weights, at most one each, so their exponents cancel. Other pairs are not formed.
     gw uses that (|t - i| - 1) counts the positions strictly between i and t: at each position the x-sum from one side
-    meets the g-sum from the other. v and y are measured from `centre`. In float32 gk and gv may lie where inv and y do:
+    meets the g-sum from the other. v and y are measured from `centre`. In float32 gv and gk may lie where y and q do:
     a chunk is read before it is written.
-
-    Everything of a token and a block of WIDTH channels lies side by side in `s`, and the running sums move from a
-    token's places to its neighbour's, a constant distance away. So the compiler knows that nothing overlaps; with an
-    array each it would test every pair at every row, which takes longer than the arithmetic.
     """
-    T, C = k.shape[1], k.shape[2]
-    per, blocks = (T + chunk - 1) // chunk, (C + WIDTH - 1) // WIDTH
-    p, value, own, out, x1, x2, g1, g2 = 0, WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH, 5 * WIDTH, 6 * WIDTH, 7 * WIDTH
-    z1, z2, h1, h2, wt, ut = (
-        8 * WIDTH,
-        9 * WIDTH,
-        10 * WIDTH,
-        11 * WIDTH,
-        12 * WIDTH,
-        13 * WIDTH,
-    )  # z, h: from the right
-    n = 14 * WIDTH  # from a token to the next one; the first place is for the one before the chunk
-    px, pg, el, pz, ph, er = 0, WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH, 5 * WIDTH
-    fl, fr, diag, step, top, mid = 6 * WIDTH, 7 * WIDTH, 8 * WIDTH, 9 * WIDTH, 10 * WIDTH, 11 * WIDTH
-    s = np.zeros(blocks * (chunk + 2) * n, np.float32)
-    factors = np.zeros(blocks * 12 * WIDTH, np.float32)
+    per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
+    left, f = np.empty(6 * chunk * LANES, np.float32), np.empty(14 * LANES, np.float32)
+    edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
+    edge_y, edge_q = np.zeros(chunk * LANES, np.float32), np.zeros(chunk * LANES, np.float32)
+    edge_gk, edge_gv = np.empty_like(edge_k), np.empty_like(edge_v)
     for item in range(start, stop):
         b, first = item // per, (item % per) * chunk
-        length = min(chunk, T - first)
-        for j in range(blocks):
-            c0, f = j * WIDTH, factors[j * 12 * WIDTH :]
-            head = s[(j * (chunk + 2) + 1) * n :]
-            tail = s[(j * (chunk + 2) + length) * n :]
-            for i in range(min(WIDTH, C - c0)):
-                c = c0 + i
-                xl = max(ktop[item, c], klm[item, c])
-                xr = max(ktop[item, c], krm[item, c])
-                gl = max(gtop[item, c], glm[item, c])
-                gr = max(gtop[item, c], grm[item, c])
-                scale = _exp(f32(klm[item, c] - xl))
-                head[x1 + i] = kl1[item, c] * scale
-                head[x2 + i] = kl2[item, c] * scale
-                scale = _exp(f32(glm[item, c] - gl))
-                head[g1 + i] = gl1[item, c] * scale
-                head[g2 + i] = gl2[item, c] * scale
-                scale = _exp(f32(krm[item, c] - xr))
-                tail[z1 + i] = kr1[item, c] * scale
-                tail[z2 + i] = kr2[item, c] * scale
-                scale = _exp(f32(grm[item, c] - gr))
-                tail[h1 + i] = gr1[item, c] * scale
-                tail[h2 + i] = gr2[item, c] * scale
-                tail[wt + i] = f32(0.0)
-                tail[ut + i] = f32(0.0)
-                # The chunk's own scale inside a running sum; then what takes products of two units to true weights.
-                f[px + i] = _exp(f32(ktop[item, c] - xl))
-                f[pz + i] = _exp(f32(ktop[item, c] - xr))
-                f[pg + i] = _exp(f32(gtop[item, c] - gl)) * unit[item, c]
-                f[ph + i] = _exp(f32(gtop[item, c] - gr)) * unit[item, c]
-                f[el + i] = _exp(f32(ktop[item, c] + gl))
-                f[er + i] = _exp(f32(ktop[item, c] + gr))
-                f[fl + i] = _exp(f32(xl + gr - w[c]))
-                f[fr + i] = _exp(f32(xr + gl - w[c]))
-                f[diag + i] = eu[c] * _exp(f32(ktop[item, c] - base[item, c]))
-                f[step + i] = em1[c]
-                f[top + i] = f32(ktop[item, c])
-                f[mid + i] = centre[b, c]
-        for t in range(length):
-            for j in range(blocks):
-                c0, f = j * WIDTH, factors[j * 12 * WIDTH :]
-                r = s[(j * (chunk + 2) + t + 1) * n :]
-                key, val = k[b, first + t, c0:], v[b, first + t, c0:]
-                g, result, d = gy[b, first + t, c0:], y[b, first + t, c0:], inv[b, first + t, c0:]
-                for c in range(min(WIDTH, C - c0)):
-                    r[p + c] = wide(key[c])
-                    r[value + c] = wide(val[c])
-                    r[own + c] = wide(g[c]) * d[c]
-                    r[out + c] = result[c]
-                for c in range(WIDTH):
-                    e = _exp(r[p + c] - f[top + c])
-                    x = r[value + c] - f[mid + c]
-                    r[p + c] = e
-                    r[value + c] = x
-                    e *= f[px + c]
-                    r[n + x1 + c] = r[x1 + c] + (r[x1 + c] * f[step + c] + e * x)
-                    r[n + x2 + c] = r[x2 + c] + (r[x2 + c] * f[step + c] + e)
-                    q = r[own + c] * f[pg + c]
-                    r[n + g1 + c] = r[g1 + c] + (r[g1 + c] * f[step + c] + q)
-                    r[n + g2 + c] = r[g2 + c] + (r[g2 + c] * f[step + c] + q * r[out + c])
-        for t in range(length - 1, -1, -1):
-            for j in range(blocks):
-                c0, f = j * WIDTH, factors[j * 12 * WIDTH :]
-                r = s[(j * (chunk + 2) + t) * n :]  # the token before; this one's places come n later
-                for c in range(WIDTH):
-                    e, x, q, o = r[n + p + c], r[n + value + c], r[n + own + c], r[n + out + c]
-                    right1, right2, below1, below2 = r[n + z1 + c], r[n + z2 + c], r[n + h1 + c], r[n + h2 + c]
-                    left1, left2, above1, above2 = r[n + x1 + c], r[n + x2 + c], r[n + g1 + c], r[n + g2 + c]
-                    s1 = e * (above1 * f[el + c] + below1 * f[er + c])
-                    s2 = e * (above2 * f[el + c] + below2 * f[er + c])
-                    direct = f[diag + c] * e * q
-                    direct_k = direct * (x - o)
-                    r[n + p + c] = x * s1 - s2 + direct_k
-                    r[n + value + c] = s1 + direct
-                    r[ut + c] = r[n + ut + c] + direct_k
-                    between = f[fl + c] * (left1 * below1 - left2 * below2)
-                    r[wt + c] = r[n + wt + c] + (between + f[fr + c] * (right1 * above1 - right2 * above2))
-                    e *= f[pz + c]
-                    r[z1 + c] = right1 + (right1 * f[step + c] + e * x)
-                    r[z2 + c] = right2 + (right2 * f[step + c] + e)
-                    q *= f[ph + c]
-                    r[h1 + c] = below1 + (below1 * f[step + c] + q)
-                    r[h2 + c] = below2 + (below2 * f[step + c] + q * o)
-                of_k, of_v = gk[b, first + t, c0:], gv[b, first + t, c0:]
-                for c in range(min(WIDTH, C - c0)):
-                    of_k[c] = stored(of_k, r[n + p + c])
-                    of_v[c] = stored(of_v, r[n + value + c])
-        for j in range(blocks):
-            r = s[j * (chunk + 2) * n :]
-            for i in range(min(WIDTH, C - j * WIDTH)):
-                gw[item, j * WIDTH + i] = -r[wt + i]
-                gu[item, j * WIDTH + i] = r[ut + i]
-
-
-@njit(**_OPTIONS)
-def gate_gradient(grad, gate, y, centre, start, stop, inner, gate_grad):
-    """For rows start..stop of B * T: inner = grad sigmoid(gate), and the gradient of the gate; y is from `centre`.
-
-    inner and y are float32; grad, gate and gate_grad may be bfloat16.
-    """
-    T, C = y.shape[1], y.shape[2]
-    for item in range(start, stop):
-        b, t = item // T, item % T
-        g, r, out, target, result, middle = grad[b, t], gate[b, t], y[b, t], inner[b, t], gate_grad[b, t], centre[b]
-        for c in range(C):
-            x, upstream = wide(r[c]), wide(g[c])
-            z = _exp(-abs(x))
-            near = f32(1.0) / (f32(1.0) + z)  # the larger of sigmoid(r) and sigmoid(-r)
-            far = z * near
-            s = near if x >= f32(0.0) else far
-            target[c] = upstream * s
-            result[c] = stored(result, upstream * (out[c] + middle[c]) * (near * far))
+        length, begin = min(chunk, T - first), (b * T + first) * C
+        for c in range(0, C, LANES):
+            keys, values, results, quotients, of_k, of_v, at, stride = k, v, y, q, gk, gv, begin + c, C
+            if c == whole:
+                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
+                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
+                _copy(y, at, C, edge_y, 0, LANES, length, C - c)
+                _copy(q, at, C, edge_q, 0, LANES, length, C - c)
+                keys, values, results, quotients = edge_k, edge_v, edge_y, edge_q
+                of_k, of_v, at, stride = edge_gk, edge_gv, 0, LANES
+            for i in range(LANES):
+                n = c + i
+                k0, g0 = ktop[item, n], gtop[item, n]
+                xl, xr = max(k0, klm[item, n]), max(k0, krm[item, n])
+                gl, gr = max(g0, glm[item, n]), max(g0, grm[item, n])
+                f[i] = f32(klm[item, n] - xl)
+                f[LANES + i] = f32(glm[item, n] - gl)
+                f[2 * LANES + i] = f32(krm[item, n] - xr)
+                f[3 * LANES + i] = f32(grm[item, n] - gr)
+                f[4 * LANES + i] = f32(k0 - xl)
+                f[5 * LANES + i] = f32(g0 - gl)
+                f[6 * LANES + i] = f32(k0 - xr)
+                f[7 * LANES + i] = f32(g0 - gr)
+                f[8 * LANES + i] = f32(k0 + gl)
+                f[9 * LANES + i] = f32(k0 + gr)
+                f[10 * LANES + i] = f32(xl + gr - w[n])
+                f[11 * LANES + i] = f32(xr + gl - w[n])
+                f[12 * LANES + i] = f32(k0 - base[item, n])
+                f[13 * LANES + i] = f32(k0)
+            top, step, middle, own = load(f, 13 * LANES), load(em1, c), load(centre[b], c), load(unit[item], c)
+            scale = exp(load(f, 0))
+            x1, x2 = mul(load(kl1[item], c), scale), mul(load(kl2[item], c), scale)
+            scale = exp(load(f, LANES))
+            g1, g2 = mul(load(gl1[item], c), scale), mul(load(gl2[item], c), scale)
+            # The chunk's own scale inside a running sum.
+            of_x, of_g = exp(load(f, 4 * LANES)), mul(exp(load(f, 5 * LANES)), own)
+            for t in range(length):
+                place, n = at + t * stride, 6 * LANES * t
+                e, x = exp(sub(load(keys, place), top)), sub(load(values, place), middle)
+                store(left, n, e)
+                store(left, n + LANES, x)
+                store(left, n + 2 * LANES, x1)
+                store(left, n + 3 * LANES, x2)
+                store(left, n + 4 * LANES, g1)
+                store(left, n + 5 * LANES, g2)
+                e, g = mul(e, of_x), mul(load(quotients, place), of_g)
+                x1, x2 = _add(x1, step, mul(e, x)), _add(x2, step, e)
+                g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, load(results, place)))
+            scale = exp(load(f, 2 * LANES))
+            x1, x2 = mul(load(kr1[item], c), scale), mul(load(kr2[item], c), scale)
+            scale = exp(load(f, 3 * LANES))
+            g1, g2 = mul(load(gr1[item], c), scale), mul(load(gr2[item], c), scale)
+            of_x, of_g = exp(load(f, 6 * LANES)), mul(exp(load(f, 7 * LANES)), own)
+            # What takes products of two units to true weights.
+            from_left, from_right = exp(load(f, 8 * LANES)), exp(load(f, 9 * LANES))
+            over_left, over_right = exp(load(f, 10 * LANES)), exp(load(f, 11 * LANES))
+            diagonal = mul(load(eu, c), exp(load(f, 12 * LANES)))
+            sum_w = splat(f32(0.0))
+            sum_u = sum_w
+            for t in range(length - 1, -1, -1):
+                place, n = at + t * stride, 6 * LANES * t
+                e, x, left1, left2 = (
+                    load(left, n),
+                    load(left, n + LANES),
+                    load(left, n + 2 * LANES),
+                    load(left, n + 3 * LANES),
+                )
+                above1, above2, g, out = (
+                    load(left, n + 4 * LANES),
+                    load(left, n + 5 * LANES),
+                    load(quotients, place),
+                    load(results, place),
+                )
+                s1 = mul(e, fma(above1, from_left, mul(g1, from_right)))
+                s2 = mul(e, fma(above2, from_left, mul(g2, from_right)))
+                direct = mul(mul(diagonal, e), g)
+                direct_k = mul(direct, sub(x, out))
+                store(of_k, place, add(sub(mul(x, s1), s2), direct_k))
+                store(of_v, place, add(s1, direct))
+                sum_u = add(sum_u, direct_k)
+                between = mul(over_left, sub(mul(left1, g1), mul(left2, g2)))
+                sum_w = add(sum_w, fma(over_right, sub(mul(x1, above1), mul(x2, above2)), between))
+                e, g = mul(e, of_x), mul(g, of_g)
+                x1, x2 = _add(x1, step, mul(e, x)), _add(x2, step, e)
+                g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, out))
+            store(gw[item], c, sub(splat(f32(0.0)), sum_w))
+            store(gu[item], c, sum_u)
+            if c == whole:
+                _copy(edge_gk, 0, LANES, gk, begin + c, C, length, C - c)
+                _copy(edge_gv, 0, LANES, gv, begin + c, C, length, C - c)
