@@ -41,6 +41,29 @@ def exp(x):
 
 
 @njit(inline="always")
+def exp_double(x):
+    """exp for float64 up to 700, likewise; 1e-15 relative, 0 below -700."""
+    n = np.floor(x * 1.4426950408889634 + 0.5)
+    r = x - n * 0.6931471803691238
+    r = r - n * 1.9082149292705877e-10
+    p = 1.0 / 6227020800.0  # 1 / 13!
+    p = p * r + 1.0 / 479001600.0
+    p = p * r + 1.0 / 39916800.0
+    p = p * r + 1.0 / 3628800.0
+    p = p * r + 1.0 / 362880.0
+    p = p * r + 1.0 / 40320.0
+    p = p * r + 1.0 / 5040.0
+    p = p * r + 1.0 / 720.0
+    p = p * r + 1.0 / 120.0
+    p = p * r + 1.0 / 24.0
+    p = p * r + 1.0 / 6.0
+    p = p * r + 0.5
+    y = p * r * r + r + 1.0
+    scale = np.int64((np.int64(n) + np.int64(1023)) << np.int64(52)).view(np.float64)
+    return y * scale if x > -700.0 else 0.0
+
+
+@njit(inline="always")
 def sigmoid(x):
     """1 / (1 + exp(-x)) without overflow on either side."""
     z = exp(-abs(x))

@@ -85,6 +85,23 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return types.none(array, types.intp, value), codegen
 
 
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the memory of element `index` ahead of its use; an index behind the array's end does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place, word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer()), ir.IntType(32)
+        function = builder.module.globals.get("llvm.prefetch.p0")
+        if function is None:
+            kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+            function = ir.Function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, word(0), word(3), word(1)])  # to read, to be kept near, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     name = f"llvm.fmuladd.v{LANES}f32"
     function = builder.module.globals.get(name)

@@ -95,7 +95,7 @@ class _Call:
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
     """y (B, T, C) from w, u (C,) float32 and k, v (B, T, C), all contiguous on the CPU, k, v and y of one dtype.
 
-    That is float32 or bfloat16, which is widened and rounded a chunk at a time. With `gate`, as k, the result is
+    That is float32 or bfloat16, which is widened where it is read and rounded once. With `gate`, as k, the result is
     sigmoid(gate) * y. Raises ``ValueError`` where ``supports(w, u, T)`` is false.
     """
     if k.numel() == 0:
@@ -121,10 +121,9 @@ def backward(
     """(gw, gu (C,) float32, gk, gv, ggate (B, T, C) in k's dtype); ``forward``'s inputs and the gradient of its result.
 
     k, v, gy and gate are all float32 or all bfloat16. Arithmetic is float32; bfloat16 is widened where it is read and
-    rounded once, where a gradient is written. The forward sums are recomputed. Work space of k's shape, in float32: one
-    tensor with a gate, and for bfloat16 two more, y and the reciprocal denominators, which in float32 live where gv and
-    gk will be. Deterministic: per-chunk parts of gw and gu are added in a fixed order in float64. ``ggate`` is None
-    without a gate.
+    rounded once, where a gradient is written. The forward sums are recomputed. Work space of k's shape: y and
+    gy / denominator in float32, which for float32 live where gv and gk will be. Deterministic: parts of gw and gu per chunk
+    are added in a fixed order in float64. ``ggate`` is None without a gate.
     """
     if k.numel() == 0:
         empty = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), torch.zeros_like(v)

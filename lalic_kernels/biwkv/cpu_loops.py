@@ -1,5 +1,10 @@
 """The loops of BiWKV's CPU path, compiled by numba: no allocation of k's size, no threads; `cpu.py` calls them.
 
+A pass goes chunk by chunk, in a chunk block by block of LANES channels, in a block token by token: so running sums stay
+in registers, and what one direction leaves for the other stays in the nearest cache. The lines of the next block are
+asked for meanwhile, since a row's blocks are too far apart for the machine to guess. Channels that fill no block pass
+through copies (`edge`) with zeros behind them. Arrays of k's shape are flat, those of states (items, whole blocks).
+
 An argument that may be None makes another compiled version, in which what it stands for costs nothing. So does a dtype:
 where k, v, gate, y, the upstream gradient and the gradients of k, v and gate may be uint16 that holds bfloat16, what is
 read is widened on its way in and what is written is rounded on its way out.
@@ -14,6 +19,7 @@ from numba import njit
 
 from lalic_kernels._core.floats import OPTIONS as _OPTIONS
 from lalic_kernels._core.floats import exp as _exp
+from lalic_kernels._core.floats import exp_double
 from lalic_kernels._core.simd import (
     LANES,
     add,
@@ -24,6 +30,7 @@ from lalic_kernels._core.simd import (
     load,
     minus_abs,
     mul,
+    prefetch,
     splat,
     store,
     sub,
@@ -51,7 +58,7 @@ def _copy(x, at, stride, out, to, step, length, count):
 def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
     """Per chunk and channel: maximum of k, and the sums of (p v, p) decayed to the chunk's right and left edge.
 
-    With `own` (items, whole blocks), it is given v at the maximum of k, and the sums are of p (v - own): see `recentre`.
+    With `own` (items, whole blocks) it is given v at the maximum of k; the sums are of p (v - own), see `recentre`.
     """
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
     p, m = np.empty(chunk * LANES, np.float32), np.empty(LANES, np.float32)
@@ -69,9 +76,13 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
             peak, middle = splat(f32(-np.inf)), splat(f32(0.0))
             if own is None:
                 for t in range(length):
+                    prefetch(keys, at + t * stride + LANES)
+                    prefetch(values, at + t * stride + LANES)
                     peak = larger(peak, load(keys, at + t * stride))
             else:
                 for t in range(length):
+                    prefetch(keys, at + t * stride + LANES)
+                    prefetch(values, at + t * stride + LANES)
                     key = load(keys, at + t * stride)
                     middle = where_above(key, peak, load(values, at + t * stride), middle)
                     peak = larger(peak, key)
@@ -144,7 +155,7 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
     A sum is mantissa * exp(exponent). The exponent follows the larger of what comes in and what the chunk adds.
     """
     C = w.shape[0]
-    s1, s2, m = np.empty(C), np.empty(C), np.empty(C)
+    s1, s2, m, e = np.empty(C), np.empty(C), np.empty(C), np.empty(C)
     for b in range(start, stop):
         for side in range(2):
             for c in range(C):
@@ -154,21 +165,20 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                 o1, o2, om = (l1[j], l2[j], lm[j]) if side == 0 else (r1[j], r2[j], rm[j])
                 c1, c2 = (a1[j], a2[j]) if side == 0 else (b1[j], b2[j])
                 length = min(chunk, T - (j - b * per) * chunk)
+                peak = top[j]
+                # A loop of its own, over few arrays, is one that the compiler makes vectors of.
+                for c in range(C):
+                    e[c] = exp_double(-abs(m[c] - w[c] * length - peak[c]))
                 for c in range(C):
                     o1[c] = f32(s1[c])
                     o2[c] = f32(s2[c])
                     om[c] = m[c]
                     carried = m[c] - w[c] * length
-                    d = carried - top[j, c]
-                    e = math.exp(-abs(d))
-                    if d >= 0.0:
-                        s1[c] += e * c1[c]
-                        s2[c] += e * c2[c]
-                        m[c] = carried
-                    else:
-                        s1[c] = s1[c] * e + c1[c]
-                        s2[c] = s2[c] * e + c2[c]
-                        m[c] = top[j, c]
+                    ahead = carried >= peak[c]
+                    old, new = (1.0, e[c]) if ahead else (e[c], 1.0)
+                    s1[c] = s1[c] * old + new * c1[c]
+                    s2[c] = s2[c] * old + new * c2[c]
+                    m[c] = carried if ahead else peak[c]
 
 
 @njit(**_OPTIONS)
@@ -180,10 +190,14 @@ def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, 
     ref, scale = load(units, 0), exp(load(units, LANES))
     s1, s2 = mul(load(l1, c), scale), mul(load(l2, c), scale)
     em, eu = load(step, c), load(bonus, c)
+    if centre is not None:
+        middle = load(centre, c)
     for t in range(length):
         e, value = exp(sub(load(keys, at + t * stride), ref)), load(values, at + t * stride)
         if centre is not None:
-            value = sub(value, load(centre, c))
+            value = sub(value, middle)
+        prefetch(keys, at + t * stride + LANES)
+        prefetch(values, at + t * stride + LANES)
         own = mul(eu, e)
         store(s, 3 * LANES * t, e)
         store(s, 3 * LANES * t + LANES, fma(own, value, s1))
@@ -230,9 +244,11 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
             for t in range(length - 1, -1, -1):
                 e, value = load(s, 3 * LANES * t), load(values, at + t * stride)
                 num, den = add(load(s, 3 * LANES * t + LANES), s1), add(load(s, 3 * LANES * t + 2 * LANES), s2)
+                prefetch(result, at + t * stride + LANES)
                 if gate is None:
                     store(result, at + t * stride, div(num, den))
                 else:  # sigmoid(r) is (1 or z) / (1 + z); its division is y's own
+                    prefetch(gates, at + t * stride + LANES)
                     r = load(gates, at + t * stride)
                     z = exp(minus_abs(r))
                     half = div(num, mul(den, add(one, z)))
@@ -288,6 +304,12 @@ def gradient_summaries(
                 e, value = load(s, 3 * LANES * t), sub(load(values, place), middle)
                 num, den = add(load(s, 3 * LANES * t + LANES), s1), add(load(s, 3 * LANES * t + 2 * LANES), s2)
                 out, inverse, g = div(num, den), div(one, den), load(upstream, place)
+                prefetch(upstream, place + LANES)
+                prefetch(results, place + LANES)
+                prefetch(quotients, place + LANES)
+                if gate is not None:
+                    prefetch(gates, place + LANES)
+                    prefetch(gate_results, place + LANES)
                 if gate is not None:
                     r = load(gates, place)
                     z = exp(minus_abs(r))
@@ -386,6 +408,10 @@ def gradients(
             for t in range(length):
                 place, n = at + t * stride, 6 * LANES * t
                 e, x = exp(sub(load(keys, place), top)), sub(load(values, place), middle)
+                prefetch(keys, place + LANES)
+                prefetch(values, place + LANES)
+                prefetch(quotients, place + LANES)
+                prefetch(results, place + LANES)
                 store(left, n, e)
                 store(left, n + LANES, x)
                 store(left, n + 2 * LANES, x1)
