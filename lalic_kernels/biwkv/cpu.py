@@ -122,8 +122,8 @@ def backward(
 
     k, v, gy and gate are all float32 or all bfloat16. Arithmetic is float32; bfloat16 is widened where it is read and
     rounded once, where a gradient is written. The forward sums are recomputed. Work space of k's shape: y and
-    gy / denominator in float32, which for float32 live where gv and gk will be. Deterministic: parts of gw and gu per chunk
-    are added in a fixed order in float64. ``ggate`` is None without a gate.
+    gy / denominator in float32, which for float32 live where gv and gk will be. Deterministic: parts of gw and gu per
+    chunk are added in a fixed order in float64. ``ggate`` is None without a gate.
     """
     if k.numel() == 0:
         empty = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), torch.zeros_like(v)
