@@ -261,12 +261,3 @@ def test_the_patterns_find_what_they_look_for() -> None:
         ("pytorch.org names it", "a host of packages", False),
     ):
         assert bool(re.search(FORBIDDEN[what], text)) is hit, text
-
-
-def test_python_files_can_be_read_in_one_sitting() -> None:
-    long = {
-        str(path.relative_to(ROOT)): lines
-        for path in tracked_files()
-        if path.suffix == ".py" and (lines := len(path.read_text(encoding="utf-8").splitlines())) > 450
-    }
-    assert not long, f"longer than 450 lines: {long}"

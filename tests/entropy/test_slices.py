@@ -73,9 +73,9 @@ class Straight:
 
 def latents(model: LALIC, dtype: torch.dtype, batch: int = 2) -> tuple[Tensor, Tensor]:
     """(hyper parameters, y) of random numbers, at a grid that is neither square nor large."""
-    M = model.config.M
+    channels = model.config.hyper_width, model.config.M
     generator = torch.Generator().manual_seed(3)
-    params, y = (torch.randn(batch, M, 4, 10, generator=generator, dtype=dtype) for _ in range(2))
+    params, y = (torch.randn(batch, c, 4, 10, generator=generator, dtype=dtype) for c in channels)
     return params, 3 * y
 
 
