@@ -319,6 +319,11 @@ def test_kept_results_are_complete_records() -> None:
                 found = record["launches"]
                 assert record["device"] == "static" and found["total"] == sum(found["parts"].values()), where
                 continue
+            if "training" in record:  # benchmarks.training: pixels a second of processor time
+                found = record["training"]
+                assert all(value > 0 for values in found["kilopixels"].values() for value in values), where
+                assert set(found["commits"]) == set(found["kilopixels"]), where
+                continue
             if "decode_memory" in record:  # benchmarks.decode_memory: counted without a device
                 assert record["device"] == "static" and record["decode_memory"]["bytes_a_pixel"]["all"] > 0, where
                 continue
