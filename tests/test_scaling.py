@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -165,17 +166,23 @@ def test_the_command_counts_and_saves(
 
 
 def test_measuring_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, slim alone; the limits are those of a small machine."""
-    monkeypatch.setattr(scaling.quiet, "free_bytes", lambda device: 600 << 20)
+    """In this process, slim alone; the limits are those of a small machine, and a pass takes 1000 bytes a pixel."""
     sizes = [(64, 64), (64, 128), (128, 128), (8192, 8192)]
-    rows = scaling._measured("slim", sizes, torch.device("cpu"), 1e6, torch.get_num_threads())  # memory alone decides
+    taken = iter([1000 * height * width for height, width in [*sizes[:3], sizes[0]]])
+
+    def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+        call()
+        return next(taken)
+
+    monkeypatch.setattr(scaling.quiet, "free_bytes", lambda device: 600 << 20)
+    monkeypatch.setattr(scaling.quiet, "peak_bytes", peak_bytes)
+    rows = scaling._measured("slim", sizes, torch.device("cpu"), 60.0, torch.get_num_threads())
     assert all(row["seconds"] > 0 for row in rows[:3])
     last = rows[-1]
     assert "GiB" in last["skipped"] and "peak bytes" not in last
-    if all(row["peak bytes"] for row in rows[:3]):  # a process that was larger before shows nothing
-        assert last["extrapolated bytes"] > 100 * rows[2]["peak bytes"]
-    rows = scaling._measured("slim", sizes[:3], torch.device("cpu"), 1e-9, torch.get_num_threads())
-    assert not rows[0]["peak bytes"] or "would take" in rows[1]["skipped"]
+    assert last["extrapolated bytes"] == pytest.approx(1000 * 8192**2)
+    rows = scaling._measured("slim", sizes[:2], torch.device("cpu"), 1e-9, torch.get_num_threads())
+    assert "would take" in rows[1]["skipped"]
 
 
 @pytest.mark.gpu

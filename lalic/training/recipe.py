@@ -77,9 +77,7 @@ class Recipe:
         if self.large < 0:
             raise ValueError(f"large: expected 0 for never, or more, got {self.large}")
         if self.large and self.batch % 4:
-            raise ValueError(
-                f"batch: expected a multiple of 4 with large crops (large {self.large}), got {self.batch}"
-            )
+            raise ValueError(f"batch: expected a multiple of 4 with large crops (large {self.large}), got {self.batch}")
         if self.start == "linear" and self.metric != "mse":
             raise ValueError(f"start: linear is for the metric mse, got {self.metric!r}")
         if self.patch % 64:
