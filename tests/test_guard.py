@@ -1,7 +1,7 @@
 """What a change of structure must leave as it is: outputs, rates and gradients of models, against golden/guard.json.
 
-Symbols have a guard of their own, the golden streams. `python tests/test_guard.py` writes the file anew: for a change of
-the numbers that was meant, and then the commit says why.
+Symbols have a guard of their own, the golden streams. `python tests/test_guard.py` writes the file anew: for a change
+of the numbers that was meant, and then the commit says why.
 """
 
 from __future__ import annotations
