@@ -11,12 +11,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lalic.entropy.slices import SliceCoder
+from lalic.coder.slices import SliceCoder
 from lalic.nn.context import Slice, SliceStack, full_precision, pack, unpack
 
 
 def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid: bool = False) -> Tensor:
-    """As `lalic.entropy.slices.code_slices`; with full_grid as the published forward() has it.
+    """As `lalic.coder.slices.code_slices`; with full_grid as the published forward() has it.
 
     Then the aggregation runs on all positions in both passes, and the spatial context for the second alone. The
     published compress() and decompress() run the aggregation on one colour, and both for both.

@@ -22,7 +22,7 @@ from benchmarks import peers
 from benchmarks.measure import Call, Case, Setting, WrongResult
 from benchmarks.networks import MeanScaleHyperprior
 from lalic import images
-from lalic.coding import EncodedSections
+from lalic.coder.coding import EncodedSections
 
 
 def picture(height: int, width: int) -> Tensor:

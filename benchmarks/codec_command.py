@@ -32,8 +32,8 @@ import lalic
 from benchmarks import checkouts, codec, parts, plain, quiet, report, streams
 from benchmarks.measure import MEMORY, Call, Case, Setting, WrongResult, measure
 from benchmarks.transforms import TINY
-from lalic import coding
-from lalic.coding import EncodedSections
+from lalic.coder import coding
+from lalic.coder.coding import EncodedSections
 from lalic.config import FULL, SLIM
 from lalic.model import LALIC
 

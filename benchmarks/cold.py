@@ -105,7 +105,7 @@ import torch
 torch.set_num_threads(int(sys.argv[2]))
 marks.append(time.perf_counter())
 from lalic import codec
-from lalic.entropy.exact import exact_entropy
+from lalic.coder.exact import exact_entropy
 import lalic.model
 marks.append(time.perf_counter())
 device = torch.device(sys.argv[3])

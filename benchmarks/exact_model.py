@@ -27,9 +27,9 @@ from benchmarks.ops import HEIGHT, WIDTH
 from benchmarks.portability import ENTROPIES, ideal_code_length
 from lalic import images
 from lalic.codec import _pad
+from lalic.coder.exact import ExactEngine, exact_entropy
+from lalic.coder.slices import Read
 from lalic.config import FULL, SLIM, Config
-from lalic.entropy.exact import ExactEngine, exact_entropy
-from lalic.entropy.slices import Read
 from lalic.model import LALIC
 
 REDUCED = Config("reduced", 12, 32, (16, 24, 32, 32, 32, 24), (1, 1, 1, 1), (2, 2, 4, 8, 16))

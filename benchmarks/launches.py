@@ -84,9 +84,9 @@ def counting() -> Iterator[Counts]:
         raise RuntimeError("TRITON_INTERPRET: expected 1 before triton is imported, so that kernels can be left out")
     from triton.runtime.interpreter import GridExecutor
 
-    from lalic.coding import Coding
-    from lalic.entropy.device import DeviceSlices
-    from lalic.entropy.exact import ExactEngine, ExactEntropy
+    from lalic.coder.coding import Coding
+    from lalic.coder.device import DeviceSlices
+    from lalic.coder.exact import ExactEngine, ExactEntropy
     from lalic.model import LALIC
     from lalic_kernels.exact import op as exact_op
     from lalic_kernels.rans import checksum

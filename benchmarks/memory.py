@@ -38,7 +38,7 @@ from benchmarks.measure import MEMORY
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.blocks import OmniShift, RWKVBlock
-from lalic.training.loop import rate_distortion
+from lalic.train.loop import rate_distortion
 from lalic_kernels._core import dispatch
 
 CONFIGS = {"full": FULL, "slim": SLIM}

@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.counted import Passes, RealNumbers, without_memory
 from benchmarks.measure import WrongResult, copy_bandwidth
+from lalic.coder.decoder import SliceDecoder
 from lalic.config import Config
-from lalic.entropy.decoder import SliceDecoder
 from lalic.model import LALIC
 from lalic_kernels._core import triton_support
 
@@ -43,16 +43,16 @@ PLACES = (
     ("lalic.model", "LALIC", "latents", "g_a"),
     ("lalic.model", "LALIC", "_hyper_latents", "h_a"),
     ("lalic.model", "LALIC", "_synthesise_at", "g_s"),
-    ("lalic.entropy.exact", "ExactEntropy", "_hyper_parameters", "h_s"),
-    ("lalic.entropy.decoder", "SliceDecoder", "channel_context", "contexts"),
-    ("lalic.entropy.decoder", "SliceDecoder", "spatial_context", "contexts"),
-    ("lalic.entropy.decoder", "SliceDecoder", "aggregation", "aggregation"),
+    ("lalic.coder.exact", "ExactEntropy", "_hyper_parameters", "h_s"),
+    ("lalic.coder.decoder", "SliceDecoder", "channel_context", "contexts"),
+    ("lalic.coder.decoder", "SliceDecoder", "spatial_context", "contexts"),
+    ("lalic.coder.decoder", "SliceDecoder", "aggregation", "aggregation"),
     ("lalic_kernels.rans.grouped", "", "encode", "entropy encoding"),
     ("lalic_kernels.rans.grouped", "Decoder", "decode", "entropy decoding"),
 )
 PLACES_THERE = (
-    ("lalic.entropy.device", "DeviceSlices", "known_part", "contexts"),
-    ("lalic.entropy.device", "DeviceSlices", "network", "aggregation"),
+    ("lalic.coder.device", "DeviceSlices", "known_part", "contexts"),
+    ("lalic.coder.device", "DeviceSlices", "network", "aggregation"),
     ("lalic_kernels.rans.grouped.gpu_encode", "", "encode", "entropy encoding"),
     ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode_channels", "entropy decoding"),
     ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode_parameters", "entropy decoding"),

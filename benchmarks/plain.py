@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import memory
-from lalic import coding
+from lalic.coder import coding
 from lalic.model import LALIC
 from lalic.nn.blocks import OmniShift
 from lalic_kernels._core import dispatch

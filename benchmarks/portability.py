@@ -27,7 +27,7 @@ from torch import Tensor
 import lalic
 from benchmarks import report
 from lalic import images
-from lalic.entropy.tables import gaussian_tables
+from lalic.coder.tables import gaussian_tables
 from lalic.errors import LalicError
 from lalic.model import LALIC
 from lalic_kernels.rans import ideal_bits

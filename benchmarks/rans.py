@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.baselines_rans import baselines
 from benchmarks.measure import Call, Case, Setting, WrongResult
-from lalic.entropy.tables import gaussian_tables
+from lalic.coder.tables import gaussian_tables
 from lalic_kernels import rans, scale_table
 from lalic_kernels.rans import grouped
 

@@ -15,7 +15,7 @@ import torch
 import lalic
 from benchmarks import report
 from lalic import demo, images
-from lalic.bitstream import parse
+from lalic.container import parse
 from lalic.nn.precision import PRECISIONS
 
 

@@ -27,10 +27,10 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import baselines_slices, report
 from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from lalic.coder import decoder, slices, weights
+from lalic.coder.decoder import SliceDecoder
+from lalic.coder.engine import FLOAT, Engine
 from lalic.config import FULL, SLIM, Config
-from lalic.entropy import decoder, slices, weights
-from lalic.entropy.decoder import SliceDecoder
-from lalic.entropy.engine import FLOAT, Engine
 from lalic.model import LALIC
 from lalic.nn.context import SliceStack, pack, unpack
 

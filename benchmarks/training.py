@@ -38,9 +38,9 @@ torch.set_num_threads(1)
 from lalic.memory import keep_memory
 keep_memory()
 from lalic.model import LALIC
-from lalic.training.data import Crops
-from lalic.training.loop import Trainer
-from lalic.training.recipe import Recipe
+from lalic.train.data import Crops
+from lalic.train.loop import Trainer
+from lalic.train.recipe import Recipe
 shape, batch, patch, warm, steps = json.loads(sys.argv[1])
 recipe = Recipe(batch=batch, patch=patch, optimizer="soap", lr=1e-3, bf16=True)
 torch.manual_seed(0)

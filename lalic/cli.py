@@ -151,7 +151,7 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model")
     if with_train:
-        from lalic.training import cli as training
+        from lalic.train import cli as training
 
         training.add_arguments(train)
         train.set_defaults(run=training.run)
@@ -253,7 +253,7 @@ def _compress(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from lalic import images
-    from lalic.bitstream import parse
+    from lalic.container import parse
 
     if args.background is not None:
         try:
@@ -355,7 +355,7 @@ def _name_first(job: Job, sentence: str) -> str:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from lalic.bitstream import parse
+    from lalic.container import parse
     from lalic.describe import describe, in_words
 
     decode = _symbol_hasher(args) if args.symbols else None

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from lalic import images
-from lalic.bitstream import MAX_PIXELS, MAX_SIDE, Container, parse
 from lalic.config import DEFAULT_QUALITY
+from lalic.container import MAX_PIXELS, MAX_SIDE, Container, parse
 from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lalic.bitstream import Container
+from lalic.container import Container
 
 __all__ = ["describe", "in_words"]
 

@@ -39,7 +39,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
-from lalic.bitstream import MAX_PIXELS
+from lalic.container import MAX_PIXELS
 from lalic.errors import ImageError
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lalic.coding import Coding
+from lalic.coder.coding import Coding
+from lalic.coder.exact import exact_entropy
+from lalic.coder.graphs import Launching
+from lalic.coder.slices import Estimate, code_slices
+from lalic.coder.tables import bottleneck_cdfs, gaussian_tables
 from lalic.config import DEFAULT_QUALITY, FULL, Config
-from lalic.entropy.exact import exact_entropy
-from lalic.entropy.slices import Estimate, code_slices
-from lalic.entropy.tables import bottleneck_cdfs, gaussian_tables
 from lalic.errors import CheckpointError
-from lalic.graphs import Launching
 from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lalic import codec
-from lalic.bitstream import parse
+from lalic.container import parse
 from lalic.demo import psnr
 from lalic.errors import LalicError
 

@@ -51,7 +51,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import lalic
 from benchmarks import launches
-from lalic.entropy.device import DeviceSlices
+from lalic.coder.device import DeviceSlices
 from lalic.model import LALIC
 
 joint = DeviceSlices.joint_parameters

@@ -6,7 +6,7 @@ A matrix `name` of the entropy model (h_s, slices, channel contexts) is kept as 
     name.exponents   int8 (outputs, parts): a weight is integer 2^(exponent - 12)
     name.widths      int32 (parts,): how many inputs each part has
 
-Parts are what is a product by itself (`lalic.entropy.weights`); most matrices have one. A folded 5x5 shift stands under
+Parts are what is a product by itself (`lalic.coder.weights`); most matrices have one. A folded 5x5 shift stands under
 the name of its 5x5 branch, for its branches are not needed any more. Everything else is plain: vectors and the prior
 float32, tables int32, and g_a, h_a, g_s in half precision where that loses nothing. `entropy_digest` holds the SHA-256
 of the exact entropy model, which a reader compares.

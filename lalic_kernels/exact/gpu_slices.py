@@ -1,6 +1,6 @@
 """What coding a slice needs of the exact arithmetic, in few launches: parts of first products, aggregation networks.
 
-`lalic.entropy.decoder` says what is computed. Images are (B, H, W, C) with their positions one after the other, any
+`lalic.coder.decoder` says what is computed. Images are (B, H, W, C) with their positions one after the other, any
 distance apart; "by colour" is (2, B, H W / 2, C), anchors first, positions of a colour in the order of rows.
 """
 

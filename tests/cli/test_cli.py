@@ -16,7 +16,7 @@ from fake_model import FakeModel
 from PIL import Image
 
 from lalic import cli, codec
-from lalic.bitstream import parse
+from lalic.container import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -347,7 +347,7 @@ def test_help(run, words):
 
 
 def test_train_hands_its_arguments_on(run, monkeypatch):
-    from lalic.training import cli as training
+    from lalic.train import cli as training
 
     seen = []
     monkeypatch.setattr(training, "run", lambda args: seen.append(args) or 3)

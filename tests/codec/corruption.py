@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lalic.bitstream import Container, parse
+from lalic.container import Container, parse
 
 
 def corrupted(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:

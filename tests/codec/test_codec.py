@@ -14,7 +14,7 @@ from PIL import Image
 
 import lalic
 from lalic import codec
-from lalic.bitstream import Container, parse
+from lalic.container import Container, parse
 from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import lalic
 from lalic import codec, images
-from lalic.bitstream import MAX_OVERHEAD, parse
+from lalic.container import MAX_OVERHEAD, parse
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import lalic
-from lalic import cli, codec, coding
-from lalic.bitstream import Container, parse
-from lalic.entropy import exact as exact_model
+from lalic import cli, codec
+from lalic.coder import coding
+from lalic.coder import exact as exact_model
+from lalic.container import Container, parse
 from lalic.errors import BitstreamError, ModelMismatchError
 from lalic_kernels.rans.grouped import layout
 

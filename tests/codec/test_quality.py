@@ -11,7 +11,7 @@ from PIL import Image
 from shapes import SHAPES
 
 from lalic import codec, search
-from lalic.bitstream import parse
+from lalic.container import parse
 from lalic.demo import psnr
 from lalic.errors import BitstreamError, LalicError
 from lalic.model import LALIC

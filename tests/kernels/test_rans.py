@@ -200,7 +200,7 @@ def test_lanes_follow_the_payload():
 
 def test_published_coders_symbols():
     """The symbols the published coder wrote, with its table and its lengths as the yardstick."""
-    from lalic.entropy.tables import gaussian_tables as frozen  # the table is data of the package above
+    from lalic.coder.tables import gaussian_tables as frozen  # the table is data of the package above
 
     golden = np.load(GOLDEN)
     ours = theirs = 0

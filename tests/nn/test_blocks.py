@@ -13,7 +13,7 @@ from benchmarks.memory import plain
 from lalic.config import SLIM
 from lalic.model import LALIC
 from lalic.nn.blocks import RWKVBlock
-from lalic.training.loop import rate_distortion
+from lalic.train.loop import rate_distortion
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lalic.coder.slices import code_slices
 from lalic.config import FULL, Config
-from lalic.entropy.slices import code_slices
 from lalic.nn.context import SliceStack, pack, unpack
 from lalic.nn.context_models import (
     CONTEXT_MODELS,

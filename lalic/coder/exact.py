@@ -1,0 +1,226 @@
+"""The entropy model in exact arithmetic: the same bits on every machine, from z symbols to indexes and means.
+
+`ExactEngine` lets `lalic.coder.decoder` run on `lalic_kernels.exact` (docs/portable-arithmetic.md says what those
+compute). `ExactEntropy` holds all that a decoder needs of a model before its synthesis transform, as integers and
+settled floats: medians, hyper synthesis, slices. It is made from float weights by exact steps alone, so that every
+machine makes the same one of the same weights, and `digest` names it.
+
+What is computed besides the exact primitives are single float32 additions, each rounded by itself:
+z_hat = symbol + median; a slice's first product = spatial part with its bias, or the bias alone for anchors,
++ (hyper part + channel part); a channel context's first convolution = its parts in coding order; y_hat = symbol + mean.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lalic.coder.decoder import SliceDecoder
+from lalic.coder.device import DeviceSlices
+from lalic.coder.slices import ReadThere, SliceCoder, run_slices
+from lalic.coder.weights import StackWeights, make_weights
+from lalic.errors import CheckpointError
+from lalic.nn.blocks import RWKVBlock
+from lalic.nn.checkpoints import matters
+from lalic.nn.context import SliceStack
+from lalic_kernels import exact
+from lalic_kernels.rans.grouped import Place
+
+VERSION = exact.VERSION
+
+
+class ExactEngine:
+    """`lalic_kernels.exact` as `lalic.coder.engine.Engine` wants it; weights are quantised when they are prepared."""
+
+    name = "exact"
+
+    def __init__(self, backend: str | None = None):
+        self.backend = backend
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> exact.ExactLinear:
+        return exact.prepare_linear(weight, bias)
+
+    def prepare_conv(self, weight: Tensor, bias: Tensor | None) -> exact.ExactConv:
+        return exact.prepare_conv(weight, bias, padding=1)
+
+    def prepare_block(self, block: RWKVBlock) -> exact.ExactBlock:
+        att, ffn = block.att, block.ffn
+        return exact.prepare_block(
+            (block.ln1.weight, block.ln1.bias), att.omni_shift.kernel(), att.decay, att.boost,
+            (att.key.weight, att.value.weight, att.receptance.weight, att.output.weight), block.gamma1,
+            (block.ln2.weight, block.ln2.bias), ffn.omni_shift.kernel(),
+            (ffn.key.weight, ffn.receptance.weight, ffn.value.weight), block.gamma2,
+        )  # fmt: skip
+
+    def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> exact.ExactEntropyParams:
+        mix, bias, norm_weight, norm_bias, key, receptance, value = tensors
+        return exact.prepare_entropy_params((mix, bias), (norm_weight, norm_bias), key, receptance, value)
+
+    def without_inputs(self, aggregation: exact.ExactEntropyParams) -> exact.ExactEntropyParams:
+        return aggregation  # `aggregation` sees that there are none
+
+    def linear(self, x: Tensor, weights: exact.ExactLinear) -> Tensor:
+        return exact.linear(x, weights, backend=self.backend)
+
+    def conv(self, x: Tensor, weights: exact.ExactConv) -> Tensor:
+        return exact.conv(x, weights, backend=self.backend)
+
+    def block(self, x: Tensor, weights: exact.ExactBlock) -> Tensor:
+        return exact.rwkv_block(x, weights, backend=self.backend)
+
+    def aggregation(self, x: Tensor, weights: exact.ExactEntropyParams, partial: Tensor | None) -> Tensor:
+        return exact.entropy_params(x, weights, partial=partial, backend=self.backend)
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return exact.gaussian_head(parameters, backend=self.backend)
+
+
+EXACT = ExactEngine()
+
+
+@dataclass(frozen=True, eq=False)
+class ExactEntropy:
+    """What a decoder computes before the synthesis transform, prepared. Treat it as read-only: it is shared."""
+
+    medians: Tensor  # (C,) of the hyper latents, float32
+    hyper: tuple[exact.ExactConv | exact.ExactBlock, ...]  # hyper synthesis, in order
+    slices: StackWeights
+
+    def hyper_parameters(self, z: Tensor, engine: ExactEngine = EXACT) -> Tensor:
+        """z (B, C, h, w), decoded symbols of any dtype -> hyper parameters (B, M, 4 h, 4 w), channels last."""
+        return self._hyper_parameters(z.to(self.medians).permute(0, 2, 3, 1) + self.medians, None, engine)
+
+    def _hyper_parameters(self, x: Tensor, most: Tensor | None, engine: ExactEngine) -> Tensor:
+        """The same of hyper latents x (B, h, w, C); most: `exact.conv`'s on a GPU."""
+        steps = exact.few_launches(x.device, engine.backend)
+        for convolves, group in itertools.groupby(self.hyper, lambda layer: isinstance(layer, exact.ExactConv)):
+            layers: list[Any] = list(group)
+            if not convolves and steps is not None:
+                x, most = steps.rwkv_blocks_and_largest(x, layers)
+            elif not convolves:
+                x = exact.rwkv_blocks(x, layers, backend=engine.backend)
+            else:
+                for layer in layers:
+                    if steps is not None:
+                        x, most = steps.conv(x, layer, most=most), None
+                    else:
+                        x = exact.conv(x, layer, backend=engine.backend)
+        return x.permute(0, 3, 1, 2)
+
+    def code(self, z: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine = EXACT) -> Tensor:
+        """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last.
+
+        Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.
+        """
+        with exact.one_check(z.device, backend=engine.backend):
+            return self._code(self.hyper_parameters(z, engine), coder, engine)
+
+    def code_there(self, read: Callable[[Place], None], size: tuple[int, ...], coder: ReadThere) -> Tensor:
+        """As `code` on a GPU, where z is decoded too: `read` puts hyper latents of size (B, h, w, C) to a place."""
+        device = self.medians.device
+        steps = exact.few_launches(device, None)
+        with exact.one_check(device):
+            most = None if steps is None else steps.maxima(device, size[0])
+            place = Place(torch.empty(size, device=device), None, most)
+            read(place)
+            return self._code(self._hyper_parameters(place.image, place.most, EXACT), coder, EXACT)
+
+    def _code(self, params: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine) -> Tensor:
+        steps = exact.few_launches(params.device, engine.backend)
+        if steps is None:
+            return run_slices(SliceDecoder(self.slices, params, engine), coder)
+        return run_slices(DeviceSlices(self.slices, params, engine, steps), coder)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""
+        found = hashlib.sha256(f"exact entropy model {VERSION}\n".encode())
+        for name, value in _entries("", self):
+            part = value.digest() if not isinstance(value, Tensor) else _tensor_digest(value)
+            found.update(f"{name} {part}\n".encode())
+        return found.hexdigest()
+
+    def to(self, device: torch.device | str) -> ExactEntropy:
+        """The same on a device."""
+        return cast(ExactEntropy, _mapped(self, lambda value: value.to(device)))
+
+
+def _leaf(value: Any) -> bool:
+    return isinstance(value, Tensor) or (hasattr(value, "digest") and not isinstance(value, ExactEntropy))
+
+
+def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(name, tensor or prepared weight), in the order of fields; `anchors` is `first` again and left out."""
+    if value is None or isinstance(value, int):
+        return
+    if _leaf(value):
+        yield name, value
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _entries(f"{name}.{i}", item)
+    else:
+        for field in fields(value):
+            if field.name != "anchors":
+                yield from _entries(f"{name}.{field.name}", getattr(value, field.name))
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if value is None or isinstance(value, int):
+        return value
+    if _leaf(value):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, change) for item in value)
+    assert is_dataclass(value) and not isinstance(value, type)
+    new = {f.name: _mapped(getattr(value, f.name), change) for f in fields(value) if f.name != "anchors"}
+    result = replace(value, **new)
+    return replace(result, anchors=result.first) if hasattr(value, "anchors") else result  # type: ignore[attr-defined]
+
+
+def _tensor_digest(value: Tensor) -> str:
+    return hashlib.sha256(value.cpu().numpy().astype("<f4").tobytes()).hexdigest()
+
+
+def exact_entropy(latent_codec: nn.Module) -> ExactEntropy:
+    """The exact entropy model of `LALIC.latent_codec`, on its device: made once, and anew when a weight changes.
+
+    Raises `CheckpointError` if a weight is not finite.
+    """
+    hyper, stack = cast(Any, latent_codec).hyper, cast(SliceStack, latent_codec.y)
+    quantiles = hyper.entropy_bottleneck.quantiles
+    modules = (("hyper", hyper.h_s), ("y", stack))
+    named = [(n, p) for top, module in modules for n, p in module.named_parameters(prefix=top)]
+    sources = [quantiles, *(p for n, p in named if matters(n))]
+    middle = hyper.entropy_bottleneck.medians
+    return cast(Any, latent_codec).kept.get("exact", sources, lambda: _make(hyper.h_s, stack, middle()))
+
+
+def _make(h_s: nn.Sequential, stack: SliceStack, medians: Tensor) -> ExactEntropy:
+    """Always from float32 tensors on the CPU, whatever the model's device and dtype."""
+    device = medians.device
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for m in (h_s, stack) for p in m.parameters()):
+        h_s = copy.deepcopy(h_s).to("cpu", torch.float32)
+        stack = copy.deepcopy(stack).to("cpu", torch.float32)
+    try:
+        middle = medians.detach().to("cpu", torch.float32, copy=True)
+        if not bool(torch.isfinite(middle).all()):
+            raise ValueError("the prior's medians must be finite")
+        hyper = tuple(EXACT.prepare_block(m) if isinstance(m, RWKVBlock) else _up(m) for m in h_s)
+        made = ExactEntropy(exact.settle(middle), hyper, make_weights(stack, EXACT))
+    except ValueError as error:
+        raise CheckpointError(f"the entropy model's weights cannot be made integers: {error}") from error
+    return made if device.type == "cpu" else made.to(device)
+
+
+def _up(m: nn.Module) -> exact.ExactConv:
+    conv = cast(nn.ConvTranspose2d, m)
+    stride, padding, output_padding = (
+        cast(tuple[int, int], n)[0] for n in (conv.stride, conv.padding, conv.output_padding)
+    )
+    return exact.prepare_conv(conv.weight, conv.bias, stride, padding, True, output_padding)

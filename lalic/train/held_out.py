@@ -1,0 +1,37 @@
+"""The pictures that training leaves out, as files: `python -m lalic.train.held_out DATA... -o FOLDER`.
+
+DATA as `lalic train` was given it. Weights are chosen on these pictures, with the tools that take folders:
+
+    lalic eval FOLDER --codecs lalic --checkpoint ONE.safetensors OTHER.safetensors -q 10 30 50 70 90
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from lalic.train.data import Crops
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the pictures as PNG files, numbered in their order; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lalic.train.held_out", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("data", nargs="+", help="folders, tar files or pictures that a run is given")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="folder to write to")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    sources = Crops(args.data, 64, 1, 0).held_out_sources()
+    for number, (name, data) in enumerate(sources):
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            image.convert("RGB").save(args.output / f"{number:03d}-{Path(name).stem}.png")
+    print(f"{args.output}: {len(sources)} pictures")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,161 @@
+"""Graphs on a real device: as plain launches, files both ways, no wait before the end, threads, bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from graph_double import damaged
+
+import lalic
+from lalic import images
+from lalic.coder.coding import EncodedSections
+from lalic.coder.gpu_decode import DecodeGraph, weights_of
+from lalic.coder.graphs import Shelf
+from lalic.errors import BitstreamError
+from lalic.model import LALIC
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[2]
+QUALITIES = (20.0, 50.0, 80.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LALIC]:
+    yield lalic.slim().to("cuda")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[torch.Tensor]:
+    whole = images.to_tensor(images.load(ROOT / "lalic" / "assets" / "astronaut.png"))
+    return [whole[:, :, 64 * i : 64 * i + 192, 64 * i : 64 * i + 256].contiguous() for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def files(pictures: list[torch.Tensor]) -> list[EncodedSections]:
+    """Of a CPU."""
+    here = lalic.slim()
+    return [here.encode_sections(x, q) for x, q in zip(pictures, QUALITIES, strict=True)]
+
+
+def decode(model: LALIC, file: EncodedSections, quality: float, graph: bool | None) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.decode_sections(file.streams, 192, 256, file.checksum, quality, graph=graph)
+
+
+def test_graph_equals_plain_and_reads_files_of_a_cpu(model: LALIC, files: list[EncodedSections]) -> None:
+    for _ in range(2):
+        for file, quality in zip(files, QUALITIES, strict=True):
+            plain = decode(model, file, quality, False)
+            assert torch.equal(decode(model, file, quality, True), plain)
+    bad = EncodedSections((damaged(files[0].streams[0]),), files[0].checksum)
+    with pytest.raises(BitstreamError):
+        decode(model, bad, QUALITIES[0], True)
+    assert torch.equal(decode(model, files[0], QUALITIES[0], True), decode(model, files[0], QUALITIES[0], False))
+
+
+def test_a_cpu_reads_files_of_a_gpu(model: LALIC, pictures: list[torch.Tensor]) -> None:
+    here = lalic.slim()
+    for graph in (False, True):
+        for x, quality in zip(pictures, QUALITIES, strict=True):
+            with torch.inference_mode():
+                file = model.encode_sections(x.cuda(), quality, graph=graph)
+                shown = here.decode_sections(file.streams, 192, 256, file.checksum, quality)
+            assert (shown - decode(model, file, quality, graph).cpu()).abs().max() < 1e-3
+
+
+def test_in_a_stream_that_is_not_the_default(model: LALIC, files: list[EncodedSections]) -> None:
+    wanted = decode(model, files[0], QUALITIES[0], False).cpu()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        x = decode(model, files[0], QUALITIES[0], True)
+        assert torch.cuda.current_stream() == stream
+        assert torch.equal(x.cpu(), wanted)
+
+
+def test_nothing_waits_between_bytes_and_pixels(
+    model: LALIC, files: list[EncodedSections], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch complains of whatever waits, until the look at the end."""
+    from lalic.coder import gpu_decode
+
+    look = gpu_decode._look
+
+    def last(*given: object) -> object:
+        torch.cuda.set_sync_debug_mode("default")
+        return look(*given)
+
+    monkeypatch.setattr(gpu_decode, "_look", last)
+    for graph in (False, True):
+        decode(model, files[0], QUALITIES[0], graph)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            decode(model, files[1], QUALITIES[1], graph)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_batch(model: LALIC, files: list[EncodedSections]) -> None:
+    streams = [file.streams[0] for file in files]
+    streams[1] = damaged(streams[1])
+    for graph in (False, True):
+        with torch.inference_mode():
+            found = model.decode_batch(
+                streams, 192, 256, [file.checksum for file in files], list(QUALITIES), graph=graph
+            )
+        assert isinstance(found[1], BitstreamError)
+        for i in (0, 2):
+            assert (found[i] - decode(model, files[i], QUALITIES[i], False)).abs().max() < 1e-4
+
+
+def test_threads_while_others_capture(model: LALIC, files: list[EncodedSections]) -> None:
+    wanted = [decode(model, file, q, False) for file, q in zip(files, QUALITIES, strict=True)]
+    own = lalic.slim().to("cuda")
+    wrong: list[object] = []
+
+    def work(i: int) -> None:
+        try:
+            for step in range(8):
+                graph = True if (i + step) % 2 else None
+                which = (i + step) % 3
+                if not torch.equal(decode(own, files[which], QUALITIES[which], graph), wanted[which]):
+                    wrong.append((i, step))
+                torch.randn(1000, 1000, generator=torch.Generator("cuda"), device="cuda").sum().item()
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_weights_that_change(files: list[EncodedSections]) -> None:
+    own = lalic.slim().to("cuda")
+    before = decode(own, files[0], QUALITIES[0], True)
+    with torch.no_grad():
+        own.g_s[-1].weight.mul_(0.5)
+    after = decode(own, files[0], QUALITIES[0], True)
+    assert not torch.equal(after, before) and torch.equal(after, decode(own, files[0], QUALITIES[0], False))
+
+
+def test_memory_is_bounded() -> None:
+    own = lalic.slim().to("cuda")
+    x = torch.rand(1, 3, 64, 64, device="cuda")
+    shelf: Shelf = own._kept.get("graphs", weights_of(own), Shelf)
+    with torch.inference_mode():
+        for width in range(64, 64 * 25, 64):
+            wide = x.expand(1, 3, 64, 64).repeat(1, 1, 1, width // 64)
+            file = own.encode_sections(wide, 50.0, graph=False)
+            own.decode_sections(file.streams, 64, width, file.checksum, 50.0, graph=True)
+    assert len(shelf) == 16 and all(isinstance(graph, DecodeGraph) for graph in shelf._graphs.values())
+    full = torch.cuda.memory_reserved()
+    own._kept._found.clear()
+    del shelf
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < full

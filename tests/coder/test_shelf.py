@@ -1,0 +1,343 @@
+"""When a launch becomes a graph, what is kept, dropped and refused: with a stand-in for torch.cuda, on any machine."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import pickle
+import threading
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lalic.coder import gpu_decode
+from lalic.coder.gpu_decode import DecodeGraph, weights_of, why_plain
+from lalic.coder.graphs import GraphError, Launches, Shelf, tensors_of
+from lalic.model import LALIC
+
+CPU = torch.device("cpu")
+
+
+def sized(size: int = 10) -> SimpleNamespace:
+    return SimpleNamespace(bytes=size)
+
+
+def full(most: int = 3, most_bytes: int = 100) -> Shelf:
+    return Shelf(most, most_bytes)
+
+
+def test_the_second_sight_captures() -> None:
+    shelf = full()
+    assert shelf.get("a", CPU, sized, None) is None
+    assert shelf.get("b", CPU, sized, None) is None
+    made = shelf.get("a", CPU, sized, None)
+    assert made is not None and shelf.get("a", CPU, pytest.fail, None) is made
+    assert shelf.get("c", CPU, sized, True) is not None and len(shelf) == 2
+
+
+def test_those_used_last_stay() -> None:
+    shelf = full(3, 1000)
+    for key in "abc":
+        shelf.get(key, CPU, sized, True)
+    shelf.get("a", CPU, pytest.fail, True)
+    shelf.get("d", CPU, sized, True)
+    assert [key in shelf._graphs for key in "abcd"] == [True, False, True, True]
+
+
+def test_bytes_are_bounded_and_what_is_dropped_is_freed() -> None:
+    class Graph:
+        bytes = 40
+
+    shelf = full(9, 100)
+    first = weakref.ref(shelf.get("a", CPU, Graph, True))
+    shelf.get("b", CPU, Graph, True)
+    assert first() is not None
+    shelf.get("c", CPU, Graph, True)
+    gc.collect()
+    assert first() is None and len(shelf) == 2
+
+
+def test_one_that_is_too_large_is_not_captured_again() -> None:
+    shelf = full(9, 100)
+    assert shelf.get("a", CPU, sized, None) is None
+    assert shelf.get("a", CPU, lambda: sized(200), None).bytes == 200
+    assert shelf.get("a", CPU, pytest.fail, None) is None and len(shelf) == 0
+
+
+def test_memory_that_does_not_suffice() -> None:
+    def make() -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    shelf = full()
+    with pytest.raises(torch.OutOfMemoryError):
+        shelf.get("a", CPU, make, True)
+    shelf.get("b", CPU, make, None)
+    assert shelf.get("b", CPU, make, None) is None, "the picture is decoded without a graph"
+    assert shelf.get("b", CPU, pytest.fail, None) is None, "and the next ones of its size too"
+
+
+def test_threads_capture_once() -> None:
+    shelf, made, found = full(), [], []
+
+    def make() -> Any:
+        made.append(1)
+        threading.Event().wait(0.05)
+        return sized()
+
+    threads = [threading.Thread(target=lambda: found.append(shelf.get("a", CPU, make, True))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and len({id(graph) for graph in found}) == 1
+
+
+# A model's graphs
+
+
+@pytest.fixture
+def model() -> LALIC:
+    torch.manual_seed(0)
+    made = LALIC(3, 6, (4, 4, 4, 6, 4, 4), (0, 0, 0, 1), (2, 4), context_depth=1, context_rate=2, qualities=2)
+    made.update()
+    return made.eval()
+
+
+def shelf_of(model: LALIC) -> Shelf:
+    return model._kept.get("graphs", weights_of(model), Shelf)
+
+
+@torch.no_grad()
+def test_a_weight_that_changes_ends_all_graphs(model: LALIC) -> None:
+    first = shelf_of(model)
+    assert shelf_of(model) is first
+    seen = {id(first)}
+    changes = (
+        lambda: model.g_s[0].weight.add_(1),
+        lambda: setattr(model.h_s[0].weight, "data", model.h_s[0].weight.data.clone()),
+        lambda: model.gains.log_inverses.zero_(),
+        lambda: model.update(force=True),
+        lambda: model.load_state_dict(model.state_dict()),
+        lambda: setattr(model, "gains", copy.deepcopy(model.gains)),
+    )
+    kept = [first]
+    for change in changes:
+        change()
+        kept.append(shelf_of(model))
+        assert id(kept[-1]) not in seen
+        seen.add(id(kept[-1]))
+
+
+def test_copies_have_graphs_of_their_own_and_a_model_takes_its_with_it(model: LALIC) -> None:
+    shelf_of(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert list(other._kept) == [] and other._launching is not model._launching
+    gone = weakref.ref(shelf_of(other))
+    assert gone() is not None
+    del other
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_a_model_leads_to(model: LALIC) -> None:
+    from lalic.coder.exact import exact_entropy
+
+    entropy = exact_entropy(model.latent_codec)
+    before = {x.untyped_storage()._cdata for x in tensors_of(model)}
+    assert {p.untyped_storage()._cdata for p in weights_of(model)} <= before
+    assert entropy.slices.hyper.weight.untyped_storage()._cdata in before
+    late = torch.zeros(3)
+    entropy.slices.hyper.kept["triton"] = SimpleNamespace(), [{"x": late}]
+    assert any(x is late for x in tensors_of(model))
+
+
+def test_where_there_can_be_no_graph(model: LALIC) -> None:
+    assert why_plain(model, 1, (8, 12)) == ""
+    assert why_plain(model, 1, (32, 32)) == "" and why_plain(model, 8, (16, 8)) == ""
+    assert "4325376 pixels" in why_plain(model, 1, (33, 32)) and "pixels" in why_plain(model, 9, (16, 8))
+    model.set_precision("float16")
+    assert "float16" in why_plain(model, 1, (1, 1))
+    model.set_precision("float32")
+    model.entropy = "float"
+    assert "floating point" in why_plain(model, 1, (1, 1))
+    with pytest.raises(ValueError, match="graph: expected None or False, because"):
+        gpu_decode.pictures(model, [b""], (1, 1), CPU, [0], [None], True)
+    with torch.inference_mode():
+        made = LALIC(3, 6, (4, 4, 4, 6, 4, 4), (0, 0, 0, 0), (6,))
+    assert "inference_mode" in why_plain(made, 1, (1, 1))
+
+
+def test_a_graph_is_not_asked_for_in_vain(model: LALIC) -> None:
+    with pytest.raises(ValueError, match="graph: expected None or False where symbols are not decoded on a GPU"):
+        model.decode_sections((b"",), 64, 64, 0, graph=True)
+    with pytest.raises(ValueError, match="graph: expected None or False where symbols are not coded on a GPU"):
+        model.encode_sections(torch.zeros(1, 3, 64, 64), graph=True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "room"),
+    [
+        ([(1, 1)], (4, 16384)),
+        ([(4, 9000), (5, 100)], (16, 65536)),
+        ([(1, 70000)], (64, 262144)),
+        ([(1024, 3_000_000)], (1024, 4194304)),
+        ([(3, 5_000_000)], (1024, 1221 * 4096)),
+    ],
+)
+def test_few_rooms_for_all_streams(heads: list[tuple[int, int]], room: tuple[int, int]) -> None:
+    assert gpu_decode._room(heads) == room
+    assert all(groups <= room[0] and words <= room[1] for groups, words in heads)
+
+
+# A capture, with a stand-in for torch.cuda
+
+
+class Cuda:
+    """Notes what is asked of torch.cuda. fail: raised where a capture ends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: Exception | None = None) -> None:
+        self.log: list[str] = []
+        self.now = "caller"
+        self.capturing = False
+        log = self.log
+        cuda = self
+
+        class Stream:
+            def __init__(self, name: str = "side") -> None:
+                self.name = name
+
+            def wait_stream(self, other: Stream) -> None:
+                log.append(f"{self.name} waits for {other.name}")
+
+            def synchronize(self) -> None:
+                log.append(f"wait for {self.name}")
+
+        class On:
+            def __init__(self, stream: Stream) -> None:
+                self.stream = stream
+
+            def __enter__(self) -> None:
+                self.before, cuda.now = cuda.now, self.stream.name
+
+            def __exit__(self, *_: object) -> None:
+                cuda.now = self.before
+
+        class Capture(On):
+            def __init__(self, graph: Any, stream: Stream, capture_error_mode: str) -> None:
+                super().__init__(stream)
+                log.append(f"capture on {stream.name}, {capture_error_mode}")
+
+            def __enter__(self) -> None:
+                super().__enter__()
+                cuda.capturing = True
+
+            def __exit__(self, *error: object) -> None:
+                cuda.capturing = False
+                if fail is not None:
+                    raise fail  # as torch does, without giving the stream back
+                super().__exit__()
+
+        segments = [{"segment_pool_id": (0, n), "total_size": size} for n, size in ((0, 7), (5, 30), (5, 12))]
+        graph = SimpleNamespace(replay=lambda: log.append(f"replay on {self.now}"), pool=lambda: (0, 5))
+        for name, value in {
+            "Stream": lambda _: Stream(), "stream": On, "device": lambda _: On(Stream(self.now)), "graph": Capture,
+            "current_stream": lambda _: Stream(self.now), "CUDAGraph": lambda: graph,
+            "memory_snapshot": lambda: segments,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def launches(cuda: Cuda, kept: Any = list) -> Launches:
+    def launch() -> str:
+        cuda.log.append(f"launch on {cuda.now}" + (", captured" if cuda.capturing else ""))
+        return "results"
+
+    return Launches(CPU, lambda: cuda.log.append(f"prepare on {cuda.now}"), launch, kept)
+
+
+def test_a_capture_runs_first_and_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+    made = launches(cuda)
+    assert cuda.log == [
+        "side waits for caller", *["prepare on side", "launch on side"] * 2, "prepare on side", "wait for side",
+        "capture on side, thread_local", "launch on side, captured", "caller waits for side",
+    ]  # fmt: skip
+    assert made.results == "results" and made.bytes == 42
+    made.run()
+    assert cuda.log[-1] == "replay on caller"
+
+
+def test_a_capture_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"))
+    with pytest.raises(GraphError, match=r"\(operation not permitted when stream is capturing\); use graph=False"):
+        launches(cuda)
+    assert cuda.now == "caller"
+    with pytest.raises(torch.OutOfMemoryError):
+        launches(Cuda(monkeypatch, torch.OutOfMemoryError("none left")))
+
+
+def test_what_is_wrong_before_the_capture_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cuda(monkeypatch)
+
+    def launch() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        Launches(CPU, lambda: None, launch, list)
+
+
+def test_what_is_kept_is_made_before_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+    kept = [torch.zeros(2)]
+    made = launches(cuda, lambda: list(kept))
+    gone = weakref.ref(kept.pop())
+    assert gone() is not None
+    del made
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(GraphError, match="made during the capture"):
+        launches(cuda, lambda: [torch.zeros(1)])
+
+
+def test_a_run_belongs_to_one_thread_until_it_has_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams go in, launches run and results come out without another thread's in between."""
+    log: list[str] = []
+    memory = torch.zeros(1)
+
+    class Decoder:
+        def load(self, streams: list[bytes]) -> None:
+            log.append(f"load {streams[0].decode()}")
+            self.name = streams[0].decode()
+            threading.Event().wait(0.01)
+
+        def faults(self) -> list[None]:
+            log.append(f"look {self.name}")
+            return [None]
+
+        def sums(self) -> torch.Tensor:
+            return torch.zeros(1, 2, dtype=torch.int64)
+
+    graph = object.__new__(DecodeGraph)
+    decoder: Any = Decoder()
+    graph._decoder, graph._levels = decoder, None
+    run: Any = SimpleNamespace(
+        lock=threading.Lock(), device=CPU, results=(memory, []), run=lambda: memory.fill_(int(decoder.name))
+    )
+    graph._launches = run
+    found: dict[int, torch.Tensor] = {}
+
+    def call(i: int) -> None:
+        found[i] = graph([b"%d" % i], None)[0]
+
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(int(x) == i for i, x in found.items()) and len(found) == 8
+    assert all(a.split()[1] == b.split()[1] for a, b in zip(log[::2], log[1::2], strict=True))
