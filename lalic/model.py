@@ -22,11 +22,11 @@ from lalic.nn import checkpoints, integers
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
 from lalic.nn.gains import Gains, as_qualities, checked_quality
-from lalic.nn.kept import Kept
 from lalic.nn.noise import ALL
 from lalic.nn.precision import dtype_of, narrowed
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
 from lalic_kernels import exact
+from lalic_kernels.cache import WeightCache
 
 
 class _Hyper(nn.Module):
@@ -40,7 +40,7 @@ class _Hyper(nn.Module):
 class _LatentCodec(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
-        self.kept = Kept()  # the exact entropy model
+        self.cache = WeightCache()  # the exact entropy model
         self.y = SliceStack(c)
         self.hyper = _Hyper(c)
 
@@ -103,7 +103,7 @@ class LALIC(Coding):
         self.entropy = "exact"
         self.share = ALL  # of a batch that several processes train on
         self.graphs: bool | None = None
-        self._kept = Kept()
+        self._cache = WeightCache()
         self._launching = Launching()
 
     # Weights
@@ -200,7 +200,7 @@ class LALIC(Coding):
                 digest.update(t.flatten().view(torch.uint8).numpy())
             return digest.digest()[:8]
 
-        return self._kept.get("hash", [t for _, t in [*plain, *named]], make, self.entropy)
+        return self._cache.get("hash", [t for _, t in [*plain, *named]], make, self.entropy)
 
     def set_precision(self, precision: str) -> LALIC:
         """Let g_a, h_a and g_s compute in "float32", "bfloat16" or "float16" where no gradients are asked for.
@@ -237,7 +237,7 @@ class LALIC(Coding):
         transform, dtype = getattr(self, name), dtype_of(self.precision)
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
             return transform(x)
-        return narrowed(self._kept, name, transform, x, dtype)
+        return narrowed(self._cache, name, transform, x, dtype)
 
     def _hyper_latents(self, y: Tensor) -> Tensor:
         return self._transform("h_a", y)

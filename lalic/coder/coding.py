@@ -25,9 +25,9 @@ from lalic.coder.slices import (
 from lalic.coder.tables import gaussian_tables
 from lalic.config import Config
 from lalic.errors import BitstreamError
-from lalic.nn.kept import Kept
 from lalic_kernels import exact
 from lalic_kernels._core import triton_support
+from lalic_kernels.cache import WeightCache
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode, grouped
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Coding(nn.Module):
     h_s: nn.Module
     entropy: str
     graphs: bool | None  # as `decode_sections` has graph
-    _kept: Kept
+    _cache: WeightCache
     _launching: Launching
 
     def latents(self, x: Tensor) -> Tensor:
@@ -402,7 +402,7 @@ class Coding(nn.Module):
 
     def _bottleneck_tables(self) -> CodingTables:
         buffers = self._table_buffers()
-        return self._kept.get("z tables", buffers, lambda: CodingTables(*(x.cpu().numpy() for x in buffers)))
+        return self._cache.get("z tables", buffers, lambda: CodingTables(*(x.cpu().numpy() for x in buffers)))
 
     def _joined_tables(self) -> CodingTables:
         """Rows of the Gaussian tables and then z's: those of a stream that holds everything."""
@@ -410,7 +410,7 @@ class Coding(nn.Module):
         def make() -> CodingTables:
             return gaussian_tables().concat(self._bottleneck_tables())
 
-        return self._kept.get("tables", self._table_buffers(), make)
+        return self._cache.get("tables", self._table_buffers(), make)
 
     def _table_buffers(self) -> list[Tensor]:
         prior = self.latent_codec.hyper.entropy_bottleneck

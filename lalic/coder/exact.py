@@ -198,7 +198,7 @@ def exact_entropy(latent_codec: nn.Module) -> ExactEntropy:
     named = [(n, p) for top, module in modules for n, p in module.named_parameters(prefix=top)]
     sources = [quantiles, *(p for n, p in named if matters(n))]
     middle = hyper.entropy_bottleneck.medians
-    return cast(Any, latent_codec).kept.get("exact", sources, lambda: _make(hyper.h_s, stack, middle()))
+    return cast(Any, latent_codec).cache.get("exact", sources, lambda: _make(hyper.h_s, stack, middle()))
 
 
 def _make(h_s: nn.Sequential, stack: SliceStack, medians: Tensor) -> ExactEntropy:

@@ -92,7 +92,7 @@ def _decoded(
     room: tuple[int, int], graph: bool | None,
 ) -> Outcome:  # fmt: skip
     if graph is not False:
-        shelf: Shelf = model._kept.get("graphs", weights_of(model), Shelf)
+        shelf: Shelf = model._cache.get("graphs", weights_of(model), Shelf)
         key = ("decode", len(streams), size, room, model.precision, device, settings())
         made = shelf.get(key, device, lambda: DecodeGraph(model, streams, size, device, levels, room), graph)
         if made is not None:

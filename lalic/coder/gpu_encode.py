@@ -51,7 +51,7 @@ def encode(
     if graph and problem:
         raise ValueError(f"graph: expected None or False, because {problem}")
     if graph is not False and not problem:
-        shelf: Shelf = model._kept.get("graphs", weights_of(model), Shelf)
+        shelf: Shelf = model._cache.get("graphs", weights_of(model), Shelf)
         key = ("encode", analyse, size, x.dtype, model.precision, device, settings())
         captured = shelf.get(key, device, lambda: EncodeGraph(model, x, analyse, size, level), graph)
         if captured is not None:

@@ -58,7 +58,7 @@ def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeig
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
     if differentiable or torch.compiler.is_compiling():
         return make_weights(stack, engine)
-    return stack.kept.get(engine.name, sources, lambda: make_weights(stack, engine))
+    return stack.cache.get(engine.name, sources, lambda: make_weights(stack, engine))
 
 
 def _part(stack: SliceStack, k: int) -> tuple[Slice, list[EntropyParametersBlock]]:

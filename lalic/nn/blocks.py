@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import lalic_kernels
-from lalic.nn.kept import Kept
 from lalic_kernels import BlockParameters
+from lalic_kernels.cache import WeightCache
 
 
 class _DepthwiseWeight(nn.Module):
@@ -92,7 +92,7 @@ class RWKVBlock(nn.Module):
         self.ln2 = nn.LayerNorm(dim)
         self.att = SpatialMix(dim)
         self.ffn = ChannelMix(dim, rate)
-        self._kept = Kept()
+        self._cache = WeightCache()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W), both best in channels-last memory."""
@@ -108,7 +108,7 @@ class RWKVBlock(nn.Module):
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in own)
         if differentiable or torch.compiler.is_compiling():
             return self._gather()
-        return self._kept.get("parameters", own, self._gather)
+        return self._cache.get("parameters", own, self._gather)
 
     def _gather(self) -> BlockParameters:
         att, ffn = self.att, self.ffn

@@ -13,7 +13,7 @@ import lalic_kernels
 from lalic.config import Config
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.channel_transformer import ChannelTransformer as ChannelTransformer
-from lalic.nn.kept import Kept
+from lalic_kernels.cache import WeightCache
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class SliceStack(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.groups = c.groups
-        self.kept = Kept()  # what engines prepare of the weights
+        self.cache = WeightCache()  # what engines prepare of the weights
         count = range(len(c.groups))
         self.channel_context = nn.ModuleDict({f"y{k}": channel_context(c, k) for k in count if k})
         self.latent_codec = nn.ModuleDict({f"y{k}": Slice(c, k) for k in count})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lalic.errors import LalicError
-from lalic.nn.kept import Kept
+from lalic_kernels.cache import WeightCache
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NARROWED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
@@ -28,12 +28,12 @@ def dtype_of(precision: str) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def narrowed(kept: Kept, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+def narrowed(cache: WeightCache, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
     """transform(x), computed in a 16-bit `dtype` from a copy that is kept under `name`; x and the result are float32.
 
     Raises ``LalicError`` where float16 does not hold the values.
     """
-    narrow = kept.get(name, list(transform.parameters()), lambda: _narrow(transform, dtype), dtype)
+    narrow = cache.get(name, list(transform.parameters()), lambda: _narrow(transform, dtype), dtype)
     result = narrow(x.to(dtype)).float()
     if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
         raise LalicError(f"{name}: values beyond float16's range; use precision bfloat16 or float32")

@@ -147,7 +147,7 @@ def test_weights_that_change(files: list[EncodedSections]) -> None:
 def test_memory_is_bounded() -> None:
     own = lalic.slim().to("cuda")
     x = torch.rand(1, 3, 64, 64, device="cuda")
-    shelf: Shelf = own._kept.get("graphs", weights_of(own), Shelf)
+    shelf: Shelf = own._cache.get("graphs", weights_of(own), Shelf)
     with torch.inference_mode():
         for width in range(64, 64 * 25, 64):
             wide = x.expand(1, 3, 64, 64).repeat(1, 1, 1, width // 64)
@@ -155,7 +155,7 @@ def test_memory_is_bounded() -> None:
             own.decode_sections(file.streams, 64, width, file.checksum, 50.0, graph=True)
     assert len(shelf) == 16 and all(isinstance(graph, DecodeGraph) for graph in shelf._graphs.values())
     full = torch.cuda.memory_reserved()
-    own._kept._found.clear()
+    own._cache._found.clear()
     del shelf
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < full

@@ -108,7 +108,7 @@ def model() -> LALIC:
 
 
 def shelf_of(model: LALIC) -> Shelf:
-    return model._kept.get("graphs", weights_of(model), Shelf)
+    return model._cache.get("graphs", weights_of(model), Shelf)
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def test_a_weight_that_changes_ends_all_graphs(model: LALIC) -> None:
 def test_copies_have_graphs_of_their_own_and_a_model_takes_its_with_it(model: LALIC) -> None:
     shelf_of(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert list(other._kept) == [] and other._launching is not model._launching
+        assert list(other._cache) == [] and other._launching is not model._launching
     gone = weakref.ref(shelf_of(other))
     assert gone() is not None
     del other

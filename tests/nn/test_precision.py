@@ -41,12 +41,12 @@ def test_only_matrices_are_narrowed(model) -> None:
     narrow = copy.deepcopy(model).set_precision("bfloat16")
     with torch.no_grad():
         narrow(picture())
-    assert sorted(narrow._kept) == ["g_a", "g_s", "h_a"]
+    assert sorted(narrow._cache) == ["g_a", "g_s", "h_a"]
 
     def unkept() -> None:
         pytest.fail("the copy of g_s is not kept")
 
-    copied = narrow._kept.get("g_s", list(narrow.g_s.parameters()), unkept, torch.bfloat16)
+    copied = narrow._cache.get("g_s", list(narrow.g_s.parameters()), unkept, torch.bfloat16)
     for name, parameter in copied.named_parameters():
         matrix = parameter.dim() == 2 or name.split(".")[1] in ("weight", "bias")
         assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name

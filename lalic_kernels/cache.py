@@ -1,4 +1,4 @@
-"""What is made from weights once and kept until one of them changes: the one rule for when that is."""
+"""The weight cache: what is made from weights once, and made again when one of them changes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 
-class Kept:
-    """Results made from tensors, by name. Copies and pickles start empty; threads wait for one another.
+class WeightCache:
+    """Results made from weights, by name. Copies and pickles start empty; threads wait for one another.
 
     A result serves as long as none of its tensors is written to or replaced. An assignment to .data shows in the
     storage, any other change in the version. The tensors are held (detached) beside the result, so that no other can
@@ -22,8 +22,8 @@ class Kept:
         self._lock = threading.RLock()
         self._found: dict[Hashable, tuple[Any, list[Tensor], Any]] = {}
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
-        return Kept, ()
+    def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
+        return WeightCache, ()
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(tuple(self._found))
