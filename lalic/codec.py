@@ -1,7 +1,7 @@
 """Image <-> bytes: the two functions that most people need.
 
-    encode:  picture -> images.load -> pad to multiples of model.downsampling -> model.encode_sections -> Container.pack
-    decode:  bytes -> bitstream.parse -> find the model and check its hash -> model.decode_sections -> crop -> picture
+    encode:  picture -> images.load -> pad to multiples of model.downsampling -> model.encode -> Container.pack
+    decode:  bytes -> container.parse -> find the model and check its hash -> model.decode -> crop -> picture
 
 Padding repeats the last column to the right and the last row to the bottom; the file keeps the picture's own size.
 """
@@ -18,12 +18,14 @@ import torch
 from PIL import Image
 
 from lalic import images
+from lalic.coder import Stream
 from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, MAX_SIDE, Container, parse
 from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
 
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
+    from lalic.model import LALIC
 
 __all__ = [
     "MAX_PIXELS",
@@ -38,11 +40,11 @@ __all__ = [
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 
-_cache: dict[tuple[str, str], Any] = {}
+_cache: dict[tuple[str, str], LALIC] = {}
 _cache_lock = threading.Lock()
 
 
-def shipped_model(name: str = "slim", device: str | torch.device | None = None) -> Any:
+def shipped_model(name: str = "slim", device: str | torch.device | None = None) -> LALIC:
     """The model `name` whose weights ship with the package, in eval mode on `device` (None: the CPU).
 
     Loaded once for each device and then shared, by threads too: treat it as read-only. Raises `LalicError` for a name
@@ -76,24 +78,18 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def _model_device(model: Any) -> torch.device:
-    parameter = next(iter(model.parameters()), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _check_device(model: Any, device: str | torch.device | None) -> torch.device:
-    """Where the model lies; a `device` that says otherwise is an error, for a caller's model is not moved silently."""
-    lies = _model_device(model)
-    if device is not None and resolve_device(device) != lies:
+def _check_device(model: LALIC, device: str | torch.device | None) -> torch.device:
+    """Where the model is; a `device` that says otherwise is an error, for a caller's model is not moved silently."""
+    if device is not None and resolve_device(device) != model.device:
         raise LalicError(
-            f"device is {str(device)!r}, but the given model lies on {lies}; move it with model.to(device)"
+            f"device is {str(device)!r}, but the given model is on {model.device}; move it with model.to(device)"
         )
-    return lies
+    return model.device
 
 
 def encode(
     image: ImageSource,
-    model: Any = None,
+    model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
     quality: float | None = None,
@@ -105,7 +101,7 @@ def encode(
 
     image: a path, the bytes of a picture file, or a `PIL.Image`; `lalic.images` says what is converted how.
     model: None for the slim model that ships, or one made by `lalic.load_checkpoint`. device: where the shipped model
-    runs (None: the CPU); a given model runs where it lies. quality: 1 to 100, taken to hundredths, None for 50; a model
+    runs (None: the CPU); a given model runs where it is. quality: 1 to 100, taken to hundredths, None for 50; a model
     of one quality takes None only. background: colour below transparent pixels, without which they are refused.
     max_pixels: limit on width * height. graph: as of `decode`. `lalic.search` finds the quality for a size or a PSNR.
 
@@ -128,7 +124,7 @@ class Prepared:
     def __init__(
         self,
         image: ImageSource,
-        model: Any = None,
+        model: LALIC | None = None,
         *,
         device: str | torch.device | None = None,
         background: Color | None = None,
@@ -140,58 +136,48 @@ class Prepared:
             width, height = self.picture.size
             raise ImageError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
         self.model = shipped_model(device=device) if model is None else model
-        self._lies = _check_device(self.model, device)
+        self._device = _check_device(self.model, device)
         self._latents: torch.Tensor | None = None
         self.graph = graph
 
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
         """The bytes of a .lalic file. once: no other quality will be asked for, so nothing is kept for that."""
         quality = coded_quality(self.model, quality)
-        asked = {} if self.graph is None else {"graph": self.graph}
         with torch.inference_mode():
-            if quality is None:
-                sections = self.model.encode_sections(self._tensor(), **asked)
-            elif once and self._latents is None and self._lies.type == "cuda":
-                sections = self.model.encode_sections(self._tensor(), quality, **asked)
+            if once and self._latents is None:
+                stream = self.model.encode(self._tensor(), quality, graph=self.graph)
             else:
                 if self._latents is None:
                     self._latents = self.model.latents(self._tensor())
-                sections = self.model.encode_latents(self._latents, quality, **asked)
+                stream = self.model.encode_latents(self._latents, quality, graph=self.graph)
         return Container(
             model_name=self.model.config.name,
             model_hash=self.model.weights_hash(),
             width=self.picture.width,
             height=self.picture.height,
-            streams=sections.streams,
-            symbol_checksum=sections.checksum,
+            stream=stream.data,
+            symbol_checksum=stream.checksum,
             quality=quality,
         ).pack()
 
     def _tensor(self) -> torch.Tensor:
-        return _pad(images.to_tensor(self.picture).to(self._lies), self.model.downsampling)
+        return _pad(images.to_tensor(self.picture).to(self._device), self.model.downsampling)
 
 
-def coded_quality(model: Any, quality: float | None) -> float | None:
+def coded_quality(model: LALIC, quality: float | None) -> float | None:
     """What a file of this model says and is coded at: hundredths, 50 for None; None for a model of one quality.
 
-    Raises `LalicError` beyond 1 to 100, and for any number if the model has one quality only.
+    Raises `QualityError` beyond 1 to 100, and for any number if the model has one quality only.
     """
-    if not getattr(model.config, "qualities", 0):
-        if quality is not None:
-            raise LalicError(
-                f"quality is {quality:g}, expected none: the model {model.config.name!r} was trained for one quality"
-            )
+    coded = model.as_qualities(quality, 1)
+    if coded is None:
         return None
-    if quality is None:
-        return DEFAULT_QUALITY
-    if not 1 <= quality <= 100:
-        raise LalicError(f"quality is {quality:g}, expected 1 to 100")
-    return round(100 * quality) / 100
+    return round(100 * (DEFAULT_QUALITY if quality is None else quality)) / 100
 
 
 def decode(
     data: bytes,
-    model: Any = None,
+    model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -213,7 +199,7 @@ def decode(
 
 def decode_many(
     files: Iterable[bytes],
-    model: Any = None,
+    model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
     batch: int = 8,
@@ -235,7 +221,7 @@ def decode_many(
 
 
 def _decode_together(
-    files: list[bytes], model: Any, device: str | torch.device | None, max_pixels: int, graph: bool | None
+    files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:
     found: list[Any] = [None] * len(files)
     groups: dict[tuple[int, int, int], list[tuple[int, Container]]] = {}
@@ -249,36 +235,28 @@ def _decode_together(
             continue
         models[id(own)] = own
         groups.setdefault((id(own), *_padded(container, own)), []).append((i, container))
-    for (name, *size), members in groups.items():
+    for (name, height, width), members in groups.items():
         own = models[name]
-        there = [(i, c) for i, c in members if len(c.streams) == 1] if _model_device(own).type == "cuda" else []
-        if len(there) > 1:
-            with torch.inference_mode():
-                pictures = own.decode_batch(
-                    [c.streams[0] for _, c in there], *size, [c.symbol_checksum for _, c in there],
-                    [c.quality for _, c in there], graph=graph,
-                )  # fmt: skip
-            for (i, container), x in zip(there, pictures, strict=True):
-                found[i] = x if isinstance(x, LalicError) else _cropped(x, container)
-        for i, container in members:
-            if found[i] is None:
-                try:
-                    found[i] = _decode_one(container, own, graph)
-                except LalicError as error:
-                    found[i] = error
+        with torch.inference_mode():
+            pictures = own.decode_batch(
+                [_stream(c) for _, c in members], height, width, [c.quality for _, c in members], graph=graph
+            )
+        for (i, container), x in zip(members, pictures, strict=True):
+            found[i] = x if isinstance(x, LalicError) else _cropped(x, container)
     return found
 
 
-def _decode_one(container: Container, model: Any, graph: bool | None) -> Image.Image:
-    height, width = _padded(container, model)
-    named = () if container.quality is None else (container.quality,)
-    asked = {} if graph is None else {"graph": graph}
+def _decode_one(container: Container, model: LALIC, graph: bool | None) -> Image.Image:
     with torch.inference_mode():
-        x = model.decode_sections(container.streams, height, width, container.symbol_checksum, *named, **asked)
+        x = model.decode(_stream(container), *_padded(container, model), container.quality, graph=graph)
     return _cropped(x, container)
 
 
-def _padded(container: Container, model: Any) -> tuple[int, int]:
+def _stream(container: Container) -> Stream:
+    return Stream(container.stream, container.symbol_checksum)
+
+
+def _padded(container: Container, model: LALIC) -> tuple[int, int]:
     """Height and width of what is coded."""
     step = model.downsampling
     return -(-container.height // step) * step, -(-container.width // step) * step
@@ -290,7 +268,7 @@ def _cropped(x: torch.Tensor, container: Container) -> Image.Image:
 
 def symbol_hashes(
     data: bytes,
-    model: Any = None,
+    model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -303,14 +281,13 @@ def symbol_hashes(
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    height, width = _padded(container, model)
     with torch.inference_mode():
-        found = model.read_sections(container.streams, height, width, container.symbol_checksum)
+        found = model.read(_stream(container), *_padded(container, model))
     latents = found.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
     return {"symbols_sha256": found.symbols_sha256, "latents_sha256": hashlib.sha256(latents.tobytes()).hexdigest()}
 
 
-def _matching_model(container: Container, model: Any, device: str | torch.device | None) -> Any:
+def _matching_model(container: Container, model: LALIC | None, device: str | torch.device | None) -> LALIC:
     """The model that wrote the file: the given one, or one that ships; `ModelMismatchError` if it is not that one."""
     wants = f"{container.model_name!r} with hash {container.model_hash.hex()}"
     if model is None:
@@ -327,7 +304,7 @@ def _matching_model(container: Container, model: Any, device: str | torch.device
     found = model.weights_hash()
     if (model.config.name, found) != (container.model_name, container.model_hash):
         raise ModelMismatchError(f"the file was written by the model {wants}, but {given} {found.hex()}")
-    if (container.quality is None) == bool(getattr(model.config, "qualities", 0)):
+    if (container.quality is None) == bool(model.config.qualities):
         said = "no quality" if container.quality is None else f"quality {container.quality:g}"
         raise BitstreamError(f"the file names {said}, which its model {model.config.name!r} does not write")
     return model

@@ -1,11 +1,11 @@
-"""The .lalic file: format version 2, which is written, and version 1, which stays readable.
+"""The .lalic file, format version 1.
 
 All integers are unsigned; fixed-width ones are big-endian, `varint` is LEB128 (7 bits a byte, low bits first, the high
 bit says that another byte follows) in its shortest form.
 
     field             bytes      meaning
     magic             4          89 4C 41 4C: a byte that is no ASCII, then "LAL"
-    version           1          2
+    version           1          1
     name length       1          1 to 8
     model name        1 to 8     [a-z0-9-], `config.name` of the model
     model hash        8          `weights_hash()` of the model: integer weights, arithmetic, CDF tables, synthesis
@@ -19,10 +19,6 @@ bit says that another byte follows) in its shortest form.
     data checksum     4          CRC-32 of all bytes above but the header checksum
 
 All but the stream is at most 4+1+1+8+8+2+2+2+4+2+4+4+4 = 46 bytes, for any picture (`MAX_OVERHEAD`).
-
-Version 1 differs in these places: it has no quality; two varints in place of one are the lengths of z and y; the symbol
-checksums are CRC-32 over little-endian int32; and two streams of the older coder follow, first z, then y. Files of
-version 0, of before the first release, are refused.
 
 Checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken. The data
 checksum finds damage in the streams; it continues the header's, so that the streams of one file behind the header of
@@ -45,12 +41,11 @@ from lalic.errors import BitstreamError
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "MAX_SIDE", "VERSION", "Container", "parse"]
 
 MAGIC = b"\x89LAL"
-VERSION = 2
+VERSION = 1
 MAX_OVERHEAD = 46
 MAX_SIDE = 65535
 MAX_PIXELS = 2**25  # about 33 million; decoding takes memory in proportion, so a caller raises it knowingly
 _MAX_STREAM = 2**28 - 1  # what a varint of four bytes holds
-_STREAMS = {1: ("z", "y"), 2: ("the stream",)}  # of each version that is read
 _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
 
@@ -69,15 +64,15 @@ class Container:
     """What a .lalic file holds. Constructing one checks every field; a bad one raises `ValueError`.
 
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. width, height: pixels, 1 to 65535.
-    streams: one stream, or z's and y's as version 1 has them; each shorter than 2^28 bytes. symbol_checksum: 48 bits,
-    z's 16 above all symbols' 32. quality: None, or 1 to 100 in whole hundredths; always None in version 1.
+    stream: shorter than 2^28 bytes. symbol_checksum: 48 bits, z's 16 above all symbols' 32. quality: None, or 1 to 100
+    in whole hundredths.
     """
 
     model_name: str
     model_hash: bytes
     width: int
     height: int
-    streams: tuple[bytes, ...]
+    stream: bytes
     symbol_checksum: int
     quality: float | None = None
 
@@ -89,32 +84,22 @@ class Container:
         for name, side in (("width", self.width), ("height", self.height)):
             if not 1 <= side <= MAX_SIDE:
                 raise ValueError(f"{name} is {side}, expected 1 to {MAX_SIDE}")
-        if not isinstance(self.streams, tuple) or len(self.streams) not in (1, 2):
-            raise ValueError("streams must be a tuple of one stream, or of two for version 1")
-        for stream in self.streams:
-            if len(stream) > _MAX_STREAM:
-                raise ValueError(f"streams: one has {len(stream)} bytes, expected at most {_MAX_STREAM}")
+        if len(self.stream) > _MAX_STREAM:
+            raise ValueError(f"stream has {len(self.stream)} bytes, expected at most {_MAX_STREAM}")
         if not 0 <= self.symbol_checksum < 2**48:
             raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**48 - 1}")
-        if self.quality is not None:
-            if self.version == 1:
-                raise ValueError(f"quality is {self.quality}, expected None: version 1 has no room for it")
-            # A file that comes back as another quality than it was written with would decode to another picture.
-            if not 1 <= self.quality <= 100 or round(100 * self.quality) / 100 != self.quality:
-                raise ValueError(f"quality is {self.quality}, expected 1 to 100 in whole hundredths")
-
-    @property
-    def version(self) -> int:
-        """The format version that holds these streams: 2 for one, 1 for two."""
-        return 3 - len(self.streams)
+        # A file that comes back as another quality than it was written with would decode to another picture.
+        if self.quality is not None and (
+            not 1 <= self.quality <= 100 or round(100 * self.quality) / 100 != self.quality
+        ):
+            raise ValueError(f"quality is {self.quality}, expected 1 to 100 in whole hundredths")
 
     def pack(self) -> bytes:
-        """The whole file. For version 2, `len(pack()) - len(streams[0]) <= MAX_OVERHEAD`."""
+        """The whole file: `len(pack()) - len(stream) <= MAX_OVERHEAD`."""
         header = self._header()
-        header_crc = crc = zlib.crc32(header)
-        for stream in self.streams:
-            crc = zlib.crc32(stream, crc)
-        return b"".join((header, struct.pack(">I", header_crc), *self.streams, struct.pack(">I", crc)))
+        header_crc = zlib.crc32(header)
+        crc = zlib.crc32(self.stream, header_crc)
+        return b"".join((header, struct.pack(">I", header_crc), self.stream, struct.pack(">I", crc)))
 
     def _header(self) -> bytes:
         name = self.model_name.encode()
@@ -122,25 +107,25 @@ class Container:
         return b"".join(
             (
                 MAGIC,
-                bytes((self.version, len(name))),
+                bytes((VERSION, len(name))),
                 name,
                 self.model_hash,
                 struct.pack(">HH", self.width, self.height),
-                quality if self.version == 2 else b"",
-                *(_pack_varint(len(stream)) for stream in self.streams),
+                quality,
+                _pack_varint(len(self.stream)),
                 self.symbol_checksum.to_bytes(6, "big"),
             )
         )
 
     @property
     def overhead_bytes(self) -> int:
-        """Bytes of the packed file that are not the streams'."""
+        """Bytes of the packed file that are not the stream's."""
         return len(self._header()) + 8
 
     @property
     def file_bytes(self) -> int:
         """Size of the packed file in bytes."""
-        return self.overhead_bytes + sum(map(len, self.streams))
+        return self.overhead_bytes + len(self.stream)
 
     @property
     def bits_per_pixel(self) -> float:
@@ -185,21 +170,16 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     reader = _Reader(data)
     reader.take(len(MAGIC))
     version = reader.take(1)[0]
-    if version == 0:
-        raise BitstreamError(
-            "format version 0 was provisional and is not readable by this release: its symbols depended on the machine "
-            "that wrote them; compress the picture again"
-        )
-    if version not in _STREAMS:
-        raise BitstreamError(f"format version {version} is not readable by this release, which reads versions 1 and 2")
+    if version != VERSION:
+        raise BitstreamError(f"format version {version} is not readable by this release, which reads version {VERSION}")
     name_length = reader.take(1)[0]
     if not 1 <= name_length <= 8:
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
     name = reader.take(name_length)
     model_hash = reader.take(_HASH_BYTES)
     width, height = struct.unpack(">HH", reader.take(4))
-    hundredths = int.from_bytes(reader.take(2), "big") if version == 2 else 0
-    lengths = [reader.varint(f"the length of {stream}", 4) for stream in _STREAMS[version]]
+    hundredths = int.from_bytes(reader.take(2), "big")
+    length = reader.varint("the length of the stream", 4)
     symbol_checksum = int.from_bytes(reader.take(6), "big")
     header_crc = zlib.crc32(data[: reader.at])
     if struct.unpack(">I", reader.take(4))[0] != header_crc:
@@ -217,7 +197,7 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     if hundredths and not 100 <= hundredths <= 10000:
         raise BitstreamError(f"the header is invalid: its quality is {hundredths}, expected 0 or 100 to 10000")
     begin = reader.at
-    end = begin + sum(lengths)
+    end = begin + length
     expected = end + 4
     if len(data) < expected:
         raise BitstreamError(f"the file is truncated: expected {expected} bytes, got {len(data)}")
@@ -225,9 +205,5 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         raise BitstreamError(f"the file has trailing bytes: expected {expected} bytes, got {len(data)}")
     if struct.unpack(">I", data[end:])[0] != zlib.crc32(data[begin:end], header_crc):
         raise BitstreamError("the data is damaged: its checksum does not match")
-    streams = []
-    for length in lengths:
-        streams.append(bytes(data[begin : begin + length]))
-        begin += length
     quality = hundredths / 100 if hundredths else None
-    return Container(name.decode(), model_hash, width, height, tuple(streams), symbol_checksum, quality)
+    return Container(name.decode(), model_hash, width, height, bytes(data[begin:end]), symbol_checksum, quality)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lalic.container import Container
+from lalic.container import VERSION, Container
 
 __all__ = ["describe", "in_words"]
 
@@ -25,14 +25,14 @@ def describe(file: str, container: Container, hashes: Mapping[str, str]) -> dict
     """One file as a dict that JSON takes. hashes: of `lalic.codec.symbol_hashes`, or empty."""
     return {
         "file": file,
-        "format_version": container.version,
+        "format_version": VERSION,
         "model": container.model_name,
         "model_hash": container.model_hash.hex(),
         "width": container.width,
         "height": container.height,
         "quality": container.quality,
         "file_bytes": container.file_bytes,
-        "stream_bytes": sum(map(len, container.streams)),
+        "stream_bytes": len(container.stream),
         "overhead_bytes": container.overhead_bytes,
         "bits_per_pixel": container.bits_per_pixel,
         "symbol_checksum": f"{container.symbol_checksum:012x}",

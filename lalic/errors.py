@@ -6,7 +6,7 @@ name and goes on. Programming mistakes (a wrong type passed to a function) stay 
 
 from __future__ import annotations
 
-__all__ = ["BitstreamError", "CheckpointError", "ImageError", "LalicError", "ModelMismatchError"]
+__all__ = ["BitstreamError", "CheckpointError", "ImageError", "LalicError", "ModelMismatchError", "QualityError"]
 
 
 class LalicError(ValueError):
@@ -23,6 +23,10 @@ class ModelMismatchError(BitstreamError):
 
 class ImageError(LalicError):
     """A picture cannot be read, or is of a kind that lalic refuses (the table in `lalic.images` says which)."""
+
+
+class QualityError(LalicError):
+    """A quality is outside 1 to 100, or is given to a model of one quality."""
 
 
 class CheckpointError(LalicError):

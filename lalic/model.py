@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lalic.coder.coding import Coding
-from lalic.coder.exact import exact_entropy
-from lalic.coder.graphs import Launching
-from lalic.coder.slices import Estimate, code_slices
+from lalic.coder import Decoded, Stream, coder_for
+from lalic.coder.engines import FLOAT, exact_entropy
+from lalic.coder.graphs import LaunchLock
+from lalic.coder.host import decode_latents, symbols_of, z_rows
+from lalic.coder.schedule import Estimate, Read, SliceState, code_slices
+from lalic.coder.stream import as_bitstream_errors
 from lalic.coder.tables import bottleneck_cdfs, gaussian_tables
 from lalic.config import DEFAULT_QUALITY, FULL, Config
-from lalic.errors import CheckpointError
-from lalic.nn import checkpoints, integers
+from lalic.errors import BitstreamError, CheckpointError, QualityError
+from lalic.nn import checkpoints
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
-from lalic.nn.gains import Gains, as_qualities, checked_quality
+from lalic.nn.gains import Gains, as_qualities
 from lalic.nn.noise import ALL
 from lalic.nn.precision import dtype_of, narrowed
 from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
-from lalic_kernels import exact
+from lalic_kernels import exact, rans
 from lalic_kernels.cache import WeightCache
 
 
@@ -45,7 +47,7 @@ class _LatentCodec(nn.Module):
         self.hyper = _Hyper(c)
 
 
-class LALIC(Coding):
+class LALIC(nn.Module):
     """Linear Attention Modeling for Learned Image Compression (Feng et al., CVPR 2025).
 
     Args:
@@ -59,16 +61,22 @@ class LALIC(Coding):
             entropy-parameter networks, () as published.
         qualities: anchors of the gains; 0, as published, is a model of one quality.
 
-    Coding (`compress`, `decompress` and the sections) computes the entropy model in exact arithmetic, so that symbols
-    do not depend on the machine; `forward` and training compute it in floating point. ``entropy`` says so: "exact", or
+    Coding (`compress`, `encode` and their inverses) computes the entropy model in exact arithmetic, so that symbols do
+    not depend on the machine; `forward` and training compute it in floating point. ``entropy`` says so: "exact", or
     "float" for measuring what the exact one costs. Only an exact model's files are portable.
 
     Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
 
     ``quality``, where a method takes it, is a number in [1, 100], or a tensor (B,) with one for each picture, if the
-    model has gains (`lalic.nn.gains`); ``None`` is 50 there. Decoding must be told what coding was. A model without
-    gains raises ``ValueError`` for anything but ``None``.
+    model has gains (`lalic.nn.gains`); ``None`` is 50 there. Decoding must be told what coding was. ``QualityError``
+    is raised for other numbers, and by a model without gains for anything but ``None``.
+
+    ``graph``, where a method takes it, is for a model on a GPU: True for launches captured as a CUDA graph, False for
+    plain ones, ``None`` for what the attribute ``graphs`` says, and if that is ``None`` too, a graph from the second
+    picture of a size on (docs/gpu-decoder.md). Elsewhere True raises ``ValueError``.
     """
+
+    downsampling = 64  # pixels of a side that one hyper latent stands for
 
     def __init__(
         self,
@@ -103,8 +111,8 @@ class LALIC(Coding):
         self.entropy = "exact"
         self.share = ALL  # of a batch that several processes train on
         self.graphs: bool | None = None
-        self._cache = WeightCache()
-        self._launching = Launching()
+        self.cache = WeightCache()  # what is made of weights: tables, graphs, the hash, narrowed transforms
+        self.launch_lock = LaunchLock()
 
     # Weights
 
@@ -135,12 +143,12 @@ class LALIC(Coding):
         return model.eval()
 
     def converted(self) -> dict[str, Tensor]:
-        """State dict with the entropy model's matrices as integers (`lalic.nn.integers`); `from_state_dict` takes it.
+        """State dict with the entropy model's matrices as integers; `from_state_dict` takes it.
 
         The same hash, and the same symbols, as this model. Raises ``ValueError`` before ``update()``.
         """
-        self._bottleneck_tables()
-        return integers.pack(self, self.config, exact_entropy(self.latent_codec).digest())
+        self.prior_tables()
+        return checkpoints.convert(self, self.config, exact_entropy(self.latent_codec).digest())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As ``torch.nn.Module.load_state_dict``, taking published key names; coding tables are resized."""
@@ -200,7 +208,7 @@ class LALIC(Coding):
                 digest.update(t.flatten().view(torch.uint8).numpy())
             return digest.digest()[:8]
 
-        return self._cache.get("hash", [t for _, t in [*plain, *named]], make, self.entropy)
+        return self.cache.get("hash", [t for _, t in [*plain, *named]], make, self.entropy)
 
     def set_precision(self, precision: str) -> LALIC:
         """Let g_a, h_a and g_s compute in "float32", "bfloat16" or "float16" where no gradients are asked for.
@@ -215,76 +223,200 @@ class LALIC(Coding):
 
     def forward(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
         """x (B, 3, H, W) -> ``{"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}}``; x_hat is not clamped."""
-        self._check_picture(x)
-        y = self._gained(self._transform("g_a", _channels_last(x)), quality)
+        self.check_picture(x)
+        qualities = self.as_qualities(quality, x.shape[0])
+        y = self.gain(self._transform("g_a", _channels_last(x)), qualities)
         hyper = self.latent_codec.hyper
         z_hat, z_likelihoods = hyper.entropy_bottleneck(full_precision(self._transform("h_a", y)), self.share)
         coder = Estimate(y, self.config.groups, self.training, self.share)
-        y_hat = code_slices(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), coder)
-        x_hat = self._synthesise(y_hat, quality)
+        y_hat = code_slices(SliceState(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), FLOAT), coder)
+        x_hat = self.synthesise(y_hat, qualities)
         return {"x_hat": x_hat, "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
 
     @torch.no_grad()
     def latents(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: the same for every quality."""
-        self._check_picture(x)
+        self.check_picture(x)
         return self._transform("g_a", _channels_last(x))
 
-    # Shared steps
+    # Tensors to bytes
 
-    def _transform(self, name: str, x: Tensor) -> Tensor:
-        """g_a, h_a or g_s of x; without gradients under the model's precision, with them as autocast says."""
-        transform, dtype = getattr(self, name), dtype_of(self.precision)
-        if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
-            return transform(x)
-        return narrowed(self._cache, name, transform, x, dtype)
+    @torch.no_grad()
+    def encode(self, x: Tensor, quality: float | None = None, *, graph: bool | None = None) -> Stream:
+        """The stream of one picture x (1, 3, H, W), as files hold it: everything in one, so lanes are paid for once.
 
-    def _hyper_latents(self, y: Tensor) -> Tensor:
+        On a GPU symbols are coded there, to the same bytes. Raises ``LalicError`` for a picture that cannot be coded.
+        """
+        _check_one(x)
+        return coder_for(self, self.graphs if graph is None else graph).encode(x, quality)
+
+    @torch.no_grad()
+    def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> Stream:
+        """`encode` of a picture whose `latents` y (1, M, H / 16, W / 16) are known."""
+        _check_one(y)
+        return coder_for(self, self.graphs if graph is None else graph).encode_latents(y, quality)
+
+    @torch.no_grad()
+    def decode(
+        self, stream: Stream, height: int, width: int, quality: float | None = None, *, graph: bool | None = None
+    ) -> Tensor:
+        """Inverse of `encode`: x_hat (1, 3, height, width) clamped to [0, 1].
+
+        Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
+        picture. On a GPU nothing waits for the device before the picture is done, and then what went wrong is raised.
+        """
+        (found,) = self.decode_batch([stream], height, width, [quality], graph=graph)
+        if isinstance(found, BitstreamError):
+            raise found
+        return found
+
+    @torch.no_grad()
+    def decode_batch(
+        self,
+        streams: Sequence[Stream],
+        height: int,
+        width: int,
+        qualities: Sequence[float | None],
+        *,
+        graph: bool | None = None,
+    ) -> list[Tensor | BitstreamError]:
+        """`decode` of several pictures of one size: each picture, or what is wrong with its stream.
+
+        On a GPU all of them go through the launches of one. Raises ``ValueError`` for lists of different lengths.
+        """
+        if len(streams) != len(qualities):
+            raise ValueError(
+                f"streams, qualities: expected one of each a picture, got {len(streams)} and {len(qualities)}"
+            )
+        size = self._latent_size(height, width)
+        return coder_for(self, self.graphs if graph is None else graph).decode(streams, size, qualities)
+
+    @torch.no_grad()
+    def read(self, stream: Stream, height: int, width: int) -> Decoded:
+        """`decode` without the synthesis transform. With exact arithmetic the same bits on every machine."""
+        return coder_for(self).read(stream, self._latent_size(height, width))
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
+        """x (B, 3, H, W) -> ``{"strings", "shape", "y_hat"}``, as the published method.
+
+        ``strings`` is a list of 2 * slices + 1 lists (each slice's anchors and others, then z) of one ``bytes`` per
+        picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``. Each string stands for itself;
+        `encode` makes the smaller streams that files hold.
+        """
+        z, passes, y_hat = symbols_of(self, self.latents(x), quality)
+        tables = [gaussian_tables()] * len(passes) + [self.prior_tables()]
+        strings = [
+            [rans.encode([pair], table) for pair in zip(*section, strict=True)]
+            for section, table in zip([*passes, z], tables, strict=True)
+        ]
+        h, w = y_hat.shape[2:]
+        shape = {"y": [torch.Size((g, h, w)) for g in self.config.groups], "hyper": torch.Size((h // 4, w // 4))}
+        return {"strings": strings, "shape": shape, "y_hat": y_hat}
+
+    @torch.no_grad()
+    def decompress(
+        self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any], quality: float | Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Inverse of `compress`: ``{"x_hat": (B, 3, H, W)}`` clamped to [0, 1]. Raises ``BitstreamError``."""
+        y_hat = self.decode_strings(strings, shape)
+        return {"x_hat": self.synthesise(y_hat, self.as_qualities(quality, y_hat.shape[0])).clamp_(0, 1)}
+
+    @torch.no_grad()
+    def decode_strings(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> Tensor:
+        """`decompress` up to y_hat (B, M, h, w), which is the encoder's to the last bit."""
+        count = 2 * len(self.config.groups) + 1
+        if len(strings) != count or len({len(s) for s in strings}) != 1 or not strings[0]:
+            raise ValueError(f"strings: expected {count} lists of one bytes a picture, got {[len(s) for s in strings]}")
+        size, channels = tuple(int(n) for n in shape["hyper"]), self.config.dims[5]
+
+        def read(number: int, indexes: Tensor) -> Tensor:
+            table = gaussian_tables() if number < count - 1 else self.prior_tables()
+            rows = []
+            for data, row in zip(strings[number], indexes, strict=True):
+                decoder = rans.Decoder(data, table)
+                rows.append(torch.from_numpy(decoder.decode(row)))
+                decoder.finish()
+            return torch.stack(rows)
+
+        with as_bitstream_errors(self.entropy):
+            batch = len(strings[0])
+            z = read(count - 1, z_rows(channels, math.prod(size)).expand(batch, -1))
+            return decode_latents(self, z.reshape(batch, channels, *size).to(self.medians), Read(read))
+
+    def prior_tables(self) -> rans.CodingTables:
+        """Coding tables of z, a row a channel. Raises ``ValueError`` before ``update()``."""
+        buffers = self._table_buffers()
+        return self.cache.get("z tables", buffers, lambda: rans.CodingTables(*(x.cpu().numpy() for x in buffers)))
+
+    def tables(self) -> rans.CodingTables:
+        """Rows of the Gaussian tables and then z's: those of a stream that holds everything."""
+
+        def make() -> rans.CodingTables:
+            return gaussian_tables().concat(self.prior_tables())
+
+        return self.cache.get("tables", self._table_buffers(), make)
+
+    def _table_buffers(self) -> list[Tensor]:
+        prior = self.latent_codec.hyper.entropy_bottleneck
+        if prior._quantized_cdf.numel() == 0:
+            raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
+        return [prior._quantized_cdf, prior._cdf_length, prior._offset]
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Of hyper latents."""
+        step = self.downsampling
+        if min(height, width) < step or height % step or width % step:
+            raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
+        return height // step, width // step
+
+    # Steps that coders make
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.latent_codec.hyper.entropy_bottleneck.quantiles.device
+
+    @property
+    def medians(self) -> Tensor:
+        """Middles of the hyper latents' distributions, (1, C, 1, 1)."""
+        return self.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1)
+
+    def hyper_latents(self, y: Tensor) -> Tensor:
+        """Gained latents -> hyper latents, not rounded."""
         return self._transform("h_a", y)
 
-    def _gained(self, y: Tensor, quality: float | Tensor | None) -> Tensor:
-        """Latents as they are coded."""
-        return self._gained_at(y, self._qualities(quality, y.shape[0], y.device))
-
-    def _gained_at(self, y: Tensor, qualities: Tensor | None) -> Tensor:
-        """`_gained` at what `_qualities` gave."""
+    def gain(self, y: Tensor, qualities: Tensor | None) -> Tensor:
+        """Latents as they are coded. qualities: what `as_qualities` gave."""
         if self.gains is None:
             return y
         assert qualities is not None
         return self.gains.gain(y, qualities)
 
-    def _synthesise(self, y_hat: Tensor, quality: float | Tensor | None) -> Tensor:
-        """The picture behind decoded latents, not clamped."""
-        return self._synthesise_at(y_hat, self._qualities(quality, y_hat.shape[0], y_hat.device))
-
-    def _synthesise_at(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
-        """`_synthesise` at what `_qualities` gave."""
+    def synthesise(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """The picture behind decoded latents, not clamped. qualities: what `as_qualities` gave."""
         if self.gains is not None:
             assert qualities is not None
             y_hat = self.gains.inverse(y_hat, qualities)
         return self._transform("g_s", y_hat)
 
-    def _qualities(self, quality: float | Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """(batch,) float32 on the device; None for a model of one quality."""
+    def as_qualities(self, quality: float | Sequence[float | None] | Tensor | None, batch: int) -> Tensor | None:
+        """Qualities, looked at: (batch,) float32, on the CPU or where a given tensor is; None for one quality only."""
+        given: Any = quality if isinstance(quality, list | tuple) else [quality]
         if self.gains is None:
-            self._check_quality(quality)
+            for one in given:
+                if one is not None:
+                    name = self.config.name
+                    raise QualityError(
+                        f"quality is {one}, expected none: the model {name!r} was trained for one quality"
+                    )
             return None
-        return as_qualities(DEFAULT_QUALITY if quality is None else quality, batch, device)
+        if isinstance(quality, Tensor):
+            return as_qualities(quality, batch)
+        return as_qualities([DEFAULT_QUALITY if q is None else float(q) for q in given], batch)
 
-    def _levels(self, qualities: Sequence[float | None]) -> Tensor | None:
-        """`_qualities` of one number a picture, on the CPU and without a call that a device would count."""
-        if self.gains is None:
-            for quality in qualities:
-                self._check_quality(quality)
-            return None
-        given = [checked_quality(DEFAULT_QUALITY if quality is None else quality) for quality in qualities]
-        return torch.from_numpy(np.array(given, np.float32))
-
-    def _check_quality(self, quality: float | Tensor | None) -> None:
-        if quality is not None:
-            raise ValueError(f"quality: the model {self.config.name!r} has one quality only, expected None")
-
-    def _check_picture(self, x: Tensor) -> None:
+    def check_picture(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless x is a batch of pictures that the model takes."""
         step = self.downsampling
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % step or x.shape[3] % step or x.numel() == 0:
             raise ValueError(
@@ -292,6 +424,18 @@ class LALIC(Coding):
             )
         if not x.is_floating_point():
             raise ValueError(f"x: expected a floating dtype with values in [0, 1], got {x.dtype}")
+
+    def _transform(self, name: str, x: Tensor) -> Tensor:
+        """g_a, h_a or g_s of x; without gradients under the model's precision, with them as autocast says."""
+        transform, dtype = getattr(self, name), dtype_of(self.precision)
+        if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return transform(x)
+        return narrowed(self.cache, name, transform, x, dtype)
+
+
+def _check_one(x: Tensor) -> None:
+    if x.shape[0] != 1:
+        raise ValueError(f"x: expected one picture, a batch of 1, got {x.shape[0]}")
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def test_a_stream_has_its_rate() -> None:
     y = streams.latents(scales, 1, 512, 512)
     sections = model.encode_latents(y)
     assert 8 * len(sections.streams[0]) / 512**2 == pytest.approx(0.05, rel=0.15)
-    assert model.decode_sections(sections.streams, 512, 512, sections.checksum).shape == (1, 3, 512, 512)
+    assert model.decode(sections, 512, 512).shape == (1, 3, 512, 512)
 
 
 # Parts

@@ -40,7 +40,7 @@ def test_bits_and_times(folder) -> None:
     x = images.to_tensor(images.load(folder / "set" / "one.png"))
     assert row == {"picture": "one", "exact": portability.ideal_code_length(model, x), "float": row["float"]}
     assert record["mean_bits_ratio"] == row["exact"] / row["float"] and record["timed_size"] == [64, 128]
-    sections = model.encode_sections(x)
+    sections = model.encode(x)
     # What the coder writes is the ideal length and a few bytes a lane.
     assert 0 < 8 * sum(map(len, sections.streams)) - row["exact"] < 8 * 64
 

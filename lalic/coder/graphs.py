@@ -1,8 +1,8 @@
-"""CUDA graphs: launches captured once and replayed, kept for each state of a model's weights.
+"""CUDA graphs: launches captured once and replayed, cached for each state of a model's weights.
 
-What a graph reads lies where it lay when it was captured. So whatever is kept between calls (prepared weights, tables)
-is made before the capture by running the launches, and held by the graph; what differs between pictures is written to
-memory of the graph's own before each replay. docs/gpu-decoder.md says what that means for a model.
+What a graph reads lies where it lay when it was captured. So whatever is cached between calls (prepared weights,
+tables) is made before the capture by running the launches, and held by the graph; what differs between pictures is
+written to memory of the graph's own before each replay. docs/gpu-decoder.md says what that means for a model.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lalic.errors import LalicError
 
-FROM_SIGHT = 2  # of a key: the first picture of a size runs plain, as one picture alone does not win a capture back
-MOST_GRAPHS = 16
+FROM_REQUEST = 2  # of a key: the first picture of a size runs plain, as one picture alone does not win a capture back
+CAPACITY = 16  # graphs
 SHARE = 4  # graphs take at most one part in so many of a device's memory
-_REMEMBERED = 256  # keys whose sightings are counted
+_REMEMBERED = 256  # keys whose requests are counted
 
 
 class GraphError(LalicError):
     """Launches that should have become a graph could not."""
 
 
-class Launching:
-    """A lock that a model's launches are made under: a capture must find what is kept as it left it.
+class LaunchLock:
+    """A lock that a model's launches are made under: a capture must find caches as it left them.
 
     Copies and pickles are new locks.
     """
@@ -36,8 +36,8 @@ class Launching:
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
-    def __reduce__(self) -> tuple[type[Launching], tuple[()]]:
-        return Launching, ()
+    def __reduce__(self) -> tuple[type[LaunchLock], tuple[()]]:
+        return LaunchLock, ()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -46,25 +46,31 @@ class Launching:
         self._lock.release()
 
 
-class Launches:
-    """One captured graph: `run` launches it anew on the current stream, and writes to the same `results`.
+class Graph:
+    """Launches captured once: `run` makes them anew on the current stream, and they write to the same `results`.
 
-    prepare: puts what the launches read into memory that stays; it is not captured. launch: makes the launches and
-    returns the tensors that they write. kept: lists the tensors that outlive a call of `launch` and may be read by it;
-    they are held as long as the graph.
-
-    Whoever runs it holds `lock` from before the inputs are written until the results have been copied and waited for:
-    then it does not matter which stream is current. Raises `GraphError` if the capture fails, the device's own
-    ``OutOfMemoryError`` if its memory does not suffice; an error of `launch` while it runs plain stays what it is.
+    Whoever runs one holds `lock` from before the inputs are written until the results have been copied and waited for:
+    then it does not matter which stream is current. `bytes` is the device memory that the graph holds.
     """
 
-    def __init__(
+    bytes: int
+
+    def capture(
         self,
         device: torch.device,
         prepare: Callable[[], None],
         launch: Callable[[], Any],
-        kept: Callable[[], list[Tensor]],
+        held: Callable[[], list[Tensor]],
     ) -> None:
+        """Capture what `launch` launches.
+
+        prepare: puts what the launches read into memory that stays; it is not captured. launch: makes the launches and
+        returns the tensors that they write. held: lists the tensors that outlive a call of `launch` and may be read by
+        it; they live as long as the graph.
+
+        Raises `GraphError` if the capture fails, the device's own ``OutOfMemoryError`` if its memory does not suffice;
+        an error of `launch` while it runs plain stays what it is.
+        """
         self.device = device
         self.lock = threading.Lock()
         # Tensors made in inference mode could not be written to outside of it.
@@ -72,12 +78,12 @@ class Launches:
             side = torch.cuda.Stream(device)
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
-                for _ in range(2):  # the first makes what is kept and compiles kernels; the second finds it all there
+                for _ in range(2):  # the first fills caches and compiles kernels; the second finds all that there
                     prepare()
                     launch()
                 prepare()
                 side.synchronize()
-                self._held = kept()
+                self._held = held()
                 try:
                     self._graph, self.results = _capture(launch, side)
                 except torch.OutOfMemoryError:
@@ -89,9 +95,9 @@ class Launches:
                         "use graph=False, or --no-graph"
                     ) from error
             torch.cuda.current_stream(device).wait_stream(side)
-        places = {_place(x) for x in self._held}
-        if any(_place(x) not in places for x in kept()):
-            raise GraphError("a tensor that the model keeps was made during the capture, and holds nothing; a defect")
+        storages = {_storage(x) for x in self._held}
+        if any(_storage(x) not in storages for x in held()):
+            raise GraphError("a tensor that the model caches was made during the capture, and holds nothing; a defect")
         self.bytes = _pool_bytes(self._graph)
 
     def run(self) -> None:
@@ -115,28 +121,23 @@ def _pool_bytes(graph: Any) -> int:
     return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == pool)
 
 
-def _place(x: Tensor) -> int:
+def _storage(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-class Sized(Protocol):
-    """What a `Shelf` keeps."""
-
-    bytes: int
-
-
-class Shelf:
+class GraphCache:
     """Graphs of one state of a model's weights, by what they are of; those used last stay.
 
-    most: of graphs, and of their bytes together. One that alone is larger is not kept, nor captured again.
+    capacity: of graphs; capacity_bytes: of their memory together. One that alone is larger is not kept, nor captured
+    again.
     """
 
-    def __init__(self, most: int = MOST_GRAPHS, most_bytes: int | None = None) -> None:
+    def __init__(self, capacity: int = CAPACITY, capacity_bytes: int | None = None) -> None:
         self._lock = threading.RLock()
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._requests: OrderedDict[Hashable, int] = OrderedDict()
         self._plain: set[Hashable] = set()
-        self._most, self._most_bytes = most, most_bytes
+        self._capacity, self._capacity_bytes = capacity, capacity_bytes
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -144,7 +145,7 @@ class Shelf:
     def get(self, key: Hashable, device: torch.device, make: Callable[[], Any], wanted: bool | None) -> Any | None:
         """The graph under a key, or None if the launches shall be made plain.
 
-        wanted: True to capture one now if there is none, None to do so when a key is seen for the second time. Memory
+        wanted: True to capture one now if there is none, None to do so when a key is asked for the second time. Memory
         that does not suffice for a capture is an error only where it was wanted.
         """
         with self._lock:
@@ -160,21 +161,21 @@ class Shelf:
                     raise
                 self._plain.add(key)
                 return None
-            most = _share(device) if self._most_bytes is None else self._most_bytes
-            if made.bytes > most:
+            limit = _share(device) if self._capacity_bytes is None else self._capacity_bytes
+            if made.bytes > limit:
                 self._plain.add(key)
                 return made
             self._graphs[key] = made
-            while len(self._graphs) > self._most or sum(graph.bytes for graph in self._graphs.values()) > most:
+            while len(self._graphs) > self._capacity or sum(graph.bytes for graph in self._graphs.values()) > limit:
                 self._graphs.popitem(last=False)
             return made
 
     def _often(self, key: Hashable) -> bool:
-        count = self._seen.pop(key, 0) + 1
-        self._seen[key] = count
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        return count >= FROM_SIGHT
+        count = self._requests.pop(key, 0) + 1
+        self._requests[key] = count
+        if len(self._requests) > _REMEMBERED:
+            self._requests.popitem(last=False)
+        return count >= FROM_REQUEST
 
 
 def _share(device: torch.device) -> int:
@@ -194,7 +195,7 @@ def settings() -> tuple[Hashable, ...]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors that a value of this package leads to: parameters, buffers, what modules and weights keep."""
+    """All tensors that a value of this package leads to: parameters, buffers, what modules and weights cache."""
     return list(_walk(value, set()))
 
 

@@ -14,14 +14,51 @@ channel context's first convolution is the sum of a part for each earlier slice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from lalic.coder.engine import Engine
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.context import EntropyParametersBlock, Slice, SliceStack
+
+
+class Engine(Protocol):
+    """How products, convolutions and blocks are evaluated: it first turns weights into what it computes with.
+
+    Images are (B, h, w, C), positions (B, P, C). The caller adds parts up itself, in an order it states."""
+
+    name: str
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """weight (O, K), bias (O,) or None -> what `linear` takes."""
+
+    def prepare_conv(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """weight (O, C, 3, 3), bias (O,) or None -> what `conv` takes."""
+
+    def prepare_block(self, block: RWKVBlock) -> Any:
+        """An RWKV block -> what `block` takes."""
+
+    def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> Any:
+        """mix (O, K), its bias, norm's weight and bias, key, receptance, value -> what `aggregation` takes."""
+
+    def without_inputs(self, aggregation: Any) -> Any:
+        """What `prepare_aggregation` gave, for inputs of no columns: m = bias + partial."""
+
+    def linear(self, x: Tensor, weights: Any) -> Tensor:
+        """x (..., K) -> (..., O)."""
+
+    def conv(self, x: Tensor, weights: Any) -> Tensor:
+        """3x3, padded by zeros. x (B, h, w, C) -> (B, h, w, O)."""
+
+    def block(self, x: Tensor, weights: Any) -> Tensor:
+        """x (B, h, w, C) -> the same shape."""
+
+    def aggregation(self, x: Tensor, weights: Any, partial: Tensor | None) -> Tensor:
+        """m = mix x + bias + partial, then LayerNorm, gated network, residual. x (B, P, K), K may be 0 -> (B, P, O)."""
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """The last aggregation's (B, P, 2 g): scales, or the table rows that they select (int32), and means."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,13 @@ every quality in [1, 100] has its own. The hyper latents have no gains of their 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lalic.errors import QualityError
 
 LOWEST, HIGHEST = 1.0, 100.0
 
@@ -43,7 +48,7 @@ class Gains(nn.Module):
     @staticmethod
     def _scaled(x: Tensor, logs: Tensor, quality: Tensor) -> Tensor:
         last = logs.shape[0] - 1
-        place = (quality.to(logs) - LOWEST) * (last / (HIGHEST - LOWEST))
+        place = (quality.to(logs, non_blocking=True) - LOWEST) * (last / (HIGHEST - LOWEST))
         below = place.floor().clamp(0, last - 1)
         along = (place - below)[:, None]
         index = below.long()
@@ -58,19 +63,24 @@ def anchor_qualities(anchors: int) -> Tensor:
 
 
 def checked_quality(quality: float) -> float:
-    """The number itself. Raises ``ValueError`` beyond [1, 100]."""
+    """The number itself. Raises ``QualityError`` beyond [1, 100]."""
     if not LOWEST <= quality <= HIGHEST:
-        raise ValueError(f"quality: expected {LOWEST:g} to {HIGHEST:g}, got {quality}")
+        raise QualityError(f"quality is {quality:g}, expected {LOWEST:g} to {HIGHEST:g}")
     return quality
 
 
-def as_qualities(quality: float | Tensor, batch: int, device: torch.device) -> Tensor:
-    """One number, or one a picture, as (batch,) float32. Raises ``ValueError`` for another count or beyond [1, 100]."""
-    if not isinstance(quality, Tensor):  # looked at before it is on the device, for which one would have to wait
-        return torch.full((batch,), checked_quality(quality), dtype=torch.float32, device=device)
-    value = quality.to(device, torch.float32)
+def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tensor:
+    """One number, or one a picture, as (batch,) float32: on the CPU, or where a given tensor is.
+
+    Raises ``QualityError`` beyond [1, 100], ``ValueError`` for another count.
+    """
+    if not isinstance(quality, Tensor):
+        numbers = [quality] if isinstance(quality, int | float) else list(quality)
+        value = torch.from_numpy(np.array([checked_quality(number) for number in numbers], np.float32))
+    else:
+        value = quality.to(torch.float32)
+        if not torch.compiler.is_compiling() and not bool(((value >= LOWEST) & (value <= HIGHEST)).all()):
+            raise QualityError(f"quality is {value.tolist()}, expected {LOWEST:g} to {HIGHEST:g}")
     if value.ndim > 1 or value.numel() not in (1, batch):
         raise ValueError(f"quality: expected one number or {batch}, one a picture, got shape {tuple(value.shape)}")
-    if not torch.compiler.is_compiling() and not bool(((value >= LOWEST) & (value <= HIGHEST)).all()):
-        raise ValueError(f"quality: expected {LOWEST:g} to {HIGHEST:g}, got {value.tolist()}")
     return value.expand(batch)

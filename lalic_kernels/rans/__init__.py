@@ -1,4 +1,4 @@
-"""Entropy coding with N interleaved rANS states over frozen integer distributions; the stream is in README.md.
+"""Entropy coding with groups of interleaved rANS states over frozen integer distributions; the stream is in README.md.
 
 >>> import numpy as np
 >>> from lalic_kernels import rans
@@ -11,16 +11,19 @@
 >>> decoder.finish()
 """
 
-from lalic_kernels.rans.op import MAX_LANES, Decoder, RansError, available_backends, choose_lanes, encode, ideal_bits
+from lalic_kernels.rans.checksum import symbol_checksum
+from lalic_kernels.rans.layout import RansError
+from lalic_kernels.rans.op import Decoder, available_backends, encode, ideal_bits
 from lalic_kernels.rans.tables import CodingTables
+from lalic_kernels.rans.view import OutputView
 
 __all__ = [
-    "MAX_LANES",
     "CodingTables",
     "Decoder",
+    "OutputView",
     "RansError",
     "available_backends",
-    "choose_lanes",
     "encode",
     "ideal_bits",
+    "symbol_checksum",
 ]

@@ -18,8 +18,8 @@ from torch import Tensor
 from lalic_kernels._core import numba_support, triton_support
 from lalic_kernels._core.launch import Launch, blocks, on
 from lalic_kernels._core.threads import run_ranges
+from lalic_kernels.rans.layout import MIX_FIRST, MIX_SECOND
 
-FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64  # as int64, which wraps likewise
 LAUNCH = Launch((("BLOCK", 1024),), num_warps=4)
 _LEAST = 16384  # symbols below which a thread costs more than it saves
 
@@ -50,13 +50,13 @@ def by_torch(symbols: Tensor, first: int = 0) -> Tensor:
     """The definition in torch's integers."""
     places = torch.arange(first, first + symbols.shape[1], dtype=torch.int64, device=symbols.device)
     x = (places << 32) + (symbols.to(torch.int64) & 0xFFFFFFFF)
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * FIRST  # the mask makes the shift a logical one
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * SECOND
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * MIX_FIRST  # the mask makes the shift a logical one
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * MIX_SECOND
     return (x ^ ((x >> 31) & (2**33 - 1))).sum(1)
 
 
 def _by_numba(symbols: Tensor, first: int) -> Tensor:
-    from lalic_kernels.rans.checksum_loops import add_up
+    from lalic_kernels.rans.cpu_loops import add_up
 
     rows = symbols.contiguous().numpy()
     found = torch.zeros(symbols.shape[0], dtype=torch.int64)
@@ -69,7 +69,7 @@ def _by_numba(symbols: Tensor, first: int) -> Tensor:
 
 
 def _by_triton(symbols: Tensor, first: int) -> Tensor:
-    from lalic_kernels.rans.kernels_checksum import checksum_kernel
+    from lalic_kernels.rans.kernels import checksum_kernel
 
     symbols = symbols.contiguous()
     found = torch.zeros(symbols.shape[0], dtype=torch.int64, device=symbols.device)

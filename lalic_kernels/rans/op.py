@@ -1,4 +1,4 @@
-"""The public functions: arguments are checked here, the stream is put together and taken apart here (see README.md)."""
+"""The public functions: arguments, choice of back end, errors. README.md says what a stream is."""
 
 from __future__ import annotations
 
@@ -10,28 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lalic_kernels.rans import reference
-from lalic_kernels.rans.escapes import count_digits, escape_values, pack_backwards, write_nibbles
+from lalic_kernels.rans import layout, reference
+from lalic_kernels.rans.layout import GROUP, MAX_GROUPS, RansError
 from lalic_kernels.rans.tables import COST_UNIT, CodingTables, integer_array
 
-MAX_LANES = 1 << 15
-MAX_CHOSEN_LANES = 1024  # a CPU gains nothing from more
-STATE_BYTES = 4  # on average 3 of them are overhead, for a final state carries 0 to 16 bits of the message
-HEADER_BYTES = 4  # none with one lane
-LANE_SHARE = 0.003  # of the payload; with rANS's own 0.2 % the whole stays under 0.5 % of the ideal
-
 _BACKENDS = ("numba", "numpy")
-_FAULTS = {
+FAULTS = {
     reference.OUT_OF_WORDS: "the stream ends before its symbols do",
-    reference.OUT_OF_NIBBLES: "the stream ends before its escaped values do",
     reference.BAD_COUNT: "an escaped value claims more digits than an int32 has",
     reference.BAD_DIGIT: "an escaped value begins with a zero digit",
     reference.TOO_LARGE: "an escaped value does not fit int32",
+    reference.BAD_LANE: "a lane that comes to rest is not where encoding begins",
 }
-
-
-class RansError(ValueError):
-    """A stream that no encoder wrote, or not for these tables and indexes. The message is one sentence."""
 
 
 @functools.cache
@@ -51,7 +41,6 @@ def available_backends() -> tuple[str, ...]:
 
 
 def _backend(name: str | None) -> Any:
-    """The module for `name`; None stands for numba, or for numpy where numba is not installed (the bytes are equal)."""
     if name is not None and name not in _BACKENDS:
         raise ValueError(f"backend must be None, 'numba' or 'numpy', but it is {name!r}")
     if name == "numpy":
@@ -62,7 +51,8 @@ def _backend(name: str | None) -> Any:
     return reference if compiled is None else compiled
 
 
-def _check_tables(tables: Any) -> None:
+def check_tables(tables: Any) -> None:
+    """Raises ValueError for anything but CodingTables."""
     if not isinstance(tables, CodingTables):
         raise ValueError(f"tables must be CodingTables, but it is {type(tables).__name__}")
 
@@ -82,108 +72,78 @@ def _check_section(number: int, section: Any) -> tuple[NDArray[np.int32], NDArra
     return symbols, indexes
 
 
+def check_lanes(lanes: tuple[int, int]) -> None:
+    """Raises ValueError unless (groups, lanes of a group) is what a stream can have."""
+    groups, each = lanes
+    if not (1 <= each <= GROUP and not each & (each - 1) and 1 <= groups <= (MAX_GROUPS if each == GROUP else 1)):
+        raise ValueError(
+            f"lanes must be (1, a power of two up to {GROUP}) or (up to {MAX_GROUPS} groups, {GROUP}), but is {lanes}"
+        )
+
+
 def _index_error(name: str, indexes: NDArray[np.int32], tables: CodingTables) -> ValueError:
     return ValueError(f"{name} must lie in 0..{tables.rows - 1}, but run from {indexes.min()} to {indexes.max()}")
 
 
-def choose_lanes(payload_bytes: float) -> int:
-    """The largest power of two whose states cost at most 0.3 % of the payload, at least 1, at most 1024."""
-    lanes = 1
-    while lanes < MAX_CHOSEN_LANES and HEADER_BYTES + 2 * lanes * STATE_BYTES <= LANE_SHARE * payload_bytes:
-        lanes *= 2
-    return lanes
-
-
 def encode(
-    sections: Iterable[tuple[Any, Any]], tables: CodingTables, *, lanes: int | None = None, backend: str | None = None
+    sections: Iterable[tuple[Any, Any]],
+    tables: CodingTables,
+    *,
+    lanes: tuple[int, int] | None = None,
+    backend: str | None = None,
 ) -> bytes:
     """One stream with the symbols of all sections, to be decoded section by section in the same order.
 
     sections: pairs (symbols, indexes) of int32 arrays or CPU tensors (n,), any n; symbols[i] is coded with row
         indexes[i] of `tables`. Any int32 symbol can be coded; those outside their row cost some bytes each.
-    lanes: number of interleaved states, a power of two up to 32768; None chooses by payload (see choose_lanes).
-    backend: None (the compiled coder where numba is installed, else numpy), "numba" or "numpy". The bytes are equal.
+    lanes: (groups, lanes of a group) that decode at the same time: a power of two up to 32 lanes, and 32 where there
+        are several groups (up to 1024); None spends 1 % of the payload on them.
+    backend: None (the compiled coder where numba is installed, else numpy), "numba" or "numpy". The bytes are equal,
+        and equal to those of `gpu.encode` for tensors on a GPU.
 
     No symbols at all make b"". Raises ValueError, naming the argument, for arguments that do not fit.
     """
-    _check_tables(tables)
+    check_tables(tables)
     coder = _backend(backend)
-    if lanes is not None and (
-        isinstance(lanes, bool) or not isinstance(lanes, int) or not 1 <= lanes <= MAX_LANES or lanes & (lanes - 1)
-    ):
-        raise ValueError(f"lanes must be None or a power of two in 1..{MAX_LANES}, but it is {lanes!r}")
-    pairs = [_check_section(number, section) for number, section in enumerate(sections)]
-    bounds = np.concatenate([[0], np.cumsum([len(symbols) for symbols, _ in pairs], dtype=np.int64)]).astype(np.int64)
-    if bounds[-1] == 0:
-        return b""
-
-    entries = np.empty(int(bounds[-1]), np.uint32)  # one table entry a symbol: frequency and start of its interval
-    cost = 0
-    raw = [np.zeros(0, np.int64)]
-    for number, (symbols, indexes) in enumerate(pairs):
-        part = entries[bounds[number] : bounds[number + 1]]
-        found, price = coder.look_up(symbols, indexes, tables, part)
-        if found == reference.BAD_INDEX:
+    if lanes is not None:
+        check_lanes(lanes)
+    lists: list[reference.List] = []
+    total = 0
+    for number, section in enumerate(sections):
+        symbols, indexes = _check_section(number, section)
+        if not len(symbols):  # a section without symbols leaves no trace
+            continue
+        entries = np.empty(len(symbols), np.uint32)
+        escapes, cost = coder.look_up(symbols, indexes, tables, entries)
+        if escapes == reference.BAD_INDEX:
             raise _index_error(f"indexes of sections[{number}]", indexes, tables)
-        if found:
-            raw.append(escape_values(part, symbols, indexes, tables))
-        cost += price
-    nibbles = write_nibbles(np.concatenate(raw))
-    if lanes is None:
-        lanes = choose_lanes(cost / (8 << COST_UNIT) + len(nibbles) / 2)
-    states = np.full(lanes, reference.LOWER, np.uint32)
-    words = coder.push(entries, bounds, states)
-    header = b"" if lanes == 1 else (lanes.bit_length() - 1).to_bytes(HEADER_BYTES, "little")
-    return b"".join([header, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), pack_backwards(nibbles)])
+        raw = reference.raw_values(entries, symbols, indexes, tables) if escapes else np.zeros(0, np.int64)
+        lists += reference.section_lists(entries, raw)
+        total += cost
+    if not lists:
+        return b""
+    highs, words, ramp, steps = coder.push(lists, *(lanes or layout.choose_lanes(total)))
+    bounds = np.concatenate([[0], np.cumsum([len(part) for part in words])]).astype(np.int64)
+    return layout.pack(layout.Parts(ramp, steps, highs, np.concatenate(words), bounds))
 
 
 class Decoder:
     """Reads a stream of encode(): decode() once for each section, in the encoder's order, then finish().
 
-    data: bytes-like; the stream, nothing before or after it. tables: those of the encoder.
-    backend: as for encode().
+    data: bytes-like; the stream, nothing before or after it. tables: those of the encoder. backend: as for encode().
 
     Raises RansError for a stream that cannot be right; after one, the decoder is of no more use and says so. Memory
-    taken is a small multiple of len(data), whatever the stream says.
+    taken is a small multiple of len(data) and of the symbols asked for, whatever the stream says.
     """
 
     def __init__(self, data: bytes, tables: CodingTables, *, backend: str | None = None) -> None:
-        _check_tables(tables)
+        check_tables(tables)
         self._coder = _backend(backend)
         self._tables = tables
         self._closed = ""
         self._empty = True
-        try:
-            stream = np.frombuffer(data, np.uint8)
-        except (TypeError, ValueError, BufferError) as error:
-            raise ValueError(f"data must be bytes, but it is {type(data).__name__}: {error}") from None
-        self._tail = stream.copy()  # a writable array: numba would compile another version for a read-only one
-        self._next_word = self._next_nibble = 0
-        if len(stream) == 0:
-            self._states = np.zeros(0, np.uint32)
-            self._body = 0
-            self._words = np.zeros(0, np.uint16)
-            return
-        if len(stream) < HEADER_BYTES:
-            raise RansError(f"the stream has {len(stream)} bytes, too few for a state")
-        header = int.from_bytes(stream[:HEADER_BYTES].tobytes(), "little")
-        begin, lanes = 0, 1
-        if header < reference.LOWER:  # no state, which would be the only lane's
-            if not 1 <= header < MAX_LANES.bit_length():
-                raise RansError(
-                    f"the stream's header is {header}, where only 1 to 15 (log2 of the lanes) has a meaning"
-                )
-            begin, lanes = HEADER_BYTES, 1 << header
-        first = begin + STATE_BYTES * lanes
-        if len(stream) < first:
-            raise RansError(f"the stream has {len(stream)} bytes, too few for the states of its {lanes} lanes")
-        self._states = stream[begin:first].view("<u4").astype(np.uint32)
-        if int(self._states.min()) < reference.LOWER:
-            raise RansError("a state at the stream's beginning is below 65536, which no encoder leaves")
-        self._body = len(stream) - first  # bytes of words and nibbles
-        count = self._body // 2
-        self._words = np.zeros(count + lanes, np.uint16)  # the padding: see cpu.py
-        self._words[:count] = stream[first : first + 2 * count].view("<u2")
+        parts = parts_of(data)
+        self._state = None if parts is None else self._coder.start(parts)
 
     def decode(self, indexes: Any) -> NDArray[np.int32]:
         """The next section's symbols, int32 (n,), for its `indexes` (n,), an int32 array or CPU tensor.
@@ -195,40 +155,30 @@ class Decoder:
         out = np.empty(len(rows), np.int32)
         if len(rows) == 0:
             return out
-        if len(self._states) == 0:
+        if self._state is None:
             raise self._fault(f"the stream is empty, but {len(rows)} symbols are asked of it")
         self._empty = False
-        word_limit = (self._body - (self._next_nibble + 1) // 2) // 2
-        found, self._next_word = self._coder.pull(
-            self._states, self._words, self._next_word, word_limit, rows, self._tables, out
-        )
+        found = self._coder.decode_section(self._state, rows, self._tables, out)
         if found == reference.BAD_INDEX:
             self._closed = "decode() was called with indexes outside the tables before"
             raise _index_error("indexes", rows, self._tables)
-        if found > 0:
-            nibble_limit = 2 * (self._body - 2 * self._next_word)
-            found, self._next_nibble = self._coder.read_escapes(
-                self._tail, self._next_nibble, nibble_limit, rows, self._tables, out
-            )
         if found < 0:
-            raise self._fault(_FAULTS[found])
+            raise self._fault(FAULTS[found])
         return out
 
     def finish(self) -> None:
-        """Raises RansError unless the whole stream has been used and all states are back where encoding began."""
+        """Raises RansError unless the whole stream has been used and all states are where encoding may begin."""
         self._check_open()
         self._closed = "finish() has been called already"
-        if len(self._states) == 0:
+        if self._state is None:
             return
         if self._empty:
             raise RansError("the stream holds something, but no symbols were asked of it")
-        if (self._states != reference.LOWER).any():
+        left = reference.words_left(self._state)
+        if left:
+            raise RansError(f"{left} words of the stream are left after its last symbol")
+        if not self._coder.ended(self._state):
             raise RansError("the states do not return to their start: the stream is damaged or for other tables")
-        left = self._body - 2 * self._next_word - (self._next_nibble + 1) // 2
-        if left != 0:
-            raise RansError(f"the stream's words and escaped values do not meet: {left} bytes lie between them")
-        if self._next_nibble % 2 and int(self._tail[len(self._tail) - 1 - self._next_nibble // 2]) >> 4:
-            raise RansError("the stream's padding is not zero")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -239,15 +189,25 @@ class Decoder:
         return RansError(sentence)
 
 
+def parts_of(data: Any) -> layout.Parts | None:
+    """The parts of a stream, None for an empty one. Raises ValueError for what is no bytes, RansError."""
+    try:
+        stream = np.frombuffer(data, np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise ValueError(f"data must be bytes, but it is {type(data).__name__}: {error}") from None
+    return layout.unpack(stream) if len(stream) else None
+
+
 def ideal_bits(symbols: Any, indexes: Any, tables: CodingTables) -> float:
-    """Code length in bits of symbols (n,) with rows indexes (n,): -log2 of the integer probabilities, plus escapes."""
-    _check_tables(tables)
+    """Code length in bits of symbols (n,) with rows indexes (n,): -log2 of the integer probabilities, plus escapes.
+
+    Raises ValueError, naming the argument, for arguments that do not fit.
+    """
+    check_tables(tables)
     symbols, indexes = _check_section(0, (symbols, indexes))
     entries = np.empty(len(symbols), np.uint32)
-    found, _ = reference.look_up(symbols, indexes, tables, entries)
-    if found == reference.BAD_INDEX:
+    escapes, cost = reference.look_up(symbols, indexes, tables, entries)
+    if escapes == reference.BAD_INDEX:
         raise _index_error("indexes", indexes, tables)
-    freq = entries >> np.uint32(16)
-    raw = escape_values(entries, symbols, indexes, tables)
-    nibbles = len(raw) + int(count_digits(raw).sum())
-    return float((16.0 - np.log2(freq.astype(np.float64))).sum()) + 4.0 * nibbles
+    digits = layout.count_digits(reference.raw_values(entries, symbols, indexes, tables))
+    return cost / (1 << COST_UNIT) + 4.0 * (len(digits) + int(digits.sum()))

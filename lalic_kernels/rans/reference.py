@@ -1,148 +1,324 @@
-"""The coder's definition, in numpy, one step of all lanes at a time. cpu.py makes the same bytes faster.
+"""The coder's definition in numpy, a step of a group at a time. cpu.py and gpu.py make the same bytes faster.
 
-A state x is an integer in [2^16, 2^32). With frequency f and interval start c of a symbol (out of 2^16):
+A step lets some of a group's first lanes take one interval each, of `freq` slots from `low`; lanes hold states x:
 
-    encode   while x >= f 2^16: put out the low 16 bits, x <- x >> 16;   x <- (x div f) 2^16 + (x mod f) + c
-    decode   slot = x mod 2^16 names the symbol;  x <- f (x >> 16) + slot - c;   if x < 2^16: x <- x 2^16 + next word
+    decode   slot = x mod 65536 lies in [low, low + freq);   x <- freq (x >> 16) + slot - low
+             then, lane by lane: if x < 65536:   x <- x 65536 + next word
+    encode   the same backwards:  if x >= 65536 freq: put out x mod 65536, x <- x >> 16
+             x <- (x div freq) 65536 + (x mod freq) + low
 
-(at most one word either way). The encoder walks the symbols backwards, so that the decoder walks them forwards and
-reads the words forwards. Source: J. Duda, "Asymmetric numeral systems", arXiv:1311.2540; interleaving with a shared
-stream: F. Giesen, "Interleaved entropy coders", arXiv:1402.3392.
+Near the end the lanes that work halve again and again: those that rest give words back, which the others take.
+Source: J. Duda, "Asymmetric numeral systems", arXiv:1311.2540; interleaving: F. Giesen, "Interleaved entropy coders",
+arXiv:1402.3392; the values of escapes: CompressAI's rans interface.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lalic_kernels.rans.escapes import MAX_DIGITS
-from lalic_kernels.rans.tables import TOTAL, CodingTables
+from lalic_kernels.rans.layout import LOWER, MAX_DIGITS, Parts, count_digits, escape_entries
+from lalic_kernels.rans.tables import CodingTables
 
-LOWER = 1 << 16
-
-# What the functions below return in place of a count when they cannot go on.
+# What is returned in place of a result when a stream or an argument cannot be right.
 BAD_INDEX = -1
-OUT_OF_WORDS = -2
-OUT_OF_NIBBLES = -3
-BAD_COUNT = -4
-BAD_DIGIT = -5
-TOO_LARGE = -6
+BAD_COUNT = -2
+BAD_DIGIT = -3
+TOO_LARGE = -4
+BAD_LANE = -5
+OUT_OF_WORDS = -6
+
+# Intervals to code, packed, and whether all groups share them; else the first group has them alone.
+List = tuple[NDArray[np.uint32], bool]
+
+
+@dataclass
+class State:
+    """Where decoding stands: x (groups, lanes) uint32, and for each group the next word and the last one's end.
+
+    working: lanes of each group that still take symbols. left: steps until they halve, -1 for no such end. ahead: steps
+    with half of them, and so on. section: number of the next section, ramp: of the one in which halving begins.
+    """
+
+    x: NDArray[np.uint32]
+    words: NDArray[np.uint16]
+    at: NDArray[np.int64]
+    end: NDArray[np.int64]
+    working: int
+    left: int
+    ahead: list[int]
+    section: int
+    ramp: int
+
+
+def start(parts: Parts) -> State:
+    """The state with which decoding begins: every lane's first word taken."""
+    lanes = parts.highs.shape[1]
+    at, end = parts.bounds[:-1].copy(), parts.bounds[1:].copy()
+    state = State(parts.highs.copy(), parts.words.copy(), at, end, lanes, -1, parts.ramp_steps.copy(), 0, parts.ramp)
+    for group in range(len(state.x)):
+        _refill(state, group, state.x[group].astype(np.int64))  # unpack has seen to it that there are enough words
+    return state
+
+
+def ended(state: State) -> bool:
+    """Whether every lane is where encoding begins: those that worked to the end at 65536."""
+    return bool((state.x[:, : state.working] == LOWER).all())
+
+
+def words_left(state: State) -> int:
+    """How many words no lane has taken."""
+    return int((state.end - state.at).sum())
+
+
+class _OutOfWords(Exception):
+    """A lane needs a word, and its group has none."""
+
+
+def _refill(state: State, group: int, x: NDArray[np.int64]) -> None:
+    """Gives words to those of the first lanes whose states x became small, and stores all of x."""
+    low = np.flatnonzero(x < LOWER)
+    if len(low) > state.end[group] - state.at[group]:
+        raise _OutOfWords
+    x[low] = x[low] << 16 | state.words[state.at[group] : state.at[group] + len(low)]
+    state.at[group] += len(low)
+    state.x[group, : len(x)] = x
+
+
+def _halve(state: State) -> bool:
+    """The upper half of the working lanes give their low halves back as words, and rest; False if they cannot."""
+    half = state.working // 2
+    resting = state.x[:, half : state.working]
+    if (resting >> np.uint32(16) != 1).any():
+        return False
+    for group, at in enumerate(state.at):  # over words that were taken: at the start a group's lanes took one each
+        state.words[at - half : at] = resting[group] & np.uint32(0xFFFF)
+    state.at -= half
+    state.working = half
+    state.left = state.ahead.pop(0) if half > 1 else -1
+    return True
+
+
+# Decoding
+
+
+def decode_section(state: State, rows: NDArray[np.int32], tables: CodingTables, out: NDArray[np.int32]) -> int:
+    """Decodes a section of symbols with table rows (n,) into `out` (n,); returns 0 or what is wrong."""
+    if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < tables.rows:
+        return BAD_INDEX
+    try:
+        position = _positions_of(state, rows, tables)
+        if position is None:
+            return BAD_LANE
+        state.section += 1
+        value = tables.offset[rows].astype(np.int64) + position
+        escaped = np.flatnonzero(position == tables.escape[rows])
+        if len(escaped):
+            raw = _escapes(state, len(escaped))
+            if isinstance(raw, int):
+                return raw
+            value[escaped] = escaped_values(raw, rows[escaped], tables)
+    except _OutOfWords:
+        return OUT_OF_WORDS
+    if (value != value.astype(np.int32)).any():
+        return TOO_LARGE
+    out[:] = value
+    return 0
+
+
+def escaped_values(raw: NDArray[np.int64], rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64]:
+    """The symbols that raw values (k,) of table rows (k,) stand for."""
+    first = tables.offset[rows].astype(np.int64)
+    return np.where(raw & 1, first - (raw + 1) // 2, first + tables.escape[rows] + raw // 2)
+
+
+def _positions_of(state: State, rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64] | None:
+    """Positions in their rows (n,) of the symbols with table rows (n,), which all groups share; None for BAD_LANE."""
+    if state.section == state.ramp:
+        state.left = state.ahead.pop(0)
+    entry = np.empty(len(rows), np.int64)
+    begin = 0
+    while True:
+        while state.left == 0:
+            if not _halve(state):
+                return None
+        if begin >= len(rows):
+            return entry - tables.start[rows]
+        for group in range(len(state.x)):
+            taken = rows[begin : begin + state.working]
+            if len(taken):
+                entry[begin : begin + len(taken)] = _step(state, group, taken, tables)
+                begin += len(taken)
+        state.left -= state.left > 0
+
+
+def _step(state: State, group: int, rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64]:
+    """One symbol for each of a group's first lanes, as numbers of intervals."""
+    x = state.x[group, : len(rows)].astype(np.int64)
+    slot = x & 0xFFFF
+    bins = tables.coarse[rows * 256 + (slot >> 8)].astype(np.int64)
+    entry, more = bins & 0xFFFFFF, bins >> 24
+    while more.any():  # a binary search between the bin's first interval and its last
+        half = (more + 1) >> 1
+        below = (tables.packed[entry + half] & np.uint32(0xFFFF)) <= slot
+        entry = np.where(below, entry + half, entry)
+        more = np.where(below, more - half, np.maximum(half - 1, 0))
+    packed = tables.packed[entry].astype(np.int64)
+    _refill(state, group, ((packed >> 16) + 1) * (x >> 16) + slot - (packed & 0xFFFF))
+    return entry
+
+
+def _escapes(state: State, count: int) -> NDArray[np.int64] | int:
+    """The raw values of `count` escapes, or what is wrong with them."""
+    digits = _fields(state, np.full(count, 4))
+    if (digits > MAX_DIGITS).any():
+        return BAD_COUNT
+    raw = np.zeros(count, np.int64)
+    for first, most in ((0, 16), (16, 16), (32, 4)):
+        raw |= _fields(state, np.clip(4 * digits - first, 0, most)) << first
+    return BAD_DIGIT if (count_digits(raw) != digits).any() else raw
+
+
+def _fields(state: State, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Values of fields of `widths` (n,) bits, 0 to 16 each, which the first group has."""
+    values = np.zeros(len(widths), np.int64)
+    for begin in range(0, len(widths), state.working):
+        width = widths[begin : begin + state.working]
+        x = state.x[0, : len(width)].astype(np.int64)
+        slot = x & 0xFFFF
+        values[begin : begin + len(width)] = slot >> (16 - width)
+        _refill(state, 0, (x >> 16 << (16 - width)) + (slot & ((np.int64(1) << (16 - width)) - 1)))
+    return values
+
+
+# Encoding
 
 
 def look_up(
-    symbols: NDArray[np.int32], indexes: NDArray[np.int32], tables: CodingTables, out: NDArray[np.uint32]
+    symbols: NDArray[np.int32], rows: NDArray[np.int32], tables: CodingTables, entries: NDArray[np.uint32]
 ) -> tuple[int, int]:
-    """Fills `out` (n,) with each symbol's table entry; returns (escapes or BAD_INDEX, code length in 2^-24 bit)."""
-    if indexes.size and not 0 <= int(indexes.min()) <= int(indexes.max()) < tables.rows:
+    """Fills `entries` (n,) with each symbol's packed interval, its row's last one for a symbol outside.
+
+    Returns the number of those or BAD_INDEX, and the intervals' code length in 2^-24 bit.
+    """
+    if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < tables.rows:
         return BAD_INDEX, 0
-    position = symbols.astype(np.int64) - tables.offset[indexes]
-    last = tables.escape[indexes].astype(np.int64)
+    last = tables.escape[rows]
+    position = symbols.astype(np.int64) - tables.offset[rows]
     outside = (position < 0) | (position >= last)
-    priced = tables.priced[tables.start[indexes] + np.where(outside, last, position)]
-    out[:] = priced.astype(np.uint32)
+    priced = tables.priced[tables.start[rows] + np.where(outside, last, position)]
+    entries[:] = priced.astype(np.uint32)
     return int(np.count_nonzero(outside)), int((priced >> np.uint64(32)).sum())
 
 
-def push(entries: NDArray[np.uint32], bounds: NDArray[np.int64], states: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """Encodes entries[bounds[s]:bounds[s+1]] of all sections s into `states` (N,), in place; returns the words."""
-    lanes = len(states)
-    freq = (entries >> np.uint32(16)).astype(np.uint64)
-    low = (entries & np.uint32(0xFFFF)).astype(np.uint64)
-    x_all = states.astype(np.uint64)
-    sixteen = np.uint64(16)
-    blocks = []
-    for begin, end in zip(bounds[-2::-1].tolist(), bounds[:0:-1].tolist(), strict=True):
-        first_of_last_group = begin + (end - begin - 1) // lanes * lanes
-        for at in range(first_of_last_group, begin - 1, -lanes):
-            stop = min(at + lanes, end)
-            x = x_all[: stop - at]
-            f = freq[at:stop]
-            full = (x >> sixteen) >= f
-            blocks.append(x[full].astype(np.uint16))
-            x = np.where(full, x >> sixteen, x)
-            x_all[: stop - at] = ((x // f) << sixteen) + x % f + low[at:stop]
-    states[:] = x_all
-    return np.concatenate(blocks[::-1]) if blocks else np.zeros(0, np.uint16)
+def raw_values(
+    entries: NDArray[np.uint32], symbols: NDArray[np.int32], rows: NDArray[np.int32], tables: CodingTables
+) -> NDArray[np.int64]:
+    """The raw values (k,) of those of `symbols` (n,) whose intervals (n,) are their rows' last, in order."""
+    # Only a row's last interval ends at 65536.
+    at = np.flatnonzero((entries >> np.uint32(16)) + (entries & np.uint32(0xFFFF)) == LOWER - 1)
+    position = symbols[at].astype(np.int64) - tables.offset[rows[at]]
+    return np.where(position < 0, -2 * position - 1, 2 * (position - tables.escape[rows[at]]))
 
 
-def pull(
-    states: NDArray[np.uint32],
-    words: NDArray[np.uint16],
-    position: int,
-    limit: int,
-    indexes: NDArray[np.int32],
-    tables: CodingTables,
-    out: NDArray[np.int32],
-) -> tuple[int, int]:
-    """Decodes one section into `out` (n,); returns (escapes or an error, position of the next word).
-
-    words: (at least limit + N,); those from `limit` on are padding. Escapes are left as the row's escape position.
-    """
-    if indexes.size and not 0 <= int(indexes.min()) <= int(indexes.max()) < tables.rows:
-        return BAD_INDEX, position
-    lanes = len(states)
-    escapes = 0
-    key = indexes.astype(np.int64) * TOTAL
-    x_all = states.astype(np.int64)
-    chosen = np.empty(len(indexes), np.int64)
-    for at in range(0, len(indexes), lanes):
-        stop = min(at + lanes, len(indexes))
-        x = x_all[: stop - at]
-        slot = x & 0xFFFF
-        entry = np.searchsorted(tables.edges, key[at:stop] + slot, side="right") - 1
-        chosen[at:stop] = entry
-        packed = tables.entries[entry].astype(np.int64)
-        f, c = packed >> 16, packed & 0xFFFF
-        x = f * (x >> 16) + slot - c
-        low = np.flatnonzero(x < LOWER)
-        x[low] = (x[low] << 16) | words[position : position + len(low)]
-        position += len(low)
-        if position > limit:
-            return OUT_OF_WORDS, position
-        x_all[: stop - at] = x
-        escapes += int(np.count_nonzero(c + f == TOTAL))  # only a row's last interval ends at 65536
-    states[:] = x_all
-    out[:] = chosen + tables.bias[indexes]
-    return escapes, position
+def section_lists(entries: NDArray[np.uint32], raw: NDArray[np.int64]) -> list[List]:
+    """What codes a section, in the decoder's order: intervals of all symbols, then fields of escapes' raw values."""
+    if not len(raw):
+        return [(entries, True)]
+    return [(entries, True), *((fields, False) for fields in escape_entries(raw, count_digits(raw)))]
 
 
-def read_escapes(
-    tail: NDArray[np.uint8],
-    position: int,
-    limit: int,
-    indexes: NDArray[np.int32],
-    tables: CodingTables,
-    out: NDArray[np.int32],
-) -> tuple[int, int]:
-    """Puts the true values of the escapes into `out` (n,); returns (0 or an error, position of the next nibble).
+class Encoder:
+    """States x (groups, lanes), and the words put out so far, for each group the last one last."""
 
-    tail: the whole stream as bytes, whose last byte holds nibble 0; nibbles from `limit` on belong to the words.
-    """
-    nominal = tables.offset[indexes] + tables.escape[indexes].astype(np.int64)
-    for at in np.flatnonzero(out == nominal).tolist():
-        if position >= limit:
-            return OUT_OF_NIBBLES, position
-        digits = _nibble(tail, position)
-        position += 1
-        if digits > MAX_DIGITS:
-            return BAD_COUNT, position
-        if position + digits > limit:
-            return OUT_OF_NIBBLES, position
-        raw = digit = 0
-        for place in range(digits):
-            digit = _nibble(tail, position + place)
-            raw |= digit << (4 * place)
-        position += digits
-        if digits and digit == 0:
-            return BAD_DIGIT, position
-        row = int(indexes[at])
-        value = int(tables.offset[row]) - (raw + 1) // 2 if raw & 1 else int(nominal[at]) + raw // 2
-        if not -(1 << 31) <= value < 1 << 31:
-            return TOO_LARGE, position
-        out[at] = value
-    return 0, position
+    def __init__(self, groups: int, lanes: int) -> None:
+        self.groups, self.lanes = groups, lanes
+        self.x = np.full((groups, lanes), LOWER, np.int64)
+        self.out: list[list[int]] = [[] for _ in range(groups)]
+
+    def step(self, group: int, entries: NDArray[np.uint32]) -> None:
+        """One interval for each of a group's first lanes."""
+        packed = entries.astype(np.int64)
+        freq, low = (packed >> 16) + 1, packed & 0xFFFF
+        x = self.x[group, : len(packed)]
+        full = x >> 16 >= freq
+        self.out[group] += (x[full] & 0xFFFF)[::-1].tolist()
+        x = np.where(full, x >> 16, x)
+        self.x[group, : len(packed)] = (x // freq << 16) + x % freq + low
+
+    def code(self, entries: NDArray[np.uint32], shared: bool, working: int) -> None:
+        """A list, or the rest of one, in steps of `working` lanes of each group, from the last to the first."""
+        groups = self.groups if shared else 1
+        for chunk in range(-(-len(entries) // working) - 1, -1, -1):
+            self.step(chunk % groups, entries[chunk * working : (chunk + 1) * working])
+
+    def ramp(self, lists: list[List]) -> tuple[int, int, list[int]] | None:
+        """Codes the end with ever more lanes, each new one starting with a word of those before.
+
+        Returns the number of the list in which all lanes have come to work, how many of its symbols are left, and
+        `ramp_steps` as in `Parts`; None if the lists do not suffice.
+        """
+        working, steps = 1, [0]
+        for number in range(len(lists) - 1, -1, -1):
+            entries, shared = lists[number]
+            if not shared:
+                self.code(entries, False, working)
+                continue
+            left = len(entries)
+            while left:
+                across = working * self.groups
+                if left % (2 * across) == 0 and min(map(len, self.out)) >= working:
+                    for group, words in enumerate(self.out):
+                        self.x[group, working : 2 * working] = LOWER + np.array(words[: -working - 1 : -1])
+                        del words[-working:]
+                    working *= 2
+                    if working == self.lanes:
+                        return number, left, [left // (working * self.groups), *steps[:0:-1]]
+                    steps.append(0)
+                    continue
+                begin = (left - 1) // across * across
+                self.code(entries[begin:left], True, working)
+                steps[-1] += 1
+                left = begin
+        return None
 
 
-def _nibble(tail: NDArray[np.uint8], number: int) -> int:
-    byte = int(tail[len(tail) - 1 - number // 2])
-    return byte >> 4 if number & 1 else byte & 15
+@dataclass
+class Begun:
+    """An encoder whose lanes all work: x (groups, lanes), words put out so far, how many lists are still whole, and how
+    many symbols of the next are left; `ramp` and `ramp_steps` as in `Parts`."""
+
+    x: NDArray[np.int64]
+    out: list[list[int]]
+    number: int
+    left: int
+    ramp: int
+    ramp_steps: list[int]
+
+
+def begin_push(lists: list[List], groups: int, lanes: int) -> Begun:
+    """Codes the end of the lists, up to where all lanes work; nothing, if they do so from the start."""
+    encoder = Encoder(groups, lanes)
+    found = encoder.ramp(lists) if lanes > 1 else None
+    if found is None:
+        encoder = Encoder(groups, lanes)
+        return Begun(encoder.x, encoder.out, len(lists), 0, -1, [])
+    number, left, steps = found
+    return Begun(encoder.x, encoder.out, number, left, sum(shared for _, shared in lists[:number]), steps)
+
+
+def push(
+    lists: list[List], groups: int, lanes: int
+) -> tuple[NDArray[np.uint32], list[NDArray[np.uint16]], int, list[int]]:
+    """Encodes lists; returns the states' upper halves (groups, lanes), each group's words, `ramp` and `ramp_steps`."""
+    begun = begin_push(lists, groups, lanes)
+    encoder = Encoder(groups, lanes)
+    encoder.x, encoder.out = begun.x, begun.out
+    if begun.left:
+        encoder.code(lists[begun.number][0][: begun.left], True, lanes)
+    for entries, shared in lists[: begun.number][::-1]:
+        encoder.code(entries, shared, lanes)
+    words = [np.array([*(x & 0xFFFF), *out[::-1]], np.uint16) for x, out in zip(encoder.x, encoder.out, strict=True)]
+    return (encoder.x >> 16).astype(np.uint32), words, begun.ramp, begun.ramp_steps

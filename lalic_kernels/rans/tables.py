@@ -1,4 +1,4 @@
-"""Frozen integer distributions in the layout the rANS coders read."""
+"""Frozen integer distributions in the layout which the coder reads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def integer_array(value: Any, name: str, ndim: int = 1) -> NDArray[np.int32]:
 
 
 class CodingTables:
-    """Rows of 16-bit cumulative distributions, checked once and laid out for both coder backends.
+    """Rows of 16-bit cumulative distributions, checked once and laid out for every back end.
 
     cdf: integers (R, Lmax); row r counts up strictly from 0 to 65536 in its first lengths[r] entries, the rest of the
         row is ignored (the padded layout of CompressAI's `_quantized_cdf`).
@@ -55,6 +55,14 @@ class CodingTables:
 
     Arrays and CPU tensors are accepted. Raises ValueError, naming the argument, for anything that does not fit.
     Treat an instance as immutable: coders keep references to its arrays.
+
+    Attributes, for E intervals of all rows one after the other:
+        packed: (E,) uint32, frequency - 1 in the high half, the interval's start in the low.
+        priced: (E,) uint64, code length in 2^-24 bit in the high half, `packed` in the low.
+        coarse: (256 R,) uint32, for each bin of 256 slots the first interval in the low 24 bits, how many more it has
+            in the high 8.
+        start, offset, escape, bias: (R,) int32: first interval, symbol at position 0, position of the escape, and
+            symbol less interval number.
     """
 
     def __init__(self, cdf: Any, lengths: Any, offsets: Any) -> None:
@@ -94,20 +102,20 @@ class CodingTables:
     def _fill(self, lower: NDArray, freq: NDArray, counts: NDArray, offsets: NDArray) -> None:
         """Builds the arrays the coders read from intervals that are known to be good."""
         rows = len(counts)
-        start = np.concatenate([[0], np.cumsum(counts)])
+        start = np.concatenate([[0], np.cumsum(counts)])[:-1]
         self._lower, self._freq = lower, freq  # (E,) int64, all rows one after the other
         self._counts, self._offsets = counts, np.array(offsets, np.int32)
-        self.start = start[:-1].copy()  # (R,) int64, each row's first entry
-        self.offset = self._offsets.astype(np.int64)  # (R,)
-        self.escape = (counts - 1).astype(np.uint64)  # (R,) position of the escape
-        self.bias = self.offset - self.start  # (R,) symbol = entry number + bias
-        self.entries = ((freq << 16) | lower).astype(np.uint32)  # (E,) frequency in the high half, start in the low
-        self.edges = np.repeat(np.arange(rows, dtype=np.int64), counts) * TOTAL + lower  # (E,) increasing over all rows
-        slots = np.arange(rows, dtype=np.int64)[:, None] * TOTAL + np.arange(0, TOTAL, TOTAL >> COARSE_BITS)
-        coarse = np.searchsorted(self.edges, slots.ravel(), side="right") - 1
-        self.coarse = coarse.astype(np.uint32)  # (256 R,) the entry that holds the first slot of each bin
+        self.packed = ((freq - 1) << 16 | lower).astype(np.uint32)
+        edges = np.repeat(np.arange(rows, dtype=np.int64), counts) * TOTAL + lower  # rising over all rows
+        bins = np.arange(rows << COARSE_BITS, dtype=np.int64) << (PRECISION - COARSE_BITS)
+        first = np.searchsorted(edges, bins, side="right") - 1
+        last = np.searchsorted(edges, bins + (1 << (PRECISION - COARSE_BITS)) - 1, side="right") - 1
+        self.coarse = (first | (last - first) << 24).astype(np.uint32)
+        self.start, self.offset = start.astype(np.int32), self._offsets
+        self.escape = (counts - 1).astype(np.int32)
+        self.bias = self.offset - self.start
         cost = np.rint(-np.log2(freq / TOTAL) * (1 << COST_UNIT)).astype(np.uint64)
-        self.priced = (cost << np.uint64(32)) | self.entries  # (E,) code length in the high half, entry in the low
+        self.priced = (cost << np.uint64(32)) | self.packed
 
     @property
     def rows(self) -> int:
@@ -155,4 +163,4 @@ class CodingTables:
         return sha.digest()
 
     def __repr__(self) -> str:
-        return f"CodingTables(rows={self.rows}, entries={len(self.entries)})"
+        return f"CodingTables(rows={self.rows}, entries={len(self.packed)})"

@@ -59,14 +59,12 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
         fields = dict(vars(containers[rng.integers(len(containers))]))
         other = containers[rng.integers(len(containers))]
         kind = ("flip", "begin", "shorten", "lengthen", "empty", "splice", "size", "checksum")[rng.integers(8)]
-        streams = list(fields["streams"])
-        place = int(rng.integers(len(streams)))
-        stream = streams[place]
+        stream = fields["stream"]
         if kind in ("flip", "begin"):
             flipped = bytearray(stream)
             for position in rng.integers(min(len(flipped), 16 if kind == "begin" else 2**28), size=rng.integers(1, 4)):
                 flipped[position] ^= 1 << rng.integers(8)
-            streams[place] = bytes(flipped)
+            fields["stream"] = bytes(flipped)
         elif kind == "checksum":
             fields["symbol_checksum"] ^= 1 << int(rng.integers(48))
         elif kind == "size":
@@ -75,13 +73,12 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
             if -(-fields["width"] // step) == -(-other.width // step):
                 continue
         else:
-            streams[place] = {
+            fields["stream"] = {
                 "shorten": stream[: rng.integers(len(stream))],
                 "lengthen": stream + rng.bytes(int(rng.integers(1, 9))),
                 "empty": b"",
-                "splice": other.streams[min(place, len(other.streams) - 1)],
+                "splice": other.stream,
             }[kind]
-        fields["streams"] = tuple(streams)
         container = Container(**fields)
         if container not in containers:
             made += 1
@@ -96,7 +93,7 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
 def with_version(data: bytes, version: int) -> bytes:
     """The file as a later release might have written it, both checksums made to fit."""
     container = parse(data)
-    payload = sum(map(len, container.streams))
+    payload = len(container.stream)
     header = bytearray(data[: len(data) - payload - 8])
     header[4] = version
     sections = data[len(data) - payload - 4 : -4]

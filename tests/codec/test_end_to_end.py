@@ -47,7 +47,7 @@ def test_the_decoder_shows_the_encoders_reconstruction(model, size):
     data = codec.encode(image, model)
     container = parse(data)
     assert (container.width, container.height) == size
-    assert len(data) - len(container.streams[0]) <= MAX_OVERHEAD
+    assert len(data) - len(container.stream) <= MAX_OVERHEAD
     with torch.inference_mode():
         x = codec._pad(images.to_tensor(image), 64)
         y_hat = model.compress(x)["y_hat"]

@@ -12,12 +12,11 @@ if torch.cuda.is_available():
 
 from graph_double import QUALITIES, damaged, interpreted, picture, tiny
 
-from lalic.coder.coding import EncodedSections
+from lalic.coder import Stream
+from lalic.coder.gpu import GpuCoder
 from lalic.coder.graphs import GraphError
 from lalic.errors import BitstreamError
 from lalic.model import LALIC
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,59 +25,58 @@ def model() -> LALIC:
 
 
 @pytest.fixture(scope="module")
-def files(model: LALIC) -> list[EncodedSections]:
+def files(model: LALIC) -> list[Stream]:
     """Three pictures of one size at three qualities, coded on the CPU."""
-    return [model.encode_sections(picture(i), q) for i, q in enumerate(QUALITIES)]
+    return [model.encode(picture(i), q) for i, q in enumerate(QUALITIES)]
 
 
-def decode(model: LALIC, file: EncodedSections, quality: float, graph: bool | None) -> Tensor:
+def decode(model: LALIC, file: Stream, quality: float, graph: bool | None) -> Tensor:
     with torch.inference_mode():
-        (found,) = model._pictures_there(file.streams, (1, 1), CPU, [file.checksum], [quality], graph)
+        (found,) = GpuCoder(model, graph).decode([file], (1, 1), [quality])
     if isinstance(found, BitstreamError):
         raise found
     return found
 
 
-def here(model: LALIC, file: EncodedSections, quality: float) -> Tensor:
+def here(model: LALIC, file: Stream, quality: float) -> Tensor:
     """As the CPU decodes it: the same bits, as the transforms of these models are torch's convolutions alone."""
-    return model.decode_sections(file.streams, 64, 64, file.checksum, quality)
+    return model.decode(file, 64, 64, quality)
 
 
-def test_replays_are_decodes(model: LALIC, files: list[EncodedSections]) -> None:
+def test_replays_are_decodes(model: LALIC, files: list[Stream]) -> None:
     """Streams of other pictures, lengths and qualities than the one that was there at the capture; a damaged one."""
-    assert len({len(file.streams[0]) for file in files}) == 3
+    assert len({len(file.data) for file in files}) == 3
     with interpreted() as double:
         for file, quality in zip(files, QUALITIES, strict=True):
             assert torch.equal(decode(model, file, quality, True), here(model, file, quality))
-        bad = EncodedSections((damaged(files[0].streams[0]),), files[0].checksum)
+        bad = Stream(damaged(files[0].data), files[0].checksum)
         with pytest.raises(BitstreamError, match=r"damaged"):
             decode(model, bad, QUALITIES[0], True)
         assert torch.equal(decode(model, files[0], QUALITIES[0], True), here(model, files[0], QUALITIES[0]))
         assert (double.captures, double.replays) == (1, 5)
 
 
-def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[EncodedSections]) -> None:
+def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[Stream]) -> None:
     """Equal sizes go together; damage of one, in its words or its header, is its own and spoils no other.
 
     A batch's convolutions may round otherwise than one picture's; symbols are compared by checksums to the last bit.
     """
-    streams = [files[0].streams[0], damaged(files[1].streams[0]), b"\xff\xff", files[2].streams[0]]
-    checksums = [files[0].checksum, files[1].checksum, 0, files[2].checksum]
+    streams = [files[0], Stream(damaged(files[1].data), files[1].checksum), Stream(b"\xff\xff", 0), files[2]]
     qualities = [QUALITIES[0], QUALITIES[1], 50.0, QUALITIES[2]]
     with interpreted() as double, torch.inference_mode():
-        found = model._pictures_there(streams, (1, 1), CPU, checksums, qualities, True)
+        found = GpuCoder(model, True).decode(streams, (1, 1), qualities)
         assert (double.captures, double.replays) == (1, 1)
     assert [isinstance(x, BitstreamError) for x in found] == [False, True, True, False]
     assert (found[0] - here(model, files[0], QUALITIES[0])).abs().max() < 1e-5
     assert (found[3] - here(model, files[2], QUALITIES[2])).abs().max() < 1e-5
-    assert "2^15 lanes" in str(found[2])
+    assert "begins with 255" in str(found[2])
 
 
 def test_slices_that_see_each_other() -> None:
     """RWKV blocks and what they keep for one size of picture."""
     model = tiny((4, 7), "patches")
     with torch.inference_mode():
-        one, two = (model.encode_sections(picture(i), 70.0) for i in (5, 6))
+        one, two = (model.encode(picture(i), 70.0) for i in (5, 6))
     with interpreted() as double:
         assert torch.equal(decode(model, one, 70.0, None), here(model, one, 70.0)) and double.captures == 0
         for file in (one, two):
@@ -86,19 +84,19 @@ def test_slices_that_see_each_other() -> None:
         assert (double.captures, double.replays) == (1, 2)
 
 
-def test_a_look_in_a_capture_is_refused(files: list[EncodedSections], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_in_a_capture_is_refused(files: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in refuses what a GPU would, and says so in one sentence."""
-    honest = LALIC._synthesise_at
-    monkeypatch.setattr(LALIC, "_synthesise_at", lambda self, y, q: honest(self, y, q if bool(q.sum() > 0) else None))
+    honest = LALIC.synthesise
+    monkeypatch.setattr(LALIC, "synthesise", lambda self, y, q: honest(self, y, q if bool(q.sum() > 0) else None))
     with interpreted(), pytest.raises(GraphError, match=r"cannot be captured as a CUDA graph .*not permitted"):
         decode(tiny(), files[0], QUALITIES[0], True)
 
 
-def test_another_quality_is_another_picture(files: list[EncodedSections], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_quality_is_another_picture(files: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
     """So a quality that was part of the launches would be found out by the replays above."""
     model = tiny()
-    wanted, honest = here(model, files[1], QUALITIES[1]), LALIC._synthesise_at
+    wanted, honest = here(model, files[1], QUALITIES[1]), LALIC.synthesise
     first = torch.full((1,), QUALITIES[0])
-    monkeypatch.setattr(LALIC, "_synthesise_at", lambda self, y, q: honest(self, y, first))
+    monkeypatch.setattr(LALIC, "synthesise", lambda self, y, q: honest(self, y, first))
     with interpreted():
         assert not torch.equal(decode(model, files[1], QUALITIES[1], True), wanted)

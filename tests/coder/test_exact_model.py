@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not part of
 import lalic
 from benchmarks.portability import ideal_code_length
 from lalic import cli, codec, images
-from lalic.coder.exact import ExactEngine, exact_entropy
-from lalic.coder.slices import Collect, code_slices
+from lalic.coder.engines import FLOAT, ExactEngine, exact_entropy
+from lalic.coder.schedule import Collect, SliceState, code_slices
 from lalic.errors import BitstreamError, CheckpointError, LalicError, ModelMismatchError
 from lalic.model import LALIC
 from lalic.nn.checkpoints import DIGEST
@@ -119,7 +119,7 @@ def test_near_the_float_model(name: str) -> None:
             truth(k, parity, scales, means)
             return pack(truth.slices[k], parity)
 
-        code_slices(double.latent_codec.y, double.h_s((z + medians).contiguous()), given)
+        code_slices(SliceState(double.latent_codec.y, double.h_s((z + medians).contiguous()), FLOAT), given)
     for one, other in zip(seen.seen, truth.seen, strict=True):
         # 13 bits and sign: 1e-4 of the largest factor a product, through some thirty products.
         assert (one - other).abs().max() <= 1e-2 * max(1.0, float(other.abs().max()))
@@ -164,7 +164,7 @@ def test_a_converted_checkpoint_is_the_same_model(name: str, tmp_path: Path) -> 
     again = lalic.load_checkpoint(tmp_path / "a.safetensors")
     assert again.weights_hash() == model.weights_hash()
     x = photo()[:, :, :64, 128:256]
-    assert again.encode_sections(x) == model.encode_sections(x)
+    assert again.encode(x) == model.encode(x)
     twice = again.converted()
     assert twice.keys() == model.converted().keys()
     assert all(torch.equal(value, twice[key]) for key, value in model.converted().items())
@@ -263,11 +263,11 @@ def test_other_arithmetic_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = odd()
-    sections = model.encode_sections(photo()[:, :, :64, 128:192])
+    sections = model.encode(photo()[:, :, :64, 128:192])
     with monkeypatch.context() as patch:
         patch.setattr(exact, "conv", lambda x, *a, **k: torch.full((1, 4, 4, 11), float("nan")))
         with pytest.raises(BitstreamError, match="must be finite"):
-            model.read_sections(sections.streams, 64, 64, sections.checksum)
+            model.read(sections, 64, 64)
     with torch.no_grad():
         model.h_s[0].weight[0, 0, 0, 0] = float("inf")
     with pytest.raises(CheckpointError, match="must be finite"):
@@ -275,7 +275,7 @@ def test_what_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = odd()
     model.latent_codec.hyper.entropy_bottleneck.quantiles.data[0] = float("nan")
     with pytest.raises(CheckpointError, match="medians must be finite"):
-        model.read_sections(sections.streams, 64, 64, sections.checksum)
+        model.read(sections, 64, 64)
     with pytest.raises(LalicError, match="cannot be coded"):
         model.compress(photo()[:, :, :64, :64])
 

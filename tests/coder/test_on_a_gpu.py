@@ -12,9 +12,8 @@ from graph_double import damaged
 
 import lalic
 from lalic import images
-from lalic.coder.coding import EncodedSections
-from lalic.coder.gpu_decode import DecodeGraph, weights_of
-from lalic.coder.graphs import Shelf
+from lalic.coder import Stream, gpu
+from lalic.coder.graphs import GraphCache
 from lalic.errors import BitstreamError
 from lalic.model import LALIC
 
@@ -35,23 +34,23 @@ def pictures() -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def files(pictures: list[torch.Tensor]) -> list[EncodedSections]:
+def files(pictures: list[torch.Tensor]) -> list[Stream]:
     """Of a CPU."""
     here = lalic.slim()
-    return [here.encode_sections(x, q) for x, q in zip(pictures, QUALITIES, strict=True)]
+    return [here.encode(x, q) for x, q in zip(pictures, QUALITIES, strict=True)]
 
 
-def decode(model: LALIC, file: EncodedSections, quality: float, graph: bool | None) -> torch.Tensor:
+def decode(model: LALIC, file: Stream, quality: float, graph: bool | None) -> torch.Tensor:
     with torch.inference_mode():
-        return model.decode_sections(file.streams, 192, 256, file.checksum, quality, graph=graph)
+        return model.decode(file, 192, 256, quality, graph=graph)
 
 
-def test_graph_equals_plain_and_reads_files_of_a_cpu(model: LALIC, files: list[EncodedSections]) -> None:
+def test_graph_equals_plain_and_reads_files_of_a_cpu(model: LALIC, files: list[Stream]) -> None:
     for _ in range(2):
         for file, quality in zip(files, QUALITIES, strict=True):
             plain = decode(model, file, quality, False)
             assert torch.equal(decode(model, file, quality, True), plain)
-    bad = EncodedSections((damaged(files[0].streams[0]),), files[0].checksum)
+    bad = Stream(damaged(files[0].data), files[0].checksum)
     with pytest.raises(BitstreamError):
         decode(model, bad, QUALITIES[0], True)
     assert torch.equal(decode(model, files[0], QUALITIES[0], True), decode(model, files[0], QUALITIES[0], False))
@@ -62,12 +61,12 @@ def test_a_cpu_reads_files_of_a_gpu(model: LALIC, pictures: list[torch.Tensor]) 
     for graph in (False, True):
         for x, quality in zip(pictures, QUALITIES, strict=True):
             with torch.inference_mode():
-                file = model.encode_sections(x.cuda(), quality, graph=graph)
-                shown = here.decode_sections(file.streams, 192, 256, file.checksum, quality)
+                file = model.encode(x.cuda(), quality, graph=graph)
+                shown = here.decode(file, 192, 256, quality)
             assert (shown - decode(model, file, quality, graph).cpu()).abs().max() < 1e-3
 
 
-def test_in_a_stream_that_is_not_the_default(model: LALIC, files: list[EncodedSections]) -> None:
+def test_in_a_stream_that_is_not_the_default(model: LALIC, files: list[Stream]) -> None:
     wanted = decode(model, files[0], QUALITIES[0], False).cpu()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -77,18 +76,16 @@ def test_in_a_stream_that_is_not_the_default(model: LALIC, files: list[EncodedSe
 
 
 def test_nothing_waits_between_bytes_and_pixels(
-    model: LALIC, files: list[EncodedSections], monkeypatch: pytest.MonkeyPatch
+    model: LALIC, files: list[Stream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch complains of whatever waits, until the look at the end."""
-    from lalic.coder import gpu_decode
-
-    look = gpu_decode._look
+    look = gpu._finish_decoding
 
     def last(*given: object) -> object:
         torch.cuda.set_sync_debug_mode("default")
         return look(*given)
 
-    monkeypatch.setattr(gpu_decode, "_look", last)
+    monkeypatch.setattr(gpu, "_finish_decoding", last)
     for graph in (False, True):
         decode(model, files[0], QUALITIES[0], graph)
         torch.cuda.set_sync_debug_mode("error")
@@ -98,20 +95,17 @@ def test_nothing_waits_between_bytes_and_pixels(
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_batch(model: LALIC, files: list[EncodedSections]) -> None:
-    streams = [file.streams[0] for file in files]
-    streams[1] = damaged(streams[1])
+def test_a_batch(model: LALIC, files: list[Stream]) -> None:
+    streams = [files[0], Stream(damaged(files[1].data), files[1].checksum), files[2]]
     for graph in (False, True):
         with torch.inference_mode():
-            found = model.decode_batch(
-                streams, 192, 256, [file.checksum for file in files], list(QUALITIES), graph=graph
-            )
+            found = model.decode_batch(streams, 192, 256, list(QUALITIES), graph=graph)
         assert isinstance(found[1], BitstreamError)
         for i in (0, 2):
             assert (found[i] - decode(model, files[i], QUALITIES[i], False)).abs().max() < 1e-4
 
 
-def test_threads_while_others_capture(model: LALIC, files: list[EncodedSections]) -> None:
+def test_threads_while_others_capture(model: LALIC, files: list[Stream]) -> None:
     wanted = [decode(model, file, q, False) for file, q in zip(files, QUALITIES, strict=True)]
     own = lalic.slim().to("cuda")
     wrong: list[object] = []
@@ -135,7 +129,7 @@ def test_threads_while_others_capture(model: LALIC, files: list[EncodedSections]
     assert not wrong
 
 
-def test_weights_that_change(files: list[EncodedSections]) -> None:
+def test_weights_that_change(files: list[Stream]) -> None:
     own = lalic.slim().to("cuda")
     before = decode(own, files[0], QUALITIES[0], True)
     with torch.no_grad():
@@ -147,15 +141,15 @@ def test_weights_that_change(files: list[EncodedSections]) -> None:
 def test_memory_is_bounded() -> None:
     own = lalic.slim().to("cuda")
     x = torch.rand(1, 3, 64, 64, device="cuda")
-    shelf: Shelf = own._cache.get("graphs", weights_of(own), Shelf)
+    graphs: GraphCache = own.cache.get("graphs", gpu.weights_of(own), GraphCache)
     with torch.inference_mode():
         for width in range(64, 64 * 25, 64):
             wide = x.expand(1, 3, 64, 64).repeat(1, 1, 1, width // 64)
-            file = own.encode_sections(wide, 50.0, graph=False)
-            own.decode_sections(file.streams, 64, width, file.checksum, 50.0, graph=True)
-    assert len(shelf) == 16 and all(isinstance(graph, DecodeGraph) for graph in shelf._graphs.values())
+            file = own.encode(wide, 50.0, graph=False)
+            own.decode(file, 64, width, 50.0, graph=True)
+    assert len(graphs) == 16 and all(isinstance(graph, gpu._DecodeGraph) for graph in graphs._graphs.values())
     full = torch.cuda.memory_reserved()
-    own._cache._found.clear()
-    del shelf
+    own.cache._found.clear()
+    del graphs
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < full

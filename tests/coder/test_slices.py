@@ -14,9 +14,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import lalic
-from lalic.coder.decoder import SliceDecoder, neighbours
-from lalic.coder.engine import FLOAT
-from lalic.coder.slices import Collect, Estimate, Read, code_slices
+from lalic.coder.engines import FLOAT
+from lalic.coder.schedule import Collect, Estimate, Read, SliceState, code_slices, neighbours
 from lalic.coder.weights import stack_weights
 from lalic.errors import BitstreamError
 from lalic.model import LALIC
@@ -59,6 +58,10 @@ MODELS = {"slim": lalic.slim, "published": published_style, "odd": odd, "patches
 EACH = pytest.mark.parametrize("name", MODELS)
 
 
+def coded(model: LALIC, params: Tensor, coder: object) -> Tensor:
+    return code_slices(SliceState(model.latent_codec.y, params, FLOAT), coder)
+
+
 class Straight:
     """Takes latents as they are, so that a symbol on the edge of rounding cannot hide or make a difference."""
 
@@ -86,7 +89,10 @@ def test_equals_the_published_schedule(name: str, full_grid: bool) -> None:
     model = copy.deepcopy(MODELS[name]()).double()
     stack = model.latent_codec.y
     found = []
-    for loop in (code_slices, lambda *a: published.code_slices(*a, full_grid=full_grid)):
+    for loop in (
+        lambda y, p, c: code_slices(SliceState(y, p, FLOAT), c),
+        lambda *a: published.code_slices(*a, full_grid=full_grid),
+    ):
         params, y = (x.requires_grad_() for x in latents(model, torch.float64))
         coder = Straight(y, model.config.groups)
         y_hat = loop(stack, params, coder)
@@ -108,7 +114,7 @@ def test_equals_the_published_schedule_in_float32(name: str) -> None:
     params, y = latents(model, torch.float32)
     coders = [Straight(y, model.config.groups) for _ in range(2)]
     with torch.no_grad():
-        code_slices(model.latent_codec.y, params, coders[0])
+        coded(model, params, coders[0])
         published.code_slices(model.latent_codec.y, params, coders[1])
     for one, other in zip(coders[0].seen, coders[1].seen, strict=True):
         # Means and scales are of order one, weights too; float32 sums of up to a thousand terms: 1e-6 as measured.
@@ -124,7 +130,7 @@ def test_symbols_are_the_published_schedules(name: str) -> None:
         z = torch.round(model.h_a(y) - model.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1))
         params = model.h_s(z)
         coders = [Collect(y, model.config.groups) for _ in range(2)]
-        code_slices(model.latent_codec.y, params, coders[0])
+        coded(model, params, coders[0])
         published.code_slices(model.latent_codec.y, params, coders[1])
     for (symbols, indexes), (others, other_indexes) in zip(coders[0].passes, coders[1].passes, strict=True):
         assert torch.equal(symbols, others) and torch.equal(indexes, other_indexes)
@@ -135,7 +141,7 @@ def test_training_numbers_are_the_coders() -> None:
     model = odd()
     params, y = latents(model, torch.float32)
     with torch.no_grad():
-        expected = code_slices(model.latent_codec.y, params, Collect(y, model.config.groups))
+        expected = coded(model, params, Collect(y, model.config.groups))
     coder = Estimate(y, model.config.groups, training=True)
     y_hat = code_slices(model.latent_codec.y, params.requires_grad_(), coder)
     assert y_hat.requires_grad and (y_hat - expected).abs().max() <= 1e-5
@@ -151,12 +157,12 @@ def test_the_encoder_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         params, y = torch.empty(2, 11, 4, 10), torch.empty(2, 11, 4, 10)
         coder = Collect(y, model.config.groups)
-        code_slices(model.latent_codec.y, params, coder)
+        coded(model, params, coder)
         assert not copied
         with pytest.raises(DataDependentOutputException):
             _ = coder.passes
         with pytest.raises(DataDependentOutputException):
-            code_slices(model.latent_codec.y, params, Read(lambda number, indexes: indexes))
+            coded(model, params, Read(lambda number, indexes: indexes))
         assert len(copied) == 1
 
 
@@ -168,7 +174,7 @@ def test_latents_that_cannot_be_coded_are_refused() -> None:
         spoilt[1, 5, 2, 3] = bad
         coder = Collect(spoilt, model.config.groups)
         with torch.no_grad():
-            code_slices(model.latent_codec.y, params, coder)
+            coded(model, params, coder)
         with pytest.raises(ValueError, match="y: latents of magnitude"):
             _ = coder.passes
 
@@ -186,7 +192,7 @@ def test_a_decoder_that_is_lost_says_so() -> None:
     with torch.no_grad():
         model.latent_codec.y.latent_codec["y1"].context_prediction.bias.fill_(float("nan"))
         with pytest.raises(BitstreamError, match="a predicted mean is not finite"):
-            code_slices(model.latent_codec.y, params, Read(read))
+            coded(model, params, Read(read))
     assert passes == [0, 1, 2]
 
 
@@ -234,7 +240,7 @@ def test_what_changes_shows_in_the_result() -> None:
     def run() -> list[Tensor]:
         coder = Straight(y, model.config.groups)
         with torch.no_grad():
-            code_slices(model.latent_codec.y, params, coder)
+            coded(model, params, coder)
         return coder.seen
 
     before = run()
@@ -258,7 +264,7 @@ def test_weights_made_in_inference_mode_are_not_kept_stale() -> None:
 def test_calls_out_of_turn_are_refused() -> None:
     model = odd()
     params, _ = latents(model, torch.float32)
-    state = SliceDecoder(model.latent_codec.y, params)
+    state = SliceState(model.latent_codec.y, params, FLOAT)
     with pytest.raises(RuntimeError, match="add: parameters"):
         state.add(torch.zeros(2, 4, 5, 3))
     scales, _ = state.parameters()

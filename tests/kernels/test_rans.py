@@ -1,4 +1,4 @@
-"""The rANS coder: equal bytes from both backends, round trips, sizes, and streams that no encoder wrote."""
+"""The rANS coder: equal bytes from both back ends, round trips, sizes, and streams that no encoder wrote."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from lalic_kernels import rans
-from lalic_kernels.rans.escapes import count_digits, pack_backwards, write_nibbles
+from lalic_kernels.rans import layout, reference
 
 BACKENDS = ("numba", "numpy")
+LANES = [None, (1, 1), (1, 2), (1, 8), (1, 32), (3, 32), (5, 32)]
 GOLDEN = Path(__file__).parents[1] / "golden" / "entropy.npz"
 INT32 = np.iinfo(np.int32)
+EXAMPLE = rans.CodingTables([[0, 20000, 60000, 65535, 65536]], [5], [-1])
 
 
 def random_tables(rng: np.random.Generator, rows: int, longest: int = 40) -> rans.CodingTables:
@@ -74,19 +76,18 @@ def tables() -> rans.CodingTables:
     return random_tables(np.random.default_rng(1), 12)
 
 
-@pytest.mark.parametrize("lanes", [None, 1, 2, 4, 32, 256, 4096])
+@pytest.mark.parametrize("lanes", LANES)
 def test_both_backends_make_the_same_bytes_and_read_them_back(lanes):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         tables = random_tables(rng, int(rng.integers(1, 20)), longest=int(rng.choice([3, 9, 300])))
         sizes = rng.choice([0, 1, 2, 31, 32, 33, 500, 3000], int(rng.integers(1, 7)))
         sections = [draw(rng, tables, int(n), escapes=[0, 0.01, 0.5][seed % 3]) for n in sizes]
-        streams = {backend: rans.encode(sections, tables, lanes=lanes, backend=backend) for backend in BACKENDS}
+        streams = {name: rans.encode(sections, tables, lanes=lanes, backend=name) for name in BACKENDS}
         assert streams["numba"] == streams["numpy"]
         for backend in BACKENDS:
-            for (symbols, _), got in zip(
-                sections, decode_all(streams["numba"], sections, tables, backend), strict=True
-            ):
+            decoded = decode_all(streams["numba"], sections, tables, backend)
+            for (symbols, _), got in zip(sections, decoded, strict=True):
                 assert got.dtype == np.int32
                 np.testing.assert_array_equal(got, symbols)
 
@@ -100,26 +101,22 @@ def test_escapes_of_both_signs_and_every_magnitude(backend):
         tables = rans.CodingTables([[0, 10, 60000, 65535, 65536]], [5], [offset])
         symbols = np.array(values, np.int64).astype(np.int32)
         sections = [(symbols, np.zeros_like(symbols))] * 2
-        data = rans.encode(sections, tables, backend=backend)
-        for got in decode_all(data, sections, tables, backend):
-            np.testing.assert_array_equal(got, symbols)
-
-
-def test_escape_nibbles_are_those_of_the_published_coder():
-    # worked by hand: 0 -> no digits; 1 -> one digit; 0x2f -> two digits, low first; the widest raw has nine
-    raw = np.array([0, 1, 0x2F, 2**33 - 1])
-    assert count_digits(raw).tolist() == [0, 1, 2, 9]
-    assert write_nibbles(raw).tolist() == [0, 1, 1, 2, 15, 2, 9] + [15] * 8 + [1]
-    assert pack_backwards(np.array([1, 2, 3], np.uint8)) == bytes([0x03, 0x21])
+        for lanes in ((1, 1), (1, 4)):
+            data = rans.encode(sections, tables, lanes=lanes, backend=backend)
+            for got in decode_all(data, sections, tables, backend):
+                np.testing.assert_array_equal(got, symbols)
 
 
 def test_the_bytes_of_the_readme():
     """README.md's examples, worked by hand, so that the format cannot change unnoticed."""
-    tables = rans.CodingTables([[0, 20000, 60000, 65535, 65536]], [5], [-1])
     for backend in BACKENDS:
-        assert rans.encode([([0], [0])], tables, backend=backend).hex() == "e0b10100"
-        assert rans.encode([([9], [0])], tables, backend=backend).hex() == "ffff01000000e1"
-        assert rans.encode([([0], [0])], tables, lanes=2, backend=backend).hex() == "01000000e0b1010000000100"
+
+        def made(symbols, lanes, backend=backend):
+            return rans.encode([(symbols, [0] * len(symbols))], EXAMPLE, lanes=lanes, backend=backend).hex()
+
+        assert made([0], (1, 1)) == "000000e0b1"
+        assert made([9], (1, 1)) == "0000080effff0010"
+        assert made([0, 0], (1, 2)) == "010000e0b1e0b1"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -142,11 +139,10 @@ def test_empty_sections_and_empty_streams(tables, backend):
 def test_tensors_other_integer_types_and_strides(tables):
     symbols, indexes = draw(np.random.default_rng(3), tables, 200)
     data = rans.encode([(symbols, indexes)], tables)
-    frozen = np.frombuffer(symbols.tobytes(), np.int32)  # read-only
     for pair in (
         (torch.from_numpy(symbols), torch.from_numpy(indexes)),
         (torch.from_numpy(symbols).long(), indexes.astype(np.uint8)),
-        (frozen, np.repeat(indexes, 2)[::2]),
+        (np.frombuffer(symbols.tobytes(), np.int32), np.repeat(indexes, 2)[::2]),
         (symbols.tolist(), indexes.tolist()),
     ):
         assert rans.encode([pair], tables) == data
@@ -155,47 +151,45 @@ def test_tensors_other_integer_types_and_strides(tables):
         np.testing.assert_array_equal(rans.Decoder(kind(data), tables).decode(indexes), symbols)
 
 
-def lanes_of(data: bytes) -> int:
-    first = int.from_bytes(data[:4], "little")
-    return 1 if first >= 65536 else 1 << first
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.11, 0.2, 0.35, 1.0, 20.0, "mixed"])
-@pytest.mark.parametrize("lanes", [None, 1, 64])
-def test_size_is_within_half_a_percent_of_the_ideal(scale, lanes):
-    scales, half_widths = [0.11, 0.2, 0.35, 1.0, 20.0], [1, 2, 3, 7, 123]
+@pytest.mark.parametrize("scale", [0.12, 0.2, 0.35, 1.0, 20.0, "mixed"])
+@pytest.mark.parametrize("count", [150_000, 600_000])
+def test_size_over_the_ideal(scale, count):
+    """Within 0.5 % of the ideal beside the lanes, and those at most 1.25 %, from 10 kB up."""
+    scales, half_widths = [0.12, 0.2, 0.35, 1.0, 20.0], [2, 2, 3, 7, 123]
     tables = gaussian_tables(scales, half_widths)
     rng = np.random.default_rng(5)
-    n = 300_000
     if scale == "mixed":
-        symbols, indexes = draw(rng, tables, n)
-    else:  # scale 0 is all zeros in the narrowest row, far below the rate that row expects
-        symbols = np.round(rng.normal(0, 1, n) * scale).astype(np.int32)
-        indexes = np.full(n, scales.index(scale or 0.11), np.int32)
+        symbols, indexes = draw(rng, tables, count)
+    else:
+        symbols = np.round(rng.normal(0, 1, count) * scale).astype(np.int32)
+        indexes = np.full(count, scales.index(scale))
+    halves = [(symbols[: count // 2], indexes[: count // 2]), (symbols[count // 2 :], indexes[count // 2 :])]
     ideal = rans.ideal_bits(symbols, indexes, tables) / 8
-    data = rans.encode([(symbols, indexes)], tables, lanes=lanes)
-    used = lanes_of(data)
-    assert lanes in (None, used)
-    # a final state takes 4 bytes and carries 0 to 2 of the message; 4 bytes of header, 1 of padding
-    assert ideal + 2 * used - 1 <= len(data) <= 1.005 * ideal + 4 * used + 5
-    if lanes is None:  # the chosen number of lanes keeps all of it within that share
-        assert len(data) <= max(1.005 * ideal, ideal + 5)
+    data = rans.encode(halves, tables)
+    single = rans.encode(halves, tables, lanes=(1, 1))
+    assert ideal < len(single) <= 1.005 * ideal + 16
+    if ideal > 10_000:
+        assert len(data) <= 1.0125 * ideal + 0.005 * ideal
+        assert len(data) - len(single) <= 0.0125 * ideal
+    else:
+        assert len(data) <= 1.005 * ideal + 0.0125 * ideal + 32
 
 
-def test_eleven_small_streams_have_less_than_64_bytes_of_overhead(tables):
+def test_small_streams_have_less_than_six_bytes_of_overhead_each(tables):
+    """Three of a header, and a lane's 16 bits that end in half a byte on average; `LALIC.compress` makes such ones."""
     rng = np.random.default_rng(6)
     overhead = 0.0
     for n in (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500):
         section = draw(rng, tables, n, escapes=0.02)
         overhead += len(rans.encode([section], tables)) - rans.ideal_bits(*section, tables) / 8
-    assert overhead < 64
+    assert overhead < 6 * 11
 
 
 def test_lanes_follow_the_payload():
-    assert [rans.choose_lanes(size) for size in (0, 100, 2000, 50_000, 1e9)] == [1, 1, 1, 32, 1024]
-    for size in np.geomspace(1, 1e6, 50):
-        lanes = rans.choose_lanes(size)
-        assert lanes == 1 or 4 * lanes <= 0.005 * size
+    sizes = (0, 63, 128, 2000, 2047, 2048, 14_000, 350_000, 1 << 30)
+    assert [layout.choose_lanes(size << 27) for size in sizes] == [
+        (1, 1), (1, 1), (1, 2), (1, 16), (1, 16), (1, 32), (6, 32), (170, 32), (1024, 32),
+    ]  # fmt: skip
 
 
 def test_published_coders_symbols():
@@ -208,68 +202,77 @@ def test_published_coders_symbols():
         section = golden[f"rans{case}_symbols"], golden[f"rans{case}_indexes"]
         data = rans.encode([section], frozen())
         published = int(golden[f"rans{case}_bytes"])
-        # theirs has 64-bit states, so a long stream of ours may be some 0.2 % longer; a short one is shorter
-        assert len(data) <= 1.002 * published
+        # theirs has one 64-bit state; ours has a lane for every 64 bytes, 1 %, and 0.2 % for its smaller states
+        assert len(data) <= 1.0145 * published
         ours, theirs = ours + len(data), theirs + published
         for backend in BACKENDS:
             np.testing.assert_array_equal(decode_all(data, [section], frozen(), backend)[0], section[0])
-    assert ours <= theirs
+    assert ours <= 1.0145 * theirs
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_damaged_streams_are_refused_or_at_least_harmless(backend):
+def damaged(rng: np.random.Generator, data: bytes, other: bytes, case: int) -> bytes:
+    bad = bytearray(data)
+    match case % 6:
+        case 0:
+            bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        case 1:
+            bad = bad[: rng.integers(len(bad))]
+        case 2:
+            cut = int(rng.integers(len(bad)))
+            bad = bad[:cut] + other[int(rng.integers(len(other))) :]
+        case 3:
+            bad = bytearray(rng.bytes(int(rng.integers(1, 300))))
+            bad[0] = int(rng.choice([0, 1, 2, 4, 5, 5, 6, 0xFF]))
+        case 4:
+            bad[2:] = bytes([rng.choice([0, 255])]) * (len(bad) - 2)
+        case 5:
+            at = int(rng.integers(len(bad)))
+            bad[at:at] = rng.bytes(int(rng.integers(1, 5)))
+    return bytes(bad)
+
+
+def test_damaged_streams_are_refused_alike_or_at_least_harmless():
     """Without a checksum some pass; none may do anything but raise RansError or return int32 arrays."""
     rng = np.random.default_rng(7)
-    refused = cases = wrong = 0
-    for base in range(10):
+    refused = cases = 0
+    seen = set()
+    tracemalloc.start()
+    for base in range(12):
         tables = random_tables(rng, 6, longest=[3, 20, 300][base % 3])
-        sections = [draw(rng, tables, int(n), escapes=0.05 * (base % 2)) for n in (40, 7, 200)]
-        data = rans.encode(sections, tables, lanes=[None, 2, 16][base % 3], backend=backend)
-        other = rans.encode([draw(rng, tables, 100, escapes=0.1)], tables, backend=backend)
+        sections = [draw(rng, tables, int(n), escapes=0.05 * (base % 2)) for n in (40, 7, 400)]
+        lanes = [None, (1, 2), (1, 16), (2, 32)][base % 4]
+        data = rans.encode(sections, tables, lanes=lanes)
+        other = rans.encode([draw(rng, tables, 100, escapes=0.1)], tables)
         for case in range(80):
-            bad = bytearray(data)
-            match case % 6:
-                case 0:
-                    bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
-                case 1:
-                    bad = bad[: rng.integers(len(bad))]
-                case 2:
-                    cut = int(rng.integers(len(bad)))
-                    bad = bad[:cut] + other[int(rng.integers(len(other))) :]
-                case 3:
-                    bad = bytearray(rng.bytes(int(rng.integers(1, 200))))
-                    bad[:4] = int(rng.choice([0, 1, 2, 5, 15, 16, 65535, 70000])).to_bytes(4, "little")
-                case 4:
-                    bad[1:] = bytes([rng.choice([0, 255])]) * (len(bad) - 1)
-                case 5:
-                    at = int(rng.integers(len(bad)))
-                    bad[at:at] = rng.bytes(int(rng.integers(1, 5)))
-            cases += 1
-            if bytes(bad) == data:  # the cut may have put back what was there
+            bad = damaged(rng, data, other, case)
+            if bad in (data, b""):
                 continue
-            try:
-                decoded = decode_all(bytes(bad), sections, tables, backend)
-            except rans.RansError as error:
-                refused += 1
-                assert str(error).strip() and "\n" not in str(error)
-            else:
-                assert [d.dtype for d in decoded] == [np.int32] * 3
-                assert [len(d) for d in decoded] == [len(s) for s, _ in sections]
-                wrong += base % 2 == 0
-    assert cases >= 500
-    # The lanes' start values, 16 bits or more, are found again by about one damaged stream in 65536. Only a symbol of
-    # frequency 1, whole 16 bits, can be turned into another such symbol of its row by flipping one bit: rows of 18
-    # positions and more out of 65536 let at most a few of the 70 flips in these 400 streams without escapes pass.
-    assert wrong <= 4
-    # The digits of an escaped value are plain bits, whose change nothing can show: with 5 % escapes they are up to a
-    # third of a stream, and of its six kinds of damage the one which flips a bit can go there.
+            cases += 1
+            outcomes = []
+            for backend in BACKENDS:
+                try:
+                    decoded = decode_all(bad, sections, tables, backend)
+                    assert [d.dtype for d in decoded] == [np.int32] * 3
+                    outcomes.append([d.tolist() for d in decoded])
+                except rans.RansError as error:
+                    assert str(error).strip() and "\n" not in str(error)
+                    outcomes.append(str(error))
+            assert outcomes[0] == outcomes[1]
+            refused += isinstance(outcomes[0], str)
+            seen.add(str(outcomes[0])[:24])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+    assert cases > 850 and len(seen) > 8
+    # The digits of an escaped value are plain bits whose change nothing shows, up to a third of a stream with 5 % of
+    # escapes (half of the streams here), and one of six kinds of damage flips a bit.
     assert refused > (1 - 1 / 3 / 6) * cases
 
 
 def test_both_backends_refuse_the_same_streams(tables):
     rng = np.random.default_rng(8)
     section = draw(rng, tables, 120, escapes=0.1)
-    data = rans.encode([section], tables, lanes=2)
+    data = rans.encode([section], tables, lanes=(1, 2))
     seen = set()
     for _ in range(400):
         bad = bytearray(data)
@@ -286,69 +289,70 @@ def test_both_backends_refuse_the_same_streams(tables):
     assert len(seen) >= 4  # not the same refusal every time
 
 
+def test_a_small_stream_that_claims_much_is_refused_without_memory(tables):
+    tracemalloc.start()
+    for head in ("05ff0700", "05ffffff7f", "050001ffffff7fffffff7fffffff7fffffff7fffffff7f", "0580800100"):
+        with pytest.raises(rans.RansError):
+            decode_all(bytes.fromhex(head) + bytes(200), [([0], [0])], tables, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_fault_has_its_sentence(backend):
-    tables = rans.CodingTables([[0, 20000, 60000, 65535, 65536]], [5], [-1])
-    symbols, indexes = np.array([0, 1, -1, 900, -5, 0]), np.zeros(6, np.int32)
-    good = rans.encode([(symbols, indexes)], tables)
+    symbols, indexes = np.array([0, 1, -1, 0, 1, 0]), np.zeros(6, np.int32)
+    good = rans.encode([(symbols, indexes)], EXAMPLE, lanes=(1, 1), backend=backend)
 
-    def refused(data: bytes, match: str, count: int = 6) -> None:
-        decoder = rans.Decoder(data, tables, backend=backend)
+    def refused(data: bytes, match: str, count: int = 6, tables: rans.CodingTables = EXAMPLE) -> None:
         with pytest.raises(rans.RansError, match=match):
+            decoder = rans.Decoder(data, tables, backend=backend)
             decoder.decode(np.zeros(count, np.int32))
             decoder.finish()
-        with pytest.raises(rans.RansError, match="cannot go on"):
-            decoder.decode(indexes)
 
-    def escape(nibbles: list[int]) -> bytes:
-        return rans.encode([([9], [0])], tables)[:6] + pack_backwards(np.array(nibbles, np.uint8))
-
-    refused(good, "states", count=5)
-    refused(good + b"\0", "digits|meet|ends before|zero digit")
-    refused(good[:-3], "ends before|digits|meet")
-    refused(good[:4], "ends before its symbols")
-    refused(escape([]), "ends before its escaped", count=1)
-    refused(escape([4, 1]), "ends before its escaped", count=1)
-    refused(escape([15, 15, 0, 0]), "more digits", count=1)
-    refused(escape([2, 1, 0]), "zero digit", count=1)
-    refused(escape([9] + [15] * 8 + [1]), "int32", count=1)
-    refused(escape([1, 2, 0, 0]), "do not meet: 1 bytes", count=1)
-    refused(escape([0, 5]), "padding", count=1)
+    refused(good, "states do not return", count=5)
+    refused(good + bytes(2), "1 words of the stream are left")
+    refused(good + bytes(1), "ends within a word")
+    refused(good, "ends before its symbols", count=60)
     refused(good, "no symbols were asked", count=0)
-    two = rans.encode([(symbols, indexes)], tables, lanes=2)
-    for data, match in (
-        (bytes([16, 0, 0, 0]) + good, "header is 16"),
-        (bytes(4) + good, "header is 0"),
-        (bytes([0, 1, 0, 0]) + good, "header is 256"),
-        (bytes([15, 0, 0, 0]) + good, "too few for the states of its 32768 lanes"),
-        (two[:11], "too few for the states of its 2 lanes"),
-        (two[:10] + bytes(2) + two[12:], "below 65536"),
-        (good[:3], "3 bytes, too few"),
-    ):
-        with pytest.raises(rans.RansError, match=match):
-            rans.Decoder(data, tables, backend=backend)
+    refused(good[:1], "ends within its header")
+    refused(good[:2], "too few for the states of its 1 lanes")
+    refused(good[:5], "has 0 words, fewer than its 1 lanes")
+    refused(b"\x06" + good[1:], r"begins with 6, and a group has at most 2\^5 lanes")
+    refused(b"\x00\x01" + good[2:], "single lane, and says that lanes halve")
+    refused(b"\x05\x80\x08\x00", "1025 groups, more than 1024")
+    refused(b"\x05\x80\x00\x00", "not in its shortest form")
+    refused(b"\x05\xff\xff\xff\xff\x01", "more than four bytes")
+    refused(good[:2] + bytes([good[2] | 0x10]) + good[3:], "padding after the stream's states")
+    decoder = rans.Decoder(good, EXAMPLE, backend=backend)
+    with pytest.raises(ValueError, match=r"indexes must lie in 0\.\.0") as caught:
+        decoder.decode([1])
+    assert not isinstance(caught.value, rans.RansError)
+    with pytest.raises(rans.RansError, match="cannot go on"):
+        decoder.decode([0])
+
+    def forged(lists: list[tuple[list[int], list[int]]]) -> bytes:
+        """A stream of one lane whose fields are these values of these widths."""
+        entries = [(layout.field_entries(np.array(v), np.array(w)), False) for v, w in lists]
+        highs, words, ramp, steps = reference.push(entries, 1, 1)
+        return layout.pack(layout.Parts(ramp, steps, highs, words[0], np.array([0, len(words[0])])))
+
+    escape = ([65535], [16])  # the interval of EXAMPLE's escape
+    refused(forged([escape, ([10], [4])]), "more digits", count=1)
+    refused(forged([escape, ([2], [4]), ([1], [8]), ([0], [0]), ([0], [0])]), "zero digit", count=1)
+    nine = [escape, ([9], [4]), ([0xFFFF], [16]), ([0xFFFF], [16]), ([15], [4])]
+    refused(forged(nine), "does not fit int32", count=1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_small_stream_cannot_ask_for_much_memory(tables, backend):
-    section = draw(np.random.default_rng(9), tables, 1000, escapes=0.1)
-    data = rans.encode([section], tables, lanes=1, backend=backend)
-    decode_all(data, [section], tables, backend)  # what is compiled and imported on first use is not the stream's doing
-    for header in range(17):
-        tracemalloc.start()
-        with pytest.raises(rans.RansError):
-            decode_all(bytes([header, 0, 0, 0]) + data, [(None, section[1][:1])], tables, backend)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 20 * len(data) + 50_000  # the stream, its copy, words and states; 50 kB for Python's own objects
+@pytest.mark.parametrize("lanes", [(0, 1), (2, 16), (1, 3), (1, 64), (1025, 32)])
+def test_lanes_that_no_stream_has(tables, lanes):
+    with pytest.raises(ValueError, match="lanes must be"):
+        rans.encode([([0], [0])], tables, lanes=lanes)
 
 
 def test_arguments_are_named_in_refusals(tables):
     fine = [([0], [0])]
     for call, match in (
-        (lambda: rans.encode(fine, tables, lanes=3), "lanes"),
-        (lambda: rans.encode(fine, tables, lanes=0), "lanes"),
-        (lambda: rans.encode(fine, tables, lanes=65536), "lanes"),
         (lambda: rans.encode(fine, tables, backend="cuda"), "backend"),
         (lambda: rans.encode(fine, "tables"), "tables"),
         (lambda: rans.encode([([0, 1], [0])], tables), r"sections\[0\]"),
@@ -428,8 +432,8 @@ def test_a_missing_numba_means_numpy_and_is_said_when_asked_for(tables, monkeypa
 def test_compiles_where_no_folder_can_be_written(monkeypatch):
     from numba.core import caching
 
-    from lalic_kernels.rans import cpu
+    from lalic_kernels.rans import cpu_loops
 
     base = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # its name in older versions of numba
     monkeypatch.setattr(base, "_locator_classes", [])  # what numba sees when every folder is read-only
-    assert cpu._compiled(lambda x: x + 1)(2) == 3
+    assert cpu_loops._compiled(lambda x: x + 1)(2) == 3

@@ -1,4 +1,4 @@
-"""The grouped coder in Triton: the CPU coder's bytes both ways, state on the device, faults that wait for finish()."""
+"""The rANS coder in Triton: the CPU coder's bytes both ways, state on the device, faults that wait for finish()."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_rans import draw, random_tables
-from test_rans_grouped import damaged, quiet_section
+from test_rans import damaged, draw, gaussian_tables, random_tables
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lalic_kernels import rans
 from lalic_kernels._core import triton_support
 from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
-from lalic_kernels.rans import grouped
+from lalic_kernels.rans import layout
 from lalic_kernels.rans.checksum import by_torch
-from lalic_kernels.rans.grouped import layout
 
-gpu = pytest.importorskip("lalic_kernels.rans.grouped.gpu", reason="needs triton, which is not installed")
-gpu_encode = pytest.importorskip("lalic_kernels.rans.grouped.gpu_encode")
+gpu = pytest.importorskip("lalic_kernels.rans.gpu", reason="needs triton, which is not installed")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -40,57 +37,60 @@ def decode_all(data, sections, tables):
 
 # The interpreter takes tens of milliseconds a step, so streams are short.
 @pytest.mark.parametrize(
-    ("choice", "longest", "sizes", "escapes"),
+    ("lanes", "longest", "sizes", "escapes"),
     [
         (None, 9, (33, 0, 31), 0.0),
-        ((1, 4, 12), 300, (1, 90, 40), 0.3),
-        ((1, 32, 15), 9, (300, 33), 0.02),
-        ((3, 32, 0), 20, (40, 500), 0.0),
-        ((2, 32, 15), 3, (900, 64, 1), 0.0),
+        ((1, 4), 300, (1, 90), 0.3),
+        ((1, 32), 9, (300, 33), 0.02),
+        ((3, 32), 20, (40, 500), 0.0),
+        ((2, 32), 3, (900, 64, 1), 0.0),
     ],
 )
-def test_bytes_and_symbols_are_the_cpu_coders(choice, longest, sizes, escapes):
+def test_bytes_and_symbols_are_the_cpu_coders(lanes, longest, sizes, escapes):
     rng = np.random.default_rng(7)
     tables = random_tables(rng, 6, longest=longest)
     sections = [draw(rng, tables, n, escapes=escapes) for n in sizes]
-    data = grouped.encode_with(sections, tables, choice)
-    assert gpu_encode.encode(on_device(sections), tables, choice) == data
+    data = rans.encode(sections, tables, lanes=lanes)
+    assert gpu.encode(on_device(sections), tables, lanes=lanes) == data
     for (symbols, _), got in zip(sections, decode_all(data, sections, tables), strict=True):
         assert got.dtype == torch.int32 and got.device.type == DEVICE.type
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
 
 
-def test_lanes_that_come_to_rest_and_lists_of_exceptions():
-    tables, section = quiet_section(np.random.default_rng(3), 2500)
-    sections = [(section[0][:1100], section[1][:1100]), (section[0][1100:], section[1][1100:])]
-    data = grouped.encode_with(sections, tables, (2, 32, 9))
+def test_lanes_that_come_to_rest():
+    rng = np.random.default_rng(3)
+    tables = gaussian_tables([0.11, 0.2, 1.0], [2, 2, 7])
+    indexes = rng.integers(0, 3, 2500).astype(np.int32)
+    symbols = np.round(rng.normal(0, 1, 2500) * np.array([0.11, 0.2, 1.0])[indexes]).astype(np.int32)
+    sections = [(symbols[:1100], indexes[:1100]), (symbols[1100:], indexes[1100:])]
+    data = rans.encode(sections, tables, lanes=(2, 32))
     parts = layout.unpack(np.frombuffer(data, np.uint8))
-    assert parts.fan == 0 and len(parts.stages) == 5  # it begins in the first section and ends in the second
-    assert gpu_encode.encode(on_device(sections), tables, (2, 32, 9)) == data
+    assert parts.ramp == 0 and len(parts.ramp_steps) == 5  # it begins in the first section and ends in the second
+    assert gpu.encode(on_device(sections), tables, lanes=(2, 32)) == data
     for (symbols, _), got in zip(sections, decode_all(data, sections, tables), strict=True):
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
 
 
 def test_another_stream_in_the_same_memory():
-    """What a captured graph needs: other bytes, other groups and levels, the same launches and tensors."""
+    """What a captured graph needs: other bytes, other groups, the same launches and tensors."""
     rng = np.random.default_rng(5)
     tables = random_tables(rng, 5, longest=9)
-    decoder = gpu.DeviceDecoder(b"", tables, DEVICE, room=(3, 600))
+    decoder = gpu.DeviceDecoder(b"", tables, DEVICE, capacity=(3, 600))
     memory = decoder._memory.data_ptr()
-    for choice in ((1, 2, 0), (3, 32, 15), (2, 32, 9), (1, 8, 15)):
+    for lanes in ((1, 2), (3, 32), (2, 32), (1, 8)):
         symbols, indexes = draw(rng, tables, 150)
-        decoder.load(grouped.encode_with([(symbols, indexes)], tables, choice))
+        decoder.load(rans.encode([(symbols, indexes)], tables, lanes=lanes))
         got = decoder.decode(torch.from_numpy(indexes).to(DEVICE))
         decoder.finish()
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
     assert decoder._memory.data_ptr() == memory
-    large = grouped.encode_with([draw(rng, tables, 150)], tables, (4, 32, 0))
+    large = rans.encode([draw(rng, tables, 150)], tables, lanes=(4, 32))
     with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
         decoder.load(large)
     with pytest.raises(ValueError, match="1 to 3 groups and 600 words, but one has 4 and"):
-        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 600))
-    with pytest.raises(ValueError, match="room must be numbers of groups and words of at least 1"):
-        gpu.DeviceDecoder(large, tables, DEVICE, room=(3, 0))
+        gpu.DeviceDecoder(large, tables, DEVICE, capacity=(3, 600))
+    with pytest.raises(ValueError, match="capacity must be numbers of groups and words of at least 1"):
+        gpu.DeviceDecoder(large, tables, DEVICE, capacity=(3, 0))
     with pytest.raises(ValueError, match="data must be 1 streams, as before, but is 2"):
         decoder.load([b"", b""])
 
@@ -98,7 +98,7 @@ def test_another_stream_in_the_same_memory():
 def test_an_empty_stream():
     tables = random_tables(np.random.default_rng(0), 3)
     nothing = torch.zeros(0, dtype=torch.int32, device=DEVICE)
-    assert gpu_encode.encode([(nothing, nothing)], tables) == b""
+    assert gpu.encode([(nothing, nothing)], tables) == b""
     decoder = gpu.DeviceDecoder(b"", tables, DEVICE)
     assert decoder.decode(nothing).shape == (0,)
     decoder.finish()
@@ -112,13 +112,13 @@ def test_damaged_streams_are_refused_where_the_cpu_coder_refuses():
     rng = np.random.default_rng(8)
     tables = random_tables(rng, 4, longest=9)
     sections = [draw(rng, tables, n, escapes=0.03) for n in (30, 70)]
-    data = grouped.encode_with(sections, tables, (1, 16, 15))
-    other = grouped.encode([sections[0]], tables)
+    data = rans.encode(sections, tables, lanes=(1, 16))
+    other = rans.encode([sections[0]], tables)
     refused = 0
     for case in range(36):
         bad = damaged(rng, data, other, case)
         try:
-            decoder = grouped.Decoder(bad, tables)
+            decoder = rans.Decoder(bad, tables)
             expected = [decoder.decode(indexes).tolist() for _, indexes in sections]
             decoder.finish()
         except rans.RansError:
@@ -135,14 +135,14 @@ def test_indexes_outside_the_tables_are_a_fault_and_not_read():
     rng = np.random.default_rng(9)
     tables = random_tables(rng, 4, longest=9)
     symbols, indexes = draw(rng, tables, 40)
-    data = grouped.encode([(symbols, indexes)], tables)
+    data = rans.encode([(symbols, indexes)], tables)
     for bad in (-1, 4, 2**31 - 1, -(2**31)):
         changed = indexes.copy()
         changed[20] = bad
         with pytest.raises(rans.RansError, match="index lies outside"):
             decode_all(data, [(symbols, changed)], tables)
     with pytest.raises(ValueError, match=r"indexes must lie in 0\.\.3"):
-        gpu_encode.encode(on_device([(symbols, changed)]), tables)
+        gpu.encode(on_device([(symbols, changed)]), tables)
 
 
 def parameters_of(rng, indexes, positions):
@@ -156,15 +156,16 @@ def parameters_of(rng, indexes, positions):
     return torch.from_numpy(joint.astype(np.float32))[None].to(DEVICE)
 
 
-def batch(rng, choices):
+def batch(rng, all_lanes):
     """Tables, and pictures alike: z's section with rows given, one of 5 positions and 9 channels, one of 7 and 4."""
     scaled, others = random_tables(rng, 64, longest=9), random_tables(rng, 3)
     tables = scaled.concat(others)
     rows = 64 + draw(rng, others, 33)[1]
     pictures = [
-        [(draw(rng, others, 33)[0], rows), draw(rng, scaled, 45, escapes=0.05), draw(rng, scaled, 28)] for _ in choices
+        [(draw(rng, others, 33)[0], rows), draw(rng, scaled, 45, escapes=0.05), draw(rng, scaled, 28)]
+        for _ in all_lanes
     ]
-    streams = [grouped.encode_with(s, tables, choice) for s, choice in zip(pictures, choices, strict=True)]
+    streams = [rans.encode(s, tables, lanes=lanes) for s, lanes in zip(pictures, all_lanes, strict=True)]
     inputs = [torch.from_numpy(rows).to(DEVICE)]
     for number, positions in ((1, 5), (2, 7)):
         inputs.append(torch.cat([parameters_of(rng, picture[number][1], positions) for picture in pictures]))
@@ -193,10 +194,10 @@ def check_batch(decoder, pictures, inputs, decoded, only=None):
 
 def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
     decoder = None
-    for choices in ([(1, 4, 12), (2, 32, 15), (1, 1, 0)], [(3, 32, 9), (1, 32, 15), (1, 8, 15)]):
-        tables, pictures, streams, inputs = batch(np.random.default_rng(11), choices)
+    for all_lanes in ([(1, 4), (2, 32), (1, 1)], [(3, 32), (1, 32), (1, 8)]):
+        tables, pictures, streams, inputs = batch(np.random.default_rng(11), all_lanes)
         if decoder is None:
-            decoder = gpu.DeviceDecoder(streams, tables, DEVICE, room=(3, 400))
+            decoder = gpu.DeviceDecoder(streams, tables, DEVICE, capacity=(3, 400))
         else:
             decoder.load(streams)
         decoded = decode_batch(decoder, inputs)
@@ -205,10 +206,10 @@ def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
         check_batch(decoder, pictures, inputs, decoded)
 
 
-def test_values_go_to_their_places(poisoned_memory):
+def test_values_go_to_their_views(poisoned_memory):
     """One colour after the other into some channels of an image, and symbols with medians; maxima along with them."""
     rng = np.random.default_rng(29)
-    tables, _, streams, inputs = batch(rng, [(1, 4, 12), (1, 32, 15)])
+    tables, _, streams, inputs = batch(rng, [(1, 4), (1, 32)])
     expected = gpu.DeviceDecoder(streams, tables, DEVICE)
     plain = decode_batch(expected, inputs)
     decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
@@ -216,44 +217,44 @@ def test_values_go_to_their_places(poisoned_memory):
     for colour, x in enumerate(inputs[1:]):
         height, g = x.shape[1], x.shape[2] // 2  # two positions wide, one of each colour
         image = torch.zeros((2, height, 2, 20), device=DEVICE)[..., 3 : 3 + g]
-        most = torch.zeros(2, dtype=torch.int32, device=DEVICE)
-        assert decoder.decode_parameters(x, grouped.Place(image, colour, most)) is image
+        absmax = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+        assert decoder.decode_parameters(x, rans.OutputView(image, colour, absmax)) is image
         values = plain[1 + colour]
         for line in range(height):
             mine = image[:, line, (line + colour) % 2 :: 2]
             assert torch.equal(mine[:, 0], values[:, line])
             assert not image[:, line, (line + colour + 1) % 2 :: 2].any()
-        assert torch.equal(most, values.abs().flatten(1).amax(1).view(torch.int32))
+        assert torch.equal(absmax, values.abs().flatten(1).amax(1).view(torch.int32))
     decoder.finish()
     assert torch.equal(decoder.sums(), expected.sums())
 
     symbols = plain[0]
     medians, image = torch.arange(11, device=DEVICE) + 0.25, torch.zeros((2, 1, 3, 11), device=DEVICE)
     decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
-    decoder.decode_channels(inputs[0], medians, grouped.Place(image, None))
+    decoder.decode_channels(inputs[0], medians, rans.OutputView(image, None))
     assert torch.equal(image, symbols.reshape(2, 11, 1, 3).permute(0, 2, 3, 1).float() + medians)
 
 
-def test_places_are_checked():
+def test_views_are_checked():
     image = torch.zeros((1, 2, 3, 4), device=DEVICE)
     with pytest.raises(ValueError, match="w even with a colour, but is 0, w 3"):
-        grouped.Place(image, 0)
+        rans.OutputView(image, 0)
     with pytest.raises(ValueError, match="colour must be 0, 1 or None"):
-        grouped.Place(image, 2)
+        rans.OutputView(image, 2)
     with pytest.raises(ValueError, match="positions one after the other"):
-        grouped.Place(image.transpose(1, 2), None)
+        rans.OutputView(image.transpose(1, 2), None)
     tables = rans.CodingTables([[0, 20000, 60000, 65536]] * 64, [4] * 64, [-1] * 64)
     some = np.zeros(4, np.int32)
-    decoder = gpu.DeviceDecoder(grouped.encode([(some, some)], tables), tables, DEVICE)
-    with pytest.raises(ValueError, match="place must be of parameters"):
-        decoder.decode_parameters(torch.zeros((1, 6, 2), device=DEVICE), grouped.Place(image, None))
+    decoder = gpu.DeviceDecoder(rans.encode([(some, some)], tables), tables, DEVICE)
+    with pytest.raises(ValueError, match="view must be of parameters"):
+        decoder.decode_parameters(torch.zeros((1, 6, 2), device=DEVICE), rans.OutputView(image, None))
     with pytest.raises(ValueError, match="rows and medians must be those of an image"):
         decoder.decode_channels(
-            torch.zeros(4, dtype=torch.int32, device=DEVICE), torch.zeros(4), grouped.Place(image, None)
+            torch.zeros(4, dtype=torch.int32, device=DEVICE), torch.zeros(4), rans.OutputView(image, None)
         )
 
 
-def test_launches_are_four_a_section_and_nothing_else(monkeypatch):
+def test_launches_are_three_a_section_and_nothing_else(monkeypatch):
     """The same kernels, grids and numbers for other streams: what a captured graph repeats."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     if not triton_support.interpreting():
@@ -276,16 +277,16 @@ def test_launches_are_four_a_section_and_nothing_else(monkeypatch):
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
     seen = []
-    for choices in ([(1, 4, 12), (1, 1, 0)], [(2, 32, 15), (1, 32, 0)]):
-        tables, _, streams, inputs = batch(rng, choices)
-        decoder = gpu.DeviceDecoder(streams, tables, DEVICE, room=(2, 300))
+    for all_lanes in ([(1, 4), (1, 1)], [(2, 32), (1, 32)]):
+        tables, _, streams, inputs = batch(rng, all_lanes)
+        decoder = gpu.DeviceDecoder(streams, tables, DEVICE, capacity=(2, 300))
         with Calls():
             decode_batch(decoder, inputs)
         decoder.finish()
         seen.append(launches[:])
         launches.clear()
     assert seen[0] == seen[1]
-    kernels = [f"rans_{name}_kernel" for name in ("count", "spread", "main", "values")]
+    kernels = [f"rans_{name}_kernel" for name in ("rows", "symbols", "values")]
     assert [name for name, *_ in seen[0]] == kernels * 3
     assert set(calls) <= {"aten::empty"}
 
@@ -293,7 +294,7 @@ def test_launches_are_four_a_section_and_nothing_else(monkeypatch):
 def test_a_fault_in_a_batch_has_the_number_of_its_picture():
     """The others are decoded all the same."""
     rng = np.random.default_rng(13)
-    tables, pictures, streams, inputs = batch(rng, [(1, 16, 15)] * 2)
+    tables, pictures, streams, inputs = batch(rng, [(1, 16)] * 2)
     for case in range(6):
         bad = damaged(rng, streams[0], streams[1], case)
         try:
@@ -318,7 +319,7 @@ def test_a_fault_in_a_batch_has_the_number_of_its_picture():
 @pytest.mark.parametrize("which", [0, 1])
 def test_parameters_that_are_not_finite(bad, which):
     """A scale or a mean, of the last channel at the last position, in one picture of two."""
-    tables, _, streams, inputs = batch(np.random.default_rng(14), [(1, 8, 0)] * 2)
+    tables, _, streams, inputs = batch(np.random.default_rng(14), [(1, 8)] * 2)
     decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
     inputs[2][1, -1, 3 + 4 * which] = bad
     decode_batch(decoder, inputs)
@@ -335,7 +336,7 @@ from benchmarks.compiled import rans
 from benchmarks.compiled.core import compile_job, target_of
 
 for job in rans.jobs(("fp32",), ""):
-    if job.label in ("rans count True", "rans main"):
+    if job.label in ("rans symbols",):
         print(compile_job(job, target_of("cuda", "80")).asm["ptx"], end="// next")
 """
     root = Path(__file__).parents[2]
@@ -344,7 +345,7 @@ for job in rans.jobs(("fp32",), ""):
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     listings = done.stdout.split("// next")[:-1]
-    assert len(listings) == 2
+    assert len(listings) == 1
     for listing in listings:
         kinds = re.findall(r"\b(st\.global|ld\.global|bar\.\w*sync|atom\.global\S*add)", listing)
         (at,) = (place for place, kind in enumerate(kinds) if kind.endswith(".add") and "acq_rel" in kind)
@@ -357,7 +358,7 @@ for job in rans.jobs(("fp32",), ""):
 def test_a_stream_of_which_nothing_was_asked():
     rng = np.random.default_rng(15)
     tables = random_tables(rng, 4, longest=9)
-    decoder = gpu.DeviceDecoder(grouped.encode([draw(rng, tables, 5)], tables), tables, DEVICE)
+    decoder = gpu.DeviceDecoder(rans.encode([draw(rng, tables, 5)], tables), tables, DEVICE)
     assert decoder.symbols() == []
     with pytest.raises(rans.RansError, match="no symbols were asked of it"):
         decoder.finish()
@@ -378,8 +379,5 @@ def test_arguments_are_checked():
         decoder.decode_parameters(torch.zeros((1, 3, 4), device=DEVICE))
     with pytest.raises(ValueError, match="data must be a stream or a list"):
         gpu.DeviceDecoder([], tables, DEVICE)
-    with pytest.raises(ValueError, match="choice must be"):
-        gpu_encode.encode([], tables, (1, 3, 0))
-    extreme = rans.CodingTables([[0, 1, 65000, 65536]], [4], [2**31 - 3])
-    with pytest.raises(ValueError, match="stay within int32 when 2 is added"):
-        gpu.DeviceDecoder(b"", extreme, DEVICE)
+    with pytest.raises(ValueError, match="lanes must be"):
+        gpu.encode([], tables, lanes=(1, 3))

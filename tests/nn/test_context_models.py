@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lalic.coder.slices import code_slices
+from lalic.coder.engines import FLOAT
+from lalic.coder.schedule import SliceState, code_slices
 from lalic.config import FULL, Config
 from lalic.nn.context import SliceStack, pack, unpack
 from lalic.nn.context_models import (
@@ -132,7 +133,7 @@ def test_rwkv_is_the_published_stack() -> None:
         return pack(slices[k], parity)
 
     with torch.no_grad():
-        assert torch.equal(code_slices(stack, hyper, coder), y)
+        assert torch.equal(code_slices(SliceState(stack, hyper, FLOAT), coder), y)
         for anchors, others, out in zip(seen[0::2], seen[1::2], run(model, hyper, y), strict=True):
             # The same products of the same numbers, packed before or after they are joined.
             assert (anchors + others - out).abs().max() < 1e-12

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from shapes import EACH_SHAPE, SHAPES
 
 import lalic
+from lalic.coder import Stream
+from lalic.coder.host import symbols_of
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import BitstreamError, CheckpointError
 from lalic.model import LALIC
@@ -80,7 +82,7 @@ def test_symbols_and_sizes_match_published(golden, weights, size, entropy, toler
     x = golden[f"{size}/x"]
     model = LALIC.from_state_dict(weights)
     model.entropy = entropy
-    passes, (z, _), y_hat = model._symbols(x)
+    (z, _), passes, y_hat = symbols_of(model, model.latents(x), None)
     for got, name in zip(zip(*passes, strict=True), ("symbols", "indexes"), strict=True):
         away = (torch.cat([t[0] for t in got]) - golden[f"{size}/{name}"].int()).abs()
         assert away.max() <= (few > 0) and (away != 0).float().mean() <= few, name
@@ -135,15 +137,15 @@ def test_published_nesting_and_round_trip(model, golden):
 def test_sections_round_trip_and_refusal(shape):
     model = tiny(shape)
     x = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
-    sections = model.encode_sections(x)
-    x_hat = model.decode_sections(sections.streams, 64, 128, sections.checksum)
+    sections = model.encode(x)
+    x_hat = model.decode(sections, 64, 128)
     assert torch.equal(x_hat, model.g_s(model.compress(x)["y_hat"]).clamp(0, 1))
     with pytest.raises(BitstreamError, match="not the encoder's"):
-        model.decode_sections(sections.streams, 64, 128, sections.checksum ^ 1)
+        model.decode(Stream(sections.data, sections.checksum ^ 1), 64, 128)
     with pytest.raises(BitstreamError, match="cannot be decoded"):
-        model.decode_sections((sections.streams[0][:-3],), 64, 128, sections.checksum)
+        model.decode(Stream(sections.data[:-3], sections.checksum), 64, 128)
     with pytest.raises(ValueError, match="height, width"):
-        model.decode_sections(sections.streams, 64, 100, sections.checksum)
+        model.decode(sections, 64, 100)
 
 
 @EACH_SHAPE

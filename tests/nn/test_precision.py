@@ -27,9 +27,8 @@ def test_a_file_means_the_same_under_every_policy(model, precision: str) -> None
     narrow = copy.deepcopy(model).set_precision(precision)
     x = picture()
     for writer, reader in ((model, narrow), (narrow, model)):
-        sections = writer.encode_sections(x)
-        arguments = (sections.streams, 64, 128, sections.checksum)
-        a, b = writer.decode_sections(*arguments), reader.decode_sections(*arguments)
+        sections = writer.encode(x)
+        a, b = writer.decode(sections, 64, 128), reader.decode(sections, 64, 128)
         assert a.dtype == b.dtype == torch.float32
         difference = (a - b).abs()
         # bfloat16 keeps 8 bits of each activation; that these are single levels of 255 is what the policy is worth.
@@ -41,12 +40,12 @@ def test_only_matrices_are_narrowed(model) -> None:
     narrow = copy.deepcopy(model).set_precision("bfloat16")
     with torch.no_grad():
         narrow(picture())
-    assert sorted(narrow._cache) == ["g_a", "g_s", "h_a"]
+    assert sorted(narrow.cache) == ["g_a", "g_s", "h_a"]
 
     def unkept() -> None:
         pytest.fail("the copy of g_s is not kept")
 
-    copied = narrow._cache.get("g_s", list(narrow.g_s.parameters()), unkept, torch.bfloat16)
+    copied = narrow.cache.get("g_s", list(narrow.g_s.parameters()), unkept, torch.bfloat16)
     for name, parameter in copied.named_parameters():
         matrix = parameter.dim() == 2 or name.split(".")[1] in ("weight", "bias")
         assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name

@@ -1,9 +1,4 @@
-"""Made the golden streams beside it, once: `python tests/golden/streams/make.py`. Run again it refuses to overwrite.
-
-The streams in this folder are of format version 1, made by the release that wrote it, and their weights. Those in the
-folder version2 are of version 2, with the same weights and of the same pictures. What stands here now makes the folder
-patches: version 2 again, of a model in slim's shape.
-"""
+"""Made the folder patches beside it, once: `python tests/golden/streams/make.py`. Run again it refuses to overwrite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slice decoder on a GPU: the same numbers as `lalic.coder.decoder`, in the launches that exact arithmetic fuses.
+"""Coding slices on a GPU: the same numbers as `lalic.coder.schedule`, in the launches that exact arithmetic fuses.
 
 Latents lie in one image (B, h, w, M) from the beginning. A slice's values are written to their channels and places, and
 what reads them, spatial contexts and later slices' convolutions, reads them there: nothing is packed or joined.
@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lalic.coder.decoder import ReadThere, SliceDecoder
-from lalic.coder.engine import Engine
-from lalic.coder.weights import StackWeights
+from lalic.coder.schedule import GpuRead, SliceState
+from lalic.coder.weights import Engine, StackWeights
 from lalic.nn.context import CHECKERBOARD_TAPS
 from lalic_kernels import exact
-from lalic_kernels.rans.grouped import Place
+from lalic_kernels.rans import OutputView
 
 
 @functools.lru_cache(maxsize=16)
@@ -26,8 +25,8 @@ def _taps(device: torch.device) -> Tensor:
     return (torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32) - 2).to(device)
 
 
-class DeviceSlices(SliceDecoder):
-    """As `SliceDecoder`, of weights prepared by `ExactEngine`, where `exact.few_launches` gives what computes.
+class GpuSliceState(SliceState):
+    """Where coding stands, of weights prepared by `ExactEngine`, where `exact.few_launches` gives what computes.
 
     A coder that reads symbols on the device writes values into the image (`take`); `parameters` and `add` serve others.
     """
@@ -38,20 +37,20 @@ class DeviceSlices(SliceDecoder):
         self.k = self.parity = 0
         self._expects_values = False
         self._starts = [0]
-        for own in weights.slices:
-            self._starts.append(self._starts[-1] + own.taps.weight.shape[0] // 2)
+        for part in weights.slices:
+            self._starts.append(self._starts[-1] + part.taps.weight.shape[0] // 2)
         self._image = params.new_empty(self.batch, self.height, self.width, self._starts[-1])
         self._later: Tensor | None = None
-        widths = [own.width for own in weights.slices]
+        widths = [part.width for part in weights.slices]
         self._hyper = steps.linear_by_colour(params.permute(0, 2, 3, 1), weights.hyper).split(widths, dim=3)
 
     def joint_parameters(self) -> Tensor:
-        """As `SliceDecoder.joint_parameters`."""
+        """What scales and means are made of: (B, P, 2 g), at each position g scales and then g means."""
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
         if self.parity == 0:
             self._known = self.known_part()
-            self._most = self.steps.maxima(self._image.device, self.batch)
+            self._absmax_bits = self.steps.maxima(self._image.device, self.batch)
         self._expects_values = True
         return self.network(self._known[self.parity])
 
@@ -60,18 +59,18 @@ class DeviceSlices(SliceDecoder):
         return self._image[..., self._starts[self.k] : self._starts[self.k + 1]]
 
     def add(self, values: Tensor) -> None:
-        """As `SliceDecoder.add`."""
+        """Take y_hat at the positions that `parameters` answered for, shape (B, h, w / 2, g)."""
         if not self._expects_values:
             raise RuntimeError("add: parameters() has to come first")
         for line in (0, 1):
             self.slot()[:, line::2, (line + self.parity) % 2 :: 2] = values[:, line::2]
         if self.parity:
-            self.steps.raise_maxima(self._most, self.slot())
+            self.steps.raise_maxima(self._absmax_bits, self.slot())
         self._arrive()
 
-    def take(self, coder: ReadThere) -> None:
-        """As `SliceDecoder.take`."""
-        coder.read(self.joint_parameters(), Place(self.slot(), self.parity, self._most))
+    def take(self, coder: GpuRead) -> None:
+        """`parameters` and `add` in one, with a coder on the device."""
+        coder.read(self.joint_parameters(), OutputView(self.slot(), self.parity, self._absmax_bits))
         self._arrive()
 
     def _arrive(self) -> None:
@@ -95,23 +94,23 @@ class DeviceSlices(SliceDecoder):
         return exact.rwkv_blocks(self.context_input(), self.weights.slices[self.k].blocks, backend="triton")
 
     def known_part(self) -> Tensor:
-        """As `SliceDecoder.known_part`."""
+        """All of the first product but the spatial context, of both colours: (2, B, P, width)."""
         if self.k == 0:
             return self._hyper[0]
-        own = self.weights.slices[self.k]
-        return self.steps.two_products(self.channel_context(), own.context, own.channel, self._hyper[self.k])
+        weights = self.weights.slices[self.k]
+        return self.steps.two_products(self.channel_context(), weights.context, weights.channel, self._hyper[self.k])
 
     def network(self, known: Tensor) -> Tensor:
         """The aggregation network, with the spatial context in front: (B, h w / 2, 2 g)."""
-        own = self.weights.slices[self.k]
-        seen = self.steps.Seen(self.slot(), _taps(known.device), own.taps) if self.parity else None
-        return self.steps.aggregation((own.first, *own.rest), known, seen)
+        weights = self.weights.slices[self.k]
+        seen = self.steps.Seen(self.slot(), _taps(known.device), weights.taps) if self.parity else None
+        return self.steps.aggregation((weights.first, *weights.rest), known, seen)
 
     def arrived(self) -> None:
-        """As `SliceDecoder.arrived`."""
+        """Slice k is complete: its part goes to all later contexts."""
         spread = self.weights.slices[self.k].spread
         if spread is None:
             self._later = None
             return
         previous = None if self._later is None else self._later[..., self.channels :]
-        self._later = self.steps.conv(self.slot(), spread, previous=previous, most=self._most)
+        self._later = self.steps.conv(self.slot(), spread, previous=previous, most=self._absmax_bits)

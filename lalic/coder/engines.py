@@ -1,9 +1,10 @@
-"""The entropy model in exact arithmetic: the same bits on every machine, from z symbols to indexes and means.
+"""The arithmetic of coding: engines in floating point and in exact arithmetic, and the exact entropy model.
 
-`ExactEngine` lets `lalic.coder.decoder` run on `lalic_kernels.exact` (docs/portable-arithmetic.md says what those
-compute). `ExactEntropy` holds all that a decoder needs of a model before its synthesis transform, as integers and
-settled floats: medians, hyper synthesis, slices. It is made from float weights by exact steps alone, so that every
-machine makes the same one of the same weights, and `digest` names it.
+`lalic.coder.schedule` says what is computed, in which order and what is kept; an engine says how. `FloatEngine` is what
+training and `forward` use. `ExactEngine` gives the same bits on every machine, from z symbols to indexes and means
+(docs/portable-arithmetic.md says what it computes). `ExactEntropy` holds all that a decoder needs of a model before its
+synthesis transform, as integers and settled floats: medians, hyper synthesis, slices. It is made from float weights by
+exact steps alone, so that every machine makes the same one of the same weights, and `digest` names it.
 
 What is computed besides the exact primitives are single float32 additions, each rounded by itself:
 z_hat = symbol + median; a slice's first product = spatial part with its bias, or the bias alone for anchors,
@@ -17,27 +18,71 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lalic.coder.decoder import SliceDecoder
-from lalic.coder.device import DeviceSlices
-from lalic.coder.slices import ReadThere, SliceCoder, run_slices
+import lalic_kernels
+from lalic.coder.gpu_slices import GpuSliceState
+from lalic.coder.schedule import GpuRead, PassCoder, SliceState, code_slices
 from lalic.coder.weights import StackWeights, make_weights
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.checkpoints import matters
-from lalic.nn.context import SliceStack
+from lalic.nn.context import SliceStack, full_precision
 from lalic_kernels import exact
-from lalic_kernels.rans.grouped import Place
+from lalic_kernels.rans import OutputView
 
-VERSION = exact.VERSION
+
+class _Affine(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None
+
+
+class FloatEngine:
+    """torch and `lalic_kernels` in floating point, differentiable; what it takes of weights is the weights."""
+
+    name = "float"
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> _Affine:
+        return _Affine(weight, bias)
+
+    def prepare_conv(self, weight: Tensor, bias: Tensor | None) -> _Affine:
+        return _Affine(weight, bias)
+
+    def prepare_block(self, block: RWKVBlock) -> RWKVBlock:
+        return block  # it keeps what it derives itself
+
+    def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tensors
+
+    def without_inputs(self, aggregation: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return aggregation[0][:, :0], *aggregation[1:]
+
+    def linear(self, x: Tensor, weights: _Affine) -> Tensor:
+        return F.linear(x, weights.weight, weights.bias)
+
+    def conv(self, x: Tensor, weights: _Affine) -> Tensor:
+        return F.conv2d(x.permute(0, 3, 1, 2), weights.weight, weights.bias, padding=1).permute(0, 2, 3, 1)
+
+    def block(self, x: Tensor, weights: RWKVBlock) -> Tensor:
+        return weights(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def aggregation(self, x: Tensor, weights: tuple[Tensor, ...], partial: Tensor | None) -> Tensor:
+        return lalic_kernels.entropy_params(x, *weights, partial=partial)  # type: ignore[misc]
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        scales, means = full_precision(parameters).chunk(2, dim=2)
+        return scales, means
+
+
+FLOAT = FloatEngine()
 
 
 class ExactEngine:
-    """`lalic_kernels.exact` as `lalic.coder.engine.Engine` wants it; weights are quantised when they are prepared."""
+    """`lalic_kernels.exact` behind the interface of `Engine`; weights are quantised when they are prepared."""
 
     name = "exact"
 
@@ -114,7 +159,7 @@ class ExactEntropy:
                         x = exact.conv(x, layer, backend=engine.backend)
         return x.permute(0, 3, 1, 2)
 
-    def code(self, z: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine = EXACT) -> Tensor:
+    def code(self, z: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine = EXACT) -> Tensor:
         """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last.
 
         Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.
@@ -122,25 +167,25 @@ class ExactEntropy:
         with exact.one_check(z.device, backend=engine.backend):
             return self._code(self.hyper_parameters(z, engine), coder, engine)
 
-    def code_there(self, read: Callable[[Place], None], size: tuple[int, ...], coder: ReadThere) -> Tensor:
-        """As `code` on a GPU, where z is decoded too: `read` puts hyper latents of size (B, h, w, C) to a place."""
+    def code_on_gpu(self, read: Callable[[OutputView], None], size: tuple[int, ...], coder: GpuRead) -> Tensor:
+        """`code` where z is decoded on the GPU too: `read` writes hyper latents of size (B, h, w, C) to a view."""
         device = self.medians.device
         steps = exact.few_launches(device, None)
         with exact.one_check(device):
-            most = None if steps is None else steps.maxima(device, size[0])
-            place = Place(torch.empty(size, device=device), None, most)
-            read(place)
-            return self._code(self._hyper_parameters(place.image, place.most, EXACT), coder, EXACT)
+            absmax = None if steps is None else steps.maxima(device, size[0])
+            view = OutputView(torch.empty(size, device=device), None, absmax)
+            read(view)
+            return self._code(self._hyper_parameters(view.image, view.absmax_bits, EXACT), coder, EXACT)
 
-    def _code(self, params: Tensor, coder: SliceCoder | ReadThere, engine: ExactEngine) -> Tensor:
+    def _code(self, params: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine) -> Tensor:
         steps = exact.few_launches(params.device, engine.backend)
         if steps is None:
-            return run_slices(SliceDecoder(self.slices, params, engine), coder)
-        return run_slices(DeviceSlices(self.slices, params, engine, steps), coder)
+            return code_slices(SliceState(self.slices, params, engine), coder)
+        return code_slices(GpuSliceState(self.slices, params, engine, steps), coder)
 
     def digest(self) -> str:
         """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""
-        found = hashlib.sha256(f"exact entropy model {VERSION}\n".encode())
+        found = hashlib.sha256(f"exact entropy model {exact.VERSION}\n".encode())
         for name, value in _entries("", self):
             part = value.digest() if not isinstance(value, Tensor) else _tensor_digest(value)
             found.update(f"{name} {part}\n".encode())

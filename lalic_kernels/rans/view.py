@@ -1,4 +1,4 @@
-"""Where decoded values lie on a device."""
+"""Where a GPU decoder writes values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Place:
-    """One colour of images, or all of them, for values to be written to.
+class OutputView:
+    """One colour of the checkerboard in images, or all positions, for decoded values to be written to.
 
-    image: (B, h, w, g) float32, channels side by side, positions one after the other at any distance. colour: 0 for the
-    positions where row + column is even, 1 for the others, w even; None for all. most: (B,) int32 or None, raised to
-    the magnitude bits of each image's largest value.
+    Args:
+        image: (B, h, w, g) float32, channels side by side, positions one after the other at any distance.
+        colour: 0 for the positions where row + column is even, 1 for the others, w even; None for all.
+        absmax_bits: (B,) int32 or None, raised to the bits of each image's largest absolute value.
+
+    Raises ValueError for an image with other strides, another colour, or an odd width with a colour.
     """
 
     image: Tensor
     colour: int | None
-    most: Tensor | None = None
+    absmax_bits: Tensor | None = None
 
     def __post_init__(self) -> None:
         _, h, w, g = self.image.shape

@@ -1,4 +1,4 @@
-"""Compiled loops (numba) of the grouped coder; cpu.py calls them.
+"""Compiled loops (numba) of the coder; cpu.py calls them.
 
 Lanes take their symbols one after the other here, each its word at once: the order of words is the same. Every array
 access is bounded by a check written here, as numba itself makes none: rows by the index check, table entries by
@@ -6,23 +6,36 @@ CodingTables' own validation, words by `end` once for each step of a group (a gr
 halving by the words that each group's start has taken.
 
 Unsigned integers address arrays, which spares numba's test for negative subscripts; mixed with signed 64-bit ones they
-would turn into float64, hence the typed constants. `control` is (working, left, place in stages, section, fan).
+would turn into float64, hence the typed constants. `control` is (working, left, place in ramp_steps, section, ramp).
+
+Compiled when first called, and kept on disk (numba uses the package's __pycache__, or NUMBA_CACHE_DIR, or the user's
+cache folder, whichever can be written).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numba
 import numpy as np
 
-from lalic_kernels.rans.cpu import _compiled
-from lalic_kernels.rans.grouped import reference as ref
+from lalic_kernels.rans import reference as ref
 
 _U = np.uint64
 _ZERO, _ONE, _SIXTEEN, _LOW16, _LOWER = _U(0), _U(1), _U(16), _U(0xFFFF), _U(1 << 16)
-_BAD_INDEX, _BAD_LENGTH, _BAD_PLACE, _BAD_LANE = ref.BAD_INDEX, ref.BAD_LENGTH, ref.BAD_PLACE, ref.BAD_LANE
-_OUT_OF_WORDS, _TOO_LARGE = ref.OUT_OF_WORDS, ref.TOO_LARGE
+_BAD_INDEX, _BAD_LANE, _OUT_OF_WORDS = ref.BAD_INDEX, ref.BAD_LANE, ref.OUT_OF_WORDS
 _ENTRY = np.uint32(0xFFFFFF)  # of what the coarse table holds
-LOUD = 1 << 40
-WORKING, _LEFT, _AHEAD, _SECTION, _FAN = 0, 1, 2, 3, 4
+WORKING, _LEFT, _AHEAD, _SECTION, _RAMP = 0, 1, 2, 3, 4
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    # numpy's error model has no test for a zero divisor; a frequency is never zero
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:
+        # numba found no folder it may write to: the function is then compiled anew in each process
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @_compiled
@@ -43,41 +56,7 @@ def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _exceptions(x, words, at, end, working, count, places):  # type: ignore[no-untyped-def]
-    """Fills `places` with the numbers of exceptions among `count` quiet symbols; returns how many, or what is wrong."""
-    length = _field(x, 0, 5, words, at, end)
-    if length <= 0:
-        return length
-    if count >> (length - 1) == 0:
-        return _BAD_LENGTH
-    low = min(length - 1, 16)
-    first = _field(x, 0, low, words, at, end)
-    rest = _field(x, 1 % working, length - 1 - low, words, at, end)
-    bits = _field(x, 2 % working, 4, words, at, end) + 1
-    if first < 0 or rest < 0 or bits <= 0:
-        return _OUT_OF_WORDS
-    fields = (np.int64(1) << (length - 1)) + (rest << low) + first
-    if fields > count:
-        return _BAD_LENGTH
-    ones = (1 << bits) - 1
-    place = 0
-    found = 0
-    for number in range(fields):
-        skipped = _field(x, number % working, bits, words, at, end)
-        if skipped < 0:
-            return _OUT_OF_WORDS
-        place += skipped
-        if skipped != ones:
-            if place >= count:
-                return _BAD_PLACE
-            places[found] = place
-            found += 1
-            place += 1
-    return found if place <= count else _BAD_PLACE
-
-
-@_compiled
-def _halve(x, words, at, control, stages):  # type: ignore[no-untyped-def]
+def _halve(x, words, at, control, steps):  # type: ignore[no-untyped-def]
     half = control[WORKING] >> 1
     for group in range(len(x)):
         for lane in range(half, 2 * half):
@@ -90,52 +69,30 @@ def _halve(x, words, at, control, stages):  # type: ignore[no-untyped-def]
     control[WORKING] = half
     control[_LEFT] = -1
     if half > 1:
-        control[_LEFT] = stages[control[_AHEAD]]
+        control[_LEFT] = steps[control[_AHEAD]]
         control[_AHEAD] += 1
     return 0
 
 
 @_compiled
-def _spread(rows, quiet, mode, others, numbers, row, place, out):  # type: ignore[no-untyped-def]
-    """The main list's rows and places, and the commonest symbols into `out`; `numbers` of the `others` exceptions among
-    quiet symbols become their numbers in the main list, whose length is returned."""
-    exception_row = np.int32(len(mode) - 1)
-    total = _ZERO
-    number = 0
-    taken = 0
-    wanted = np.int64(numbers[0]) if others else np.int64(-1)
-    for i in range(len(rows)):
-        own = rows[i]
-        row[total] = own
-        place[total] = i
-        out[i] = mode[own]
-        is_quiet = np.int64(quiet[own])
-        if is_quiet & np.int64(number == wanted):
-            row[total] = exception_row
-            numbers[taken] = total
-            taken += 1
-            wanted = np.int64(numbers[taken]) if taken < others else np.int64(-1)
-            total += _ONE
-        number += is_quiet
-        total += _U(1 - is_quiet)
-    return np.int64(total)
-
-
-@_compiled
-def _main(x, words, at, end, control, stages, row, count, packed, coarse, bias, out):  # type: ignore[no-untyped-def]
-    """Symbols of the main list as they stand in their rows, escapes at their positions; returns how many escapes."""
-    if control[_SECTION] == control[_FAN]:
-        control[_LEFT] = stages[0]
+def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out):  # type: ignore[no-untyped-def]
+    """Symbols with table rows (n,), escapes as their rows' last position; returns how many of these, or a fault."""
+    limit = np.uint32(len(bias))
+    for row in rows:
+        if np.uint32(row) >= limit:
+            return _BAD_INDEX
+    if control[_SECTION] == control[_RAMP]:
+        control[_LEFT] = steps[0]
         control[_AHEAD] = 1
     control[_SECTION] += 1
     lanes = _U(x.shape[1])
     flat = x.reshape(x.size)
     escapes = _ZERO
     begin = _ZERO
-    total = _U(count)
+    total = _U(len(rows))
     while True:
         while control[_LEFT] == 0:
-            if _halve(x, words, at, control, stages) < 0:
+            if _halve(x, words, at, control, steps) < 0:
                 return _BAD_LANE
         if begin >= total:
             return np.int64(escapes)
@@ -149,7 +106,7 @@ def _main(x, words, at, end, control, stages, row, count, packed, coarse, bias, 
             word_at = _U(at[group])
             active = min(working, total - begin)
             for lane in range(active):
-                own = _U(np.uint32(row[begin + lane]))
+                own = _U(np.uint32(rows[begin + lane]))
                 state = _U(flat[own_lanes + lane])
                 slot = state & _LOW16
                 entry = _U(coarse[(own << _U(8)) + (slot >> _U(8))] & _ENTRY)
@@ -176,39 +133,6 @@ def _main(x, words, at, end, control, stages, row, count, packed, coarse, bias, 
 
 
 @_compiled
-def decode(  # type: ignore[no-untyped-def]
-    x, words, at, end, control, stages, rows, quiet, mode, packed, coarse, bias, row, place, found, out
-):
-    """decode_section but for escapes: returns how many there are, and how long the main list is. Without quiet rows
-    `out` is what `found` is otherwise."""
-    limit = np.uint32(len(bias) - 1)
-    hidden = 0
-    for i in range(len(rows)):
-        if np.uint32(rows[i]) >= limit:
-            return _BAD_INDEX, 0
-        hidden += np.int64(quiet[rows[i]])
-    if hidden == 0:
-        return _main(x, words, at, end, control, stages, rows, len(rows), packed, coarse, bias, out), len(rows)
-    numbers = np.empty(hidden, np.int64)
-    others = _exceptions(x, words, at, end, control[WORKING], hidden, numbers)
-    if others < 0:
-        return others, 0
-    total = _spread(rows, quiet, mode, others, numbers, row, place, out)
-    escapes = _main(x, words, at, end, control, stages, row, total, packed, coarse, bias, found)
-    if escapes < 0:
-        return escapes, 0
-    for number in range(others):  # their values are relative
-        i = numbers[number]
-        value = np.int64(found[i]) + np.int64(out[place[i]])
-        found[i] = np.int32(value)
-        if value != np.int64(found[i]):
-            return _TOO_LARGE, 0
-    for i in range(total):
-        out[place[i]] = found[i]
-    return escapes, total
-
-
-@_compiled
 def fields(x, words, at, end, working, widths, values):  # type: ignore[no-untyped-def]
     for number in range(len(widths)):
         values[number] = _field(x, number % working, widths[number], words, at, end)
@@ -218,53 +142,25 @@ def fields(x, words, at, end, working, widths, values):  # type: ignore[no-untyp
 
 
 @_compiled
-def survey(symbols, rows, mode, start, offset, escape, priced, tally, costs, entries):  # type: ignore[no-untyped-def]
-    """Fills `entries` with each symbol's interval; returns the number of escapes, or BAD_INDEX."""
-    limit = np.uint32(len(start) - 1)
+def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ignore[no-untyped-def]
+    """Fills `entries` with each symbol's interval; returns the number of escapes or BAD_INDEX, and the code length."""
+    limit = np.uint32(len(start))
     escapes = 0
+    cost = _ZERO
     for i in range(len(symbols)):
-        index = np.uint32(rows[i])
+        index = np.uint32(rows[i])  # a negative one becomes a large one
         if index >= limit:
-            return _BAD_INDEX
+            return _BAD_INDEX, cost
         row = _U(index)
-        symbol = symbols[i]
-        position = _U(np.int64(symbol) - np.int64(offset[row]))
+        position = _U(np.int64(symbols[i]) - np.int64(offset[row]))
         last = _U(np.uint32(escape[row]))
         if position >= last:
             position = last
             escapes += 1
         entry = priced[_U(np.uint32(start[row])) + position]
         entries[i] = np.uint32(entry)
-        costs[row] += np.int64(entry >> _U(32))
-        tally[row] += np.int64(1) + (np.int64(symbol != mode[row]) << 32)
-    return escapes
-
-
-@_compiled
-def collect(symbols, rows, keys, exceptions, entries, numbers):  # type: ignore[no-untyped-def]
-    """The main list in place of all symbols' intervals `entries`, and its length, the number of quiet symbols, and that
-    of exceptions; -1 for an exception that is an escape.
-
-    keys: each row's commonest symbol, or LOUD if it is not quiet, which no symbol is.
-    """
-    total = _ZERO
-    hidden, others = 0, 0
-    for i in range(len(symbols)):
-        key = keys[rows[i]]
-        symbol = np.int64(symbols[i])
-        entries[total] = entries[i]
-        active = np.int64(symbol != key)
-        is_quiet = np.int64(key != LOUD)
-        if active & is_quiet:
-            position = symbol - key + 2
-            if position < 0 or position > 4:
-                return np.int64(-1), 0, 0
-            entries[total] = exceptions[position]
-            numbers[others] = hidden
-            others += 1
-        hidden += is_quiet
-        total += _U(active)
-    return np.int64(total), hidden, others
+        cost += entry >> _U(32)
+    return escapes, cost
 
 
 @_compiled
@@ -299,8 +195,8 @@ def _push_list(entries, begin, end, shared, working, x, words, free):  # type: i
 
 
 @_compiled
-def _push_fan(entries, bounds, shared, x, words, free, tops, stages):  # type: ignore[no-untyped-def]
-    """As reference._Encoder.fan; stages from two working lanes up. Returns (-1, 0) if the lists do not suffice."""
+def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
+    """Encoder.ramp of reference.py; `steps` from two working lanes up. Returns (-1, 0) if the lists do not suffice."""
     groups = len(x)
     working = 1
     level = 0
@@ -315,7 +211,7 @@ def _push_fan(entries, bounds, shared, x, words, free, tops, stages):  # type: i
             if left % (2 * across) == 0:
                 enough = True
                 for group in range(groups):
-                    if tops[group] - free[group] < working:
+                    if ends[group] - free[group] < working:
                         enough = False
                 if enough:
                     for group in range(groups):
@@ -324,28 +220,28 @@ def _push_fan(entries, bounds, shared, x, words, free, tops, stages):  # type: i
                         free[group] += working
                     working *= 2
                     if working == x.shape[1]:
-                        stages[level] = left // (working * groups)
+                        steps[level] = left // (working * groups)
                         return number, left
                     level += 1
                     continue
             rest = (left - 1) // across * across
             _push_list(entries, begin + rest, begin + left, True, working, x, words, free)
             if level > 0:
-                stages[level - 1] += 1
+                steps[level - 1] += 1
             left = rest
     return -1, 0
 
 
 @_compiled
-def push(entries, bounds, shared, x, words, free, tops, stages):  # type: ignore[no-untyped-def]
+def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
     """Encodes all lists; returns the number of the list in which lanes begin to halve, or -1."""
     number, left = -1, 0
     if x.shape[1] > 1:
-        number, left = _push_fan(entries, bounds, shared, x, words, free, tops, stages)
+        number, left = _push_ramp(entries, bounds, shared, x, words, free, ends, steps)
     rest = number
     if number < 0:
         x[:] = 65536
-        free[:] = tops
+        free[:] = ends
         rest = len(shared)
     else:
         _push_list(entries, bounds[number], bounds[number] + left, True, x.shape[1], x, words, free)
@@ -357,3 +253,15 @@ def push(entries, bounds, shared, x, words, free, tops, stages):  # type: ignore
         for lane in range(x.shape[1]):
             words[free[group] + lane] = np.uint16(x[group, lane])
     return number
+
+
+@_compiled
+def add_up(symbols, first, start, stop):  # type: ignore[no-untyped-def]
+    """The checksum's sum over symbols[start:stop] int32, that of symbols[i] at place first + i."""
+    total = _U(0)
+    for i in range(start, stop):
+        x = (_U(first + i) << _U(32)) + _U(np.uint32(symbols[i]))
+        x = (x ^ (x >> _U(30))) * _U(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> _U(27))) * _U(0x94D049BB133111EB)
+        total += x ^ (x >> _U(31))
+    return total

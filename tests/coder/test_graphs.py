@@ -1,4 +1,4 @@
-"""When a launch becomes a graph, what is kept, dropped and refused: with a stand-in for torch.cuda, on any machine."""
+"""When a launch becomes a graph, what stays, is dropped and refused: with a stand-in for torch.cuda, on any machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from lalic.coder import gpu_decode
-from lalic.coder.gpu_decode import DecodeGraph, weights_of, why_plain
-from lalic.coder.graphs import GraphError, Launches, Shelf, tensors_of
+from lalic.coder import Stream, gpu
+from lalic.coder.gpu import GpuCoder, weights_of, why_plain
+from lalic.coder.graphs import Graph, GraphCache, GraphError, tensors_of
 from lalic.model import LALIC
 
 CPU = torch.device("cpu")
@@ -26,69 +26,69 @@ def sized(size: int = 10) -> SimpleNamespace:
     return SimpleNamespace(bytes=size)
 
 
-def full(most: int = 3, most_bytes: int = 100) -> Shelf:
-    return Shelf(most, most_bytes)
+def small(capacity: int = 3, capacity_bytes: int = 100) -> GraphCache:
+    return GraphCache(capacity, capacity_bytes)
 
 
-def test_the_second_sight_captures() -> None:
-    shelf = full()
-    assert shelf.get("a", CPU, sized, None) is None
-    assert shelf.get("b", CPU, sized, None) is None
-    made = shelf.get("a", CPU, sized, None)
-    assert made is not None and shelf.get("a", CPU, pytest.fail, None) is made
-    assert shelf.get("c", CPU, sized, True) is not None and len(shelf) == 2
+def test_the_second_request_captures() -> None:
+    graphs = small()
+    assert graphs.get("a", CPU, sized, None) is None
+    assert graphs.get("b", CPU, sized, None) is None
+    made = graphs.get("a", CPU, sized, None)
+    assert made is not None and graphs.get("a", CPU, pytest.fail, None) is made
+    assert graphs.get("c", CPU, sized, True) is not None and len(graphs) == 2
 
 
 def test_those_used_last_stay() -> None:
-    shelf = full(3, 1000)
+    graphs = small(3, 1000)
     for key in "abc":
-        shelf.get(key, CPU, sized, True)
-    shelf.get("a", CPU, pytest.fail, True)
-    shelf.get("d", CPU, sized, True)
-    assert [key in shelf._graphs for key in "abcd"] == [True, False, True, True]
+        graphs.get(key, CPU, sized, True)
+    graphs.get("a", CPU, pytest.fail, True)
+    graphs.get("d", CPU, sized, True)
+    assert [key in graphs._graphs for key in "abcd"] == [True, False, True, True]
 
 
 def test_bytes_are_bounded_and_what_is_dropped_is_freed() -> None:
     class Graph:
         bytes = 40
 
-    shelf = full(9, 100)
-    first = weakref.ref(shelf.get("a", CPU, Graph, True))
-    shelf.get("b", CPU, Graph, True)
+    graphs = small(9, 100)
+    first = weakref.ref(graphs.get("a", CPU, Graph, True))
+    graphs.get("b", CPU, Graph, True)
     assert first() is not None
-    shelf.get("c", CPU, Graph, True)
+    graphs.get("c", CPU, Graph, True)
     gc.collect()
-    assert first() is None and len(shelf) == 2
+    assert first() is None and len(graphs) == 2
 
 
 def test_one_that_is_too_large_is_not_captured_again() -> None:
-    shelf = full(9, 100)
-    assert shelf.get("a", CPU, sized, None) is None
-    assert shelf.get("a", CPU, lambda: sized(200), None).bytes == 200
-    assert shelf.get("a", CPU, pytest.fail, None) is None and len(shelf) == 0
+    graphs = small(9, 100)
+    assert graphs.get("a", CPU, sized, None) is None
+    assert graphs.get("a", CPU, lambda: sized(200), None).bytes == 200
+    assert graphs.get("a", CPU, pytest.fail, None) is None and len(graphs) == 0
 
 
 def test_memory_that_does_not_suffice() -> None:
     def make() -> Any:
         raise torch.OutOfMemoryError("no memory")
 
-    shelf = full()
+    graphs = small()
     with pytest.raises(torch.OutOfMemoryError):
-        shelf.get("a", CPU, make, True)
-    shelf.get("b", CPU, make, None)
-    assert shelf.get("b", CPU, make, None) is None, "the picture is decoded without a graph"
-    assert shelf.get("b", CPU, pytest.fail, None) is None, "and the next ones of its size too"
+        graphs.get("a", CPU, make, True)
+    graphs.get("b", CPU, make, None)
+    assert graphs.get("b", CPU, make, None) is None, "the picture is decoded without a graph"
+    assert graphs.get("b", CPU, pytest.fail, None) is None, "and the next ones of its size too"
 
 
 def test_threads_capture_once() -> None:
-    shelf, made, found = full(), [], []
+    graphs, made, found = small(), [], []
 
     def make() -> Any:
         made.append(1)
         threading.Event().wait(0.05)
         return sized()
 
-    threads = [threading.Thread(target=lambda: found.append(shelf.get("a", CPU, make, True))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(graphs.get("a", CPU, make, True))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -107,14 +107,14 @@ def model() -> LALIC:
     return made.eval()
 
 
-def shelf_of(model: LALIC) -> Shelf:
-    return model._cache.get("graphs", weights_of(model), Shelf)
+def graphs_of(model: LALIC) -> GraphCache:
+    return model.cache.get("graphs", weights_of(model), GraphCache)
 
 
 @torch.no_grad()
 def test_a_weight_that_changes_ends_all_graphs(model: LALIC) -> None:
-    first = shelf_of(model)
-    assert shelf_of(model) is first
+    first = graphs_of(model)
+    assert graphs_of(model) is first
     seen = {id(first)}
     changes = (
         lambda: model.g_s[0].weight.add_(1),
@@ -127,16 +127,16 @@ def test_a_weight_that_changes_ends_all_graphs(model: LALIC) -> None:
     kept = [first]
     for change in changes:
         change()
-        kept.append(shelf_of(model))
+        kept.append(graphs_of(model))
         assert id(kept[-1]) not in seen
         seen.add(id(kept[-1]))
 
 
 def test_copies_have_graphs_of_their_own_and_a_model_takes_its_with_it(model: LALIC) -> None:
-    shelf_of(model)
+    graphs_of(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert list(other._cache) == [] and other._launching is not model._launching
-    gone = weakref.ref(shelf_of(other))
+        assert list(other.cache) == [] and other.launch_lock is not model.launch_lock
+    gone = weakref.ref(graphs_of(other))
     assert gone() is not None
     del other
     gc.collect()
@@ -144,7 +144,7 @@ def test_copies_have_graphs_of_their_own_and_a_model_takes_its_with_it(model: LA
 
 
 def test_what_a_model_leads_to(model: LALIC) -> None:
-    from lalic.coder.exact import exact_entropy
+    from lalic.coder.engines import exact_entropy
 
     entropy = exact_entropy(model.latent_codec)
     before = {x.untyped_storage()._cdata for x in tensors_of(model)}
@@ -165,21 +165,21 @@ def test_where_there_can_be_no_graph(model: LALIC) -> None:
     model.entropy = "float"
     assert "floating point" in why_plain(model, 1, (1, 1))
     with pytest.raises(ValueError, match="graph: expected None or False, because"):
-        gpu_decode.pictures(model, [b""], (1, 1), CPU, [0], [None], True)
+        GpuCoder(model, True).decode([Stream(b"", 0)], (1, 1), [None])
     with torch.inference_mode():
         made = LALIC(3, 6, (4, 4, 4, 6, 4, 4), (0, 0, 0, 0), (6,))
     assert "inference_mode" in why_plain(made, 1, (1, 1))
 
 
 def test_a_graph_is_not_asked_for_in_vain(model: LALIC) -> None:
-    with pytest.raises(ValueError, match="graph: expected None or False where symbols are not decoded on a GPU"):
-        model.decode_sections((b"",), 64, 64, 0, graph=True)
     with pytest.raises(ValueError, match="graph: expected None or False where symbols are not coded on a GPU"):
-        model.encode_sections(torch.zeros(1, 3, 64, 64), graph=True)
+        model.decode(Stream(b"", 0), 64, 64, graph=True)
+    with pytest.raises(ValueError, match="graph: expected None or False where symbols are not coded on a GPU"):
+        model.encode(torch.zeros(1, 3, 64, 64), graph=True)
 
 
 @pytest.mark.parametrize(
-    ("heads", "room"),
+    ("heads", "capacity"),
     [
         ([(1, 1)], (4, 16384)),
         ([(4, 9000), (5, 100)], (16, 65536)),
@@ -188,9 +188,9 @@ def test_a_graph_is_not_asked_for_in_vain(model: LALIC) -> None:
         ([(3, 5_000_000)], (1024, 1221 * 4096)),
     ],
 )
-def test_few_rooms_for_all_streams(heads: list[tuple[int, int]], room: tuple[int, int]) -> None:
-    assert gpu_decode._room(heads) == room
-    assert all(groups <= room[0] and words <= room[1] for groups, words in heads)
+def test_few_capacities_for_all_streams(heads: list[tuple[int, int]], capacity: tuple[int, int]) -> None:
+    assert gpu._capacity(heads) == capacity
+    assert all(groups <= capacity[0] and words <= capacity[1] for groups, words in heads)
 
 
 # A capture, with a stand-in for torch.cuda
@@ -251,17 +251,19 @@ class Cuda:
             monkeypatch.setattr(torch.cuda, name, value)
 
 
-def launches(cuda: Cuda, kept: Any = list) -> Launches:
+def captured(cuda: Cuda, held: Any = list) -> Graph:
     def launch() -> str:
         cuda.log.append(f"launch on {cuda.now}" + (", captured" if cuda.capturing else ""))
         return "results"
 
-    return Launches(CPU, lambda: cuda.log.append(f"prepare on {cuda.now}"), launch, kept)
+    graph = Graph()
+    graph.capture(CPU, lambda: cuda.log.append(f"prepare on {cuda.now}"), launch, held)
+    return graph
 
 
 def test_a_capture_runs_first_and_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch)
-    made = launches(cuda)
+    made = captured(cuda)
     assert cuda.log == [
         "side waits for caller", *["prepare on side", "launch on side"] * 2, "prepare on side", "wait for side",
         "capture on side, thread_local", "launch on side, captured", "caller waits for side",
@@ -274,10 +276,10 @@ def test_a_capture_runs_first_and_on_a_stream_of_its_own(monkeypatch: pytest.Mon
 def test_a_capture_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"))
     with pytest.raises(GraphError, match=r"\(operation not permitted when stream is capturing\); use graph=False"):
-        launches(cuda)
+        captured(cuda)
     assert cuda.now == "caller"
     with pytest.raises(torch.OutOfMemoryError):
-        launches(Cuda(monkeypatch, torch.OutOfMemoryError("none left")))
+        captured(Cuda(monkeypatch, torch.OutOfMemoryError("none left")))
 
 
 def test_what_is_wrong_before_the_capture_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,20 +289,20 @@ def test_what_is_wrong_before_the_capture_stays_what_it_is(monkeypatch: pytest.M
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        Launches(CPU, lambda: None, launch, list)
+        Graph().capture(CPU, lambda: None, launch, list)
 
 
 def test_what_is_kept_is_made_before_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch)
     kept = [torch.zeros(2)]
-    made = launches(cuda, lambda: list(kept))
+    made = captured(cuda, lambda: list(kept))
     gone = weakref.ref(kept.pop())
     assert gone() is not None
     del made
     gc.collect()
     assert gone() is None
     with pytest.raises(GraphError, match="made during the capture"):
-        launches(cuda, lambda: [torch.zeros(1)])
+        captured(cuda, lambda: [torch.zeros(1)])
 
 
 def test_a_run_belongs_to_one_thread_until_it_has_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,13 +323,11 @@ def test_a_run_belongs_to_one_thread_until_it_has_been_looked_at(monkeypatch: py
         def sums(self) -> torch.Tensor:
             return torch.zeros(1, 2, dtype=torch.int64)
 
-    graph = object.__new__(DecodeGraph)
+    graph = object.__new__(gpu._DecodeGraph)
     decoder: Any = Decoder()
-    graph._decoder, graph._levels = decoder, None
-    run: Any = SimpleNamespace(
-        lock=threading.Lock(), device=CPU, results=(memory, []), run=lambda: memory.fill_(int(decoder.name))
-    )
-    graph._launches = run
+    graph._decoder, graph._qualities = decoder, None
+    graph.lock, graph.device, graph.results = threading.Lock(), CPU, (memory, [])
+    monkeypatch.setattr(gpu._DecodeGraph, "run", lambda self: memory.fill_(int(decoder.name)))
     found: dict[int, torch.Tensor] = {}
 
     def call(i: int) -> None:

@@ -1,4 +1,4 @@
-"""Coding slices with everything kept that a later step needs: one schedule for training, encoder and decoder.
+"""The coding order, slice by slice, with everything kept that a later step needs: for training, encoder and decoder.
 
 For slice k, where [x] W is a product and the sums run in this order:
 
@@ -12,37 +12,52 @@ For slice k, where [x] W is a product and the sums run in this order:
 
 This is the definition of the model's numbers as well: an engine with exact arithmetic gives the same bits whatever is
 kept, because each part is a product by itself.
+
+What happens to scales and means is a pass coder's business: `Estimate` knows y and gives likelihoods, `Collect` knows y
+and keeps symbols, `Read` and `GpuRead` take them from streams. As the loop is the same, so is every number in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lalic.coder.engine import FLOAT, Engine
-from lalic.coder.weights import StackWeights, stack_weights
+import lalic_kernels
+from lalic.coder.weights import Engine, StackWeights, stack_weights
+from lalic.errors import BitstreamError, LalicError
 from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, full_precision, interleave, pack
-from lalic_kernels.rans.grouped import Place
+from lalic.nn.noise import ALL, Share, uniform_like
+from lalic_kernels.rans import OutputView
 
 
-class ReadThere:
-    """Takes values from ``read(parameters (B, P, 2 g) float32, place) -> values (B, P, g)``, where the model computes.
+class PassCoder(Protocol):
+    """Called once a pass. scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape.
 
-    place: None, or where the values shall lie; see `DeviceDecoder.decode_parameters`. Nothing waits for the device:
-    `read` has to make a fault of scales and means that are not finite.
+    An engine whose head makes indexes of the scales gives those in their place, int32.
     """
 
-    def __init__(self, read: Callable[[Tensor, Place | None], Tensor]):
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
+
+
+class GpuRead:
+    """Takes values from ``read(parameters (B, P, 2 g) float32, view) -> values (B, P, g)``, where the model computes.
+
+    view: None, or where the values are to be written. Nothing waits for the device: `read` has to remember a fault of
+    scales and means that are not finite.
+    """
+
+    def __init__(self, read: Callable[[Tensor, OutputView | None], Tensor]):
         self.read = read
 
 
-class SliceDecoder:
-    """State of coding one batch of latents, slice by slice, anchors then others.
+class SliceState:
+    """Where coding of one batch of latents stands, slice by slice, anchors then others.
 
     Call `parameters` and `add` in turn, twice a slice; then `y_hat` is there. Who calls decides what becomes of scales
     and means: an encoder rounds latents against them, a decoder reads symbols, training does both in one.
@@ -50,13 +65,13 @@ class SliceDecoder:
     Args:
         stack: the model's slices, or their weights as the engine prepared them.
         params: hyper parameters from h_s, shape (B, M, h, w), h and w even.
-        engine: what computes; floating point unless another is given.
+        engine: what computes.
 
     Attributes:
         k, parity: the slice and the colour that `parameters` answers for (0: anchors).
     """
 
-    def __init__(self, stack: SliceStack | StackWeights, params: Tensor, engine: Engine = FLOAT):
+    def __init__(self, stack: SliceStack | StackWeights, params: Tensor, engine: Engine):
         self.engine = engine
         self.weights = stack_weights(stack, engine)
         self.batch, self.channels, self.height, self.width = params.shape
@@ -83,12 +98,12 @@ class SliceDecoder:
         """What `parameters` makes scales and means of: (B, P, 2 g), at each position g scales and then g means."""
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
-        own = self.weights.slices[self.k]
+        weights = self.weights.slices[self.k]
         if self.parity == 0:
             self._known = self.known_part()
-            x, first = self._known.new_empty((*self._known.shape[1:3], 0)), own.anchors
+            x, first = self._known.new_empty((*self._known.shape[1:3], 0)), weights.anchors
         else:
-            x, first = self.spatial_context(), own.first
+            x, first = self.spatial_context(), weights.first
         out = self.aggregation(x, first, self._known[self.parity])
         self._expects_values = True
         return out
@@ -107,7 +122,7 @@ class SliceDecoder:
         self.arrived()
         self.k += 1
 
-    def take(self, coder: ReadThere) -> None:
+    def take(self, coder: GpuRead) -> None:
         """`parameters` and `add` in one, with a coder on the device."""
         values = coder.read(full_precision(self.joint_parameters()), None)
         self.add(values.view(self.batch, self.height, self.width // 2, -1))
@@ -122,7 +137,7 @@ class SliceDecoder:
 
     def hyper_parts(self, hyper: Tensor) -> tuple[Tensor, ...]:
         """hyper (2, B, P, M) -> each slice's part of its first product, (2, B, P, width)."""
-        widths = [own.width for own in self.weights.slices]
+        widths = [weights.width for weights in self.weights.slices]
         return self.engine.linear(hyper, self.weights.hyper).split(widths, dim=3)
 
     def hyper_part(self) -> Tensor:
@@ -131,11 +146,11 @@ class SliceDecoder:
 
     def channel_context(self) -> Tensor:
         """Of this slice, from the earlier ones: (B, h, w, 2 g)."""
-        own = self.weights.slices[self.k]
+        weights = self.weights.slices[self.k]
         x = self.context_input()
-        for block in own.blocks:
+        for block in weights.blocks:
             x = self.engine.block(x, block)
-        return self.engine.linear(x, own.context)
+        return self.engine.linear(x, weights.context)
 
     def context_input(self) -> Tensor:
         """The first convolution of this slice's channel context, complete by now: (B, h, w, M)."""
@@ -194,3 +209,104 @@ def neighbours(batch: int, height: int, width: int) -> np.ndarray:
     count = height * width // 2
     places = np.where(inside, there * (width // 2) + across // 2, count).reshape(1, count, 12)
     return places + np.arange(batch)[:, None, None] * (count + 1)
+
+
+def code_slices(state: SliceState, coder: PassCoder | GpuRead) -> Tensor:
+    """All slices of a fresh state -> y_hat (B, M, h, w), channels last."""
+    for k in range(len(state.weights.slices)):
+        for parity in (0, 1):
+            if isinstance(coder, GpuRead):
+                state.take(coder)
+            else:
+                state.add(coder(k, parity, *state.parameters()))
+    return state.y_hat()
+
+
+class _KnowsLatents:
+    def __init__(self, y: Tensor, groups: Sequence[int]):
+        self.slices = full_precision(y).permute(0, 2, 3, 1).split(list(groups), dim=3)
+
+
+class Estimate(_KnowsLatents):
+    """Rounds y and keeps its likelihoods. In training the rate sees noise and rounding passes gradients."""
+
+    def __init__(self, y: Tensor, groups: Sequence[int], training: bool, share: Share = ALL):
+        super().__init__(y, groups)
+        self.training, self.share = training, share
+        self._likelihoods: list[Tensor] = []
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+        y = pack(self.slices[k], parity)
+        t = y - means
+        y_hat = ((torch.round(t) - t).detach() + t) + means if self.training else torch.round(t) + means
+        seen = y + uniform_like(y, self.share) if self.training else y_hat
+        self._likelihoods.append(lalic_kernels.gaussian_likelihood(seen, scales, means))
+        return y_hat
+
+    def likelihoods(self) -> Tensor:
+        """Probability of every latent, shape (B, M, h, w)."""
+        pairs = zip(self._likelihoods[0::2], self._likelihoods[1::2], strict=True)
+        return torch.cat([interleave(anchors, others) for anchors, others in pairs], dim=3).permute(0, 3, 1, 2)
+
+
+def _rows(scales: Tensor) -> Tensor:
+    """Rows of the Gaussian tables, int32: of the scales, unless an engine has made them already."""
+    return lalic_kernels.scale_index(scales) if scales.is_floating_point() else scales
+
+
+def _stream_order(x: Tensor) -> Tensor:
+    """(B, h, w / 2, g) -> (B, g * h * w / 2) int32, in the order channel, row, place in the row."""
+    return x.permute(0, 3, 1, 2).flatten(1).to(torch.int32)
+
+
+class Collect(_KnowsLatents):
+    """Rounds y against the means and keeps symbols and indexes. Nothing waits for the device before `passes`.
+
+    sections: (symbols, indexes) where the model computes, each (B, n) int32, a pair a pass. absmax: of each pass the
+    largest magnitude, for `check_magnitudes`; sections mean something if that raises nothing.
+    """
+
+    def __init__(self, y: Tensor, groups: Sequence[int]):
+        super().__init__(y, groups)
+        self.sections: list[tuple[Tensor, Tensor]] = []
+        self.absmax: list[Tensor] = []
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+        symbols = torch.round(pack(self.slices[k], parity) - means)
+        self.absmax.append(symbols.abs().amax())
+        self.sections.append((_stream_order(symbols), _stream_order(_rows(scales))))
+        return symbols.to(means) + means
+
+    @cached_property
+    def passes(self) -> list[tuple[Tensor, Tensor]]:
+        """(symbols, indexes) on the CPU, each (B, n) int32, a pair a pass. Raises as `check_magnitudes` does."""
+        check_magnitudes("y", torch.stack(self.absmax))
+        return [(symbols.cpu(), indexes.cpu()) for symbols, indexes in self.sections]
+
+
+class Read:
+    """Takes symbols from ``read(pass number, indexes (B, n) int32) -> symbols (B, n) int32``, both on the CPU.
+
+    An engine that makes rows of the scales looks at the means itself.
+    """
+
+    def __init__(self, read: Callable[[int, Tensor], Tensor]):
+        self.read = read
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
+        B, h, half, g = means.shape
+        rows = _rows(scales)
+        if scales.is_floating_point():  # a mean that is not finite shows as an index that no table has
+            rows = torch.where(torch.isfinite(means), rows, -1)
+        indexes = _stream_order(rows).cpu()
+        if scales.is_floating_point() and int(indexes.min()) < 0:
+            raise BitstreamError("the file does not decode with these weights: a predicted mean is not finite")
+        symbols = self.read(2 * k + parity, indexes)
+        return symbols.reshape(B, g, h, half).permute(0, 2, 3, 1).to(means) + means
+
+
+def check_magnitudes(name: str, symbols: Tensor) -> None:
+    """Raise ``LalicError`` unless rounded values fit the coder; such a picture or such weights cannot be coded."""
+    absmax = float(symbols.detach().abs().max()) if symbols.numel() else 0.0
+    if not absmax < 2**24:  # also when not finite; floats count exactly up to here
+        raise LalicError(f"{name}: latents of magnitude {absmax:g} cannot be coded; expected finite values below 2^24")

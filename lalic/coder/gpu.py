@@ -1,0 +1,368 @@
+"""Coding on a GPU, pictures to bytes and back: decoding waits for the device when the pictures are done, and only then.
+
+One picture or several of one padded size go together through the launches of one. The launches are made plain, or were
+captured as a CUDA graph (`lalic.coder.graphs`) when that size was seen for the second time. docs/gpu-decoder.md is the
+whole story.
+
+Encoding launches everything from the picture, or its latents, to symbols, which can be captured; then the coder of
+`lalic_kernels.rans.gpu` makes the same bytes as a CPU. It looks at numbers on its way, so it is not part of a graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lalic.coder import host
+from lalic.coder.engines import exact_entropy
+from lalic.coder.graphs import Graph, GraphCache, settings, tensors_of
+from lalic.coder.schedule import Collect, GpuRead, check_magnitudes
+from lalic.coder.stream import Decoded, Stream, SymbolChecksum, as_bitstream_errors, check_symbols, joined_sums
+from lalic.coder.tables import gaussian_tables
+from lalic.errors import BitstreamError, LalicError
+from lalic_kernels import exact
+from lalic_kernels.rans import gpu as rans_gpu
+from lalic_kernels.rans import symbol_checksum
+from lalic_kernels.rans.gpu import DeviceDecoder
+from lalic_kernels.rans.op import parts_of
+
+if TYPE_CHECKING:
+    from lalic.model import LALIC
+
+MOST_PIXELS = 1 << 22  # of a batch in a graph: beyond, launching takes less time than what is launched
+_GROUP_WORDS = 4096  # words a group of a graph's capacity: the coder itself gives one about 1050
+_GROUPS = (4, 16, 64, 256, 1024)  # few sizes, so that few graphs serve all streams
+
+
+class Decoding(NamedTuple):
+    """Pictures (B, 3, H, W), and of each its fault and its sums (z, everything); whether all was finite."""
+
+    x: Tensor
+    faults: list[ValueError | None]
+    sums: list[list[int]]
+    finite: bool
+
+
+class Encoding(NamedTuple):
+    """What is launched of an encoding, on the device.
+
+    sections: (symbols, rows) of z and of each pass, (n,) int32. absmax: magnitudes of z, of y and of the passes'
+    symbols. sums: of z's symbols and of all, (2,) int64. statuses: as `exact.statuses` gives them.
+    """
+
+    sections: list[tuple[Tensor, Tensor]]
+    absmax: Tensor
+    sums: Tensor
+    statuses: list[Tensor]
+
+
+class GpuCoder:
+    """`lalic.coder.Coder` whose symbols are coded where the model is.
+
+    graph: True for a CUDA graph, False for plain launches, None for a graph from the second picture of a size on.
+    Calls raise ``ValueError`` for a graph where there can be none, `GraphError` if one fails.
+    """
+
+    def __init__(self, model: LALIC, graph: bool | None = None):
+        self.model, self.graph = model, graph
+
+    # Encoding
+
+    def encode(self, x: Tensor, quality: float | None) -> Stream:
+        """The stream of one picture x (1, 3, H, W)."""
+        self.model.check_picture(x)
+        return self._encode(x, True, quality)
+
+    def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
+        """The stream of a picture's latents y (1, M, h, w)."""
+        return self._encode(y, False, quality)
+
+    def _encode(self, x: Tensor, analyse: bool, quality: float | None) -> Stream:
+        model = self.model
+        if model.entropy != "exact":
+            self._wants_graph(1, (1, 1))  # raises where one is
+            coder = host.HostCoder(model)
+            return coder.encode(x, quality) if analyse else coder.encode_latents(x, quality)
+        qualities = model.as_qualities([quality], 1)
+        step = model.downsampling if analyse else model.downsampling // 16
+        size = (x.shape[2] // step, x.shape[3] // step)
+        key = ("encode", analyse, size, x.dtype)
+        captured = self._captured(1, size, key, lambda: _EncodeGraph(model, x, analyse, size, qualities))
+        if captured is not None:
+            return captured(x, qualities)
+        rows = z_rows(model.config.dims[5], size[0] * size[1], x.device)
+        with model.launch_lock:
+            launched = _launch_encoding(model, x, analyse, _to_device(qualities, x.device), rows)
+        return _finish_encoding(model, launched)
+
+    # Decoding
+
+    def decode(
+        self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
+    ) -> list[Tensor | BitstreamError]:
+        """Pictures (1, 3, H, W) in [0, 1] of one size of hyper latents, or what is wrong with a stream in its place."""
+        model = self.model
+        model.as_qualities(qualities, len(streams))  # raises for one that is none
+        self._wants_graph(len(streams), size)
+        heads = [self._head(stream) for stream in streams]
+        good = [i for i, head in enumerate(heads) if not isinstance(head, BitstreamError)]
+        found: list[Any] = list(heads)
+        if not good:
+            return found
+        capacity = _capacity([head for head in heads if not isinstance(head, BitstreamError)])
+        data = [streams[i].data for i in good]
+        done = self._decode(data, size, model.as_qualities([qualities[i] for i in good], len(good)), capacity)
+        if not done.finite and len(good) > 1:  # which of them it was, each says for itself
+            plain = GpuCoder(model, False)
+            for i in good:
+                (found[i],) = plain.decode([streams[i]], size, [qualities[i]])
+            return found
+        for i, picture, fault, sums in zip(good, done.x.split(1), done.faults, done.sums, strict=True):
+            if fault is None and not done.finite:
+                fault = exact.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
+            try:
+                self._check(streams[i], fault, sums)
+                found[i] = picture
+            except BitstreamError as error:
+                found[i] = error
+        return found
+
+    def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
+        """Latents alone. Raises ``BitstreamError``."""
+        model, found = self.model, SymbolChecksum()
+        with as_bitstream_errors(model.entropy):
+            decoder = DeviceDecoder(stream.data, model.tables(), model.device)
+            rows = z_rows(model.config.dims[5], size[0] * size[1], model.device)
+            with model.launch_lock:
+                y_hat = decode_latents(model, decoder, size, rows)
+            decoder.finish()
+        z, *passes = [section[0].cpu() for section in decoder.symbols()]
+        found.add(z)
+        found.end_of_z()
+        found.add(torch.cat(passes))
+        check_symbols(found.value, stream, model.entropy)
+        return Decoded(y_hat, found.sha256.hexdigest())
+
+    def _head(self, stream: Stream) -> tuple[int, int] | BitstreamError:
+        """Groups and words of a stream, or what is wrong with its header."""
+        try:
+            with as_bitstream_errors(self.model.entropy):
+                parts = parts_of(stream.data)
+        except BitstreamError as error:
+            return error
+        return (1, 1) if parts is None else (len(parts.highs), len(parts.words))
+
+    def _check(self, stream: Stream, fault: ValueError | None, sums: list[int]) -> None:
+        with as_bitstream_errors(self.model.entropy):
+            if fault is not None:
+                raise fault
+        check_symbols(joined_sums(*sums), stream, self.model.entropy)
+
+    def _decode(
+        self, data: list[bytes], size: tuple[int, int], qualities: Tensor | None, capacity: tuple[int, int]
+    ) -> Decoding:
+        model, device = self.model, self.model.device
+        captured = self._captured(
+            len(data), size, ("decode", len(data), size, capacity),
+            lambda: _DecodeGraph(model, data, size, qualities, capacity),
+        )  # fmt: skip
+        if captured is not None:
+            return captured(data, qualities)
+        decoder = DeviceDecoder(data, model.tables(), device)
+        rows = z_rows(model.config.dims[5], size[0] * size[1], device)
+        with model.launch_lock, exact.statuses(device) as statuses:
+            x = _launch_decoding(model, decoder, size, rows, _to_device(qualities, device))
+        return _finish_decoding(x, decoder, statuses)
+
+    # Graphs
+
+    def _wants_graph(self, batch: int, size: tuple[int, int]) -> bool | None:
+        """Whether launches are to be captured: `graph`, but False where they cannot be."""
+        problem = why_plain(self.model, batch, size)
+        if self.graph and problem:
+            raise ValueError(f"graph: expected None or False, because {problem}")
+        return False if problem else self.graph
+
+    def _captured(
+        self, batch: int, size: tuple[int, int], key: tuple[Hashable, ...], capture: Callable[[], Graph]
+    ) -> Callable[..., Any] | None:
+        """The graph of these launches, or None for plain ones."""
+        wanted = self._wants_graph(batch, size)
+        if wanted is False:
+            return None
+        model = self.model
+        graphs: GraphCache = model.cache.get("graphs", weights_of(model), GraphCache)
+        return graphs.get((*key, model.precision, model.device, settings()), model.device, capture, wanted)
+
+
+def why_plain(model: LALIC, batch: int, size: tuple[int, int]) -> str:
+    """Why there can be no graph, or nothing."""
+    if model.entropy != "exact":
+        return "the entropy model is computed in floating point"
+    if model.precision == "float16":
+        return "float16 has to be looked at before its result can be used"
+    pixels = batch * size[0] * size[1] * model.downsampling**2
+    if pixels > MOST_PIXELS:
+        return f"{pixels} pixels are more than the {MOST_PIXELS} that a graph pays for"
+    if any(t.is_inference() for t in weights_of(model)):
+        return "weights made in torch.inference_mode do not show when they change"
+    return ""
+
+
+def weights_of(model: LALIC) -> list[Tensor]:
+    """What a graph is captured of: it serves as long as none of these is written to or replaced."""
+    return [*model.parameters(), *model.buffers()]
+
+
+def _capacity(heads: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Groups and words of the least of few capacities that takes streams with so many."""
+    least = max(max(groups, -(-words // _GROUP_WORDS)) for groups, words in heads)
+    groups = next((number for number in _GROUPS if number >= least), least)
+    return min(groups, _GROUPS[-1]), groups * _GROUP_WORDS
+
+
+def _to_device(qualities: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if qualities is None else qualities.to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=32)
+def z_rows(channels: int, positions: int, device: torch.device) -> Tensor:
+    """Rows of the joined tables for z's symbols, (channels * positions,) int32, kept on the device."""
+    with torch.inference_mode(False):
+        return (host.z_rows(channels, positions) + gaussian_tables().rows).to(device)
+
+
+# Decoding: launches, and what comes after them
+
+
+class _DecodeGraph(Graph):
+    """The launches of one decode, captured: call it with as many other streams.
+
+    Static: the decoder's memory, qualities, and the results.
+    """
+
+    def __init__(
+        self,
+        model: LALIC,
+        data: list[bytes],
+        size: tuple[int, int],
+        qualities: Tensor | None,
+        capacity: tuple[int, int],
+    ) -> None:
+        device = model.device
+        with torch.inference_mode(False), torch.no_grad():
+            self._qualities = None if qualities is None else torch.empty(len(data), device=device)
+            self._decoder = DeviceDecoder(data, model.tables(), device, capacity)
+        rows = z_rows(model.config.dims[5], size[0] * size[1], device)
+
+        def launch() -> tuple[Tensor, list[Tensor]]:
+            with exact.statuses(device) as statuses:
+                x = _launch_decoding(model, self._decoder, size, rows, self._qualities)
+            return x, statuses
+
+        with model.launch_lock:
+            self.capture(device, lambda: self._write(data, qualities), launch, lambda: [rows, *tensors_of(model)])
+        own = [value for value in vars(self._decoder).values() if isinstance(value, Tensor)]
+        self.bytes += sum(x.untyped_storage().nbytes() for x in own)
+
+    def _write(self, data: list[bytes], qualities: Tensor | None) -> None:
+        self._decoder.load(data)
+        if self._qualities is not None and qualities is not None:
+            self._qualities.copy_(qualities, non_blocking=True)
+
+    def __call__(self, data: list[bytes], qualities: Tensor | None) -> Decoding:
+        with self.lock, torch.cuda.device(self.device):
+            self._write(data, qualities)
+            self.run()
+            x, statuses = self.results
+            return _finish_decoding(x.clone(), self._decoder, statuses)  # the next run writes to the original
+
+
+def _launch_decoding(
+    model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor, qualities: Tensor | None
+) -> Tensor:
+    """Everything that a decode launches, (B, 3, H, W)."""
+    return model.synthesise(decode_latents(model, decoder, size, rows), qualities).clamp_(0, 1)
+
+
+def decode_latents(model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor) -> Tensor:
+    """y_hat (B, M, 4 h, 4 w) of a decoder's streams; the decoder is to be asked for faults."""
+    batch, channels = decoder.sums().shape[0], model.config.dims[5]
+    if model.entropy != "exact":
+        z = decoder.decode(rows).reshape(batch, channels, *size).to(model.medians)
+        return host.decode_latents(model, z, GpuRead(decoder.decode_parameters))
+    entropy = exact_entropy(model.latent_codec)
+    return entropy.code_on_gpu(
+        lambda view: decoder.decode_channels(rows, entropy.medians, view),
+        (batch, *size, channels),
+        GpuRead(decoder.decode_parameters),
+    )
+
+
+def _finish_decoding(x: Tensor, decoder: DeviceDecoder, statuses: list[Tensor]) -> Decoding:
+    """Waits for the device."""
+    faults = decoder.faults()
+    return Decoding(x, faults, decoder.sums().tolist(), not any(int(status) for status in statuses))
+
+
+# Encoding
+
+
+class _EncodeGraph(Graph):
+    """The launches of one encoding, captured: call it with another picture of the same size."""
+
+    def __init__(self, model: LALIC, x: Tensor, analyse: bool, size: tuple[int, int], qualities: Tensor | None) -> None:
+        device = x.device
+        with torch.inference_mode(False):
+            self._x = torch.empty(x.shape, dtype=x.dtype, device=device)
+            self._qualities = None if qualities is None else torch.empty(1, device=device)
+        self._model = model
+        rows = z_rows(model.config.dims[5], size[0] * size[1], device)
+        with model.launch_lock:
+            self.capture(
+                device,
+                lambda: self._write(x, qualities),
+                lambda: _launch_encoding(model, self._x, analyse, self._qualities, rows),
+                lambda: [rows, *tensors_of(model)],
+            )
+        self.bytes += self._x.untyped_storage().nbytes()
+
+    def _write(self, x: Tensor, qualities: Tensor | None) -> None:
+        self._x.copy_(x)
+        if self._qualities is not None and qualities is not None:
+            self._qualities.copy_(qualities, non_blocking=True)
+
+    def __call__(self, x: Tensor, qualities: Tensor | None) -> Stream:
+        with self.lock, torch.cuda.device(self.device):
+            self._write(x, qualities)
+            self.run()
+            return _finish_encoding(self._model, self.results)
+
+
+def _launch_encoding(model: LALIC, x: Tensor, analyse: bool, qualities: Tensor | None, rows: Tensor) -> Encoding:
+    """Everything between a picture and its symbols."""
+    with exact.statuses(x.device) as statuses:
+        y = model.gain(model.latents(x) if analyse else x, qualities)
+        z = torch.round(model.hyper_latents(y) - model.medians)
+        coder = Collect(y, model.config.groups)
+        exact_entropy(model.latent_codec).code(z, coder)
+        z_symbols = z.flatten(1).to(torch.int32)
+        sections = [(z_symbols[0], rows), *((symbols[0], of[0]) for symbols, of in coder.sections)]
+        everything = torch.cat([symbols for symbols, _ in sections])[None]
+        sums = torch.cat((symbol_checksum(z_symbols), symbol_checksum(everything)))
+        absmax = torch.stack((z.abs().amax(), y.abs().amax().to(z), *(each.to(z) for each in coder.absmax)))
+    return Encoding(sections, absmax, sums, statuses)
+
+
+def _finish_encoding(model: LALIC, launched: Encoding) -> Stream:
+    """Waits for the device, looks at what could be wrong, and codes."""
+    absmax = launched.absmax.cpu()
+    check_magnitudes("z", absmax[0])
+    check_magnitudes("y", absmax[1:])
+    if any(int(status) for status in launched.statuses):
+        raise LalicError("the picture cannot be coded with these weights: a number on the way is not finite")
+    return Stream(rans_gpu.encode(launched.sections, model.tables()), joined_sums(*launched.sums.tolist()))

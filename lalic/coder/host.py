@@ -1,0 +1,114 @@
+"""Coding through the host: the model computes where it is, symbols are entropy-coded on the CPU, pass by pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lalic.coder.engines import FLOAT, exact_entropy
+from lalic.coder.schedule import Collect, GpuRead, PassCoder, Read, SliceState, check_magnitudes, code_slices
+from lalic.coder.stream import Decoded, Stream, SymbolChecksum, as_bitstream_errors, check_symbols
+from lalic.coder.tables import gaussian_tables
+from lalic.errors import BitstreamError
+from lalic_kernels import rans
+
+if TYPE_CHECKING:
+    from lalic.model import LALIC
+
+
+class Symbols(NamedTuple):
+    """What is coded of a batch: (symbols, table rows) of z and of each pass of y, (B, n) int32 on the CPU, and y_hat.
+
+    z's rows are those of the prior's tables.
+    """
+
+    z: tuple[Tensor, Tensor]
+    passes: list[tuple[Tensor, Tensor]]
+    y_hat: Tensor
+
+
+def symbols_of(model: LALIC, y: Tensor, quality: float | Tensor | None) -> Symbols:
+    """Symbols of latents y (B, M, h, w). Raises ``LalicError`` for latents that cannot be coded."""
+    y = model.gain(y, model.as_qualities(quality, y.shape[0]))
+    z = torch.round(model.hyper_latents(y) - model.medians)
+    check_magnitudes("z", z)
+    check_magnitudes("y", y)
+    coder = Collect(y, model.config.groups)
+    y_hat = decode_latents(model, z, coder)
+    rows = z_rows(model.config.dims[5], z.shape[2] * z.shape[3]).expand(z.shape[0], -1)
+    return Symbols((z.flatten(1).to(torch.int32).cpu(), rows), coder.passes, y_hat)
+
+
+def decode_latents(model: LALIC, z: Tensor, coder: PassCoder | GpuRead) -> Tensor:
+    """All slices behind z (B, C, h, w), whole numbers -> y_hat (B, M, 4 h, 4 w)."""
+    if model.entropy == "exact":
+        return exact_entropy(model.latent_codec).code(z, coder)
+    if model.entropy != "float":
+        raise ValueError(f'entropy: expected "exact" or "float", got {model.entropy!r}')
+    params = model.h_s((z + model.medians).contiguous(memory_format=torch.channels_last))
+    return code_slices(SliceState(model.latent_codec.y, params, FLOAT), coder)
+
+
+def z_rows(channels: int, positions: int) -> Tensor:
+    """Row of the prior's tables of every symbol of z, its channel: (channels * positions,) int32."""
+    return torch.arange(channels, dtype=torch.int32).repeat_interleave(positions)
+
+
+class HostCoder:
+    """`lalic.coder.Coder` whose symbols go through the host."""
+
+    def __init__(self, model: LALIC):
+        self.model = model
+
+    def encode(self, x: Tensor, quality: float | None) -> Stream:
+        """The stream of one picture x (1, 3, H, W)."""
+        return self.encode_latents(self.model.latents(x), quality)
+
+    def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
+        """The stream of a picture's latents y (1, M, h, w)."""
+        found = symbols_of(self.model, y, quality)
+        z, rows = found.z[0][0], found.z[1][0] + gaussian_tables().rows
+        checksum = SymbolChecksum()
+        checksum.add(z)
+        checksum.end_of_z()
+        for symbols, _ in found.passes:
+            checksum.add(symbols[0])
+        sections = [(z, rows), *((symbols[0], indexes[0]) for symbols, indexes in found.passes)]
+        return Stream(rans.encode(sections, self.model.tables()), checksum.value)
+
+    def decode(
+        self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
+    ) -> list[Tensor | BitstreamError]:
+        """Pictures (1, 3, H, W) in [0, 1] of hyper latents' size, each by itself, or what is wrong with a stream."""
+        found: list[Tensor | BitstreamError] = []
+        for stream, quality in zip(streams, qualities, strict=True):
+            try:
+                y_hat = self.read(stream, size).y_hat
+            except BitstreamError as error:
+                found.append(error)
+            else:
+                found.append(self.model.synthesise(y_hat, self.model.as_qualities(quality, 1)).clamp_(0, 1))
+        return found
+
+    def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
+        """Latents alone. Raises ``BitstreamError``."""
+        model, checksum = self.model, SymbolChecksum()
+
+        def take(indexes: Tensor) -> Tensor:
+            symbols = torch.from_numpy(decoder.decode(indexes))
+            checksum.add(symbols)
+            return symbols[None]
+
+        with as_bitstream_errors(model.entropy):
+            decoder = rans.Decoder(stream.data, model.tables())
+            z = take(z_rows(model.config.dims[5], size[0] * size[1]) + gaussian_tables().rows)
+            checksum.end_of_z()
+            check_symbols(checksum.value, stream, model.entropy, z_only=True)
+            z = z.reshape(1, -1, *size).to(model.medians)
+            y_hat = decode_latents(model, z, Read(lambda _, indexes: take(indexes[0])))
+            decoder.finish()
+        check_symbols(checksum.value, stream, model.entropy)
+        return Decoded(y_hat, checksum.sha256.hexdigest())
