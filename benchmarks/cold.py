@@ -19,7 +19,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from PIL import Image
+
+import lalic
+from benchmarks import records
+from benchmarks.codec import picture
 from benchmarks.measure import Row, Setting, WrongResult
+from lalic import images
 from lalic_kernels._core import numba_support
 
 SHAPE, QUICK_SHAPE = (1, 24576, 144), (1, 67, 5)  # a stage of the model for 768x512
@@ -32,7 +39,7 @@ import json, sys, time
 import torch
 torch.set_num_threads(int(sys.argv[2]))
 import lalic_kernels
-from benchmarks.biwkv import biwkv_arguments, check_biwkv
+from benchmarks.cases.biwkv import biwkv_arguments, check_biwkv
 from benchmarks.measure import Setting
 arguments = biwkv_arguments(tuple(json.loads(sys.argv[1])), torch.float32, Setting(torch.device("cpu")))
 times = []
@@ -82,8 +89,6 @@ def biwkv(setting: Setting) -> list[Row]:
 
 def _process(shape: tuple[int, int, int], cache: str) -> list[float]:
     """Seconds of the first calls in a fresh process. Raises `WrongResult` where it ends with an error."""
-    import torch
-
     words = [sys.executable, "-c", _PROGRAM, json.dumps(shape), str(torch.get_num_threads())]
     environment = os.environ | {"NUMBA_CACHE_DIR": cache}
     root = Path(__file__).parents[1]
@@ -127,13 +132,6 @@ def first_picture(device: str, repeats: int, size: tuple[int, int] = (768, 512))
 
     size: width and height of the picture that ships, mirrored as far as needed. Triton's cache counts as numba's does.
     """
-    import torch
-    from PIL import Image
-
-    import lalic
-    from benchmarks.codec import picture
-    from lalic import images
-
     root = Path(__file__).parents[1]
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -165,23 +163,13 @@ def first_picture(device: str, repeats: int, size: tuple[int, int] = (768, 512))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print medians. Returns 0; usage errors and a busy machine exit with 2."""
-    import torch
-
-    from benchmarks import report
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold", description="From process start to a picture.")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
+    records.add_where(parser)
     parser.add_argument("--quick", action="store_true", help="once, a small picture: to see that all runs")
-    report.add_saving(parser)
+    records.add_saving(parser)
     options = parser.parse_args(argv)
-    report.refuse_unfit(parser, options, timed=True)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this machine has no CUDA device that torch can use")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    record = report.environment(torch.device(options.device)) | {"quick": options.quick}
-    print(report.header(record), flush=True)
+    record = records.environment(records.check(parser, options)) | {"quick": options.quick}
+    print(records.header(record), flush=True)
     found = first_picture(options.device, 1 if options.quick else REPEATS, (128, 64) if options.quick else (768, 512))
     for state, times in found.items():
         print(state)
@@ -189,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if seconds:
                 print(f"  {name:20}{statistics.median(seconds):8.3f} s ({min(seconds):.3f} .. {max(seconds):.3f})")
     if options.save:
-        report.keep(record | {"cold start": found}, options.results)
+        records.keep(record | {"cold start": found}, options.results)
     return 0
 
 

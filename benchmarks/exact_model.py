@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import lalic
-from benchmarks import report
+from benchmarks import records
+from benchmarks.cases import HEIGHT, WIDTH
 from benchmarks.measure import Call, Case, Row, Setting, WrongResult, measure
-from benchmarks.ops import HEIGHT, WIDTH
 from benchmarks.portability import ENTROPIES, ideal_code_length
 from lalic import images
 from lalic.codec import _pad
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
     parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls (default %(default)s)")
-    report.add_saving(parser)
+    records.add_saving(parser)
     arguments = parser.parse_args(argv)
     if (arguments.folder is None) != arguments.time:
         parser.error("expected a folder of pictures, or --time, and not both")
@@ -121,20 +121,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    report.refuse_unfit(parser, arguments, timed=True)
-    if arguments.threads < 1:
-        parser.error(f"--threads is {arguments.threads}, expected at least 1")
     before = torch.get_num_threads()
-    torch.set_num_threads(arguments.threads)
+    device = records.check(parser, arguments)
     try:
-        record = report.environment(torch.device("cpu")) | {"quick": arguments.quick}
-        record["rows"] = measure_all(Setting(torch.device("cpu"), quick=arguments.quick))
+        record = records.environment(device) | {"quick": arguments.quick}
+        record["rows"] = measure_all(Setting(device, quick=arguments.quick))
     finally:
         torch.set_num_threads(before)
-    print(report.header(record))
-    print(report.table("exact_model", record["rows"]))
+    print(records.header(record))
+    print(records.table("exact_model", record["rows"]))
     if arguments.save:
-        report.keep(record, arguments.results)
+        records.keep(record, arguments.results)
     return 0
 
 
@@ -143,8 +140,8 @@ def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     if not paths:
         parser.error(f"no pictures in {arguments.folder}")
     model = lalic.slim() if arguments.checkpoint is None else lalic.load_checkpoint(arguments.checkpoint)
-    record = report.environment(torch.device("cpu"))
-    print(report.header(record))
+    record = records.environment(torch.device("cpu"))
+    print(records.header(record))
     rows = []
     with torch.inference_mode():
         for path in paths:
@@ -168,7 +165,7 @@ def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     }
     print(f"bits {record['mean_bits_ratio']:.6f}, time {record['time_ratio']:.2f} of floating point; {seconds}")
     if arguments.save:
-        report.keep(record, arguments.results)
+        records.keep(record, arguments.results)
     return 0
 
 

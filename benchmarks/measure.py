@@ -15,11 +15,16 @@ one at first touch, which can take longer than the arithmetic. `MEMORY` names th
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -36,6 +41,28 @@ MEMORY = {
 
 FLUSH_BYTES = 256 << 20  # more than the L2 cache of any present GPU
 COPY_BYTES = 1 << 30
+
+
+def can_set_memory(device: str) -> bool:
+    """Whether the state of the allocator can be chosen: only glibc's, and only for the CPU."""
+    return device == "cpu" and platform.libc_ver()[0] == "glibc"
+
+
+def memory_to_read(device: torch.device) -> str:
+    """The state in which a call's peak memory shows: what is freed goes back at once, where that can be set."""
+    return "fresh" if can_set_memory(device.type) else "default"
+
+
+def in_fresh_process(call: Callable[..., Any], *arguments: Any, memory: str = "default") -> Any:
+    """A call's result, from a new process with as many threads, whose allocator starts in that state."""
+    threads = torch.get_num_threads()
+    with (
+        mock.patch.dict(os.environ, MEMORY[memory]),  # the new process inherits it
+        ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        ) as pool,
+    ):
+        return pool.submit(call, *arguments).result()
 
 
 class WrongResult(Exception):

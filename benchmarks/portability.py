@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import lalic
-from benchmarks import report
+from benchmarks import records
 from lalic import images
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import LalicError
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="pictures, in name order")
     parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
     parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
-    parser.add_argument("--save", action="store_true", help="append a record to the results")
+    records.add_saving(parser)
     parser.add_argument("--few", action="store_true", help="the five settings of the tests instead of all sixteen")
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)  # what a fresh process does
     arguments = parser.parse_args(argv)
@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not paths:
         parser.error(f"no pictures in {arguments.folder}")
     model = lalic.slim() if arguments.checkpoint is None else lalic.load_checkpoint(arguments.checkpoint)
-    record = report.environment(torch.device("cpu"))
-    print(report.header(record))
+    record = records.environment(torch.device("cpu"))
+    print(records.header(record))
     rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         from lalic.codec import _pad
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record |= {"pictures": arguments.name or arguments.folder.name, "model": model.config.name}
     record |= {"weights": model.weights_hash().hex(), "portability": rows}
     if arguments.save:
-        report.keep(record)
+        records.keep(record, arguments.results)
     exact = [row["exact"] for row in rows]
     whole = all(c["equal"] == c["pictures"] and c["equal_in_batches"] == c["in_batches"] for c in exact)
     return 0 if whole else 1

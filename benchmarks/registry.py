@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import biwkv, block, codec, cold, gaussian, ops, rans, shift, transforms
+from benchmarks import cold
+from benchmarks.cases import biwkv, block, entropy_params, gaussian, rans, shift, transforms
 from benchmarks.measure import Entry, Row, Setting, measure
 
 _BOTH = ("fresh", "reused")
@@ -14,10 +15,9 @@ _ALL = (
     Entry("channel_mix", "gated feed-forward, hidden layer inside", block.channel_mix_cases, memory=_BOTH),
     Entry("rwkv_block", "norm, shift, spatial mix, norm, shift, channel mix", block.block_cases, memory=_BOTH),
     Entry("transforms", "g_s and g_a of the full model", transforms.cases),
-    Entry("entropy_params", "the entropy-parameter block", ops.entropy_params_cases, memory=_BOTH),
+    Entry("entropy_params", "the entropy-parameter block", entropy_params.cases, memory=_BOTH),
     Entry("gaussian_likelihood", "the latents' likelihoods, forward and backward", gaussian.cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
-    Entry("codec", "whole models, tensors to streams and back", codec.cases),
 )
 ENTRIES = {entry.name: entry for entry in _ALL}
 

@@ -1,0 +1,95 @@
+"""`python -m benchmarks.complexity`: whole rows, nothing wrong timed, nothing of a busy machine kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import codec, measure, records
+from benchmarks.cases.transforms import TINY
+from benchmarks.counting import operations
+from benchmarks.measure import Setting, WrongResult
+from benchmarks.paper import complexity
+from lalic.config import SLIM
+from lalic.model import LALIC
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model and picture, two rounds, no processes: what is left is what the command does."""
+    monkeypatch.setattr(complexity, "CONFIGS", {"tiny": TINY})
+    monkeypatch.setattr(complexity, "SIZE", complexity.QUICK)
+    monkeypatch.setattr(Setting, "rounds", (2, 2, 0.0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    monkeypatch.setattr(
+        complexity, "in_fresh_process", lambda call, name, setting, memory="default": call(name, setting)
+    )
+
+
+def check_record(record: dict) -> None:
+    """Every model is counted, and measured in both directions; a peer that was not says why."""
+    assert record["commit"] and record["quick"] is False and record["complexity"]
+    for row in record["complexity"]:
+        ours = row["model"].startswith("LALIC")
+        if ours or "operations" in row:
+            assert set(row["operations"]) == {"complete", "formulas", "layers", "thop"} and row["parameters"] > 0
+        if not ours and "encode" not in row:
+            assert row["skipped"]
+            continue
+        assert row["weights"] in ("random", "shipped") and row["parameters"] > 0 and row["bits per pixel"] > 0
+        assert not ours or row["bytes"]["peak"] > row["bytes"]["weights"]
+        for direction in ("encode", "decode"):
+            low, high = row[direction]["quartiles"]
+            assert low <= high and row[direction]["seconds"] > 0 and row[direction]["repeats"] > 0
+            assert row[direction]["peak bytes"] is None or row[direction]["peak bytes"] >= 0
+
+
+def test_the_command_saves_whole_rows(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert complexity.main(["--save", "--results", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.jsonl")
+    (record,) = map(json.loads, path.read_text().splitlines())
+    check_record(record)
+    assert "LALIC tiny, 128x64" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_not_timed(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self, x_hat):
+        raise WrongResult("spoiled")
+
+    monkeypatch.setattr(codec.Subject, "check", wrong)
+    monkeypatch.setattr(measure, "_clock_rounds", lambda *a: pytest.fail("timed"))
+    assert complexity.main(["--save", "--results", str(tmp_path)]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_counts_of_slim() -> None:
+    row = complexity.counts("slim", (64, 128))
+    model = LALIC.from_config(SLIM)
+    own = sum(p.numel() for name, p in model.named_parameters() if "conv5x5_reparam" not in name)
+    assert row["parameters"] == own  # the kernel that four branches make up is derived, not one more
+    assert row["operations"] == next(operations.operations(model.eval(), model, [(64, 128)]))
+
+
+def test_figures_that_are_not_worth_keeping_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    for words in (["--save", "--results", str(tmp_path)], ["--save", "--quick"]):
+        with pytest.raises(SystemExit) as stop:
+            complexity.main(words)
+        assert stop.value.code == 2
+
+
+def test_kept_records_are_whole() -> None:
+    for path in records.RESULTS.glob("*.jsonl"):
+        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            if "complexity" in record:
+                check_record(record)
+
+
+@pytest.mark.gpu
+def test_it_runs_on_a_gpu() -> None:
+    found = complexity.measured("slim", Setting(torch.device("cuda"), quick=True))
+    assert found["encode"]["seconds"] > 0 and found["decode"]["peak bytes"] > 0
