@@ -66,11 +66,12 @@ ATTENTION = {
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 }  # fmt: skip
-# Multiply-adds of these are half of their formula; the shifts and the spatial mix stand in `_layers`.
+# Of layers: here multiply-adds are half of the formula.
 PRODUCTS = {
     "aten::convolution", "aten::mm", "aten::addmm", "lalic_kernels::channel_mix", "lalic_kernels::entropy_params",
 }  # fmt: skip
 SHIFTS = {"lalic_kernels::token_shift", "lalic_kernels::norm_shift"}
+NO_LAYERS = {"lalic_kernels::biwkv", "lalic_kernels::gaussian_likelihood"}
 
 
 @dataclass
@@ -134,11 +135,11 @@ class Operations(TorchDispatchMode, Parts):
         found = self.parts[self.current]
         name = func._schema.name.partition("::")[2]
         plain = name.rstrip("_") if name.endswith("_") else name
-        if plain == "_unsafe_view":  # a view in all but its name
-            return
-        found.calls += 1
         tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
         found.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        if plain == "_unsafe_view":  # no call; its bytes stand in docs/gpu-prediction.md, which a measurement will end
+            return
+        found.calls += 1
         if plain in ATTENTION:
             query, key = args[0], args[1]
             found.formula += sdpa_flop_count(query.shape, key.shape, args[2].shape)
@@ -147,7 +148,10 @@ class Operations(TorchDispatchMode, Parts):
         elif func._overloadpacket in flop_registry:
             operations = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
             found.formula += operations
-            found.layers += _layers(func._schema.name, operations, result)
+            layers = _layers(func._schema.name, operations, result)
+            if layers is None:
+                self.unknown[func._schema.name] += 1
+            found.layers += layers or 0
         elif plain in ELEMENTWISE:
             more = 1 if plain in ("add", "sub") and kwargs.get("alpha", 1) != 1 else 0
             found.elementwise += (ELEMENTWISE[plain] + more) * _elements(result) * _parts(plain, result)
@@ -161,8 +165,8 @@ class Operations(TorchDispatchMode, Parts):
             self.unknown[func._schema.name] += 1
 
 
-def _layers(name: str, operations: int, result: Any) -> int:
-    """Multiply-adds that are a layer's."""
+def _layers(name: str, operations: int, result: Any) -> int | None:
+    """Multiply-adds that are a layer's; None for an op of ours that no rule knows."""
     if name in PRODUCTS:
         return operations // 2
     if name in SHIFTS:
@@ -170,7 +174,7 @@ def _layers(name: str, operations: int, result: Any) -> int:
     if name == "lalic_kernels::spatial_mix":
         y = result[0]  # beside it: what training keeps
         return 4 * y.numel() * y.shape[-1]  # key, value, receptance, output
-    return 0
+    return None if name.startswith("lalic_kernels::") and name not in NO_LAYERS else 0
 
 
 def _is_view(func: Any) -> bool:

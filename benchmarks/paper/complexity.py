@@ -50,6 +50,7 @@ def _subject(name: str, setting: Setting) -> Subject:
 def times(name: str, setting: Setting) -> Row:
     """Seconds of both directions. Raises ``WrongResult`` before anything is timed."""
     subject = _subject(name, setting)
+    subject.check(subject.decode())
     row: Row = {"weights": "shipped" if name == "slim" else "random", "bits per pixel": subject.bits_per_pixel()}
     for call in (
         Call("encode", subject.encode, subject.check_streams),

@@ -41,8 +41,9 @@ def test_rows_add_up_and_get_worse() -> None:
 
 def test_the_newest_record_of_the_full_model_counts(tmp_path: Path) -> None:
     rows = [{"launches": {"model": m, "total": n}} for m, n in (("full", 774), ("full", 298), ("slim", 250))]
-    (tmp_path / "static.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"date": "2030-01-02", "device": "static"}
+    (tmp_path / "static.jsonl").write_text("".join(json.dumps(common | row) + "\n" for row in rows))
     assert prediction.launches(tmp_path)["launches"]["total"] == 298
-    (tmp_path / "static.jsonl").write_text('{"op": "slices"}\n')
+    (tmp_path / "static.jsonl").write_text(json.dumps(common | {"op": "slices"}) + "\n")
     with pytest.raises(ValueError, match=r"expected a record of `python -m benchmarks.counting.launches --save`"):
         prediction.launches(tmp_path)
