@@ -1,19 +1,14 @@
-"""Speed and size of the entropy coders on one core.
+"""Cases of the entropy coder, on one core.
 
 Gaussian symbols of mixed scales, 0.8 bit each on average, under the frozen table; a stream of almost only zeros; and a
-hundred symbols, whose time is a call's fixed cost. Each stream is decoded and compared before anything is timed. Times
-are medians of whole calls, from tensors and to tensors: argument checks, byte strings and all.
+hundred symbols, whose time is a call's fixed cost. Times are of whole calls, from tensors and to tensors: argument
+checks, byte strings and all. Beside it CompressAI's and constriction's coders, where they are installed.
 
-`python -m benchmarks.run rans` measures what files are written with, the older coder, and CompressAI's and
-constriction's coders where they are installed. `python -m benchmarks.rans [--symbols 500000] [--repeats 9]` prints
-every implementation with several choices, then the size by payload.
+`python -m benchmarks.cases.rans` prints sizes by payload.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -32,33 +27,26 @@ Metrics = Callable[[float], dict[str, float]]
 
 # (name, median scale, spread of its logarithm)
 STREAMS = (("0.8 bit", 0.32, 0.75), ("almost zeros", 0.06, 0.8))
-# (groups, lanes of a group, level of quiet rows); None is what encode() chooses.
-CHOICES = (None, (1, 1, 0), (1, 32, 0), (16, 32, 0), (16, 32, 9))
+PAYLOADS = (500, 2_000, 10_000, 50_000, 150_000, 500_000, 2_000_000)  # symbols, at 0.13 bit
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Encoding and decoding by both coders with their own choices, beside what else is installed."""
+    """Encoding and decoding, beside what else is installed."""
     count = 2_000 if setting.quick else 500_000
     for name, median, spread in STREAMS:
-        section = gaussian_section(count, median, spread)
-        yield _case(f"{count} symbols, {name}", section, "grouped", True)
-        yield _case(f"{count} symbols, {name}, older coder", section, "older")
+        yield _case(f"{count} symbols, {name}", gaussian_section(count, median, spread), True)
     # Without others in turn: one that copies its tables in every call would leave cold caches to the rest.
-    yield _case("100 symbols, fixed cost", gaussian_section(100, 0.32, 0.75), "grouped")
+    yield _case("100 symbols, fixed cost", gaussian_section(100, 0.32, 0.75))
 
 
-def _encode(coder: str, section: tuple[Tensor, Tensor], tables: rans.CodingTables) -> bytes:
-    return grouped.encode([section], tables) if coder == "grouped" else rans.encode([section], tables)
-
-
-def _case(name: str, section: Section, coder: str, beside_others: bool = False) -> Case:
+def _case(name: str, section: Section, beside_others: bool = False) -> Case:
     tables = gaussian_tables()
     symbols, indexes = (torch.from_numpy(part) for part in section)
-    data = _encode(coder, (symbols, indexes), tables)
+    data = grouped.encode([(symbols, indexes)], tables)
     ideal = rans.ideal_bits(*section, tables) / 8
 
     def decode(stream: bytes = data) -> Tensor:
-        decoder = grouped.Decoder(stream, tables) if coder == "grouped" else rans.Decoder(stream, tables)
+        decoder = grouped.Decoder(stream, tables)
         decoded = torch.from_numpy(decoder.decode(indexes))
         decoder.finish()
         return decoded
@@ -71,12 +59,8 @@ def _case(name: str, section: Section, coder: str, beside_others: bool = False) 
         return lambda seconds: {"Msymbols/s": 1e-6 * len(symbols) / seconds, "size over ideal": size / ideal}
 
     metrics = metrics_of(len(data))
-    calls = [
-        Call(
-            "encode", lambda: _encode(coder, (symbols, indexes), tables), lambda stream: check(decode(stream)), metrics
-        ),
-        Call("decode", decode, check, metrics),
-    ]
+    encode = Call("encode", lambda: grouped.encode([(symbols, indexes)], tables), lambda s: check(decode(s)), metrics)
+    calls = [encode, Call("decode", decode, check, metrics)]
     for other in baselines(section, tables) if beside_others else ():
         calls.append(Call(f"{other.name} encode", other.encode, None, metrics_of(other.size)))
         calls.append(Call(f"{other.name} decode", other.decode, None, metrics_of(other.size)))
@@ -92,34 +76,6 @@ def gaussian_section(count: int, median_scale: float, spread: float, seed: int =
     return np.round(rng.normal(0, 1, count) * np.maximum(scales, table[0])).astype(np.int32), indexes
 
 
-def median_time(call: Callable[[], object], repeats: int) -> float:
-    """Median of `repeats` calls, in seconds."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def main() -> None:
-    """Prints two tables."""
-    parser = argparse.ArgumentParser(description="Speed and size of the entropy coders.")
-    parser.add_argument("--symbols", type=int, default=500_000)
-    parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
-    tables = gaussian_tables()
-    print(f"{'stream':14}{'coder':22}{'bytes':>9}{'/ ideal':>9}{'encode':>9}{'decode':>9}  Msymbols/s")
-    for name, median, spread in STREAMS:
-        section = gaussian_section(arguments.symbols, median, spread)
-        for backend in ("numba", "numpy") if "numba" in rans.available_backends() else ("numpy",):
-            for choice in CHOICES:
-                measure(name, section, tables, backend, choice, arguments.repeats)
-    print(f"\n{'payload':>9}{'lanes':>7}{'level':>7}{'over ideal':>12}{'over one lane':>15}")
-    for symbols in (500, 2_000, 10_000, 50_000, 150_000, 500_000, 2_000_000):
-        print(overhead(gaussian_section(symbols, 0.13, 0.75), tables))
-
-
 def overhead(section: Section, tables: rans.CodingTables) -> str:
     """One line: what lanes and lists of exceptions cost, at low rates."""
     data = grouped.encode([section], tables)
@@ -131,37 +87,7 @@ def overhead(section: Section, tables: rans.CodingTables) -> str:
     return f"{ideal:9.0f}{lanes:7}{level:7}{over}"
 
 
-def measure(
-    name: str,
-    section: Section,
-    tables: rans.CodingTables,
-    backend: str,
-    choice: tuple[int, int, int] | None,
-    repeats: int,
-) -> None:
-    """Verifies, then times and prints one line."""
-    symbols, indexes = section
-    data = grouped.encode_with([section], tables, choice, backend=backend)
-    ideal = rans.ideal_bits(symbols, indexes, tables) / 8
-
-    def decode() -> NDArray[np.int32]:
-        decoder = grouped.Decoder(data, tables, backend=backend)
-        decoded = decoder.decode(indexes)
-        decoder.finish()
-        return decoded
-
-    if not np.array_equal(decode(), symbols):
-        raise SystemExit(f"{backend} with {choice} does not decode what it encoded; nothing is timed")
-    if backend == "numpy":
-        repeats = min(repeats, 2)
-    encoding = median_time(lambda: grouped.encode_with([section], tables, choice, backend=backend), repeats)
-    decoding = median_time(decode, repeats)
-    million = len(symbols) / 1e6
-    print(
-        f"{name:14}{backend + ' ' + str(choice or 'auto'):22}{len(data):9}{len(data) / ideal:9.4f}"
-        f"{million / encoding:9.1f}{million / decoding:9.1f}"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    print(f"{'payload':>9}{'lanes':>7}{'level':>7}{'over ideal':>12}{'over one lane':>15}")
+    for count in PAYLOADS:
+        print(overhead(gaussian_section(count, 0.13, 0.75), gaussian_tables()))

@@ -242,14 +242,6 @@ def test_the_command_saves_a_record_and_never_rewrites(
     assert "Msymbols/s" in printed
 
 
-def test_a_torn_last_line_is_not_joined_with_the_next(tmp_path: Path) -> None:
-    path = records.append({"device": "A B", "n": 1}, tmp_path)
-    assert path.name == "a-b.jsonl"
-    path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    records.append({"device": "A B", "n": 2}, tmp_path)
-    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2]
-
-
 def test_nothing_is_saved_when_a_result_is_wrong(tmp_path: Path, monkeypatch, capsys) -> None:
     def wrong(call, name: str, setting: Setting, memory: str):
         raise WrongResult("it is off by one")
@@ -293,92 +285,3 @@ def test_the_allocator_is_set_for_the_measuring_process_only(monkeypatch: pytest
     assert measure.in_fresh_process(len, memory="reused") == []
     assert seen == measure.MEMORY["reused"]
     assert dict(os.environ) == before
-
-
-def test_kept_results_are_complete_records() -> None:
-    for path in records.RESULTS.glob("*.jsonl"):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            record = json.loads(line)
-            where = f"{path.name}:{number}"
-            assert record["format"] == 1, where
-            assert path.stem == records.slug(record["device"]), where
-            assert record["commit"] and record["date"] and record["torch"], where
-            if {"mechanisms", "scaling", "complexity"} & set(record):  # the tests of these three look at theirs
-                continue
-            if "rate" in record:  # benchmarks.rate: pictures, not times
-                assert record["pictures"] and record["model"] and len(record["weights"]) == 16 and record["rate"], where
-                rated = {"picture", "bits_per_pixel", "psnr", "jpeg_bits_per_pixel"}
-                assert all(set(row) == rated for row in record["rate"]), where
-                continue
-            if "rd" in record:  # benchmarks.rd: curves; its own tests look closer
-                assert record["pictures"] and record["picture_names"] and record["comparisons"], where
-                keys = {"codec", "title", "points"}
-                assert all(keys <= set(curve) and curve["points"] for curve in record["rd"]), where
-                continue
-            if "launches" in record:  # benchmarks.launches: counted without a device
-                found = record["launches"]
-                assert record["device"] == "static" and found["total"] == sum(found["parts"].values()), where
-                continue
-            if "training" in record:  # benchmarks.training: pixels a second of processor time
-                found = record["training"]
-                assert all(value > 0 for values in found["kilopixels"].values() for value in values), where
-                assert set(found["commits"]) == set(found["kilopixels"]), where
-                continue
-            if "decode_memory" in record:  # benchmarks.decode_memory: counted without a device
-                assert record["device"] == "static" and record["decode_memory"]["bytes_a_pixel"]["all"] > 0, where
-                continue
-            if "published" in record:  # benchmarks.published: BD-rates of curves that others measured
-                assert record["device"] == "static" and all(abs(row["pchip"]) > 1 for row in record["published"]), where
-                continue
-            if "portability" in record:  # benchmarks.portability: what decoded alike, not times
-                assert record["pictures"] and record["model"] and len(record["weights"]) == 16, where
-                assert all(set(row) == {"setting", "exact", "float"} for row in record["portability"]), where
-                continue
-            if "ideal_bits" in record:  # benchmarks.exact_model
-                assert record["pictures"] and record["model"] and len(record["weights"]) == 16, where
-                assert all(set(row) == {"picture", "exact", "float"} for row in record["ideal_bits"]), where
-                assert record["time_ratio"] == record["cpu_seconds"]["exact"] / record["cpu_seconds"]["float"], where
-                continue
-            if "counted" in record:  # benchmarks.context: counted without computing, on no device
-                assert record["device"] == "static" and record["device_type"] == "none" and record["op"], where
-                counts = {"model", "parameters", "macs", "calls"}
-                if record["op"] == "slices":  # benchmarks.slices
-                    counts = {"what", "variant", "macs", "calls", "parts"}
-                assert all(set(row) - {"cache MiB"} == counts for row in record["counted"]), where
-                continue
-            if "memory" in record and "rows" not in record:  # benchmarks.memory: peaks of a training step
-                assert (record["device"] == "static") == all(name.startswith("counted") for name in record["memory"])
-                for row in record["memory"].values():
-                    assert row["ratio"] == row["ours"]["peak"] / row["plain"]["peak"], where
-                continue
-            if "compiled" in record:  # benchmarks.static: counted in machine code, on no device
-                assert record["device"] == "static" and record["device_type"] == "none" and record["triton"], where
-                assert record["op"] and all(("kernel" in row) != ("traffic" in row) for row in record["compiled"]), (
-                    where
-                )
-                continue
-            assert record["quick"] is False, where
-            if "codec" in record:  # benchmarks.codec: whole models, or why they did not run
-                for row in record["codec"]:
-                    assert row["model"] and ("seconds" in row) != ("skipped" in row), where
-                    shares = [part["share"] for part in row.get("parts", {}).values()]
-                    assert not shares or abs(sum(shares) - 1) < 1e-6, where
-                continue
-            if "cold start" in record:  # benchmarks.cold
-                assert set(record["cold start"]) == {"nothing cached", "code cached"}, where
-                assert all(found["first decode"] for found in record["cold start"].values()), where
-                continue
-            assert record["rows"], where
-            keys = {
-                "entry",
-                "memory",
-                "case",
-                "call",
-                "yardstick",
-                "seconds",
-                "quartiles",
-                "repeats",
-                "ratios",
-                "metrics",
-            }
-            assert all(set(row) == keys for row in record["rows"]), where

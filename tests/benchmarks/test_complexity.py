@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_records import check_complexity
 
-from benchmarks import codec, measure, records
+from benchmarks import codec, measure
 from benchmarks.cases.transforms import TINY
 from benchmarks.counting import operations
 from benchmarks.measure import Setting, WrongResult
@@ -30,29 +31,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def check_record(record: dict) -> None:
-    """Every model is counted, and measured in both directions; a peer that was not says why."""
-    assert record["commit"] and record["quick"] is False and record["complexity"]
-    for row in record["complexity"]:
-        ours = row["model"].startswith("LALIC")
-        if ours or "operations" in row:
-            assert set(row["operations"]) == {"complete", "formulas", "layers", "thop"} and row["parameters"] > 0
-        if not ours and "encode" not in row:
-            assert row["skipped"]
-            continue
-        assert row["weights"] in ("random", "shipped") and row["parameters"] > 0 and row["bits per pixel"] > 0
-        assert not ours or row["bytes"]["peak"] > row["bytes"]["weights"]
-        for direction in ("encode", "decode"):
-            low, high = row[direction]["quartiles"]
-            assert low <= high and row[direction]["seconds"] > 0 and row[direction]["repeats"] > 0
-            assert row[direction]["peak bytes"] is None or row[direction]["peak bytes"] >= 0
-
-
 def test_the_command_saves_whole_rows(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert complexity.main(["--save", "--results", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*.jsonl")
     (record,) = map(json.loads, path.read_text().splitlines())
-    check_record(record)
+    check_complexity(record)
     assert "LALIC tiny, 128x64" in capsys.readouterr().out
 
 
@@ -80,13 +63,6 @@ def test_figures_that_are_not_worth_keeping_are_refused(tmp_path: Path, monkeypa
         with pytest.raises(SystemExit) as stop:
             complexity.main(words)
         assert stop.value.code == 2
-
-
-def test_kept_records_are_whole() -> None:
-    for path in records.RESULTS.glob("*.jsonl"):
-        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            if "complexity" in record:
-                check_record(record)
 
 
 @pytest.mark.gpu

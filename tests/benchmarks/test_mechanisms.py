@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_records import check_mechanisms
 
-from benchmarks import measure, records
+from benchmarks import measure
 from benchmarks.counting import memory, operations
 from benchmarks.counting.memory import Live
 from benchmarks.measure import WrongResult
@@ -265,7 +266,7 @@ def test_the_command_saves_and_continues(
     (record,) = (json.loads(line) for line in path.read_text().splitlines())
     assert (record["mechanism"], record["width"], record["quick"]) == ("AFT-simple", 32, False)
     assert [row["length"] for row in record["mechanisms"]] == [256, 512]
-    check_record(record)
+    check_mechanisms(record)
     assert "AFT-simple" in capsys.readouterr().out
     assert sweep.main(words) == 0
     assert len(path.read_text().splitlines()) == 1
@@ -284,24 +285,3 @@ def test_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(SystemExit) as stop:
             sweep.main(words)
         assert stop.value.code == 2
-
-
-def check_record(record: dict) -> None:
-    """A record is whole: every row is counted, and measured or left out for a reason."""
-    assert record["mechanism"] in MECHANISMS and record["quick"] is False and record["commit"]
-    for row in record["mechanisms"]:
-        assert (row["mechanism"], row["width"]) == (record["mechanism"], record["width"])
-        counts = row["operations"]
-        assert counts["total"] == counts["formula"] + counts["elementwise"]
-        assert counts["an element"] == counts["total"] / row["length"] / row["width"]
-        assert row["theoretical"] == row["theoretical an element"] * row["length"] * row["width"]
-        assert ("skipped" in row) != ("seconds" in row)
-        assert "skipped" in row or row["seconds an element"] == row["seconds"] / (row["length"] * row["width"])
-        assert "skipped" in row or {"quartiles", "repeats", "memory", "peak bytes", "argument bytes"} < set(row)
-
-
-def test_kept_records_are_whole() -> None:
-    for path in records.RESULTS.glob("*.jsonl"):
-        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            if "mechanisms" in record:
-                check_record(record)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_records import check_scaling
 from torch import nn
 
-from benchmarks import records
 from benchmarks.counting import memory, operations
 from benchmarks.paper import scaling
 from benchmarks.peers import checkouts
@@ -125,41 +125,13 @@ def test_a_peer_that_cannot_be_counted_says_so(monkeypatch: pytest.MonkeyPatch) 
     assert rows[2]["operations"]["layers"] == 64 * 64 * 12
 
 
-def check_record(record: dict) -> None:
-    """Whole rows; lines are those of the rows; what is extrapolated has no measurement."""
-    static = record["device"] == "static"
-    assert record["commit"] and record["scaling"]
-    for row in record["scaling"]:
-        if static:
-            assert ("operations" in row) != ("skipped" in row)
-        else:
-            assert ("peak bytes" in row) != ("skipped" in row)
-            assert "extrapolated bytes" not in row or "skipped" in row
-    again = scaling.fits(record["scaling"], scaling.COUNTS if static else (("peak bytes",),))
-    assert again.keys() == record["fits"].keys()
-    for name, lines in again.items():
-        assert lines.keys() == record["fits"][name].keys()
-        for quantity, line in lines.items():
-            # Another machine's LAPACK rounds otherwise; an intercept of zero, by less than an operation or a byte.
-            kept = dict(record["fits"][name][quantity])
-            assert kept.pop("intercept") == pytest.approx(line.pop("intercept"), rel=1e-6, abs=1)
-            assert kept == pytest.approx(line, rel=1e-6, abs=1e-9)
-
-
-def test_kept_records_are_whole() -> None:
-    for path in records.RESULTS.glob("*.jsonl"):
-        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            if "scaling" in record:
-                check_record(record)
-
-
 def test_the_command_counts_and_saves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "CONFIGS", {"slim": SLIM})
     assert scaling.main(["--largest", "512", "--save", "--results", str(tmp_path)]) == 0
     (record,) = map(json.loads, (tmp_path / "static.jsonl").read_text().splitlines())
-    check_record(record)
+    check_scaling(record)
     printed = capsys.readouterr().out
     assert "LALIC slim" in printed and scaling.NETWORKS in printed and "R^2 = 1.0" in printed
 
