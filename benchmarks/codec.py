@@ -258,13 +258,13 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
             yield text
 
 
-def _sizes(words: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[int, int]]:
-    """(width, height) of each word."""
+def _sizes(names: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[int, int]]:
+    """(width, height) of names as 768x512."""
     found = []
-    for word in words:
-        match = re.fullmatch(r"(\d+)x(\d+)", word)
+    for name in names:
+        match = re.fullmatch(r"(\d+)x(\d+)", name)
         if not match or min(int(match[1]), int(match[2])) < 1:
-            parser.error(f"--sizes: expected widths and heights as 768x512, got {word!r}")
+            parser.error(f"--sizes: expected widths and heights as 768x512, got {name!r}")
         found.append((int(match[1]), int(match[2])))
     return found
 

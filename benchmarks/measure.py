@@ -128,7 +128,6 @@ class Entry:
         cases: builds inputs one case after the other, so that each can be freed in between.
         devices: where it runs.
         memory: states of the allocator to measure in on a CPU.
-        more: further rows, of what cannot be timed as calls in turn.
     """
 
     name: str
@@ -136,7 +135,6 @@ class Entry:
     cases: Callable[[Setting], Iterator[Case]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     memory: tuple[str, ...] = ("default",)
-    more: Callable[[Setting], list[Row]] | None = None
 
 
 def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
@@ -146,6 +144,15 @@ def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     error = (got.double() - want.double()).abs().max().item() if got.numel() else 0.0
     if not error <= tolerance:  # also when it is not a number
         raise WrongResult(f"{what}: the largest error is {error:.3g}, expected at most {tolerance:.3g}")
+
+
+def within_norm(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Raise `WrongResult` unless shapes agree and ||got - want|| is at most `tolerance` times ||want||."""
+    if got.shape != want.shape:
+        raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
+    error = ((got.double() - want.double()).norm() / want.double().norm()).item()
+    if not error <= tolerance:  # also when it is not a number
+        raise WrongResult(f"{what}: the relative error is {error:.3g}, expected at most {tolerance:.3g}")
 
 
 def measure(entry: str, case: Case, setting: Setting) -> list[Row]:

@@ -102,8 +102,8 @@ def refuse_if_busy(parser: argparse.ArgumentParser) -> None:
 def _commit() -> tuple[str | None, bool | None]:
     """The commit that is checked out, and whether files differ from it; results aside, for those only grow."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!benchmarks/results"))
@@ -113,8 +113,8 @@ def _commit() -> tuple[str | None, bool | None]:
 
 def _driver() -> str | None:
     try:
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split("\n")[0].strip()
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")[0].strip()
     except (OSError, subprocess.CalledProcessError):  # not NVIDIA, or no tool: the record says null
         return None
 

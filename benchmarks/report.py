@@ -328,8 +328,8 @@ def codec(records: Sequence[Record]) -> Iterator[str]:
 
 def _call(row: Record) -> str:
     together = "" if row["batch"] == 1 else f", {row['batch']} pictures"
-    words = " ".join(row[key] for key in ("side", "direction", "way") if row.get(key))
-    return f"{_where(row)}{together}: {words}"
+    what = " ".join(row[key] for key in ("side", "direction", "way") if row.get(key))
+    return f"{_where(row)}{together}: {what}"
 
 
 def cold(records: Sequence[Record]) -> Iterator[str]:

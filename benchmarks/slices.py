@@ -292,14 +292,14 @@ def table(rows: Sequence[Counted]) -> Iterator[str]:
         yield ""
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slices", description="What keeping results is worth.")
     parser.add_argument("--time", action="store_true", help="measure the variants on this machine as well")
     records.add_where(parser)
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
     records.add_saving(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     device = records.check(parser, options, timed=options.time)
     counted = count_all()
     print("\n".join(table(counted)))

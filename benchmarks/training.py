@@ -102,8 +102,8 @@ def _process(checkout: Path, quick: bool) -> float:
     if quick:
         shape |= {"M": 8, "dims": (8, 8, 8, 8, 8, 8), "depths": (0, 0, 1, 0), "groups": (3, 5)}
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", _PROGRAM, json.dumps((shape, *numbers))]
-    done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    command = [sys.executable, "-c", _PROGRAM, json.dumps((shape, *numbers))]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
         raise RuntimeError(f"{checkout}: {done.stderr.strip()[-500:]}")
     return float(json.loads(done.stdout)["kilopixels"])

@@ -176,14 +176,14 @@ def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
             yield core.describe(ours.by_chunk(kernel, launch, dtype, name_of(launch), more, 16 // itemsize), target)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write a table. Returns 0; usage errors, and a machine without a GPU, exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description="Measure a launch table on a GPU.")
     parser.add_argument("op", choices=("biwkv",))
     parser.add_argument("--output", type=Path, default=launches.FILE, metavar="FILE", help="default: the package's own")
     records.add_saving(parser)
     parser.add_argument("--compile", metavar="90", help="only compile the candidates, for a CUDA architecture")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if options.compile:
         for found in compile_candidates(options.compile):
             print(json.dumps(found), flush=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import lalic_kernels
 from benchmarks.cases import case_name, dtypes, generator_of, stage_shapes
-from benchmarks.measure import Call, Case, Setting, copy_bandwidth, within
+from benchmarks.measure import Call, Case, Setting, copy_bandwidth, within, within_norm
 from lalic_kernels import BlockParameters
 from lalic_kernels.rwkv_block.parameters import SHAPES
 
@@ -179,9 +179,7 @@ def _training(name: str, run: Function, x: Tensor, residual: Tensor, p: BlockPar
                 assert got is None and true is None
                 continue
             # As large as the rounding of every intermediate to x's dtype, through a handful of products.
-            tolerance = 64 * torch.finfo(got.dtype).eps * float(true.norm())
-            error = float((got.double() - true).norm())
-            within(f"{name}, gradient of {what}", torch.tensor(error), torch.tensor(0.0), tolerance)
+            within_norm(f"{name}, gradient of {what}", got, true, 64 * torch.finfo(got.dtype).eps)
 
     def forward() -> Tensor:
         with torch.no_grad():

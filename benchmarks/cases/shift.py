@@ -7,6 +7,7 @@ units ask for less time than its memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,34 +15,32 @@ from torch import Tensor
 
 import lalic_kernels
 from benchmarks.cases import case_name, check_by_reference, dtypes, generator_of, stage_shapes
-from benchmarks.measure import Call, Case, Setting, WrongResult, bandwidth_metrics
+from benchmarks.measure import Call, Case, Setting, bandwidth_metrics, within_norm
 from lalic_kernels._core.registration import bytes_of
 from lalic_kernels.norm_shift.reference import norm_shift as norm_reference
 from lalic_kernels.token_shift.reference import token_shift as shift_reference
 
+Function = Callable[..., Tensor]
+
 
 def token_shift_cases(setting: Setting) -> Iterator[Case]:
     """Forward and backward, against one depth-wise convolution of torch on the same channels-last memory."""
+    theirs = ("one F.conv2d", _convolution)
     for size in _sizes(setting):
         for dtype in dtypes(setting):
             x, _, _, weight = _arguments(size, dtype, setting)
-            moved = bytes_of("token_shift", x, weight)
-            ours, theirs = lalic_kernels.token_shift, _convolution
-            yield _forward("token_shift", (x, weight), ours, theirs, "one F.conv2d", shift_reference, moved)
-            yield _backward("token_shift", (x, weight), ours, theirs, "one F.conv2d", shift_reference, moved)
+            ours = ("token_shift", lalic_kernels.token_shift)
+            yield from _cases(ours, theirs, shift_reference, (x, weight), training=True)
 
 
 def norm_shift_cases(setting: Setting) -> Iterator[Case]:
-    """Likewise, against F.layer_norm and the convolution; bfloat16 on CPUs too, as inference may run it there."""
+    """Forward and backward, against F.layer_norm and the convolution; the forward in bfloat16 on CPUs too."""
+    theirs = ("F.layer_norm, F.conv2d", _norm_and_convolution)
     for size in _sizes(setting):
         for dtype in (torch.float32, torch.bfloat16):
+            ours = ("norm_shift", lalic_kernels.norm_shift)
             arguments = _arguments(size, dtype, setting)
-            moved = bytes_of("norm_shift", *arguments)
-            ours, theirs = lalic_kernels.norm_shift, _norm_and_convolution
-            name = "F.layer_norm, F.conv2d"
-            yield _forward("norm_shift", arguments, ours, theirs, name, norm_reference, moved)
-            if dtype in dtypes(setting):
-                yield _backward("norm_shift", arguments, ours, theirs, name, norm_reference, moved)
+            yield from _cases(ours, theirs, norm_reference, arguments, training=dtype in dtypes(setting))
 
 
 def _sizes(setting: Setting) -> list[tuple[int, int, int, int]]:
@@ -69,65 +68,38 @@ def _norm_and_convolution(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, wei
     return _convolution(F.layer_norm(x, (x.shape[3],), norm_weight, norm_bias), weight)
 
 
-def _forward(
-    name: str,
-    arguments: tuple[Tensor, ...],
-    ours: Callable[..., Tensor],
-    theirs: Callable[..., Tensor],
-    their_name: str,
-    reference: Callable[..., Tensor],
-    moved: int,
-) -> Case:
+def _cases(
+    ours: tuple[str, Function], theirs: tuple[str, Function], reference: Function, arguments: tuple[Tensor, ...],
+    training: bool,
+) -> Iterator[Case]:  # fmt: skip
+    """The forward and, for training, the gradients of all arguments."""
+    (name, function), (their_name, their_function) = ours, theirs
     x = arguments[0]
-    return Case(
-        case_name("forward", tuple(x.shape), x.dtype),
-        (
-            Call(
-                name,
-                lambda: ours(*arguments),
-                check_by_reference(reference, arguments),
-                bandwidth_metrics(moved, x.device),
-            ),
-            Call(their_name, lambda: theirs(*arguments)),
-        ),
-    )
-
-
-def _backward(
-    name: str,
-    arguments: tuple[Tensor, ...],
-    ours: Callable[..., Tensor],
-    theirs: Callable[..., Tensor],
-    their_name: str,
-    reference: Callable[..., Tensor],
-    moved: int,
-) -> Case:
-    """The gradients of all arguments, whichever implementation made the result."""
-    x = arguments[0]
+    moved = bytes_of(name, *arguments)
+    check, metrics = check_by_reference(reference, arguments), bandwidth_metrics(moved, x.device)
+    calls = (
+        Call(name, partial(function, *arguments), check, metrics), Call(their_name, partial(their_function, *arguments))
+    )  # fmt: skip
+    yield Case(case_name("forward", tuple(x.shape), x.dtype), calls)
+    if not training:
+        return
     upstream = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(1), device=x.device).to(x.dtype)
     leaves = [a.detach().clone().requires_grad_() for a in arguments]
-    our_y, their_y = ours(*leaves), theirs(*leaves)
 
     def gradients(y: Tensor) -> Callable[[], Sequence[Tensor]]:
         return lambda: torch.autograd.grad(y, leaves, upstream, retain_graph=True)
 
-    return Case(
-        case_name("backward", tuple(x.shape), x.dtype),
-        (
-            Call(
-                name,
-                gradients(our_y),
-                lambda found: _check_gradients(reference, arguments, upstream, found),
-                # The result's gradient is read as well.
-                bandwidth_metrics(moved + x.numel() * x.element_size(), x.device),
-            ),
-            Call(their_name, gradients(their_y)),
-        ),
+    check_gradients = partial(_check_gradients, reference, arguments, upstream)
+    metrics = bandwidth_metrics(moved + x.numel() * x.element_size(), x.device)  # the result's gradient is read as well
+    calls = (
+        Call(name, gradients(function(*leaves)), check_gradients, metrics),
+        Call(their_name, gradients(their_function(*leaves))),
     )
+    yield Case(case_name("backward", tuple(x.shape), x.dtype), calls)
 
 
 def _check_gradients(
-    reference: Callable[..., Tensor], arguments: tuple[Tensor, ...], upstream: Tensor, found: Sequence[Tensor]
+    reference: Function, arguments: tuple[Tensor, ...], upstream: Tensor, found: Sequence[Tensor]
 ) -> None:
     """Against autograd through the reference in float64; raises `WrongResult`.
 
@@ -136,8 +108,6 @@ def _check_gradients(
     """
     leaves = [a.double().requires_grad_() for a in arguments]
     wanted = torch.autograd.grad(reference(*leaves), leaves, upstream.double())
-    for place, (got, want) in enumerate(zip(found, wanted, strict=True)):
-        error = ((got.double() - want).norm() / want.norm()).item()
+    for index, (got, want) in enumerate(zip(found, wanted, strict=True)):
         tolerance = 1e-5 + (2 * torch.finfo(got.dtype).eps if got.dtype != torch.float32 else 0.0)
-        if got.shape != want.shape or not error <= tolerance:
-            raise WrongResult(f"gradient {place}: the relative error is {error:.3g}, expected at most {tolerance:.3g}")
+        within_norm(f"gradient {index}", got, want, tolerance)

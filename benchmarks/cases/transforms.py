@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import HEIGHT, WIDTH, case_name, generator_of
 from benchmarks.cases.block import block_products, parameters
-from benchmarks.measure import Call, Case, Setting, WrongResult
+from benchmarks.measure import Call, Case, Setting, within_norm
 from benchmarks.peers.plain import plain
 from lalic.config import FULL, Config
 from lalic.model import LALIC
@@ -45,9 +45,7 @@ def _case(model: LALIC, name: str, x: Tensor, precision: str, setting: Setting) 
     def check(y: Tensor) -> None:
         with plain():
             want = getattr(model, name)(x)
-        error = float((y - want).norm() / want.norm())
-        if not error <= TOLERANCES[precision]:
-            raise WrongResult(f"{name} in {precision}: the relative error is {error:.3g}")
+        within_norm(f"{name} in {precision}", y, want, TOLERANCES[precision])
 
     return Case(
         case_name(name, tuple(x.shape), precision),

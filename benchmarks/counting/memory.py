@@ -226,7 +226,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def too_large(needed: int, device: torch.device) -> str | None:
-    """Why a call that needs so many bytes cannot run here, in words; None if it can."""
+    """Why a call that needs so many bytes cannot run here, as a sentence; None if it can."""
     free = int(SHARE * free_bytes(device))
     if needed <= free:
         return None

@@ -129,14 +129,14 @@ def lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{name}: {sizes}, {100 * row['share of 128 bits']:.0f} % of accesses 128 bits, {exponentials}"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the report. Returns 0; usage errors exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counting.static", description="Compiled code, counted.")
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--architecture", nargs="+", default=ARCHITECTURES, metavar="90", help="CUDA, as 90")
     parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
     records.add_saving(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
     rows = [row for architecture in options.architecture for row in OPS[options.op](architecture)]

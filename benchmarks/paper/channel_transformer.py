@@ -89,16 +89,16 @@ class KeyValueCache:
             self._values = values if self._values is None else torch.cat((self._values[:, :start], values), dim=1)
             return self._keys, self._values
         if self._keys is None or self._values is None or self._keys.shape[1] < end:  # also after a step with gradients
-            self._keys, self._values = self._room(self._keys, keys), self._room(self._values, values)
+            self._keys, self._values = self._with_capacity(self._keys, keys), self._with_capacity(self._values, values)
         self._keys[:, start:end] = keys
         self._values[:, start:end] = values
         return self._keys[:, :end], self._values[:, :end]
 
-    def _room(self, old: Tensor | None, new: Tensor) -> Tensor:
-        room = new.new_empty(new.shape[0], self.tokens * new.shape[1], new.shape[2])
+    def _with_capacity(self, old: Tensor | None, new: Tensor) -> Tensor:
+        found = new.new_empty(new.shape[0], self.tokens * new.shape[1], new.shape[2])
         if old is not None:
-            room[:, : old.shape[1]] = old
-        return room
+            found[:, : old.shape[1]] = old
+        return found
 
     def bytes(self) -> int:
         """Size of what is held."""

@@ -97,17 +97,17 @@ def peers(options: argparse.Namespace, setting: Setting) -> list[Row]:
 
 def line(row: Row) -> str:
     """A row as text."""
-    words = [f"{row['model']}, {row['width']}x{row['height']}"]
+    parts = [f"{row['model']}, {row['width']}x{row['height']}"]
     if "parameters" in row:
-        words.append(f"{row['parameters'] / 1e6:.2f} M parameters")
+        parts.append(f"{row['parameters'] / 1e6:.2f} M parameters")
     if "operations" in row:
         flops = row["operations"]
-        words.append(f"{flops['complete'] / 1e9:.2f} GFLOP, {flops['layers'] / 1e9:.2f} GMAC of layers")
+        parts.append(f"{flops['complete'] / 1e9:.2f} GFLOP, {flops['layers'] / 1e9:.2f} GMAC of layers")
     if "bytes" in row:
-        words.append(f"{row['bytes']['peak'] / 2**20:.0f} MiB in all on a GPU")
+        parts.append(f"{row['bytes']['peak'] / 2**20:.0f} MiB in all on a GPU")
     if "skipped" in row:
-        words.append(f"not run: {row['skipped']}")
-    first, *rest = words
+        parts.append(f"not run: {row['skipped']}")
+    first, *rest = parts
     return "\n".join([f"{first}: {', '.join(rest)}", *_directions(row)])
 
 

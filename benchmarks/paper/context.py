@@ -83,7 +83,7 @@ def count_model(name: str, options: dict[str, int]) -> Counted:
 
 
 def label_of(name: str, options: dict[str, int]) -> str:
-    """A context model in words."""
+    """The name of a context model with its options."""
     return " ".join([name, *(f"{key} {value}" for key, value in options.items())])
 
 
@@ -246,7 +246,7 @@ def markdown(counted: Sequence[Counted]) -> str:
     return "\n".join(table)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper.context", description="Cost of the context models."
@@ -258,7 +258,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
     parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
     records.add_saving(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     device = records.check(parser, options, timed=options.time)
     counted = [count_model(*model) for model in MODELS] + count_transformer()
     print("\n".join(map(json.dumps, counted) if options.json else lines(counted)))

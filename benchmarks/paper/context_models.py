@@ -132,7 +132,7 @@ class Pointwise(nn.Linear):
     """1x1 convolution on (B, P, n) -> (B, P, cout). With n < cin, x holds the last n inputs and the first are zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """x (B, P, n), n at most cin -> (B, P, cout)."""
         return F.linear(x, self.weight[:, self.in_features - x.shape[2] :], self.bias)
 
 
@@ -150,7 +150,7 @@ class DepthConvBlock(nn.Module):
         self.expand, self.reduce = nn.Conv2d(dim, width, 1), nn.Conv2d(width, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """x (B, C, h, w) -> the same shape."""
         x = x + self.leave(self.depth(F.leaky_relu(self.enter(x))))
         return x + self.reduce(F.leaky_relu(self.expand(x)))
 
@@ -202,7 +202,7 @@ class _PublishedAggregation(ContextModel):
         return parameter_aggregation(channel_ramp(cin, cout, least))
 
     def aggregate(self, k: int, x: Tensor) -> Tensor:
-        """See `ContextModel.aggregate`."""
+        """Contexts and hyper parameters of slice k (B, P, n) -> scales | means (B, P, 2 groups[k]), raw."""
         network = cast(Slice, self.latent_codec[f"y{k}"]).entropy_parameters
         first = cast(EntropyParametersBlock, network[0])
         weight, bias = first.mix.weight.flatten(1), first.mix.bias
@@ -250,7 +250,7 @@ class TransformerContext(_PublishedAggregation):
         return self.transformer.start(hyper)
 
     def channel(self, state: TransformerState, previous: Tensor | None) -> Tensor:
-        """See `ContextModel.channel`."""
+        """Channel context of the next slice k, (B, 2 groups[k], h, w). Changes the state."""
         return torch.cat(self.transformer.step(state, previous)[:2], dim=1)
 
 

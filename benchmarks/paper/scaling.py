@@ -205,20 +205,20 @@ def lines(rows: Sequence[Row], found: dict[str, dict[str, Row]]) -> Iterator[str
 def _text(row: Row) -> str:
     if "pixels" not in row:
         return f"not run: {row['skipped']}"
-    words = [f"{row['width']}x{row['height']}:"]
+    parts = [f"{row['width']}x{row['height']}:"]
     if "operations" in row:
         flops = row["operations"]
-        words.append(f"{flops['complete'] / 1e9:.2f} GFLOP complete, {flops['formulas'] / 1e9:.2f} by formulas;")
-        words.append(f"{flops['layers'] / 1e9:.2f} GMAC of layers, {flops['thop'] / 1e9:.2f} as thop sees them")
+        parts.append(f"{flops['complete'] / 1e9:.2f} GFLOP complete, {flops['formulas'] / 1e9:.2f} by formulas;")
+        parts.append(f"{flops['layers'] / 1e9:.2f} GMAC of layers, {flops['thop'] / 1e9:.2f} as thop sees them")
     if "bytes" in row:
-        words[-1] += f"; {row['bytes']['peak'] / 2**20:.0f} MiB"
+        parts[-1] += f"; {row['bytes']['peak'] / 2**20:.0f} MiB"
     if row.get("peak bytes") is not None:
-        words.append(f"+{row['peak bytes'] / 2**20:.0f} MiB measured")
+        parts.append(f"+{row['peak bytes'] / 2**20:.0f} MiB measured")
     if "extrapolated bytes" in row:
-        words.append(f"+{row['extrapolated bytes'] / 2**20:.0f} MiB extrapolated;")
+        parts.append(f"+{row['extrapolated bytes'] / 2**20:.0f} MiB extrapolated;")
     if "skipped" in row:
-        words.append(f"not run: {row['skipped']}")
-    return " ".join(words)
+        parts.append(f"not run: {row['skipped']}")
+    return " ".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -71,17 +71,17 @@ def ask(peer: str, python: Path, request: dict[str, Any]) -> list[Row]:
             known = ", ".join(dict.fromkeys(name for name, _, _ in KNOWN))
             return [{"side": path.name, "skipped": f"the folder is no checkout of {known}"}]
         name, root = found
-    words = [str(python), str(WORKER), json.dumps({"peer": name, "root": str(root), **request})]
+    command = [str(python), str(WORKER), json.dumps({"peer": name, "root": str(root), **request})]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         return [{"side": name, "skipped": f"took longer than {TIMEOUT:.0f} s"}]
     except OSError as error:
         return [{"side": name, "skipped": f"--peer-python does not start: {error.strerror}"}]
     answers = [line for line in done.stdout.splitlines() if line.startswith('{"rows"')]
     if done.returncode or not answers:
-        last = (done.stderr.strip() or "no word of it").splitlines()[-1]
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
         return [{"side": name, "skipped": f"ended with code {done.returncode}: {last[:200]}"}]
     rows: list[Row] = json.loads(answers[-1])["rows"]
     return rows

@@ -16,10 +16,11 @@ from lalic.nn.context import Slice, SliceStack, full_precision, pack, unpack
 
 
 def code_slices(stack: SliceStack, params: Tensor, coder: SliceCoder, full_grid: bool = False) -> Tensor:
-    """As `lalic.coder.slices.code_slices`; with full_grid as the published forward() has it.
+    """Code the latents of a stack slice by slice: params (B, M, h, w) -> y_hat (B, M, h, w).
 
-    Then the aggregation runs on all positions in both passes, and the spatial context for the second alone. The
-    published compress() and decompress() run the aggregation on one colour, and both for both.
+    full_grid: as the published forward() has it, with the aggregation on all positions in both passes and the spatial
+    context for the second alone. Without it as the published compress() and decompress() have it: the aggregation on
+    the positions of a pass, the spatial context for both.
     """
     hyper = params.permute(0, 2, 3, 1)
     decoded: list[Tensor] = []

@@ -32,7 +32,7 @@ QP = 32  # of DCVC's 64 qualities
 
 
 class CannotRun(Exception):
-    """In words for a person."""
+    """Why a peer cannot run, as a sentence for its row."""
 
 
 # Networks: what a peer's forward pass runs, with random weights; it needs neither coder nor extension.
@@ -235,7 +235,7 @@ def reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, ImportError):
         return f"it does not import here: {error}"
-    return f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
 
 
 def passes_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -112,8 +112,8 @@ def test_a_network_that_cannot_be_counted_says_why(tmp_path: Path) -> None:
     [
         ("import a_module_that_is_not_there", "does not import here: No module named 'a_module_that_is_not_there'"),
         (FAKE.replace('"x_hat": self.x', '"x_hat": self.x[..., 1:]'), "decodes to a picture of shape (1, 3, 64, 127)"),
-        (FAKE.replace("return {\"x_hat\": self.x}", "raise KeyError"), "KeyError: no words"),
-        (FAKE.replace("pass", "import os; os._exit(7)"), "ended with code 7: no word of it"),
+        (FAKE.replace("return {\"x_hat\": self.x}", "raise KeyError"), "KeyError: no message"),
+        (FAKE.replace("pass", "import os; os._exit(7)"), "ended with code 7: no message"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_says_why(tmp_path: Path, source: str, reason: str) -> None:
