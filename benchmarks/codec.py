@@ -86,7 +86,7 @@ class Subject:
 
     @torch.inference_mode()
     def start(self) -> Subject:
-        """Code once, in the way that is in force (`plain.baseline` or ours), and keep what must come out."""
+        """Code once, as the baseline inside `plain.baseline`, else as ours; decoding must give `expected`."""
         self.sections = self.encode()
         self.expected = []
         for i in range(len(self.x)):
@@ -110,7 +110,7 @@ class Subject:
 
     @torch.inference_mode()
     def decode(self, graph: bool = False) -> list[Tensor]:
-        """Pictures one after another; graph: as of `encode`."""
+        """Pictures one after another; graph: on a GPU, replay a captured graph."""
         height, width = self.x.shape[2:]
         return [self.model.decode_sections(s.streams, height, width, s.checksum, graph=graph) for s in self.sections]
 
@@ -118,9 +118,9 @@ class Subject:
     def decode_together(self, graph: bool) -> list[Tensor]:
         """Pictures in one batch, where symbols are decoded on the device. Raises what is wrong with one."""
         size = self.model._latent_size(*self.x.shape[2:])
-        ours = [s.streams[0] for s in self.sections]
-        sums, qualities = [s.checksum for s in self.sections], [None] * len(ours)
-        found: list[Any] = self.model._pictures_there(ours, size, self.x.device, sums, qualities, graph)
+        data = [s.streams[0] for s in self.sections]
+        sums, qualities = [s.checksum for s in self.sections], [None] * len(data)
+        found: list[Any] = self.model._pictures_there(data, size, self.x.device, sums, qualities, graph)
         for one in found:
             if isinstance(one, Exception):
                 raise one
@@ -156,19 +156,19 @@ def _and_to_host(decode: Callable[[], list[Tensor]]) -> list[Tensor]:
 
 
 def ways(subject: Subject) -> list[tuple[str, str, Callable[[], Any]]]:
-    """(direction, way, call) of all that can be timed in the way in force: on a GPU with graphs and without."""
-    there = coding._decodes_there(subject.x.device)
+    """(direction, way of launching, call) of all that can be timed: on a GPU with CUDA graphs and without."""
+    on_gpu = coding._decodes_there(subject.x.device)
     found: list[tuple[str, str, Callable[[], Any]]] = []
-    for way, graph in (("graph", True), ("plain launches", False)) if there else (("", False),):
+    for way, graph in (("graph", True), ("plain launches", False)) if on_gpu else (("", False),):
         found.append(("encode", way, partial(subject.encode, graph)))
         found.append(("decode", way, partial(subject.decode, graph)))
-        if there and len(subject.x) > 1:
+        if on_gpu and len(subject.x) > 1:
             found.append(("decode", f"{way}, in one batch", partial(subject.decode_together, graph)))
     return found
 
 
 def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, float], counted: Any) -> list[Row]:
-    """Rows of ours or of the baseline: one for encoding, one for each way of decoding. Peak memory only."""
+    """Rows of ours or of the baseline: one for encoding, one for each way of decoding. Memory is read in `peaks`."""
     with torch.inference_mode(), plain.baseline(subject.model) if side == "baseline" else nullcontext():
         subject.start()
         rows = []

@@ -242,18 +242,37 @@ def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
     return {name: [1e-3 * a.elapsed_time(b) for a, b in found] for name, found in pairs.items()}, peaks
 
 
-_bandwidth: dict[str, float] = {}
+_rates: dict[str, float] = {}
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written together, of copying 1 GiB on a CUDA device; measured once in a process."""
-    key = str(device)
-    if key not in _bandwidth:
-        source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+def copy_bandwidth(device: torch.device, size: int = COPY_BYTES) -> float:
+    """Bytes a second, read and written together, of copying `size` bytes, the best of five; once in a process."""
+    key = f"{device} {size}"
+    if key not in _rates:
+        source = torch.ones(size, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        times, _ = _cuda_rounds((Call("copy", lambda: target.copy_(source)),), Setting(device))
-        _bandwidth[key] = 2 * COPY_BYTES / statistics.median(times["copy"])
-    return _bandwidth[key]
+        rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
+        times, _ = rounds((Call("copy", lambda: target.copy_(source)),), _Five(device))
+        _rates[key] = 2 * size / min(times["copy"])
+    return _rates[key]
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+    """Multiply-adds a second of a product of two (size, size) matrices, the best of five; once in a process."""
+    key = f"{device} {dtype} {size}"
+    if key not in _rates:
+        matrix = torch.randn(size, size, device=device).to(dtype)
+        product = torch._int_mm if dtype == torch.int8 else torch.mm
+        rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
+        times, _ = rounds((Call("product", lambda: product(matrix, matrix.t())),), _Five(device))
+        _rates[key] = size**3 / min(times["product"])
+    return _rates[key]
+
+
+class _Five(Setting):
+    @property
+    def rounds(self) -> tuple[int, int, float]:
+        return (5, 5, 0.0)
 
 
 def bandwidth_metrics(moved: int, device: torch.device) -> Callable[[float], dict[str, float]] | None:

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting import Parts, labelled
 from benchmarks.counting.operations import Operations, RealNumbers, without_memory
-from benchmarks.measure import WrongResult, copy_bandwidth
+from benchmarks.measure import WrongResult, copy_bandwidth, product_rate
 from lalic.coder.decoder import SliceDecoder
 from lalic.config import Config
 from lalic.model import LALIC
@@ -165,30 +165,14 @@ def counts(config: Config, height: int, width: int) -> dict[str, dict[str, int]]
 
 def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
     """Multiply-adds a second of products in float32, bfloat16 and, on CUDA, int8; bytes a second of a copy."""
-    n = 256 if quick else 8192 if device.type == "cuda" else 1024
-    found = {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a = torch.randn(n, n, device=device).to(dtype)
-        found[name] = n**3 / _best(lambda a=a: a @ a, device)  # type: ignore[misc]
+    size = 256 if quick else 8192 if device.type == "cuda" else 1024
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if device.type == "cuda":
-        a = torch.ones(n, n, dtype=torch.int8, device=device)
-        found["int8"] = n**3 / _best(lambda: torch._int_mm(a, a.t()), device)
-        found["copy"] = copy_bandwidth(device)
-    else:
-        source = torch.ones(1 << (20 if quick else 26))
-        target = torch.empty_like(source)
-        found["copy"] = 2 * source.nbytes / _best(lambda: target.copy_(source), device)
-    return found
-
-
-def _best(call: Callable[[], Any], device: torch.device) -> float:
-    clock: Clock = Events() if device.type == "cuda" else WallClock()
-    found = []
-    for _ in range(6):
-        first = clock.mark()
-        call()
-        found.append(clock.between(first, clock.mark()))
-    return min(found[1:])
+        dtypes["int8"] = torch.int8
+    found = {name: product_rate(device, dtype, size) for name, dtype in dtypes.items()}
+    return found | {
+        "copy": copy_bandwidth(device, (1 << 22) if quick else (1 << 30) if device.type == "cuda" else 1 << 28)
+    }
 
 
 def beside_floors(

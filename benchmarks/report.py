@@ -370,7 +370,7 @@ def exactness(records: Sequence[Record]) -> Iterator[str]:
     """What exact arithmetic costs, and which files decode alike under which setting: `docs/portable-files.md`."""
     body = [
         [f"{r['pictures']}, {r['model']}, weights {r['weights']}", number(r["mean_bits_ratio"], digits=6),
-         number(r["time_ratio"]), r["date"][:10]]
+         number(r.get("time_ratio")), r["date"][:10]]
         for r in of_kind(records, "ideal_bits", lambda r: (r["pictures"], r["model"]))
     ]  # fmt: skip
     yield table(["exact entropy model over floating point", "bits", "CPU time", "run"], body)

@@ -6,7 +6,6 @@ measured in the same process: what would remain if every launch were as fast as 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,39 +15,19 @@ from torch import Tensor
 
 import lalic_kernels
 from benchmarks.cases import case_name, dtypes, generator_of, stage_shapes
-from benchmarks.measure import Call, Case, Setting, copy_bandwidth, within, within_norm
+from benchmarks.measure import Call, Case, Setting, copy_bandwidth, product_rate, within, within_norm
 from lalic_kernels import BlockParameters
 from lalic_kernels.rwkv_block.parameters import SHAPES
 
 RATE = 4  # hidden width of the transforms' channel mixes, in multiples of C
 Launches = list[tuple[int, int]]  # (bytes, operations on matrices) of each
 
-_rates: dict[tuple[str, torch.dtype], float] = {}
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a product of two 8192 x 8192 matrices on a CUDA device; measured once in a process."""
-    key = (str(device), dtype)
-    if key not in _rates:
-        size = 8192
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        times = []
-        for _ in range(12):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            torch.mm(a, b)
-            end.record()
-            torch.cuda.synchronize(device)
-            times.append(1e-3 * begin.elapsed_time(end))
-        _rates[key] = 2 * size**3 / statistics.median(times[2:])
-    return _rates[key]
-
 
 def roofline_metrics(launches: Launches, x: Tensor) -> Callable[[float], dict[str, float]] | None:
     """On CUDA: bytes a second, their share of the copy's, and the roofline's time over the measured one."""
     if x.device.type != "cuda":
         return None
-    bandwidth, rate = copy_bandwidth(x.device), matrix_rate(x.device, x.dtype)
+    bandwidth, rate = copy_bandwidth(x.device), 2 * product_rate(x.device, x.dtype)
     moved = sum(n for n, _ in launches)
     least = sum(max(n / bandwidth, operations / rate) for n, operations in launches)
     return lambda seconds: {

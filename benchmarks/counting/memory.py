@@ -76,23 +76,23 @@ class Live(TorchDispatchMode):
         self.now = self.peak = 0
         self.peaks: dict[str, int] = {}
         self._parts = parts or Parts()
-        self._known: dict[int, int] = {}
+        self._counted: dict[int, int] = {}
         self._ops = _implementations()
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor's storage, unless it is counted already, until it is gone."""
         storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place not in self._known:
-            self._known[place] = storage.nbytes()
+        address = storage._cdata
+        if address not in self._counted:
+            self._counted[address] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, place)
+            weakref.finalize(storage, self._gone, address)
         part = self._parts.current
         self.peaks[part] = max(self.peaks.get(part, 0), self.now)
 
-    def _gone(self, place: int) -> None:
-        self.now -= self._known.pop(place)
+    def _gone(self, address: int) -> None:
+        self.now -= self._counted.pop(address)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ours = self._ops.get(func._schema.name)

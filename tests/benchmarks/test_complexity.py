@@ -1,4 +1,4 @@
-"""`python -m benchmarks.complexity`: whole rows, nothing wrong timed, nothing of a busy machine kept."""
+"""`python -m benchmarks.paper.complexity`: whole rows, nothing wrong timed, nothing of a busy machine saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.context`: its counts against counts by hand, and nothing wrong is timed or kept."""
+"""`python -m benchmarks.paper.context`: its counts against counts by hand, and nothing wrong is timed or saved."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ def saved(folder):
     return json.loads(path.read_text())
 
 
-def test_bits_and_times(folder) -> None:
-    assert exact_model.main([str(folder / "set"), "--name", "noise", "--rounds", "1", "--save"]) == 0
+def test_bits(folder) -> None:
+    assert exact_model.main([str(folder / "set"), "--name", "noise", "--save"]) == 0
     record = saved(folder)
     (row,) = record["ideal_bits"]
     model = lalic.slim()
     x = images.to_tensor(images.load(folder / "set" / "one.png"))
     assert row == {"picture": "one", "exact": portability.ideal_code_length(model, x), "float": row["float"]}
-    assert record["mean_bits_ratio"] == row["exact"] / row["float"] and record["timed_size"] == [64, 128]
+    assert record["mean_bits_ratio"] == row["exact"] / row["float"]
     sections = model.encode_sections(x)
     # What the coder writes is the ideal length and a few bytes a lane.
     assert 0 < 8 * sum(map(len, sections.streams)) - row["exact"] < 8 * 64

@@ -52,7 +52,8 @@ def check_portability(record: Record) -> None:
 def check_exact_model(record: Record) -> None:
     of_pictures(record)
     assert all(set(row) == {"picture", "exact", "float"} for row in record["ideal_bits"])
-    assert record["time_ratio"] == record["cpu_seconds"]["exact"] / record["cpu_seconds"]["float"]
+    if "time_ratio" in record:  # the first ones
+        assert record["time_ratio"] == record["cpu_seconds"]["exact"] / record["cpu_seconds"]["float"]
 
 
 def check_launches(record: Record) -> None:
