@@ -20,6 +20,7 @@ test: $(VENV)/installed-test
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.codec --sizes 768x512 --batches 1
 
 # Needs a CUDA device: the GPU tests, then the benchmarks, then this architecture's own launch table (it changes
 # lalic_kernels/biwkv/launches.json: run the tests again, look at the difference, and commit it with the results).
@@ -29,9 +30,10 @@ gpu: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.codec --device cuda --save
 	$(BIN)/python -m benchmarks.tune biwkv --save
 
-# One static page of all results, build/report.html.
+# One page of all results, build/report.html.
 report: $(VENV)/installed
-	$(BIN)/python -m benchmarks.web
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[report]"
+	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

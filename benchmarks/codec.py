@@ -1,16 +1,25 @@
-"""Cases of the whole codec: a tensor to streams and back, at 768x512, beside the mean-scale hyperprior.
+"""`python -m benchmarks.codec`: whole models at several sizes and batches, their parts, and others beside them.
 
-Our models' times are of `encode_sections` and `decode_sections`, entropy coding and checksums included; reading the
-picture file and writing the container are left out, as they are for the yardsticks.
+A model, a size and a batch are one process of its own, where ours and the baseline (`benchmarks.peers.plain`) run in
+turn. Nothing is timed before each decoded picture was found the encoder's own, bit for bit. Encoding goes from pictures
+on the device to bytes in host memory, decoding from these to pictures on the device and, a row of its own, to 8-bit
+pixels on the host. On a GPU the clock is read between two synchronisations.
+
+`slim` codes the photo that ships, with the weights that ship. The full model has random weights, and codes latents
+drawn so that its stream has the published rate (`benchmarks.streams`); its analysis transform runs on the photo, and
+what it gives is replaced by these.
 """
 
 from __future__ import annotations
 
-import copy
+import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +27,30 @@ from PIL import Image
 from torch import Tensor
 
 import lalic
-from benchmarks import peers
-from benchmarks.measure import Call, Case, Setting, WrongResult
-from benchmarks.networks import MeanScaleHyperprior
+from benchmarks import parts, records, streams
+from benchmarks.cases.transforms import TINY
+from benchmarks.counting.memory import peak_bytes, too_large
+from benchmarks.measure import Call, Case, Setting, WrongResult, in_fresh_process, measure, memory_to_read
+from benchmarks.peers import checkouts, plain
 from lalic import images
-from lalic.coder.coding import EncodedSections
+from lalic.coder import Stream, codes_on_gpu
+from lalic.coder.host import symbols_of
+from lalic.config import FULL, SLIM
+from lalic.model import LALIC
+
+MODELS = {"full": FULL, "full-bfloat16": FULL, "slim": SLIM, "tiny": TINY}
+SIZES = ("768x512", "1920x1080", "3840x2160")
+QUICK = ("128x64",)
+BYTES_A_PIXEL = 1500  # that coding takes at most, before it was measured (benchmarks/scaling.py)
+Row = dict[str, Any]
+
+
+class _Setting(Setting):
+    """Fewer rounds than an op's: a call of the full model is seconds on a CPU."""
+
+    @property
+    def rounds(self) -> tuple[int, int, float]:
+        return (2, 2, 0.0) if self.quick else (5, 51, 10.0)
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -34,77 +62,254 @@ def picture(height: int, width: int) -> Tensor:
     return images.to_tensor(Image.fromarray(np.ascontiguousarray(pixels[:height, :width])))
 
 
-def models(setting: Setting) -> list[tuple[str, lalic.LALIC]]:
-    """(name, model) of those to time."""
-    torch.manual_seed(0)
-    if setting.quick:
-        tiny = lalic.LALIC(2, 8, (4, 4, 4, 8, 4, 4), (1, 1, 1, 1), (4, 4))
-        tiny.update()
-        return [("tiny, random weights", tiny.eval().to(setting.device))]
-    full = lalic.LALIC()
-    full.update()
-    return [
-        ("LALIC slim", lalic.slim(pretrained=True).to(setting.device)),
-        ("LALIC full, random weights", full.eval().to(setting.device)),
-        ("LALIC full, random weights, bfloat16", copy.deepcopy(full).set_precision("bfloat16")),
-    ]
+def padded(side: int) -> int:
+    """The multiple of 64 that a picture is filled up to."""
+    return -(-side // LALIC.downsampling) * LALIC.downsampling
 
 
-class _Subject:
-    """A model of ours with what it must give back: the encoder's own reconstruction, to the bit."""
+class Subject:
+    """A model with pictures to code, and what decoding must give back."""
 
-    @torch.inference_mode()
-    def __init__(self, model: lalic.LALIC, x: Tensor):
-        self.model, self.x = model, x
-        self.expected = model._synthesise(model.compress(x)["y_hat"], None).clamp(0, 1)
-        self.sections = model.encode_sections(x)
+    def __init__(self, name: str, height: int, width: int, batch: int, device: torch.device):
+        torch.manual_seed(0)
+        photo = picture(height, width)
+        self.x = torch.cat([photo.roll(64 * i, 3) for i in range(batch)]).to(device)
+        self.drawn: list[Tensor] | None = None  # latents that stand for the analysis transform's
+        self.precision = "bfloat16" if name.endswith("bfloat16") else "float32"
+        if name == "slim":
+            self.model = lalic.slim(pretrained=True)
+        else:
+            self.model = LALIC.from_config(MODELS[name]).eval()
+            drawn = streams.latents(streams.imitate(self.model), batch, height, width)
+            self.drawn = [y[None].to(device) for y in drawn]
+        self.model.set_precision(self.precision).to(device)
 
     @torch.inference_mode()
-    def encode(self) -> EncodedSections:
-        return self.model.encode_sections(self.x)
+    def start(self) -> Subject:
+        """Code once, as the baseline inside `plain.baseline`, else as ours; decoding must give `expected`."""
+        self.streams = self.encode()
+        self.expected = []
+        for i in range(len(self.x)):
+            y = self.model.latents(self.x[i : i + 1]) if self.drawn is None else self.drawn[i]
+            y_hat = symbols_of(self.model, y, None).y_hat
+            qualities = self.model.as_qualities(None, 1)
+            self.expected.append(self.model.synthesise(y_hat, qualities).clamp(0, 1))
+        return self
 
     @torch.inference_mode()
-    def decode(self, sections: EncodedSections | None = None) -> Tensor:
-        s = self.sections if sections is None else sections
-        return self.model.decode_sections(s.streams, self.x.shape[2], self.x.shape[3], s.checksum)
+    def encode(self, graph: bool = False) -> list[Stream]:
+        """Pictures one after another, as files are written; graph: on a GPU, replay a captured graph."""
+        found = []
+        for i in range(len(self.x)):
+            x = self.x[i : i + 1]
+            if self.drawn is None:
+                found.append(self.model.encode(x, graph=graph))
+            else:
+                self.model.latents(x)
+                found.append(self.model.encode_latents(self.drawn[i], graph=graph))
+        return found
 
-    def check_streams(self, sections: EncodedSections) -> None:
-        self.check_picture(self.decode(sections))
+    @torch.inference_mode()
+    def decode(self, graph: bool = False) -> list[Tensor]:
+        """Pictures one after another; graph: on a GPU, replay a captured graph."""
+        height, width = self.x.shape[2:]
+        return [self.model.decode(stream, height, width, graph=graph) for stream in self.streams]
 
-    def check_picture(self, x_hat: Tensor) -> None:
-        if not torch.equal(x_hat, self.expected):
-            raise WrongResult("codec: the decoded picture is not the encoder's own reconstruction")
+    @torch.inference_mode()
+    def decode_together(self, graph: bool) -> list[Tensor]:
+        """Pictures in one batch, where symbols are decoded on the device. Raises what is wrong with one."""
+        height, width = self.x.shape[2:]
+        qualities = [None] * len(self.streams)
+        found: list[Any] = self.model.decode_batch(self.streams, height, width, qualities, graph=graph)
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return found
 
-    def size(self, seconds: float) -> dict[str, float]:
-        """Bits a pixel of the streams, and millions of pixels a second."""
-        pixels = self.x.shape[2] * self.x.shape[3]
-        bits = 8 * sum(map(len, self.sections.streams))
-        return {"bits per pixel": bits / pixels, "Mpixel/s": 1e-6 * pixels / seconds}
+    def check(self, found: Sequence[Tensor]) -> None:
+        """Of decoding on the device."""
+        pairs = zip(found, self.expected, strict=True)
+        if not all(torch.equal(x_hat, expected) for x_hat, expected in pairs):
+            raise WrongResult("codec: a decoded picture is not the encoder's own reconstruction")
+
+    def check_streams(self, found: Sequence[Stream]) -> None:
+        """Of encoding: the same streams again, whose pictures `check` looks at."""
+        if list(found) != self.streams:
+            raise WrongResult("codec: encoding again gives other streams")
+
+    def check_host(self, found: Sequence[Tensor]) -> None:
+        """Of decoding to the host."""
+        if any(x.is_cuda or not torch.equal(x, to_host(y)) for x, y in zip(found, self.expected, strict=True)):
+            raise WrongResult("codec: pixels on the host are not those of the encoder's own reconstruction")
+
+    def bits_per_pixel(self) -> float:
+        return sum(8 * len(stream.data) for stream in self.streams) / (self.x.numel() / 3)
 
 
-def cases(setting: Setting) -> Iterator[Case]:
-    """Encoding, then decoding, each of all models and yardsticks in turn."""
-    height, width = (64, 128) if setting.quick else (512, 768)
-    x = picture(height, width).to(setting.device)
-    subjects = [(name, _Subject(model, x)) for name, model in models(setting)]
-    torch.manual_seed(0)
-    networks = MeanScaleHyperprior(*((8, 12) if setting.quick else ())).eval().to(setting.device)
-    with torch.inference_mode():
-        y, z, _ = networks.encoding(x)
-    label = f"mean-scale hyperprior {networks.N}/{networks.M}, networks only"
-    encoding = [Call(name, s.encode, s.check_streams, s.size) for name, s in subjects]
-    decoding = [Call(name, s.decode, s.check_picture, s.size) for name, s in subjects]
-    encoding.append(Call(label, torch.inference_mode()(lambda: networks.encoding(x))))
-    decoding.append(Call(label, torch.inference_mode()(lambda: networks.decoding(y, z))))
-    for peer in [] if setting.quick else peers.installed(setting.device):
-        streams = peer.encode(x)
-        encoding.append(Call(peer.name, partial(peer.encode, x)))
-        decoding.append(Call(peer.name, partial(peer.decode, streams)))
-    yield Case(f"encode {width}x{height}", tuple(encoding), wall_clock=True)
-    yield Case(f"decode {width}x{height}", tuple(decoding), wall_clock=True)
+def to_host(x_hat: Tensor) -> Tensor:
+    """8-bit pixels (1, 3, H, W) in host memory."""
+    return (255 * x_hat).round_().to(torch.uint8).cpu()
+
+
+def _and_to_host(decode: Callable[[], list[Tensor]]) -> list[Tensor]:
+    return [to_host(x) for x in decode()]
+
+
+def ways(subject: Subject) -> list[tuple[str, str, Callable[[], Any]]]:
+    """(direction, way of launching, call) of all that can be timed: on a GPU with CUDA graphs and without."""
+    on_gpu = codes_on_gpu(subject.x.device)
+    found: list[tuple[str, str, Callable[[], Any]]] = []
+    for way, graph in (("graph", True), ("plain launches", False)) if on_gpu else (("", False),):
+        found.append(("encode", way, partial(subject.encode, graph)))
+        found.append(("decode", way, partial(subject.decode, graph)))
+        if on_gpu and len(subject.x) > 1:
+            found.append(("decode", f"{way}, in one batch", partial(subject.decode_together, graph)))
+    return found
+
+
+def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, float], counted: Any) -> list[Row]:
+    """Rows of ours or of the baseline: one for encoding, one for each way of decoding. Memory is read in `peaks`."""
+    with torch.inference_mode(), plain.baseline(subject.model) if side == "baseline" else nullcontext():
+        subject.start()
+        rows = []
+        calls: list[tuple[str, str, Call]] = []
+        for direction, way, run in ways(subject):
+            check = subject.check_streams if direction == "encode" else subject.check
+            calls.append((direction, way, Call(f"{direction} {way}", run, check)))
+            if direction == "decode":
+                host = Call(f"to host {way}", partial(_and_to_host, run), subject.check_host)
+                calls.append(("decode to the host", way, host))
+        case = Case("codec", tuple(call for _, _, call in calls), wall_clock=True)
+        found = {row["call"]: row for row in measure("codec", case, setting)}
+        clock: parts.Clock = parts.Events() if setting.device.type == "cuda" else parts.WallClock()
+        for direction, way, call in calls:
+            row: Row = {"side": side, "direction": direction, "way": way, "bits per pixel": subject.bits_per_pixel()}
+            row |= {key: found[call.name][key] for key in ("seconds", "quartiles", "repeats")}
+            row["Mpixel/s"] = 1e-6 * subject.x.numel() / 3 / row["seconds"]
+            if side == "ours" and direction != "decode to the host" and way in ("", "plain launches"):
+                seconds = parts.times(call.run, direction, clock, 1 if setting.quick else 3)
+                row["parts"] = parts.beside_floors(seconds, counted, rates, subject.precision, len(subject.x))
+            rows.append(row)
+    return rows
+
+
+def peaks(name: str, size: tuple[int, int], batch: int, setting: Setting) -> dict[str, int | None]:
+    """Bytes that encoding and decoding add at their peaks, by side and direction. Runs in a process of its own."""
+    found = {}
+    subject = Subject(name, *size, batch, setting.device)
+    for side in ("ours", "baseline"):
+        with torch.inference_mode(), plain.baseline(subject.model) if side == "baseline" else nullcontext():
+            subject.start()
+            found[f"{side} encode"] = peak_bytes(subject.encode, setting.device)
+            found[f"{side} decode"] = peak_bytes(subject.decode, setting.device)
+    return found
+
+
+def timed(name: str, size: tuple[int, int], batch: int, setting: Setting) -> list[Row]:
+    """Rows of both sides. Runs in a process of its own."""
+    subject = Subject(name, *size, batch, setting.device)
+    rates = parts.ceilings(setting.device, setting.quick)
+    counted = parts.counts(MODELS[name], *size)
+    rows = time_side(subject, "ours", setting, rates, counted) + time_side(subject, "baseline", setting, rates, counted)
+    first = next(row for row in rows if "parts" in row)
+    first["ceilings"] = rates
+    return rows
+
+
+def measured(name: str, size: tuple[int, int], batch: int, setting: Setting) -> list[Row]:
+    """Rows of a model, a size and a batch; a single one that says why where it is too large for this machine."""
+    height, width = size
+    reason = too_large(BYTES_A_PIXEL * height * width, setting.device)
+    if reason is not None:
+        return [{"side": "ours", "skipped": reason}]
+    rows = in_fresh_process(timed, name, size, batch, setting)
+    memory = in_fresh_process(peaks, name, size, batch, setting, memory=memory_to_read(setting.device))
+    for row in rows:
+        row["peak bytes"] = memory[f"{row['side']} {row['direction'].split()[0]}"]
+    return rows
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows of one model, size and batch as text."""
+    whole = {(row["side"], row["direction"]): row["seconds"] for row in reversed(rows) if "direction" in row}
+    for row in rows:
+        name = row["side"]
+        if "skipped" in row:
+            yield f"  {name}: not run, {row['skipped']}"
+            continue
+        low, high = row["quartiles"]
+        text = f"  {name} {row['direction']}{', ' if row['way'] else ''}{row['way']}: {1e3 * row['seconds']:.4g} ms"
+        text += f" ({1e3 * low:.4g} .. {1e3 * high:.4g}), {row['Mpixel/s']:.3g} Mpixel/s"
+        if row.get("bits per pixel") is not None:
+            text += f", {row['bits per pixel']:.3f} bit a pixel"
+        if row.get("peak bytes") is not None:
+            text += f", +{row['peak bytes'] / 2**20:.0f} MiB"
+        base = whole.get(("baseline", row["direction"]))
+        if name == "ours" and base:
+            text += f", {row['seconds'] / base:.2f} x baseline"
+        yield text
+        for part, found in row.get("parts", {}).items():
+            text = f"      {part:18}{1e3 * found['seconds']:9.3f} ms  {100 * found['share']:5.1f} %"
+            if "floor" in found:
+                bound = "copy" if found["bound"] == "copy" else f"{found['unit']} products"
+                text += (
+                    f"   floor {1e3 * found['floor']:.3f} ms by {bound}: {100 * found['of floor']:.0f} % of the time"
+                )
+            yield text
+
+
+def _sizes(names: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[int, int]]:
+    """(width, height) of names as 768x512."""
+    found = []
+    for name in names:
+        match = re.fullmatch(r"(\d+)x(\d+)", name)
+        if not match or min(int(match[1]), int(match[2])) < 1:
+            parser.error(f"--sizes: expected widths and heights as 768x512, got {name!r}")
+        found.append((int(match[1]), int(match[2])))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print rows. Returns 0, or 1 if a result was wrong; usage errors and a busy machine exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.codec", description="Whole models and their parts.")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help=f"(default {' '.join(SIZES)})")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=("full", "full-bfloat16", "slim"))
+    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8), metavar="N", help="pictures (default 1 8)")
+    records.add_where(parser)
+    parser.add_argument("--quick", action="store_true", help="a tiny model and picture: to see that all runs")
+    checkouts.add_options(parser)
+    records.add_saving(parser)
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.models, options.sizes, options.batches = ("tiny",), QUICK, (1, 2)
+    sizes = _sizes(options.sizes, parser)
+    if min(options.batches) < 1:
+        parser.error(f"--batches: expected at least 1, got {min(options.batches)}")
+    device = records.check(parser, options)
+    setting = _Setting(device, options.quick)
+    record = records.environment(device) | {"quick": options.quick, "codec": []}
+    print(records.header(record), flush=True)
+    for width, height in sizes:
+        size = padded(height), padded(width)
+        for batch in options.batches:
+            common = {"width": width, "height": height, "batch": batch}
+            for name in options.models:
+                print(f"LALIC {name}, {width}x{height}, {batch} at a time", flush=True)
+                try:
+                    rows = measured(name, size, batch, setting)
+                except WrongResult as error:
+                    print(f"LALIC {name}: not timed, {error}; nothing is saved", file=sys.stderr)
+                    return 1
+                print("\n".join(lines(rows)), flush=True)
+                record["codec"] += [{"model": f"LALIC {name}", **common, **row} for row in rows]
+            for peer in options.peers:
+                rows = checkouts.measured(peer, options.peer_python, size, batch, setting)
+                print("\n".join(lines(rows)), flush=True)
+                record["codec"] += [{"model": row["side"], **common, **row} for row in rows]
+    if options.save:
+        records.keep(record, options.results)
+    return 0
 
 
 if __name__ == "__main__":
-    from benchmarks.codec_command import main
-
     sys.exit(main())

@@ -1,8 +1,7 @@
 """What exact arithmetic costs: `python -m benchmarks.exact_model FOLDER`, and the same with `--time` instead.
 
 Bits, of the pictures of a folder: the ideal code length of every one under the same integer tables, exact entropy model
-against floating point. Beside them the least CPU time of this process on the first picture, calls of the two in turn,
-which does not see who else uses the machine.
+against floating point.
 
 Times, on a machine that does nothing else: slim, a reduced model of the published style and the full one at 768x512,
 random weights and symbols, exact beside floating point. Both run through the same cached slice decoder.
@@ -13,51 +12,27 @@ Timed is the way from z symbols to y_hat, all symbols known: the entropy coder a
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import lalic
-from benchmarks import report
+from benchmarks import records
+from benchmarks.cases import HEIGHT, WIDTH
 from benchmarks.measure import Call, Case, Row, Setting, WrongResult, measure
-from benchmarks.ops import HEIGHT, WIDTH
 from benchmarks.portability import ENTROPIES, ideal_code_length
 from lalic import images
 from lalic.codec import _pad
-from lalic.coder.exact import ExactEngine, exact_entropy
-from lalic.coder.slices import Read
+from lalic.coder.engines import ExactEngine, exact_entropy
+from lalic.coder.host import decode_latents
+from lalic.coder.schedule import Read
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 
 REDUCED = Config("reduced", 12, 32, (16, 24, 32, 32, 32, 24), (1, 1, 1, 1), (2, 2, 4, 8, 16))
 THREADS = 2  # of the claim that is measured
-
-
-def decoding(model: LALIC, x: Tensor, entropy: str) -> Callable[[], Tensor]:
-    """What evaluates the entropy model of one picture, its symbols known."""
-    model.entropy = entropy
-    passes, (z, _), _ = model._symbols(x)
-    size = (x.shape[2] // model.downsampling, x.shape[3] // model.downsampling)
-
-    def run() -> Tensor:
-        model.entropy = entropy
-        return model._decode_latents(z, size, Read(lambda number, indexes: passes[number][0]))
-
-    return run
-
-
-def times(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
-    """Least CPU seconds of each call, the calls in turn."""
-    least = dict.fromkeys(calls, float("inf"))
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            least[name] = min(least[name], time.process_time() - start)
-    return least
 
 
 class _Decoding:
@@ -77,11 +52,11 @@ class _Decoding:
 
     def exact(self) -> Tensor:
         self.model.entropy = "exact"
-        return self.model._decode_latents(self.z, self.size, Read(self.read))
+        return decode_latents(self.model, self.z, Read(self.read))
 
     def float(self) -> Tensor:
         self.model.entropy = "float"
-        return self.model._decode_latents(self.z, self.size, Read(self.read))
+        return decode_latents(self.model, self.z, Read(self.read))
 
     def check(self, got: Tensor) -> None:
         made = exact_entropy(self.model.latent_codec)
@@ -112,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
     parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
     parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls (default %(default)s)")
-    report.add_saving(parser)
+    records.add_saving(parser)
     arguments = parser.parse_args(argv)
     if (arguments.folder is None) != arguments.time:
         parser.error("expected a folder of pictures, or --time, and not both")
@@ -121,20 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    report.refuse_unfit(parser, arguments, timed=True)
-    if arguments.threads < 1:
-        parser.error(f"--threads is {arguments.threads}, expected at least 1")
     before = torch.get_num_threads()
-    torch.set_num_threads(arguments.threads)
+    device = records.check(parser, arguments)
     try:
-        record = report.environment(torch.device("cpu")) | {"quick": arguments.quick}
-        record["rows"] = measure_all(Setting(torch.device("cpu"), quick=arguments.quick))
+        record = records.environment(device) | {"quick": arguments.quick}
+        record["rows"] = measure_all(Setting(device, quick=arguments.quick))
     finally:
         torch.set_num_threads(before)
-    print(report.header(record))
-    print(report.table("exact_model", record["rows"]))
+    print(records.header(record))
+    print(records.table("exact_model", record["rows"]))
     if arguments.save:
-        report.keep(record, arguments.results)
+        records.keep(record, arguments.results)
     return 0
 
 
@@ -143,8 +114,8 @@ def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     if not paths:
         parser.error(f"no pictures in {arguments.folder}")
     model = lalic.slim() if arguments.checkpoint is None else lalic.load_checkpoint(arguments.checkpoint)
-    record = report.environment(torch.device("cpu"))
-    print(report.header(record))
+    record = records.environment(torch.device("cpu"))
+    print(records.header(record))
     rows = []
     with torch.inference_mode():
         for path in paths:
@@ -155,20 +126,13 @@ def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
                 row[entropy] = ideal_code_length(model, x)
             rows.append(row)
             print(f"{path.stem}  {row['exact']:.1f}  {row['float']:.1f} bits", flush=True)
-        x = _pad(images.to_tensor(images.load(paths[0])), model.downsampling)
-        seconds = times({entropy: decoding(model, x, entropy) for entropy in ENTROPIES}, arguments.rounds)
     model.entropy = "exact"
     mean = {entropy: sum(float(row[entropy]) for row in rows) / len(rows) for entropy in ENTROPIES}
     record |= {"pictures": arguments.name or arguments.folder.name, "model": model.config.name, "ideal_bits": rows}
     record |= {"weights": model.weights_hash().hex(), "mean_bits_ratio": mean["exact"] / mean["float"]}
-    record |= {
-        "cpu_seconds": seconds,
-        "time_ratio": seconds["exact"] / seconds["float"],
-        "timed_size": list(x.shape[2:]),
-    }
-    print(f"bits {record['mean_bits_ratio']:.6f}, time {record['time_ratio']:.2f} of floating point; {seconds}")
+    print(f"bits {record['mean_bits_ratio']:.6f} of floating point")
     if arguments.save:
-        report.keep(record, arguments.results)
+        records.keep(record, arguments.results)
     return 0
 
 

@@ -15,11 +15,16 @@ one at first touch, which can take longer than the arithmetic. `MEMORY` names th
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -36,6 +41,28 @@ MEMORY = {
 
 FLUSH_BYTES = 256 << 20  # more than the L2 cache of any present GPU
 COPY_BYTES = 1 << 30
+
+
+def can_set_memory(device: str) -> bool:
+    """Whether the state of the allocator can be chosen: only glibc's, and only for the CPU."""
+    return device == "cpu" and platform.libc_ver()[0] == "glibc"
+
+
+def memory_to_read(device: torch.device) -> str:
+    """The state in which a call's peak memory shows: what is freed goes back at once, where that can be set."""
+    return "fresh" if can_set_memory(device.type) else "default"
+
+
+def in_fresh_process(call: Callable[..., Any], *arguments: Any, memory: str = "default") -> Any:
+    """A call's result, from a new process with as many threads, whose allocator starts in that state."""
+    threads = torch.get_num_threads()
+    with (
+        mock.patch.dict(os.environ, MEMORY[memory]),  # the new process inherits it
+        ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        ) as pool,
+    ):
+        return pool.submit(call, *arguments).result()
 
 
 class WrongResult(Exception):
@@ -101,7 +128,6 @@ class Entry:
         cases: builds inputs one case after the other, so that each can be freed in between.
         devices: where it runs.
         memory: states of the allocator to measure in on a CPU.
-        more: further rows, of what cannot be timed as calls in turn.
     """
 
     name: str
@@ -109,7 +135,6 @@ class Entry:
     cases: Callable[[Setting], Iterator[Case]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     memory: tuple[str, ...] = ("default",)
-    more: Callable[[Setting], list[Row]] | None = None
 
 
 def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
@@ -119,6 +144,15 @@ def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     error = (got.double() - want.double()).abs().max().item() if got.numel() else 0.0
     if not error <= tolerance:  # also when it is not a number
         raise WrongResult(f"{what}: the largest error is {error:.3g}, expected at most {tolerance:.3g}")
+
+
+def within_norm(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Raise `WrongResult` unless shapes agree and ||got - want|| is at most `tolerance` times ||want||."""
+    if got.shape != want.shape:
+        raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
+    error = ((got.double() - want.double()).norm() / want.double().norm()).item()
+    if not error <= tolerance:  # also when it is not a number
+        raise WrongResult(f"{what}: the relative error is {error:.3g}, expected at most {tolerance:.3g}")
 
 
 def measure(entry: str, case: Case, setting: Setting) -> list[Row]:
@@ -208,18 +242,37 @@ def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
     return {name: [1e-3 * a.elapsed_time(b) for a, b in found] for name, found in pairs.items()}, peaks
 
 
-_bandwidth: dict[str, float] = {}
+_rates: dict[str, float] = {}
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written together, of copying 1 GiB on a CUDA device; measured once in a process."""
-    key = str(device)
-    if key not in _bandwidth:
-        source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+def copy_bandwidth(device: torch.device, size: int = COPY_BYTES) -> float:
+    """Bytes a second, read and written together, of copying `size` bytes, the best of five; once in a process."""
+    key = f"{device} {size}"
+    if key not in _rates:
+        source = torch.ones(size, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        times, _ = _cuda_rounds((Call("copy", lambda: target.copy_(source)),), Setting(device))
-        _bandwidth[key] = 2 * COPY_BYTES / statistics.median(times["copy"])
-    return _bandwidth[key]
+        rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
+        times, _ = rounds((Call("copy", lambda: target.copy_(source)),), _Five(device))
+        _rates[key] = 2 * size / min(times["copy"])
+    return _rates[key]
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+    """Multiply-adds a second of a product of two (size, size) matrices, the best of five; once in a process."""
+    key = f"{device} {dtype} {size}"
+    if key not in _rates:
+        matrix = torch.randn(size, size, device=device).to(dtype)
+        product = torch._int_mm if dtype == torch.int8 else torch.mm
+        rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
+        times, _ = rounds((Call("product", lambda: product(matrix, matrix.t())),), _Five(device))
+        _rates[key] = size**3 / min(times["product"])
+    return _rates[key]
+
+
+class _Five(Setting):
+    @property
+    def rounds(self) -> tuple[int, int, float]:
+        return (5, 5, 0.0)
 
 
 def bandwidth_metrics(moved: int, device: torch.device) -> Callable[[float], dict[str, float]] | None:

@@ -4,30 +4,29 @@ Times are exclusive: while a part calls another, its own clock stands. On a GPU 
 launches must be plain ones (no CUDA graph); on a CPU they are readings of the clock. What no part claims is "rest".
 
 A part's floor is the larger of its operations over the rate of the unit that does them and its bytes over the
-bandwidth of a copy. Operations are multiply-adds of layers (`benchmarks.counted`), bytes what each operation reads and
-writes once, weights included; both are counted on a forward pass without memory. Rates are measured beside the times,
-on matrix products large enough to be at the machine's best. Entropy decoding is a chain and has no floor of this kind.
+bandwidth of a copy. Operations are multiply-adds of layers (`benchmarks.counting.operations`), bytes what each
+operation reads and writes once, weights included; both are counted on a forward pass without memory. Rates are measured
+beside the times, on matrix products large enough to be at the machine's best. Entropy decoding is a chain and has no
+floor of this kind.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
-from unittest import mock
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
-from benchmarks.counted import Passes, RealNumbers, without_memory
-from benchmarks.measure import WrongResult, copy_bandwidth
-from lalic.coder.decoder import SliceDecoder
+from benchmarks.counting import Parts, labelled
+from benchmarks.counting.operations import Operations, RealNumbers, without_memory
+from benchmarks.measure import WrongResult, copy_bandwidth, product_rate
+from lalic.coder.schedule import SliceState
 from lalic.config import Config
 from lalic.model import LALIC
 from lalic_kernels._core import triton_support
@@ -41,21 +40,21 @@ NEEDED = {
 # (module, owner in it or "" for the module itself, function, part). The second ones need Triton.
 PLACES = (
     ("lalic.model", "LALIC", "latents", "g_a"),
-    ("lalic.model", "LALIC", "_hyper_latents", "h_a"),
-    ("lalic.model", "LALIC", "_synthesise_at", "g_s"),
-    ("lalic.coder.exact", "ExactEntropy", "_hyper_parameters", "h_s"),
-    ("lalic.coder.decoder", "SliceDecoder", "channel_context", "contexts"),
-    ("lalic.coder.decoder", "SliceDecoder", "spatial_context", "contexts"),
-    ("lalic.coder.decoder", "SliceDecoder", "aggregation", "aggregation"),
-    ("lalic_kernels.rans.grouped", "", "encode", "entropy encoding"),
-    ("lalic_kernels.rans.grouped", "Decoder", "decode", "entropy decoding"),
+    ("lalic.model", "LALIC", "hyper_latents", "h_a"),
+    ("lalic.model", "LALIC", "synthesise", "g_s"),
+    ("lalic.coder.engines", "ExactEntropy", "_hyper_parameters", "h_s"),
+    ("lalic.coder.schedule", "SliceState", "channel_context", "contexts"),
+    ("lalic.coder.schedule", "SliceState", "spatial_context", "contexts"),
+    ("lalic.coder.schedule", "SliceState", "aggregation", "aggregation"),
+    ("lalic_kernels.rans", "", "encode", "entropy encoding"),
+    ("lalic_kernels.rans", "Decoder", "decode", "entropy decoding"),
 )
-PLACES_THERE = (
-    ("lalic.coder.device", "DeviceSlices", "known_part", "contexts"),
-    ("lalic.coder.device", "DeviceSlices", "network", "aggregation"),
-    ("lalic_kernels.rans.grouped.gpu_encode", "", "encode", "entropy encoding"),
-    ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode_channels", "entropy decoding"),
-    ("lalic_kernels.rans.grouped.gpu", "DeviceDecoder", "decode_parameters", "entropy decoding"),
+GPU_PLACES = (
+    ("lalic.coder.gpu_slices", "GpuSliceState", "known_part", "contexts"),
+    ("lalic.coder.gpu_slices", "GpuSliceState", "network", "aggregation"),
+    ("lalic_kernels.rans.gpu", "", "encode", "entropy encoding"),
+    ("lalic_kernels.rans.gpu", "DeviceDecoder", "decode_channels", "entropy decoding"),
+    ("lalic_kernels.rans.gpu", "DeviceDecoder", "decode_parameters", "entropy decoding"),
 )
 
 
@@ -90,30 +89,27 @@ class Events:
         return 1e-3 * first.elapsed_time(second)
 
 
-class Stretches:
+class Stretches(Parts):
     """Stretches of time between marks, each of the part that was innermost in it."""
 
     def __init__(self, clock: Clock):
+        super().__init__()
         self.clock = clock
-        self._open = ["rest"]
         self._marks: list[tuple[Any, str]] = []  # when, and whose time begins
 
     def __enter__(self) -> Stretches:
-        self._marks = [(self.clock.mark(), "rest")]
+        self._marks = [(self.clock.mark(), self.current)]
         return self
 
     def __exit__(self, *_: object) -> None:
         self._marks.append((self.clock.mark(), "end"))
 
-    @contextlib.contextmanager
+    @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        self._open.append(name)
-        self._marks.append((self.clock.mark(), name))
-        try:
+        with super().part(name):
+            self._marks.append((self.clock.mark(), name))
             yield
-        finally:
-            self._open.pop()
-            self._marks.append((self.clock.mark(), self._open[-1]))
+        self._marks.append((self.clock.mark(), self.current))
 
     def seconds(self) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)
@@ -122,23 +118,11 @@ class Stretches:
         return dict(found)
 
 
-@contextlib.contextmanager
-def labelled(part: Callable[[str], Any]) -> Iterator[None]:
-    """Inside, each function of `PLACES` runs in the context that `part` gives for its part."""
-
-    def around(function: Any, name: str) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with part(name):
-                return function(*args, **kwargs)
-
-        return run
-
-    with contextlib.ExitStack() as stack:
-        for place, owner_name, function, name in (*PLACES, *(PLACES_THERE if triton_support.INSTALLED else ())):
-            module = importlib.import_module(place)
-            owner = getattr(module, owner_name) if owner_name else module
-            stack.enter_context(mock.patch.object(owner, function, around(getattr(owner, function), name)))
-        yield
+def places() -> Iterator[tuple[Any, str, str]]:
+    """Objects, their functions and the parts that these are, from `PLACES`."""
+    for place, owner, function, name in (*PLACES, *(GPU_PLACES if triton_support.INSTALLED else ())):
+        module = importlib.import_module(place)
+        yield (getattr(module, owner) if owner else module), function, name
 
 
 def times(call: Callable[[], Any], direction: str, clock: Clock, repeats: int) -> dict[str, float]:
@@ -149,7 +133,7 @@ def times(call: Callable[[], Any], direction: str, clock: Clock, repeats: int) -
     found: list[dict[str, float]] = []
     for _ in range(repeats + 1):  # the first warms up
         stretches = Stretches(clock)
-        with labelled(stretches.part), stretches:
+        with labelled(stretches.part, places()), stretches:
             call()
         found.append(stretches.seconds())
     missing = NEEDED[direction] - set(found[-1])
@@ -161,62 +145,19 @@ def times(call: Callable[[], Any], direction: str, clock: Clock, repeats: int) -
 # What the parts compute
 
 
-class _Counting(Passes):
-    """`Passes`, and by part multiply-adds of layers and bytes read and written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, dict[str, int]] = defaultdict(lambda: {"macs": 0, "bytes": 0})
-        self._part = ["rest"]
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._part.append(name)
-        try:
-            yield
-        finally:
-            self._part.pop()
-
-    def _add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        before = self.layers, self.calls
-        super()._add(func, args, kwargs, result)
-        if self.calls != before[1]:  # no view
-            of_part = self.found[self._part[-1]]
-            of_part["macs"] += self.layers - before[0]
-            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-            of_part["bytes"] += sum(x.numel() * x.element_size() for x in tensors)
-
-
 def counts(config: Config, height: int, width: int) -> dict[str, dict[str, int]]:
-    """{"macs", "bytes"} of each part for one picture: float32, what is kept of weights made already."""
+    """{"macs", "bytes"} of each part for one picture: float32, what is cached of weights made already."""
     model = LALIC.from_config(config).eval()
-
-    def whole(quiet_model: LALIC, x: Tensor) -> None:
-        quiet_model(x)
-
     with FakeTensorMode(allow_non_fake_inputs=True), RealNumbers(), torch.no_grad():
         without_memory(model)
-        whole(model, torch.empty(1, 3, 128, 128))
-        seen = _Counting()
-        with contextlib.ExitStack() as stack:
-            for name, module in (("g_a", model.g_a), ("h_a", model.h_a), ("h_s", model.h_s), ("g_s", model.g_s)):
-                stack.enter_context(mock.patch.object(module, "forward", _within(seen, module.forward, name)))
-            for function, name in (
-                ("channel_context", "contexts"), ("spatial_context", "contexts"), ("aggregation", "aggregation")
-            ):  # fmt: skip
-                original = getattr(SliceDecoder, function)
-                stack.enter_context(mock.patch.object(SliceDecoder, function, _within(seen, original, name)))
-            stack.enter_context(seen)
-            whole(model, torch.empty(1, 3, height, width))
-    return {name: dict(found) for name, found in seen.found.items()}
-
-
-def _within(seen: _Counting, function: Any, name: str) -> Any:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with seen.part(name):
-            return function(*args, **kwargs)
-
-    return run
+        model(torch.empty(1, 3, 128, 128))
+        seen = Operations()
+        modules = [(getattr(model, name), "forward", name) for name in ("g_a", "h_a", "h_s", "g_s")]
+        steps = (("channel_context", "contexts"), ("spatial_context", "contexts"), ("aggregation", "aggregation"))
+        slices = [(SliceState, function, name) for function, name in steps]
+        with labelled(seen.part, [*modules, *slices]), seen:
+            model(torch.empty(1, 3, height, width))
+    return {name: {"macs": found.layers, "bytes": found.bytes} for name, found in seen.parts.items()}
 
 
 # What the machine allows
@@ -224,30 +165,14 @@ def _within(seen: _Counting, function: Any, name: str) -> Any:
 
 def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
     """Multiply-adds a second of products in float32, bfloat16 and, on CUDA, int8; bytes a second of a copy."""
-    n = 256 if quick else 8192 if device.type == "cuda" else 1024
-    found = {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a = torch.randn(n, n, device=device).to(dtype)
-        found[name] = n**3 / _best(lambda a=a: a @ a, device)  # type: ignore[misc]
+    size = 256 if quick else 8192 if device.type == "cuda" else 1024
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if device.type == "cuda":
-        a = torch.ones(n, n, dtype=torch.int8, device=device)
-        found["int8"] = n**3 / _best(lambda: torch._int_mm(a, a.t()), device)
-        found["copy"] = copy_bandwidth(device)
-    else:
-        source = torch.ones(1 << (20 if quick else 26))
-        target = torch.empty_like(source)
-        found["copy"] = 2 * source.nbytes / _best(lambda: target.copy_(source), device)
-    return found
-
-
-def _best(call: Callable[[], Any], device: torch.device) -> float:
-    clock: Clock = Events() if device.type == "cuda" else WallClock()
-    found = []
-    for _ in range(6):
-        first = clock.mark()
-        call()
-        found.append(clock.between(first, clock.mark()))
-    return min(found[1:])
+        dtypes["int8"] = torch.int8
+    found = {name: product_rate(device, dtype, size) for name, dtype in dtypes.items()}
+    return found | {
+        "copy": copy_bandwidth(device, (1 << 22) if quick else (1 << 30) if device.type == "cuda" else 1 << 28)
+    }
 
 
 def beside_floors(

@@ -25,8 +25,10 @@ import torch
 from torch import Tensor
 
 import lalic
-from benchmarks import report
+from benchmarks import records
 from lalic import images
+from lalic.coder import Stream
+from lalic.coder.host import symbols_of
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import LalicError
 from lalic.model import LALIC
@@ -84,9 +86,9 @@ def _has_avx512() -> bool:
 def ideal_code_length(model: LALIC, x: Tensor) -> float:
     """Bits that x (1, 3, H, W) needs under the shipped integer tables, were the coder perfect."""
     with torch.no_grad():
-        passes, (z, rows), _ = model._symbols(x)
+        (z, rows), passes, _ = symbols_of(model, model.latents(x), None)
     y_bits = sum(ideal_bits(symbols[0], indexes[0], gaussian_tables()) for symbols, indexes in passes)
-    return y_bits + ideal_bits(z[0], rows[0], model._bottleneck_tables())
+    return y_bits + ideal_bits(z[0], rows[0], model.prior_tables())
 
 
 def prepare(folder: Path, model: LALIC, pictures: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
@@ -102,13 +104,13 @@ def prepare(folder: Path, model: LALIC, pictures: Iterable[tuple[str, Tensor]]) 
         item: dict[str, Any] = {"name": name, "size": list(x.shape[2:])}
         for entropy in ENTROPIES:
             model.entropy = entropy
-            sections, packed = model.encode_sections(x), model.compress(x)
+            stream, packed = model.encode(x), model.compress(x)
             item[entropy] = {
-                "streams": [_text(stream) for stream in sections.streams], "checksum": sections.checksum,
+                "stream": _text(stream.data), "checksum": stream.checksum,
                 "strings": [_text(s[0]) for s in packed["strings"]], "hyper": list(packed["shape"]["hyper"]),
             }  # fmt: skip
             symbols = hashlib.sha256()
-            passes, (z, _), _ = model._symbols(x)
+            (z, _), passes, _ = symbols_of(model, model.latents(x), None)
             for part in [z, *(s for s, _ in passes)]:
                 symbols.update(part.numpy().astype("<i4").tobytes())
             found[entropy][name] = [symbols.hexdigest(), _hash(packed["y_hat"])]
@@ -132,9 +134,7 @@ def decode(folder: Path) -> dict[str, Any]:
             own = item[entropy]
             try:
                 height, width = item["size"]
-                read = model.read_sections(
-                    [_bytes(stream) for stream in own["streams"]], height, width, own["checksum"]
-                )
+                read = model.read(Stream(_bytes(own["stream"]), own["checksum"]), height, width)
                 found[entropy][item["name"]] = [read.symbols_sha256, _hash(read.y_hat)]
             except LalicError:
                 found[entropy][item["name"]] = "refused"
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="pictures, in name order")
     parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
     parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
-    parser.add_argument("--save", action="store_true", help="append a record to the results")
+    records.add_saving(parser)
     parser.add_argument("--few", action="store_true", help="the five settings of the tests instead of all sixteen")
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)  # what a fresh process does
     arguments = parser.parse_args(argv)
@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not paths:
         parser.error(f"no pictures in {arguments.folder}")
     model = lalic.slim() if arguments.checkpoint is None else lalic.load_checkpoint(arguments.checkpoint)
-    record = report.environment(torch.device("cpu"))
-    print(report.header(record))
+    record = records.environment(torch.device("cpu"))
+    print(records.header(record))
     rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         from lalic.codec import _pad
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record |= {"pictures": arguments.name or arguments.folder.name, "model": model.config.name}
     record |= {"weights": model.weights_hash().hex(), "portability": rows}
     if arguments.save:
-        report.keep(record)
+        records.keep(record, arguments.results)
     exact = [row["exact"] for row in rows]
     whole = all(c["equal"] == c["pictures"] and c["equal_in_batches"] == c["in_batches"] for c in exact)
     return 0 if whole else 1

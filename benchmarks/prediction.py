@@ -1,19 +1,18 @@
 """What an H200 should take, written before it was measured: `python -m benchmarks.prediction > docs/gpu-prediction.md`.
 
 Counts come from this repository: multiply-adds and bytes of each part (`benchmarks.parts.counts`), launches from the
-newest record of `benchmarks.launches`. What no count gives is an assumption, one row each in the document, with a
-good, a middle and a bad value. A test makes the document again and compares.
+newest record of `benchmarks.counting.launches`. What no count gives is an assumption, one row each in the document,
+with a good, a middle and a bad value. A test makes the document again and compares.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import parts, report
+from benchmarks import parts, records
 from lalic.config import FULL
 
 CASES = (("768x512", 512, 768, 768 * 512), ("1920x1080", 1088, 1920, 768 * 512))
@@ -48,7 +47,8 @@ each times the share assumed. An exact product is {products} int8 products of di
 and the host's work are added, as if nothing overlapped. Rates, by NVIDIA's data sheet and dense: 494.5 T multiply-adds
 a second in bfloat16, 989.5 T in int8, 4.8 TB/s.
 
-Launches: {count} a decode, counted by `benchmarks.launches` (record of {date}); an encode is taken to have as many.
+Launches: {count} a decode, counted by `benchmarks.counting.launches` (record of {date}); an encode is taken to have as
+many.
 """
 CLOSING = """## What would prove it wrong
 
@@ -57,18 +57,14 @@ Where the sum is beyond while the parts are not, the rows of launches or of the 
 this: Triton compiles each kernel on first use (`docs/cold-start.md`)."""
 
 
-def launches(folder: Path = report.RESULTS) -> dict[str, Any]:
+def launches(folder: Path = records.RESULTS) -> dict[str, Any]:
     """The newest record of a decode of the full model. Raises ``ValueError`` if there is none."""
-    found = None
-    for line in (folder / "static.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record.get("launches", {}).get("model") == "full":
-            found = record
-    if found is None:
+    counted = [record for record in records.load(folder) if record.get("launches", {}).get("model") == "full"]
+    if not counted:
         raise ValueError(
-            f"{folder}/static.jsonl: expected a record of `python -m benchmarks.launches --save`, found none"
+            f"{folder}/static.jsonl: expected a record of `python -m benchmarks.counting.launches --save`, found none"
         )
-    return found
+    return counted[-1]
 
 
 def part_ms(name: str, counted: dict[str, int], column: int) -> float:

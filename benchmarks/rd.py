@@ -9,12 +9,11 @@ committed results.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import records
 from lalic.codec import resolve_device
 from lalic.eval import cli, plot, session
 from lalic.eval.measure import Curve, decibels
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and with --save append; or draw. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rd", description="Rate-distortion curves as records.")
     cli.add_arguments(parser, inputs="*")
-    parser.add_argument("--save", action="store_true", help="append a record to the results")
+    records.add_saving(parser)
     parser.add_argument("--figure", type=Path, metavar="STEM", help="draw the newest record of --name and stop")
     arguments = parser.parse_args(argv)
     if arguments.figure is not None:
@@ -36,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.inputs:
         parser.error("expected pictures or folders of pictures")
     device = resolve_device(arguments.device)
-    record = report.environment(device)  # before the measurement: the date is that of its start
+    record = records.environment(device)  # before the measurement: the date is that of its start
     found = session.evaluate(arguments)
     print(session.report(found, arguments.each))
     if arguments.output is not None:
         session.write(found, arguments.output)
     if arguments.save:
-        print(f"added to {report.append(record | as_record(found))}")
+        records.keep(record | as_record(found), arguments.results)
     return 0
 
 
@@ -81,17 +80,12 @@ def _short(value: float | None) -> float | None:
     return None if value is None or value == float("inf") else float(f"{value:.6g}")
 
 
-def newest(pictures: str, folder: Path = report.RESULTS) -> dict[str, Any]:
+def newest(pictures: str, folder: Path = records.RESULTS) -> dict[str, Any]:
     """The last record with curves of the set `pictures`, over all devices. Raises `SystemExit` if there is none."""
-    found = []
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line) if '"rd"' in line else {}
-            if record.get("pictures") == pictures and "rd" in record:
-                found.append(record)
+    found = [record for record in records.load(folder) if record.get("pictures") == pictures and "rd" in record]
     if not found:
         raise SystemExit(f"there is no record with curves of {pictures!r}; make one with --save")
-    return max(found, key=lambda record: record["date"])
+    return found[-1]
 
 
 def draw(record: dict[str, Any], stem: Path) -> list[Path]:

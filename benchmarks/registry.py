@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from benchmarks import biwkv, block, codec, cold, gaussian, ops, rans, shift, transforms
+from benchmarks.cases import biwkv, block, entropy_params, gaussian, rans, shift, transforms
 from benchmarks.measure import Entry, Row, Setting, measure
 
 _BOTH = ("fresh", "reused")
 _ALL = (
-    Entry("biwkv", "bidirectional WKV, forward and backward", biwkv.cases, memory=_BOTH, more=cold.biwkv),
+    Entry("biwkv", "bidirectional WKV, forward and backward", biwkv.cases, memory=_BOTH),
     Entry("token_shift", "depth-wise 5x5, channels last", shift.token_shift_cases, memory=_BOTH),
     Entry("norm_shift", "LayerNorm, then depth-wise 5x5", shift.norm_shift_cases, memory=_BOTH),
     Entry("spatial_mix", "products round bidirectional WKV", block.spatial_mix_cases, memory=_BOTH),
     Entry("channel_mix", "gated feed-forward, hidden layer inside", block.channel_mix_cases, memory=_BOTH),
     Entry("rwkv_block", "norm, shift, spatial mix, norm, shift, channel mix", block.block_cases, memory=_BOTH),
     Entry("transforms", "g_s and g_a of the full model", transforms.cases),
-    Entry("entropy_params", "the entropy-parameter block", ops.entropy_params_cases, memory=_BOTH),
+    Entry("entropy_params", "the entropy-parameter block", entropy_params.cases, memory=_BOTH),
     Entry("gaussian_likelihood", "the latents' likelihoods, forward and backward", gaussian.cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
-    Entry("codec", "whole models, tensors to streams and back", codec.cases),
 )
 ENTRIES = {entry.name: entry for entry in _ALL}
 
 
 def measure_entry(name: str, setting: Setting) -> list[Row]:
     """All rows of an entry. Raises `WrongResult` at the first result that is wrong; then there are none."""
-    entry = ENTRIES[name]
-    rows = [row for case in entry.cases(setting) for row in measure(name, case, setting)]
-    return rows + (entry.more(setting) if entry.more else [])
+    return [row for case in ENTRIES[name].cases(setting) for row in measure(name, case, setting)]

@@ -3,7 +3,7 @@
 Counted for the full model and a 768x512 picture, on tensors without memory: multiply-adds of products and
 convolutions (BiWKV's scans, norms and elementwise work left out, as in the published count), and calls of ATen that
 compute or move something (views left out; an op of ours is one call, whatever it launches). Each thing kept is switched
-off by a subclass of `SliceDecoder` here that does without it. `--time` measures the same variants on this machine,
+off by a subclass of `SliceState` here that does without it. `--time` measures the same variants on this machine,
 each one's result compared with the published schedule's before.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,16 +19,18 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from benchmarks import baselines_slices, report
+from benchmarks import records
+from benchmarks.counting import Place, labelled
+from benchmarks.counting.operations import Operations, without_memory
 from benchmarks.measure import Call, Case, Row, Setting, measure, within
-from lalic.coder import decoder, slices, weights
-from lalic.coder.decoder import SliceDecoder
-from lalic.coder.engine import FLOAT, Engine
+from benchmarks.peers import slices as published
+from lalic.coder import schedule, weights
+from lalic.coder.engines import FLOAT
+from lalic.coder.schedule import PassCoder, SliceState, code_slices
+from lalic.coder.weights import Engine
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.context import SliceStack, pack, unpack
@@ -39,7 +40,7 @@ HEIGHT, WIDTH = 512, 768
 # Without one thing that is kept
 
 
-class _Uncached(SliceDecoder):
+class _Uncached(SliceState):
     """Remembers the modules and the hyper parameters, for what has to be computed from them again."""
 
     def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
@@ -118,12 +119,12 @@ class WeightsEachTime(_Uncached):
     """Cut and joined weights made for every picture."""
 
     def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
-        with mock.patch.object(decoder, "stack_weights", weights.make_weights):
+        with mock.patch.object(schedule, "stack_weights", weights.make_weights):
             super().__init__(stack, params, engine)
 
 
-VARIANTS: dict[str, type[SliceDecoder]] = {
-    "all kept": SliceDecoder,
+VARIANTS: dict[str, type[SliceState]] = {
+    "all kept": SliceState,
     "hyper part once a pass": HyperEachPass,
     "channel part once a pass": ChannelEachPass,
     "all earlier slices convolved at once": ConvolveAllSlices,
@@ -138,64 +139,17 @@ PUBLISHED, PUBLISHED_FORWARD = "the published schedule", "the published schedule
 def loop_of(variant: str) -> Callable[..., Tensor]:
     """`code_slices` of a variant, by name."""
     if variant == PUBLISHED:
-        return baselines_slices.code_slices
+        return published.code_slices
     if variant == PUBLISHED_FORWARD:
-        return partial(baselines_slices.code_slices, full_grid=True)
+        return partial(published.code_slices, full_grid=True)
 
-    def loop(stack: SliceStack, params: Tensor, coder: slices.SliceCoder) -> Tensor:
-        with mock.patch.object(slices, "SliceDecoder", VARIANTS[variant]):
-            return slices.code_slices(stack, params, coder)
+    def loop(stack: SliceStack, params: Tensor, coder: PassCoder) -> Tensor:
+        return code_slices(VARIANTS[variant](stack, params, FLOAT), coder)
 
     return loop
 
 
 # Counting
-
-
-def _image_products(x: Tensor, per_element: int) -> int:
-    return x.numel() * per_element
-
-
-OURS: dict[str, Callable[..., int]] = {  # multiply-adds of products and convolutions in our ops
-    "biwkv": lambda *a: 0,
-    "gaussian_likelihood": lambda *a: 0,
-    "token_shift": lambda x, *a: _image_products(x, 25),
-    "norm_shift": lambda x, *a: _image_products(x, 25),
-    "spatial_mix": lambda x, *a: _image_products(x, 4 * x.shape[3]),
-    "channel_mix": lambda x, key, *a: _image_products(x, 2 * key.shape[0] + x.shape[3]),
-    "entropy_params": lambda x, mix, *a: x.shape[0] * x.shape[1] * mix.shape[0] * (x.shape[2] + 5 * mix.shape[0]),
-}
-
-
-class Count(TorchDispatchMode):
-    """Multiply-adds and calls inside, by the part that is running."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.part = "packing and the rest"
-        self.macs: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        """Name what is inside."""
-        before, self.part = self.part, part
-        try:
-            yield
-        finally:
-            self.part = before
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func.namespace == "lalic_kernels":
-            self.macs[self.part] += OURS[func._schema.name.partition("::")[2]](*args)  # an unknown op is an error
-        elif func._overloadpacket in flop_registry:
-            self.macs[self.part] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
-        views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]
-        if func.namespace in ("aten", "lalic_kernels") and not any(views) and "_unsafe_view" not in func.name():
-            self.calls[self.part] += 1
-        return out
 
 
 STEPS = {
@@ -209,30 +163,18 @@ STEPS = {
 }
 
 
-@contextlib.contextmanager
-def _named(count: Count, model: LALIC, steps: type[SliceDecoder]) -> Iterator[None]:
-    """Parts of the model, and the steps of a variant, name what they count."""
-
-    def naming(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*a: Any, **k: Any) -> Any:
-            with count.of(part):
-                return function(*a, **k)
-
-        return call
-
-    with contextlib.ExitStack() as undo:
-        for name in ("g_a", "g_s", "h_a", "h_s"):
-            module = getattr(model, name)
-            undo.enter_context(mock.patch.object(module, "forward", naming(name, module.forward)))
-        stack = model.latent_codec.y
-        whole = [("channel contexts", m) for m in stack.channel_context.values()]  # as the published schedule runs them
-        for part in stack.latent_codec.values():
-            whole += [("spatial contexts", part.context_prediction), ("aggregation", part.entropy_parameters)]
-        for name, module in whole:
-            undo.enter_context(mock.patch.object(module, "forward", naming(name, module.forward)))
-        for name, part in STEPS.items():
-            undo.enter_context(mock.patch.object(steps, name, naming(part, getattr(steps, name))))
-        yield
+def _places(model: LALIC, steps: type[SliceState]) -> Iterator[Place]:
+    """Parts of the model, and the steps of a variant, as what they count is named."""
+    for name in ("g_a", "g_s", "h_a", "h_s"):
+        yield getattr(model, name), "forward", name
+    stack = model.latent_codec.y
+    for module in stack.channel_context.values():  # as the published schedule runs them
+        yield module, "forward", "channel contexts"
+    for part in stack.latent_codec.values():
+        yield part.context_prediction, "forward", "spatial contexts"
+        yield part.entropy_parameters, "forward", "aggregation"
+    for name, step in STEPS.items():
+        yield steps, name, step
 
 
 @contextlib.contextmanager
@@ -241,13 +183,7 @@ def full_model() -> Iterator[LALIC]:
     with torch.device("meta"):
         model = LALIC.from_config(FULL).eval()
     with FakeTensorMode(), torch.no_grad():
-        for module in model.modules():
-            tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for held in tensors:
-                for name, value in held.items():
-                    if value is not None:
-                        empty = torch.empty(value.shape, dtype=value.dtype)
-                        held[name] = nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty
+        without_memory(model)
         yield model
 
 
@@ -264,17 +200,19 @@ def count(what: str, variant: str = "all kept") -> Counted:
 
     Entropy coding itself, which is no tensor operation, is left out.
     """
-    found, loop = Count(), loop_of(variant)
+    seen, loop = Operations(), loop_of(variant)
     with full_model() as model:
         z = torch.empty(1, FULL.dims[5], HEIGHT // 64, WIDTH // 64)
         params = torch.empty(1, FULL.M, HEIGHT // 16, WIDTH // 16).contiguous(memory_format=torch.channels_last)
         stack = model.latent_codec.y
         if variant != "weights prepared for every picture":
             weights.stack_weights(stack, FLOAT)
+        places = _places(model, VARIANTS.get(variant, SliceState))
         with (
-            found,
-            _named(found, model, VARIANTS.get(variant, SliceDecoder)),
-            mock.patch("lalic.model.code_slices", loop),
+            seen,
+            labelled(seen.part, places),
+            mock.patch("lalic.model.SliceState", lambda stack, params, engine: (stack, params)),
+            mock.patch("lalic.model.code_slices", lambda given, coder: loop(*given, coder)),
         ):
             if what == "decompress":
                 model.g_s(loop(stack, model.h_s(z), means_only))
@@ -282,13 +220,11 @@ def count(what: str, variant: str = "all kept") -> Counted:
                 model(torch.empty(1, 3, HEIGHT, WIDTH))
             else:
                 loop(stack, params, means_only)
-    return {
-        "what": what,
-        "variant": variant,
-        "macs": sum(found.macs.values()),
-        "calls": sum(found.calls.values()),
-        "parts": {part: [found.macs[part], found.calls[part]] for part in sorted(found.macs | found.calls)},
-    }
+    whole = seen.sum()
+    names = {part: "packing and the rest" if part == "rest" else part for part in seen.parts}
+    parts = {names[part]: [found.layers, found.calls] for part, found in seen.parts.items()}
+    found = {"what": what, "variant": variant, "macs": whole.layers, "calls": whole.calls}
+    return found | {"parts": dict(sorted(parts.items()))}
 
 
 def count_all() -> list[Counted]:
@@ -310,7 +246,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         stack = model.latent_codec.y
         params = torch.randn(1, config.hyper_width, height // 16, width // 16, device=setting.device)
         params = params.contiguous(memory_format=torch.channels_last)
-        expected = baselines_slices.code_slices(stack, params, means_only)
+        expected = published.code_slices(stack, params, means_only)
 
         def check(got: Tensor, expected: Tensor = expected) -> None:
             # float32 through some dozen layers, five slices deep; means are of order one: 1e-6 as measured.
@@ -361,28 +297,27 @@ def table(rows: Sequence[Counted]) -> Iterator[str]:
         yield ""
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slices", description="What keeping results is worth.")
     parser.add_argument("--time", action="store_true", help="measure the variants on this machine as well")
-    parser.add_argument("--device", default="cpu", help="for --time (default %(default)s)")
+    records.add_where(parser)
     parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
-    report.add_saving(parser, "append records to the results")
-    options = parser.parse_args(words)
-    report.refuse_unfit(parser, options, timed=options.time)
+    records.add_saving(parser)
+    options = parser.parse_args(argv)
+    device = records.check(parser, options, timed=options.time)
     counted = count_all()
     print("\n".join(table(counted)))
     if options.save:
         # Nothing counted depends on the machine, so the record stands with the other counts.
-        report.keep(report.counted(op="slices", counted=counted), options.results)
+        records.keep(records.counted(op="slices", counted=counted), options.results)
     if options.time:
-        device = torch.device(options.device)
-        record = report.environment(device) | {"quick": options.quick}
+        record = records.environment(device) | {"quick": options.quick}
         record["rows"] = measure_all(Setting(device, quick=options.quick))
-        print(report.header(record))
-        print(report.table("slices", record["rows"]))
+        print(records.header(record))
+        print(records.table("slices", record["rows"]))
         if options.save:
-            report.keep(record, options.results)
+            records.keep(record, options.results)
     return 0
 
 

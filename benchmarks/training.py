@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import records
 from lalic.config import SLIM
 
 ROOT = Path(__file__).parents[1]
@@ -68,13 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="time this checkout's code too")
     parser.add_argument("--rounds", type=int, default=3, help="processes a side (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one small step: to see that all runs")
-    report.add_saving(parser)
+    records.add_saving(parser)
     options = parser.parse_args(argv)
-    report.refuse_unfit(parser, options, timed=True)
-    import torch
-
+    device = records.check(parser, options)
     sides = {"here": ROOT} | ({} if options.beside is None else {"beside": options.beside.resolve()})
-    record = report.environment(torch.device("cpu")) | {"threads": 1, "quick": options.quick}
+    record = records.environment(device) | {"threads": 1, "quick": options.quick}
     rows = measure(sides, 1 if options.quick else options.rounds, options.quick)
     medians = {side: statistics.median(values) for side, values in rows.items()}
     for side, value in medians.items():
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found["ratio"] = statistics.median(a / b for a, b in zip(rows["here"], rows["beside"], strict=True))
         print(f"{found['ratio']:.2f} times the other's")
     if options.save:
-        report.keep(record | {"training": {"model": "slim", "batch": BATCH, "patch": PATCH} | found}, options.results)
+        records.keep(record | {"training": {"model": "slim", "batch": BATCH, "patch": PATCH} | found}, options.results)
     return 0
 
 
@@ -104,8 +102,8 @@ def _process(checkout: Path, quick: bool) -> float:
     if quick:
         shape |= {"M": 8, "dims": (8, 8, 8, 8, 8, 8), "depths": (0, 0, 1, 0), "groups": (3, 5)}
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", _PROGRAM, json.dumps((shape, *numbers))]
-    done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    command = [sys.executable, "-c", _PROGRAM, json.dumps((shape, *numbers))]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
         raise RuntimeError(f"{checkout}: {done.stderr.strip()[-500:]}")
     return float(json.loads(done.stdout)["kilopixels"])

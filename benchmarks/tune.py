@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 import lalic_kernels
-from benchmarks import report
-from benchmarks.biwkv import biwkv_arguments, check_biwkv, check_biwkv_gradients
+from benchmarks import records
+from benchmarks.cases.biwkv import biwkv_arguments, check_biwkv, check_biwkv_gradients
 from benchmarks.measure import Call, Case, Setting, measure
 from benchmarks.measure import Row as Measured
 from lalic_kernels._core.launch import Launch
@@ -176,14 +176,14 @@ def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
             yield core.describe(ours.by_chunk(kernel, launch, dtype, name_of(launch), more, 16 // itemsize), target)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write a table. Returns 0; usage errors, and a machine without a GPU, exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description="Measure a launch table on a GPU.")
     parser.add_argument("op", choices=("biwkv",))
     parser.add_argument("--output", type=Path, default=launches.FILE, metavar="FILE", help="default: the package's own")
-    parser.add_argument("--save", action="store_true", help="append all measurements to the results")
+    records.add_saving(parser)
     parser.add_argument("--compile", metavar="90", help="only compile the candidates, for a CUDA architecture")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if options.compile:
         for found in compile_candidates(options.compile):
             print(json.dumps(found), flush=True)
@@ -192,20 +192,20 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("a launch table is measured on the GPU that it is for, and torch finds none on this machine")
     device = torch.device("cuda")
     architecture = launches.architecture(device)
-    record = report.environment(device)
-    print(report.header(record), flush=True)
+    record = records.environment(device)
+    print(records.header(record), flush=True)
     setting = Setting(device)
 
     def timed(case: Case) -> list[Measured]:
         rows = measure("tune biwkv", case, setting)
-        print(report.table("tune biwkv", rows), flush=True)
+        print(records.table("tune biwkv", rows), flush=True)
         return rows
 
     best, measured = tune(architecture, setting, timed)
     write([*(row for row in launches.TABLE if row.architecture != architecture), *best], options.output)
     print(f"wrote {len(best)} rows for {architecture} to {options.output}")
     if options.save:
-        print(f"appended to {report.append(record | {'quick': False, 'rows': measured})}")
+        records.keep(record | {"quick": False, "rows": measured}, options.results)
     return 0
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from benchmarks.compiled import OPS, core
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
     parser.add_argument("backend", choices=("cuda", "hip"))
     parser.add_argument("architecture", help="compute capability without a point, as 90; or gfx942")
     parser.add_argument("op", nargs="*", help=f"only these of {', '.join(OPS)}")
     parser.add_argument("--all", action="store_true", help="minor variants too (always for cuda 90)")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every Nth job from the Ith on, for N processes")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     first, step = (int(number) for number in options.part.split("/"))
     if unknown := set(options.op) - set(OPS):
         parser.error(f"no op is called {sorted(unknown)}")

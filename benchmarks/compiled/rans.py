@@ -1,16 +1,14 @@
-"""The grouped coder's kernels and the checksum's: integers, but for scales and means where they come and values."""
+"""The coder's kernels and the checksum's: integers, but for scales and means where they come and values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job
-from lalic_kernels.rans import checksum, kernels_checksum
-from lalic_kernels.rans.grouped import gpu, gpu_encode, kernels, kernels_main, kernels_push
+from lalic_kernels.rans import checksum, gpu, kernels
 
 TYPES = {
     "words_ptr": "*i16",
-    "quiet_ptr": "*i8",
     "raw_ptr": "*i64",
     "totals_ptr": "*i64",
     "sums_ptr": "*i64",
@@ -25,18 +23,17 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     if "fp32" not in dtypes:
         return
     for label, kernel, launch in (
-        ("count", kernels.rans_count_kernel, gpu.LAUNCHES["count"]),
-        ("spread", kernels.rans_spread_kernel, gpu.LAUNCHES["spread"]),
-        ("main", kernels_main.rans_main_kernel, gpu.LAUNCHES["main"]),
+        ("rows", kernels.rans_rows_kernel, gpu.LAUNCHES["rows"]),
+        ("symbols", kernels.rans_symbols_kernel, gpu.LAUNCHES["symbols"]),
         ("values", kernels.rans_values_kernel, gpu.LAUNCHES["values"]),
-        ("push", kernels_push.rans_push_kernel, gpu_encode.LAUNCHES["push"]),
-        ("checksum", kernels_checksum.checksum_kernel, checksum.LAUNCH),
+        ("push", kernels.rans_push_kernel, gpu.LAUNCHES["push"]),
+        ("checksum", kernels.checksum_kernel, checksum.LAUNCH),
     ):
         types = {argument: "*i32" for argument in kernel.arg_names if argument.endswith("_ptr")} | TYPES
         if "PARAMETERS" not in kernel.arg_names:
             variants = (("", False), ("medians", True), ("means", True)) if label == "values" else (None,)
             for variant in variants:
-                constants = {} if variant is None else dict(zip(("OFFSETS", "MOST"), variant, strict=True))
+                constants = {} if variant is None else dict(zip(("OFFSETS", "ABSMAX"), variant, strict=True))
                 yield Job(f"rans {label} {variant or ''}".strip(), kernel, launch, "fp32", constants, types=types)
             continue
         for given in (False, True):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import lalic_kernels
 from lalic.config import Config
 from lalic.nn.blocks import RWKVBlock
-from lalic.nn.channel_transformer import ChannelTransformer as ChannelTransformer
 from lalic_kernels.cache import WeightCache
 
 

@@ -23,7 +23,7 @@ from lalic.nn.context import pack
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not part of the installed packages
 
-from benchmarks import baselines_slices as published
+from benchmarks.peers import slices as published
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model.safetensors"
 

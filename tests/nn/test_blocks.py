@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import plain
+from benchmarks.peers.plain import plain
 from lalic.config import SLIM
 from lalic.model import LALIC
 from lalic.nn.blocks import RWKVBlock

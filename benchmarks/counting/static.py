@@ -1,0 +1,150 @@
+"""What the compiled code says about an op, without a GPU: `python -m benchmarks.counting.static biwkv`.
+
+For each kernel whose programs take a chunk of tokens, in each launch configuration: registers, spills, shared memory,
+the width of each load and store of a tensor of the op, and exponentials (MUFU.EX2) an element. These are counts of what
+stands in the machine code, so they are per execution only where there is no loop: the logarithmic form, the one part
+with loops, is left out of these compilations (FAST_ONLY), and a count with a loop in it is not given.
+Counted per thread, times threads, over the elements of the program's block: what threads compute twice counts twice.
+
+Then the bytes that a forward moves, over the minimum (k, v read, y written, once each): k and v are read twice, and the
+floats of states that a chunk and channel cost are counted in the same code. Reads that the L2 cache serves count too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks import records
+from lalic_kernels._core.launch import blocks
+from lalic_kernels.biwkv import launches
+
+ARCHITECTURES = ("80", "90", "100", "120")
+# Tensors of the op's own shape: all of an element's traffic but states.
+MAIN = ("k_ptr", "v_ptr", "y_ptr", "gate_ptr", "grad_ptr", "grad_k_ptr", "grad_v_ptr", "grad_gate_ptr")
+READS, WRITES = 4, 1  # of an element by the forward: k and v by chunk_sums and by rows, y by rows
+LENGTHS = (64, 239, 240, 384, 512, 1024, 1025, 2040, 4096, 6144, 8160, 24576, 98304, 1 << 20)
+
+
+def biwkv(architecture: str) -> list[dict[str, Any]]:
+    """A dictionary for each kernel and launch of "any" or this architecture, then one for each length in LENGTHS."""
+    from benchmarks.compiled import biwkv as ours
+    from benchmarks.compiled import core
+
+    target, name = core.target_of("cuda", architecture), f"cuda {architecture}"
+    table = [row for row in launches.TABLE if row.architecture in ("any", name)]
+    kernels: list[dict[str, Any]] = []
+    for row in table:
+        dtype = {2: "bf16", 4: "fp32"}.get(row.itemsize or 0, "")
+        for kernel, launch, ending, more in ours.variants(row):
+            fast = {**more, "FAST_ONLY": True}
+            job = ours.by_chunk(kernel, launch, dtype, f"from {row.start}{ending}", fast, 16 // core.itemsize(dtype))
+            kernels.append(_kernel(core.describe(job, target)))
+    any_scan = next(row.launch for row in table if row.use == "scan")
+    scan = core.describe(next(iter(ours.scans(any_scan, 256))), target)
+    shared = any_scan["PIECE"] * any_scan["BLOCK_C"] // (32 * any_scan.num_warps)  # elements a thread
+    per_scan = _floats(scan["accesses"], ("sums_ptr", "entering_ptr")) // shared
+    return [{"architecture": architecture, **found} for found in kernels + list(_traffic(name, kernels, per_scan))]
+
+
+def _kernel(found: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one kernel from what `core.describe` found."""
+    launch, counts = found["launch"], found["instructions"]
+    tokens = launch["LENGTH"] if "LENGTH" in launch else launches.PER_GROUP * launch["GROUPS"]
+    elements, threads = tokens * launch["BLOCK_C"], 32 * launch["num_warps"]
+    main = {name: found["accesses"][name] for name in MAIN if name in found["accesses"] and name not in _fixed(found)}
+    widths = [(int(kind.split()[1]), number) for kinds in main.values() for kind, number in kinds.items()]
+    states = 0
+    if found["function"] == "chunk_sums_kernel":
+        states = _floats(found["accesses"], ("sums_ptr",))  # a state is stored by one thread
+    elif found["function"] == "rows_kernel":
+        states = _floats(found["accesses"], ("entering_ptr",)) // found["constants"]["VEC"]  # one for each channel
+    return {
+        "kernel": found["kernel"],
+        "function": found["function"],
+        "dtype": found["dtype"],
+        "launch": launch,
+        "registers": found["registers"],
+        "spills": found["spills"],
+        "shared": found["shared"],
+        "accesses": main,
+        "share of 128 bits": sum(number for bits, number in widths if bits == 128)
+        / sum(number for _, number in widths),
+        "exponentials": None if counts.get("loops") else counts["MUFU.EX2"] * threads / elements,
+        "states": states,
+        "gated": bool(found["constants"].get("GATED")),
+        "centred": bool(found["constants"].get("CENTRED")),
+    }
+
+
+def _fixed(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Pointers that are work space in a kernel though named as a tensor of the op is elsewhere."""
+    return ("y_ptr",) if found["function"].startswith("grad_") else ()
+
+
+def _floats(accesses: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> int:
+    """32-bit numbers that a thread reads and writes through some pointers."""
+    found = [pair for name in names for pair in accesses.get(name, {}).items()]
+    return sum(int(kind.split()[1]) // 32 * number for kind, number in found)
+
+
+def _traffic(architecture: str, kernels: Sequence[Mapping[str, Any]], per_scan: int) -> Iterator[dict[str, Any]]:
+    for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
+        for tokens in LENGTHS:
+            choice = launches.choose(architecture, tokens, 96, itemsize)
+            forward = [k for k in kernels if k["dtype"] == dtype and not k["gated"] and not k["centred"]]
+            own = [k for k in forward if k["launch"] == choice.rows.options()]
+            states = per_scan + sum(k["states"] for k in own)
+            moved = (READS + WRITES) * itemsize + 4 * states * blocks(tokens, choice.chunk) / tokens
+            yield {
+                "traffic": f"forward {dtype}",
+                "tokens": tokens,
+                "chunk": choice.chunk,
+                "states": states,
+                "bytes": moved,
+                "minimum": 3 * itemsize,
+                "over the minimum": moved / (3 * itemsize),
+            }
+
+
+OPS = {"biwkv": biwkv}
+
+
+def lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The report as text."""
+    for row in found:
+        if "traffic" in row:
+            text = f"{row['over the minimum']:.3f} times the minimum, {row['bytes']:.2f} bytes an element"
+            yield f"sm_{row['architecture']} {row['traffic']} T = {row['tokens']}, chunks of {row['chunk']}: {text}"
+            continue
+        exponentials = (
+            "not counted (loops)" if row["exponentials"] is None else f"{row['exponentials']:.2f} EX2 an element"
+        )
+        name = f"sm_{row['architecture']} {row['kernel']} {row['launch']}"
+        sizes = f"{row['registers']} registers, {row['spills']} spilled bytes, {row['shared']} shared"
+        yield f"{name}: {sizes}, {100 * row['share of 128 bits']:.0f} % of accesses 128 bits, {exponentials}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report. Returns 0; usage errors exit with 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counting.static", description="Compiled code, counted.")
+    parser.add_argument("op", choices=OPS)
+    parser.add_argument("--architecture", nargs="+", default=ARCHITECTURES, metavar="90", help="CUDA, as 90")
+    parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
+    records.add_saving(parser)
+    options = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        parser.error("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
+    rows = [row for architecture in options.architecture for row in OPS[options.op](architecture)]
+    print("\n".join(map(json.dumps, rows) if options.json else lines(rows)))
+    if options.save:
+        records.keep(records.counted(op=options.op, compiled=rows), options.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

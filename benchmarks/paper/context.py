@@ -1,0 +1,278 @@
+"""What predicting the latents costs, slice by slice, by each context model. `python -m benchmarks.paper.context`.
+
+Counted, on tensors without memory, for the latents of one 768x512 picture: parameters, multiply-adds (half of what
+torch's counter and our ops' formulas say), ATen calls (views left out, an op of ours is one). A slice is its channel
+context, its spatial context and its two aggregations at half the positions; hyper parameters' part is in slice 0.
+
+The published network's size (`FAT`) alone as well: with the cache, recomputing the slices so far, and recomputing all
+slices each time, as the published decoder does. `--time` measures each slice of each model on this machine, and the
+cache against recomputing; results are compared before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import records
+from benchmarks.counting import operations
+from benchmarks.counting.operations import parameters, without_memory
+from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from benchmarks.paper.channel_transformer import FAT, ChannelTransformer, TransformerState
+from benchmarks.paper.context_models import ContextModel, TransformerContext, make
+from lalic.config import FULL, SLIM, Config
+from lalic.nn.context import pack, unpack
+
+SIZE = (32, 48)  # latents of 768x512 pixels, landscape
+MODELS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("conv", {}), ("conv-plus", {"kernel": 3}), ("conv-plus", {"kernel": 5}), ("conv-plus", {"kernel": 7}),
+    ("rwkv", {}), ("transformer", {}),
+)  # fmt: skip
+
+Counted = dict[str, Any]
+
+
+def count(call: Callable[[], Any]) -> tuple[int, int, Any]:
+    """Multiply-adds, ATen calls, and the result of a call."""
+    found, result = operations.count(call)
+    return found.formula // 2, found.calls, result
+
+
+def predict(
+    model: ContextModel, state: Any, k: int, previous: Tensor | None, hyper: Tensor, latents: Tensor
+) -> list[Tensor]:
+    """What a decoder computes for slice k, its symbols known: latents (B, g, h, w). Parameters of both passes."""
+    context = model.channel(state, previous)
+    rest = [*([] if context is None else [context]), hyper]
+    anchors = unpack(pack(latents.permute(0, 2, 3, 1), 0), 0).permute(0, 3, 1, 2)
+    found = []
+    for parity, inputs in ((0, rest), (1, [model.spatial(k, anchors), *rest])):
+        packed = torch.cat([pack(part.permute(0, 2, 3, 1), parity) for part in inputs], dim=3)
+        found.append(model.aggregate(k, packed.flatten(1, 2)))
+    return found
+
+
+def count_model(name: str, options: dict[str, int]) -> Counted:
+    """A context model of the full configuration."""
+    with torch.device("meta"):
+        model = make(name, FULL, **options)
+    with FakeTensorMode(), torch.no_grad():
+        without_memory(model)
+        hyper, y = torch.empty(1, FULL.M, *SIZE), torch.empty(1, FULL.M, *SIZE)
+        start = count(lambda: model.start(hyper))
+        state, previous, slices = start[2], None, []
+        for k, part in enumerate(y.split(list(FULL.groups), dim=1)):
+            slices.append(count(lambda k=k, p=previous, s=part: predict(model, state, k, p, hyper, s))[:2])  # type: ignore[misc]
+            previous = part
+    slices[0] = (slices[0][0] + start[0], slices[0][1] + start[1])
+    found = row(label_of(name, options), parameters(model), slices)
+    if isinstance(state, TransformerState):
+        found["cache MiB"] = state.bytes() / 2**20
+    return found
+
+
+def label_of(name: str, options: dict[str, int]) -> str:
+    """The name of a context model with its options."""
+    return " ".join([name, *(f"{key} {value}" for key, value in options.items())])
+
+
+def row(label: str, held: int, slices: Sequence[tuple[int, int]]) -> Counted:
+    """A line of the table."""
+    return {
+        "model": label,
+        "parameters": held,
+        "macs": [macs for macs, _ in slices],
+        "calls": [calls for _, calls in slices],
+    }
+
+
+def count_transformer() -> list[Counted]:
+    """The published size alone, scales and means and correction of five slices."""
+    with torch.device("meta"):
+        model = ChannelTransformer(FAT)
+    with FakeTensorMode(), torch.no_grad():
+        without_memory(model)
+        hyper, y = torch.empty(1, FAT.hyper, *SIZE), torch.empty(1, sum(FAT.groups), *SIZE)
+        start = count(lambda: model.start(hyper))
+        state, previous, cached = start[2], None, []
+        for part in y.split(list(FAT.groups), dim=1):
+            cached.append(count(lambda p=previous: model.step(state, p))[:2])  # type: ignore[misc]
+            previous = part
+        cached[0] = (cached[0][0] + start[0], cached[0][1] + start[1])
+        prefix = [count(lambda k=k: model(y, hyper, slices=k + 1))[:2] for k in range(len(FAT.groups))]  # type: ignore[misc]
+        whole = count(lambda: model(y, hyper))[:2]
+    held = parameters(model)
+    return [
+        row("ChannelTransformer, FAT's size, cached", held, cached) | {"cache MiB": state.bytes() / 2**20},
+        row("recomputing the slices so far", held, prefix),
+        row("recomputing all slices each time", held, [whole] * len(FAT.groups)),
+    ]
+
+
+# Timing
+
+
+class Subject:
+    """A context model with latents to predict, each slice as often as wanted."""
+
+    def __init__(self, name: str, options: dict[str, int], config: Config, size: tuple[int, int], device: torch.device):
+        torch.manual_seed(0)
+        self.label = label_of(name, options)
+        self.model = make(name, config, **options).to(device).eval()
+        self.hyper = torch.randn(1, config.hyper_width, *size, device=device)
+        self.slices = torch.randn(1, config.M, *size, device=device).split(list(config.groups), dim=1)
+        self.state = self.model.start(self.hyper)
+        for k in range(len(self.slices)):  # so that caches are full
+            self.predict(k)
+
+    def predict(self, k: int) -> list[Tensor]:
+        """Slice k, as if it were the next."""
+        self.state.next = k
+        if isinstance(self.state, TransformerState):
+            for cache in self.state.caches:
+                cache.filled = k
+        else:
+            self.state.slices[:] = self.slices[: max(0, k - 1)]
+        return predict(self.model, self.state, k, self.slices[k - 1] if k else None, self.hyper, self.slices[k])
+
+    @functools.cached_property
+    def truth(self) -> list[list[Tensor]]:
+        """The same in float64, slice by slice from the start, a transformer's channel contexts all at once, masked."""
+        model, hyper = copy.deepcopy(self.model).double(), self.hyper.double()
+        parts = [part.double() for part in self.slices]
+        state = model.start(hyper)
+        if isinstance(model, TransformerContext):
+            whole = [x.split(list(model.groups), dim=1) for x in model.transformer(torch.cat(parts, dim=1), hyper)[:2]]
+            contexts = iter([torch.cat(pair, dim=1) for pair in zip(*whole, strict=True)])
+            model.channel = lambda state, previous: next(contexts)  # type: ignore[method-assign]
+        return [predict(model, state, k, parts[k - 1] if k else None, hyper, part) for k, part in enumerate(parts)]
+
+    def check(self, k: int, found: list[Tensor]) -> None:
+        """Raises ``WrongResult``: float32 through a few dozen products; parameters are near 0.2."""
+        for one, want in zip(found, self.truth[k], strict=True):
+            within(self.label, one, want, 1e-4)
+
+
+def model_cases(setting: Setting) -> Iterator[Case]:
+    """A case a slice: its prediction by each context model; the convolutions, which are torch's, are the yardstick."""
+    config, size = (SLIM, (8, 12)) if setting.quick else (FULL, SIZE)
+    subjects = [Subject(name, options, config, size, setting.device) for name, options in MODELS]
+    for k in range(len(config.groups)):
+        calls = [
+            Call(
+                subject.label,
+                functools.partial(subject.predict, k),
+                None if subject.label == "conv" else functools.partial(subject.check, k),
+            )
+            for subject in subjects
+        ]
+        yield Case(f"prediction of slice {k}", tuple(calls))
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """A case a slice: a step with the cache against recomputing; the published size, or a tiny one if quick."""
+    config = replace(FAT, width=32, heads=2, depth=2, hyper=16) if setting.quick else FAT
+    size = (8, 12) if setting.quick else SIZE
+    torch.manual_seed(0)
+    model = ChannelTransformer(config).to(setting.device)
+    hyper = torch.randn(1, config.hyper, *size, device=setting.device)
+    y = torch.randn(1, sum(config.groups), *size, device=setting.device)
+    parts: list[Tensor | None] = [None, *y.split(list(config.groups), dim=1)]
+    state = model.start(hyper)
+    for k, g in enumerate(config.groups):
+        first = sum(config.groups[:k])
+
+        def step(k: int = k) -> tuple[Tensor, ...]:
+            state.next = k  # the same step again, into the same places of the cache
+            for cache in state.caches:
+                cache.filled = k
+            return model.step(state, parts[k])
+
+        def check(got: tuple[Tensor, ...], first: int = first, g: int = g) -> None:
+            for one, want in zip(got, model(y, hyper), strict=True):
+                # float32 through a few dozen products; outputs are near 0.2, so an error in the cache is far above.
+                within("a step with the cache", one, want[:, first : first + g], 1e-4)
+
+        yield Case(
+            f"slice {k}",
+            (
+                Call("step with the cache", step, check),
+                Call("recomputing the slices so far", lambda k=k: model(y, hyper, slices=k + 1)),  # type: ignore[misc]
+                Call("recomputing all slices", lambda: model(y, hyper)),
+            ),
+        )
+
+
+def measure_all(setting: Setting) -> list[Row]:
+    """Rows of every slice."""
+    with torch.no_grad():
+        every = itertools.chain(model_cases(setting), cases(setting))
+        return [found for case in every for found in measure("context", case, setting)]
+
+
+# The command
+
+
+def lines(counted: Sequence[Counted]) -> Iterator[str]:
+    """The counts as text."""
+    for found in counted:
+        macs, calls = found["macs"], found["calls"]
+        yield f"{found['model']}: {found['parameters'] / 1e6:.2f} M parameters"
+        yield f"    GMAC       {sum(macs) / 1e9:7.2f}  = " + " + ".join(f"{x / 1e9:.2f}" for x in macs)
+        yield f"    ATen calls {sum(calls):7d}  = " + " + ".join(map(str, calls))
+        if "cache MiB" in found:
+            yield f"    cache      {found['cache MiB']:7.1f} MiB"
+
+
+def markdown(counted: Sequence[Counted]) -> str:
+    """The counts as the table of docs/context-models.md."""
+    table = ["| model | M parameters | GMAC | by slice | calls | cache MiB |", "|---|---|---|---|---|---|"]
+    for found in counted:
+        macs = [f"{x / 1e9:.2f}" for x in (sum(found["macs"]), *found["macs"])]
+        cache = f"{found['cache MiB']:.0f}" if "cache MiB" in found else ""
+        figures = [found["model"], f"{found['parameters'] / 1e6:.2f}", macs[0], " ".join(macs[1:])]
+        table.append(f"| {' | '.join([*figures, str(sum(found['calls'])), cache])} |".replace("|  |", "| |"))
+    return "\n".join(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table. Returns 0; usage errors exit with 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper.context", description="Cost of the context models."
+    )
+    parser.add_argument(
+        "--time", action="store_true", help="measure each slice on this machine, and the cache against recomputing"
+    )
+    records.add_where(parser)
+    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
+    records.add_saving(parser)
+    options = parser.parse_args(argv)
+    device = records.check(parser, options, timed=options.time)
+    counted = [count_model(*model) for model in MODELS] + count_transformer()
+    print("\n".join(map(json.dumps, counted) if options.json else lines(counted)))
+    if options.save:
+        records.keep(records.counted(op="context", counted=counted), options.results)
+    if options.time:
+        record = records.environment(device) | {"quick": options.quick}
+        record["rows"] = measure_all(Setting(device, quick=options.quick))
+        print(records.header(record))
+        print(records.table("context", record["rows"]))
+        if options.save:
+            records.keep(record, options.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

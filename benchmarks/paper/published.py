@@ -1,0 +1,70 @@
+"""The paper's BD-rates from its own published points: `python -m benchmarks.paper.published [--save]`.
+
+LALIC against VTM-9.1, in percent of rate at equal quality, as Table 4 and the text of the paper give them, and as
+`lalic.eval.bdrate` computes them from the curves of `lalic/eval/published.json`. That the two agree is what makes other
+BD-rates of `lalic eval` worth reading. Nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import records
+from lalic.errors import LalicError
+from lalic.eval import bdrate
+from lalic.eval.published import find
+
+PAPER = (  # pictures, metric, percent
+    ("kodak", "psnr", -15.26),
+    ("clic", "psnr", -15.41),
+    ("tecnick", "psnr", -17.63),
+    ("kodak", "ms-ssim", -51.23),
+)
+TEST, ANCHOR = "lalic-published", "vtm-9.1"
+Row = dict[str, Any]
+
+
+def rows() -> list[Row]:
+    """A row a set and metric: what the paper says, and each method's percent and the span of quality that counts."""
+    found: list[Row] = []
+    for pictures, metric, said in PAPER:
+        test, anchor = (find(codec, pictures, metric) for codec in (TEST, ANCHOR))
+        row: Row = {"pictures": pictures, "metric": metric, "paper": said, "test": test.title, "anchor": anchor.title}
+        for method in bdrate.METHODS:
+            delta = bdrate.bd_rate(anchor.points, test.points, method)
+            row |= {method: delta.percent, "low": delta.low, "high": delta.high, "share": delta.share}
+        found.append(row)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and with --save append it. Returns 0; usage errors exit with 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper.published", description="BD-rates of published curves."
+    )
+    records.add_saving(parser)
+    options = parser.parse_args(argv)
+    try:
+        found = rows()
+    except LalicError as error:  # the package that computes them is not installed
+        parser.error(str(error))
+    print(f"{found[0]['test']} against {found[0]['anchor']}, percent of rate\n")
+    print(
+        f"{'pictures':10}{'metric':9}{'paper':>9}"
+        + "".join(f"{method:>9}" for method in bdrate.METHODS)
+        + "   between, dB"
+    )
+    for row in found:
+        by_method = "".join(f"{row[method]:9.2f}" for method in bdrate.METHODS)
+        span = f"{row['low']:.2f} and {row['high']:.2f}"
+        print(f"{row['pictures']:10}{row['metric']:9}{row['paper']:9.2f}{by_method}   {span}")
+    if options.save:
+        records.keep(records.counted(published=found), options.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

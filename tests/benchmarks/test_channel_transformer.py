@@ -1,0 +1,264 @@
+"""ChannelTransformer: the cache changes nothing but the cost, the order of slices holds, the counts are as stated."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.paper import channel_transformer
+from benchmarks.paper.channel_transformer import (
+    FAT,
+    ChannelTransformer,
+    KeyValueCache,
+    TransformerConfig,
+    TransformerState,
+)
+
+# Slices of unequal size; windows that do not fit into 6 x 10 positions; a head has several channels.
+SMALL = TransformerConfig(groups=(4, 8, 2), hyper=6, width=16, heads=2, depth=3, window=4)
+# Two evaluations of one formula that sum in other orders: a few hundred roundings of values around 1 at most.
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 5e-6}
+
+
+def example(dtype: torch.dtype = torch.float64) -> tuple[ChannelTransformer, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = ChannelTransformer(SMALL).to(dtype)
+    return model, 3 * torch.randn(2, 14, 6, 10, dtype=dtype), torch.randn(2, 6, 6, 10, dtype=dtype)
+
+
+def stepped(model: ChannelTransformer, y: Tensor, hyper: Tensor) -> tuple[list[Tensor], TransformerState]:
+    """Outputs of all slices as a decoder gets them, joined."""
+    state, previous, found = model.start(hyper), None, []
+    for part in y.split(list(model.config.groups), dim=1):
+        found.append(model.step(state, previous))
+        previous = part
+    return [torch.cat(parts, dim=1) for parts in zip(*found, strict=True)], state
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_cache_equals_recomputing(dtype: torch.dtype, grad: bool) -> None:
+    model, y, hyper = example(dtype)
+    with torch.set_grad_enabled(grad):
+        at_once = model(y, hyper)
+        by_step, _ = stepped(model, y, hyper)
+    assert len(at_once) == len(by_step) == 2
+    for a, b in zip(at_once, by_step, strict=True):
+        assert a.shape == b.shape == y.shape
+        assert a.std() > 0.01  # there is something to compare
+        assert (a - b).abs().max() < TOLERANCE[dtype]
+
+
+def test_gradients_pass_through_the_cache() -> None:
+    model, y, hyper = example()
+    found = []
+    for call in (model, lambda *a: stepped(model, *a)[0]):
+        model.zero_grad()
+        leaf = y.clone().requires_grad_()
+        sum((out**2).sum() for out in call(leaf, hyper)).backward()
+        found.append([leaf.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        # Sums over all positions and channels, of numbers that may cancel: relative to the largest of the tensor.
+        assert (a - b).abs().max() <= 1e-11 * a.abs().max()
+        assert a.abs().max() > 0
+
+
+def literal(model: ChannelTransformer, y: Tensor, hyper: Tensor) -> tuple[Tensor, ...]:
+    """The definition: positions, heads, channels one at a time. y (1, M, h, w)."""
+    c, (h, w) = model.config, y.shape[2:]
+    n, inner = len(c.groups), c.width // c.heads
+    tokens = [model.start_token(hyper), *y.split(list(c.groups), dim=1)[:-1]]
+    x = [lift(token)[0] for lift, token in zip(model.lift, tokens, strict=True)]  # each (width, h, w)
+
+    def linear(layer: torch.nn.Module, token: int, image: Tensor) -> Tensor:
+        return torch.einsum("oi,ihw->ohw", layer.weight[token], image) + layer.bias[token][:, None, None]
+
+    def norm(image: Tensor) -> Tensor:
+        centred = image - image.mean(0)
+        return centred / torch.sqrt((centred**2).mean(0) + 1e-5)
+
+    for layer in model.layers:
+        qkv = []
+        for i in range(n):
+            image = norm(x[i])
+            taps = layer.position[i * c.width : (i + 1) * c.width, 0]
+            padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
+            moved = [taps[:, a, b, None, None] * padded[:, a : a + h, b : b + w] for a in range(3) for b in range(3)]
+            qkv.append(linear(layer.qkv, i, image + torch.nn.functional.gelu(sum(moved))).chunk(3))
+        mixed = [torch.zeros_like(image) for image in x]
+        for top in range(0, h, c.window):
+            for left in range(0, w, c.window):
+                here = (slice(top, top + c.window), slice(left, left + c.window))
+                for head in range(c.heads):
+                    own = slice(head * inner, (head + 1) * inner)
+                    for i in range(n):
+                        keys = torch.cat([qkv[j][1][own][:, *here].flatten(1) for j in range(i + 1)])
+                        values = torch.cat([qkv[j][2][own][:, *here].flatten(1) for j in range(i + 1)])
+                        for channel in range(inner):
+                            query = qkv[i][0][own][channel][here].flatten()
+                            weights = torch.softmax((keys @ query) / c.window, dim=0)
+                            part = mixed[i][own.start + channel][here]
+                            part.copy_((weights @ values).reshape(part.shape))
+        for i in range(n):
+            x[i] = x[i] + linear(layer.proj, i, mixed[i])
+            hidden = torch.nn.functional.gelu(linear(layer.expand, i, norm(x[i])))
+            x[i] = x[i] + linear(layer.reduce, i, hidden)
+    parts = model.hyper_parts(hyper).split([2 * g for g in c.groups], dim=1)
+    found = [head(torch.cat((x[k][None], parts[k]), dim=1)).chunk(2, dim=1) for k, head in enumerate(model.heads)]
+    return tuple(torch.cat(part, dim=1) for part in zip(*found, strict=True))
+
+
+def test_it_is_what_its_docstring_says() -> None:
+    model, y, hyper = example()
+    with torch.no_grad():
+        for a, b in zip(model(y[:1], hyper[:1]), literal(model, y[:1], hyper[:1]), strict=True):
+            assert (a - b).abs().max() < 1e-13  # float64, other orders of sums
+
+
+def test_a_slice_sees_earlier_slices_only() -> None:
+    model, y, hyper = example()
+    with torch.no_grad():
+        before = model(y, hyper)
+        start = 0
+        for k, g in enumerate(SMALL.groups):
+            # From slice k on the latents are something else: scales and means up to slice k are the same to the bit.
+            other = y.clone()
+            other[:, start:] = 50 * torch.randn_like(other[:, start:])
+            after = model(other, hyper)
+            assert all(torch.equal(a[:, : start + g], b[:, : start + g]) for a, b in zip(before, after, strict=True))
+            if k + 1 < len(SMALL.groups):
+                assert not any(
+                    torch.equal(a[:, start + g :], b[:, start + g :]) for a, b in zip(before, after, strict=True)
+                )
+            start += g
+        for a, b in zip(before, model(y, -hyper), strict=True):
+            assert not torch.isclose(a[:, :4], b[:, :4]).any()
+
+
+def test_forward_of_the_first_slices() -> None:
+    model, y, hyper = example()
+    with torch.no_grad():
+        for a, b in zip(model(y, hyper, slices=2), model(y, hyper), strict=True):
+            assert a.shape[1] == 12
+            assert (a - b[:, :12]).abs().max() < TOLERANCE[torch.float64]
+
+
+def test_the_cache_may_be_filled_with_and_without_gradients() -> None:
+    model, y, hyper = example()
+    parts = y.split(list(SMALL.groups), dim=1)
+    expected = model(y, hyper)[1][:, -2:]
+    for pattern in ((True, False, True), (False, True, False), (True, True, False)):
+        state, previous = model.start(hyper), None
+        for part, grad in zip(parts, pattern, strict=True):
+            with torch.set_grad_enabled(grad):
+                means = model.step(state, previous)[1]
+            previous = part
+        assert (means - expected).abs().max() < TOLERANCE[torch.float64]
+
+
+def test_without_gradients_the_cache_does_not_move() -> None:
+    cache, parts = KeyValueCache(3), torch.randn(3, 2, 5, 4)
+    with torch.no_grad():
+        places = set()
+        for k, part in enumerate(parts):
+            keys, values = cache.append(part, -part)
+            places.add((keys.data_ptr(), values.data_ptr()))
+            assert torch.equal(keys, torch.cat(list(parts[: k + 1]), dim=1)) and torch.equal(values, -keys)
+    assert len(places) == 1
+    assert cache.bytes() == 2 * parts.numel() * 4
+
+
+# Counts
+
+
+def counted(side: tuple[int, int] = (32, 48)) -> tuple[int, int, list[int], TransformerState]:
+    """FLOPs of a pass over all slices, of start(), of each step; the state. 768x512 pixels have 48x32 latents."""
+    with torch.device("meta"), torch.no_grad():
+        model = ChannelTransformer(FAT)
+        hyper, y = torch.empty(1, FAT.hyper, *side), torch.empty(1, sum(FAT.groups), *side)
+        with FlopCounterMode(display=False) as whole:
+            model(y, hyper)
+        with FlopCounterMode(display=False) as start:
+            state = model.start(hyper)
+        steps, previous = [], None
+        for part in y.split(list(FAT.groups), dim=1):
+            with FlopCounterMode(display=False) as step:
+                model.step(state, previous)
+            steps.append(step.get_total_flops())
+            previous = part
+    return whole.get_total_flops(), start.get_total_flops(), steps, state
+
+
+def test_flops_of_the_published_size_with_and_without_the_cache() -> None:
+    whole, start, steps, state = counted()
+    # FTIC's own network, counted: 100.4 GFLOP for each of five slices; with a cache 20.8 (and the hyper parameters'
+    # part in it), 18.7, 19.0, 19.3, 19.6.
+    assert round(5 * whole / 1e9) == 502
+    assert start + sum(steps) <= 100e9
+    assert [round(x / 1e9, 1) for x in (start + steps[0], *steps[1:])] == [20.8, 18.7, 19.0, 19.3, 19.6]
+    assert start + sum(steps) == pytest.approx(whole - _masked_away(), rel=1e-12)  # nothing is left out, nothing twice
+    assert state.bytes() == 180 * 2**20
+
+
+def _masked_away() -> int:
+    """FLOPs of scores that a pass over all slices computes and masks, and of their products with values."""
+    c, n = FAT.width // FAT.heads, len(FAT.groups)
+    windows = math.ceil(32 / FAT.window) * math.ceil(48 / FAT.window)
+    pairs = n * (n - 1) // 2 * c * c
+    return FAT.depth * windows * FAT.heads * pairs * FAT.window**2 * 2 * 2
+
+
+def test_flops_grow_linearly_with_the_slice() -> None:
+    _, _, steps, _ = counted((16, 24))
+    growth = [b - a for a, b in itertools.pairwise(steps)]
+    c, windows = FAT.width // FAT.heads, 2 * 3
+    # One more token to attend to: its scores and its values, in every layer.
+    assert growth == [FAT.depth * windows * FAT.heads * c * c * FAT.window**2 * 2 * 2] * 4
+    assert growth[0] < steps[0] / 10
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("heads", 3), ("groups", ()), ("groups", (4, 0)), ("depth", 0), ("window", 0), ("outputs", 1), ("hyper", 0)],
+)
+def test_a_wrong_shape_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        TransformerConfig(**({"groups": (4, 8), "hyper": 6, "width": 16, "heads": 2} | {field: value}))
+
+
+def test_wrong_arguments_are_named() -> None:
+    model, y, hyper = example()
+    with pytest.raises(ValueError, match=r"hyper: expected shape \(B, 6, h, w\)"):
+        model.start(y)
+    with pytest.raises(ValueError, match=r"y: expected shape \(B, 14, h, w\)"):
+        model(hyper, hyper)
+    with pytest.raises(ValueError, match="y: expected the batch and size of hyper"):
+        model(y[..., :8], hyper)
+    with pytest.raises(ValueError, match="slices: expected 1 to 3, got 4"):
+        model(y, hyper, slices=4)
+    state = model.start(hyper)
+    with pytest.raises(ValueError, match="previous: expected None for slice 0"):
+        model.step(state, y[:, :4])
+    model.step(state, None)
+    with pytest.raises(ValueError, match="previous: expected None for slice 0 only, got None for slice 1"):
+        model.step(state, None)
+    with pytest.raises(ValueError, match=r"previous: expected shape \(2, 4, 6, 10\), slice 0 as decoded"):
+        model.step(state, y[:, :5])
+    model.step(state, y[:, :4])
+    model.step(state, y[:, 4:12])
+    with pytest.raises(ValueError, match="all 3 slices are done"):
+        model.step(state, y[:, 12:])
+
+
+def test_the_example_runs() -> None:
+    result = doctest.testmod(channel_transformer, extraglobs={"torch": torch})
+    assert result.attempted > 3 and not result.failed

@@ -1,0 +1,79 @@
+"""What a decode on a GPU launches, counted on the CPU: no wait for the device before the picture is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from benchmarks.counting import launches
+
+ROOT = Path(__file__).parents[2]
+WORDS = [sys.executable, "-m", "benchmarks.counting.launches"]
+
+
+def run(*words: str, cwd: Path = ROOT) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*WORDS, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("model", "most"), [("slim", 176), ("full", 298)])
+def test_launches_of_a_decode(model: str, most: int) -> None:
+    """The bounds only ever go down."""
+    lines = [line.split(maxsplit=1) for line in run("--model", model, "--size", "128", "64").splitlines()[1:]]
+    parts = {what: int(count) for count, what in lines}
+    total = next(count for what, count in parts.items() if what.startswith("in all"))
+    assert sum(parts.values()) == 2 * total and total <= most
+    assert any(what == "in all; waits for the device: none" for what in parts)
+    assert parts["entropy decoding"] == 4 * 11, "the count does not see what it should"  # z and five slices twice
+
+
+def test_the_size_does_not_matter() -> None:
+    assert (
+        run("--model", "slim", "--size", "128", "64").splitlines()[1:]
+        == (run("--model", "slim", "--size", "768", "512").splitlines()[1:])
+    )
+
+
+def test_a_wait_is_seen() -> None:
+    """A decoder that looks at a value between its parts would be found out."""
+    code = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+import lalic
+from benchmarks.counting import launches
+from lalic.coder.gpu_slices import GpuSliceState
+from lalic.model import LALIC
+
+joint = GpuSliceState.joint_parameters
+GpuSliceState.joint_parameters = lambda self: (bool(self._hyper[0].sum() > 0), joint(self))[1]
+model = LALIC.from_config(lalic.config.SLIM).eval()
+model.update()
+print(sum(launches.decode(model, 64, 64).waits.values()))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "10"  # one look a pass
+
+
+def test_record(tmp_path: Path) -> None:
+    run("--model", "slim", "--size", "64", "64", "--save", "--results", str(tmp_path))
+    record = json.loads((tmp_path / "static.jsonl").read_text())
+    assert record["launches"]["total"] == sum(record["launches"]["parts"].values())
+    assert record["launches"]["waits"] == {}
+
+
+def test_only_where_triton_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected 1"), launches.counting():
+        pass

@@ -1,0 +1,202 @@
+"""Records are only ever added, and those that are kept are whole: documents take their figures from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import records
+from benchmarks.paper.mechanism_modules import MECHANISMS
+from benchmarks.paper.published import rows as published_rows
+from benchmarks.paper.scaling import COUNTS, fits
+
+Record = dict[str, Any]
+
+
+def test_a_torn_last_line_is_not_joined_with_the_next(tmp_path: Path) -> None:
+    path = records.append({"device": "A B", "n": 1}, tmp_path)
+    assert path.name == "a-b.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    records.append({"device": "A B", "n": 2}, tmp_path)
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def counted(record: Record) -> None:
+    """On no device."""
+    assert record["device"] == "static" and record["device_type"] == "none"
+
+
+def of_pictures(record: Record) -> None:
+    assert record["pictures"] and record["model"] and len(record["weights"]) == 16
+
+
+def check_rate(record: Record) -> None:
+    of_pictures(record)
+    rated = {"picture", "bits_per_pixel", "psnr", "jpeg_bits_per_pixel"}
+    assert record["rate"] and all(set(row) == rated for row in record["rate"])
+
+
+def check_rd(record: Record) -> None:
+    assert record["pictures"] and record["picture_names"] and record["comparisons"]
+    assert all({"codec", "title", "points"} <= set(curve) and curve["points"] for curve in record["rd"])
+
+
+def check_portability(record: Record) -> None:
+    of_pictures(record)
+    assert all(set(row) == {"setting", "exact", "float"} for row in record["portability"])
+
+
+def check_exact_model(record: Record) -> None:
+    of_pictures(record)
+    assert all(set(row) == {"picture", "exact", "float"} for row in record["ideal_bits"])
+    if "time_ratio" in record:  # the first ones
+        assert record["time_ratio"] == record["cpu_seconds"]["exact"] / record["cpu_seconds"]["float"]
+
+
+def check_launches(record: Record) -> None:
+    counted(record)
+    assert record["launches"]["total"] == sum(record["launches"]["parts"].values())
+
+
+def check_decode_memory(record: Record) -> None:
+    counted(record)
+    assert record["decode_memory"]["bytes_a_pixel"]["all"] > 0
+
+
+def check_training_memory(record: Record) -> None:
+    assert (record["device"] == "static") == all(name.startswith("counted") for name in record["memory"])
+    for row in record["memory"].values():
+        assert row["ratio"] == row["ours"]["peak"] / row["plain"]["peak"]
+
+
+def check_counted(record: Record) -> None:
+    counted(record)
+    keys = {
+        "context": {"model", "parameters", "macs", "calls"},
+        "slices": {"what", "variant", "macs", "calls", "parts"},
+    }[record["op"]]
+    assert all(set(row) - {"cache MiB"} == keys for row in record["counted"])
+
+
+def check_compiled(record: Record) -> None:
+    counted(record)
+    assert record["op"] and record["triton"]
+    assert all(("kernel" in row) != ("traffic" in row) for row in record["compiled"])
+
+
+def check_published(record: Record) -> None:
+    """What is kept is what is computed today."""
+    counted(record)
+    for kept, row in zip(record["published"], published_rows(), strict=True):
+        assert kept == {key: pytest.approx(x) if isinstance(x, float) else x for key, x in row.items()}
+
+
+def check_training(record: Record) -> None:
+    found = record["training"]
+    assert all(value > 0 for values in found["kilopixels"].values() for value in values)
+    assert set(found["commits"]) == set(found["kilopixels"])
+
+
+def check_codec(record: Record) -> None:
+    assert record["quick"] is False
+    for row in record["codec"]:
+        assert row["model"] and ("seconds" in row) != ("skipped" in row)
+        shares = [part["share"] for part in row.get("parts", {}).values()]
+        assert not shares or abs(sum(shares) - 1) < 1e-6
+
+
+def check_cold(record: Record) -> None:
+    assert record["quick"] is False and set(record["cold start"]) == {"nothing cached", "code cached"}
+    assert all(found["first decode"] for found in record["cold start"].values())
+
+
+def check_mechanisms(record: Record) -> None:
+    """Every row is counted, and measured or left out for a reason."""
+    assert record["mechanism"] in MECHANISMS and record["quick"] is False and record["commit"]
+    for row in record["mechanisms"]:
+        assert (row["mechanism"], row["width"]) == (record["mechanism"], record["width"])
+        counts, elements = row["operations"], row["length"] * row["width"]
+        assert counts["total"] == counts["formula"] + counts["elementwise"]
+        assert counts["an element"] == counts["total"] / row["length"] / row["width"]
+        assert row["theoretical"] == row["theoretical an element"] * elements
+        assert ("skipped" in row) != ("seconds" in row)
+        assert "skipped" in row or row["seconds an element"] == row["seconds"] / elements
+        assert "skipped" in row or {"quartiles", "repeats", "memory", "peak bytes", "argument bytes"} < set(row)
+
+
+def check_scaling(record: Record) -> None:
+    """Whole rows; lines are those of the rows; what is extrapolated has no measurement."""
+    static = record["device"] == "static"
+    assert record["commit"] and record["scaling"]
+    for row in record["scaling"]:
+        if static:
+            assert ("operations" in row) != ("skipped" in row)
+        else:
+            assert ("peak bytes" in row) != ("skipped" in row)
+            assert "extrapolated bytes" not in row or "skipped" in row
+    again = fits(record["scaling"], COUNTS if static else (("peak bytes",),))
+    assert again.keys() == record["fits"].keys()
+    for name, lines in again.items():
+        assert lines.keys() == record["fits"][name].keys()
+        for quantity, line in lines.items():
+            # Another machine's LAPACK rounds otherwise; an intercept of zero, by less than an operation or a byte.
+            kept = dict(record["fits"][name][quantity])
+            assert kept.pop("intercept") == pytest.approx(line.pop("intercept"), rel=1e-6, abs=1)
+            assert kept == pytest.approx(line, rel=1e-6, abs=1e-9)
+
+
+def check_complexity(record: Record) -> None:
+    """Every model is counted, and measured in both directions; a peer that was not says why."""
+    assert record["commit"] and record["quick"] is False and record["complexity"]
+    for row in record["complexity"]:
+        ours = row["model"].startswith("LALIC")
+        if ours or "operations" in row:
+            assert set(row["operations"]) == {"complete", "formulas", "layers", "thop"} and row["parameters"] > 0
+        if not ours and "encode" not in row:
+            assert row["skipped"]
+            continue
+        assert row["weights"] in ("random", "shipped") and row["parameters"] > 0 and row["bits per pixel"] > 0
+        assert not ours or row["bytes"]["peak"] > row["bytes"]["weights"]
+        for direction in ("encode", "decode"):
+            low, high = row[direction]["quartiles"]
+            assert low <= high and row[direction]["seconds"] > 0 and row[direction]["repeats"] > 0
+            assert row[direction]["peak bytes"] is None or row[direction]["peak bytes"] >= 0
+
+
+def check_rows(record: Record) -> None:
+    assert record["quick"] is False and record["rows"]
+    keys = ["entry", "memory", "case", "call", "yardstick", "seconds", "quartiles", "repeats", "ratios", "metrics"]
+    assert all(set(row) == set(keys) for row in record["rows"])
+
+
+KINDS = {
+    "rate": check_rate, "rd": check_rd, "portability": check_portability, "ideal_bits": check_exact_model,
+    "launches": check_launches, "decode_memory": check_decode_memory, "memory": check_training_memory,
+    "counted": check_counted, "compiled": check_compiled, "published": check_published, "training": check_training,
+    "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
+    "complexity": check_complexity, "rows": check_rows,
+}  # fmt: skip
+
+
+def check(record: Record) -> None:
+    """A record is of exactly one kind, and whole."""
+    (kind,) = KINDS.keys() & record.keys()
+    KINDS[kind](record)
+
+
+@pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_kept_records_are_whole(path: Path) -> None:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        record = json.loads(line)
+        assert record["format"] == 1 and record["commit"] and record["date"] and record["torch"], number
+        assert path.stem == records.slug(record["device"]), number
+        check(record)
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "made.jsonl").write_text('{"date": "2030-01-01", "device": "A"}\n{}\n')
+    with pytest.raises(ValueError, match=r"made\.jsonl:2 is no record of a run"):
+        records.load(tmp_path)

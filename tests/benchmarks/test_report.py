@@ -1,0 +1,198 @@
+"""The page of results: every number in its tables is a record's, words are escaped, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.paper import published
+from benchmarks.records import RESULTS, load
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("markdown_it")
+
+PER = (1, 0.01, 1e-9, 1e-6, 1e-3, 1e6, 1e9, 1 << 20, 1 << 30)
+
+
+def leaves(found: Any) -> Iterator[Any]:
+    """Keys and values of a record, all the way down."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield key
+            yield from leaves(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from leaves(value)
+    else:
+        yield found
+
+
+def strangers(text: str, records: list[dict[str, Any]]) -> set[str]:
+    """Numbers in the tables of a page that are no value of a record, rounded as the page rounds."""
+    known = list(leaves(records))
+    shown = {
+        report.number(value, per, digits)
+        for value in {float(x) for x in known if isinstance(x, int | float) and not isinstance(x, bool)}
+        for per in PER
+        for digits in (2, 3, 4, 6, 9)
+    }
+    words = sorted({word for word in known if isinstance(word, str) and re.search(r"\d", word)}, key=len, reverse=True)
+    parts = "|".join(re.escape(part) for word in words for part in (word, word[:10]))  # commits and dates are cut
+    names = re.compile(rf"(?<![\w.])(?:{parts})(?![\w.])")
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("| "))
+    return set(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", names.sub("", tables))) - shown
+
+
+def record(**more: Any) -> dict[str, Any]:
+    common = {"format": 1, "date": "2030-01-02T03:04:05+00:00", "commit": "0123456789abcdef", "dirty": False}
+    common |= {"device": "Some CPU, 7 cores", "device_type": "cpu", "threads": 7, "system": "Linux x86_64"}
+    return common | {"python": "3.12.1", "torch": "2.9.8", "quick": False} | more
+
+
+def mechanism(name: str, lengths: tuple[int, ...]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for n in lengths:
+        row = {"mechanism": name, "length": n, "width": 96, "runs": "torch", "theoretical": 7 * n * 96}
+        row |= {"theoretical an element": 7, "operations": {"total": 10 * n * 96, "an element": 10.0123}}
+        if n == max(lengths):
+            row["skipped"] = "needs about 99.5 GiB, and 12.5 GiB may be used"
+        else:
+            row |= {"seconds": 1.2345e-7 * n, "quartiles": [1e-7 * n, 2e-7 * n], "repeats": 5, "memory": "fresh"}
+            row |= {"seconds an element": 1.2345e-7 / 96, "peak bytes": 400 * n + 13, "argument bytes": 4}
+        rows.append(row)
+    return record(mechanism=name, width=96, mechanisms=rows)
+
+
+def scaled(static: bool) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for n in (256, 512, 1024):
+        row: dict[str, Any] = {"model": "LALIC full", "height": n, "width": n, "pixels": n * n}
+        if static:
+            row |= {"operations": dict.fromkeys(("complete", "formulas", "layers", "thop"), 1.204e6 * n * n)}
+            row |= {"bytes": {"weights": 314159265, "peak": 314159265 + 800 * n * n}}
+        elif n < 1024:
+            row |= {"peak bytes": 900 * n * n, "seconds": 0.7654321}
+        else:
+            row |= {"skipped": "would take about 77 s by the size before, more than 60 s", "extrapolated bytes": 9.4e8}
+        rows.append(row)
+    fits = {"LALIC full": {"peak bytes": {"slope": 900.25, "r2": 0.99999912, "worst": 0.0123, "points": 3}}}
+    more = {"device": "static", "device_type": "none"} if static else {}
+    return record(scaling=rows, fits=fits, **more)
+
+
+def costs() -> dict[str, Any]:
+    direction = {"seconds": 0.123456, "quartiles": [0.12, 0.13], "repeats": 9, "peak bytes": 123456789}
+    row = {"model": "LALIC slim", "height": 512, "width": 768, "parameters": 2926543, "weights": "shipped"}
+    row |= {"operations": dict.fromkeys(("complete", "formulas", "layers", "thop"), 32745841364)}
+    row |= {"bytes": {"weights": 1, "peak": 2}, "bits per pixel": 0.456, "encode": direction, "decode": direction}
+    peer = {"model": "A peer", "height": 512, "width": 768, "parameters": 45123456, "weights": "random"}
+    peer |= {"encode": direction | {"peak bytes": None}, "decode": direction | {"peak bytes": None}}
+    other = {"model": "Another peer", "height": 512, "width": 768, "skipped": "it does not import here: No module"}
+    return record(complexity=[row, peer, other])
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of this repository, and a device with records of the kinds that it may not have yet."""
+    folder = tmp_path_factory.mktemp("results")
+    for path in RESULTS.glob("*.jsonl"):
+        shutil.copy(path, folder)
+    made = [mechanism("AFT-simple", (1024, 2048, 4096)), mechanism("window <attention>", (1024, 2048, 4096))]
+    made += [scaled(True), scaled(False), costs(), record(published=published.rows())]
+    (folder / "made.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def text(records: list[dict[str, Any]]) -> str:
+    return report.markdown(records)
+
+
+def test_every_number_is_a_records(records: list[dict[str, Any]], text: str) -> None:
+    assert not strangers(text, records)
+    assert text.count("data:image/png") > 10
+    assert strangers(text + "| 1.491 |", records) == {"1.491"}
+    assert strangers(text.replace("2.927 |", "2.937 |", 1), records) == {"2.937"}
+
+
+def test_the_page_is_whole(text: str) -> None:
+    page = report.page(text)
+    assert "window &lt;attention&gt;" in page and "<attention>" not in page
+    links, places = re.findall(r'href="#([^"]+)"', page), re.findall(r'<h2 id="([^"]+)"', page)
+    assert links == places and len(places) == len(report.SECTIONS)
+    assert page.count("<table>") == text.count("| :-- |") and "| :--" not in page
+    assert not re.search(r'src="(?!data:image/png)|<script|<link', page)  # nothing is fetched and nothing runs
+
+
+def test_what_was_not_measured_is_said(records: list[dict[str, Any]], text: str) -> None:
+    missing = text[text.index("## What was not measured") :]
+    assert "12.5 GiB may be used" in missing and "would take about 77 s" in missing
+    assert "not run; extrapolated" in text and "Another peer" in missing
+    if not any(one["device_type"] == "cuda" for one in records):
+        assert "On a GPU: nothing." in missing
+    bare = report.markdown([record()])
+    for what, command in report.COMMANDS.values():
+        assert what in bare and f"python -m benchmarks.{command} --save" in bare
+
+
+def test_every_model_is_in_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More models than a plot can tell apart go to several; ours are in each."""
+    found = scaled(True)
+    peers = [f"Peer {letter}" for letter in "ABCDEFGHIJ"]
+    found["scaling"] += [row | {"model": peer} for peer in peers for row in found["scaling"]]
+    plots: list[list[str]] = []
+    monkeypatch.setattr(
+        report, "plot", lambda *words: plots.append([name for name, points in words[3] if points]) or ""
+    )
+    list(report.scaling([found]))
+    assert all("LALIC full" in names for names in plots if names)
+    assert max(map(len, plots)) <= report.TOGETHER and {name for names in plots for name in names} >= set(peers)
+
+
+def test_the_latest_run_counts() -> None:
+    old, new = (mechanism("AFT-simple", (1024, 2048, 4096, 8192)) for _ in range(2))
+    new["mechanisms"][0]["seconds"] = 0.25
+    assert "250 ms" in (shown := "".join(report.mechanisms([old, new])))
+    assert report.seconds(old["mechanisms"][0]["seconds"]) not in shown
+    row = {"entry": "biwkv", "memory": "fresh", "case": "a"}
+    first = record(rows=[row, row | {"entry": "rans"}])
+    second = record(rows=[row | {"case": "b"}])
+    assert report.latest_rows([first, second]) == [(first, [row | {"entry": "rans"}]), (second, [row | {"case": "b"}])]
+
+
+@pytest.mark.parametrize("value", [0, 3, 1234, 98304, 0.00012345, 1.99996, 473659167360, 1e-9, 123456.7, -0.5])
+def test_numbers_are_rounded_to_four_digits(value: float) -> None:
+    assert float(report.number(value)) == pytest.approx(value, rel=0.5001e-3)
+
+
+def test_units() -> None:
+    assert [report.seconds(x) for x in (None, 2.0, 0.0123456, 1.5e-6)] == ["-", "2 s", "12.35 ms", "1.500 µs"]
+    assert [report.size(x) for x in (1 << 20, 3 << 29)] == ["1 MiB", "1.500 GiB"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made.jsonl").write_text(json.dumps(record()) + "\n")
+    target = tmp_path / "new" / "report.html"
+    assert report.main(["--results", str(tmp_path), "-o", str(target)]) == 0
+    assert str(target) in capsys.readouterr().out and "Some CPU, 7 cores" in target.read_text()
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--results", str(tmp_path), "-o", str(target)])
+    assert stop.value.code == 2 and "lalic[report]" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, said in (("{}\n", "made.jsonl:1 is no record"), ("", "holds no results")):
+        (tmp_path / "made.jsonl").write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            report.main(["--results", str(tmp_path), "-o", str(tmp_path / "x.html")])
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
