@@ -13,6 +13,8 @@ record.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,7 +54,8 @@ def channel_scales(channels: int, bits_per_pixel: float) -> Tensor:
 @torch.no_grad()
 def imitate(model: LALIC, bits_per_pixel: float = PUBLISHED_RATE) -> Tensor:
     """Change a model's random weights as above, before its first use; the scales (M,) to draw latents from."""
-    prior = model.latent_codec.hyper.entropy_bottleneck
+    prior: Any = model.latent_codec.hyper.entropy_bottleneck
+    slices: Any = model.latent_codec.y.latent_codec
     prior._matrix0.copy_(torch.log(torch.expm1(NARROWING * F.softplus(prior._matrix0))))
     for i in range(prior.layers):  # the middle of each channel is where its symbols are
         getattr(prior, f"_bias{i}").zero_()
@@ -62,7 +65,7 @@ def imitate(model: LALIC, bits_per_pixel: float = PUBLISHED_RATE) -> Tensor:
     scales = channel_scales(model.config.M, bits_per_pixel - hyper)
     own = scales.split(model.config.groups)
     for k, of_slice in enumerate(own):
-        last = model.latent_codec.y.latent_codec[f"y{k}"].entropy_parameters[-1]
+        last = slices[f"y{k}"].entropy_parameters[-1]
         last.mix.weight.mul_(QUIET)
         last.value.weight.mul_(QUIET)
         last.mix.bias.copy_(torch.cat((of_slice, torch.zeros_like(of_slice))))
