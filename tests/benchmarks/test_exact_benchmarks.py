@@ -12,6 +12,7 @@ from PIL import Image
 
 import lalic
 from benchmarks import exact_model, portability, records, slices
+from benchmarks.cases.transforms import TINY
 from benchmarks.measure import Setting, WrongResult
 from lalic import images
 
@@ -47,8 +48,8 @@ def test_bits(folder) -> None:
 
 def test_times_beside_floating_point(folder, monkeypatch, capsys) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
-    monkeypatch.setattr(exact_model, "SLIM", exact_model.REDUCED)
-    monkeypatch.setattr(exact_model, "FULL", exact_model.REDUCED)
+    for name in ("SLIM", "REDUCED", "FULL"):
+        monkeypatch.setattr(exact_model, name, TINY)
     monkeypatch.setattr(exact_model, "HEIGHT", 64)
     monkeypatch.setattr(exact_model, "WIDTH", 64)
     monkeypatch.setattr(Setting, "rounds", (2, 2, 0.0))
@@ -57,8 +58,8 @@ def test_times_beside_floating_point(folder, monkeypatch, capsys) -> None:
     record = saved(folder)
     assert record["threads"] == 2 and record["quick"] is False and torch.get_num_threads() == before
     assert [(row["case"], row["call"]) for row in record["rows"]] == 3 * [
-        ("reduced 64x64", "exact"),
-        ("reduced 64x64", "float"),
+        ("tiny 64x64", "exact"),
+        ("tiny 64x64", "float"),
     ]
     exact, plain = record["rows"][:2]
     assert exact["ratios"] == {"float": exact["seconds"] / plain["seconds"]} and plain["yardstick"]
