@@ -143,7 +143,7 @@ def test_training_numbers_are_the_coders() -> None:
     with torch.no_grad():
         expected = coded(model, params, Collect(y, model.config.groups))
     coder = Estimate(y, model.config.groups, training=True)
-    y_hat = code_slices(model.latent_codec.y, params.requires_grad_(), coder)
+    y_hat = coded(model, params.requires_grad_(), coder)
     assert y_hat.requires_grad and (y_hat - expected).abs().max() <= 1e-5
     likelihoods = coder.likelihoods()
     assert likelihoods.shape == y.shape and float(likelihoods.detach().min()) > 0
