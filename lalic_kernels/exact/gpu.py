@@ -493,6 +493,6 @@ def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
         with checked(parameters.device) as status:
             kernels.exact_head_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(shape[-1], launch["BLOCK_N"]))](
                 parameters.contiguous(), _thresholds(parameters.device), index, mean, status, rows, shape[-1],
-                **options("head"),
+                parameters.shape[-1], **options("head"),
             )  # fmt: skip
     return index, mean

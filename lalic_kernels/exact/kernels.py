@@ -173,13 +173,14 @@ def exact_absmax_kernel(
 
 @triton.jit
 def exact_head_kernel(
-    x_ptr,  # (rows, 2 width): scales, then means
+    x_ptr,  # (rows, x_stride): `width` scales, then `width` means
     thresholds_ptr,  # (63,)
     index_ptr,  # (rows, width) int32, written
     mean_ptr,  # (rows, width), written
     status_ptr,
     rows,
     width,
+    x_stride,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -190,13 +191,13 @@ def exact_head_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (row < rows)[:, None] & (c < width)[None, :]
-    source = row.to(tl.int64)[:, None] * (2 * width) + c[None, :]
+    source = row.to(tl.int64)[:, None] * x_stride + c[None, :]
     out = row.to(tl.int64)[:, None] * width + c[None, :]
     scale = tl.load(x_ptr + source, mask=mask, other=0.0)  # [M, N]
-    mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)  # [M, N]
-    note(status_ptr, tl.maximum(magnitude(scale), magnitude(mean)))
     tl.store(index_ptr + out, threshold_index(thresholds_ptr, scale), mask=mask)
+    mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)  # [M, N]
     tl.store(mean_ptr + out, mean, mask=mask)
+    note(status_ptr, tl.maximum(magnitude(scale), magnitude(mean)))
 
 
 # Digits
