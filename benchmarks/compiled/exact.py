@@ -15,16 +15,9 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.compiled.core import Job, compile_job, machine_code, target_of
-from lalic_kernels.exact import (
-    kernels,
-    kernels_aggregation,
-    kernels_blocks,
-    kernels_conv,
-    kernels_products,
-    kernels_rows,
-)
+from lalic_kernels.exact import kernels, kernels_rows
 from lalic_kernels.exact import kernels_wkv as wkv
-from lalic_kernels.exact.launches import LAUNCHES, OPTIONS
+from lalic_kernels.exact.gpu import LAUNCHES, OPTIONS
 
 _BYTES = (
     "high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr", "weight_ptr", "key_ptr", "value_ptr",
@@ -32,7 +25,7 @@ _BYTES = (
 )  # fmt: skip
 _DOUBLES = ("weights_ptr", "sums_ptr", "entering_ptr", "left_ptr")
 _INTEGERS = (
-    "status_ptr", "maxima_ptr", "next_maxima_ptr", "tops_ptr", "index_ptr", "offsets_ptr", "phases_ptr", "taps_ptr",
+    "status_ptr", "absmax_ptr", "next_absmax_ptr", "max_key_ptr", "index_ptr", "offsets_ptr", "phases_ptr", "taps_ptr",
     "table_ptr",
 )  # fmt: skip
 TYPES = {
@@ -41,7 +34,7 @@ TYPES = {
     **dict.fromkeys(_INTEGERS, "*i32"),
     "eps_area": "fp32",
 }
-SHIFT = {"taps_ptr": "*i16"}  # the integers of a shift; elsewhere taps are places
+SHIFT = {"taps_ptr": "*i16"}  # the integers of a shift; elsewhere taps are offsets
 
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
@@ -55,54 +48,39 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
             options=OPTIONS,
         )  # fmt: skip
 
-    for function in ("exp", "sigmoid", "squared_relu", "gate"):
-        yield job(function, kernels.exact_pointwise_kernel, "pointwise", FUNCTION=function)
-    for gamma in (False, True):
-        yield job(f"residual {gamma}", kernels.exact_residual_kernel, "residual", HAS_GAMMA=gamma)
-    norm = kernels.exact_layer_norm_kernel
-    # Without digits x is in the place of digits and scales, as in the launch.
-    floats = {"high_ptr": "*fp32", "low_ptr": "*fp32"}
-    yield job("layer_norm", norm, "layer_norm", floats, DIGITS=False, MAXIMA=False)
-    yield job("layer_norm maxima", norm, "layer_norm", floats, DIGITS=False, MAXIMA=True)
-    yield job("layer_norm digits", norm, "layer_norm", DIGITS=True, MAXIMA=False)
-    for means in (False, True):
-        yield job(f"head {means}", kernels.exact_head_kernel, "head", MEANS=means)
-    for source in ("rows", "shared", "packed", "seen"):
-        yield job(f"digits {source}", kernels_products.exact_digits_kernel, "digits", SOURCE=source)
-    yield job("image_maximum", kernels_products.exact_image_maximum_kernel, "image_maximum")
-    for signed in (False, True):
-        maximum = kernels_products.exact_channel_maximum_kernel
-        yield job(f"channel_maximum {signed}", maximum, "channel_maximum", SIGNED=signed)
+    yield job("layer_norm", kernels.exact_layer_norm_kernel, "layer_norm")
+    yield job("absmax", kernels.exact_absmax_kernel, "absmax")
+    yield job("head", kernels.exact_head_kernel, "head")
+    for source in ("rows", "image", "by_colour", "neighbours"):
+        yield job(f"digits {source}", kernels.exact_digits_kernel, "digits", SOURCE=source)
     for label, on in (
         ("", "BIAS"), (" hidden", "SQUARED"), (" gated", "GATE RESIDUAL"), (" gamma", "RESIDUAL GAMMA"),
-        (" tops", "TOPS"),
+        (" max_key", "MAX_KEY"),
     ):  # fmt: skip
         flags = {f"HAS_{name}": name in on.split() for name in ("BIAS", "SQUARED", "GATE", "RESIDUAL", "GAMMA")}
-        yield job(f"linear{label}", kernels_products.exact_linear_kernel, "linear", TOPS="TOPS" in on, **flags)
-    for packed, previous in ((False, False), (False, True), (True, False)):
-        flags = {"HAS_BIAS": not previous, "HAS_PREVIOUS": previous, "PACKED": packed}
-        yield job(f"conv {packed} {previous}", kernels_conv.exact_conv_kernel, "conv", **flags)
-    yield job("depthwise", kernels_conv.exact_depthwise_kernel, "depthwise", SHIFT, SIZE=5)
-    yield job("depthwise digits", kernels_conv.exact_depthwise_digits_kernel, "depthwise_digits", SHIFT, SIZE=5)
+        yield job(f"linear{label}", kernels.exact_linear_kernel, "linear", MAX_KEY=on == "MAX_KEY", **flags)
+    for previous in (False, True):
+        flags = {"HAS_BIAS": not previous, "HAS_PREVIOUS": previous}
+        yield job(f"conv {previous}", kernels.exact_conv_kernel, "conv", **flags)
+    yield job("shift digits", kernels.exact_shift_digits_kernel, "shift_digits", SHIFT, SIZE=5)
     yield job("wkv sums", wkv.exact_wkv_sums_kernel, "wkv_sums")
     yield job("wkv chain", wkv.exact_wkv_chain_kernel, "wkv_chain")
-    for gated, chained in ((False, True), (True, True), (True, False)):
-        flags = {"GATED": gated, "CHAINED": chained}
-        yield job(f"wkv values {gated} {chained}", wkv.exact_wkv_values_kernel, "wkv_values", **flags)
-    for packed in (False, True):
-        flags = {"HAS_BIAS": not packed, "HAS_PARTIAL": packed, "PACKED": packed}
-        yield job(f"rows linear {packed}", kernels_rows.exact_rows_linear_kernel, "rows_linear", **flags)
+    for chained in (False, True):
+        yield job(f"wkv values {chained}", wkv.exact_wkv_values_kernel, "wkv_values", CHAINED=chained)
+    for partial in (False, True):
+        flags = {"HAS_BIAS": not partial, "HAS_PARTIAL": partial, "BY_COLOUR": partial}
+        yield job(f"rows linear {partial}", kernels_rows.exact_rows_linear_kernel, "rows_linear", **flags)
     yield job("two products", kernels_rows.exact_two_products_kernel, "two_products")
-    for has_x, has_known in ((True, True), (True, False), (False, True)):
-        flags = {"HAS_X": has_x, "HAS_KNOWN": has_known}
-        yield job(f"mix norm {has_x} {has_known}", kernels_rows.exact_mix_norm_kernel, "mix_norm", **flags)
-    yield job("output norm", kernels_blocks.exact_output_norm_kernel, "output_norm")
-    yield job("shift mix", kernels_blocks.exact_shift_mix_kernel, "shift_mix", SHIFT, SIZE=5)
-    for then in (False, True):
-        channel = kernels_blocks.exact_shift_channel_kernel
-        yield job(f"shift channel {then}", channel, "shift_channel", SHIFT, SIZE=5, NEXT=then)
-    for start in ("known", "seen", "rows"):
-        yield job(f"aggregation {start}", kernels_aggregation.exact_aggregation_kernel, "aggregation", START=start)
+    for has_x, has_partial in ((True, True), (True, False), (False, True)):
+        flags = {"HAS_X": has_x, "HAS_PARTIAL": has_partial}
+        yield job(f"mix norm {has_x} {has_partial}", kernels_rows.exact_mix_norm_kernel, "mix_norm", **flags)
+    yield job("output norm", kernels_rows.exact_output_norm_kernel, "output_norm")
+    yield job("shift mix", kernels_rows.exact_shift_mix_kernel, "shift_mix", SHIFT, SIZE=5)
+    for following in (False, True):
+        channel = kernels_rows.exact_shift_channel_kernel
+        yield job(f"shift channel {following}", channel, "shift_channel", SHIFT, SIZE=5, NEXT=following)
+    for start in ("partial", "spatial", "rows"):
+        yield job(f"aggregation {start}", kernels_rows.exact_aggregation_kernel, "aggregation", START=start)
 
 
 # What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals. A

@@ -143,18 +143,18 @@ class ExactEntropy:
         return self._hyper_parameters(z.to(self.medians).permute(0, 2, 3, 1) + self.medians, None, engine)
 
     def _hyper_parameters(self, x: Tensor, most: Tensor | None, engine: ExactEngine) -> Tensor:
-        """The same of hyper latents x (B, h, w, C); most: `exact.conv`'s on a GPU."""
-        steps = exact.few_launches(x.device, engine.backend)
+        """The same of hyper latents x (B, h, w, C); most: `absmax_bits` of `exact.SliceKernels.conv`."""
+        kernels = exact.slice_kernels(x.device, backend=engine.backend)
         for convolves, group in itertools.groupby(self.hyper, lambda layer: isinstance(layer, exact.ExactConv)):
             layers: list[Any] = list(group)
-            if not convolves and steps is not None:
-                x, most = steps.rwkv_blocks_and_largest(x, layers)
+            if not convolves and kernels is not None:
+                x, most = kernels.rwkv_blocks(x, layers)
             elif not convolves:
                 x = exact.rwkv_blocks(x, layers, backend=engine.backend)
             else:
                 for layer in layers:
-                    if steps is not None:
-                        x, most = steps.conv(x, layer, most=most), None
+                    if kernels is not None:
+                        x, most = kernels.conv(x, layer, absmax_bits=most), None
                     else:
                         x = exact.conv(x, layer, backend=engine.backend)
         return x.permute(0, 3, 1, 2)
@@ -170,18 +170,18 @@ class ExactEntropy:
     def code_on_gpu(self, read: Callable[[OutputView], None], size: tuple[int, ...], coder: GpuRead) -> Tensor:
         """`code` where z is decoded on the GPU too: `read` writes hyper latents of size (B, h, w, C) to a view."""
         device = self.medians.device
-        steps = exact.few_launches(device, None)
+        kernels = exact.slice_kernels(device)
         with exact.one_check(device):
-            absmax = None if steps is None else steps.maxima(device, size[0])
+            absmax = None if kernels is None else kernels.zero_bits(size[0])
             view = OutputView(torch.empty(size, device=device), None, absmax)
             read(view)
             return self._code(self._hyper_parameters(view.image, view.absmax_bits, EXACT), coder, EXACT)
 
     def _code(self, params: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine) -> Tensor:
-        steps = exact.few_launches(params.device, engine.backend)
-        if steps is None:
+        kernels = exact.slice_kernels(params.device, backend=engine.backend)
+        if kernels is None:
             return code_slices(SliceState(self.slices, params, engine), coder)
-        return code_slices(GpuSliceState(self.slices, params, engine, steps), coder)
+        return code_slices(GpuSliceState(self.slices, params, engine, kernels), coder)
 
     def digest(self) -> str:
         """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""

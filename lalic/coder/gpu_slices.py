@@ -7,7 +7,6 @@ what reads them, spatial contexts and later slices' convolutions, reads them the
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +25,13 @@ def _taps(device: torch.device) -> Tensor:
 
 
 class GpuSliceState(SliceState):
-    """Where coding stands, of weights prepared by `ExactEngine`, where `exact.few_launches` gives what computes.
+    """Where coding stands, of weights prepared by `ExactEngine`, where `exact.slice_kernels` gives what computes.
 
     A coder that reads symbols on the device writes values into the image (`take`); `parameters` and `add` serve others.
     """
 
-    def __init__(self, weights: StackWeights, params: Tensor, engine: Engine, steps: Any):
-        self.engine, self.weights, self.steps = engine, weights, steps
+    def __init__(self, weights: StackWeights, params: Tensor, engine: Engine, kernels: exact.SliceKernels):
+        self.engine, self.weights, self.kernels = engine, weights, kernels
         self.batch, self.channels, self.height, self.width = params.shape
         self.k = self.parity = 0
         self._expects_values = False
@@ -42,7 +41,7 @@ class GpuSliceState(SliceState):
         self._image = params.new_empty(self.batch, self.height, self.width, self._starts[-1])
         self._later: Tensor | None = None
         widths = [part.width for part in weights.slices]
-        self._hyper = steps.linear_by_colour(params.permute(0, 2, 3, 1), weights.hyper).split(widths, dim=3)
+        self._hyper = kernels.linear_by_colour(params.permute(0, 2, 3, 1), weights.hyper).split(widths, dim=3)
 
     def joint_parameters(self) -> Tensor:
         """What scales and means are made of: (B, P, 2 g), at each position g scales and then g means."""
@@ -50,7 +49,7 @@ class GpuSliceState(SliceState):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
         if self.parity == 0:
             self._known = self.known_part()
-            self._absmax_bits = self.steps.maxima(self._image.device, self.batch)
+            self._absmax_bits = self.kernels.zero_bits(self.batch)
         self._expects_values = True
         return self.network(self._known[self.parity])
 
@@ -65,7 +64,7 @@ class GpuSliceState(SliceState):
         for line in (0, 1):
             self.slot()[:, line::2, (line + self.parity) % 2 :: 2] = values[:, line::2]
         if self.parity:
-            self.steps.raise_maxima(self._absmax_bits, self.slot())
+            self.kernels.raise_absmax(self._absmax_bits, self.slot())
         self._arrive()
 
     def take(self, coder: GpuRead) -> None:
@@ -98,13 +97,15 @@ class GpuSliceState(SliceState):
         if self.k == 0:
             return self._hyper[0]
         weights = self.weights.slices[self.k]
-        return self.steps.two_products(self.channel_context(), weights.context, weights.channel, self._hyper[self.k])
+        return self.kernels.two_products(self.channel_context(), weights.context, weights.channel, self._hyper[self.k])
 
     def network(self, known: Tensor) -> Tensor:
         """The aggregation network, with the spatial context in front: (B, h w / 2, 2 g)."""
         weights = self.weights.slices[self.k]
-        seen = self.steps.Seen(self.slot(), _taps(known.device), weights.taps) if self.parity else None
-        return self.steps.aggregation((weights.first, *weights.rest), known, seen)
+        network = weights.first, *weights.rest
+        if self.parity == 0:
+            return self.kernels.anchors(network, known)
+        return self.kernels.others(network, known, self.slot(), _taps(known.device), weights.taps)
 
     def arrived(self) -> None:
         """Slice k is complete: its part goes to all later contexts."""
@@ -113,4 +114,4 @@ class GpuSliceState(SliceState):
             self._later = None
             return
         previous = None if self._later is None else self._later[..., self.channels :]
-        self._later = self.steps.conv(self.slot(), spread, previous=previous, most=self._absmax_bits)
+        self._later = self.kernels.conv(self.slot(), spread, previous=previous, absmax_bits=self._absmax_bits)

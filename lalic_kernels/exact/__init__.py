@@ -1,43 +1,35 @@
 """Exact arithmetic: float32 in and out, the same bits on every machine (docs/portable-arithmetic.md, version 1)."""
 
-from lalic_kernels.exact.blocks import (
-    ExactBlock,
-    ExactEntropyParams,
-    entropy_params,
-    entropy_params_tail,
-    prepare_block,
-    prepare_entropy_params,
-    rwkv_block,
-    rwkv_blocks,
-)
+from typing import TYPE_CHECKING
+
 from lalic_kernels.exact.numbers import VERSION, NotFinite
 from lalic_kernels.exact.op import (
-    biwkv,
     conv,
-    depthwise,
-    exp,
-    few_launches,
-    gate,
+    entropy_params,
     gaussian_head,
-    layer_norm,
     linear,
     one_check,
-    residual,
-    scale_index,
-    sigmoid,
-    squared_relu,
+    rwkv_block,
+    rwkv_blocks,
+    slice_kernels,
     statuses,
 )
 from lalic_kernels.exact.quantise import quantise, settle
-from lalic_kernels.exact.reference import pack
 from lalic_kernels.exact.weights import (
+    ExactBlock,
     ExactConv,
     ExactDepthwise,
+    ExactEntropyParams,
     ExactLinear,
+    prepare_block,
     prepare_conv,
     prepare_depthwise,
+    prepare_entropy_params,
     prepare_linear,
 )
+
+if TYPE_CHECKING:  # at run time it needs Triton: `slice_kernels` gives one
+    from lalic_kernels.exact.gpu_slices import SliceKernels as SliceKernels
 
 __all__ = [
     "VERSION",
@@ -47,31 +39,20 @@ __all__ = [
     "ExactEntropyParams",
     "ExactLinear",
     "NotFinite",
-    "biwkv",
     "conv",
-    "depthwise",
     "entropy_params",
-    "entropy_params_tail",
-    "exp",
-    "few_launches",
-    "gate",
     "gaussian_head",
-    "layer_norm",
     "linear",
     "one_check",
-    "pack",
     "prepare_block",
     "prepare_conv",
     "prepare_depthwise",
     "prepare_entropy_params",
     "prepare_linear",
     "quantise",
-    "residual",
     "rwkv_block",
     "rwkv_blocks",
-    "scale_index",
     "settle",
-    "sigmoid",
-    "squared_relu",
+    "slice_kernels",
     "statuses",
 ]

@@ -1,11 +1,14 @@
-"""The exact primitives' loops for CPUs, compiled by numba: single rows, LayerNorm, depth-wise, pointwise functions.
+"""Exact arithmetic's loops for CPUs, compiled by numba: `reference.py`'s functions bit for bit.
 
-Same bits as `reference.py`. No fast-math of any kind, not even contraction: each float operation below is rounded by
-itself. What may be rearranged is exact: integers, and float64 sums of integers below 2^53. Rounding half to even of
-values below 2^22 is adding and subtracting 1.5 2^23, which every instruction set has. Importing this needs numba.
+No fast-math of any kind, not even contraction: each float operation below is rounded by itself. What may be rearranged
+is exact: integers, and float64 sums of integers below 2^53. Rounding half to even of values below 2^22 is adding and
+subtracting 1.5 2^23, which every instruction set has.
 
 A loop over start..stop takes that slice first: of an index that may be negative, as numba's may, it would make gathers.
-Arrays are contiguous; `bits` is the int32 view of x. No loop here depends on how many rows a call is given.
+Arrays are contiguous, and no result depends on how many rows a call is given. A *factor* is (packed weight, scales
+2^(exponent - 12), bias, pairs to an int32), as `cpu.factor_of` makes it. *Magnitude bits* are those of |x|. Loops that
+are given somebody else's numbers write their rows' magnitude bits, for the caller, who looks whether all were finite;
+what follows from finite numbers is finite by definition. Importing this needs numba.
 """
 
 from __future__ import annotations
@@ -16,18 +19,27 @@ import numpy as np
 from numba import njit
 
 from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.cpu_product import LANES, multiply
 
 f32, i32, f64 = np.float32, np.int32, np.float64
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+STRIP = 64  # rows at a time, a multiple of cpu_product.ROWS
+CHUNK = n.CHUNK
 _TINY, _HUGE, _ZERO, _ONE = f32(n.TINY), f32(n.HUGE), f32(0.0), f32(1.0)
 _HALF, _THREE_HALVES = f32(0.5), f32(1.5)
-_ROUND = f32(1.5 * 2.0**23)
+_ROUND, _ROUND_64 = f32(1.5 * 2.0**23), 1.5 * 2.0**52
 _LARGEST = f32(n.LARGEST)
 _NORM_LARGEST = f32(2.0**n.NORM_BITS)
 _EXP_RANGE, _LOG2E, _LN2_HIGH, _LN2_LOW = f32(n.EXP_RANGE), f32(n.LOG2E), f32(n.LN2_HIGH), f32(n.LN2_LOW)
 _P0, _P1, _P2, _P3, _P4, _P5 = (f32(c) for c in n.EXP_POLYNOMIAL)
+_FLOOR = n.EXP64_FLOOR
+_LOG2E_64, _LN2_HIGH_64, _LN2_LOW_64 = n.LOG2E_64, n.LN2_HIGH_64, n.LN2_LOW_64
+_Q0, _Q1, _Q2, _Q3, _Q4, _Q5, _Q6, _Q7, _Q8, _Q9 = n.EXP64_POLYNOMIAL
 _MAGNITUDE = i32(0x7FFFFFFF)
-_MOST, _LEAST, _NORM_LEAST = i32(n.EXPONENT), i32(-n.EXPONENT), i32(n.NORM_LEAST_EXPONENT)
+_MOST_EXPONENT, _LEAST_EXPONENT, _NORM_LEAST = i32(n.EXPONENT), i32(-n.EXPONENT), i32(n.NORM_LEAST_EXPONENT)
+
+
+# Single values
 
 
 @njit(inline="always")
@@ -41,7 +53,7 @@ def settle(x):
 @njit(inline="always")
 def exponent_of(bits, least):
     """`quantise.leading_exponent` of one magnitude's bits."""
-    return min(max((bits >> i32(23)) - i32(127), least), _MOST)
+    return min(max((bits >> i32(23)) - i32(127), least), _MOST_EXPONENT)
 
 
 @njit(inline="always")
@@ -84,27 +96,28 @@ def sigmoid(x):
     return (_ONE if x >= _ZERO else z) / (_ONE + z)
 
 
-@njit(**OPTIONS)
-def largest_of_rows(bits, start, stop, found):
-    """found[r] = magnitude bits of row r of (R, K)."""
-    for r in range(start, stop):
-        row = bits[r]
-        m = i32(0)
-        for c in range(row.shape[0]):
-            m = max(m, row[c] & _MAGNITUDE)
-        found[r] = m
+@njit(inline="always")
+def exp64(x):
+    """`reference._exp64` of one value."""
+    shifted = x * _LOG2E_64 + _ROUND_64
+    turns = shifted - _ROUND_64
+    r = x - turns * _LN2_HIGH_64
+    r = r - turns * _LN2_LOW_64
+    p = _Q0 * r + _Q1
+    p = p * r + _Q2
+    p = p * r + _Q3
+    p = p * r + _Q4
+    p = p * r + _Q5
+    p = p * r + _Q6
+    p = p * r + _Q7
+    p = p * r + _Q8
+    p = p * r + _Q9
+    y = p * (r * r) + r + 1.0
+    # the low bits of `shifted` are the integer: one shift puts them where the exponent is
+    return y * np.int64((f64(shifted).view(np.int64) + np.int64(1023)) << np.int64(52)).view(np.float64)
 
 
-@njit(**OPTIONS)
-def largest_of_channels(bits, rows, start, stop, found):
-    """found[i] (C,) = magnitude bits of each channel over rows i * rows .. of (R, C)."""
-    for i in range(start, stop):
-        m = found[i]
-        m[:] = i32(0)
-        for r in range(i * rows, min((i + 1) * rows, bits.shape[0])):
-            row = bits[r]
-            for c in range(row.shape[0]):
-                m[c] = max(m[c], row[c] & _MAGNITUDE)
+# Single rows
 
 
 @njit(**OPTIONS)
@@ -119,7 +132,7 @@ def bits_of(row):
 @njit(**OPTIONS)
 def quantise_row(row, bits, q):
     """One row (K,) as integers in q (K' >= K) int16 by magnitude bits; the rest of q is left."""
-    scale, out = power(i32(12) - exponent_of(bits, _LEAST)), q[: row.shape[0]]
+    scale, out = power(i32(12) - exponent_of(bits, _LEAST_EXPONENT)), q[: row.shape[0]]
     for c in range(row.shape[0]):
         y = row[c] * scale
         y = y if y < _LARGEST else _LARGEST
@@ -130,7 +143,7 @@ def quantise_row(row, bits, q):
 @njit(**OPTIONS)
 def finish_row(row, bits, scales, bias):
     """In place: sums (O,) of integers that had these magnitude bits become floats; scales 2^(exponent - 12)."""
-    scale = power(exponent_of(bits, _LEAST) - i32(12))
+    scale = power(exponent_of(bits, _LEAST_EXPONENT) - i32(12))
     for c in range(row.shape[0]):
         row[c] = settle(row[c] * scale * scales[c] + bias[c])
 
@@ -162,26 +175,265 @@ def add_row(row, change, gamma, out):
 
 
 @njit(**OPTIONS)
-def squared_relu_of(x, start, stop, y):
-    """Elements start..stop."""
-    a, out = x[start:stop], y[start:stop]
-    for i in range(out.shape[0]):
-        v = a[i] if a[i] > _ZERO else _ZERO
-        out[i] = settle(v * v)
+def normalise_row(row, weight, bias, offset, q, out):
+    """`reference.layer_norm` of one row (C,) to out, which may be the row; its magnitude bits.
+
+    offset = float32(eps) float32(C^2); q (C,) int32 is work space.
+    """
+    channels, m = i32(row.shape[0]), bits_of(row)
+    scale = power(i32(16) - exponent_of(m, _NORM_LEAST))
+    total, squares = i32(0), np.int64(0)
+    for c in range(channels):
+        v = row[c] * scale
+        v = v if v < _NORM_LARGEST else _NORM_LARGEST
+        v = v if v > -_NORM_LARGEST else -_NORM_LARGEST
+        q[c] = i32((v + _ROUND) - _ROUND)
+    for c in range(channels):
+        total = i32(total + q[c])
+        squares += np.int64(q[c]) * np.int64(q[c])
+    spread = np.int64(channels) * squares - np.int64(total) * np.int64(total)
+    rate = reciprocal_root(f32(spread) + (offset * scale) * scale)
+    for c in range(channels):
+        d = i32(i32(channels * q[c]) - total)
+        out[c] = settle(f32(d) * rate * weight[c] + bias[c])
+    return m
+
+
+# Many rows: maxima, LayerNorm, scales and means
 
 
 @njit(**OPTIONS)
-def integers_of_image(x, magnitudes, height, width, edge, start, stop, q):
+def absmax_of_rows(x, start, stop, absmax_bits):
+    """absmax_bits[r] = magnitude bits of the largest element of row r of (R, K)."""
+    for r in range(start, stop):
+        absmax_bits[r] = bits_of(x[r])
+
+
+@njit(**OPTIONS)
+def absmax_of_channels(bits, rows, start, stop, absmax_bits):
+    """absmax_bits[i] (C,) = each channel's magnitude bits over rows i * rows ..; bits (R, C): the int32 view of x."""
+    for i in range(start, stop):
+        m = absmax_bits[i]
+        m[:] = i32(0)
+        for r in range(i * rows, min((i + 1) * rows, bits.shape[0])):
+            row = bits[r]
+            for c in range(row.shape[0]):
+                m[c] = max(m[c], row[c] & _MAGNITUDE)
+
+
+@njit(**OPTIONS)
+def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
+    """`reference.layer_norm` of rows start..stop of (R, C); bits (R,) magnitude bits."""
+    q = np.empty(x.shape[1], np.int32)
+    for r in range(start, stop):
+        bits[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
+
+
+@njit(**OPTIONS)
+def scale_index(scales, thresholds, index):
+    """How many of the 63 thresholds are less than each scale, by halving."""
+    for i in range(index.shape[0]):
+        value, found = scales[i], np.uint32(0)
+        for power_of_half in range(6):
+            step = np.uint32(32 >> power_of_half)
+            found += step if thresholds[found + step - np.uint32(1)] < value else np.uint32(0)
+        index[i] = found
+
+
+@njit(**OPTIONS)
+def head_rows(x, thresholds, start, stop, bits, index, mean):
+    """Rows start..stop of x (R, 2 C): indexes of the scales, its first half, and the means, each (R, C)."""
+    width = index.shape[1]
+    for r in range(start, stop):
+        bits[r] = bits_of(x[r])
+        scale_index(x[r, :width], thresholds, index[r])
+        mean[r, :] = x[r, width:]
+
+
+# Products with what surrounds them: rows go in strips, which stay in the cache
+
+
+@njit(**OPTIONS)
+def _integers(factor):
+    """Work space for a strip's integers (STRIP, K), and for its sums (STRIP, O)."""
+    w = factor[0]
+    return np.empty((STRIP, 2 * w.shape[1]), np.int16), np.empty((STRIP, LANES * w.shape[0]), np.float32)
+
+
+@njit(**OPTIONS)
+def linear_rows(x, factor, start, stop, bits, y):
+    """Rows start..stop: y (R, O) = x (R, K) W^T + bias; bits (R,) magnitude bits of x's rows."""
+    w, scales, bias, chunk = factor
+    q, sums = _integers(factor)
+    outputs = y.shape[1]
+    for first in range(start, stop, STRIP):
+        count = min(STRIP, stop - first)
+        for i in range(count):
+            bits[first + i] = bits_of(x[first + i])
+            quantise_row(x[first + i], bits[first + i], q[i])
+        multiply(q, w, chunk, count, sums)
+        for i in range(count):
+            row = sums[i, :outputs]
+            finish_row(row, bits[first + i], scales, bias)
+            y[first + i, :] = row
+
+
+@njit(**OPTIONS)
+def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, start, stop, y, normal):
+    """y (R, C) = x + gamma (change W^T + bias), and the LayerNorm of that; all (R, C), x and change finite."""
+    w, scales, bias, chunk = factor
+    q, sums = _integers(factor)
+    bits, q_norm = np.empty(STRIP, np.int32), np.empty(x.shape[1], np.int32)
+    for first in range(start, stop, STRIP):
+        count = min(STRIP, stop - first)
+        for i in range(count):
+            bits[i] = bits_of(change[first + i])
+            quantise_row(change[first + i], bits[i], q[i])
+        multiply(q, w, chunk, count, sums)
+        for i in range(count):
+            row, out = sums[i, : x.shape[1]], y[first + i]
+            finish_row(row, bits[i], scales, bias)
+            add_row(x[first + i], row, gamma, out)
+            normalise_row(out, weight, norm_bias, offset, q_norm, normal[first + i])
+
+
+@njit(**OPTIONS)
+def _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y):
+    """y[first..] += gamma sigmoid(R x) V relu(K x)^2 for the strip x in q and bits; hidden is K and R together."""
+    w, scales, bias, chunk = hidden
+    value_w, value_scales, value_bias, value_chunk = value
+    channels = y.shape[1]
+    terms = scales.shape[0] - channels
+    multiply(q, w, chunk, count, inner)
+    for i in range(count):
+        finish_row(inner[i, : scales.shape[0]], bits[i], scales, bias)
+        row = inner[i, :terms]
+        square_row(row)
+        bits[i] = bits_of(row)
+        quantise_row(row, bits[i], inner_q[i])
+    multiply(inner_q, value_w, value_chunk, count, outer)
+    for i in range(count):
+        row = outer[i, :channels]
+        finish_row(row, bits[i], value_scales, value_bias)
+        gate_row(inner[i, terms : terms + channels], row)
+        add_row(y[first + i], row, gamma, y[first + i])
+
+
+@njit(**OPTIONS)
+def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
+    """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite."""
+    q, inner = _integers(hidden)
+    inner_q, outer = _integers(value)
+    bits = np.empty(STRIP, np.int32)
+    for first in range(start, stop, STRIP):
+        count = min(STRIP, stop - first)
+        for i in range(count):
+            bits[i] = bits_of(x[first + i])
+            quantise_row(x[first + i], bits[i], q[i])
+        _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
+
+
+@njit(**OPTIONS)
+def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamma, start, stop, given_bits, y):
+    """An entropy-parameter block: y (R, C) of x (R, K) and of partial (R, C) or (0, C), a part of m from elsewhere.
+
+    K may be 0. given_bits (R,): magnitude bits of x's and partial's rows. gamma is (0,).
+    """
+    w, scales, bias, chunk = mix
+    mix_q, sums = _integers(mix)
+    q, inner = _integers(hidden)
+    inner_q, outer = _integers(value)
+    channels, has_partial = y.shape[1], partial.shape[0] > 0
+    bits, q_norm, normal = np.empty(STRIP, np.int32), np.empty(channels, np.int32), np.empty(channels, np.float32)
+    for first in range(start, stop, STRIP):
+        count = min(STRIP, stop - first)
+        # the mix's product
+        if x.shape[1]:
+            for i in range(count):
+                given_bits[first + i] = bits_of(x[first + i])
+                quantise_row(x[first + i], given_bits[first + i], mix_q[i])
+            multiply(mix_q, w, chunk, count, sums)
+        # m, kept in y, and its LayerNorm
+        for i in range(count):
+            m, row = y[first + i], sums[i, :channels]
+            if x.shape[1]:
+                finish_row(row, given_bits[first + i], scales, bias)
+            else:
+                row[:] = bias
+                given_bits[first + i] = 0
+            if has_partial:
+                part = partial[first + i]
+                given_bits[first + i] = max(given_bits[first + i], bits_of(part))
+                for c in range(channels):
+                    m[c] = row[c] + part[c]
+            else:
+                m[:] = row
+            normalise_row(m, weight, norm_bias, offset, q_norm, normal)
+            bits[i] = bits_of(normal)
+            quantise_row(normal, bits[i], q[i])
+        # the rest, added to m
+        _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
+
+
+# Convolution and depth-wise shift
+
+
+@njit(**OPTIONS)
+def quantise_image(x, absmax_bits, size, start, stop, q):
+    """Pixels start..stop of x (B P, C) as integers in q (B P, C) int16, by magnitude bits (B,); P is `size`."""
+    for r in range(start, stop):
+        quantise_row(x[r], absmax_bits[r // size], q[r])
+
+
+@njit(**OPTIONS)
+def _gather(x, taps, height, width, image, i, j, out):
+    """out[t C:] = pixel (i, j) + tap t of x (B H W, C), zeros outside the image."""
+    channels = x.shape[1]
+    for t in range(taps.shape[0]):
+        a, b = i + taps[t, 0], j + taps[t, 1]
+        part = out[t * channels : (t + 1) * channels]
+        if 0 <= a < height and 0 <= b < width:
+            part[:] = x[(image * height + a) * width + b]
+        else:
+            part[:] = np.int16(0)
+
+
+@njit(**OPTIONS)
+def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, factor, start, stop, y):
+    """Outputs start..stop of one phase of a convolution, counted over images, rows and columns.
+
+    x (B H W, C) int16; taps (T, 2) offsets; size: H, W; shape: the phase's rows and columns of an image. y (B, H', W',
+    O) takes output (i, j) at row corner[0] + i out_step, column corner[1] + j out_step.
+    """
+    w, scales, bias, chunk = factor
+    q, sums = _integers(factor)
+    down, across = shape
+    for first in range(start, stop, STRIP):
+        count = min(STRIP, stop - first)
+        for r in range(count):
+            image, rest = (first + r) // (down * across), (first + r) % (down * across)
+            _gather(x, taps, size[0], size[1], image, rest // across * in_step, rest % across * in_step, q[r])
+        multiply(q, w, chunk, count, sums)
+        for r in range(count):
+            image, rest = (first + r) // (down * across), (first + r) % (down * across)
+            out = y[image, corner[0] + rest // across * out_step, corner[1] + rest % across * out_step]
+            row = sums[r, : y.shape[3]]
+            finish_row(row, absmax_bits[image], scales, bias)
+            out[:] = row
+
+
+@njit(**OPTIONS)
+def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
     """Lines start..stop of x (B H, W, C), flat, as int32 in q (B H, W + 2 edge, C), flat, zeros at both ends of a line.
 
-    magnitudes (B, C): one of each channel of each image.
+    absmax_bits (B, C): one of each channel of each image.
     """
-    channels = magnitudes.shape[1]
+    channels = absmax_bits.shape[1]
     scales = np.empty(channels, np.float32)
     for line in range(start, stop):
-        m = magnitudes[line // height]
+        m = absmax_bits[line // height]
         for c in range(channels):
-            scales[c] = power(i32(12) - exponent_of(m[c], _LEAST))
+            scales[c] = power(i32(12) - exponent_of(m[c], _LEAST_EXPONENT))
         first = line * (width + 2 * edge) * channels
         q[first : first + edge * channels] = i32(0)
         first += edge * channels
@@ -217,17 +469,17 @@ def _one_tap(q, taps, n, sums):
 
 
 @njit(**OPTIONS)
-def depthwise_lines(q, taps, size, magnitudes, scales, height, width, start, stop, y):
+def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, stop, y):
     """Lines start..stop of all images: y (B H, W, C), flat, from q as `integers_of_image` makes it, edge size // 2.
 
     taps: (size, size, C) int32, flat.
     """
-    channels, edge = magnitudes.shape[1], size // 2
+    channels, edge = absmax_bits.shape[1], size // 2
     own, sums = np.empty(channels, np.float32), np.empty(channels, np.int32)
     for line in range(start, stop):
         image, i = line // height, line % height
         for c in range(channels):
-            own[c] = power(exponent_of(magnitudes[image, c], _LEAST) - i32(12))
+            own[c] = power(exponent_of(absmax_bits[image, c], _LEAST_EXPONENT) - i32(12))
         for j in range(width):
             sums[:] = i32(0)
             for ky in range(size):
@@ -245,87 +497,125 @@ def depthwise_lines(q, taps, size, magnitudes, scales, height, width, start, sto
                 out[c] = settle(f32(sums[c]) * own[c] * scales[c])
 
 
-@njit(**OPTIONS)
-def normalise_row(row, weight, bias, offset, q, out):
-    """`reference.layer_norm` of one row (C,) to out, which may be the row; its magnitude bits.
+# Bidirectional WKV: float64, in the definition's order. Three passes: weights and each chunk's sums; the sums that
+# enter a chunk from either side; the values. Inner loops run over channels and touch few arrays each: with more than a
+# handful the compiler gives up proving them apart and does not vectorise.
 
-    offset = float32(eps) float32(C^2); q (C,) int32 is room to work in.
+
+@njit(**OPTIONS)
+def exps(x, y):
+    """y = exp64(x), elementwise."""
+    for c in range(x.shape[0]):
+        y[c] = exp64(x[c])
+
+
+@njit(**OPTIONS)
+def max_keys(kvr, tokens, start, stop, max_key):
+    """max_key (B, C) = the largest k of each channel over images start..stop; kvr as in `summaries`."""
+    channels = max_key.shape[1]
+    for b in range(start, stop):
+        m = max_key[b]
+        m[:] = kvr[b * tokens, :channels]
+        for t in range(1, tokens):
+            row = kvr[b * tokens + t, :channels]
+            for c in range(channels):
+                m[c] = max(m[c], row[c])
+
+
+@njit(**OPTIONS)
+def _add(total, decay, x):
+    """total = total decay + x, of every channel."""
+    for c in range(total.shape[0]):
+        total[c] = total[c] * decay[c] + x[c]
+
+
+@njit(**OPTIONS)
+def _put(total, decay, x, before):
+    """`_add`, with what `total` was in `before`."""
+    for c in range(total.shape[0]):
+        before[c] = total[c]
+        total[c] = total[c] * decay[c] + x[c]
+
+
+@njit(**OPTIONS)
+def _join(total, decay, x, before):
+    """`_add`, with what `total` was added to `before`."""
+    for c in range(total.shape[0]):
+        before[c] = before[c] + total[c]
+        total[c] = total[c] * decay[c] + x[c]
+
+
+@njit(**OPTIONS)
+def summaries(kvr, max_key, decay, start, stop, weights, sums):
+    """Items (batch, chunk) start..stop: weights (B, T, 2, C) = p v, p; sums (items, 4, C) of both, to either edge.
+
+    kvr (B T, 3 C): keys, values, gates side by side. max_key (B, C): the largest k of an image.
     """
-    channels, m = i32(row.shape[0]), bits_of(row)
-    scale = power(i32(16) - exponent_of(m, _NORM_LEAST))
-    total, squares = i32(0), np.int64(0)
-    for c in range(channels):
-        v = row[c] * scale
-        v = v if v < _NORM_LARGEST else _NORM_LARGEST
-        v = v if v > -_NORM_LARGEST else -_NORM_LARGEST
-        q[c] = i32((v + _ROUND) - _ROUND)
-    for c in range(channels):
-        total = i32(total + q[c])
-        squares += np.int64(q[c]) * np.int64(q[c])
-    spread = np.int64(channels) * squares - np.int64(total) * np.int64(total)
-    rate = reciprocal_root(f32(spread) + (offset * scale) * scale)
-    for c in range(channels):
-        d = i32(i32(channels * q[c]) - total)
-        out[c] = settle(f32(d) * rate * weight[c] + bias[c])
-    return m
+    tokens, channels = weights.shape[1], weights.shape[3]
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    for item in range(start, stop):
+        b, first = item // chunks, (item % chunks) * CHUNK
+        last = min(first + CHUNK, tokens)
+        out = sums[item]
+        out[:] = 0.0
+        a1, a2, z1, z2 = out[0], out[1], out[2], out[3]
+        m = max_key[b]
+        for t in range(first, last):
+            key = kvr[b * tokens + t, :channels]
+            value = kvr[b * tokens + t, channels : 2 * channels]
+            pv, p = weights[b, t, 0], weights[b, t, 1]
+            for c in range(channels):
+                d = f64(key[c]) - f64(m[c])
+                e = exp64(d if d > _FLOOR else _FLOOR)
+                p[c] = e
+                pv[c] = e * f64(settle(value[c]))
+        for t in range(first, last):
+            _add(a1, decay, weights[b, t, 0])
+            _add(a2, decay, weights[b, t, 1])
+        for t in range(last - 1, first - 1, -1):
+            _add(z1, decay, weights[b, t, 0])
+            _add(z2, decay, weights[b, t, 1])
 
 
 @njit(**OPTIONS)
-def layer_norm_rows(x, weight, bias, offset, start, stop, found, y):
-    """`reference.layer_norm` of rows start..stop of (R, C); found (R,) magnitude bits."""
-    q = np.empty(x.shape[1], np.int32)
-    for r in range(start, stop):
-        found[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
+def chain(jump, chunks, start, stop, sums):
+    """Images start..stop: each chunk's sums become those that enter it, from the left, then from the right."""
+    channels = jump.shape[0]
+    s1, s2 = np.empty(channels), np.empty(channels)
+    for b in range(start, stop):
+        for side in range(2):
+            s1[:] = 0.0
+            s2[:] = 0.0
+            for step in range(chunks):
+                item = b * chunks + (step if side == 0 else chunks - 1 - step)
+                x1, x2 = sums[item, 2 * side], sums[item, 2 * side + 1]
+                for c in range(channels):
+                    chunk1, chunk2 = x1[c], x2[c]
+                    x1[c], x2[c] = s1[c], s2[c]
+                    s1[c] = s1[c] * jump[c] + chunk1
+                    s2[c] = s2[c] * jump[c] + chunk2
 
 
 @njit(**OPTIONS)
-def exp_of(x, start, stop, y):
-    """Elements start..stop."""
-    a, out = x[start:stop], y[start:stop]
-    for i in range(out.shape[0]):
-        out[i] = exp(a[i])
-
-
-@njit(**OPTIONS)
-def sigmoid_of(x, start, stop, y):
-    """Elements start..stop."""
-    a, out = x[start:stop], y[start:stop]
-    for i in range(out.shape[0]):
-        out[i] = sigmoid(a[i])
-
-
-@njit(**OPTIONS)
-def gate_of(r, x, start, stop, y):
-    """Elements start..stop."""
-    b, a, out = r[start:stop], x[start:stop], y[start:stop]
-    for i in range(out.shape[0]):
-        out[i] = settle(sigmoid(b[i]) * a[i])
-
-
-@njit(**OPTIONS)
-def residual_of(x, change, gamma, start, stop, y):
-    """Rows start..stop of (R, C); gamma (C,) settled, or (0,) for none."""
-    for r in range(start, stop):
-        add_row(x[r], change[r], gamma, y[r])
-
-
-@njit(**OPTIONS)
-def scale_index_of(x, thresholds, start, stop, y):
-    """Elements start..stop: how many of the 63 thresholds are less, by halving."""
-    a, out = x[start:stop], y[start:stop]
-    for i in range(out.shape[0]):
-        value, found = a[i], np.uint32(0)
-        for power_of_half in range(6):
-            step = np.uint32(32 >> power_of_half)
-            found += step if thresholds[found + step - np.uint32(1)] < value else np.uint32(0)
-        out[i] = found
-
-
-@njit(**OPTIONS)
-def head_rows(x, thresholds, start, stop, found, index, mean):
-    """Rows start..stop of x (R, 2 C): indexes of the scales, its first half, and the means, each (R, C)."""
-    width = index.shape[1]
-    for r in range(start, stop):
-        found[r] = bits_of(x[r])
-        scale_index_of(x[r], thresholds, 0, width, index[r])
-        mean[r, :] = x[r, width:]
+def values(kvr, weights, decay, boost, start, stop, sums, y):
+    """y (B T, C) of items start..stop, times sigmoid(gate); kvr as in `summaries`. `sums` is used up."""
+    tokens, channels = weights.shape[1], weights.shape[3]
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    both = np.empty((CHUNK, 2, channels))  # what comes from the left and, in the end, from the right as well
+    for item in range(start, stop):
+        b, first = item // chunks, (item % chunks) * CHUNK
+        last = min(first + CHUNK, tokens)
+        for t in range(first, last):
+            _put(sums[item, 0], decay, weights[b, t, 0], both[t - first, 0])
+            _put(sums[item, 1], decay, weights[b, t, 1], both[t - first, 1])
+        for t in range(last - 1, first - 1, -1):
+            _join(sums[item, 2], decay, weights[b, t, 0], both[t - first, 0])
+            _join(sums[item, 3], decay, weights[b, t, 1], both[t - first, 1])
+        for t in range(first, last):
+            value, out = kvr[b * tokens + t, channels : 2 * channels], y[b * tokens + t]
+            p, over, under = weights[b, t, 1], both[t - first, 0], both[t - first, 1]
+            for c in range(channels):
+                own = boost[c] * p[c]
+                out[c] = settle(f32((over[c] + own * f64(settle(value[c]))) / (under[c] + own)))
+        for t in range(first, last):
+            gate_row(kvr[b * tokens + t, 2 * channels :], y[b * tokens + t])

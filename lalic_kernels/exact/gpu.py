@@ -1,282 +1,480 @@
 """Launches of the exact Triton kernels: `reference.py`'s functions on CUDA tensors, or in Triton's interpreter.
 
+What follows a product is done in the product's launch. Blocks go one of two ways, by size: programs that own whole rows
+(`kernels_rows.py`) go through several steps in one launch, but each of them reads all weights, so they pay where
+positions or weights are few; elsewhere a step is a launch, whose programs share rows and outputs. Both give the same
+bits.
+
 Launch shapes are fixed. Each public call looks once whether its inputs were finite, which waits for the device; within
-`one_check()` many calls share one look at its end.
+`gpu_state.one_check()` many calls share one look at its end.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import blocks
-from lalic_kernels.exact import kernels, kernels_conv, kernels_products, kernels_wkv, reference
+from lalic_kernels._core.launch import Launch, blocks
+from lalic_kernels.exact import kernels, kernels_rows, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
-from lalic_kernels.exact.gpu_products import Factor, Rows, digits_of, factor_of, fill, product
-from lalic_kernels.exact.gpu_state import checked, lined_up, maxima, one_check, positions, require
-from lalic_kernels.exact.launches import CHUNKS_TO_WALK, LAUNCHES, TOKENS, options
+from lalic_kernels.exact.gpu_state import checked, lined_up, one_check, positions, require, zeros
 from lalic_kernels.exact.quantise import power_of_two
-from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
 
-__all__ = [
-    "biwkv", "conv", "depthwise", "exp", "gate", "gaussian_head", "layer_norm", "linear", "one_check", "residual",
-    "scale_index", "sigmoid", "squared_relu",
-]  # fmt: skip
+# One rounding an operation, also on AMD and whatever Triton's default is.
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+DEPTH = 64  # rows of digits are filled up to a multiple of it
+CHUNKS_TO_WALK = 128  # of the WKV: up to so many, each program finds what enters its chunk by itself
+# What the programs of one launch read of weights, together, comes from the second cache at some TB/s; 2^27 bytes are
+# some tens of microseconds, about what the launches cost that are saved.
+WEIGHTS_READ = 1 << 27
+# Reasoned, not tuned on a GPU, as is what is above.
+LAUNCHES = {
+    "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
+    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 128)), num_warps=4),
+    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 128)), num_warps=4),
+    "absmax": Launch((("BLOCK_M", 16), ("BLOCK_N", 64)), num_warps=4),
+    "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
+    "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
+    "shift_digits": Launch((("BLOCK_P", 4), ("BLOCK_C", 64)), num_warps=4),
+    "wkv_sums": Launch((("BLOCK_T", 8), ("BLOCK_C", 32)), num_warps=1),
+    "wkv_chain": Launch((("BLOCK_C", 32),), num_warps=1),
+    "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
+    "output_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "shift_mix": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "shift_channel": Launch((("BLOCK_M", 16), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
+    "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "two_products": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
+    "mix_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
+    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
+}
 
 
-def linear(x: Tensor, prepared: ExactLinear, squared: bool = False) -> Tensor:
-    """As `reference.linear`, with `squared` as `squared_relu` of it."""
+def options(name: str) -> dict[str, Any]:
+    """Keyword arguments of a launch."""
+    return LAUNCHES[name].options() | OPTIONS
+
+
+def rows_pay(rows: int, weights: int) -> bool:
+    """Whether programs of 16 rows, each of which reads so many bytes of weights, are the better way."""
+    return blocks(rows, 16) * weights <= WEIGHTS_READ
+
+
+# Digits
+
+
+class Factor:
+    """Integers (O, ..., K) of a weight as digits (O, ..., depth) int8 with zeros behind; scales 2^(exponent - 12)."""
+
+    def __init__(self, weight: Tensor, exponent: Tensor, bias: Tensor | None):
+        self.depth = blocks(weight.shape[-1], DEPTH) * DEPTH
+        q = torch.nn.functional.pad(weight.to(torch.int32), (0, self.depth - weight.shape[-1]))
+        low = ((q + 64) & 127) - 64
+        self.digits = torch.stack((((q - low) >> 7).to(torch.int8), low.to(torch.int8)))  # high ones first
+        self.high, self.low = self.digits
+        self.scales = power_of_two(exponent - (n.BITS - 1))
+        self.bias = bias
+
+    def bias_or_zeros(self) -> Tensor:
+        """For kernels that always add a bias."""
+        return torch.zeros_like(self.scales) if self.bias is None else self.bias
+
+
+def factor_of(weights: ExactLinear) -> Factor:
+    """A weight's digits."""
+    found: Factor = weights.cache.get("gpu", (), lambda: Factor(weights.weight, weights.exponent, weights.bias))
+    return found
+
+
+def hidden_factor(weights: ExactBlock | ExactEntropyParams) -> Factor:
+    """key and receptance as one product: each output has a scale of its own, so that nothing changes."""
+    key, receptance = weights.key, weights.receptance
+
+    def make() -> Factor:
+        weight = torch.cat((key.weight, receptance.weight))
+        return Factor(weight, torch.cat((key.exponent, receptance.exponent)), None)
+
+    found: Factor = weights.cache.get("gpu hidden", (), make)
+    return found
+
+
+class Rows:
+    """Rows of digits (rows, depth) with a scale each."""
+
+    def __init__(self, rows: int, width: int, device: torch.device):
+        self.rows, self.depth = rows, blocks(width, DEPTH) * DEPTH
+        self.high = torch.empty(rows, self.depth, dtype=torch.int8, device=device)
+        self.low = torch.empty_like(self.high)
+        self.scales = torch.empty(rows, dtype=torch.float32, device=device)
+
+
+def _fill(
+    found: Rows, x: Tensor, other: Tensor, status: Tensor, source: str, images: int, rows: int, width: int,
+    x_stride: int, height: int = 1, half: int = 1, channels: int = 1,
+) -> Rows:  # fmt: skip
+    """`found`, filled; other: the images' magnitude bits ("image") or the taps ("neighbours"); see the kernel."""
+    kernels.exact_digits_kernel[(blocks(rows, LAUNCHES["digits"]["BLOCK_M"]), images)](
+        x, other, other, found.high, found.low, found.scales, status, rows, width, x_stride, found.depth, height, half,
+        channels, SOURCE=source, **options("digits"),
+    )  # fmt: skip
+    return found
+
+
+def digits_of(flat: Tensor, status: Tensor, width: int) -> Rows:
+    """Digits of the first `width` columns of flat (rows, ...), a scale a row."""
+    rows = flat.shape[0]
+    return _fill(Rows(rows, width, flat.device), flat, flat, status, "rows", 1, rows, width, flat.stride(0))
+
+
+def digits_of_images(x: Tensor, absmax_bits: Tensor, status: Tensor) -> Rows:
+    """Digits of the positions of x (B, H, W, C), a scale an image: the first B scales."""
+    images, height, width, channels = x.shape
+    area, found = height * width, Rows(images * height * width, channels, x.device)
+    return _fill(found, x, absmax_bits, status, "image", images, area, channels, positions(x))
+
+
+def digits_by_colour(x: Tensor, status: Tensor) -> Rows:
+    """Digits of the positions of x (B, H, W, C), W even, anchors of all images first; channels side by side."""
+    images, height, width, channels = x.shape
+    rows, found = images * height * width, Rows(images * height * width, channels, x.device)
+    return _fill(found, x, x, status, "by_colour", 1, rows, channels, positions(x), height, width // 2)
+
+
+def digits_of_neighbours(x: Tensor, taps: Tensor, status: Tensor) -> Rows:
+    """Digits of what the others in x (B, H, W, g) have at taps (n, 2) int32 offsets: rows (B H W / 2, n g)."""
+    images, height, width, channels = x.shape
+    rows, wide = height * width // 2, taps.shape[0] * channels
+    found = Rows(images * rows, wide, x.device)
+    return _fill(found, x, taps, status, "neighbours", images, rows, wide, positions(x), height, width // 2, channels)
+
+
+def shift_taps(weights: ExactDepthwise) -> tuple[Tensor, Tensor]:
+    """A shift's integers (k k, C) int16 and its channels' scales."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        return weights.weight.flatten(1).t().contiguous(), power_of_two(weights.exponent - (n.BITS - 1))
+
+    found: tuple[Tensor, Tensor] = weights.cache.get("gpu", (), make)
+    return found
+
+
+def shift_digits(x: Tensor, absmax_bits: Tensor, weights: ExactDepthwise) -> Rows:
+    """Digits of the depth-wise convolution of x (B, H, W, C), contiguous, by positions.
+
+    absmax_bits (B, C): magnitude bits of x's channels.
+    """
+    images, height, width, channels = x.shape
+    found = Rows(images * height * width, channels, x.device)
+    grid = (blocks(height * width, LAUNCHES["shift_digits"]["BLOCK_P"]), images)
+    kernels.exact_shift_digits_kernel[grid](
+        x, absmax_bits, *shift_taps(weights), torch.empty_like(x), found.high, found.low, found.scales, height, width,
+        channels, found.depth, SIZE=weights.weight.shape[-1], **options("shift_digits"),
+    )  # fmt: skip
+    return found
+
+
+# Products
+
+
+def product(
+    x: Rows, factor: Factor, squared: int = 0, gate: Tensor | None = None, residual: Tensor | None = None,
+    gamma: Tensor | None = None, max_key: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(rows, O): x @ w^T + bias; relu()^2 below column `squared`; sigmoid(gate) (); residual + gamma ().
+
+    max_key (images, n): order keys, which are raised to the maxima of the first n outputs over an image's rows.
+    """
+    outputs = factor.high.shape[0]
+    y = torch.empty(x.rows, outputs, device=x.high.device)
+    launch = LAUNCHES["linear"]
+    kernels.exact_linear_kernel[(blocks(x.rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
+        x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
+        factor.scales if factor.bias is None else factor.bias,
+        y if gate is None else gate, y if residual is None else residual, factor.scales if gamma is None else gamma,
+        x.high if max_key is None else max_key, y, x.rows, x.depth, outputs, squared,
+        0 if gate is None else gate.stride(0), 0 if residual is None else residual.stride(0),
+        1 if max_key is None else x.rows // max_key.shape[0], 0 if max_key is None else max_key.shape[1],
+        HAS_BIAS=factor.bias is not None, HAS_SQUARED=squared > 0, HAS_GATE=gate is not None,
+        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, MAX_KEY=max_key is not None,
+        **options("linear"),
+    )  # fmt: skip
+    return y
+
+
+def linear(x: Tensor, weights: ExactLinear) -> Tensor:
+    """x (..., K) -> (..., O), in two launches."""
     require(x)
-    factor = factor_of(prepared)
+    factor = factor_of(weights)
     shape = (*x.shape[:-1], factor.high.shape[0])
     if x.numel() == 0 or 0 in shape:
         return x.new_empty(shape)
     with checked(x.device) as status:
         digits = digits_of(x.contiguous().reshape(-1, x.shape[-1]), status, x.shape[-1])
-        return product(digits, factor, squared=shape[-1] if squared else 0).reshape(shape)
+        return product(digits, factor).reshape(shape)
 
 
 class _ConvFactor(Factor):
     """A convolution's digits, phase after phase, with the tables that its kernel reads."""
 
-    def __init__(self, prepared: ExactConv):
-        order = [tap for phase in prepared.phases for tap in phase.taps]
-        super().__init__(prepared.weight[:, order], prepared.exponent, prepared.bias)
-        offsets = [offset for phase in prepared.phases for offset in phase.offsets]
+    def __init__(self, weights: ExactConv):
+        order = [tap for phase in weights.phases for tap in phase.taps]
+        super().__init__(weights.weight[:, order], weights.exponent, weights.bias)
+        offsets = [offset for phase in weights.phases for offset in phase.offsets]
         first, lines = 0, []
-        for phase in prepared.phases:
+        for phase in weights.phases:
             lines.append((phase.row, phase.column, first, len(phase.taps)))
             first += len(phase.taps)
-        device = prepared.weight.device
+        device = weights.weight.device
         self.taps = len(order)
         self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device).reshape(-1, 2)
         self.phases = torch.tensor(lines, dtype=torch.int32, device=device)
 
 
-def raise_maxima(most: Tensor, x: Tensor) -> None:
-    """Raise most (B,) int32 to the magnitude bits of images x (B, H, W, C), whose positions lie one after the other."""
+def raise_absmax(absmax_bits: Tensor, x: Tensor) -> None:
+    """Raise absmax_bits (B,) int32 to those of images x (B, H, W, C), whose positions follow one another."""
     images, height, width, channels = x.shape
     area = height * width
     with checked(x.device) as status:
-        kernels_products.exact_image_maximum_kernel[(blocks(area, LAUNCHES["image_maximum"]["BLOCK_M"]), images)](
-            x, most, status, area, channels, positions(x), **options("image_maximum")
+        kernels.exact_absmax_kernel[(blocks(area, LAUNCHES["absmax"]["BLOCK_M"]), images)](
+            x, absmax_bits, status, area, channels, positions(x), **options("absmax")
         )
 
 
 def conv(
-    x: Tensor, prepared: ExactConv, parity: int | None = None, previous: Tensor | None = None,
-    most: Tensor | None = None,
+    x: Tensor, weights: ExactConv, previous: Tensor | None = None, absmax_bits: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """As `reference.conv`, or previous + that; `previous` as the result, of any distance between positions.
+    """x (B, H, W, C) -> (B, H', W', O), or previous + that; `previous` with its positions any distance apart.
 
-    most (B,): magnitude bits of each image's largest value, where they are known.
+    absmax_bits (B,): magnitude bits of each image's largest value, where they are known.
     """
     require(x)
-    if parity is not None and len(prepared.phases) > 1:
-        return reference.pack(conv(x, prepared), parity)
-    factor = prepared.kept.get("triton")
-    if factor is None:
-        factor = prepared.kept["triton"] = _ConvFactor(prepared)
-    images, height, width, channels = x.shape
-    rows, columns = prepared.output_size(height), prepared.output_size(width)
-    columns = columns if parity is None else columns // 2
-    outputs = factor.high.shape[0]
+    factor: _ConvFactor = weights.cache.get("gpu", (), lambda: _ConvFactor(weights))
+    images, height, width, _ = x.shape
+    rows, columns, outputs = weights.output_size(height), weights.output_size(width), factor.high.shape[0]
+    if x.numel() == 0:
+        return reference.conv(x, weights)
     y = x.new_empty(images, rows, columns, outputs)
-    if y.numel() == 0 or x.numel() == 0:
-        return y if x.numel() else reference.conv(x, prepared, parity)
-    out_step, in_step = (prepared.stride, 1) if prepared.transposed else (1, prepared.stride)
-    x = lined_up(x)
-    stride, area, launch = positions(x), height * width, LAUNCHES["conv"]
+    if y.numel() == 0:
+        return y
+    out_step, in_step = (weights.stride, 1) if weights.transposed else (1, weights.stride)
+    x, launch = lined_up(x), LAUNCHES["conv"]
     with checked(x.device) as status:
-        if most is None:
-            most = maxima(x.device, images)
-            raise_maxima(most, x)
-        digits = fill(
-            Rows(images * area, channels, x.device), x, most, status, "shared", images, area, channels, stride
-        )
-        scales = digits.scales[:images]
+        if absmax_bits is None:
+            absmax_bits = zeros(x.device, images)
+            raise_absmax(absmax_bits, x)
+        digits = digits_of_images(x, absmax_bits, status)
         pixels = images * blocks(rows, out_step) * blocks(columns, out_step)
-        kernels_conv.exact_conv_kernel[
-            (blocks(pixels, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]), len(prepared.phases))
+        kernels.exact_conv_kernel[
+            (blocks(pixels, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]), len(weights.phases))
         ](
-            digits.high, digits.low, scales, factor.high, factor.low, factor.scales,
+            digits.high, digits.low, digits.scales, factor.high, factor.low, factor.scales,
             factor.scales if factor.bias is None else factor.bias, factor.offsets, factor.phases,
             y if previous is None else previous, y, images, height, width, digits.depth, rows, columns, outputs,
-            factor.taps, in_step, out_step, parity or 0, 0 if previous is None else positions(previous),
-            HAS_BIAS=factor.bias is not None, HAS_PREVIOUS=previous is not None, PACKED=parity is not None,
-            **options("conv"),
+            factor.taps, in_step, out_step, 0 if previous is None else positions(previous),
+            HAS_BIAS=factor.bias is not None, HAS_PREVIOUS=previous is not None, **options("conv"),
         )  # fmt: skip
     return y
 
 
-def _channel_maxima(x: Tensor, signed: bool, status: Tensor) -> Tensor:
-    """(B, C) maxima of x (B, T, C) over its tokens: order keys of its values, or magnitudes' bits."""
-    images, tokens, channels = x.shape
-    found = maxima(x.device, images, channels)
-    across = blocks(channels, LAUNCHES["channel_maximum"]["BLOCK_C"])
-    kernels_products.exact_channel_maximum_kernel[(blocks(tokens, TOKENS), across, images)](
-        x, found, status, tokens, channels, x.stride(1), SIGNED=signed, **options("channel_maximum")
-    )
-    return found
+# RWKV blocks
 
 
-def taps_of(prepared: ExactDepthwise) -> tuple[Tensor, Tensor]:
-    """A shift's integers (k k, C) and its channels' scales."""
-    if "triton" not in prepared.kept:
-        taps = prepared.weight.flatten(1).t().contiguous()
-        prepared.kept["triton"] = taps, power_of_two(prepared.exponent - (n.BITS - 1))
-    found: tuple[Tensor, Tensor] = prepared.kept["triton"]
-    return found
+def _channel_mix(
+    x: Rows, weights: ExactEntropyParams | ExactBlock, residual: Tensor, gamma: Tensor | None, status: Tensor
+) -> Tensor:
+    """residual + gamma (sigmoid(R x) V relu(K x)^2) in three launches; residual (rows, C)."""
+    inner = weights.key.weight.shape[0]
+    first = product(x, hidden_factor(weights), squared=inner)  # (rows, inner + C)
+    hidden = digits_of(first, status, inner)
+    return product(hidden, factor_of(weights.value), gate=first[:, inner:], residual=residual, gamma=gamma)
 
 
-def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
-    """As `reference.depthwise`."""
-    require(x)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if y.numel() == 0:
-        return y
-    images, height, width, channels = x.shape
-    launch, x = LAUNCHES["depthwise"], x.contiguous()
-    grid = (blocks(height * width, launch["BLOCK_P"]), blocks(channels, launch["BLOCK_C"]), images)
-    with checked(x.device) as status:
-        most = _channel_maxima(x.reshape(images, -1, channels), False, status)
-        kernels_conv.exact_depthwise_kernel[grid](
-            x, most, *taps_of(prepared), y, height, width, channels, SIZE=prepared.weight.shape[-1],
-            **options("depthwise"),
-        )  # fmt: skip
-    return y
-
-
-def depthwise_digits(x: Tensor, most: Tensor, prepared: ExactDepthwise) -> Rows:
-    """Digits of `depthwise` of x (B, H, W, C), contiguous, whose channels' maxima are known: a row a position."""
-    images, height, width, channels = x.shape
-    found = Rows(images * height * width, channels, x.device)
-    grid = (blocks(height * width, LAUNCHES["depthwise_digits"]["BLOCK_P"]), images)
-    kernels_conv.exact_depthwise_digits_kernel[grid](
-        x, most, *taps_of(prepared), torch.empty_like(x), found.high, found.low, found.scales, height, width, channels,
-        found.depth, SIZE=prepared.weight.shape[-1], **options("depthwise_digits"),
-    )  # fmt: skip
-    return found
-
-
-def eps_area(eps: float, width: int) -> float:
+@functools.cache
+def eps_area(width: int) -> float:
     """eps width^2, one float32 product."""
-    return float(np.float32(eps) * np.float32(width * width))
+    return float(np.float32(n.NORM_EPS) * np.float32(width * width))
 
 
-def normalise(
-    x: Tensor, images: int, weight: Tensor, bias: Tensor, eps: float, status: Tensor, y: Tensor | None = None,
-    digits: Rows | None = None, most: Tensor | None = None,
-) -> None:  # fmt: skip
-    """LayerNorm of x (rows of all images, C), any distance apart, to y or to digits; most (images, C) is raised."""
-    width = x.shape[1]
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, absmax_bits: Tensor, status: Tensor) -> None:
+    """LayerNorm of x (rows of all images, C), any distance apart, to y; absmax_bits (images, C) are raised to y's."""
+    images, width = absmax_bits.shape
     rows = x.shape[0] // images
-    out = x if y is None else y
-    high, low, scales = (out, out, out) if digits is None else (digits.high, digits.low, digits.scales)
     kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]), images)](
-        x, weight.contiguous(), bias.contiguous(), out, status if most is None else most, high, low, scales, status,
-        rows, width, x.stride(0), width if digits is None else digits.depth, eps_area(eps, width),
-        DIGITS=digits is not None, MAXIMA=most is not None, **options("layer_norm"),
-    )  # fmt: skip
+        x, weight, bias, y, absmax_bits, status, rows, width, x.stride(0), eps_area(width), **options("layer_norm")
+    )
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """As `reference.layer_norm`."""
-    require(x, weight, bias)
-    reference.check_norm(x, eps)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if y.numel():
-        with checked(x.device) as status:
-            normalise(x.contiguous().reshape(-1, x.shape[-1]), 1, weight, bias, eps, status, y=y)
-    return y
+def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor) -> Tensor:
+    """The gated WKV (B, T, C) of keys, values and gates side by side in kvr (B, T, 3 C), contiguous, all finite.
 
-
-def _pointwise(function: str, x: Tensor, other: Tensor | None = None) -> Tensor:
-    require(x, *(() if other is None else (other,)))
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if y.numel():
-        second = x if other is None else other
-        with checked(x.device) as status:
-            kernels.exact_pointwise_kernel[(blocks(y.numel(), LAUNCHES["pointwise"]["BLOCK"]),)](
-                x.contiguous(), second.contiguous(), y, status, y.numel(), FUNCTION=function, **options("pointwise")
-            )
-    return y
-
-
-def exp(x: Tensor) -> Tensor:
-    """As `reference.exp`."""
-    return _pointwise("exp", x)
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    """As `reference.sigmoid`."""
-    return _pointwise("sigmoid", x)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """As `reference.squared_relu`."""
-    return _pointwise("squared_relu", x)
-
-
-def gate(r: Tensor, x: Tensor) -> Tensor:
-    """As `reference.gate`."""
-    return _pointwise("gate", r, x)
-
-
-def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
-    """As `reference.residual`."""
-    require(x, change, *(() if gamma is None else (gamma,)))
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if y.numel():
-        width = x.shape[-1]
-        rows, launch = y.numel() // width, LAUNCHES["residual"]
-        with checked(x.device) as status:
-            kernels.exact_residual_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
-                x.contiguous(), change.contiguous(), x if gamma is None else gamma.contiguous(), y, status, rows, width,
-                HAS_GAMMA=gamma is not None, **options("residual"),
-            )  # fmt: skip
-    return y
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """x (B, T, C) with channels side by side and images T tokens apart: a part of a product's columns is that."""
-    good = x.stride(2) == 1 and x.stride(1) >= x.shape[2] and x.stride(0) == x.shape[1] * x.stride(1)
-    return x if good else x.contiguous()
-
-
-def biwkv(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None, tops: Tensor | None = None
-) -> Tensor:  # fmt: skip
-    """As `reference.biwkv`; tops (B, C): order keys of the keys' maxima, where they are known."""
-    require(w, u, k, v, *(() if gate_by is None else (gate_by,)))
-    y = torch.empty(k.shape, device=k.device)
-    if y.numel() == 0:
-        return y
-    images, tokens, channels = k.shape
-    k, v, r = _tokens(k), _tokens(v), y if gate_by is None else _tokens(gate_by)
-    w, u = w.contiguous(), u.contiguous()
+    max_key (B, C): order keys of the keys' maxima.
+    """
+    images, tokens, channels = kvr.shape[0], kvr.shape[1], kvr.shape[2] // 3
+    y = torch.empty(images, tokens, channels, device=kvr.device)
     chunks, across = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
     chained = chunks > CHUNKS_TO_WALK
-    with checked(k.device) as status:
-        tops = _channel_maxima(k, True, status) if tops is None else tops
-        weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=k.device)
-        own = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=k.device)
-        kernels_wkv.exact_wkv_sums_kernel[(chunks, across, images)](
-            w, k, v, tops, weights, own, status, tokens, channels, k.stride(1), v.stride(1), **options("wkv_sums")
+    weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=kvr.device)
+    own = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=kvr.device)
+    kernels_wkv.exact_wkv_sums_kernel[(chunks, across, images)](
+        w, kvr, max_key, weights, own, tokens, channels, **options("wkv_sums")
+    )
+    sums = torch.empty_like(own) if chained else own
+    if chained:
+        kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
+            w, own, sums, tokens, channels, chunks, **options("wkv_chain")
         )
-        sums = torch.empty_like(own) if chained else own
-        if chained:
-            kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
-                w, own, sums, tokens, channels, chunks, **options("wkv_chain")
-            )
-        kernels_wkv.exact_wkv_values_kernel[(chunks, across, images)](
-            w, u, v, r, weights, sums, left, y, status, tokens, channels, v.stride(1), r.stride(1),
-            GATED=gate_by is not None, CHAINED=chained, **options("wkv_values"),
-        )  # fmt: skip
+    kernels_wkv.exact_wkv_values_kernel[(chunks, across, images)](
+        w, u, kvr, weights, sums, left, y, tokens, channels, CHAINED=chained, **options("wkv_values")
+    )
     return y
+
+
+def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
+    """x (B, H, W, C) through one block after the other: five launches a block and one more, or nine or ten a block.
+
+    Also each image's largest magnitude bits (B,) int32, or None where no launch found them on its way.
+    """
+    require(x)
+    reference.check_norm(x)
+    if x.numel() == 0 or not sequence:
+        return x, None
+    images = _Images(x)
+    with one_check(), checked(x.device) as status:
+        for block, following in zip(sequence, [*sequence[1:], None], strict=True):
+            images.apply(block, following, status)
+    return images.flat.reshape(x.shape), images.absmax_bits
+
+
+class _Images:
+    """What goes from block to block: images' rows, and the next LayerNorm of them with its channels' magnitude bits."""
+
+    def __init__(self, x: Tensor):
+        self.images, self.height, self.width, self.channels = self.shape = x.shape
+        self.tokens = self.height * self.width
+        self.rows = self.images * self.tokens
+        self.flat = lined_up(x).view(-1, self.channels)
+        self.normal = self.flat  # (rows, C), where `has_normal`
+        self.normal_bits = self.flat  # (B, C) int32, likewise
+        self.has_normal = False
+        self.absmax_bits: Tensor | None = None
+
+    def apply(self, block: ExactBlock, following: ExactBlock | None, status: Tensor) -> None:
+        """Go through a block; the next one's first norm is made on the way where that is no launch."""
+        channels, inner = self.channels, block.key.weight.shape[0]
+        if not self.has_normal:
+            self._new_normal()
+            layer_norm(self.flat, block.norm1_weight, block.norm1_bias, self.normal, self.normal_bits, status)
+        max_key = zeros(self.flat.device, self.images, channels)
+        mix = self._mix_by_rows if rows_pay(self.rows, 6 * channels**2) else self._mix
+        kvr = mix(block, max_key).reshape(self.images, self.tokens, 3 * channels)
+        # of the last number of tokens
+        w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(self.tokens), about=self.tokens)
+        self._output(wkv(w, u, kvr, max_key).reshape(self.rows, channels), block, status)
+        if rows_pay(self.rows, 2 * channels * (channels + 2 * inner)):
+            self._channel_mix_by_rows(block, following, inner)
+        else:
+            digits = shift_digits(self.normal.reshape(self.shape), self.normal_bits, block.shift2)
+            self.flat = _channel_mix(digits, block, self.flat, block.gamma2, status)
+            self.has_normal = False
+
+    def _new_normal(self) -> None:
+        """Memory for a LayerNorm and its magnitude bits."""
+        self.normal = torch.empty(self.rows, self.channels, device=self.flat.device)
+        self.normal_bits = zeros(self.flat.device, self.images, self.channels)
+        self.has_normal = True
+
+    def _mix(self, block: ExactBlock, max_key: Tensor) -> Tensor:
+        """key, value and receptance, (rows, 3 C), in two launches."""
+        digits = shift_digits(self.normal.reshape(self.shape), self.normal_bits, block.shift1)
+        return product(digits, factor_of(block.mix), max_key=max_key)
+
+    def _mix_by_rows(self, block: ExactBlock, max_key: Tensor) -> Tensor:
+        """key, value and receptance, (rows, 3 C), in one launch."""
+        factor = factor_of(block.mix)
+        y = torch.empty(self.rows, 3 * self.channels, device=self.flat.device)
+        kernels_rows.exact_shift_mix_kernel[(blocks(self.tokens, LAUNCHES["shift_mix"]["BLOCK_M"]), self.images)](
+            self.normal, self.normal_bits, *shift_taps(block.shift1), torch.empty_like(self.normal), factor.digits,
+            factor.scales, max_key, y, self.height, self.width, self.channels, factor.depth,
+            SIZE=block.shift1.weight.shape[-1], **options("shift_mix"),
+        )  # fmt: skip
+        return y
+
+    def _output(self, mixed: Tensor, block: ExactBlock, status: Tensor) -> None:
+        """The spatial mix's end and the channel mix's norm."""
+        factor = factor_of(block.output)
+        y, residual = torch.empty_like(mixed), self.flat
+        self._new_normal()
+        kernels_rows.exact_output_norm_kernel[(blocks(self.tokens, LAUNCHES["output_norm"]["BLOCK_M"]), self.images)](
+            mixed, factor.digits, factor.scales, residual, block.gamma1, block.norm2_weight, block.norm2_bias, y,
+            self.normal, self.normal_bits, status, self.tokens, self.channels, factor.depth, residual.stride(0),
+            eps_area(self.channels), **options("output_norm"),
+        )  # fmt: skip
+        self.flat = y
+
+    def _channel_mix_by_rows(self, block: ExactBlock, following: ExactBlock | None, inner: int) -> None:
+        """The channel mix, and the norm of the block behind or the images' magnitude bits, in one launch."""
+        key, value = hidden_factor(block), factor_of(block.value)
+        x, x_bits, y = self.normal, self.normal_bits, torch.empty_like(self.flat)
+        if following is None:
+            next_norm = block.norm2_weight, block.norm2_bias  # unused
+            next_bits = self.absmax_bits = zeros(x.device, self.images)
+            self.has_normal = False
+        else:
+            next_norm = following.norm1_weight, following.norm1_bias
+            self._new_normal()
+            next_bits = self.normal_bits
+        grid = (blocks(self.tokens, LAUNCHES["shift_channel"]["BLOCK_M"]), self.images)
+        kernels_rows.exact_shift_channel_kernel[grid](
+            x, x_bits, *shift_taps(block.shift2), torch.empty_like(x), torch.empty(self.rows, inner, device=x.device),
+            key.digits, key.scales, value.digits, value.scales, self.flat, block.gamma2, *next_norm, y, self.normal,
+            next_bits, self.height, self.width, self.channels, inner, key.depth, value.depth, eps_area(self.channels),
+            NEXT=following is not None, SIZE=block.shift2.weight.shape[-1], **options("shift_channel"),
+        )  # fmt: skip
+        self.flat = y
+
+
+# Entropy parameters and Gaussian head
+
+
+def entropy_rows(block: ExactEntropyParams, x: Tensor | None, partial: Tensor | None, status: Tensor) -> Tensor:
+    """A block of x (rows, Cin), contiguous, and partial (rows, C), any distance apart: (rows, C), in four launches.
+
+    One of x and partial may be None; x is None where it has no columns.
+    """
+    mix = factor_of(block.mix)
+    given = partial if x is None else x
+    assert given is not None
+    rows, outputs = given.shape[0], mix.high.shape[0]
+    m = torch.empty(rows, outputs, device=given.device)
+    normal = Rows(rows, outputs, given.device)
+    kernels_rows.exact_mix_norm_kernel[(blocks(rows, LAUNCHES["mix_norm"]["BLOCK_M"]),)](
+        given, mix.digits, mix.scales, mix.bias_or_zeros(), given if partial is None else partial, block.norm_weight,
+        block.norm_bias, m, normal.high, normal.low, normal.scales, status, rows, given.shape[1], mix.depth, outputs,
+        normal.depth, 0 if partial is None else partial.stride(0), eps_area(outputs), HAS_X=x is not None,
+        HAS_PARTIAL=partial is not None, **options("mix_norm"),
+    )  # fmt: skip
+    return _channel_mix(normal, block, m, None, status)
+
+
+def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
+    """x (..., Cin), partial (..., Cout) -> (..., Cout)."""
+    require(x, *(() if partial is None else (partial,)))
+    reference.check_norm(block.norm_weight)
+    outputs = block.norm_weight.shape[0]
+    shape = (*x.shape[:-1], outputs)
+    if 0 in shape:
+        return x.new_empty(shape)
+    flat = x.contiguous().reshape(-1, x.shape[-1]) if x.shape[-1] else None
+    added = None if partial is None else partial.contiguous().reshape(-1, outputs)
+    if flat is None and added is None:
+        added = x.new_zeros(x.shape[:-1].numel(), outputs)
+    with checked(x.device) as status:
+        return entropy_rows(block, flat, added, status).reshape(shape)
 
 
 @functools.cache
@@ -284,30 +482,17 @@ def _thresholds(device: torch.device) -> Tensor:
     return torch.tensor(n.THRESHOLDS, dtype=torch.float32, device=device)
 
 
-def _head(x: Tensor, width: int, means: bool) -> tuple[Tensor, Tensor]:
-    """Scales' indexes, and what lies behind the scales, of rows of x whose last dimension has at least `width`."""
-    shape = (*x.shape[:-1], width)
-    index = torch.empty(shape, dtype=torch.int32, device=x.device)
-    mean = torch.empty(shape, device=x.device) if means else x
+def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """parameters (..., 2 g) -> (the scales' indexes int32, the means), each (..., g), in one launch."""
+    require(parameters)
+    shape = (*parameters.shape[:-1], parameters.shape[-1] // 2)
+    index = torch.empty(shape, dtype=torch.int32, device=parameters.device)
+    mean = torch.empty(shape, device=parameters.device)
     if index.numel():
-        flat, launch = x.contiguous(), LAUNCHES["head"]
-        rows = index.numel() // width
-        with checked(x.device) as status:
-            kernels.exact_head_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(width, launch["BLOCK_N"]))](
-                flat, _thresholds(x.device), index, mean, status, rows, width, x.shape[-1],
-                MEANS=means, **options("head"),
+        rows, launch = index.numel() // shape[-1], LAUNCHES["head"]
+        with checked(parameters.device) as status:
+            kernels.exact_head_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(shape[-1], launch["BLOCK_N"]))](
+                parameters.contiguous(), _thresholds(parameters.device), index, mean, status, rows, shape[-1],
+                parameters.shape[-1], **options("head"),
             )  # fmt: skip
     return index, mean
-
-
-def scale_index(scales: Tensor) -> Tensor:
-    """As `reference.scale_index`."""
-    require(scales)
-    flat = scales.reshape(1, -1) if scales.dim() < 2 else scales
-    return _head(flat, flat.shape[-1], False)[0].reshape(scales.shape)
-
-
-def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """As `reference.gaussian_head`, in one launch."""
-    require(parameters)
-    return _head(parameters, parameters.shape[-1] // 2, True)

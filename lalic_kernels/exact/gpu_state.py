@@ -1,4 +1,4 @@
-"""What exact launches share: the look for inputs that are not finite, memory that begins as zeros, images' strides."""
+"""What exact launches share: the check for inputs that are not finite, memory that begins as zeros, images' strides."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def one_check() -> Iterator[None]:
         yield
     finally:
         _SHARED.reset(token)
-    for zeros in found.values():
-        _raise_for(zeros.status)
+    for memory in found.values():
+        _raise_for(memory.status)
 
 
 @contextlib.contextmanager
 def statuses() -> Iterator[list[Tensor]]:
-    """As `one_check`, but the look is the caller's: the list has a status (1,) int32 a device when this is left.
+    """Calls inside look for inputs that are not finite together; the list has a status (1,) int32 a device at the end.
 
     A status is not zero where an input was not finite, as soon as the launches inside have run.
     """
@@ -68,7 +68,7 @@ def statuses() -> Iterator[list[Tensor]]:
         yield left
     finally:
         _SHARED.reset(token)
-    left += [zeros.status for zeros in found.values()]
+    left += [memory.status for memory in found.values()]
 
 
 def _raise_for(status: Tensor) -> None:
@@ -76,8 +76,8 @@ def _raise_for(status: Tensor) -> None:
         raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
-def _zeros(device: torch.device) -> _Zeros | None:
-    """Those of the calls that share one check; None outside."""
+def _shared_zeros(device: torch.device) -> _Zeros | None:
+    """The memory of the calls that share one check; None outside."""
     shared = _SHARED.get()
     if shared is None:
         return None
@@ -89,7 +89,7 @@ def _zeros(device: torch.device) -> _Zeros | None:
 @contextlib.contextmanager
 def checked(device: torch.device) -> Iterator[Tensor]:
     """A status for kernels to write to, looked at on leaving; the device is current meanwhile."""
-    shared = _zeros(device)
+    shared = _shared_zeros(device)
     status = torch.zeros(1, dtype=torch.int32, device=device) if shared is None else shared.status
     with on(device):
         yield status
@@ -97,26 +97,27 @@ def checked(device: torch.device) -> Iterator[Tensor]:
         _raise_for(status)
 
 
-def maxima(device: torch.device, *shape: int) -> Tensor:
-    """int32 zeros, which are below every magnitude's bits and every order key: what maxima are raised from."""
-    shared, count = _zeros(device), math.prod(shape)
-    zeros = torch.zeros(count, dtype=torch.int32, device=device) if shared is None else shared.take(count)
-    return zeros.reshape(shape)
+def zeros(device: torch.device, *shape: int) -> Tensor:
+    """int32 zeros, which are below all magnitude bits and every order key: what maxima are raised from."""
+    shared, count = _shared_zeros(device), math.prod(shape)
+    found = torch.zeros(count, dtype=torch.int32, device=device) if shared is None else shared.take(count)
+    return found.reshape(shape)
 
 
 def require(*tensors: Tensor) -> None:
+    """Raise TypeError unless all are float32."""
     for x in tensors:
         if x.dtype != torch.float32:
             raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
 
 
 def lined_up(x: Tensor) -> Tensor:
-    """x (B, H, W, C), or a copy, with channels side by side and positions one after the other, any distance apart."""
+    """x (B, H, W, C) or a copy: with channels side by side, positions one after the other, any distance apart."""
     return x if _distance(x) else x.contiguous()
 
 
 def positions(x: Tensor) -> int:
-    """How far apart the positions of x (B, H, W, C) lie. Raises ValueError where `lined_up` would copy."""
+    """How far apart the positions of x (B, H, W, C) are. Raises ValueError where `lined_up` would copy."""
     found = _distance(x)
     if not found:
         raise ValueError(f"x must have its positions one after the other, but has strides {x.stride()}")

@@ -1,6 +1,12 @@
-"""Exact kernels without products: pointwise functions, residual, LayerNorm (with the digits of its rows), scale index.
+"""Exact kernels of one step each: LayerNorm, maxima, digits, linear product, convolution, shift, Gaussian head.
 
-`status` is an int32 on the device that becomes 1 where an input is not finite; the launches raise for it.
+A quantised factor q, |q| <= 8191, is two digits, q = 128 high + low, both in -64..64 and int8. A product of matrices is
+four products of digits with int32 sums (two of them share one: at most 2^30), put together in int64, rounded to float32
+once. Sums of integers are exact, so the order of blocks is free; everything after them is in the definition's order.
+So are maxima: programs raise them by atomic operations in memory that began as zeros.
+
+In comments M is BLOCK_M rows (P, BLOCK_P positions), N is BLOCK_N columns or outputs (C, BLOCK_C channels), K is
+BLOCK_K inputs of a product.
 """
 
 import triton
@@ -8,15 +14,16 @@ import triton.language as tl
 
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.kernels_common import (
-    LEAST,
+    LARGEST,
+    LEAST_EXPONENT,
     SHIFT,
     digits,
-    exp,
     leading_exponent,
     magnitude,
     note,
     power_of_two,
-    raise_maximum,
+    raise_absmax,
+    raise_max_key,
     reciprocal_root,
     settle,
     sigmoid,
@@ -29,70 +36,18 @@ NORM_SHIFT = tl.constexpr(n.NORM_BITS - 1)
 NORM_LEAST = tl.constexpr(n.NORM_LEAST_EXPONENT)
 
 
-@triton.jit
-def exact_pointwise_kernel(
-    x_ptr,  # (count,)
-    other_ptr,  # (count,); the gate's second factor, unused elsewhere
-    y_ptr,  # (count,), written
-    status_ptr,
-    count,
-    FUNCTION: tl.constexpr,  # "exp", "sigmoid", "squared_relu" or "gate"
-    BLOCK: tl.constexpr,
-):
-    """y = FUNCTION(x), or sigmoid(x) other. Grid (blocks of count,)."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < count
-    x = tl.load(x_ptr + i, mask=mask, other=0.0)
-    note(status_ptr, magnitude(x))
-    if FUNCTION == "exp":
-        y = exp(x)
-    elif FUNCTION == "sigmoid":
-        y = sigmoid(x)
-    elif FUNCTION == "squared_relu":
-        y = settle(tl.where(x > 0, x * x, 0.0))
-    else:
-        other = tl.load(other_ptr + i, mask=mask, other=0.0)
-        note(status_ptr, magnitude(other))
-        y = settle(sigmoid(x) * other)
-    tl.store(y_ptr + i, y, mask=mask)
-
-
-@triton.jit
-def exact_residual_kernel(
-    x_ptr,  # (rows, width)
-    change_ptr,  # (rows, width)
-    gamma_ptr,  # (width,); unused without HAS_GAMMA
-    y_ptr,  # (rows, width), written
-    status_ptr,
-    rows,
-    width,
-    HAS_GAMMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """y = x + gamma change. Grid (blocks of rows, blocks of width)."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (row < rows)[:, None] & (c < width)[None, :]
-    offset = row.to(tl.int64)[:, None] * width + c[None, :]
-    x = tl.load(x_ptr + offset, mask=mask, other=0.0)
-    change = tl.load(change_ptr + offset, mask=mask, other=0.0)
-    note(status_ptr, tl.maximum(magnitude(x), magnitude(change)))
-    if HAS_GAMMA:
-        gamma = settle(tl.load(gamma_ptr + c, mask=c < width, other=0.0))
-        change = settle(gamma[None, :] * change)
-    tl.store(y_ptr + offset, settle(x + change), mask=mask)
+# Rows: maxima and LayerNorm
 
 
 @triton.jit
 def row_bits(x_ptr, base, width, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Largest magnitude bits of each row (M,); base (M, 1) is where the rows begin."""
-    most = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
-        x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)
-        most = tl.maximum(most, magnitude(x))
-    return tl.max(most, axis=1)
+        x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
+        bits = tl.maximum(bits, magnitude(x))
+    return tl.max(bits, axis=1)
 
 
 @triton.jit
@@ -105,7 +60,7 @@ def norm_factors(
     squares = tl.zeros([BLOCK_M, BLOCK_N], tl.int64)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
-        x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)
+        x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
         q = whole(x * half[:, None], NORM_LARGEST)
         totals += q
         squares += q.to(tl.int64) * q
@@ -118,32 +73,34 @@ def norm_factors(
 
 @triton.jit
 def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width):
-    """The normalised values at columns c, settled; not meant outside the mask."""
-    x = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)
+    """The normalised values at columns c, settled (M, N); not meant outside the mask."""
+    x = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)  # [M, N]
     q = whole(x * half[:, None], NORM_LARGEST)
     y = (q * width - total[:, None]).to(tl.float32) * rate[:, None]
-    weight = settle(tl.load(weight_ptr + c, mask=c < width, other=0.0))
-    bias = settle(tl.load(bias_ptr + c, mask=c < width, other=0.0))
+    weight = settle(tl.load(weight_ptr + c, mask=c < width, other=0.0))  # [N]
+    bias = settle(tl.load(bias_ptr + c, mask=c < width, other=0.0))  # [N]
     return settle(y * weight[None, :] + bias[None, :])
 
 
 @triton.jit
 def norm_digits(
-    x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area, row_in,
+    x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, row, width, depth, eps_area, row_in,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Digits of the LayerNorm of rows, at rows `place` (M,) of (rows, depth), and their scales."""
+    """Digits of the LayerNorm of rows, at rows `row` (M,) of (rows, depth), and their scales."""
     half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    most = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    # each row's largest magnitude, which its scale comes from
+    y_bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
         y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
-        most = tl.maximum(most, tl.where(mask, magnitude(y), 0))
-    exponent = leading_exponent(tl.max(most, axis=1), LEAST)
-    tl.store(scale_ptr + place, power_of_two(exponent - SHIFT), mask=row_in)
+        y_bits = tl.maximum(y_bits, tl.where(mask, magnitude(y), 0))
+    exponent = leading_exponent(tl.max(y_bits, axis=1), LEAST_EXPONENT)
+    tl.store(scale_ptr + row, power_of_two(exponent - SHIFT), mask=row_in)
+    # the values once more, as digits
     up = power_of_two(-(exponent - SHIFT))[:, None]
-    out = place[:, None] * depth
+    out = row[:, None] * depth
     for start in range(0, depth, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
@@ -159,59 +116,71 @@ def exact_layer_norm_kernel(
     x_ptr,  # (images * rows, width), rows x_stride apart
     weight_ptr,  # (width,)
     bias_ptr,  # (width,)
-    y_ptr,  # (images * rows, width), written without DIGITS
-    maxima_ptr,  # (images, width) int32, with MAXIMA: raised to each channel's magnitude bits
-    high_ptr,  # (rows, depth) int8, written with DIGITS, as are the next two
-    low_ptr,  # (rows, depth) int8
-    scale_ptr,  # (rows,) float32: 2^(exponent - 12)
+    y_ptr,  # (images * rows, width), written
+    absmax_ptr,  # (images, width) int32, raised to each channel's magnitude bits of y
     status_ptr,
     rows,  # of an image
     width,
     x_stride,
-    depth,  # at least the width; digits beyond the width are 0
     eps_area,  # eps width^2, float32
-    DIGITS: tl.constexpr,
-    MAXIMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """LayerNorm of each row, or the digits of it, quantised by rows. Grid (blocks of rows, images)."""
+    """LayerNorm of each row, and its channels' maxima over an image. Grid (blocks of rows, images)."""
     image = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
-    place = image.to(tl.int64) * rows + row
-    base = place[:, None] * x_stride
-    out = place[:, None] * width
+    index = image.to(tl.int64) * rows + row
+    base = index[:, None] * x_stride
+    out = index[:, None] * width
+    # the rows' scales and sums
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
     note(status_ptr, bits)
-    if DIGITS:
-        norm_digits(
-            x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, place, width, depth, eps_area,
-            row_in, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
-    else:
-        half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-        for start in range(0, width, BLOCK_N):
-            c = start + tl.arange(0, BLOCK_N)
-            mask = row_in[:, None] & (c < width)[None, :]
-            y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
-            tl.store(y_ptr + out + c[None, :], y, mask=mask)
-            if MAXIMA:
-                most = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
-                raise_maximum(maxima_ptr + image * width + c, most, c < width)
+    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    # the values, and their maxima down the columns
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        tl.store(y_ptr + out + c[None, :], y, mask=mask)
+        absmax_bits = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
+        raise_absmax(absmax_ptr + image * width + c, absmax_bits, c < width)
 
 
 @triton.jit
-def exact_head_kernel(
-    x_ptr,  # rows of stride x_stride: `width` scales, then, with MEANS, `width` means
-    thresholds_ptr,  # (63,)
-    index_ptr,  # (rows, width) int32, written
-    mean_ptr,  # (rows, width), written with MEANS
+def exact_absmax_kernel(
+    x_ptr,  # (images * rows, width), rows x_stride apart
+    absmax_ptr,  # (images,) int32, raised to the largest magnitude bits of each image
     status_ptr,
     rows,
     width,
     x_stride,
-    MEANS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The largest magnitude of each image. Grid (blocks of rows, images)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image = tl.program_id(1)
+    base = (image.to(tl.int64) * rows + row)[:, None] * x_stride
+    bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        x = tl.load(x_ptr + base + c[None, :], mask=(row < rows)[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
+        bits = tl.maximum(bits, magnitude(x))
+    note(status_ptr, bits)
+    tl.atomic_max(absmax_ptr + image, tl.max(tl.max(bits, axis=1), axis=0), sem="relaxed")
+
+
+@triton.jit
+def exact_head_kernel(
+    x_ptr,  # (rows, x_stride): `width` scales, then `width` means
+    thresholds_ptr,  # (63,)
+    index_ptr,  # (rows, width) int32, written
+    mean_ptr,  # (rows, width), written
+    status_ptr,
+    rows,
+    width,
+    x_stride,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -223,12 +192,370 @@ def exact_head_kernel(
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (row < rows)[:, None] & (c < width)[None, :]
     source = row.to(tl.int64)[:, None] * x_stride + c[None, :]
-    offset = row.to(tl.int64)[:, None] * width + c[None, :]
-    scale = tl.load(x_ptr + source, mask=mask, other=0.0)
-    bits = magnitude(scale)
-    tl.store(index_ptr + offset, threshold_index(thresholds_ptr, scale), mask=mask)
-    if MEANS:
-        mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)
-        bits = tl.maximum(bits, magnitude(mean))
-        tl.store(mean_ptr + offset, mean, mask=mask)
+    out = row.to(tl.int64)[:, None] * width + c[None, :]
+    scale = tl.load(x_ptr + source, mask=mask, other=0.0)  # [M, N]
+    tl.store(index_ptr + out, threshold_index(thresholds_ptr, scale), mask=mask)
+    mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)  # [M, N]
+    tl.store(mean_ptr + out, mean, mask=mask)
+    note(status_ptr, tl.maximum(magnitude(scale), magnitude(mean)))
+
+
+# Digits
+
+
+@triton.jit
+def row_by_colour(row, area, height, half):
+    """Row of images (B, height, 2 half) that stands at `row` of (2, B, height, half): by colour, anchors first.
+
+    area: B height half. Anchors are where row + column is even.
+    """
+    colour = row // area
+    rest = row % area
+    line = rest // half  # of all images' lines
+    column = 2 * (rest % half) + ((line % height + colour) & 1)
+    return line.to(tl.int64) * (2 * half) + column
+
+
+@triton.jit
+def neighbours(x_ptr, image, row, column, k, channels, taps_ptr, taps, height, width, x_stride, row_in):
+    """What positions (row, column) of an image have at `taps` offsets, (M, K): tap k // channels, channel k % channels.
+
+    x: (B, height, width), channels side by side, positions x_stride apart; zeros outside. taps_ptr: (taps, 2) int32.
+    """
+    tap = k // channels
+    k_in = tap < taps
+    y = row[:, None] + tl.load(taps_ptr + 2 * tap, mask=k_in, other=0)[None, :]  # [K] -> [M, K]
+    x = column[:, None] + tl.load(taps_ptr + 2 * tap + 1, mask=k_in, other=0)[None, :]  # [K] -> [M, K]
+    inside = row_in[:, None] & k_in[None, :] & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    offset = ((image * height + y).to(tl.int64) * width + x) * x_stride + (k % channels)[None, :]
+    return tl.load(x_ptr + offset, mask=inside, other=0.0)  # [M, K]
+
+
+@triton.jit
+def exact_digits_kernel(
+    x_ptr,  # "rows", "image", "by_colour": rows x_stride apart; "neighbours": images as `neighbours` has them
+    absmax_ptr,  # (images,) int32 magnitude bits, in "image": all rows of an image have one scale
+    taps_ptr,  # (taps, 2) int32 offsets, in "neighbours"
+    high_ptr,  # (images * rows, depth) int8, written
+    low_ptr,  # (images * rows, depth) int8, written
+    scale_ptr,  # (images * rows,) float32, or in "image" (images,), written: 2^(exponent - 12)
+    status_ptr,
+    rows,  # of an image; in "by_colour" of all
+    width,
+    x_stride,
+    depth,  # at least the width; digits beyond the width are 0
+    height,  # of images, in "by_colour" and "neighbours"
+    half,  # of images' width, in these two
+    channels,  # of x, in "neighbours"
+    SOURCE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Digits of x and its scales. Grid (blocks of rows, images), one image but in "image" and "neighbours".
+
+    "by_colour": the rows of images (B, height, 2 half) by colour. "neighbours": those of the second colour's positions.
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image = tl.program_id(1)
+    row_in = row < rows
+    index = image.to(tl.int64) * rows + row
+    # where a row of digits comes from
+    source = index
+    if SOURCE == "by_colour":
+        source = row_by_colour(tl.where(row_in, row, 0), rows // 2, height, half)
+    line = row // half
+    column = 2 * (row % half) + ((line + 1) & 1)
+    taps = width // channels
+    base = source[:, None] * x_stride
+    # scales
+    if SOURCE == "image":
+        bits = tl.zeros([BLOCK_M], tl.int32) + tl.load(absmax_ptr + image)  # [] -> [M]
+    else:
+        x_bits = tl.zeros([BLOCK_M, BLOCK_K], tl.int32)
+        for start in range(0, width, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            if SOURCE == "neighbours":
+                x = neighbours(
+                    x_ptr, image, line, column, k, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in
+                )
+            else:
+                x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)  # [M, K]
+            x_bits = tl.maximum(x_bits, magnitude(x))
+        bits = tl.max(x_bits, axis=1)
     note(status_ptr, bits)
+    exponent = leading_exponent(bits, LEAST_EXPONENT)
+    if SOURCE == "image":
+        tl.store(scale_ptr + image + tl.zeros_like(row), power_of_two(exponent - SHIFT), mask=row == 0)
+    else:
+        tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=row_in)
+    # digits
+    up = power_of_two(-(exponent - SHIFT))[:, None]
+    out = index[:, None] * depth
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        if SOURCE == "neighbours":
+            x = neighbours(x_ptr, image, line, column, k, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in)
+        else:
+            x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)  # [M, K]
+        high, low = digits(x, up)
+        inside = row_in[:, None] & (k < depth)[None, :]
+        tl.store(low_ptr + out + k[None, :], low, mask=inside)
+        tl.store(high_ptr + out + k[None, :], high, mask=inside)
+
+
+# Linear products
+
+
+@triton.jit
+def add_products(x_high, x_low, w_high, w_low, high, middle, low):
+    """The four products of a block's digits, added to the sums (M, N): x (M, K), w (K, N)."""
+    high = tl.dot(x_high, w_high, high, out_dtype=tl.int32)
+    middle = tl.dot(x_high, w_low, middle, out_dtype=tl.int32)
+    middle = tl.dot(x_low, w_high, middle, out_dtype=tl.int32)
+    low = tl.dot(x_low, w_low, low, out_dtype=tl.int32)
+    return high, middle, low
+
+
+@triton.jit
+def dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS: tl.constexpr):
+    """`quantise.dequantise` of the sums (M, N): scale (M,), weight_scale (N,)."""
+    sums = high.to(tl.int64) * 16384 + middle.to(tl.int64) * 128 + low
+    y = sums.to(tl.float32) * scale[:, None] * weight_scale[None, :]
+    if HAS_BIAS:
+        y = y + tl.load(bias_ptr + n, mask=n < outputs, other=0.0)[None, :]  # [N] -> [1, N]
+    return settle(y)
+
+
+@triton.jit
+def _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, channels):
+    """Raise (images, channels) order keys to the maxima of y's first columns; rows are images of `tokens` each."""
+    first = tl.min(row, axis=0) // tokens
+    last = tl.minimum(tl.max(row, axis=0), rows - 1) // tokens
+    for image in range(first, last + 1):
+        mine = (row // tokens == image) & (row < rows)
+        largest = tl.max(tl.where(mine[:, None], y, float("-inf")), axis=0)
+        raise_max_key(max_key_ptr + image * channels + n, largest, n < channels)
+
+
+@triton.jit
+def exact_linear_kernel(
+    x_high_ptr,  # (rows, depth) int8
+    x_low_ptr,  # (rows, depth) int8
+    x_scale_ptr,  # (rows,)
+    w_high_ptr,  # (outputs, depth) int8
+    w_low_ptr,  # (outputs, depth) int8
+    w_scale_ptr,  # (outputs,)
+    bias_ptr,  # (outputs,); unused without HAS_BIAS
+    gate_ptr,  # rows of stride gate_stride, with HAS_GATE: y becomes sigmoid(gate) y
+    residual_ptr,  # rows of stride residual_stride, with HAS_RESIDUAL: y becomes residual + gamma y
+    gamma_ptr,  # (outputs,), with HAS_GAMMA
+    max_key_ptr,  # (images, keys) int32, with MAX_KEY: order keys, raised to the maxima of the first `keys` outputs
+    y_ptr,  # (rows, outputs), written
+    rows,
+    depth,  # a multiple of BLOCK_K
+    outputs,
+    squared,  # outputs below it become relu()^2, with HAS_SQUARED
+    gate_stride,
+    residual_stride,
+    tokens,  # rows of an image, with MAX_KEY
+    keys,
+    HAS_BIAS: tl.constexpr,
+    HAS_SQUARED: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_GAMMA: tl.constexpr,
+    MAX_KEY: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y = x @ w^T + bias, then what follows it. Grid (blocks of rows, blocks of outputs)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
+    row_in, n_in = row < rows, n < outputs
+    x_base = row.to(tl.int64)[:, None] * depth
+    w_base = n.to(tl.int64)[None, :] * depth
+    # sums of products of digits
+    high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x_high = tl.load(x_high_ptr + x_base + k[None, :], mask=row_in[:, None], other=0)  # [M, K]
+        x_low = tl.load(x_low_ptr + x_base + k[None, :], mask=row_in[:, None], other=0)  # [M, K]
+        w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
+        w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
+        high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
+    # floats
+    scale = tl.load(x_scale_ptr + row, mask=row_in, other=1.0)  # [M]
+    weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
+    y = dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    # what follows the product
+    mask = row_in[:, None] & n_in[None, :]
+    offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
+    if HAS_SQUARED:
+        y = tl.where((n < squared)[None, :], settle(tl.where(y > 0, y * y, 0.0)), y)
+    if HAS_GATE:
+        gate = tl.load(gate_ptr + row.to(tl.int64)[:, None] * gate_stride + n[None, :], mask=mask, other=0.0)  # [M, N]
+        y = settle(sigmoid(gate) * y)
+    if HAS_GAMMA:
+        y = settle(settle(tl.load(gamma_ptr + n, mask=n_in, other=0.0))[None, :] * y)  # [N] -> [1, N]
+    if HAS_RESIDUAL:
+        before = row.to(tl.int64)[:, None] * residual_stride + n[None, :]
+        y = settle(tl.load(residual_ptr + before, mask=mask, other=0.0) + y)  # [M, N]
+    tl.store(y_ptr + offset, y, mask=mask)
+    if MAX_KEY:
+        _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, keys)
+
+
+# Positions that read their neighbours: convolution and shift
+
+
+@triton.jit
+def exact_conv_kernel(
+    x_high_ptr,  # (images, height, width, depth) int8
+    x_low_ptr,  # (images, height, width, depth) int8
+    x_scale_ptr,  # (images,)
+    w_high_ptr,  # (outputs, taps, depth) int8, a phase's taps one after the other
+    w_low_ptr,  # (outputs, taps, depth) int8
+    w_scale_ptr,  # (outputs,)
+    bias_ptr,  # (outputs,); unused without HAS_BIAS
+    offsets_ptr,  # (taps, 2) int32: (dy, dx)
+    phases_ptr,  # (phases, 4) int32: row, column, first tap, number of taps
+    previous_ptr,  # pixels previous_stride apart, with HAS_PREVIOUS: y becomes previous + y
+    y_ptr,  # (images, rows, columns, outputs), written
+    images,
+    height,
+    width,
+    depth,  # a multiple of BLOCK_K
+    rows,
+    columns,
+    outputs,
+    taps,
+    in_step,
+    out_step,
+    previous_stride,
+    HAS_BIAS: tl.constexpr,
+    HAS_PREVIOUS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A convolution as a product over taps and channels. Grid (blocks of a phase's pixels, blocks of outputs, phases).
+
+    A phase is the outputs (row + out_step i, column + out_step j); they read x[in_step i + dy, in_step j + dx].
+    """
+    # the phase, and its pixels (i, j) of images
+    phase = phases_ptr + 4 * tl.program_id(2)
+    first_row, first_column = tl.load(phase), tl.load(phase + 1)  # []
+    first_tap, count = tl.load(phase + 2), tl.load(phase + 3)  # []
+    down = (rows - first_row + out_step - 1) // out_step
+    across = (columns - first_column + out_step - 1) // out_step
+    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pixel_in = pixel < images * down * across
+    area = tl.maximum(down * across, 1)
+    image = pixel // area
+    i = (pixel % area) // tl.maximum(across, 1)
+    j = pixel % tl.maximum(across, 1)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_in = n < outputs
+    depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
+    # sums of products of digits, tap by tap
+    high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for tap in range(first_tap, first_tap + count):
+        y = i * in_step + tl.load(offsets_ptr + 2 * tap)  # []
+        x = j * in_step + tl.load(offsets_ptr + 2 * tap + 1)  # []
+        inside = (pixel_in & (y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
+        x_base = ((image * height + y).to(tl.int64) * width + x)[:, None] * depth
+        w_base = (n.to(tl.int64) * taps + tap)[None, :] * depth
+        for start in range(0, depth, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            x_high = tl.load(x_high_ptr + x_base + k[None, :], mask=inside, other=0)  # [M, K]
+            x_low = tl.load(x_low_ptr + x_base + k[None, :], mask=inside, other=0)  # [M, K]
+            w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
+            w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
+            high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
+    # floats
+    scale = tl.load(x_scale_ptr + image, mask=pixel_in, other=1.0)  # [M]
+    weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
+    value = dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    target = (image * rows + first_row + i * out_step).to(tl.int64) * columns + first_column + j * out_step
+    if HAS_PREVIOUS:
+        before = target[:, None] * previous_stride + n[None, :]
+        value = tl.load(previous_ptr + before, mask=pixel_in[:, None] & n_in[None, :], other=0.0) + value  # [M, N]
+    tl.store(y_ptr + target[:, None] * outputs + n[None, :], value, mask=pixel_in[:, None] & n_in[None, :])
+
+
+@triton.jit
+def shifted(
+    x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, row, column, c, height, width, channels,
+    SIZE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Depth-wise SIZE x SIZE convolution at positions (P,) and channels c (C,) of one image; pointers to that image."""
+    c_in = c < channels
+    exponent = leading_exponent(tl.load(absmax_ptr + c, mask=c_in, other=0), LEAST_EXPONENT)  # [C]
+    up = power_of_two(-(exponent - SHIFT))[None, :]
+    sums = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
+    for tap in range(SIZE * SIZE):
+        y, x = row + tap // SIZE - SIZE // 2, column + tap % SIZE - SIZE // 2
+        inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None] & c_in[None, :]
+        offset = (y * width + x).to(tl.int64)[:, None] * channels + c[None, :]
+        value = tl.load(x_ptr + offset, mask=inside, other=0.0)  # [P, C]
+        weight = tl.load(taps_ptr + tap * channels + c, mask=c_in, other=0).to(tl.int32)  # [C]
+        sums += whole(value * up, LARGEST) * weight[None, :]
+    weight_scale = tl.load(w_scale_ptr + c, mask=c_in, other=1.0)  # [C]
+    return settle(sums.to(tl.float32) * power_of_two(exponent - SHIFT)[None, :] * weight_scale[None, :])
+
+
+@triton.jit
+def exact_shift_digits_kernel(
+    x_ptr,  # (images, height, width, channels)
+    absmax_ptr,  # (images, channels) int32 magnitude bits
+    taps_ptr,  # (SIZE^2, channels) int16
+    w_scale_ptr,  # (channels,)
+    y_ptr,  # (images, height, width, channels), written: the convolution, scratch of this launch
+    high_ptr,  # (images * height * width, depth) int8, written
+    low_ptr,  # (images * height * width, depth) int8, written
+    scale_ptr,  # (images * height * width,), written: 2^(exponent - 12)
+    height,
+    width,
+    channels,
+    depth,  # at least channels; digits beyond are 0
+    SIZE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Digits of a depth-wise convolution, quantised by positions. Grid (blocks of positions, images)."""
+    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    image = tl.program_id(1).to(tl.int64)
+    inside = (pixel < height * width)[:, None]
+    start = image * height * width
+    index = start + pixel
+    # the convolution, and each position's largest magnitude
+    y_bits = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
+    for begin in range(0, channels, BLOCK_C):
+        c = begin + tl.arange(0, BLOCK_C)
+        y = shifted(
+            x_ptr + start * channels, absmax_ptr + image * channels, taps_ptr, w_scale_ptr, pixel // width,
+            pixel % width, c, height, width, channels, SIZE, BLOCK_P, BLOCK_C,
+        )  # fmt: skip
+        mask = inside & (c < channels)[None, :]
+        tl.store(y_ptr + index[:, None] * channels + c[None, :], y, mask=mask)
+        y_bits = tl.maximum(y_bits, tl.where(mask, magnitude(y), 0))
+    # scales
+    exponent = leading_exponent(tl.max(y_bits, axis=1), LEAST_EXPONENT)
+    tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=pixel < height * width)
+    up = power_of_two(-(exponent - SHIFT))[:, None]
+    tl.debug_barrier()  # another thread may have written what this one reads
+    # digits
+    for begin in range(0, depth, BLOCK_C):
+        c = begin + tl.arange(0, BLOCK_C)
+        offset = index[:, None] * channels + c[None, :]
+        y = tl.load(y_ptr + offset, mask=inside & (c < channels)[None, :], other=0.0)  # [P, C]
+        high, low = digits(y, up)
+        out = index[:, None] * depth + c[None, :]
+        tl.store(high_ptr + out, high, mask=inside & (c < depth)[None, :])
+        tl.store(low_ptr + out, low, mask=inside & (c < depth)[None, :])

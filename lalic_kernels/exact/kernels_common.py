@@ -1,4 +1,7 @@
-"""Pieces of the exact kernels: the definition's functions of one value, on tiles. Same bits as `reference.py`.
+"""What the exact kernels are made of: the definition's functions of one value, on tiles. Same bits as `reference.py`.
+
+*Magnitude bits* are those of |x|; they order as the magnitudes do. A *status* is an int32 on the device that becomes 1
+where an input is not finite; the launches raise for it.
 
 Launched with `enable_fp_fusion=False`: each float operation is rounded by itself. float32 divisions are `tl.div_rn`
 (Triton's `/` is approximate in float32, correctly rounded in float64). Rounding half to even of values below 2^22 is
@@ -11,7 +14,7 @@ import triton.language as tl
 from lalic_kernels.exact import numbers as n
 
 TINY, HUGE = tl.constexpr(n.TINY), tl.constexpr(n.HUGE)
-MOST, LEAST = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
+MOST_EXPONENT, LEAST_EXPONENT = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
 LARGEST = tl.constexpr(float(n.LARGEST))
 SHIFT = tl.constexpr(n.BITS - 1)
 ROUND, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)
@@ -27,7 +30,7 @@ Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7, Q8, Q9 = (tl.constexpr(c) for c in n.EXP64_POLYN
 
 @triton.jit
 def magnitude(x):
-    """Bits of |x|, which order as the magnitudes do."""
+    """Magnitude bits."""
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
@@ -52,21 +55,21 @@ def from_order_key(key):
 
 
 @triton.jit
-def raise_maximum(ptr, bits, mask):
-    """Atomic maximum of magnitudes' bits in memory that began as zeros: exact in any order."""
+def raise_absmax(ptr, bits, mask):
+    """Atomic maximum of magnitude bits in memory that began as zeros: exact in any order."""
     tl.atomic_max(ptr, bits, mask=mask, sem="relaxed")
 
 
 @triton.jit
-def raise_top(ptr, x, mask):
-    """Atomic maximum of floats as order keys; ptr to int32 of the same bits."""
+def raise_max_key(ptr, x, mask):
+    """Atomic maximum of floats' order keys in memory that began as zeros; ptr to int32 of the same bits."""
     tl.atomic_max(ptr.to(tl.pointer_type(tl.uint32), bitcast=True), order_key(x), mask=mask, sem="relaxed")
 
 
 @triton.jit
 def leading_exponent(bits, least: tl.constexpr):
     """`quantise.leading_exponent`."""
-    return tl.minimum(tl.maximum((bits >> 23) - 127, least), MOST)
+    return tl.minimum(tl.maximum((bits >> 23) - 127, least), MOST_EXPONENT)
 
 
 @triton.jit
@@ -92,16 +95,10 @@ def whole(x, bound: tl.constexpr):
 
 
 @triton.jit
-def low_digit(q):
-    """The low digit of q, -64..63; the high one is (q - low) >> 7, -64..64."""
-    return ((q + 64) & 127) - 64
-
-
-@triton.jit
 def digits(x, up):
-    """High and low digits, int8, of the integers nearest to x up, |.| at most 8191."""
+    """High and low digits, int8, of the integers nearest to x up, |.| at most 8191: 128 high + low, in -64..64."""
     q = whole(x * up, LARGEST)
-    low = low_digit(q)
+    low = ((q + 64) & 127) - 64
     return ((q - low) >> 7).to(tl.int8), low.to(tl.int8)
 
 

@@ -2,7 +2,8 @@
 
 Two launches: weights and each chunk's sums; the values. Between them, where there are many chunks, a third turns a
 chunk's own sums into those that enter it; else every program of the last launch walks there by itself. Tokens follow
-one another, channels lie side by side, one warp a program.
+one another, channels are side by side, one warp a program. p v and p are two planes of (B, T, C); sums are rows of
+a chunk's four. In comments T is BLOCK_T tokens, C is BLOCK_C channels.
 
 A recurrence is a chain of dependent operations, and its operands come from memory: they are loaded for several tokens
 at once, GROUP or, where results are stored between, four, ahead of the steps that use them, so that a chain waits for
@@ -18,8 +19,6 @@ from lalic_kernels.exact.kernels_common import (
     double,
     exp64,
     from_order_key,
-    magnitude,
-    note,
     settle,
     sigmoid,
 )
@@ -35,7 +34,8 @@ def _decay_exponent(w_ptr, c, c_in, tokens):
     """-w, clipped so that |w| T is at most 256, float64."""
     count = (tl.full([1], 0, tl.int32) + tokens).to(tl.float64)
     limit = double(DECAY_RANGE) / count
-    return -clip64(tl.load(w_ptr + c, mask=c_in, other=0.0).to(tl.float64), -limit, limit)
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0).to(tl.float64)  # [C]
+    return -clip64(w, -limit, limit)
 
 
 @triton.jit
@@ -52,14 +52,16 @@ def _inside(c_in, i, count):
 
 
 @triton.jit
-def _pair(ptr, plane, place, mask):
-    """Sum of p v and of p at a place of two planes."""
-    return tl.load(ptr + place, mask=mask, other=0.0), tl.load(ptr + plane + place, mask=mask, other=0.0)
+def _pair(ptr, plane, index, mask):
+    """Of p v and of p, what is at an index of two planes, (C,) each."""
+    pv = tl.load(ptr + index, mask=mask, other=0.0)  # [C]
+    p = tl.load(ptr + plane + index, mask=mask, other=0.0)  # [C]
+    return pv, p
 
 
 @triton.jit
 def _decayed(own, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr):
-    """The sums of a chunk's weights, `count` tokens from place `begin` on in steps of `step`."""
+    """The sums of a chunk's weights, `count` tokens from index `begin` on in steps of `step`, (C,) each."""
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
     for first in range(0, count, GROUP):
@@ -74,16 +76,12 @@ def _decayed(own, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr)
 @triton.jit
 def exact_wkv_sums_kernel(
     w_ptr,  # (C,)
-    k_ptr,  # (B, T, C), tokens k_stride apart
-    v_ptr,  # (B, T, C), tokens v_stride apart
-    tops_ptr,  # (B, C) uint32 as int32: order keys of the channels' maxima of k
+    kvr_ptr,  # (B, T, 3 C): keys, values, gates side by side
+    max_key_ptr,  # (B, C) uint32 as int32: order keys of the channels' maxima of k
     weights_ptr,  # (2, B, T, C) float64, written: p v, p
     sums_ptr,  # (B, chunks, 4, C) float64, written: of p v and p to the chunk's end, of p v and p to its beginning
-    status_ptr,
     tokens,
     channels,
-    k_stride,
-    v_stride,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -92,26 +90,25 @@ def exact_wkv_sums_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = tl.program_id(2).to(tl.int64)
     c_in = c < channels
-    top = from_order_key(tl.load(tops_ptr + batch * channels + c, mask=c_in, other=0))
-    high = tl.where(c_in, top, 0.0).to(tl.float64)[None, :]
+    max_key = from_order_key(tl.load(max_key_ptr + batch * channels + c, mask=c_in, other=0))  # [C]
+    high = tl.where(c_in, max_key, 0.0).to(tl.float64)[None, :]
     plane = tl.num_programs(2).to(tl.int64) * tokens * channels
     first = chunk * CHUNK
-    bad = tl.zeros([BLOCK_T, BLOCK_C], tl.int32)
+    # weights
     for start in range(0, CHUNK, BLOCK_T):
         t = first + start + tl.arange(0, BLOCK_T)
         mask = (t < tokens)[:, None] & c_in[None, :]
-        place = batch * tokens + t
-        k = tl.load(k_ptr + place[:, None] * k_stride + c[None, :], mask=mask, other=0.0)
-        v = tl.load(v_ptr + place[:, None] * v_stride + c[None, :], mask=mask, other=0.0)
-        bad = tl.maximum(bad, tl.maximum(magnitude(k), magnitude(v)))
+        token = batch * tokens + t
+        source = kvr_ptr + token[:, None] * (3 * channels) + c[None, :]
+        k = tl.load(source, mask=mask, other=0.0)  # [T, C]
+        v = tl.load(source + channels, mask=mask, other=0.0)  # [T, C]
         below = k.to(tl.float64) - high
         p = exp64(tl.where(below < double(EXP_FLOOR), double(EXP_FLOOR), below))
-        target = weights_ptr + place[:, None] * channels + c[None, :]
+        target = weights_ptr + token[:, None] * channels + c[None, :]
         tl.store(target, p * settle(v).to(tl.float64), mask=mask)
         tl.store(target + plane, p, mask=mask)
-    note(status_ptr, bad)
-    note(status_ptr, magnitude(tl.load(w_ptr + c, mask=c_in, other=0.0)))
     tl.debug_barrier()  # what other threads wrote is read below
+    # their sums, to the chunk's end and to its beginning
     decay = exp64(_decay_exponent(w_ptr, c, c_in, tokens))
     count = tl.minimum(CHUNK, tokens - first)
     own = weights_ptr + (batch * tokens + first) * channels + c
@@ -128,7 +125,7 @@ def exact_wkv_sums_kernel(
 def exact_wkv_chain_kernel(
     w_ptr,  # (C,)
     sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums
-    entering_ptr,  # as sums, written: the sums that enter each chunk
+    entering_ptr,  # (B, chunks, 4, C) float64, written: the sums that enter each chunk
     tokens,
     channels,
     chunks,
@@ -146,35 +143,35 @@ def exact_wkv_chain_kernel(
         for i in tl.static_range(GROUP):
             inside = _inside(c_in, first + i, chunks)
             chunk = tl.where(side == 0, first + i, chunks - 1 - first - i)
-            place = ((batch * chunks + chunk) * 4 + 2 * side) * channels + c
-            own_a, own_b = _pair(sums_ptr, channels, place, inside)
-            tl.store(entering_ptr + place, a, mask=inside)
-            tl.store(entering_ptr + place + channels, b, mask=inside)
+            index = ((batch * chunks + chunk) * 4 + 2 * side) * channels + c
+            own_a, own_b = _pair(sums_ptr, channels, index, inside)
+            tl.store(entering_ptr + index, a, mask=inside)
+            tl.store(entering_ptr + index + channels, b, mask=inside)
             a = tl.where(inside, a * jump + own_a, a)
             b = tl.where(inside, b * jump + own_b, b)
 
 
 @triton.jit
 def _walk(sums_ptr, channels, begin, step, count, jump, c, c_in, BLOCK_C: tl.constexpr):
-    """What `count` chunks from `begin` on in steps of `step` bring; their sums lie at sums_ptr."""
+    """What `count` chunks from `begin` on in steps of `step` bring, (C,) each; sums_ptr is of one image."""
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
     for first in range(0, count, GROUP):
         for i in tl.static_range(GROUP):
             inside = _inside(c_in, first + i, count)
-            place = (begin + (first + i) * step) * 4 * channels + c
-            own_a, own_b = _pair(sums_ptr, channels, place, inside)
+            index = (begin + (first + i) * step) * 4 * channels + c
+            own_a, own_b = _pair(sums_ptr, channels, index, inside)
             a = tl.where(inside, a * jump + own_a, a)
             b = tl.where(inside, b * jump + own_b, b)
     return a, b
 
 
 @triton.jit
-def _keep_left(a, b, i, first, count, pv, p, left_ptr, plane, place, decay, c_in):
+def _keep_left(a, b, i, first, count, pv, p, left_ptr, plane, index, decay, c_in):
     """One token of the way from the left: what comes to it is stored, then it is added."""
     inside = _inside(c_in, first + i, count)
-    tl.store(left_ptr + place, a, mask=inside)
-    tl.store(left_ptr + plane + place, b, mask=inside)
+    tl.store(left_ptr + index, a, mask=inside)
+    tl.store(left_ptr + plane + index, b, mask=inside)
     return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)
 
 
@@ -182,22 +179,17 @@ def _keep_left(a, b, i, first, count, pv, p, left_ptr, plane, place, decay, c_in
 def exact_wkv_values_kernel(
     w_ptr,  # (C,)
     u_ptr,  # (C,)
-    v_ptr,  # (B, T, C), tokens v_stride apart
-    gate_ptr,  # (B, T, C), tokens gate_stride apart; unused without GATED
+    kvr_ptr,  # (B, T, 3 C): keys, values, gates side by side
     weights_ptr,  # (2, B, T, C) float64: p v, p
     sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums, or with CHAINED those that enter it
     left_ptr,  # (2, B, T, C) float64, written: what comes to a token from the left
     y_ptr,  # (B, T, C), written
-    status_ptr,
     tokens,
     channels,
-    v_stride,
-    gate_stride,
-    GATED: tl.constexpr,
     CHAINED: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y of a chunk's tokens, times sigmoid(gate) where there is one. Grid (chunks, blocks of channels, B)."""
+    """y of a chunk's tokens, times sigmoid(gate). Grid (chunks, blocks of channels, B)."""
     chunk = tl.program_id(0)
     chunks = tl.num_programs(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -206,12 +198,13 @@ def exact_wkv_values_kernel(
     plane = tl.num_programs(2).to(tl.int64) * tokens * channels
     decay = exp64(_decay_exponent(w_ptr, c, c_in, tokens))
     range_of_boost = double(BOOST_RANGE)
-    u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+    u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [C]
     boost = exp64(clip64(u.to(tl.float64), -range_of_boost, range_of_boost))
     count = tl.minimum(CHUNK, tokens - chunk * CHUNK)
     token = batch * tokens + chunk * CHUNK
     first = token * channels + c
     sums_ptr += batch * chunks * 4 * channels
+    # from the left: what enters the chunk, then token by token
     if CHAINED:
         a, b = _pair(sums_ptr, channels, chunk * 4 * channels + c, c_in)
     else:
@@ -229,12 +222,12 @@ def exact_wkv_values_kernel(
         a, b = _keep_left(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
         a, b = _keep_left(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
     tl.debug_barrier()
+    # from the right: what enters, then token by token with the values
     if CHAINED:
         a, b = _pair(sums_ptr + 2 * channels, channels, chunk * 4 * channels + c, c_in)
     else:
         behind = chunks - 1 - chunk
         a, b = _walk(sums_ptr + 2 * channels, channels, chunks - 1, -1, behind, jump, c, c_in, BLOCK_C)
-    bad = magnitude(u)
     for begin in range(0, count, 4):
         at = first + (count - 1 - begin) * channels
         pv0, p0 = _pair(weights_ptr, plane, at, _inside(c_in, begin, count))
@@ -246,45 +239,33 @@ def exact_wkv_values_kernel(
         la2, lb2 = _pair(left_ptr, plane, at - 2 * channels, _inside(c_in, begin + 2, count))
         la3, lb3 = _pair(left_ptr, plane, at - 3 * channels, _inside(c_in, begin + 3, count))
         row = token + count - 1 - begin
-        v0, r0 = _inputs(v_ptr, gate_ptr, row, c, v_stride, gate_stride, _inside(c_in, begin, count), GATED)
-        v1, r1 = _inputs(v_ptr, gate_ptr, row - 1, c, v_stride, gate_stride, _inside(c_in, begin + 1, count), GATED)
-        v2, r2 = _inputs(v_ptr, gate_ptr, row - 2, c, v_stride, gate_stride, _inside(c_in, begin + 2, count), GATED)
-        v3, r3 = _inputs(v_ptr, gate_ptr, row - 3, c, v_stride, gate_stride, _inside(c_in, begin + 3, count), GATED)
-        a, b = _value(a, b, 0, begin, count, pv0, p0, la0, lb0, v0, r0, boost, decay, y_ptr, at, c_in, GATED)
-        a, b = _value(a, b, 1, begin, count, pv1, p1, la1, lb1, v1, r1, boost, decay, y_ptr, at - channels, c_in, GATED)
-        a, b = _value(
-            a, b, 2, begin, count, pv2, p2, la2, lb2, v2, r2, boost, decay, y_ptr, at - 2 * channels, c_in, GATED
-        )
-        a, b = _value(
-            a, b, 3, begin, count, pv3, p3, la3, lb3, v3, r3, boost, decay, y_ptr, at - 3 * channels, c_in, GATED
-        )
-        if GATED:
-            bad = tl.maximum(bad, tl.maximum(magnitude(r0), magnitude(r1)))
-            bad = tl.maximum(bad, tl.maximum(magnitude(r2), magnitude(r3)))
-    note(status_ptr, bad)
+        v0, r0 = _inputs(kvr_ptr, row, c, channels, _inside(c_in, begin, count))
+        v1, r1 = _inputs(kvr_ptr, row - 1, c, channels, _inside(c_in, begin + 1, count))
+        v2, r2 = _inputs(kvr_ptr, row - 2, c, channels, _inside(c_in, begin + 2, count))
+        v3, r3 = _inputs(kvr_ptr, row - 3, c, channels, _inside(c_in, begin + 3, count))
+        a, b = _value(a, b, 0, begin, count, pv0, p0, la0, lb0, v0, r0, boost, decay, y_ptr, at, c_in)
+        a, b = _value(a, b, 1, begin, count, pv1, p1, la1, lb1, v1, r1, boost, decay, y_ptr, at - channels, c_in)
+        a, b = _value(a, b, 2, begin, count, pv2, p2, la2, lb2, v2, r2, boost, decay, y_ptr, at - 2 * channels, c_in)
+        a, b = _value(a, b, 3, begin, count, pv3, p3, la3, lb3, v3, r3, boost, decay, y_ptr, at - 3 * channels, c_in)
 
 
 @triton.jit
-def _inputs(v_ptr, gate_ptr, row, c, v_stride, gate_stride, mask, GATED: tl.constexpr):
-    """A token's v, and its gate, or v again."""
-    v = tl.load(v_ptr + row * v_stride + c, mask=mask, other=0.0)
-    if GATED:
-        return v, tl.load(gate_ptr + row * gate_stride + c, mask=mask, other=0.0)
-    else:
-        return v, v
+def _inputs(kvr_ptr, row, c, channels, mask):
+    """A token's v and its gate, (C,) each."""
+    source = kvr_ptr + row * (3 * channels) + c
+    v = tl.load(source + channels, mask=mask, other=0.0)  # [C]
+    gate = tl.load(source + 2 * channels, mask=mask, other=0.0)  # [C]
+    return v, gate
 
 
 @triton.jit
-def _value(
-    a, b, i, first, count, pv, p, left_a, left_b, v, gate, boost, decay, y_ptr, place, c_in, GATED: tl.constexpr
-):  # fmt: skip
+def _value(a, b, i, first, count, pv, p, left_a, left_b, v, gate, boost, decay, y_ptr, index, c_in):
     """y of one token on the way from the right, with a and b what comes from there; those with the token added."""
     inside = _inside(c_in, first + i, count)
     own = boost * p
     over = (left_a + a) + own * settle(v).to(tl.float64)
     under = tl.where(inside, (left_b + b) + own, double(1.0))
     y = settle((over / under).to(tl.float32))
-    if GATED:
-        y = settle(sigmoid(gate) * y)
-    tl.store(y_ptr + place, y, mask=inside)
+    y = settle(sigmoid(gate) * y)
+    tl.store(y_ptr + index, y, mask=inside)
     return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)

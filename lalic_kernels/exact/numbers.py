@@ -37,6 +37,7 @@ DIGIT = 128  # q = 128 high + low, both in -64..64
 MOST_TERMS = 2**17  # of one sum: the digits' sums stay in int32, the whole sum below 2^53 - and far below
 
 # LayerNorm
+NORM_EPS = 1e-5  # of the blocks
 NORM_BITS = 17
 NORM_LEAST_EXPONENT = -40
 ROOT_GUESS = 0x5F375A86

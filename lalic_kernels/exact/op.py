@@ -1,17 +1,16 @@
-"""The exact primitives as callers see them: Triton kernels on CUDA tensors, compiled loops on CPU ones, or eager torch.
+"""Exact arithmetic as callers see it: Triton kernels on CUDA tensors, compiled loops on CPU ones, or eager torch.
 
-All give the same bits, so the choice is of time alone and no result depends on it; `backend=` is for tests. Values are
-float32 and finite (TypeError, ValueError otherwise); `reference.py` says what each function computes.
+All give the same bits, so the choice is of time alone and no result depends on it; `backend=` is for tests. Activations
+are float32 and finite: TypeError and `NotFinite` otherwise. `BackendUnavailable` says that a back end asked for cannot
+run on these tensors. `reference.py` is the definition.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +18,10 @@ from torch import Tensor
 from lalic_kernels._core import triton_support
 from lalic_kernels._core.dispatch import BackendUnavailable
 from lalic_kernels.exact import reference
-from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactEntropyParams, ExactLinear
+
+if TYPE_CHECKING:
+    from lalic_kernels.exact.gpu_slices import SliceKernels
 
 NUMBA = importlib.util.find_spec("numba") is not None
 BACKENDS = ("reference", "cpu", "triton")
@@ -38,135 +40,135 @@ def describe(device: str) -> str:
     return "cpu, int16 products" if name == "cpu" else name
 
 
-_module = functools.cache(importlib.import_module)
+def _resolve(x: Tensor, backend: str | None) -> str:
+    """The back end for x: the one asked for, if it can run, or what the device gets."""
+    if backend is None:
+        return backend_of(x.device.type)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS} or None, but is {backend!r}")
+    if backend == "triton" and not (
+        triton_support.INSTALLED and (x.device.type == "cuda" or (x.is_cpu and triton_support.interpreting()))
+    ):
+        raise BackendUnavailable(
+            f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
+            f"triton: {triton_support.INSTALLED}, device: {x.device}"
+        )
+    if backend == "cpu" and not (NUMBA and x.is_cpu):
+        raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")
+    return backend
+
+
+def linear(x: Tensor, weights: ExactLinear, *, backend: str | None = None) -> Tensor:
+    """x (..., K) -> x w^T + bias (..., O), a scale for each row of K."""
+    match _resolve(x, backend):
+        case "triton":
+            from lalic_kernels.exact import gpu
+
+            return gpu.linear(x, weights)
+        case "cpu":
+            from lalic_kernels.exact import cpu
+
+            return cpu.linear(x, weights)
+    return reference.linear(x, weights)
+
+
+def conv(x: Tensor, weights: ExactConv, *, backend: str | None = None) -> Tensor:
+    """Convolution, plain or transposed, of images x (B, H, W, C) -> (B, H', W', O), a scale for each image."""
+    match _resolve(x, backend):
+        case "triton":
+            from lalic_kernels.exact import gpu
+
+            return gpu.conv(x, weights)
+        case "cpu":
+            from lalic_kernels.exact import cpu
+
+            return cpu.conv(x, weights)
+    return reference.conv(x, weights)
+
+
+def rwkv_block(x: Tensor, block: ExactBlock, *, backend: str | None = None) -> Tensor:
+    """x (B, H, W, C) -> (B, H, W, C): x + gamma1 SpatialMix(shift(LN x)), then x + gamma2 ChannelMix(shift(LN x))."""
+    return rwkv_blocks(x, (block,), backend=backend)
+
+
+def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock], *, backend: str | None = None) -> Tensor:
+    """`rwkv_block` of x (B, H, W, C) with one block after the other."""
+    match _resolve(x, backend):
+        case "triton":
+            from lalic_kernels.exact import gpu
+
+            return gpu.rwkv_blocks(x, sequence)[0]
+        case "cpu":
+            from lalic_kernels.exact import cpu
+
+            return cpu.rwkv_blocks(x, sequence)
+    return reference.rwkv_blocks(x, sequence)
+
+
+def entropy_params(
+    x: Tensor, block: ExactEntropyParams, *, partial: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """x (..., Cin) -> (..., Cout): m = mix x + partial; m + sigmoid(R n) V relu(K n)^2 with n = LayerNorm(m).
+
+    `partial` (..., Cout) is what is known of the first product from elsewhere, one float addition. With Cin = 0 the
+    mix's bias is all that the mix gives.
+    """
+    match _resolve(x, backend):
+        case "triton":
+            from lalic_kernels.exact import gpu
+
+            return gpu.entropy_params(x, block, partial)
+        case "cpu":
+            from lalic_kernels.exact import cpu
+
+            return cpu.entropy_params(x, block, partial)
+    return reference.entropy_params(x, block, partial)
+
+
+def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """parameters (..., 2 g), g scales, then g means -> (the scales' indexes 0..63 int32, the means), each (..., g)."""
+    match _resolve(parameters, backend):
+        case "triton":
+            from lalic_kernels.exact import gpu
+
+            return gpu.gaussian_head(parameters)
+        case "cpu":
+            from lalic_kernels.exact import cpu
+
+            return cpu.gaussian_head(parameters)
+    return reference.gaussian_head(parameters)
+
+
+def slice_kernels(device: torch.device, *, backend: str | None = None) -> SliceKernels | None:
+    """The steps of coding slices in few launches, where Triton runs; else None."""
+    if (backend or backend_of(device.type)) != "triton":
+        return None
+    from lalic_kernels.exact.gpu_slices import SliceKernels
+
+    return SliceKernels(device)
 
 
 def one_check(device: torch.device, *, backend: str | None = None) -> contextlib.AbstractContextManager[None]:
     """Calls inside look for inputs that are not finite together, at the end, where each look would wait for a GPU.
 
-    Raises ValueError on leaving if one was not finite; what was computed from it is then without meaning. On CPUs there
-    is nothing to wait for, and each call looks itself.
+    Raises `NotFinite` on leaving if one was not finite; what was computed from it is then without meaning. On CPUs
+    there is nothing to wait for, and each call looks itself.
     """
-    if (backend or backend_of(device.type)) == "triton":
-        shared: contextlib.AbstractContextManager[None] = _module("lalic_kernels.exact.gpu").one_check()
-        return shared
-    return contextlib.nullcontext()
+    if (backend or backend_of(device.type)) != "triton":
+        return contextlib.nullcontext()
+    from lalic_kernels.exact import gpu_state
+
+    return gpu_state.one_check()
 
 
 def statuses(device: torch.device) -> contextlib.AbstractContextManager[list[Tensor]]:
-    """As `one_check`, but the look is the caller's: on leaving the list has a status (1,) int32, or none on a CPU.
+    """Calls inside look for inputs that are not finite, and the caller reads what they found: for captured launches.
 
-    For launches that are captured, which run later: a status is not zero where an input was not finite.
+    On leaving the list has a status (1,) int32, or none on a CPU, where each call looks itself. A status is not zero
+    where an input was not finite, as soon as the launches have run.
     """
-    if backend_of(device.type) == "triton":
-        shared: contextlib.AbstractContextManager[list[Tensor]] = _module("lalic_kernels.exact.gpu_state").statuses()
-        return shared
-    return contextlib.nullcontext([])
+    if backend_of(device.type) != "triton":
+        return contextlib.nullcontext([])
+    from lalic_kernels.exact import gpu_state
 
-
-def _path(x: Tensor, backend: str | None) -> Any:
-    name = backend_of(x.device.type) if backend is None else backend
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS} or None, but is {backend!r}")
-    if name == "reference":
-        return reference
-    if name == "triton":
-        here = "cuda" if not triton_support.interpreting() else "cpu"
-        if not triton_support.INSTALLED or x.device.type not in ("cuda", here):
-            raise BackendUnavailable(
-                f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
-                f"triton: {triton_support.INSTALLED}, device: {x.device}"
-            )
-        return _module("lalic_kernels.exact.gpu")
-    if not NUMBA or x.device.type != "cpu":
-        raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")
-    return _module("lalic_kernels.exact.cpu")
-
-
-def fused(x: Tensor, backend: str | None) -> Any | None:
-    """The module that has whole blocks in few launches or calls, `gpu_blocks` or `cpu_blocks`, or None."""
-    path = _path(x, backend)
-    return None if path is reference else _module(f"{path.__name__}_blocks")
-
-
-def few_launches(device: torch.device, backend: str | None) -> Any | None:
-    """`gpu_slices`, which has the steps of coding slices in few launches, where Triton runs; else None."""
-    if (backend or backend_of(device.type)) != "triton":
-        return None
-    return _module("lalic_kernels.exact.gpu_slices")
-
-
-def _described(function: Callable[..., Any]) -> Callable[..., Any]:
-    function.__doc__ = getattr(reference, function.__name__).__doc__
-    return function
-
-
-@_described
-def linear(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).linear(x, prepared)
-
-
-def linear_squared_relu(x: Tensor, prepared: ExactLinear, *, backend: str | None = None) -> Tensor:
-    """squared_relu(linear(x)), where possible without a pass of its own."""
-    path = _path(x, backend)
-    if path is not reference:
-        return path.linear(x, prepared, squared=True)
-    return path.squared_relu(path.linear(x, prepared))
-
-
-@_described
-def conv(x: Tensor, prepared: ExactConv, parity: int | None = None, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).conv(x, prepared, parity)
-
-
-@_described
-def depthwise(x: Tensor, prepared: ExactDepthwise, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).depthwise(x, prepared)
-
-
-@_described
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).layer_norm(x, weight, bias, eps)
-
-
-@_described
-def exp(x: Tensor, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).exp(x)
-
-
-@_described
-def sigmoid(x: Tensor, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).sigmoid(x)
-
-
-@_described
-def squared_relu(x: Tensor, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).squared_relu(x)
-
-
-@_described
-def gate(r: Tensor, x: Tensor, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).gate(r, x)
-
-
-@_described
-def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    return _path(x, backend).residual(x, change, gamma)
-
-
-@_described
-def biwkv(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None, *, backend: str | None = None
-) -> Tensor:
-    return _path(k, backend).biwkv(w, u, k, v, gate_by)
-
-
-@_described
-def scale_index(scales: Tensor, *, backend: str | None = None) -> Tensor:
-    return _path(scales, backend).scale_index(scales)
-
-
-@_described
-def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = _path(parameters, backend).gaussian_head(parameters)
-    return found
+    return gpu_state.statuses()

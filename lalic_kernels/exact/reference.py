@@ -1,10 +1,13 @@
-"""The exact primitives by their definition: eager torch, the same bits on every device. docs/portable-arithmetic.md.
+"""Exact arithmetic by its definition: eager torch, the same bits on every device. docs/portable-arithmetic.md.
 
-Activations are float32 and finite (ValueError otherwise); results are settled (`quantise.settle`) and a function of one
-image alone, whatever the batch. Products are taken in float64 on integers below 2^53, which is exact in any order.
+First the steps, then the blocks, which are compositions of the steps in the order written here. Activations are float32
+and finite (TypeError, NotFinite otherwise); results are settled (`quantise.settle`) and a function of one image alone,
+whatever the batch. Products are taken in float64 on integers below 2^53, which is exact in any order.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ from lalic_kernels.exact.quantise import (
     quantise,
     settle,
 )  # fmt: skip
-from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
 
 
 def check(x: Tensor) -> None:
@@ -35,12 +38,8 @@ def linear(x: Tensor, prepared: ExactLinear) -> Tensor:
     return dequantise(sums, exponent, prepared.exponent, prepared.bias)
 
 
-def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
-    """x (B, H, W, C) -> (B, H', W', O), a scale for each image.
-
-    With a parity only the outputs of one colour of the checkerboard, packed (`pack`): (B, H', W' / 2, O); H' and W'
-    must then be even.
-    """
+def conv(x: Tensor, prepared: ExactConv) -> Tensor:
+    """x (B, H, W, C) -> (B, H', W', O), a scale for each image."""
     q, exponent = quantise(x, (1, 2, 3))
     batch, height, width, _ = x.shape
     rows, columns = prepared.output_size(height), prepared.output_size(width)
@@ -55,8 +54,7 @@ def conv(x: Tensor, prepared: ExactConv, parity: int | None = None) -> Tensor:
         parts = [_window(q.double(), dy, dx, count, in_step) for dy, dx in phase.offsets]
         weight = prepared.weight[:, list(phase.taps)].double().flatten(1)
         target.copy_(torch.cat(parts, dim=3) @ weight.t())
-    y = dequantise(sums, exponent, prepared.exponent, prepared.bias)
-    return y if parity is None else pack(y, parity)
+    return dequantise(sums, exponent, prepared.exponent, prepared.bias)
 
 
 def _window(x: Tensor, dy: int, dx: int, count: torch.Size, step: int) -> Tensor:
@@ -66,11 +64,6 @@ def _window(x: Tensor, dy: int, dx: int, count: torch.Size, step: int) -> Tensor
     bottom, right = max(0, last_row + 1 - x.shape[1]), max(0, last_column + 1 - x.shape[2])
     x = F.pad(x, (0, 0, left, right, top, bottom))
     return x[:, dy + top : last_row + top + 1 : step, dx + left : last_column + left + 1 : step]
-
-
-def pack(x: Tensor, parity: int) -> Tensor:
-    """One colour of the checkerboard, x (B, H, W, C), H and W even -> (B, H, W / 2, C): row + column = parity mod 2."""
-    return torch.stack((x[:, 0::2, parity::2], x[:, 1::2, 1 - parity :: 2]), dim=2).flatten(1, 2)
 
 
 def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
@@ -85,7 +78,7 @@ def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
     return dequantise(sums, exponent, prepared.exponent, None)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = n.NORM_EPS) -> Tensor:
     """Over the last dimension (C up to 4096) from integers of 17 bits: their sums are exact in any order.
 
     weight, bias: (C,). eps: 2^-30 to 2^-10, taken as float32, so that every scale of x leaves it a normal number.
@@ -117,7 +110,7 @@ def _reciprocal_root(x: Tensor) -> Tensor:
     return y
 
 
-def check_norm(x: Tensor, eps: float) -> None:
+def check_norm(x: Tensor, eps: float = n.NORM_EPS) -> None:
     """Raise ValueError unless `layer_norm` is defined for x (..., C) and eps."""
     if not 0 < x.shape[-1] <= n.NORM_MOST_CHANNELS:
         raise ValueError(f"layer_norm: x must have 1 to {n.NORM_MOST_CHANNELS} channels, but has {x.shape[-1]}")
@@ -248,3 +241,44 @@ def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
     scales, means = parameters.chunk(2, dim=-1)
     check(means)
     return scale_index(scales.contiguous()), means.contiguous()
+
+
+def rwkv_block(x: Tensor, block: ExactBlock) -> Tensor:
+    """x (B, H, W, C) -> (B, H, W, C): x + gamma1 SpatialMix(shift(LN x)), then x + gamma2 ChannelMix(shift(LN x))."""
+    batch, height, width, channels = x.shape
+    tokens = height * width
+    s = depthwise(layer_norm(x, block.norm1_weight, block.norm1_bias), block.shift1)
+    k, v, r = linear(s, block.mix).reshape(batch, tokens, 3 * channels).split(channels, dim=2)
+    w, u = block.per_token(tokens)
+    mixed = biwkv(w, u, k, v, r).reshape(x.shape)
+    x = residual(x, linear(mixed, block.output), block.gamma1)
+    s = depthwise(layer_norm(x, block.norm2_weight, block.norm2_bias), block.shift2)
+    return residual(x, _channel_mix(s, block), block.gamma2)
+
+
+def _channel_mix(x: Tensor, weights: ExactBlock | ExactEntropyParams) -> Tensor:
+    """sigmoid(R x) V relu(K x)^2."""
+    value = linear(squared_relu(linear(x, weights.key)), weights.value)
+    return gate(linear(x, weights.receptance), value)
+
+
+def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
+    """`rwkv_block` of x (B, H, W, C) with one block after the other."""
+    for block in sequence:
+        x = rwkv_block(x, block)
+    return x
+
+
+def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
+    """x (..., Cin) -> (..., Cout): m = mix x + partial; m + sigmoid(R n) V relu(K n)^2 with n = LayerNorm(m).
+
+    `partial` (..., Cout) is what is known of the first product from elsewhere, one float addition. With Cin = 0 the
+    mix's bias is all that the mix gives.
+    """
+    if x.shape[-1]:
+        m = linear(x, block.mix)
+    else:
+        m = x.new_zeros(*x.shape[:-1], block.norm_weight.shape[0])
+        m = m if block.mix.bias is None else m + block.mix.bias
+    m = m if partial is None else m + partial
+    return residual(m, _channel_mix(layer_norm(m, block.norm_weight, block.norm_bias), block))

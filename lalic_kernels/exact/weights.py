@@ -1,30 +1,48 @@
-"""Weights prepared for exact products: quantised once, per output channel, with a stable form for files and hashes.
+"""Weights prepared for exact products: quantised once, per output channel, with a hash that names them.
 
-A prepared weight is what decoding depends on, so it travels as integers: `state()` gives plain tensors for a file,
-`from_state` takes them back, and `digest()` is the SHA-256 of exactly those numbers and of the definition's version.
+Decoding depends on these integers and settled floats. `digest()` is the SHA-256 of exactly them and of the definition's
+version; docs/portable-arithmetic.md says over which bytes. Prepared weights are never written to.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lalic_kernels.cache import WeightCache
 from lalic_kernels.exact.numbers import EXPONENT, LARGEST, MOST_TERMS, VERSION
 from lalic_kernels.exact.quantise import quantise, settle
 
 
 class Prepared:
-    """What the prepared weights share: tensors of a state, digest, move to a device."""
+    """What all prepared weights and blocks share: a cache, and the move to a device."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors on the CPU that say everything; None is left out, numbers of the geometry are int32 tensors."""
+    @cached_property
+    def cache(self) -> WeightCache:
+        """What a back end makes of the weights, under a name of its own; no part of the digest."""
+        return WeightCache()
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same weights with their tensors on a device."""
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            moved[field.name] = value.to(device) if isinstance(value, Tensor | Prepared) else value
+        return type(self)(**moved)
+
+
+class PreparedWeight(Prepared):
+    """Integers of one product."""
+
+    def entries(self) -> dict[str, Tensor]:
+        """What `digest` covers, on the CPU: tensors, and numbers of the geometry as int32 tensors; None is left out."""
         found = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -34,37 +52,27 @@ class Prepared:
                 found[field.name] = torch.tensor(value, dtype=torch.int32)
         return found
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """Inverse of `state`. Raises ValueError where the tensors are not such a state."""
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if not set(state) <= known:
-            raise ValueError(f"{cls.__name__}: state has unknown entries {sorted(set(state) - known)}")
-        try:
-            return cls(**{name: cls._entry(name, value) for name, value in state.items()})
-        except TypeError as error:
-            raise ValueError(f"{cls.__name__}: state lacks entries, it has {sorted(state)}") from error
-
-    @classmethod
-    def _entry(cls, name: str, value: Tensor) -> Any:
-        return value
-
     def digest(self) -> str:
         """Hex SHA-256 of the definition's version, the kind of weight, and every entry's name, dtype, shape, bytes."""
         found = hashlib.sha256(f"exact {VERSION} {type(self).__name__}".encode())
-        for name, value in sorted(self.state().items()):
+        for name, value in sorted(self.entries().items()):
             array = value.numpy()
             found.update(f"{name} {array.dtype.name} {tuple(array.shape)}".encode())
             found.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
         return found.hexdigest()
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same weight with its tensors on a device."""
-        moved = {}
+
+class PreparedBlock(Prepared):
+    """Prepared weights and settled float32 vectors, by name."""
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the version and of all entries' names and digests, in the order of the fields."""
+        found = hashlib.sha256(f"exact {VERSION} {type(self).__name__}".encode())
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            moved[field.name] = value.to(device) if isinstance(value, Tensor) else value
-        return type(self)(**moved)
+            raw = value.cpu().numpy().astype("<f4").tobytes() if isinstance(value, Tensor) else value.digest().encode()
+            found.update(field.name.encode() + raw)
+        return found.hexdigest()
 
 
 def _check(kind: str, weight: Tensor, exponent: Tensor, bias: Tensor | None) -> None:
@@ -93,17 +101,15 @@ def _quantised(kind: str, weight: Tensor, dims: Sequence[int]) -> tuple[Tensor, 
     return q.to(torch.int16), exponent.reshape(-1)
 
 
-def _bias(kind: str, bias: Tensor | None) -> Tensor | None:
-    if bias is None:
-        return None
-    bias = bias.detach().to(torch.float32)
-    if not bool(torch.isfinite(bias).all()):
-        raise ValueError(f"{kind}: bias must be finite")
-    return settle(bias)
+def _vector(kind: str, x: Tensor) -> Tensor:
+    x = x.detach().to(torch.float32)
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{kind}: biases and other vectors must be finite")
+    return settle(x)
 
 
 @dataclass(frozen=True, eq=False)
-class ExactLinear(Prepared):
+class ExactLinear(PreparedWeight):
     """weight (O, K) int16 within +-8191, exponent (O,) int32: W is weight 2^(exponent - 12), about. bias (O,)."""
 
     weight: Tensor
@@ -117,11 +123,6 @@ class ExactLinear(Prepared):
             )
         _check("ExactLinear", self.weight, self.exponent, self.bias)
 
-    @cached_property
-    def kept(self) -> dict[Any, Any]:
-        """What a fast path derives from the weight, under a name of its own; never part of state or digest."""
-        return {}
-
 
 class Phase(NamedTuple):
     """Outputs at rows `row + step i`, columns `column + step j`, and what they read: x[i s + dy, j s + dx] by taps."""
@@ -133,7 +134,7 @@ class Phase(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ExactConv(Prepared):
+class ExactConv(PreparedWeight):
     """weight (O, T, C) int16, T live taps in order; taps ((ky, kx), ...); the rest as torch's convolutions name it."""
 
     weight: Tensor
@@ -157,12 +158,6 @@ class ExactConv(Prepared):
             raise ValueError("ExactConv: expected stride >= 1, padding >= 0, 0 <= output_padding < stride")
         _check("ExactConv", self.weight, self.exponent, self.bias)
 
-    @classmethod
-    def _entry(cls, name: str, value: Tensor) -> Any:
-        if name == "taps":
-            return tuple((int(ky), int(kx)) for ky, kx in value.tolist())
-        return int(value) if name in ("kernel", "stride", "padding", "transposed", "output_padding") else value
-
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """One for a convolution; stride * stride for a transposed one, which is so many convolutions of fewer taps."""
@@ -184,14 +179,9 @@ class ExactConv(Prepared):
             return (size - 1) * self.stride - 2 * self.padding + self.kernel + self.output_padding
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
-    @cached_property
-    def kept(self) -> dict[Any, Any]:
-        """As `ExactLinear.kept`."""
-        return {}
-
 
 @dataclass(frozen=True, eq=False)
-class ExactDepthwise(Prepared):
+class ExactDepthwise(PreparedWeight):
     """weight (C, k, k) int16, k odd, at most 5, so that sums of products are int32; exponent (C,) int32."""
 
     weight: Tensor
@@ -203,16 +193,50 @@ class ExactDepthwise(Prepared):
             raise ValueError(f"ExactDepthwise: weight must be (C, k, k), k 1, 3 or 5, got {tuple(self.weight.shape)}")
         _check("ExactDepthwise", self.weight, self.exponent, None)
 
-    @cached_property
-    def kept(self) -> dict[Any, Any]:
-        """As `ExactLinear.kept`."""
-        return {}
+
+@dataclass(frozen=True, eq=False)
+class ExactBlock(PreparedBlock):
+    """An RWKV block of C channels. `mix` is key, value and receptance of the spatial mix as one product (3 C, C)."""
+
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    shift1: ExactDepthwise
+    decay: Tensor
+    boost: Tensor
+    mix: ExactLinear
+    output: ExactLinear
+    gamma1: Tensor
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    shift2: ExactDepthwise
+    key: ExactLinear
+    receptance: ExactLinear
+    value: ExactLinear
+    gamma2: Tensor
+
+    def per_token(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """w and u of the WKV, each (C,), settled: decay / T and boost / T."""
+        # By a tensor: torch may divide by a number as a product with its reciprocal, which is rounded twice.
+        count = torch.full_like(self.decay, tokens)
+        return settle(self.decay / count), settle(self.boost / count)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactEntropyParams(PreparedBlock):
+    """An entropy-parameter block: mix (Cout, Cin) with bias, key (R Cout, Cout), receptance, value (Cout, R Cout)."""
+
+    mix: ExactLinear
+    norm_weight: Tensor
+    norm_bias: Tensor
+    key: ExactLinear
+    receptance: ExactLinear
+    value: ExactLinear
 
 
 def prepare_linear(weight: Tensor, bias: Tensor | None = None) -> ExactLinear:
     """Quantise weight (O, K) per row; bias (O,) stays float32. Raises ValueError if they are not finite."""
     q, exponent = _quantised("prepare_linear", weight, (1,))
-    return ExactLinear(q, exponent, _bias("prepare_linear", bias))
+    return ExactLinear(q, exponent, None if bias is None else _vector("prepare_linear", bias))
 
 
 def prepare_conv(
@@ -244,7 +268,7 @@ def prepare_conv(
     ordered = weight.transpose(0, 1) if transposed else weight
     ordered = torch.stack([ordered[:, :, y, x] for y, x in live], dim=1)  # (O, T, C)
     q, exponent = _quantised("prepare_conv", ordered, (1, 2))
-    bias = _bias("prepare_conv", bias)
+    bias = None if bias is None else _vector("prepare_conv", bias)
     return ExactConv(q, exponent, live, kernel, stride, padding, int(transposed), output_padding, bias)
 
 
@@ -252,3 +276,59 @@ def prepare_depthwise(weight: Tensor) -> ExactDepthwise:
     """Quantise weight (C, k, k) or (C, 1, k, k) per channel, k 1, 3 or 5. Raises ValueError if it is not finite."""
     q, exponent = _quantised("prepare_depthwise", weight.flatten(0, -3), (1, 2))
     return ExactDepthwise(q, exponent)
+
+
+def prepare_block(
+    norm1: tuple[Tensor, Tensor],
+    shift1: Tensor,
+    decay: Tensor,
+    boost: Tensor,
+    attention: tuple[Tensor, Tensor, Tensor, Tensor],
+    gamma1: Tensor,
+    norm2: tuple[Tensor, Tensor],
+    shift2: Tensor,
+    feed_forward: tuple[Tensor, Tensor, Tensor],
+    gamma2: Tensor,
+) -> ExactBlock:
+    """Quantise an RWKV block's weights.
+
+    Args:
+        norm1, norm2: LayerNorms' weight and bias (C,).
+        shift1, shift2: folded shifts (C, 5, 5).
+        decay, boost: (C,), of the whole image; the block divides them by its tokens.
+        attention: key, value, receptance, output, each (C, C).
+        gamma1, gamma2: (C,).
+        feed_forward: key (R C, C), receptance (C, C), value (C, R C).
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    kind = "prepare_block"
+    return ExactBlock(
+        _vector(kind, norm1[0]), _vector(kind, norm1[1]), prepare_depthwise(shift1),
+        _vector(kind, decay), _vector(kind, boost),
+        prepare_linear(torch.cat(attention[:3])), prepare_linear(attention[3]), _vector(kind, gamma1),
+        _vector(kind, norm2[0]), _vector(kind, norm2[1]), prepare_depthwise(shift2),
+        prepare_linear(feed_forward[0]), prepare_linear(feed_forward[1]), prepare_linear(feed_forward[2]),
+        _vector(kind, gamma2),
+    )  # fmt: skip
+
+
+def prepare_entropy_params(
+    mix: tuple[Tensor, Tensor], norm: tuple[Tensor, Tensor], key: Tensor, receptance: Tensor, value: Tensor
+) -> ExactEntropyParams:
+    """Quantise an entropy-parameter block's weights.
+
+    Args:
+        mix: weight (Cout, Cin) and bias (Cout,).
+        norm: LayerNorm's weight and bias (Cout,).
+        key, receptance, value: (R Cout, Cout), (Cout, Cout), (Cout, R Cout).
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    kind = "prepare_entropy_params"
+    return ExactEntropyParams(
+        prepare_linear(*mix), _vector(kind, norm[0]), _vector(kind, norm[1]),
+        prepare_linear(key), prepare_linear(receptance), prepare_linear(value),
+    )  # fmt: skip

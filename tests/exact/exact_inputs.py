@@ -1,16 +1,17 @@
 """Inputs of the exact arithmetic's tests, the same on every machine: made of integers, not of torch's random floats.
 
 torch.randn takes logarithms and cosines, whose last bits differ between instruction sets, as what is tested here must
-not. Run as a script it prints a hash of every primitive's result; test_machines.py compares such runs.
+not. `results` computes the definition's steps and blocks with them by any path. As a script it prints a hash of each
+result; test_machines.py compares such runs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lalic_kernels import exact
+from lalic_kernels.exact import reference
 
 CHECKERBOARD = [(y, x) for y in range(5) for x in range(5) if (y + x) % 2]
 
@@ -52,22 +54,138 @@ class Source:
 KINDS = ("normal", "wild", "digits", "same_sign")
 
 
+def make_block(x, channels: int, rate: int) -> exact.ExactBlock:
+    """A block with weights of a trained one's size."""
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return x(rows, columns) * float(columns) ** -0.5
+
+    return exact.prepare_block(
+        (1 + x(channels) / 8, x(channels) / 8), x(channels, 5, 5) / 4, x(channels), x(channels),
+        (*(matrix(channels, channels) for _ in range(4)),), x(channels),
+        (1 + x(channels) / 8, x(channels) / 8), x(channels, 5, 5) / 4,
+        (matrix(rate * channels, channels), matrix(channels, channels), matrix(channels, rate * channels)), x(channels),
+    )  # fmt: skip
+
+
+def make_params(x, inputs: int, outputs: int, inner: int) -> exact.ExactEntropyParams:
+    """An entropy-parameter block."""
+    return exact.prepare_entropy_params(
+        (x(outputs, inputs), x(outputs)), (x(outputs), x(outputs)), x(inner, outputs), x(outputs, outputs),
+        x(outputs, inner),
+    )  # fmt: skip
+
+
+def every_exponent(device: str = "cpu") -> Tensor:
+    """Every 32771st finite float32, and all multiples of a sixteenth up to 50."""
+    bits = np.arange(0, 2**32, 32771, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    small = np.arange(-800, 800, dtype=np.float32) / 16
+    return torch.from_numpy(np.concatenate((bits[np.isfinite(bits)], small))).to(device)
+
+
+def norm_extremes(source: Source, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows that strain LayerNorm's integers, weight and bias."""
+    signs = torch.ones(width, device=source.device)
+    signs[::2] = -1.0
+    spike = torch.zeros(width, device=source.device)
+    spike[-1] = 2.0**60
+    rows = [signs * 2.0**60, signs * 2.0**-60, 0 * signs, spike, 3.0 + 0 * signs, source.normal(width)]
+    return torch.stack(rows), source.normal(width), source.normal(width)
+
+
+class Cpu:
+    """The definition's steps as the compiled loops have them: inside of blocks, so that they are called row by row."""
+
+    def __init__(self) -> None:
+        from lalic_kernels.exact import cpu
+
+        self.cpu = cpu
+
+    def depthwise(self, x: Tensor, weights: exact.ExactDepthwise) -> Tensor:
+        return torch.from_numpy(self.cpu.shift(self.cpu.array(x), *self.cpu.shift_taps(weights)))
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows, settled = self.cpu.array(x).reshape(-1, x.shape[-1]), (exact.settle(weight), exact.settle(bias))
+        return torch.from_numpy(self.cpu.layer_norm(rows, *map(self.cpu.array, settled))).reshape(x.shape)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return self.gate(x, torch.ones_like(x))
+
+    def squared_relu(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        self.cpu.loops.square_row(y.numpy().reshape(-1))
+        return y
+
+    def gate(self, r: Tensor, x: Tensor) -> Tensor:
+        y = x.clone()
+        self.cpu.loops.gate_row(r.numpy().reshape(-1), y.numpy().reshape(-1))
+        return y
+
+    def residual(self, x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
+        scale = np.empty(0, np.float32) if gamma is None else self.cpu.array(exact.settle(gamma))
+        y = torch.empty_like(x)
+        for row, more, out in zip(*(a.numpy().reshape(-1, x.shape[-1]) for a in (x, change, y)), strict=True):
+            self.cpu.loops.add_row(row, more, scale, out)
+        return y
+
+    def gated_biwkv(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        kvr, tokens = torch.cat((k, v, r), dim=2), k.shape[1]
+        y = self.cpu.wkv(kvr.numpy().reshape(-1, kvr.shape[2]), self.cpu.wkv_factors(w, u, tokens), k.shape[0])
+        return torch.from_numpy(y).reshape(k.shape)
+
+
+class Gpu:
+    """The definition's steps as launches have them, where a launch gives one by itself."""
+
+    def __init__(self) -> None:
+        from lalic_kernels.exact import gpu
+
+        self.gpu = gpu
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, bits = torch.empty_like(x), torch.zeros(1, x.shape[-1], dtype=torch.int32, device=x.device)
+        with self.gpu.checked(x.device) as status:
+            self.gpu.layer_norm(x.reshape(-1, x.shape[-1]), weight, bias, y, bits, status)
+        assert torch.equal(bits[0], y.abs().flatten(0, -2).amax(0).view(torch.int32))
+        return y
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """Of a product that is 1 everywhere."""
+        gate = x.reshape(-1, x.shape[-1])
+        weight = exact.prepare_linear(torch.ones(x.shape[-1], 1)).to(x.device)
+        with self.gpu.checked(x.device) as status:
+            ones = self.gpu.digits_of(torch.ones(len(gate), 1, device=x.device), status, 1)
+            return self.gpu.product(ones, self.gpu.factor_of(weight), gate=gate).reshape(x.shape)
+
+    def gated_biwkv(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        return self.gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1)))
+
+
+def order_key(x: Tensor) -> Tensor:
+    """`kernels_common.order_key`, as int32 of the same bits."""
+    bits = x.contiguous().view(torch.int32)
+    return torch.where(bits < 0, ~bits, bits ^ -(1 << 31))
+
+
 def results(
     kind: str, path: str, device: str = "cpu", lengths: Sequence[int] = (1, 3, 64, 65, 200)
 ) -> dict[str, Tensor]:
-    """Every primitive's result on one kind of input; path as `backend=`.
+    """The definition's steps and blocks on one kind of input; path as `backend=`.
 
-    `lengths` are the WKV's, in tokens.
+    Of the steps a fused path gives those that it has by themselves. `lengths` are the WKV's, in tokens.
     """
-
     source = Source(KINDS.index(kind), device)
     x = getattr(source, kind)
-    names = {"reference": "reference", "triton": "gpu"}
-    here = importlib.import_module(f"lalic_kernels.exact.{names.get(path, 'cpu')}")
+    steps: Any = {"reference": lambda: reference, "cpu": Cpu, "triton": Gpu}[path]()
     found: dict[str, Tensor] = {}
+
+    def add(name: str, step: str, *arguments: Any) -> None:
+        if hasattr(steps, step):
+            found[name] = getattr(steps, step)(*arguments)
+
     for rows, terms, outputs in ((1, 1, 1), (5, 1, 9), (3, 7, 5), (70, 130, 33), (2, 640, 3)):
         weight = exact.prepare_linear(x(outputs, terms), x(outputs))
-        found[f"linear {rows} {terms} {outputs}"] = here.linear(x(rows, terms), weight)
+        found[f"linear {rows} {terms} {outputs}"] = exact.linear(x(rows, terms), weight, backend=path)
     image = x(2, 8, 12, 6)
     for name, weight in {
         "conv": exact.prepare_conv(x(7, 6, 3, 3), x(7), padding=1),
@@ -76,24 +194,29 @@ def results(
         "conv transposed 3": exact.prepare_conv(x(6, 7, 3, 3), x(7), 2, 1, True, 1),
         "conv masked": exact.prepare_conv(x(7, 6, 5, 5), x(7), padding=2, taps=CHECKERBOARD),
     }.items():
-        for parity in (None, 0, 1):
-            if name != "conv stride" or parity is None:
-                found[f"{name} {parity}"] = here.conv(image, weight, parity)
+        found[name] = exact.conv(image, weight, backend=path)
     image, other, vector, bias = x(2, 7, 9, 37), x(2, 7, 9, 37), x(37), x(37)
     for size in (1, 3, 5):
-        found[f"depthwise {size}"] = here.depthwise(image, exact.prepare_depthwise(x(37, size, size)))
-    found["layer_norm"] = here.layer_norm(image, vector, bias)
-    found["layer_norm small"] = here.layer_norm(image * 2.0**-45, vector, bias)
+        add(f"depthwise {size}", "depthwise", image, exact.prepare_depthwise(x(37, size, size)))
+    add("layer_norm", "layer_norm", image, vector, bias)
+    add("layer_norm small", "layer_norm", image * 2.0**-45, vector, bias)
     for name in ("exp", "sigmoid", "squared_relu"):
-        found[name] = getattr(here, name)(image)
-    found["gate"] = here.gate(image, other)
-    found["residual"] = here.residual(image, other, vector)
-    found["residual plain"] = here.residual(image, other)
+        add(name, name, image)
+    add("gate", "gate", image, other)
+    add("residual", "residual", image, other, vector)
+    add("residual plain", "residual", image, other)
     for tokens in lengths:
         keys, data, gate = x(2, tokens, 37), x(2, tokens, 37), x(2, tokens, 37)
-        found[f"biwkv {tokens}"] = here.biwkv(vector, bias, keys, data)
-        found[f"biwkv gate {tokens}"] = here.biwkv(vector * 2.0**-7, bias, keys, data, gate)
-    found["scale_index"] = here.scale_index(image.abs())
+        add(f"biwkv {tokens}", "biwkv", vector, bias, keys, data)
+        step = "biwkv" if path == "reference" else "gated_biwkv"
+        add(f"biwkv gate {tokens}", step, vector * 2.0**-7, bias, keys, data, gate)
+    found["scale_index"] = exact.gaussian_head(torch.cat((image.abs(), image), dim=3), backend=path)[0]
+    blocks, picture = [make_block(x, 19, 2), make_block(x, 19, 2)], x(2, 5, 7, 19)
+    found["rwkv_blocks"] = exact.rwkv_blocks(picture, blocks, backend=path)
+    params, tokens_in, partial = make_params(x, 21, 17, 35), x(2, 9, 21), x(2, 9, 17)
+    found["entropy_params"] = exact.entropy_params(tokens_in, params, backend=path)
+    found["entropy_params partial"] = exact.entropy_params(tokens_in, params, partial=partial, backend=path)
+    found["entropy_params no inputs"] = exact.entropy_params(tokens_in[..., :0], params, partial=partial, backend=path)
     return found
 
 

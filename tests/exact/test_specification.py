@@ -1,6 +1,7 @@
 """docs/portable-arithmetic.md and the code say the same numbers, and the text alone is enough for a second decoder.
 
-The functions here are written from the text, in numpy's scalars and Python's integers, without the package's code.
+The functions here are written from the text, in numpy's scalars and Python's integers, without the package's code. What
+they give is the reference's and, where numba is installed, the compiled loops'; test_paths.py compares all the rest.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from exact_inputs import Source
+from exact_inputs import Cpu, Source
 
 from lalic_kernels import exact
-from lalic_kernels.exact import numbers
+from lalic_kernels.exact import numbers, op, reference
 
 TEXT = (Path(__file__).parents[2] / "docs" / "portable-arithmetic.md").read_text(encoding="utf-8")
 f32, f64 = np.float32, np.float64
@@ -68,7 +69,9 @@ def test_the_version_and_the_numbers() -> None:
 def test_linear_by_the_text() -> None:
     x = Source(31).wild
     rows, weight, bias = x(4, 19), x(6, 19), x(6)
-    found = exact.linear(rows, exact.prepare_linear(weight, bias))
+    prepared = exact.prepare_linear(weight, bias)
+    found = exact.linear(rows, prepared)
+    assert torch.equal(found, reference.linear(rows, prepared))
     for r in range(4):
         qx, ex = quantise(list(rows[r].numpy()))
         for o in range(6):
@@ -84,7 +87,9 @@ def test_layer_norm_by_the_text() -> None:
     x = Source(32).normal
     rows, weight, bias = x(5, 23), x(23), x(23)
     rows[1] *= 2.0**-50
-    found = exact.layer_norm(rows, weight, bias, 1e-5)
+    found = reference.layer_norm(rows, weight, bias, 1e-5)
+    if op.NUMBA:
+        assert torch.equal(found, Cpu().layer_norm(rows, weight, bias))
     for r in range(5):
         q, e = quantise(list(rows[r].numpy()), -40, 16, 2**17)
         s, t, count = sum(q), sum(v * v for v in q), 23
@@ -114,7 +119,9 @@ def exp64(x: np.float64) -> np.float64:
 def test_biwkv_by_the_text() -> None:
     x, tokens = Source(33).normal, 135
     w, u, k, v = x(2), x(2), x(1, tokens, 2) * 20, x(1, tokens, 2)
-    found = exact.biwkv(w, u, k, v)
+    found = reference.biwkv(w, u, k, v)
+    if op.NUMBA:
+        assert torch.equal(reference.gate(k, found), Cpu().gated_biwkv(w, u, k, v, k))
     limit = f64(256) / f64(tokens)
     for c in range(2):
         clipped = min(max(f64(w[c]), -limit), limit)
@@ -143,7 +150,9 @@ def test_biwkv_by_the_text() -> None:
 
 def test_sigmoid_by_the_text() -> None:
     x = Source(34).wild(300)
-    found = exact.sigmoid(x)
+    found = reference.sigmoid(x)
+    if op.NUMBA:
+        assert torch.equal(found, Cpu().sigmoid(x))
     low, *rest = (single(w) for w in words("P0..P5 =", 8, 6))
     for i in range(300):
         a = -min(abs(f32(x[i])), f32(41.5))

@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 
 import exact_inputs
-import numpy as np
 import pytest
 import torch
-from exact_inputs import KINDS, Source
-from test_paths import make_block, same
+from exact_inputs import KINDS, Source, make_block, make_params
+from test_paths import same
 from torch import Tensor
 
 from lalic_kernels import exact
 from lalic_kernels._core import triton_support
 from lalic_kernels._core.dispatch import BackendUnavailable
-from lalic_kernels.exact import op
+from lalic_kernels.exact import op, reference
 from lalic_kernels.exact.numbers import THRESHOLDS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,17 +36,18 @@ def both(function, *tensors: Tensor):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_primitive(kind: str) -> None:
+def test_every_step_and_block(kind: str) -> None:
     """The WKV at few lengths, for the interpreter's sake: one token, three chunks with a short last one, two."""
     lengths = {"normal": (1, 130), "wild": (65,)}.get(kind, ())
     wanted, found = (exact_inputs.results(kind, path, DEVICE, lengths) for path in ("reference", "triton"))
-    assert wanted.keys() == found.keys()
-    assert not [name for name in wanted if not same(wanted[name], found[name])]
+    assert len(found) == 18 + len(lengths)
+    assert not [name for name in found if not same(wanted[name], found[name])]
 
 
 @pytest.mark.gpu
 def test_golden_hashes_on_a_gpu() -> None:
-    assert exact_inputs.all_hashes("triton", "cuda") == json.loads(GOLDEN.read_text())["hashes"]
+    golden, found = json.loads(GOLDEN.read_text())["hashes"], exact_inputs.all_hashes("triton", "cuda")
+    assert [name for name in found if found[name] != golden[name]] == []
 
 
 def test_largest_sums_stay_exact() -> None:
@@ -68,19 +68,43 @@ def test_more_than_one_block_of_everything() -> None:
         exact.prepare_conv(x(40, 130, 3, 3), x(40), padding=1, taps=[(0, 1), (1, 0), (2, 2)]),
         exact.prepare_conv(x(130, 5, 3, 3), x(5), 2, 1, True, 1),
     ):
-        assert same(*both(lambda a, backend: exact.conv(a, kernel, 1, backend=backend), image))  # noqa: B023
+        assert same(*both(lambda a, backend: exact.conv(a, kernel, backend=backend), image))  # noqa: B023
 
 
-def test_maxima_in_the_last_part() -> None:
-    """A maximum over an image is taken in parts of 256 tokens and 64 channels: here it lies in the last one."""
-    x = Source(27, DEVICE).normal
-    image = x(2, 13, 20, 70)
-    image[:, -1, -1] *= 100.0
-    shift = exact.prepare_depthwise(x(70, 3, 3))
-    assert same(*both(lambda a, backend: exact.depthwise(a, shift, backend=backend), image))
-    keys, data = image[:, :, :, :3].flatten(1, 2), image[:, :, :, 3:6].flatten(1, 2)
-    vector = x(3) / 260
-    assert same(*both(lambda a, backend: exact.biwkv(vector, vector, keys, a, backend=backend), data))
+@pytest.mark.parametrize("kind", ["normal", "wild"])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_shift_digits(kind: str, size: int) -> None:
+    """Digits of the shifted image are the quantised integers of the reference's, a scale a position."""
+    from lalic_kernels.exact import gpu
+
+    x = getattr(Source(27, DEVICE), kind)
+    image, shift = x(2, 3, 5, 70), exact.prepare_depthwise(x(70, size, size))
+    bits = image.abs().flatten(1, 2).amax(1).view(torch.int32)
+    digits = gpu.shift_digits(image, bits, shift)
+    q, exponent = exact.quantise(reference.depthwise(image, shift).flatten(0, 2), (-1,))
+    assert torch.equal(128 * digits.high.int() + digits.low.int(), torch.nn.functional.pad(q, (0, digits.depth - 70)))
+    assert torch.equal(digits.scales, torch.ldexp(torch.ones(30), exponent.flatten().cpu() - 12).to(DEVICE))
+
+
+def test_what_follows_a_product() -> None:
+    """Squares, gates and residuals in the product's launch, maxima of keys beside it; rows any distance apart."""
+    from lalic_kernels.exact import gpu
+
+    x = Source(28, DEVICE).wild
+    rows, weight, wide = x(66, 19), exact.prepare_linear(x(40, 19)), x(66, 90)
+    residual, gate, gamma = wide[:, :40], wide[:, 45:85], x(40)
+    y = reference.linear(rows, weight)
+    squared = torch.cat((reference.squared_relu(y[:, :33]), y[:, 33:]), dim=1)
+    with gpu.checked(rows.device) as status:
+        digits, factor = gpu.digits_of(rows, status, 19), gpu.factor_of(weight)
+        assert same(gpu.product(digits, factor, squared=33), squared)
+        found = gpu.product(digits, factor, gate=gate, residual=residual)
+        assert same(found, reference.residual(residual, reference.gate(gate, y)))
+        found = gpu.product(digits, factor, residual=residual, gamma=gamma)
+        assert same(found, reference.residual(residual, y, gamma))
+        max_key = torch.zeros(3, 13, dtype=torch.int32, device=DEVICE)
+        assert same(gpu.product(digits, factor, max_key=max_key), y)
+    assert torch.equal(max_key, exact_inputs.order_key(y.reshape(3, 22, 40)[..., :13].amax(1)))
 
 
 def test_digits_are_the_quantised_integers() -> None:
@@ -103,24 +127,16 @@ def test_digits_are_the_quantised_integers() -> None:
     assert torch.equal(digits.scales, torch.ldexp(torch.ones(6), exponent.flatten().cpu() - 12).to(DEVICE))
 
 
-@pytest.mark.parametrize("name", ["exp", "sigmoid", "squared_relu"])
-def test_pointwise_over_all_exponents(name: str) -> None:
-    """Every 32771st float32, and all small multiples of a sixteenth: halves of exp's rounding among them."""
-    bits = np.arange(0, 2**32, 32771, dtype=np.uint64).astype(np.uint32).view(np.float32)
-    x = torch.from_numpy(np.concatenate((bits[np.isfinite(bits)], np.arange(-800, 800, dtype=np.float32) / 16)))
-    assert same(*both(getattr(exact, name), x.to(DEVICE)))
+def test_sigmoid_over_all_exponents() -> None:
+    x = exact_inputs.every_exponent(DEVICE)
+    x = torch.nn.functional.pad(x, (0, -len(x) % 32)).reshape(-1, 32)
+    assert same(exact_inputs.Gpu().sigmoid(x), reference.sigmoid(x))
 
 
 @pytest.mark.parametrize("width", [1, 2, 127, 129, 4096])
 def test_layer_norm_of_extremes(width: int) -> None:
-    x = Source(20, DEVICE)
-    signs = torch.ones(width, device=DEVICE)
-    signs[::2] = -1.0
-    spike = torch.zeros(width, device=DEVICE)
-    spike[-1] = 2.0**60
-    rows = torch.stack([signs * 2.0**60, signs * 2.0**-60, 0 * signs, spike, 3.0 + 0 * signs, x.normal(width)])
-    weight, bias = x.normal(width), x.normal(width)
-    assert same(*both(lambda rows, backend: exact.layer_norm(rows, weight, bias, backend=backend), rows))
+    rows, weight, bias = exact_inputs.norm_extremes(Source(20, DEVICE), width)
+    assert same(exact_inputs.Gpu().layer_norm(rows, weight, bias), reference.layer_norm(rows, weight, bias))
 
 
 def test_scale_index_at_the_thresholds() -> None:
@@ -128,10 +144,10 @@ def test_scale_index_at_the_thresholds() -> None:
     infinity = torch.tensor(float("inf"))
     x = torch.cat([thresholds, *(torch.nextafter(thresholds, sign * infinity) for sign in (1, -1)), -thresholds])
     x = torch.cat((x, torch.tensor([0.0, -0.0, 1e30, -1e30]))).to(DEVICE)
-    assert torch.equal(*both(exact.scale_index, x))
-    assert torch.equal(*both(exact.scale_index, x[5]))
     parameters = x.reshape(2, 16, 8)
     wanted, found = both(exact.gaussian_head, parameters)
+    assert torch.equal(wanted[0], found[0]) and same(wanted[1], found[1])
+    wanted, found = both(exact.gaussian_head, torch.stack((x, x), dim=1))
     assert torch.equal(wanted[0], found[0]) and same(wanted[1], found[1])
 
 
@@ -144,25 +160,22 @@ def test_blocks(batch: int) -> None:
     wanted, found = both(lambda a, backend: exact.rwkv_block(a, block, backend=backend), image)
     assert same(wanted, found)
     assert same(exact.rwkv_block(image[-1:], block, backend="triton"), found[-1:])
-    params = exact.prepare_entropy_params((x(33, 37), x(33)), (x(33), x(33)), x(70, 33), x(33, 33), x(33, 70))
-    assert same(*both(lambda a, backend: exact.entropy_params(a, params, backend=backend), image))
+    params, partial = make_params(x, 37, 33, 70), x(batch, 5, 7, 33)
+    for tokens, part in ((image, None), (image, partial), (image[..., :0], None), (image[..., :0], partial)):
+        assert same(
+            *both(lambda a, b, backend: exact.entropy_params(a, params, partial=b, backend=backend), tokens, part)
+        )
 
 
 def test_strided_inputs() -> None:
     x = Source(22, DEVICE).normal
-    image, wide = x(2, 6, 4, 9).transpose(1, 2), x(2, 70, 27)
-    k, v, r = wide.split(9, dim=2)
-    weight, vector = exact.prepare_linear(x(5, 9)), x(9)
-    kernel, shift = exact.prepare_conv(x(4, 9, 3, 3), padding=1), exact.prepare_depthwise(x(9, 3, 3))
+    image, block, params = x(2, 6, 4, 9).transpose(1, 2), make_block(x, 9, 2), make_params(x, 9, 5, 10)
+    weight, kernel = exact.prepare_linear(x(5, 9)), exact.prepare_conv(x(4, 9, 3, 3), padding=1)
     for function in (
         lambda backend: exact.linear(image, weight, backend=backend),
         lambda backend: exact.conv(image, kernel, backend=backend),
-        lambda backend: exact.depthwise(image, shift, backend=backend),
-        lambda backend: exact.layer_norm(image, vector, vector, backend=backend),
-        lambda backend: exact.gate(image, image.contiguous(), backend=backend),
-        lambda backend: exact.residual(image, image.contiguous(), vector, backend=backend),
-        lambda backend: exact.biwkv(vector, vector, k, v, r, backend=backend),
-        lambda backend: exact.biwkv(vector, vector, k.transpose(1, 2).contiguous().transpose(1, 2), v, backend=backend),
+        lambda backend: exact.rwkv_block(image, block, backend=backend),
+        lambda backend: exact.entropy_params(image, params, partial=image[..., 2:7], backend=backend),
     ):
         assert same(*both(function))
 
@@ -173,46 +186,35 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
     good = x(1, 4, 6, 8)
     bad = good.clone()
     bad[0, 3, 5, 7] = value
-    vector, block = x(8), make_block(x, 8, 2)
-    tokens, wrong = good.flatten(1, 2), bad.flatten(1, 2)
-    kernel = exact.prepare_conv(x(3, 8, 3, 3))
+    block, params, kernel = make_block(x, 8, 2), make_params(x, 8, 8, 10), exact.prepare_conv(x(3, 8, 3, 3))
     t = {"backend": "triton"}
     for function in (
         lambda: exact.linear(bad, block.key, **t),
         lambda: exact.conv(bad, kernel, **t),
-        lambda: exact.depthwise(bad, block.shift1, **t),
-        lambda: exact.layer_norm(bad, vector, vector, **t),
-        lambda: exact.exp(bad, **t),
-        lambda: exact.gate(bad, good, **t),
-        lambda: exact.gate(good, bad, **t),
-        lambda: exact.residual(bad, good, **t),
-        lambda: exact.residual(good, bad, vector, **t),
-        lambda: exact.biwkv(vector, vector, wrong, tokens, **t),
-        lambda: exact.biwkv(vector, vector, tokens, wrong, **t),
-        lambda: exact.biwkv(vector, vector, tokens, tokens, wrong, **t),
-        lambda: exact.biwkv(vector * value, vector, tokens, tokens, **t),
-        lambda: exact.biwkv(vector, vector * value, tokens, tokens, **t),
-        lambda: exact.scale_index(bad, **t),
         lambda: exact.gaussian_head(bad, **t),
+        lambda: exact.gaussian_head(bad.flip(3), **t),
         lambda: exact.rwkv_block(bad, block, **t),
+        lambda: exact.entropy_params(bad, params, **t),
+        lambda: exact.entropy_params(good, params, partial=bad, **t),
+        lambda: exact.entropy_params(good[..., :0], params, partial=bad, **t),
     ):
-        with pytest.raises(ValueError, match="must be finite"):
+        with pytest.raises(exact.NotFinite, match="must be finite"):
             function()
 
 
 def test_one_check_for_many_calls() -> None:
-    from lalic_kernels.exact.gpu import one_check
+    from lalic_kernels.exact.gpu_state import one_check
 
     x = Source(24, DEVICE).normal
-    good, reached = x(2, 5), []
-    with pytest.raises(ValueError, match="must be finite"), one_check():
-        exact.exp(good / 0.0, backend="triton")
-        reached.append(exact.exp(good, backend="triton"))
+    good, weight, reached = x(2, 5), exact.prepare_linear(x(3, 5)), []
+    with pytest.raises(exact.NotFinite, match="must be finite"), one_check():
+        exact.linear(good / 0.0, weight, backend="triton")
+        reached.append(exact.linear(good, weight, backend="triton"))
     assert len(reached) == 1  # the first call did not raise by itself
     with one_check(), one_check():
-        exact.exp(good, backend="triton")
-    with pytest.raises(ValueError, match="must be finite"):
-        exact.exp(good / 0.0, backend="triton")
+        exact.linear(good, weight, backend="triton")
+    with pytest.raises(exact.NotFinite, match="must be finite"):
+        exact.linear(good / 0.0, weight, backend="triton")
 
 
 def test_what_cannot_run_is_refused() -> None:
@@ -223,5 +225,6 @@ def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(BackendUnavailable, match="triton"):
         exact.linear(x(2, 4).to("meta"), weight, backend="triton")
     assert exact.linear(x(0, 4), weight, backend="triton").shape == (0, 3)
-    assert exact.biwkv(x(4), x(4), x(2, 0, 4), x(2, 0, 4), backend="triton").shape == (2, 0, 4)
+    assert exact.rwkv_block(x(0, 2, 2, 4), make_block(x, 4, 2), backend="triton").shape == (0, 2, 2, 4)
+    assert exact.entropy_params(x(0, 4), make_params(x, 4, 3, 6), backend="triton").shape == (0, 3)
     assert op.backend_of("cuda") == "triton"

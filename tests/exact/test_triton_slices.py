@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 import torch
-from exact_inputs import Source
-from test_paths import make_block, same
+from exact_inputs import Source, make_block, make_params, order_key
+from test_paths import same
 from torch import Tensor
 
 from lalic.nn.context import CHECKERBOARD_TAPS, pack
 from lalic_kernels import exact
 from lalic_kernels._core import triton_support
+from lalic_kernels.exact import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
@@ -23,15 +24,16 @@ pytestmark = [
     # The interpreter is numpy, which warns where the definition settles what overflows.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
+KERNELS = exact.slice_kernels(torch.device(DEVICE), backend="triton") if triton_support.INSTALLED else None
 ALL_ROWS, NO_ROWS = 1 << 40, 0  # `rows_pay` always, and never
 TAPS = torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32) - 2
 
 
 @pytest.fixture(params=[ALL_ROWS, NO_ROWS], ids=["programs own rows", "a launch a step"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    from lalic_kernels.exact import gpu_blocks
+    from lalic_kernels.exact import gpu
 
-    monkeypatch.setattr(gpu_blocks, "WEIGHTS_READ", request.param)
+    monkeypatch.setattr(gpu, "WEIGHTS_READ", request.param)
     return request.param
 
 
@@ -42,26 +44,21 @@ def by_colour(x: Tensor) -> Tensor:
 def network(x, first: int, g: int) -> list[exact.ExactEntropyParams]:
     """Three blocks with odd widths from `first` inputs to 2 g outputs."""
     widths = (first, 33, 18, 2 * g)
-    return [
-        exact.prepare_entropy_params((x(b, a) * 0.3, x(b)), (x(b), x(b)), x(2 * b + 1, b), x(b, b), x(b, 2 * b + 1))
-        for a, b in itertools.pairwise(widths)
-    ]
+    return [make_params(x, a, b, 2 * b + 1) for a, b in itertools.pairwise(widths)]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_blocks_one_after_the_other(way: int, batch: int) -> None:
     """Norms and maxima that a launch finds for the next; images of very different size beside one another."""
-    from lalic_kernels.exact.gpu_blocks import rwkv_blocks_and_largest
-
     x = Source(31, DEVICE).normal
     sequence = [make_block(x, 37, 2), make_block(x, 37, 2)]
     image = (x(batch, 3, 6, 40) * torch.tensor([1.0, 2.0**20], device=DEVICE)[:batch].reshape(-1, 1, 1, 1))[..., :37]
     wanted = exact.rwkv_blocks(image, sequence, backend="reference")
-    found, largest = rwkv_blocks_and_largest(image, sequence)
+    found, absmax_bits = KERNELS.rwkv_blocks(image, sequence)
     assert same(wanted, found)
-    assert (largest is not None) == (way == ALL_ROWS)
-    if largest is not None:
-        assert torch.equal(largest, wanted.abs().flatten(1).amax(1).view(torch.int32))
+    assert (absmax_bits is not None) == (way == ALL_ROWS)
+    if absmax_bits is not None:
+        assert torch.equal(absmax_bits, wanted.abs().flatten(1).amax(1).view(torch.int32))
 
 
 def test_what_is_not_finite_is_seen_on_every_way(way: int) -> None:
@@ -72,75 +69,74 @@ def test_what_is_not_finite_is_seen_on_every_way(way: int) -> None:
         exact.rwkv_block(image, block, backend="triton")
 
 
+@pytest.mark.parametrize("kind", ["wild", "digits"])
+def test_blocks_of_extreme_numbers(way: int, kind: str) -> None:
+    x = getattr(Source(38, DEVICE), kind)
+    sequence, image = [make_block(x, 9, 2), make_block(x, 9, 2)], x(1, 3, 4, 9)
+    assert same(KERNELS.rwkv_blocks(image, sequence)[0], exact.rwkv_blocks(image, sequence, backend="reference"))
+
+
 def reference_network(blocks, known: Tensor, context: Tensor | None) -> Tensor:
-    first = blocks[0].mix
-    m = (first.bias if context is None else exact.linear(context, first, backend="reference")) + known
-    y = exact.entropy_params_tail(m, blocks[0], backend="reference")
+    y = reference.entropy_params(known[..., :0] if context is None else context, blocks[0], known)
     for block in blocks[1:]:
-        y = exact.entropy_params(y, block, backend="reference")
+        y = reference.entropy_params(y, block)
     return y
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 2, 2), (2, 6, 10)])
 def test_aggregation(way: int, batch: int, height: int, width: int) -> None:
-    """Anchors, and the others with what they see: taps beyond the image, a slice's channels among others'."""
-    from lalic_kernels.exact import gpu_slices
-
+    """Anchors, and the others with their neighbours: taps beyond the image, a slice's channels among others'."""
     g = 5
     x = Source(33, DEVICE).normal
     blocks, positions = network(x, 2 * g, g), height * width // 2
     known = x(batch, positions, 40)[..., :33]
     image = x(batch, height, width, 17)[..., 3 : 3 + g]
     weights = exact.prepare_linear(x(2 * g, 12 * g), x(2 * g))
-    assert same(gpu_slices.aggregation(blocks, known, None), reference_network(blocks, known, None))
+    assert same(KERNELS.anchors(blocks, known), reference_network(blocks, known, None))
 
     wide = torch.nn.functional.pad(image, (0, 0, 2, 2, 2, 2))
     seen = [wide[:, 2 + y : 2 + y + height, 2 + z : 2 + z + width] for y, z in TAPS.tolist()]
     context = exact.linear(pack(torch.cat(seen, dim=3), 1).flatten(1, 2), weights, backend="reference")
-    found = gpu_slices.aggregation(blocks, known, gpu_slices.Seen(image, TAPS.to(DEVICE), weights))
+    found = KERNELS.others(blocks, known, image, TAPS.to(DEVICE), weights)
     assert same(found, reference_network(blocks, known, context))
 
 
 def test_some_blocks_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wide first block alone, the rest in one launch: what the full model's last slice does."""
-    from lalic_kernels.exact import gpu_blocks, gpu_slices
+    from lalic_kernels.exact import gpu, gpu_slices
 
     x = Source(34, DEVICE).normal
     blocks, known = network(x, 6, 3), x(1, 20, 33)
-    sizes = [gpu_slices._size(block) for block in blocks]
-    monkeypatch.setattr(gpu_blocks, "WEIGHTS_READ", 2 * (sizes[1] + sizes[2]))
+    sizes = [gpu_slices._bytes(block) for block in blocks]
+    monkeypatch.setattr(gpu, "WEIGHTS_READ", 2 * (sizes[1] + sizes[2]))
     assert [len(group) for group in gpu_slices._groups(blocks, 20, 0)] == [1, 2]
-    assert same(gpu_slices.aggregation(blocks, known, None), reference_network(blocks, known, None))
+    assert same(KERNELS.anchors(blocks, known), reference_network(blocks, known, None))
 
 
 def test_parts_of_first_products(way: int) -> None:
-    from lalic_kernels.exact import gpu_slices
-
     x = Source(35, DEVICE).normal
     image = x(2, 4, 6, 40)[..., 4:37]
     hyper, first, second = exact.prepare_linear(x(70, 33), x(70)), exact.prepare_linear(x(9, 33), x(9)), x(70, 9)
     wanted = by_colour(exact.linear(image, hyper, backend="reference"))
-    assert same(gpu_slices.linear_by_colour(image, hyper), wanted)
+    assert same(KERNELS.linear_by_colour(image, hyper), wanted)
     second = exact.prepare_linear(second)
     partial = x(2, 2, 12, 90)[..., 7:77]
     context = exact.linear(image, first, backend="reference")
     wanted = partial + by_colour(exact.linear(context, second, backend="reference"))
-    assert same(gpu_slices.two_products(image, first, second, partial), wanted)
+    assert same(KERNELS.two_products(image, first, second, partial), wanted)
 
 
 def test_convolution_of_a_slice() -> None:
     """Added to what earlier slices brought, of channels in the middle of the latents, maxima known or not."""
-    from lalic_kernels.exact import gpu_slices
-
     x = Source(36, DEVICE).normal
     image, previous = x(2, 4, 6, 20)[..., 8:13], x(2, 4, 6, 30)[..., 20:]
     kernel = exact.prepare_conv(x(10, 5, 3, 3), x(10), padding=1)
     wanted = previous + exact.conv(image, kernel, backend="reference")
-    assert same(gpu_slices.conv(image, kernel, previous=previous), wanted)
-    most = gpu_slices.maxima(image.device, 2)
-    gpu_slices.raise_maxima(most, image)
-    assert torch.equal(most, image.abs().flatten(1).amax(1).view(torch.int32))
-    assert same(gpu_slices.conv(image, kernel, previous=previous, most=most), wanted)
+    assert same(KERNELS.conv(image, kernel, previous=previous), wanted)
+    absmax_bits = KERNELS.zero_bits(2)
+    KERNELS.raise_absmax(absmax_bits, image)
+    assert torch.equal(absmax_bits, image.abs().flatten(1).amax(1).view(torch.int32))
+    assert same(KERNELS.conv(image, kernel, previous=previous, absmax_bits=absmax_bits), wanted)
 
 
 def test_sums_of_many_chunks_have_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +145,10 @@ def test_sums_of_many_chunks_have_a_launch(monkeypatch: pytest.MonkeyPatch) -> N
 
     x = Source(37, DEVICE).normal
     w, u, k, v, r = x(3) / 70, x(3) / 70, x(1, 70, 3), x(1, 70, 3), x(1, 70, 3)
-    wanted = exact.biwkv(w, u, k, v, r, backend="reference")
-    for most in (0, 2):
-        monkeypatch.setattr(gpu, "CHUNKS_TO_WALK", most)
-        assert same(exact.biwkv(w, u, k, v, r, backend="triton"), wanted)
+    wanted = reference.biwkv(w, u, k, v, r)
+    for limit in (0, 2):
+        monkeypatch.setattr(gpu, "CHUNKS_TO_WALK", limit)
+        assert same(gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1))), wanted)
 
 
 def test_images_whose_positions_do_not_line_up() -> None:

@@ -1,16 +1,17 @@
-"""Prepared weights: state, digest, refusal of what is not a state."""
+"""Prepared weights: digest, cache, refusal of what cannot be one."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
-from exact_inputs import CHECKERBOARD, Source
-from safetensors.torch import load_file, save_file
-from test_paths import make_block, same
+from exact_inputs import CHECKERBOARD, Source, make_block
 
 from lalic_kernels import exact
+from lalic_kernels.exact import op
 
 x = Source(21).normal
 WEIGHTS = [
@@ -25,14 +26,10 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=lambda w: type(w).__name__)
-def test_a_state_goes_through_a_file(weight, tmp_path) -> None:
-    save_file(weight.state(), tmp_path / "weight.safetensors")
-    again = type(weight).from_state(load_file(tmp_path / "weight.safetensors"))
-    assert again.digest() == weight.digest()
-    assert again.to("cpu").digest() == weight.digest()
-    state, other = weight.state(), again.state()
-    assert state.keys() == other.keys()
-    assert all(torch.equal(state[name], other[name]) for name in state)
+def test_copies_have_the_same_digest_and_a_cache_of_their_own(weight) -> None:
+    for again in (weight.to("cpu"), copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert type(again) is type(weight) and again.digest() == weight.digest()
+        assert again.cache is not weight.cache
 
 
 def test_digests_differ() -> None:
@@ -50,42 +47,53 @@ def test_digest_is_the_same_for_ever() -> None:
     assert linear.digest() == "61749f2adaa0fe6c69de0f89bacd798eeeec0662a980c18fe91e679836a86889"
 
 
-def test_nothing_kept_enters_the_state() -> None:
-    weight = exact.prepare_linear(x(3, 4))
-    before = weight.digest()
-    exact.linear(x(2, 4), weight)
-    assert weight.digest() == before
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_the_cache_is_no_part_of_the_digest(backend) -> None:
+    """And what is in it is made once."""
+    image, block = x(1, 4, 6, 8), make_block(x, 8, 2)
+    before = block.digest()
+    wanted = exact.rwkv_block(image, block, backend=backend)
+    names = list(block.cache)
+    assert torch.equal(exact.rwkv_block(image, block, backend=backend), wanted)
+    assert block.digest() == before and list(block.cache) == names
+    again = copy.deepcopy(block)
+    assert list(again.cache) == [] and torch.equal(exact.rwkv_block(image, again, backend=backend), wanted)
+
+
+@pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference keeps nothing")
+def test_pictures_of_many_sizes_do_not_fill_the_cache() -> None:
+    block = make_block(x, 8, 2)
+    for height in (2, 3, 4, 2):
+        image = x(1, height, 6, 8)
+        wanted = exact.rwkv_block(image, block, backend="reference")
+        assert torch.equal(exact.rwkv_block(image, block, backend="cpu"), wanted)
+        assert len(list(block.cache)) == 2
+
+
+def test_weights_are_not_written_to() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        weight.bias = None
+        WEIGHTS[0].bias = None
 
 
-def test_what_is_not_a_state_is_refused() -> None:
-    state = WEIGHTS[1].state()
-    kind = exact.ExactLinear
+def test_what_cannot_be_a_weight_is_refused() -> None:
+    good = WEIGHTS[1]
     for change in (
-        {"weight": state["weight"].to(torch.int32)},
+        {"weight": good.weight.to(torch.int32)},
         {"weight": torch.full((3, 4), 8192, dtype=torch.int16)},
         {"exponent": torch.full((3,), 61, dtype=torch.int32)},
         {"exponent": torch.zeros(2, dtype=torch.int32)},
         {"bias": torch.tensor([1e-30, 0.0, 0.0])},
         {"bias": torch.tensor([float("nan"), 0.0, 0.0])},
         {"weight": torch.zeros(3, 0, dtype=torch.int16)},
-        {"other": torch.zeros(1)},
     ):
-        with pytest.raises(ValueError):
-            kind.from_state(state | change)
-    with pytest.raises(ValueError, match="lacks"):
-        kind.from_state({"weight": state["weight"]})
-    with pytest.raises(ValueError, match="lacks gamma2"):
-        exact.ExactBlock.from_state({k: v for k, v in WEIGHTS[5].state().items() if k != "gamma2"})
+        with pytest.raises(ValueError, match="ExactLinear: "):
+            dataclasses.replace(good, **change)
     with pytest.raises(ValueError, match="taps must lie"):
         exact.prepare_conv(x(3, 4, 3, 3), taps=[(0, 3)])
-    with pytest.raises(ValueError, match="must be finite"):
-        exact.prepare_linear(torch.full((2, 2), float("inf")))
-
-
-@pytest.mark.parametrize("backend", ["reference", None])
-def test_a_state_computes_the_same(backend) -> None:
-    image, block = x(1, 4, 6, 8), WEIGHTS[5]
-    again = exact.ExactBlock.from_state(block.state())
-    assert same(exact.rwkv_block(image, again, backend=backend), exact.rwkv_block(image, block, backend=backend))
+    infinite = torch.full((2, 2), float("inf"))
+    with pytest.raises(ValueError, match="prepare_linear: weight must be finite"):
+        exact.prepare_linear(infinite)
+    with pytest.raises(ValueError, match="prepare_linear: biases and other vectors must be finite"):
+        exact.prepare_linear(x(2, 2), infinite[0])
+    with pytest.raises(ValueError, match="prepare_entropy_params: biases and other vectors must be finite"):
+        exact.prepare_entropy_params((x(2, 2), x(2)), (infinite[0], x(2)), x(4, 2), x(2, 2), x(2, 4))

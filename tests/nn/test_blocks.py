@@ -87,7 +87,9 @@ def test_what_is_kept_stays_out_of_copies_and_gradients(block: RWKVBlock) -> Non
     with torch.no_grad():
         assert torch.equal(inside, block(image()))
     assert (
-        list(block.cache) and not list(pickle.loads(pickle.dumps(block)).cache) and not list(copy.deepcopy(block).cache)
+        list(block._cache)
+        and not list(pickle.loads(pickle.dumps(block))._cache)
+        and not list(copy.deepcopy(block)._cache)
     )
     block(image()).sum().backward()
     assert all(p.grad is not None and p.grad.any() for name, p in block.named_parameters() if "reparam" not in name)
