@@ -6,7 +6,7 @@ name and goes on. Programming mistakes (a wrong type passed to a function) stay 
 
 from __future__ import annotations
 
-__all__ = ["BitstreamError", "CheckpointError", "ImageError", "LalicError", "ModelMismatchError"]
+__all__ = ["BitstreamError", "CheckpointError", "ImageError", "LalicError", "ModelMismatchError", "RequestError"]
 
 
 class LalicError(ValueError):
@@ -27,3 +27,7 @@ class ImageError(LalicError):
 
 class CheckpointError(LalicError):
     """A weights file cannot be read, or does not fit the model."""
+
+
+class RequestError(LalicError):
+    """What was asked for cannot be done without losing a file or guessing. Raised before any work starts."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from lalic import codec
 from lalic.container import parse
-from lalic.demo import psnr
 from lalic.errors import LalicError
+from lalic.metrics import psnr
 
 __all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Found", "encode_to_bpp", "encode_to_psnr"]
 
@@ -34,7 +34,7 @@ def encode_to_bpp(
 ) -> Found:
     """The picture's file of `bpp` bits per pixel, as near as `tolerance`, a share of `bpp`.
 
-    image, model, options: as of `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities
+    image, model, options: see `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities
     1 to 100 do not reach the target, with what they reach.
     """
     return _search(image, bpp, model, _bits_per_pixel, tolerance * bpp, "bits per pixel", options)
@@ -43,7 +43,11 @@ def encode_to_bpp(
 def encode_to_psnr(
     image: Any, decibels: float, model: Any = None, *, tolerance: float = PSNR_TOLERANCE, **options: Any
 ) -> Found:
-    """The picture's file whose PSNR (`lalic.demo.psnr`) is `decibels`, as near as `tolerance` dB; else as above."""
+    """The picture's file whose PSNR (`lalic.metrics.psnr`) is `decibels`, as near as `tolerance` dB.
+
+    image, model, options: see `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities 1
+    to 100 do not reach the target, with what they reach.
+    """
     return _search(image, decibels, model, _psnr, tolerance, "dB", options)
 
 

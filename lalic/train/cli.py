@@ -1,17 +1,22 @@
-"""`lalic train`: arguments and the run they start."""
+"""`lalic train`: from arguments to a call of `lalic.train.train`. Needs no torch, so `lalic --help` answers at once."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lalic.config import FULL, SLIM, Config
 from lalic.errors import LalicError
-from lalic.memory import keep_memory
-from lalic.train.recipe import CHOICES, PRESETS, Recipe
+from lalic.options import add_machine_options, set_up_process
+from lalic.train.recipe import CHOICES, PRESETS, Recipe, preset
+
+
+def register(commands: Any) -> None:
+    """Declare the command; `commands` is what argparse's `add_subparsers` gives."""
+    parser = commands.add_parser("train", help="train a model")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,93 +67,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-every", type=int, default=100, help="steps a line of the log stands for (default: 100)")
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside log.csv")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; torchrun's processes take one GPU each")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    add_machine_options(parser)
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments ask for. Raises ``LalicError`` with the option's name for a wrong value."""
-    given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
-    preset = PRESETS[args.preset] if args.preset else {}
+    given = {f.name: getattr(args, f.name) for f in fields(Recipe)}
+    if args.init is not None and args.start is None:
+        given["start"] = "random"  # a preset's start is that of fresh weights
     try:
-        return Recipe(**{**preset, **{k: v for k, v in given.items() if v is not None}})
+        return preset(args.preset, **{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise LalicError("--" + str(error).replace("lmbda", "lambda").replace("_", "-", 1)) from None
 
 
-def configuration(name: str, init: Path | None = None) -> Config:
-    """The configuration that ``--model`` names. Raises ``LalicError`` if there is none."""
-    from lalic.nn import checkpoints
-
-    if name == "init":
-        if init is None:
-            raise LalicError("--model: init is the configuration of a checkpoint, which --init must name")
-        return checkpoints.infer_config(checkpoints.normalise(checkpoints.read(init)))
-    if name in ("slim", "full"):
-        return SLIM if name == "slim" else FULL
-    try:
-        given = json.loads(Path(name).read_text())
-    except OSError as error:
-        raise LalicError(f"--model: expected slim, full, init or a JSON file, got {name!r} ({error})") from None
-    except (ValueError, RecursionError) as error:
-        raise LalicError(f"--model: {name} is no JSON file ({error})") from None
-    known = [f.name for f in fields(Config) if f.name != "name"]
-    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else []
-    if unknown or not isinstance(given, dict):
-        what = f"has {', '.join(unknown)}" if unknown else f"is {type(given).__name__}"
-        raise LalicError(f"--model: {name} {what}, expected an object with some of {', '.join(known)}")
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-    try:
-        return replace(SLIM, **values).named()
-    except ValueError as error:
-        raise LalicError(f"--model: {name}: {error}") from None
-
-
 def run(args: argparse.Namespace) -> int:
     """Train, or continue. Returns the exit code."""
-    import torch
+    set_up_process(args.threads)
+    from lalic.train.loop import train
 
-    keep_memory()
-    from lalic.codec import resolve_device
-    from lalic.model import LALIC
-    from lalic.train.data import Crops
-    from lalic.train.linear import BLOCKS, check_kernels, linear_start
-    from lalic.train.loop import Trainer
-    from lalic.train.processes import together
-    from lalic.train.start import init_from, start_gains, start_weights
-
-    recipe = recipe_of(args)
-    for name in ("save_every", "log_every"):
-        if getattr(args, name) < 1:
-            raise LalicError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    config = configuration(args.model, args.init)
-    if args.init is not None:
-        if args.start == "linear":
-            raise LalicError("--start: expected random beside --init, whose weights are not fresh, got linear")
-        recipe = replace(recipe, start="random")
-    elif recipe.start == "linear":
-        check_kernels(config)
-    with together(resolve_device(args.device)) as (share, device):
-        torch.manual_seed(recipe.seed)
-        model = LALIC.from_config(config if args.qualities is None else replace(config, qualities=args.qualities))
-        crops = Crops(args.data, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
-        start_weights(model)
-        start_gains(model, recipe)
-        if args.init is not None:
-            init_from(model, args.init)
-        elif recipe.start == "linear" and not (args.out / "last.pt").exists():
-            count = -(-BLOCKS * 16**2 // recipe.patch**2)
-            pictures = Crops(args.data, recipe.patch, count, recipe.seed, shrink=recipe.shrink)[0]
-            linear_start(model, pictures, recipe.lmbda)
-        trainer = Trainer(
-            model, crops, recipe, args.out, device, share=share, compiled=args.compile, tensorboard=args.tensorboard
-        )
-        resumed = f", resumed at step {trainer.step}" if trainer.resume() else ""
-        if share[0] == 0:
-            print(f"{model.config.name}: {len(crops)} pictures, {recipe.steps} steps{resumed}; {recipe}", flush=True)
-        trainer.run(every=args.log_every, save_every=args.save_every)
-        if share[0] == 0:
-            print(f"weights: {args.out / 'weights.safetensors'}")
+    train(
+        args.data,
+        args.out,
+        recipe_of(args),
+        args.model,
+        qualities=args.qualities,
+        init=args.init,
+        device=args.device,
+        save_every=args.save_every,
+        log_every=args.log_every,
+        compiled=args.compile,
+        tensorboard=args.tensorboard,
+        log=lambda message: print(message, flush=True),
+    )
     return 0

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from lalic.errors import ImageError
+from lalic.files import Name
 from lalic.nn.noise import ALL, Share
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
-def _sources(paths: Iterable[str | Path]) -> list[tuple[str, bytes | Path]]:
+def _sources(paths: Iterable[Name]) -> list[tuple[str, bytes | Path]]:
     """(name, encoded bytes or path) of every picture below ``paths``, in name order within each path."""
     found: list[tuple[str, bytes | Path]] = []
     for path in map(Path, paths):
@@ -64,7 +65,7 @@ class Crops:
 
     def __init__(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[Name],
         patch: int,
         batch: int,
         seed: int,

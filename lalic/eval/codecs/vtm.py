@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from lalic.errors import LalicError
-from lalic.eval.codecs import Codec, Coded, Quality
+from lalic.eval.codecs.base import Codec, Coded, Quality
+from lalic.files import Name
 
 __all__ = ["QPS", "Vtm", "command", "to_rgb", "to_yuv"]
 
@@ -71,9 +72,7 @@ class Vtm(Codec):
     bounds = (0, 63)
     increasing = False
 
-    def __init__(
-        self, encoder: str | Path, config: str | Path | None = None, qualities: Sequence[Quality] = ()
-    ) -> None:
+    def __init__(self, encoder: Name, config: Name | None = None, qualities: Sequence[Quality] = ()) -> None:
         self.encoder = Path(encoder)
         self.config = self.encoder.parent.parent / "cfg" / "encoder_intra_vtm.cfg" if config is None else Path(config)
         for what, path in (("encoder", self.encoder), ("configuration", self.config)):
@@ -100,8 +99,8 @@ class Vtm(Codec):
         except OSError as error:
             raise LalicError(f"vtm: {words[0]} cannot be run ({error.strerror})") from None
         except subprocess.CalledProcessError as error:
-            said = (error.stderr or error.stdout).strip().splitlines()
-            raise LalicError(f"vtm: the encoder failed ({said[-1] if said else 'it said nothing'})") from None
+            printed = (error.stderr or error.stdout).strip().splitlines()
+            raise LalicError(f"vtm: the encoder failed ({printed[-1] if printed else 'it printed nothing'})") from None
         return done.stdout
 
     def _read(self, path: Path, width: int, height: int) -> Image.Image:
@@ -118,16 +117,16 @@ class Vtm(Codec):
         """Bits of the reconstruction, which VTM writes as it computes unless it is told otherwise."""
         text = self.config.read_text(errors="replace")
         for key in ("OutputBitDepth", "InternalBitDepth"):
-            found = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
-            if found and int(found[1]):
-                return int(found[1])
+            match = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
+            if match and int(match[1]):
+                return int(match[1])
         raise LalicError(f"vtm: {self.config} does not say InternalBitDepth, expected a number of bits")
 
     def _version(self) -> str:
         """VTM prints "VVCSoftware: VTM Encoder Version 9.1 ..." without arguments too, where it then fails."""
         try:
-            said = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
+            printed = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
         except OSError as error:
             raise LalicError(f"vtm: {self.encoder} cannot be run ({error.strerror})") from None
-        found = re.search(r"Version\s+\[?([\w.\-]+)", said)
-        return f"VTM {found[1]}" if found else "VTM, version unknown"
+        match = re.search(r"Version\s+\[?([\w.\-]+)", printed)
+        return f"VTM {match[1]}" if match else "VTM, version unknown"
