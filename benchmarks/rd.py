@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def as_record(found: Results) -> dict[str, Any]:
         "read": [{"title": other.title, "points": other.points} for other in found.others],
         "bpp_span": found.bpp,
         "left_out": found.left_out,
-        "comparisons": [comparison.as_json() for comparison in found.comparisons()],
+        "comparisons": [asdict(comparison) for comparison in found.comparisons()],
     }
 
 

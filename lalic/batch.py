@@ -218,10 +218,10 @@ def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collec
         jobs = []
         for source in names:
             root = Path(source)
-            found = _walk(root, take) if root.is_dir() else [root]
-            if not found:
+            files = _walk(root, take) if root.is_dir() else [root]
+            if not files:
                 raise RequestError(f"{source}: this folder holds no file that ends in {_list(take)}")
-            for file in found:
+            for file in files:
                 inside = file.relative_to(root) if root.is_dir() else Path(file.name)
                 target = file if out is None else Path(out) / inside
                 jobs.append(Job(str(file), str(target.with_suffix(suffix))))
@@ -230,11 +230,11 @@ def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collec
 
 
 def _walk(root: Path, take: Collection[str]) -> list[Path]:
-    found = []
+    files: list[Path] = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in found if file.suffix.lower() in take)
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.suffix.lower() in take)
 
 
 def _list(take: Collection[str]) -> str:

@@ -210,7 +210,7 @@ def _message_of(source: str, error: Exception) -> str:
 
 
 def _announce_compiling() -> None:
-    """Who watches is told why the first picture takes so long."""
+    """On a terminal, say why the first picture takes so long."""
     if sys.stderr.isatty():
         from lalic_kernels._core import numba_support
 
@@ -250,7 +250,7 @@ def _decompress(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What both directions take, and the process set up. A checkpoint that cannot be had is said here, once."""
+    """Set up the process, and return what both directions take. An error about the checkpoint is raised here, once."""
     if sys.stdout.isatty() and (args.output == STREAM or (args.output is None and STREAM in args.inputs)):
         raise RequestError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
     set_up_process(args.threads)

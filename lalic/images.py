@@ -142,7 +142,7 @@ def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels:
         image.load()
     except ImageError:
         raise
-    except Exception as error:  # as above: any exception here means that the file could not be decoded
+    except Exception as error:  # any exception here means that the file could not be decoded
         raise _damaged(error) from error
 
     profile = image.info.get("icc_profile")

@@ -23,7 +23,7 @@ import lalic
 from lalic.errors import CheckpointError
 from lalic.files import write_atomic
 from lalic.nn import checkpoints
-from lalic.train.recipe import Recipe
+from lalic.train.recipe import Recipe, option
 
 LARGEST = 24_000_000  # bytes of a file that ships
 HOME = Path(__file__).parents[1] / "lalic" / "weights"
@@ -150,14 +150,14 @@ def _recipe(saved: dict[str, Any]) -> Recipe:
 
 def _changes(recipe: Recipe) -> str:
     """What a recipe says that the default does not, as options of `lalic train`."""
-    words = []
+    options = []
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
         if value != f.default:
-            words.append("--" + f.name.replace("lmbda", "lambda").replace("_", "-"))
+            options.append(option(f.name))
             if value is not True:
-                words.append(f"{value:g}" if isinstance(value, float) else str(value))
-    return f"`lalic train {' '.join(words)}`"
+                options.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return f"`lalic train {' '.join(options)}`"
 
 
 def _objective(recipe: Recipe, gains: bool) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -245,10 +245,6 @@ class Comparison:
     share: float | None = None
     at: tuple[tuple[float, float], ...] = ()
     problem: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, for records."""
-        return asdict(self)
 
 
 def compare_curves(

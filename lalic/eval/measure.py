@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from lalic import images
 from lalic.codec import resolve_device
 from lalic.errors import LalicError
 from lalic.eval import DEFAULT_CODECS
-from lalic.eval.codecs import Codec, Quality, open_codecs
+from lalic.eval.codecs import Codec, Options, Quality, open_codecs
 from lalic.eval.curves import (
     Comparison,
     Curve,
@@ -72,57 +73,45 @@ def evaluate(
     pictures: Name | Sequence[Name],
     codecs: Sequence[str | Codec] = DEFAULT_CODECS,
     *,
-    checkpoints: Sequence[Name] = (),
-    qualities: Sequence[float] = (),
-    precision: str | None = None,
-    device: str | torch.device | None = None,
-    vtm: Name | None = None,
-    vtm_config: Name | None = None,
     published: str | None = None,
     against: Sequence[Name] = (),
     bpp: tuple[float, float] | None = None,
     name: str | None = None,
     log: Callable[[str], None] | None = None,
+    **options: Unpack[Options],
 ) -> Results:
     """Compress and decompress pictures with each codec at each of its qualities.
 
-    pictures: a file or folder, or several, see `load`. codecs, checkpoints, qualities, precision, device, vtm,
-    vtm_config: see `open_codecs`; several checkpoints of one rate each make one curve. published: "kodak", "clic" or
-    "tecnick", whose published curves join in. against: more curves, JSON in CompressAI's form. bpp: lowest and highest
-    bits per pixel of the points that count for BD-rates. name: of the set of pictures, None for the first source's.
-    log: is told of each codec, of each point, and of codecs that are left out.
+    pictures: a file or folder, or several, see `load`. codecs: words such as "webp" or "webp:20,40", or codecs
+    as they are (`lalic.eval.codecs`). published: "kodak", "clic" or "tecnick", whose published curves join in. against:
+    more curves, JSON in CompressAI's form. bpp: lowest and highest bits per pixel of the points that count for
+    BD-rates. name: of the set of pictures, None for the first source's. log: called with a line for each codec, each
+    point, and each codec that is left out. options: `lalic.eval.codecs.Options`, such as checkpoints and qualities;
+    several checkpoints of one rate each make one curve.
 
     Raises `LalicError` for what is wrong with the arguments, before anything is measured.
 
         >>> results = evaluate(["kodak/"], ["lalic", "jpeg"], published="kodak")
         >>> [(point.label, point.bpp, point.psnr) for point in results.curves[0].points]
     """
-    tell = log if log is not None else lambda message: None
+    report = log if log is not None else lambda message: None
     sources = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
     others = [read_curve(path) for path in against]
     others += [] if published is None else published_for(published)
-    opened, left_out = open_codecs(
-        codecs,
-        checkpoints=checkpoints,
-        qualities=qualities,
-        precision=precision,
-        device=device,
-        vtm=vtm,
-        vtm_config=vtm_config,
-    )
+    opened, left_out = open_codecs(codecs, **options)
     for message in left_out:
-        tell(f"left out: {message}")
+        report(f"left out: {message}")
     if not opened:
         raise LalicError("nothing is left to measure")
     loaded = load(sources)
     curves = []
     for codec in opened:
-        tell(f"{codec.title} ({codec.version})")
-        curves.append(measure(codec, loaded, lambda point: tell(_line(point))))
+        report(f"{codec.title} ({codec.version})")
+        curves.append(measure(codec, loaded, lambda point: report(_line(point))))
     return Results(
         name=name or Path(os.path.abspath(sources[0])).stem,
         pictures=len(loaded),
-        caption=caption(resolve_device(device)),
+        caption=caption(resolve_device(options.get("device"))),
         curves=_joined(curves),
         others=others,
         left_out=left_out,

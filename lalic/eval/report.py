@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ def text(results: Results, each: bool = False) -> str:
 def write(results: Results, folder: Path, log: Callable[[str], None] | None = None) -> list[Path]:
     """A JSON file in CompressAI's form for each codec, the comparisons, and plots where matplotlib is installed.
 
-    Returns the paths. Files of an earlier call are replaced. log: is told of a plot that cannot be made.
+    Returns the paths. Files of an earlier call are replaced. log: called with a line for a plot that cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, Any] = {
         f"{re.sub(r'[^a-z0-9.]+', '-', curve.title.lower()).strip('-')}.json": compressai_json(curve, results.caption)
         for curve in results.curves
     }
-    contents["comparisons.json"] = [comparison.as_json() for comparison in results.comparisons()]
+    contents["comparisons.json"] = [asdict(comparison) for comparison in results.comparisons()]
     paths = []
     for name, content in contents.items():
         paths.append(folder / name)

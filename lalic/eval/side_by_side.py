@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from lalic import images
 from lalic.errors import LalicError
-from lalic.eval.codecs import Codec, Coded, Quality, open_codecs
+from lalic.eval.codecs import Codec, Coded, Options, Quality, open_codecs
 from lalic.eval.curves import decibels
 from lalic.eval.measure import similarity
-from lalic.files import Name
 from lalic.metrics import psnr
 
-__all__ = [
-    "Box",
-    "Match",
-    "SideBySide",
-    "choose_crops",
-    "coded_at",
-    "compare",
-    "matched",
-    "nearest",
-    "parse_box",
-    "sheet",
-]
+__all__ = ["Box", "Match", "SideBySide", "choose_crops", "coded_at", "compare", "nearest", "parse_box", "sheet"]
 
 Box = tuple[int, int, int, int]  # left, top, width, height
 
@@ -51,18 +39,14 @@ def compare(
     target: float | None = None,
     *,
     match: str = "bpp",
-    checkpoints: Sequence[Name] = (),
-    qualities: Sequence[float] = (),
-    precision: str | None = None,
-    device: str | torch.device | None = None,
-    vtm: Name | None = None,
-    vtm_config: Name | None = None,
+    **options: Unpack[Options],
 ) -> SideBySide:
     """Compress one picture with several codecs at equal size or PSNR.
 
-    picture: see `lalic.encode`. codecs, checkpoints, qualities, precision, device, vtm, vtm_config: see
-    `lalic.eval.codecs.open_codecs`. target: bits per pixel (match "bpp") or dB (match "psnr"); None: what the first
-    codec has, at its chosen quality or in the middle of its own. A codec with chosen qualities keeps them.
+    picture: see `lalic.encode`. codecs: words such as "webp" or "webp:20,40", or codecs as they are
+    (`lalic.eval.codecs`); one with qualities of its own keeps them, any other comes as near to the target as it can.
+    target: bits per pixel (match "bpp") or dB (match "psnr"); None: what the first codec has, at its first quality or
+    in the middle of those it is measured at. options: `lalic.eval.codecs.Options`, such as checkpoints.
 
     Raises `LalicError` for what is wrong with the arguments, `ImageError` if the picture is refused, `OSError` if it
     cannot be opened.
@@ -72,19 +56,20 @@ def compare(
     """
     if match not in ("bpp", "psnr"):
         raise LalicError(f"match is {match!r}, expected bpp or psnr")
-    opened, left_out = open_codecs(
-        codecs,
-        checkpoints=checkpoints,
-        qualities=qualities,
-        precision=precision,
-        device=device,
-        vtm=vtm,
-        vtm_config=vtm_config,
-    )
+    opened, left_out = open_codecs(codecs, **options)
     if not opened:
         raise LalicError("nothing is left to compare")
     loaded = images.load(picture)
-    return SideBySide(loaded, matched(opened, loaded, match, target), left_out)
+    matches: list[Match] = []
+    for codec in opened:
+        if codec.chosen:
+            matches += [coded_at(codec, loaded, quality) for quality in codec.qualities]
+        elif target is None:
+            matches.append(coded_at(codec, loaded, codec.qualities[len(codec.qualities) // 2]))
+        else:
+            matches.append(nearest(codec, loaded, match, target))
+        target = matches[0].value(match) if target is None else target
+    return SideBySide(loaded, matches, left_out)
 
 
 # Matching
@@ -157,24 +142,6 @@ def nearest(codec: Codec, picture: Image.Image, metric: str, target: float) -> M
     below = value(first - 1)
     nearer_below = target / below < above / target if metric == "bpp" else target - below < above - target
     return coded[first - 1] if nearer_below else coded[first]
-
-
-def matched(codecs: Sequence[Codec], picture: Image.Image, metric: str, target: float | None) -> list[Match]:
-    """The picture through each codec: at the qualities that were chosen, or as near as it comes to the target.
-
-    metric: "bpp" or "psnr". target: its value; None: what the first codec has, at its chosen quality or in the
-    middle of its own.
-    """
-    matches: list[Match] = []
-    for codec in codecs:
-        if codec.chosen:
-            matches += [coded_at(codec, picture, quality) for quality in codec.qualities]
-        elif target is None:
-            matches.append(coded_at(codec, picture, codec.qualities[len(codec.qualities) // 2]))
-        else:
-            matches.append(nearest(codec, picture, metric, target))
-        target = matches[0].value(metric) if target is None else target
-    return matches
 
 
 # The sheet

@@ -9,7 +9,31 @@ from typing import Any
 
 from lalic.errors import LalicError
 from lalic.options import add_machine_options, set_up_process
-from lalic.train.recipe import CHOICES, PRESETS, Recipe, preset
+from lalic.train.recipe import CHOICES, PRESETS, Recipe, option, preset
+
+_RECIPE = {
+    "metric": "distortion",
+    "lmbda": "weight of the distortion",
+    "lowest": "lambda at quality 1 of a model with gains",
+    "highest": "lambda at quality 100",
+    "balance": "losses are divided by lambda to this power",
+    "start": "of fresh weights",
+    "steps": "updates",
+    "batch": "crops an update, over all processes",
+    "patch": "side of a crop in pixels, a multiple of 64",
+    "large": "every so many updates have crops of twice the side; 0: none",
+    "shrink": "crops of up to this many times the side, scaled down",
+    "optimizer": "of the weights",
+    "lr": "peak learning rate",
+    "schedule": "of the learning rate",
+    "decay": "share of the steps in which a trapezoid falls",
+    "warmup": "steps to the peak learning rate",
+    "auxiliary_lr": "learning rate of the prior's quantiles",
+    "clip": "largest gradient norm",
+    "ema": "decay of the average that is kept; 0: none",
+    "bf16": "matrix products in bfloat16",
+    "seed": "of weights, crops, qualities and noise",
+}
 
 
 def register(commands: Any) -> None:
@@ -22,7 +46,7 @@ def register(commands: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `lalic train`. What is not given is the preset's, or else `Recipe`'s."""
     parser.description = (
-        "Train a model. A run lies in a folder: started again with the same words it goes on where it stopped, with "
+        "Train a model. A run is a folder: started again with the same arguments it goes on where it stopped, with "
         "the same result as if it had not. docs/training.md says more."
     )
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures to train on")
@@ -37,31 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=tuple(PRESETS), help="recipe to start from; other arguments change it")
 
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--metric", choices=CHOICES["metric"], help="distortion (default: mse)")
-    recipe.add_argument("--lambda", dest="lmbda", type=float, help="weight of the distortion (default: 0.013)")
-    recipe.add_argument("--lowest", type=float, help="lambda at quality 1 of a model with gains (default: 0.0012)")
-    recipe.add_argument("--highest", type=float, help="lambda at quality 100 (default: 0.06)")
-    recipe.add_argument("--balance", type=float, help="losses are divided by lambda to this power (default: 0.5)")
-    recipe.add_argument("--start", choices=CHOICES["start"], help="of fresh weights (default: random)")
-    recipe.add_argument("--steps", type=int, help="updates (default: 10000)")
-    recipe.add_argument("--batch", type=int, help="crops an update, over all processes (default: 8)")
-    recipe.add_argument("--patch", type=int, help="side of a crop in pixels, a multiple of 64 (default: 128)")
-    recipe.add_argument(
-        "--large", type=int, help="every so many updates have crops of twice the side; 0: none (default)"
-    )
-    recipe.add_argument(
-        "--shrink", type=float, help="crops of up to this many times the side, scaled down (default: 1)"
-    )
-    recipe.add_argument("--optimizer", choices=CHOICES["optimizer"], help="of the weights (default: adam)")
-    recipe.add_argument("--lr", type=float, help="peak learning rate (default: 5e-4)")
-    recipe.add_argument("--auxiliary-lr", type=float, help="learning rate of the prior's quantiles (default: 1e-2)")
-    recipe.add_argument("--schedule", choices=CHOICES["schedule"], help="of the learning rate (default: cosine)")
-    recipe.add_argument("--warmup", type=int, help="steps to the peak learning rate (default: 200)")
-    recipe.add_argument("--decay", type=float, help="share of the steps in which a trapezoid falls (default: 0.25)")
-    recipe.add_argument("--clip", type=float, help="largest gradient norm (default: 1)")
-    recipe.add_argument("--ema", type=float, help="decay of the average that is kept; 0: none (default: 0.999)")
-    recipe.add_argument("--seed", type=int, help="of weights, crops, qualities and noise (default: 1)")
-    recipe.add_argument("--bf16", action="store_true", default=None, help="matrix products in bfloat16")
+    for field in fields(Recipe):
+        what: dict[str, Any] = {"choices": CHOICES.get(field.name), "type": type(field.default)}
+        if field.default is False:
+            what = {"action": "store_const", "const": True}
+        text = f"{_RECIPE[field.name]} (default: {field.default})"
+        recipe.add_argument(option(field.name), dest=field.name, help=text, **what)
 
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
     parser.add_argument("--log-every", type=int, default=100, help="steps a line of the log stands for (default: 100)")
@@ -78,7 +83,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     try:
         return preset(args.preset, **{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
-        raise LalicError("--" + str(error).replace("lmbda", "lambda").replace("_", "-", 1)) from None
+        name, _, problem = str(error).partition(":")
+        raise LalicError(f"{option(name)}:{problem}") from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -85,7 +85,7 @@ def train(
     configuration. qualities: anchors of the gains, 0 for one lambda, None for the model's own. init: checkpoint to
     start from, whose lambda is the recipe's. device: None for the CPU; processes that torchrun started take one GPU
     each. save_every, log_every: steps between checkpoints, and steps that a row of the log stands for. compiled:
-    through `torch.compile`. tensorboard: write its files too. log: is told of each row; None for silence.
+    through `torch.compile`. tensorboard: write its files too. log: called with each row as text; None for silence.
 
     Raises ``LalicError`` for arguments that do not fit, ``ImageError`` for data without pictures, ``CheckpointError``
     for weights that do not fit and for a folder with a run of another model or recipe, ``FloatingPointError`` when the
@@ -148,7 +148,7 @@ class Trainer:
 
     Args:
         share: this process's part of every batch (`lalic.train.distributed`). compiled: run the model and its loss
-            through `torch.compile`. tensorboard: write its files too. show: is told of each row of the log.
+            through `torch.compile`. tensorboard: write its files too. show: called with each row of the log as text.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class Trainer:
         """
         model, recipe = self.averaged(), self.recipe
         qualities = (None,) if model.gains is None else HELD_OUT_QUALITIES
-        found: dict[str, float] = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
+        figures: dict[str, float] = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
         for quality in qualities:
             weights = lambdas(recipe, torch.tensor([quality])) if quality else torch.tensor([recipe.lmbda])
             factors = balances(recipe, weights).to(self.device) if quality else 1.0
@@ -278,10 +278,10 @@ class Trainer:
                 sums["bpp"] += float(parts["bpp"])
                 sums["psnr"] -= 10 * math.log10(max(float(parts["mse"]), 1e-10))
             for name in sums:
-                found[name] += sums[name] / len(pictures) / len(qualities)
+                figures[name] += sums[name] / len(pictures) / len(qualities)
             if quality:
-                found |= {f"{name}_{quality:g}": sums[name] / len(pictures) for name in ("bpp", "psnr")}
-        return found
+                figures |= {f"{name}_{quality:g}": sums[name] / len(pictures) for name in ("bpp", "psnr")}
+        return figures
 
     def save(self) -> None:
         """Write the run's files, each whole or not at all: a run that is killed meanwhile resumes from older ones."""
@@ -318,18 +318,18 @@ class Trainer:
             if (config := dict(state["config"]) | {"name": ""}) != asdict(self.model.config) | {"name": ""}:
                 own = asdict(self.model.config)
                 changed = {k: (v, own.get(k)) for k, v in config.items() if k != "name" and own.get(k) != v}
-                raise CheckpointError(f"{self.folder}: is a run of another model (there, here): {changed}")
+                raise CheckpointError(f"{self.folder}: is a run of another model (saved, given): {changed}")
             known = {f.name for f in fields(Recipe)}
-            theirs, here = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
-            if state["step"] <= min(theirs.decay_start, here.decay_start):
-                theirs = replace(theirs, steps=here.steps, decay=here.decay)
-            if theirs == here:
+            saved, given = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
+            if state["step"] <= min(saved.decay_start, given.decay_start):
+                saved = replace(saved, steps=given.steps, decay=given.decay)
+            if saved == given:
                 self._restore(state)
                 return True
-            mine = asdict(here)
-            wrong |= {k: (v, mine[k]) for k, v in asdict(theirs).items() if mine[k] != v}
+            own = asdict(given)
+            wrong |= {k: (v, own[k]) for k, v in asdict(saved).items() if own[k] != v}
         if wrong:
-            raise CheckpointError(f"{self.folder}: was made with another recipe (there, here): {wrong}")
+            raise CheckpointError(f"{self.folder}: was made with another recipe (saved, given): {wrong}")
         return False
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -348,13 +348,13 @@ class Trainer:
             self._log.rewind(self.step)
         least = MIN_SIDE if self.recipe.metric == "ms-ssim" else 1
         pictures = [x for x in self.crops.held_out(held_out) if min(x.shape[2:]) >= least]
-        start, begun, kept, images = time.monotonic(), self.step, self.step, 0
+        start, begun, saved_at, images = time.monotonic(), self.step, self.step, 0
         sums: dict[str, float] = {}
         count = 0
         while self.step < self.recipe.steps:
-            if first and self.step == self.recipe.decay_start and kept < self.step:
+            if first and self.step == self.recipe.decay_start and saved_at < self.step:
                 self.save()  # which keeps `plateau.pt`
-                kept = self.step
+                saved_at = self.step
             images += self.recipe.crops(self.step)
             for name, value in self.update().items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -362,7 +362,7 @@ class Trainer:
             saves = self.step % save_every == 0 or self.step == self.recipe.steps
             if first and saves:
                 self.save()
-                kept = self.step
+                saved_at = self.step
             if self.step % every == 0 or self.step == self.recipe.steps:
                 means = mean_over({k: v / count for k, v in sums.items()}, self.share, self.device)
                 if self._log is not None:
@@ -375,7 +375,7 @@ class Trainer:
                     self._log.add(row)
                     self.last_row = row
                 sums, count = {}, 0
-        if first and (kept < self.step or not (self.folder / "last.pt").exists()):
+        if first and (saved_at < self.step or not (self.folder / "last.pt").exists()):
             self.save()
 
     def _columns(self) -> list[str]:
@@ -392,7 +392,8 @@ class Log:
 
     Args:
         folder: of the run. columns: of ``log.csv``, beginning with ``step``. tensorboard: write its files too, in
-            ``folder/tensorboard``; raises ``LalicError`` if the package is not installed. show: is told of each row.
+            ``folder/tensorboard``; raises ``LalicError`` if the package is not installed. show: called with each row as
+            text.
     """
 
     def __init__(

@@ -99,6 +99,11 @@ class Recipe:
         return self.warmup if self.schedule == "cosine" else max(self.warmup, round(self.steps * (1 - self.decay)))
 
 
+def option(name: str) -> str:
+    """The option of `lalic train` for this field."""
+    return "--" + name.replace("lmbda", "lambda").replace("_", "-")
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Learning rate of update ``step`` (from 0)."""
     if step < recipe.warmup:

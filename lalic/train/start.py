@@ -38,7 +38,7 @@ LEVEL = 0.3  # RMS of the largest component between stages, in steps of the quan
 WHITENING = 0.5  # power of the standard deviations that is divided out between stages
 _LEAST_RATIO = 0.01  # of standard deviations, to the largest
 _SCALES = 0.2, 20.0  # least and largest scale that a slice begins with
-_PREDICTED = 0.7  # of a component's standard deviation: contexts will tell half of its variance
+_PREDICTED = 0.7  # of a component's standard deviation: contexts will predict half of its variance
 
 
 def configuration(name: Name, init: Name | None = None) -> Config:
@@ -100,16 +100,16 @@ def init_from(model: LALIC, path: Name) -> None:
     Raises ``CheckpointError`` if it has another shape.
     """
     sd = checkpoints.normalise(checkpoints.read(path))
-    found = checkpoints.infer_config(sd)
+    config = checkpoints.infer_config(sd)
     shapes = [
         {name: tuple(value.shape) for name, value in state.items() if checkpoints.matters(name) and _trained(name)}
         for state in (sd, model.state_dict())
     ]
     if shapes[0] != shapes[1]:
-        raise CheckpointError(f"{path}: holds a model of another shape than the one to train: {found}")
-    if found.qualities not in (0, model.config.qualities):
+        raise CheckpointError(f"{path}: holds a model of another shape than the one to train: {config}")
+    if config.qualities not in (0, model.config.qualities):
         raise CheckpointError(
-            f"{path}: has gains at {found.qualities} anchors, expected {model.config.qualities} or none"
+            f"{path}: has gains at {config.qualities} anchors, expected {model.config.qualities} or none"
         )
     for name, value in model.state_dict().items():
         if name.startswith("gains.") and name not in sd:
@@ -212,9 +212,9 @@ def _set(weight: Tensor, rows: Tensor, unread: int) -> None:
 
 def _set_scales(model: LALIC, deviations: Tensor) -> None:
     """Let the slices' networks begin with scales for latents of these standard deviations, and means of 0."""
-    found = torch.full((model.config.M,), _SCALES[0])
-    found[: len(deviations)] = deviations * _PREDICTED
-    for k, scales in enumerate(found.clamp(*_SCALES).split(list(model.config.groups))):
+    predicted = torch.full((model.config.M,), _SCALES[0])
+    predicted[: len(deviations)] = deviations * _PREDICTED
+    for k, scales in enumerate(predicted.clamp(*_SCALES).split(list(model.config.groups))):
         part = cast(Slice, model.latent_codec.y.latent_codec[f"y{k}"])
         bias = cast(nn.Parameter, cast(EntropyParametersBlock, part.entropy_parameters[-1]).mix.bias)
         bias[: len(scales)] = scales

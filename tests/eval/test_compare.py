@@ -74,10 +74,10 @@ def test_lalic_meets_a_psnr_to_a_tenth_of_a_quality() -> None:
 
 def test_what_is_chosen_stays_and_the_rest_follows() -> None:
     picture = crop(150, 20)
-    found = side_by_side.matched([make("jpeg"), make("webp", (10, 60)), make("jpeg-444")], picture, "bpp", None)
+    found = compare(picture, ["jpeg", "webp:10,60", "jpeg-444"]).matches
     assert [match.quality for match in found[:3]] == [45, 10, 60]  # amid the ladder; as chosen
     assert found[3].bpp == pytest.approx(found[0].bpp, rel=0.05)
-    found = side_by_side.matched([make("jpeg"), make("webp")], picture, "psnr", 30.0)
+    found = compare(picture, ["jpeg", "webp"], 30.0, match="psnr").matches
     assert all(abs(match.psnr - 30) < 0.3 for match in found)
 
 
@@ -97,7 +97,7 @@ def test_crops_are_chosen_by_detail() -> None:
 
 def test_the_sheet_shows_the_crops() -> None:
     picture = crop(150, 20)
-    found = side_by_side.matched([make("jpeg"), make("webp")], picture, "bpp", None)
+    found = compare(picture, ["jpeg", "webp"]).matches
     boxes = [(10, 20, 100, 80), (60, 90, 100, 80)]
     sheet = np.asarray(side_by_side.sheet(picture, found, boxes))
     width, height = 100 * 2, 80 * 2

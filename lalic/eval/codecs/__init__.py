@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -69,26 +70,31 @@ def make(name: str, qualities: Sequence[Quality] = ()) -> Codec:
     return codec
 
 
-def open_codecs(
-    codecs: Sequence[str | Codec],
-    *,
-    checkpoints: Sequence[Name] = (),
-    qualities: Sequence[float] = (),
-    precision: str | None = None,
-    device: str | torch.device | None = None,
-    vtm: Name | None = None,
-    vtm_config: Name | None = None,
-) -> tuple[list[Codec], list[str]]:
+class Options(TypedDict, total=False):
+    """What `open_codecs`, `lalic.eval.evaluate` and `lalic.eval.compare` take for lalic and VTM; all may be left out.
+
+    checkpoints: weights of lalic, a codec each; none: the model that ships. qualities: lalic's, 1 to 100. precision: of
+    its transforms, "float32", "bfloat16" or "float16". device: of its models, None for the CPU. vtm: VTM's
+    EncoderAppStatic. vtm_config: its encoder_intra_vtm.cfg, None: looked for in ../cfg beside it.
+    """
+
+    checkpoints: Sequence[Name]
+    qualities: Sequence[float]
+    precision: str | None
+    device: str | torch.device | None
+    vtm: Name | None
+    vtm_config: Name | None
+
+
+def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tuple[list[Codec], list[str]]:
     """The codecs that were asked for, and a sentence for each that is not installed.
 
-    codecs: words such as "webp" or "webp:20,40", or codecs as they are. checkpoints: weights of lalic, a codec each;
-    none: the model that ships. qualities, precision, device: lalic's. vtm: VTM's EncoderAppStatic; vtm_config: its
-    encoder_intra_vtm.cfg (None: looked for in ../cfg beside it). Raises `LalicError` for a codec that does not exist, a
-    quality out of bounds, a device that is not there, or weights that cannot be read.
+    codecs: words such as "webp" or "webp:20,40", or codecs as they are. Raises `LalicError` for a codec that does not
+    exist, a quality out of bounds, a device that is not there, or weights that cannot be read.
     """
     opened: list[Codec] = []
     left_out = []
-    where = resolve_device(device)
+    device, checkpoints, vtm = resolve_device(options.get("device")), options.get("checkpoints", ()), options.get("vtm")
     for word in codecs:
         if isinstance(word, Codec):
             opened.append(word)
@@ -98,13 +104,13 @@ def open_codecs(
             if name == "lalic":
                 paths: Sequence[Name | None] = checkpoints or [None]
                 for path in paths:
-                    model = load_model(path, device=where, precision=precision)
+                    model = load_model(path, device=device, precision=options.get("precision"))
                     title = "lalic" if path is None or len(checkpoints) == 1 else f"lalic {Path(path).stem}"
-                    opened.append(LalicCodec(model, own or tuple(qualities), title))
+                    opened.append(LalicCodec(model, own or tuple(options.get("qualities", ())), title))
             elif name == "vtm":
                 if vtm is None:
                     raise NotInstalled("vtm needs VTM's encoder, which --vtm FILE names")
-                opened.append(Vtm(vtm, vtm_config, own))
+                opened.append(Vtm(vtm, options.get("vtm_config"), own))
                 check_bounds(opened[-1])
             else:
                 opened.append(make(name, own))

@@ -33,7 +33,7 @@ class PillowCodec(Codec):
     bounds: tuple[float, float] = (0, 100)
     feature: tuple[str, str] | None = None  # what Pillow's build must have, and the library's name
     plugin: tuple[str, str] | None = None  # module and distribution
-    start: Callable[[Any], str | None] = lambda module: None  # registers it; may say which coder is in it
+    start: Callable[[Any], str | None] = lambda module: None  # registers it; may name the coder in it
 
     def __post_init__(self) -> None:
         if self.plugin is not None:
@@ -68,10 +68,10 @@ class PillowCodec(Codec):
 
 
 def _libaom() -> str:
-    """ ", libaom VERSION"; Pillow says it where only its own code looks, so no version is a possible answer."""
-    says = getattr(importlib.import_module("PIL._avif"), "codec_versions", lambda: "")()
-    found = re.search(r"aom \[[^]]*\]:v?([\w.]+)", says)
-    return f", libaom {found[1]}" if found else ""
+    """ ", libaom VERSION"; empty where Pillow, whose own module alone has the version, does not give it."""
+    versions = getattr(importlib.import_module("PIL._avif"), "codec_versions", lambda: "")()
+    match = re.search(r"aom \[[^]]*\]:v?([\w.]+)", versions)
+    return f", libaom {match[1]}" if match else ""
 
 
 # The ladders take Kodak from about 0.1 to 2 bits per pixel where the format reaches so far.

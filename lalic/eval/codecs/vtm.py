@@ -53,12 +53,28 @@ def to_rgb(planes: np.ndarray, depth: int = 8) -> Image.Image:
 def command(
     encoder: Path, config: Path, source: Path, decoded: Path, stream: Path, width: int, height: int, qp: int
 ) -> list[str]:
-    """The words of the supplement's command, and the one that odd sizes need."""
-    words = [encoder, "-i", source, "-c", config, "-o", decoded, "-b", stream, "-wdt", width, "-hgt", height, "-q", qp]
-    words += ["--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444"]
+    """The arguments of the supplement's command, and the one that odd sizes need."""
+    arguments = [
+        encoder,
+        "-i",
+        source,
+        "-c",
+        config,
+        "-o",
+        decoded,
+        "-b",
+        stream,
+        "-wdt",
+        width,
+        "-hgt",
+        height,
+        "-q",
+        qp,
+    ]
+    arguments += ["--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444"]
     if width % _SMALLEST_UNIT or height % _SMALLEST_UNIT:
-        words.append("--ConformanceWindowMode=1")
-    return [str(word) for word in words]
+        arguments.append("--ConformanceWindowMode=1")
+    return [str(argument) for argument in arguments]
 
 
 class Vtm(Codec):
@@ -82,7 +98,7 @@ class Vtm(Codec):
         self.qualities, self.chosen = tuple(qualities) or QPS, bool(qualities)
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        """Encode in a folder of its own. Raises `LalicError` with VTM's last words if it fails."""
+        """Encode in a folder of its own. Raises `LalicError` with VTM's last line if it fails."""
         assert quality is not None
         width, height = picture.size
         with tempfile.TemporaryDirectory(prefix="lalic-vtm-") as folder:
@@ -93,11 +109,11 @@ class Vtm(Codec):
             seconds = time.perf_counter() - start
             return Coded(self._read(decoded, width, height), stream.stat().st_size, seconds, None, stream.read_bytes())
 
-    def _run(self, words: list[str]) -> str:
+    def _run(self, arguments: list[str]) -> str:
         try:
-            done = subprocess.run(words, check=True, capture_output=True, text=True, errors="replace")
+            done = subprocess.run(arguments, check=True, capture_output=True, text=True, errors="replace")
         except OSError as error:
-            raise LalicError(f"vtm: {words[0]} cannot be run ({error.strerror})") from None
+            raise LalicError(f"vtm: {arguments[0]} cannot be run ({error.strerror})") from None
         except subprocess.CalledProcessError as error:
             printed = (error.stderr or error.stdout).strip().splitlines()
             raise LalicError(f"vtm: the encoder failed ({printed[-1] if printed else 'it printed nothing'})") from None
@@ -114,7 +130,7 @@ class Vtm(Codec):
         return to_rgb(planes, self._depth() if wide else 8)
 
     def _depth(self) -> int:
-        """Bits of the reconstruction, which VTM writes as it computes unless it is told otherwise."""
+        """Bits of the reconstruction, which VTM writes as it computes unless its configuration says otherwise."""
         text = self.config.read_text(errors="replace")
         for key in ("OutputBitDepth", "InternalBitDepth"):
             match = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
