@@ -2,7 +2,8 @@
 
 A thread reads and opens what comes next, the caller's thread codes, and others pack and write what is done. Few files
 are under way at once, so memory does not grow with their number. Files are written whole or not at all; an interrupt
-lets those that are being written be finished, and begins no other.
+lets those that are being written be finished, and begins no other. While files are worked at, the process shows no
+warnings: those about pictures go to the outcomes.
 """
 
 from __future__ import annotations
