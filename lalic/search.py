@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from lalic import codec
 from lalic.container import parse
 from lalic.errors import LalicError
+from lalic.images import ImageSource
 from lalic.metrics import psnr
+from lalic.model import LALIC
 
 __all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "encode_to_bpp", "encode_to_psnr"]
 
@@ -30,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 def encode_to_bpp(
-    image: Any, bpp: float, model: Any = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
+    image: ImageSource, bpp: float, model: LALIC | None = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
 ) -> Encoded:
     """The picture's file of `bpp` bits per pixel, as near as `tolerance`, a share of `bpp`.
 
@@ -41,7 +43,12 @@ def encode_to_bpp(
 
 
 def encode_to_psnr(
-    image: Any, decibels: float, model: Any = None, *, tolerance: float = PSNR_TOLERANCE, **options: Any
+    image: ImageSource,
+    decibels: float,
+    model: LALIC | None = None,
+    *,
+    tolerance: float = PSNR_TOLERANCE,
+    **options: Any,
 ) -> Encoded:
     """The picture's file whose PSNR (`lalic.metrics.psnr`) is `decibels`, as near as `tolerance` dB.
 
@@ -61,9 +68,9 @@ def _psnr(prepared: codec.Prepared, data: bytes) -> float:
 
 
 def _search(
-    image: Any,
+    image: ImageSource,
     target: float,
-    model: Any,
+    model: LALIC | None,
     measure: Callable[[codec.Prepared, bytes], float],
     tolerance: float,
     unit: str,
