@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import records
 from lalic.codec import resolve_device
-from lalic.eval import cli, plot, session
-from lalic.eval.measure import Curve, decibels
+from lalic.eval import cli
+from lalic.eval import report as eval_report
+from lalic.eval.curves import Curve, decibels
+from lalic.eval.measure import Results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("expected pictures or folders of pictures")
     device = resolve_device(arguments.device)
     record = records.environment(device)  # before the measurement: the date is that of its start
-    found = session.evaluate(arguments)
-    print(session.report(found, arguments.each))
+    found = cli.results_of(arguments)
+    print(eval_report.text(found, arguments.each))
     if arguments.output is not None:
-        session.write(found, arguments.output)
+        eval_report.write(found, arguments.output)
     if arguments.save:
         records.keep(record | as_record(found), arguments.results)
     return 0
 
 
-def as_record(found: session.Session) -> dict[str, Any]:
+def as_record(found: Results) -> dict[str, Any]:
     """What a record holds besides the environment; five digits are more than the figures are good for."""
     return {
         "pictures": found.name,
@@ -54,7 +57,7 @@ def as_record(found: session.Session) -> dict[str, Any]:
         "read": [{"title": other.title, "points": other.points} for other in found.others],
         "bpp_span": found.bpp,
         "left_out": found.left_out,
-        "comparisons": [comparison.as_json() for comparison in found.comparisons()],
+        "comparisons": [asdict(comparison) for comparison in found.comparisons()],
     }
 
 
@@ -100,10 +103,10 @@ def draw(record: dict[str, Any], stem: Path) -> list[Path]:
     title = f"{count} picture{'s' if count > 1 else ''} of {record['pictures']}"
     paths = []
     for metric, key in (("psnr", "psnr"), ("ms-ssim", "ms_ssim")):
-        lines = [plot.Line(c["title"], _along(c, key), ours=c["codec"] == "lalic") for c in record["rd"]]
-        lines += [plot.Line(o["title"], o["points"].get(metric, []), published=True) for o in record["read"]]
+        lines = [eval_report.Line(c["title"], _along(c, key), ours=c["codec"] == "lalic") for c in record["rd"]]
+        lines += [eval_report.Line(o["title"], o["points"].get(metric, []), published=True) for o in record["read"]]
         if any(line.points for line in lines):
-            paths += plot.draw(lines, metric, stem.with_name(f"{stem.name}-{metric}"), title, caption)
+            paths += eval_report.draw(lines, metric, stem.with_name(f"{stem.name}-{metric}"), title, caption)
     return paths
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Row
-from lalic.eval.machine import device_name
+from lalic.eval.measure import device_name
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]

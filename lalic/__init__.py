@@ -5,7 +5,8 @@
 >>> lalic.decode(data).save("again.png")  # doctest: +SKIP
 
 Models: `lalic.slim()` ships with weights, `lalic.load_checkpoint(path)` takes the published files, `lalic.LALIC(...)`
-builds any other. Names are imported on first use, so that `import lalic` and `lalic --help` need not wait for torch.
+builds any other. Many files: `lalic.batch`. Measuring and training: `lalic.eval`, `lalic.train`. Names are
+imported on first use, so that `import lalic` and `lalic --help` need not wait for torch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lalic.codec import decode, decode_many, encode
     from lalic.errors import BitstreamError, CheckpointError, ImageError, LalicError, ModelMismatchError
+    from lalic.hub import load_checkpoint, slim
     from lalic.model import LALIC
-    from lalic.zoo import load_checkpoint, slim
 
 _HOMES = {
     "decode": "codec",
@@ -31,8 +32,8 @@ _HOMES = {
     "LalicError": "errors",
     "ModelMismatchError": "errors",
     "LALIC": "model",
-    "load_checkpoint": "zoo",
-    "slim": "zoo",
+    "load_checkpoint": "hub",
+    "slim": "hub",
 }
 
 __all__ = [

@@ -4,7 +4,9 @@ Exit codes: 0 everything was done; 1 at least one file failed, the others are do
 nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With
 LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback instead.
 
-torch is imported by the commands that need it, so that `lalic --help` and `lalic info` answer at once.
+Each command is a function of Python that can be called without it: `lalic.batch`, `lalic.hub.convert`, `lalic.demo`,
+`lalic.eval`, `lalic.train`. torch is imported by the commands that need it, so that `lalic --help` and `lalic info`
+answer at once.
 """
 
 from __future__ import annotations
@@ -13,18 +15,31 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from lalic import folder
-from lalic.errors import LalicError
+from lalic.container import VERSION, Container, parse
+from lalic.errors import LalicError, RequestError
 from lalic.eval import cli as evaluation
-from lalic.files import STREAM, Job, PlanError, plan
-from lalic.memory import keep_memory
+from lalic.files import STREAM, WouldOverwrite, read
+from lalic.options import (
+    add_checkpoint_option,
+    add_force_option,
+    add_machine_options,
+    add_precision_option,
+    positive,
+    set_up_process,
+)
+from lalic.train import cli as training
+
+if TYPE_CHECKING:
+    from lalic.batch import Outcome
+    from lalic.model import LALIC
 
 __all__ = ["main"]
 
-_TOGETHER = 8  # files of a folder that a GPU decodes at once
 _EXIT_CODES = "exit codes: 0 all done, 1 some file failed (the others are done), 2 wrong usage, 130 interrupted"
 
 
@@ -43,27 +58,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _build_parser(words[:1] == ["train"]).parse_args(words)
+        args = _build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        _say("interrupted")
+        _log("interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except PlanError as error:
-        _say(str(error))
+    except RequestError as error:
+        _log(str(error))
         return 2
     except Exception as error:  # a person gets a sentence, whatever went wrong
-        _say(_sentence(error))
+        _log(_message(error))
         return 1
 
 
-def _build_parser(with_train: bool) -> argparse.ArgumentParser:
+# The parser
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lalic", description="Learned image compression with linear attention.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action=_Version, help="print the release and stop")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -97,19 +114,15 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
 
     for command in (compress, decompress):
         command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
-        command.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
+        add_force_option(command)
         command.add_argument(
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
         command.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-        command.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
-        command.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 2^25)")
-        command.add_argument(
-            "--precision",
-            choices=("float32", "bfloat16", "float16"),
-            help="of the transforms between picture and latents; files do not depend on it (default float32)",
-        )
-        _add_machine_arguments(command)
+        command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
+        add_checkpoint_option(command)
+        add_precision_option(command)
+        add_machine_options(command)
 
     info = commands.add_parser(
         "info", help="what .lalic files hold", description="Check .lalic files and describe them."
@@ -121,8 +134,8 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
         action="store_true",
         help="decode, and print SHA-256 of the symbols and of the latents: equal on every machine",
     )
-    info.add_argument("--checkpoint", metavar="PATH", help="weights for --symbols instead of those that ship")
-    _add_machine_arguments(info)
+    add_checkpoint_option(info)
+    add_machine_options(info)
     info.set_defaults(run=_info)
 
     convert = commands.add_parser(
@@ -133,7 +146,7 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     )
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
     convert.add_argument("output", metavar="OUT", help=".safetensors file to write")
-    convert.add_argument("-f", "--force", action="store_true", help="overwrite a file that exists")
+    add_force_option(convert)
     convert.set_defaults(run=_convert)
 
     demo = commands.add_parser(
@@ -144,29 +157,12 @@ def _build_parser(with_train: bool) -> argparse.ArgumentParser:
     demo.add_argument(
         "--out-dir", default="lalic-demo", metavar="DIR", help="where the pictures go (default %(default)s)"
     )
-    _add_machine_arguments(demo)
+    add_machine_options(demo)
     demo.set_defaults(run=_demo)
 
     evaluation.register(commands, _EXIT_CODES)
-
-    train = commands.add_parser("train", help="train a model")
-    if with_train:
-        from lalic.train import cli as training
-
-        training.add_arguments(train)
-        train.set_defaults(run=training.run)
+    training.register(commands)
     return parser
-
-
-def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
-    command.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: as torch chooses)")
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
 
 
 class _Version(argparse.Action):
@@ -184,12 +180,17 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _say(message: str) -> None:
+# Messages
+
+
+def _log(message: str) -> None:
     print(f"lalic: {message}", file=sys.stderr)
 
 
-def _sentence(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """One line for any exception. For one nobody expected, its type too, or its traceback if asked for."""
+    if isinstance(error, WouldOverwrite):
+        return f"{error.filename} exists already, --force overwrites it"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     line = " ".join(str(error).split())
@@ -202,210 +203,189 @@ def _sentence(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {line[:300]}"
 
 
-def _set_up_process(threads: int | None) -> None:
-    keep_memory()
-    # torch's OpenMP threads (libgomp) would spin for milliseconds after each operation, where other threads could work;
-    # read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if threads is None:
-        return
-    os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)  # read when they are imported
-    import torch
-
-    torch.set_num_threads(threads)
+def _message_of(source: str, error: Exception) -> str:
+    """The same behind the name of the file that it is about."""
+    message = _message(error)
+    return message if message.startswith(f"{source}: ") else f"{source}: {message}"
 
 
 def _announce_compiling() -> None:
-    """Who watches is told why the first picture takes so long."""
+    """On a terminal, say why the first picture takes so long."""
     if sys.stderr.isatty():
         from lalic_kernels._core import numba_support
 
         numba_support.on_compiling(
-            lambda: _say("compiling for this processor; this happens once and may take a minute")
+            lambda: _log("compiling for this processor; this happens once and may take a minute")
         )
 
 
-def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
-    """`lalic.codec`, the model of --checkpoint (None: the one that ships), and the options that both directions take.
-
-    A device or checkpoint that cannot be had is said here, once, and not for each file.
-    """
-    _set_up_process(args.threads)
-    from lalic import codec
-
-    device = codec.resolve_device(args.device)
-    if device.type == "cpu" and not args.quiet:
-        _announce_compiling()
-    options: dict[str, Any] = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
-    if args.no_graph:
-        options["graph"] = False
-    if args.checkpoint is None and args.precision is None:
-        return codec, None, {"device": device, **options}
-    import lalic
-
-    # With a precision of its own the model that ships must not be the one that everybody shares.
-    model = lalic.slim(pretrained=True) if args.checkpoint is None else lalic.load_checkpoint(args.checkpoint)
-    model = model.to(device).eval()
-    return codec, model if args.precision is None else model.set_precision(args.precision), options
+# compress and decompress
 
 
 def _compress(args: argparse.Namespace) -> int:
-    from PIL import Image
+    def line(done: Outcome) -> str:
+        rate = 8 * done.size / (done.width * done.height)
+        quality = "" if done.quality is None else f", quality {done.quality:g}"
+        return f"{done.width}x{done.height}, {done.size} bytes, {rate:.3f} bits per pixel{quality}"
 
-    from lalic import images
-    from lalic.container import parse
+    options = _options(args)
+    from lalic.batch import compress_files
 
-    if args.background is not None:
-        try:
-            images.parse_color(args.background)
-        except LalicError as error:
-            raise PlanError(str(error)) from None
-    jobs = plan(args.inputs, args.output, ".lalic", images.readable_extensions())
-    _refuse_terminal(jobs)
-    codec, model, options = _prepare(args)
-    try:
-        codec.coded_quality(model or codec.shipped_model(device=options.get("device")), args.quality)
-    except LalicError as error:  # said now, and not for each picture
-        raise PlanError(str(error)) from None
-
-    limit = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
-
-    def open_picture(_: Job, data: bytes) -> Image.Image:
-        picture = images.load(data, background=args.background, **limit)
-        return Image.frombytes("RGB", picture.size, picture.tobytes())  # no profile that would be looked at again
-
-    def words(_: Job, result: bytes) -> tuple[bytes, str]:
-        container = parse(result, None)
-        size = (
-            f"{container.width}x{container.height}, {len(result)} bytes, {container.bits_per_pixel:.3f} bits per pixel"
-        )
-        if container.quality is not None:
-            size += f", quality {container.quality:g}"
-        return result, size
-
-    def code(pictures: list[Any]) -> list[bytes]:
-        return [_encode(picture, model, args, options) for picture in pictures]
-
-    return _run(jobs, folder.Steps(open_picture, code, words), args)
-
-
-def _encode(picture: Any, model: Any, args: argparse.Namespace, options: dict[str, Any]) -> bytes:
-    """A file at --quality, or at the one that --target-bpp or --target-psnr finds."""
-    from lalic import codec, search
-
-    if args.target_bpp is not None:
-        return search.encode_to_bpp(picture, args.target_bpp, model, **options).data
-    if args.target_psnr is not None:
-        return search.encode_to_psnr(picture, args.target_psnr, model, **options).data
-    return codec.encode(picture, model, quality=args.quality, **options)
+    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background")}
+    return _run_batch(
+        args, lambda progress: compress_files(args.inputs, args.output, **options, progress=progress), line
+    )
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    from PIL import Image
+    def line(done: Outcome) -> str:
+        return f"{done.width}x{done.height}, {done.size} bytes"
 
-    from lalic import images
+    options = _options(args)
+    from lalic.batch import decompress_files
 
-    jobs = plan(args.inputs, args.output, ".png", [".lalic"])
-    _refuse_terminal(jobs)
-    for extension in sorted({_extension(job) for job in jobs}):
-        try:
-            images.dump(Image.new("RGB", (1, 1)), extension)  # said now rather than after decoding
-        except LalicError as error:
-            raise PlanError(str(error)) from None
-    codec, model, options = _prepare(args)
-
-    together = _TOGETHER if codec.resolve_device(args.device).type == "cuda" else 1
-
-    def decode(files: list[bytes]) -> list[Any]:
-        if len(files) == 1:
-            return [codec.decode(files[0], model, **options)]
-        return list(codec.decode_many(files, model, batch=len(files), **options))
-
-    def pack(job: Job, picture: Image.Image) -> tuple[bytes, str]:
-        result = images.dump(picture, _extension(job))
-        return result, f"{picture.width}x{picture.height}, {len(result)} bytes"
-
-    return _run(jobs, folder.Steps(lambda _, data: data, decode, pack, together), args)
-
-
-def _run(jobs: Sequence[Job], steps: folder.Steps, args: argparse.Namespace) -> int:
-    """Do every job and return the exit code."""
-    failed = folder.run(
-        jobs, steps, lambda job, error: _name_first(job, _sentence(error)), force=args.force, quiet=args.quiet
+    return _run_batch(
+        args, lambda progress: decompress_files(args.inputs, args.output, **options, progress=progress), line
     )
-    if failed and len(jobs) > 1:
-        _say(f"{failed} of {len(jobs)} files failed")
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Set up the process, and return what both directions take. An error about the checkpoint is raised here, once."""
+    if sys.stdout.isatty() and (args.output == STREAM or (args.output is None and STREAM in args.inputs)):
+        raise RequestError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
+    set_up_process(args.threads)
+    if not args.quiet and (args.device or "cpu") == "cpu":
+        _announce_compiling()
+    options: dict[str, Any] = {"model": _own_model(args), "device": args.device, "overwrite": args.force}
+    if args.max_pixels is not None:
+        options["max_pixels"] = args.max_pixels
+    if args.no_graph:
+        options["graph"] = False
+    return options
+
+
+def _own_model(args: argparse.Namespace) -> LALIC | None:
+    """The model that --checkpoint and --precision ask for; None for the one that ships and that everybody shares."""
+    precision = getattr(args, "precision", None)
+    if args.checkpoint is None and precision is None:
+        return None
+    from lalic.codec import resolve_device
+    from lalic.hub import load_model
+
+    return load_model(args.checkpoint, device=resolve_device(args.device), precision=precision)
+
+
+def _run_batch(
+    args: argparse.Namespace,
+    work: Callable[[Callable[[Outcome, int], None]], list[Outcome]],
+    line: Callable[[Outcome], str],
+) -> int:
+    """Print what becomes of each file, behind a progress bar on a terminal. Returns the exit code."""
+    from tqdm import tqdm
+
+    start, bar = time.perf_counter(), None
+
+    def progress(done: Outcome, count: int) -> None:
+        nonlocal bar
+        if bar is None:
+            hidden = count == 1 or args.quiet or not sys.stderr.isatty()
+            bar = stack.enter_context(tqdm(total=count, unit="file", file=sys.stderr, disable=hidden))
+        if done.error is not None:
+            bar.write(f"lalic: {_message_of(done.source, done.error)}", file=sys.stderr)
+        for warning in done.warnings:
+            bar.write(f"lalic: {done.source}: warning: {warning}", file=sys.stderr)
+        if done.error is None and not args.quiet and done.target != STREAM:
+            bar.write(f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s", file=sys.stdout)
+        bar.update()
+
+    with ExitStack() as stack:
+        outcomes = work(progress)
+    failed = sum(done.error is not None for done in outcomes)
+    if len(outcomes) == 1:
+        return 1 if failed else 0
+    count, seconds = len(outcomes) - failed, time.perf_counter() - start
+    if count and not args.quiet:
+        print(f"{count} pictures in {seconds:.2f} s, {count / seconds:.2f} a second")
+    if failed:
+        _log(f"{failed} of {len(outcomes)} files failed")
     return 1 if failed else 0
 
 
-def _extension(job: Job) -> str:
-    """Of the picture to write; a device such as /dev/null and standard output get PNG."""
-    if job.target == STREAM or (os.path.exists(job.target) and not os.path.isfile(job.target)):
-        return ".png"
-    return os.path.splitext(job.target)[1]
+# info
 
+_INFO = """{file}
+  format    version {format_version}, header and data checksums match
+  model     {model}, hash {model_hash}
+  picture   {width}x{height}{at_quality}
+  size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
+  parts     streams {stream_bytes} bytes, header and checksums {overhead_bytes} bytes"""
 
-def _refuse_terminal(jobs: Sequence[Job]) -> None:
-    if any(job.target == STREAM for job in jobs) and sys.stdout.isatty():
-        raise PlanError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
-
-
-def _name_first(job: Job, sentence: str) -> str:
-    return sentence if sentence.startswith(f"{job.source}: ") else f"{job.source}: {sentence}"
+_SYMBOLS = """
+  symbols   sha256 {symbols_sha256}
+  latents   sha256 {latents_sha256}"""
 
 
 def _info(args: argparse.Namespace) -> int:
-    from lalic.container import parse
-    from lalic.describe import describe, in_words
-
-    decode = _symbol_hasher(args) if args.symbols else None
-    described = []
-    failed = 0
+    hashes_of = _symbol_hasher(args) if args.symbols else None
+    entries = []
     for source in args.inputs:
         try:
-            data = folder.read(source)
+            data = read(source)
             container = parse(data, None)
-            hashes = decode(data) if decode else {}
+            entries.append(_entry(source, container, hashes_of(data) if hashes_of else {}))
         except (LalicError, OSError) as error:
-            failed += 1
-            _say(_name_first(Job(source, ""), _sentence(error)))
-            continue
-        described.append(describe(source, container, hashes))
+            _log(_message_of(source, error))
     if args.json:
-        print(json.dumps(described, indent=2))
+        print(json.dumps(entries, indent=2))
     else:
-        for entry in described:
-            print(in_words(entry))
-    return 1 if failed else 0
+        for entry in entries:
+            at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
+            print((_INFO + _SYMBOLS if args.symbols else _INFO).format(**entry, at_quality=at_quality))
+    return 1 if len(entries) < len(args.inputs) else 0
+
+
+def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """One file as a dict that JSON takes. hashes: from `lalic.codec.symbol_hashes`, or empty."""
+    return {
+        "file": file,
+        "format_version": VERSION,
+        "model": container.model_name,
+        "model_hash": container.model_hash.hex(),
+        "width": container.width,
+        "height": container.height,
+        "quality": container.quality,
+        "file_bytes": container.file_bytes,
+        "stream_bytes": len(container.stream),
+        "overhead_bytes": container.overhead_bytes,
+        "bits_per_pixel": container.bits_per_pixel,
+        "symbol_checksum": f"{container.symbol_checksum:012x}",
+        **hashes,
+    }
 
 
 def _symbol_hasher(args: argparse.Namespace) -> Callable[[bytes], dict[str, str]]:
     """What decodes a file's symbols and hashes them, with the model of --checkpoint or the one that ships."""
-    _set_up_process(args.threads)
-    from lalic import codec
+    set_up_process(args.threads)
+    from lalic.codec import symbol_hashes
 
-    device, model = codec.resolve_device(args.device), None
-    if args.checkpoint is not None:
-        import lalic
+    model = _own_model(args)
+    return lambda data: symbol_hashes(data, model, device=args.device)
 
-        model = lalic.load_checkpoint(args.checkpoint).to(device).eval()
-    return lambda data: codec.symbol_hashes(data, model, device=None if model is not None else device)
+
+# convert and demo
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from lalic import zoo
+    from lalic import hub
 
-    try:
-        model = zoo.convert(args.checkpoint, args.output, overwrite=args.force)
-    except FileExistsError:
-        raise LalicError(f"{args.output} exists already, --force overwrites it") from None
+    model = hub.convert(args.checkpoint, args.output, overwrite=args.force)
     size = os.path.getsize(args.output)
     print(f"{args.checkpoint} -> {args.output}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
     return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
-    _set_up_process(args.threads)
+    set_up_process(args.threads)
     _announce_compiling()
     from lalic import demo
 

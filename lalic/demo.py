@@ -12,24 +12,17 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 
-from lalic import codec
+from lalic import codec, images
 from lalic.files import write_atomic
+from lalic.metrics import psnr
 
-__all__ = ["JpegMatch", "jpeg_of_equal_psnr", "psnr", "run"]
+__all__ = ["JpegMatch", "jpeg_of_equal_psnr", "run"]
 
 _REPEATS = 3
 _T = TypeVar("_T")
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB of two RGB pictures of equal size: 8 bit, one mean over all three channels."""
-    error = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    mean_square = float(np.mean(error**2))
-    return float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
 
 
 class JpegMatch:
@@ -85,16 +78,15 @@ def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     original = resources.files("lalic").joinpath("assets", "astronaut.png").read_bytes()
-    picture = Image.open(io.BytesIO(original)).convert("RGB")
+    picture = images.load(original)
     pixels = picture.width * picture.height
 
-    codec.decode(codec.encode(original, device=device), device=device)  # warm-up: loads the model, compiles the kernels
-    data, encode_seconds = _timed(lambda: codec.encode(original, device=device))
+    codec.decode(codec.encode(picture, device=device), device=device)  # warm-up: loads the model, compiles the kernels
+    data, encode_seconds = _timed(lambda: codec.encode(picture, device=device))
     paths = {name: folder / f"astronaut{name}" for name in (".png", ".lalic", "-lalic.png", "-jpeg.jpg")}
     write_atomic(paths[".png"], original)
     write_atomic(paths[".lalic"], data)
-    read_back = paths[".lalic"].read_bytes()
-    decoded, decode_seconds = _timed(lambda: codec.decode(read_back, device=device))
+    decoded, decode_seconds = _timed(lambda: codec.decode(data, device=device))
     decoded.save(paths["-lalic.png"])
     ours = psnr(picture, decoded)
 

@@ -6,7 +6,15 @@ name and goes on. Programming mistakes (a wrong type passed to a function) stay 
 
 from __future__ import annotations
 
-__all__ = ["BitstreamError", "CheckpointError", "ImageError", "LalicError", "ModelMismatchError", "QualityError"]
+__all__ = [
+    "BitstreamError",
+    "CheckpointError",
+    "ImageError",
+    "LalicError",
+    "ModelMismatchError",
+    "QualityError",
+    "RequestError",
+]
 
 
 class LalicError(ValueError):
@@ -31,3 +39,7 @@ class QualityError(LalicError):
 
 class CheckpointError(LalicError):
     """A weights file cannot be read, or does not fit the model."""
+
+
+class RequestError(LalicError):
+    """What was asked for cannot be done without losing a file or guessing. Raised before any work starts."""

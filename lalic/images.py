@@ -95,7 +95,8 @@ def load(source: ImageSource, *, background: Color | None = None, max_pixels: in
     """Read a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the table above.
 
     background: colour laid below transparent pixels; without it they are refused. max_pixels: limit on width * height.
-    Returns a new `PIL.Image` of mode RGB. Raises `ImageError`; `OSError` only if a path cannot be opened.
+    Returns a new `PIL.Image` of mode RGB without any metadata, so that loading it once more is a plain copy. Raises
+    `ImageError`; `OSError` only if a path cannot be opened.
     """
     below = None if background is None else parse_color(background)
     if isinstance(source, Image.Image):
@@ -141,7 +142,7 @@ def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels:
         image.load()
     except ImageError:
         raise
-    except Exception as error:  # as above: any exception here means that the file could not be decoded
+    except Exception as error:  # any exception here means that the file could not be decoded
         raise _damaged(error) from error
 
     profile = image.info.get("icc_profile")
@@ -150,6 +151,7 @@ def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels:
     image = _to_srgb(_to_8_bit(image), profile)
     if alpha is not None and below is not None:
         image = Image.composite(image, Image.new("RGB", image.size, below), alpha)
+    image.info = {}  # a copy's, and its profile must not be looked at again
     return image
 
 

@@ -1,4 +1,4 @@
-"""The quality at which a picture's file has a given size, or a given PSNR, found by coding it.
+"""The quality at which a picture's file has a given size, or a given PSNR, searched by coding it.
 
 Every step is a real file: its whole size counts, and PSNR is of what it decodes to. The analysis transform runs once.
 """
@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 
 from lalic import codec
 from lalic.container import parse
-from lalic.demo import psnr
 from lalic.errors import LalicError
+from lalic.images import ImageSource
+from lalic.metrics import psnr
+from lalic.model import LALIC
 
-__all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Found", "encode_to_bpp", "encode_to_psnr"]
+__all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "encode_to_bpp", "encode_to_psnr"]
 
 BPP_TOLERANCE = 0.01  # of the target: one percent
 PSNR_TOLERANCE = 0.05  # dB
 _LOWEST, _HIGHEST = 100, 10000  # hundredths
 
 
-class Found(NamedTuple):
+class Encoded(NamedTuple):
     """data: the .lalic file. quality: what it was coded at. value: its bits per pixel, or its PSNR in dB."""
 
     data: bytes
@@ -30,20 +32,29 @@ class Found(NamedTuple):
 
 
 def encode_to_bpp(
-    image: Any, bpp: float, model: Any = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
-) -> Found:
+    image: ImageSource, bpp: float, model: LALIC | None = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
+) -> Encoded:
     """The picture's file of `bpp` bits per pixel, as near as `tolerance`, a share of `bpp`.
 
-    image, model, options: as of `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities
+    image, model, options: see `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities
     1 to 100 do not reach the target, with what they reach.
     """
     return _search(image, bpp, model, _bits_per_pixel, tolerance * bpp, "bits per pixel", options)
 
 
 def encode_to_psnr(
-    image: Any, decibels: float, model: Any = None, *, tolerance: float = PSNR_TOLERANCE, **options: Any
-) -> Found:
-    """The picture's file whose PSNR (`lalic.demo.psnr`) is `decibels`, as near as `tolerance` dB; else as above."""
+    image: ImageSource,
+    decibels: float,
+    model: LALIC | None = None,
+    *,
+    tolerance: float = PSNR_TOLERANCE,
+    **options: Any,
+) -> Encoded:
+    """The picture's file whose PSNR (`lalic.metrics.psnr`) is `decibels`, as near as `tolerance` dB.
+
+    image, model, options: see `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities 1
+    to 100 do not reach the target, with what they reach.
+    """
     return _search(image, decibels, model, _psnr, tolerance, "dB", options)
 
 
@@ -57,14 +68,14 @@ def _psnr(prepared: codec.Prepared, data: bytes) -> float:
 
 
 def _search(
-    image: Any,
+    image: ImageSource,
     target: float,
-    model: Any,
+    model: LALIC | None,
     measure: Callable[[codec.Prepared, bytes], float],
     tolerance: float,
     unit: str,
     options: dict[str, Any],
-) -> Found:
+) -> Encoded:
     if not 0 < target < math.inf:
         raise LalicError(f"the target is {target:g} {unit}, expected more than 0")
     prepared = codec.Prepared(image, model, **options)
@@ -73,12 +84,12 @@ def _search(
             f"the model {prepared.model.config.name!r} was trained for one quality: it cannot meet a target"
         )
 
-    def at(hundredths: int) -> Found:
+    def at(hundredths: int) -> Encoded:
         data = prepared.encode(hundredths / 100)
-        return Found(data, hundredths / 100, measure(prepared, data))
+        return Encoded(data, hundredths / 100, measure(prepared, data))
 
     low, high = at(_LOWEST), at(_HIGHEST)
-    best = min((low, high), key=lambda found: abs(found.value - target))
+    best = min((low, high), key=lambda encoded: abs(encoded.value - target))
     if not low.value - tolerance <= target <= high.value + tolerance:
         raise LalicError(
             f"the target is {target:g} {unit}, but qualities 1 to 100 of the model {prepared.model.config.name!r} give "
@@ -91,12 +102,12 @@ def _search(
         values = [math.log(v) if unit != "dB" else v for v in (low.value, high.value, target)]
         along = 0.5 if halve or values[0] == values[1] else (values[2] - values[0]) / (values[1] - values[0])
         middle = min(b - 1, max(a + 1, round(a + along * (b - a))))
-        found = at(middle)
-        if found.value < target:
-            a, low = middle, found
+        encoded = at(middle)
+        if encoded.value < target:
+            a, low = middle, encoded
         else:
-            b, high = middle, found
-        best = min((best, found), key=lambda f: abs(f.value - target))
+            b, high = middle, encoded
+        best = min((best, encoded), key=lambda f: abs(f.value - target))
         halve = not halve
     if abs(best.value - target) > tolerance:
         raise LalicError(

@@ -65,7 +65,7 @@ def problem(words: list[str]) -> str | None:
     """What is wrong with a command of ours, None if nothing is or it is somebody else's. Nothing is run."""
     if words[0] == "lalic":
         try:
-            cli._build_parser("train" in words[1:2]).parse_args(words[1:])
+            cli._build_parser().parse_args(words[1:])
         except SystemExit as stop:
             if stop.code:
                 return f"`{shlex.join(words)}` is not what the command line takes"
@@ -77,6 +77,9 @@ def problem(words: list[str]) -> str | None:
             name = re.match(r"(\w+)=", word)
             if name and not re.search(rf"^{name[1]} \?=", makefile, re.MULTILINE):
                 return f"`{shlex.join(words)}`: the Makefile has no variable {name[1]}"
+    elif words[0] in ("python", "python3") and words[1].endswith(".py"):
+        if not (ROOT / words[1]).is_file():
+            return f"`{shlex.join(words)}`: there is no file {words[1]}"
     elif words[0] in ("python", "python3") and words[1:2] == ["-m"]:
         module = words[2]
         if module.partition(".")[0] in ("lalic", "lalic_kernels", "benchmarks"):
@@ -133,6 +136,7 @@ def test_the_first_commands_are_the_two_that_suffice() -> None:
         "make demo TORCHES=torch",
         "python -m lalic_kernels.information",
         "python -m benchmarks.race",
+        "python scripts/ship.py run",
     ],
 )
 def test_a_wrong_command_is_seen(line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The paper's BD-rates from its own published points: `python -m benchmarks.paper.published [--save]`.
 
 LALIC against VTM-9.1, in percent of rate at equal quality, as Table 4 and the text of the paper give them, and as
-`lalic.eval.bdrate` computes them from the curves of `lalic/eval/published.json`. That the two agree is what makes other
+`lalic.eval.curves` computes them from the curves of `lalic/eval/published.json`. That the two agree is what makes other
 BD-rates of `lalic eval` worth reading. Nothing is measured.
 """
 
@@ -14,8 +14,7 @@ from typing import Any
 
 from benchmarks import records
 from lalic.errors import LalicError
-from lalic.eval import bdrate
-from lalic.eval.published import find
+from lalic.eval import curves
 
 PAPER = (  # pictures, metric, percent
     ("kodak", "psnr", -15.26),
@@ -31,10 +30,10 @@ def rows() -> list[Row]:
     """A row a set and metric: what the paper says, and each method's percent and the span of quality that counts."""
     found: list[Row] = []
     for pictures, metric, said in PAPER:
-        test, anchor = (find(codec, pictures, metric) for codec in (TEST, ANCHOR))
+        test, anchor = (curves.published_curve(codec, pictures, metric) for codec in (TEST, ANCHOR))
         row: Row = {"pictures": pictures, "metric": metric, "paper": said, "test": test.title, "anchor": anchor.title}
-        for method in bdrate.METHODS:
-            delta = bdrate.bd_rate(anchor.points, test.points, method)
+        for method in curves.METHODS:
+            delta = curves.bd_rate(anchor.points, test.points, method)
             row |= {method: delta.percent, "low": delta.low, "high": delta.high, "share": delta.share}
         found.append(row)
     return found
@@ -54,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{found[0]['test']} against {found[0]['anchor']}, percent of rate\n")
     print(
         f"{'pictures':10}{'metric':9}{'paper':>9}"
-        + "".join(f"{method:>9}" for method in bdrate.METHODS)
+        + "".join(f"{method:>9}" for method in curves.METHODS)
         + "   between, dB"
     )
     for row in found:
-        by_method = "".join(f"{row[method]:9.2f}" for method in bdrate.METHODS)
+        by_method = "".join(f"{row[method]:9.2f}" for method in curves.METHODS)
         span = f"{row['low']:.2f} and {row['high']:.2f}"
         print(f"{row['pictures']:10}{row['metric']:9}{row['paper']:9.2f}{by_method}   {span}")
     if options.save:

@@ -28,8 +28,8 @@ GAUSSIAN_SHA256 = "482d4620b3eb5802ce87f395fc613344f81fa5e5bfeeedae43cb3416ad9eb
 def gaussian_tables() -> CodingTables:
     """The 64 zero-mean Gaussians of the published model: row i for lalic_kernels.scale_table()[i], symbols -c..c.
 
-    Read from the data file beside this module (made by make_tables.py), never computed. Raises ValueError if the file
-    is not the one this version was published with.
+    Read from the data file beside this module (made by scripts/make_gaussian_tables.py), never computed. Raises
+    ValueError if the file is not the one this version was published with.
     """
     data = resources.files(__package__).joinpath(GAUSSIAN_FILE)
     with data.open("rb") as file, np.load(file, allow_pickle=False) as stored:

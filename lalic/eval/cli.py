@@ -1,12 +1,27 @@
-"""The arguments of `lalic eval` and `lalic compare`; needs no torch, so that `lalic --help` answers at once."""
+"""`lalic eval` and `lalic compare`: from arguments to calls. Needs no torch, so that `lalic --help` answers at once."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-DEFAULT_CODECS = ["lalic", "jpeg", "webp", "avif"]
+from lalic.eval import DEFAULT_CODECS
+from lalic.options import (
+    add_checkpoint_option,
+    add_force_option,
+    add_machine_options,
+    add_precision_option,
+    set_up_process,
+)
+
+if TYPE_CHECKING:
+    from lalic.eval.measure import Results
+
 _CODECS = (
     "lalic, jpeg, jpeg-444, webp, avif, avif-psnr, jxl, heic, vtm, compressai-NAME; behind a colon, its own qualities"
 )
@@ -27,8 +42,8 @@ def register(commands: Any, epilog: str) -> None:
     compare = commands.add_parser(
         "compare",
         help="one picture through several codecs, side by side",
-        description="Compress a picture with several codecs at matched size or PSNR, and write a sheet of crops (PNG) "
-        "and a page with a slider (HTML). The first codec says what the others are matched to.",
+        description="Compress a picture with several codecs at matched size or PSNR, and write a sheet of crops (PNG). "
+        "The first codec says what the others are matched to.",
         epilog=epilog,
     )
     compare.add_argument("input", metavar="IN", help="picture")
@@ -39,10 +54,11 @@ def register(commands: Any, epilog: str) -> None:
         "--crop", action="append", default=[], metavar="X,Y,W,H", help="a crop of the sheet; repeatable"
     )
     compare.add_argument(
-        "-o", "--output", metavar="STEM", help="writes STEM.png and STEM.html; in a folder IN-compare (default: here)"
+        "-o", "--output", metavar="STEM", help="writes STEM.png; in a folder IN-compare.png (default: here)"
     )
-    compare.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
-    add_model_arguments(compare)
+    compare.add_argument("--pictures", action="store_true", help="write each whole picture too, STEM-1-CODEC.png ...")
+    add_force_option(compare)
+    _add_codec_options(compare)
     compare.set_defaults(run=_run_compare)
 
 
@@ -66,27 +82,92 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     parser.add_argument("--each", action="store_true", help="a line for each picture too")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     parser.add_argument("--name", help="what to call the set of pictures (default: the first input's name)")
-    add_model_arguments(parser)
+    _add_codec_options(parser)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_codec_options(parser: argparse.ArgumentParser) -> None:
     """lalic's models and where they run, and VTM."""
-    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help="lalic's weights, one or several")
-    parser.add_argument("-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1..100")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="of lalic's transforms")
-    parser.add_argument("--device", metavar="DEVICE", help="of lalic's models: cpu (default), cuda or cuda:N")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of lalic's models")
+    add_checkpoint_option(parser, several=True)
+    parser.add_argument("-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100")
+    add_precision_option(parser)
+    add_machine_options(parser)
     parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
     parser.add_argument("--vtm-config", metavar="FILE", help="its encoder_intra_vtm.cfg (default: ../cfg beside it)")
 
 
-def _run_eval(args: argparse.Namespace) -> int:
-    from lalic.eval import session
+def _codec_options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(args, name) for name in ("precision", "device", "vtm", "vtm_config")}
+    return options | {"checkpoints": args.checkpoint, "qualities": args.quality}
 
-    return session.run(args)
+
+def results_of(args: argparse.Namespace) -> Results:
+    """What the arguments of `lalic eval` ask for, measured; progress goes to standard error."""
+    set_up_process(args.threads)
+    from lalic.eval import evaluate
+
+    return evaluate(
+        args.inputs,
+        args.codecs or DEFAULT_CODECS,
+        published=args.published,
+        against=args.against,
+        bpp=None if args.bpp is None else (args.bpp[0], args.bpp[1]),
+        name=args.name,
+        log=_log,
+        **_codec_options(args),
+    )
+
+
+def _run_eval(args: argparse.Namespace) -> int:
+    """Measure and report. Returns the exit code, 1 if a codec that was named could not be measured."""
+    results = results_of(args)
+    from lalic.eval import curves, report
+
+    if args.json:
+        print(json.dumps([curves.compressai_json(curve, results.caption) for curve in results.curves], indent=2))
+    else:
+        print(report.text(results, args.each))
+    if args.output is not None:
+        for path in report.write(results, args.output, _log):
+            _log(f"wrote {path}")
+    return 1 if results.left_out and args.codecs else 0
 
 
 def _run_compare(args: argparse.Namespace) -> int:
+    """Write the sheet, and the pictures. Returns the exit code, 1 if a codec that was named is not installed."""
+    set_up_process(args.threads)
+    from lalic import images
+    from lalic.codec import resolve_device
     from lalic.eval import compare
+    from lalic.eval.measure import caption
+    from lalic.eval.side_by_side import parse_box, sheet
+    from lalic.files import WouldOverwrite, write_atomic
 
-    return compare.run(args)
+    stem = f"{Path(args.input).stem}-compare"
+    if args.output:  # a folder, or a stem
+        folder = args.output.endswith(("/", os.sep)) or os.path.isdir(args.output)
+        stem = os.path.join(args.output, stem) if folder else args.output
+    if os.path.exists(f"{stem}.png") and not args.force:
+        raise WouldOverwrite(f"{stem}.png")
+    with open(args.input, "rb") as stream:
+        picture = images.load(stream.read())
+    boxes = [parse_box(text, picture) for text in args.crop]
+    both = compare(picture, args.codecs, args.target, match=args.match, **_codec_options(args))
+    for message in both.left_out:
+        _log(f"left out: {message}")
+    shown = {f"{stem}.png": sheet(picture, both.matches, boxes)}
+    for number, match in enumerate(both.matches, 1):
+        print(f"{match.codec.title}: {match.figures()}; {match.codec.version}")
+        if args.pictures:
+            shown[f"{stem}-{number}-{match.codec.name}.png"] = match.coded.picture
+    print(caption(resolve_device(args.device)))
+    for path, image in shown.items():
+        out = io.BytesIO()
+        image.save(out, "PNG", optimize=True)
+        write_atomic(path, out.getvalue(), overwrite=args.force)
+        print(f"wrote {path}")
+    return 1 if both.left_out else 0
+
+
+def _log(message: str) -> None:
+    """On standard error, at once."""
+    print(message, file=sys.stderr, flush=True)

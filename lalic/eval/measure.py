@@ -2,21 +2,141 @@
 
 from __future__ import annotations
 
-import math
-import statistics
+import importlib.metadata
+import os
+import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
+import torch
 from PIL import Image
 
 from lalic import images
-from lalic.demo import psnr
+from lalic.codec import resolve_device
 from lalic.errors import LalicError
-from lalic.eval.codecs import Codec, Quality
+from lalic.eval import DEFAULT_CODECS
+from lalic.eval.codecs import Codec, Options, Quality, open_codecs
+from lalic.eval.curves import (
+    Comparison,
+    Curve,
+    Point,
+    ReadCurve,
+    Row,
+    compare_curves,
+    published_for,
+    read_curve,
+)
+from lalic.files import Name
+from lalic.metrics import psnr
 from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
 
-__all__ = ["Curve", "Picture", "Point", "Row", "decibels", "load", "measure", "similarity"]
+__all__ = [
+    "Picture",
+    "Results",
+    "caption",
+    "device_name",
+    "evaluate",
+    "load",
+    "measure",
+    "similarity",
+]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one call of `evaluate` measured.
+
+    name: of the set of pictures. pictures: how many. caption: device and versions. curves: one for each codec, in the
+    order asked for. others: curves that were read. left_out: a sentence for each codec that could not be measured. bpp:
+    the span that counts for BD-rates, None for all of it.
+    """
+
+    name: str
+    pictures: int
+    caption: str
+    curves: list[Curve]
+    others: list[ReadCurve]
+    left_out: list[str]
+    bpp: tuple[float, float] | None = None
+
+    def comparisons(self) -> list[Comparison]:
+        """lalic's curves against all others; where lalic was not measured, the first curve against them."""
+        tests = [curve for curve in self.curves if curve.name == "lalic"] or self.curves[:1]
+        anchors: list[Curve | ReadCurve] = [curve for curve in self.curves if curve not in tests]
+        return compare_curves(tests, [*anchors, *self.others], self.bpp)
+
+
+def evaluate(
+    pictures: Name | Sequence[Name],
+    codecs: Sequence[str | Codec] = DEFAULT_CODECS,
+    *,
+    published: str | None = None,
+    against: Sequence[Name] = (),
+    bpp: tuple[float, float] | None = None,
+    name: str | None = None,
+    log: Callable[[str], None] | None = None,
+    **options: Unpack[Options],
+) -> Results:
+    """Compress and decompress pictures with each codec at each of its qualities.
+
+    pictures: a file or folder, or several, see `load`. codecs: words such as "webp" or "webp:20,40", or codecs
+    as they are (`lalic.eval.codecs`). published: "kodak", "clic" or "tecnick", whose published curves join in. against:
+    more curves, JSON in CompressAI's form. bpp: lowest and highest bits per pixel of the points that count for
+    BD-rates. name: of the set of pictures, None for the first source's. log: called with a line for each codec, each
+    point, and each codec that is left out. options: `lalic.eval.codecs.Options`, such as checkpoints and qualities;
+    several checkpoints of one rate each make one curve.
+
+    Raises `LalicError` for what is wrong with the arguments, before anything is measured.
+
+        >>> results = evaluate(["kodak/"], ["lalic", "jpeg"], published="kodak")
+        >>> [(point.label, point.bpp, point.psnr) for point in results.curves[0].points]
+    """
+    report = log if log is not None else lambda message: None
+    sources = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
+    others = [read_curve(path) for path in against]
+    others += [] if published is None else published_for(published)
+    opened, left_out = open_codecs(codecs, **options)
+    for message in left_out:
+        report(f"left out: {message}")
+    if not opened:
+        raise LalicError("nothing is left to measure")
+    loaded = load(sources)
+    curves = []
+    for codec in opened:
+        report(f"{codec.title} ({codec.version})")
+        curves.append(measure(codec, loaded, lambda point: report(_line(point))))
+    return Results(
+        name=name or Path(os.path.abspath(sources[0])).stem,
+        pictures=len(loaded),
+        caption=caption(resolve_device(options.get("device"))),
+        curves=_joined(curves),
+        others=others,
+        left_out=left_out,
+        bpp=bpp,
+    )
+
+
+def _line(point: Point) -> str:
+    return f"  {point.label:>8}  {point.bpp:.4f} bits per pixel, {point.psnr:.3f} dB"
+
+
+def _joined(curves: Sequence[Curve]) -> list[Curve]:
+    """Models of one rate each, published as a family, make one curve together; the others stay."""
+    single = [curve for curve in curves if curve.name == "lalic" and curve.points[0].quality is None]
+    if len(single) < 2:
+        return list(curves)
+    points = [replace(curve.points[0], label=curve.title.removeprefix("lalic ")) for curve in single]
+    version = f"{len(single)} models: " + "; ".join(
+        f"{p.label} {c.version}" for p, c in zip(points, single, strict=True)
+    )
+    joined = Curve("lalic", "lalic", version, tuple(sorted(points, key=lambda point: point.bpp)))
+    return [joined, *(curve for curve in curves if curve not in single)]
+
+
+# Pictures
 
 
 @dataclass(frozen=True)
@@ -27,96 +147,13 @@ class Picture:
     image: Image.Image
 
 
-@dataclass(frozen=True)
-class Row:
-    """One picture at one quality. size: bytes of the whole file. psnr: dB, over all channels of the 8-bit result;
-    infinite if every pixel is the same. ms_ssim: None if a side is below 161 pixels. Seconds: wall-clock."""
-
-    picture: str
-    width: int
-    height: int
-    size: int
-    psnr: float
-    ms_ssim: float | None
-    encode_seconds: float
-    decode_seconds: float | None
-
-    @property
-    def bpp(self) -> float:
-        """Bits per pixel of the whole file."""
-        return 8 * self.size / (self.width * self.height)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One quality over all pictures; its figures are plain means over the pictures, as is the custom.
-
-    quality: None for a model of one rate. label: what tells this point from the others.
-    """
-
-    quality: Quality
-    label: str
-    rows: tuple[Row, ...]
-
-    @property
-    def bpp(self) -> float:
-        """Mean bits per pixel."""
-        return statistics.fmean(row.bpp for row in self.rows)
-
-    @property
-    def psnr(self) -> float:
-        """Mean of the pictures' PSNR in dB."""
-        return statistics.fmean(row.psnr for row in self.rows)
-
-    @property
-    def ms_ssim(self) -> float | None:
-        """Mean MS-SSIM; None if a picture is too small for it."""
-        return _mean_or_none([row.ms_ssim for row in self.rows])
-
-    @property
-    def encode_seconds(self) -> float:
-        """Mean seconds a picture."""
-        return statistics.fmean(row.encode_seconds for row in self.rows)
-
-    @property
-    def decode_seconds(self) -> float | None:
-        """Mean seconds a picture; None if decoding was not timed."""
-        return _mean_or_none([row.decode_seconds for row in self.rows])
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The points of one codec in order of rate. name: the codec's; title: in plots; version: library and release."""
-
-    name: str
-    title: str
-    version: str
-    points: tuple[Point, ...]
-
-    def along(self, metric: str) -> list[tuple[float, float]]:
-        """(bits per pixel, quality in dB) of each point; metric: "psnr" or "ms-ssim". Empty if it was not measured."""
-        if metric == "psnr":
-            return [(point.bpp, point.psnr) for point in self.points]
-        return [(p.bpp, decibels(p.ms_ssim)) for p in self.points if p.ms_ssim is not None]
-
-
-def decibels(value: float) -> float:
-    """MS-SSIM in dB, -10 log10(1 - value); infinite for 1."""
-    return math.inf if value >= 1 else -10 * math.log10(1 - value)
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if len(there) == len(values) else None
-
-
-def load(sources: Iterable[str | Path]) -> list[Picture]:
+def load(sources: Iterable[Name]) -> list[Picture]:
     """The pictures of files and folders (searched recursively, hidden names left out), each folder in order of name.
 
     Read by the rules of `lalic.images`. Raises `LalicError` naming a source that is missing or holds none, a file that
     is refused, or two pictures of one name, which could not be told apart in the results.
     """
-    found: dict[str, Picture] = {}
+    pictures: dict[str, Picture] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise LalicError(f"{source}: there is no such file or folder")
@@ -125,10 +162,10 @@ def load(sources: Iterable[str | Path]) -> list[Picture]:
                 picture = Picture(path.stem, images.load(path))
             except LalicError as error:
                 raise LalicError(f"{path}: {error}") from None
-            if picture.name in found:
+            if picture.name in pictures:
                 raise LalicError(f"{path}: another picture is called {picture.name} as well, expected distinct names")
-            found[picture.name] = picture
-    return list(found.values())
+            pictures[picture.name] = picture
+    return list(pictures.values())
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -143,6 +180,9 @@ def _pictures(folder: Path) -> list[Path]:
     if not paths:
         raise LalicError(f"{folder}: this folder holds no pictures")
     return paths
+
+
+# One codec
 
 
 def similarity(a: Image.Image, b: Image.Image) -> float | None:
@@ -160,7 +200,7 @@ def measure(
     pictures: Sequence[Picture],
     progress: Callable[[Point], None] = lambda point: None,
 ) -> Curve:
-    """Every picture at every quality of the codec's ladder; `progress` hears of each finished point.
+    """Every picture at every quality of the codec; `progress` is called with each finished point.
 
     The first picture is coded once more before anything is timed: libraries load and kernels compile then.
     """
@@ -187,4 +227,37 @@ def _row(codec: Codec, quality: Quality, picture: Picture) -> Row:
         ms_ssim=similarity(picture.image, coded.picture),
         encode_seconds=coded.encode_seconds,
         decode_seconds=coded.decode_seconds,
+    )
+
+
+# The machine
+
+
+def device_name(device: torch.device) -> str:
+    """Model of the processor with the cores this process may use, or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def caption(device: torch.device) -> str:
+    """What a figure must say of the machine, in one line: device, threads, lalic, torch, Python."""
+    try:
+        release = f"lalic {importlib.metadata.version('lalic')}, "
+    except importlib.metadata.PackageNotFoundError:
+        release = ""
+    threads = torch.get_num_threads()
+    return (
+        f"{device_name(device)}, {threads} thread{'s' if threads > 1 else ''}; {release}torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
     )

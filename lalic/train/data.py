@@ -14,18 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from lalic.errors import ImageError
+from lalic.files import Name
 from lalic.nn.noise import ALL, Share
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
-def _sources(paths: Iterable[str | Path]) -> list[tuple[str, bytes | Path]]:
+def _sources(paths: Iterable[Name]) -> list[tuple[str, bytes | Path]]:
     """(name, encoded bytes or path) of every picture below ``paths``, in name order within each path."""
-    found: list[tuple[str, bytes | Path]] = []
+    sources: list[tuple[str, bytes | Path]] = []
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            found += [(str(p), p) for p in files]
+            sources += [(str(p), p) for p in files]
         elif path.is_file() and tarfile.is_tarfile(path):
             with tarfile.open(path) as tar:
                 members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
@@ -33,12 +34,12 @@ def _sources(paths: Iterable[str | Path]) -> list[tuple[str, bytes | Path]]:
                     if Path(member.name).suffix.lower() in SUFFIXES:
                         file = tar.extractfile(member)
                         assert file is not None  # isfile() said so
-                        found.append((f"{path}/{member.name}", file.read()))
+                        sources.append((f"{path}/{member.name}", file.read()))
         elif path.suffix.lower() in SUFFIXES and path.is_file():
-            found.append((str(path), path))
+            sources.append((str(path), path))
         else:
             raise ImageError(f"{path}: expected a folder, a tar file or a picture")
-    return found
+    return sources
 
 
 def _enlarged(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -64,7 +65,7 @@ class Crops:
 
     def __init__(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[Name],
         patch: int,
         batch: int,
         seed: int,
@@ -107,10 +108,10 @@ class Crops:
 
     def _crop(self, number: int, patch: int) -> NDArray[np.uint8]:
         """The crop with this number, counted from the start of training: (patch, patch, 3)."""
-        epoch, place = divmod(number, len(self._train))
+        epoch, position = divmod(number, len(self._train))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
-        draw = np.random.default_rng((self.seed, epoch, place))
-        pixels = self._picture(self._train[order[place]])
+        draw = np.random.default_rng((self.seed, epoch, position))
+        pixels = self._picture(self._train[order[position]])
         pixels = _enlarged(pixels, patch)
         side = patch
         if self.shrink > 1:

@@ -1,31 +1,43 @@
-"""The training loop: one optimiser step after another, a moving average, checkpoints that resume."""
+"""Training from Python, `train`, and its loop: optimiser steps, a moving average, a log, checkpoints that resume."""
 
 from __future__ import annotations
 
+import csv
 import io
 import math
+import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lalic.codec import resolve_device
+from lalic.config import Config
 from lalic.errors import CheckpointError, LalicError
-from lalic.files import write_atomic
+from lalic.files import Name, write_atomic
 from lalic.model import LALIC
 from lalic.nn import checkpoints
 from lalic.nn.ms_ssim import MIN_SIDE
 from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
-from lalic.train.log import Log
-from lalic.train.objective import Objective, check_patch, rate_distortion
-from lalic.train.processes import mean_over, parallel
-from lalic.train.qualities import balances, draw_qualities, lambdas
+from lalic.train.distributed import mean_over, parallel, together
+from lalic.train.objective import Objective, balances, check_patch, draw_qualities, lambdas, rate_distortion
+from lalic.train.optimisers import Soap
 from lalic.train.recipe import Recipe, learning_rate
-from lalic.train.soap import Soap
+from lalic.train.start import (
+    BLOCKS,
+    check_kernels,
+    configuration,
+    init_from,
+    linear_start,
+    start_gains,
+    start_weights,
+)
 
 HELD_OUT_QUALITIES = (10.0, 30.0, 50.0, 70.0, 90.0)
 
@@ -35,6 +47,99 @@ def _weights(model: LALIC) -> list[Tensor]:
     return [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a call of `train` came to.
+
+    folder: of the run. weights: its file of weights. step: steps done in all. resumed_at: the step at which this call
+    went on, None for a fresh run. last_row: the last row that this call logged; empty where nothing was left to do, and
+    in all processes but the first.
+    """
+
+    folder: Path
+    weights: Path
+    step: int
+    resumed_at: int | None
+    last_row: dict[str, Any]
+
+
+def train(
+    data: Name | Sequence[Name],
+    out: Name,
+    recipe: Recipe | None = None,
+    model: Name | Config = "slim",
+    *,
+    qualities: int | None = None,
+    init: Name | None = None,
+    device: str | torch.device | None = None,
+    save_every: int = 500,
+    log_every: int = 100,
+    compiled: bool = False,
+    tensorboard: bool = False,
+    log: Callable[[str], None] | None = print,
+) -> Run:
+    """Train a model; called again with the same arguments, go on where the run stopped, with the same result.
+
+    data: folders, tar files or pictures. out: folder of the run. recipe: None for `Recipe()`; `lalic.train.preset`
+    makes those with names. model: "slim", "full", "init" or a JSON file (`lalic.train.start.configuration`), or a
+    configuration. qualities: anchors of the gains, 0 for one lambda, None for the model's own. init: checkpoint to
+    start from, whose lambda is the recipe's. device: None for the CPU; processes that torchrun started take one GPU
+    each. save_every, log_every: steps between checkpoints, and steps that a row of the log stands for. compiled:
+    through `torch.compile`. tensorboard: write its files too. log: called with each row as text; None for silence.
+
+    Raises ``LalicError`` for arguments that do not fit, ``ImageError`` for data without pictures, ``CheckpointError``
+    for weights that do not fit and for a folder with a run of another model or recipe, ``FloatingPointError`` when the
+    loss is not finite.
+
+        >>> train("photos/", "run", preset("slim", steps=100_000)).weights
+    """
+    recipe = recipe if recipe is not None else Recipe()
+    show = log if log is not None else lambda message: None
+    folder = Path(out)
+    for name, value in (("save_every", save_every), ("log_every", log_every)):
+        if value < 1:
+            raise LalicError(f"{name}: expected at least 1, got {value}")
+    config = model if isinstance(model, Config) else configuration(model, init)
+    if qualities is not None:
+        config = replace(config, qualities=qualities)
+    if recipe.start == "linear":
+        if init is not None:
+            raise LalicError("start: expected random beside init, whose weights are not fresh, got linear")
+        check_kernels(config)
+    sources = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    with together(resolve_device(device)) as (share, own_device):
+        torch.manual_seed(recipe.seed)
+        network = LALIC.from_config(config)
+        crops = Crops(sources, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
+        start_weights(network)
+        start_gains(network, recipe)
+        if init is not None:
+            init_from(network, init)
+        elif recipe.start == "linear" and not (folder / "last.pt").exists():
+            count = -(-BLOCKS * 16**2 // recipe.patch**2)
+            pictures = Crops(sources, recipe.patch, count, recipe.seed, shrink=recipe.shrink)[0]
+            linear_start(network, pictures, recipe.lmbda)
+        trainer = Trainer(
+            network,
+            crops,
+            recipe,
+            folder,
+            own_device,
+            share=share,
+            compiled=compiled,
+            tensorboard=tensorboard,
+            show=show,
+        )
+        resumed_at = trainer.step if trainer.resume() else None
+        if share[0] == 0:
+            resumed = "" if resumed_at is None else f", resumed at step {resumed_at}"
+            show(f"{network.config.name}: {len(crops)} pictures, {recipe.steps} steps{resumed}; {recipe}")
+        trainer.run(every=log_every, save_every=save_every)
+        if share[0] == 0:
+            show(f"weights: {folder / 'weights.safetensors'}")
+    return Run(folder, folder / "weights.safetensors", trainer.step, resumed_at, trainer.last_row)
+
+
 class Trainer:
     """One run in a folder.
 
@@ -42,8 +147,8 @@ class Trainer:
     use, ``log.csv`` to look at. Every process of a run makes a Trainer; the first one writes.
 
     Args:
-        share: this process's part of every batch (`lalic.train.processes`). compiled: run the model and its loss
-            through `torch.compile`. tensorboard: write its files too.
+        share: this process's part of every batch (`lalic.train.distributed`). compiled: run the model and its loss
+            through `torch.compile`. tensorboard: write its files too. show: called with each row of the log as text.
     """
 
     def __init__(
@@ -57,6 +162,7 @@ class Trainer:
         share: Share = ALL,
         compiled: bool = False,
         tensorboard: bool = False,
+        show: Callable[[str], None] = print,
     ):
         least = (4 if recipe.large else 1) * share[1]
         if recipe.batch % least:
@@ -86,7 +192,8 @@ class Trainer:
         self._cutter = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[Tensor]] | None = None
         self._log: Log | None = None
-        self._tensorboard = tensorboard
+        self._tensorboard, self._show = tensorboard, show
+        self.last_row: dict[str, Any] = {}
 
     def update(self) -> dict[str, float]:
         """One optimiser step; this process's figures.
@@ -156,7 +263,7 @@ class Trainer:
         """
         model, recipe = self.averaged(), self.recipe
         qualities = (None,) if model.gains is None else HELD_OUT_QUALITIES
-        found: dict[str, float] = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
+        figures: dict[str, float] = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
         for quality in qualities:
             weights = lambdas(recipe, torch.tensor([quality])) if quality else torch.tensor([recipe.lmbda])
             factors = balances(recipe, weights).to(self.device) if quality else 1.0
@@ -171,10 +278,10 @@ class Trainer:
                 sums["bpp"] += float(parts["bpp"])
                 sums["psnr"] -= 10 * math.log10(max(float(parts["mse"]), 1e-10))
             for name in sums:
-                found[name] += sums[name] / len(pictures) / len(qualities)
+                figures[name] += sums[name] / len(pictures) / len(qualities)
             if quality:
-                found |= {f"{name}_{quality:g}": sums[name] / len(pictures) for name in ("bpp", "psnr")}
-        return found
+                figures |= {f"{name}_{quality:g}": sums[name] / len(pictures) for name in ("bpp", "psnr")}
+        return figures
 
     def save(self) -> None:
         """Write the run's files, each whole or not at all: a run that is killed meanwhile resumes from older ones."""
@@ -211,18 +318,18 @@ class Trainer:
             if (config := dict(state["config"]) | {"name": ""}) != asdict(self.model.config) | {"name": ""}:
                 own = asdict(self.model.config)
                 changed = {k: (v, own.get(k)) for k, v in config.items() if k != "name" and own.get(k) != v}
-                raise CheckpointError(f"{self.folder}: is a run of another model (there, here): {changed}")
+                raise CheckpointError(f"{self.folder}: is a run of another model (saved, given): {changed}")
             known = {f.name for f in fields(Recipe)}
-            theirs, here = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
-            if state["step"] <= min(theirs.decay_start, here.decay_start):
-                theirs = replace(theirs, steps=here.steps, decay=here.decay)
-            if theirs == here:
+            saved, given = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
+            if state["step"] <= min(saved.decay_start, given.decay_start):
+                saved = replace(saved, steps=given.steps, decay=given.decay)
+            if saved == given:
                 self._restore(state)
                 return True
-            mine = asdict(here)
-            wrong |= {k: (v, mine[k]) for k, v in asdict(theirs).items() if mine[k] != v}
+            own = asdict(given)
+            wrong |= {k: (v, own[k]) for k, v in asdict(saved).items() if own[k] != v}
         if wrong:
-            raise CheckpointError(f"{self.folder}: was made with another recipe (there, here): {wrong}")
+            raise CheckpointError(f"{self.folder}: was made with another recipe (saved, given): {wrong}")
         return False
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -237,17 +344,17 @@ class Trainer:
         first = self.share[0] == 0
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._log = Log(self.folder, self._columns(), self._tensorboard)
+            self._log = Log(self.folder, self._columns(), self._tensorboard, self._show)
             self._log.rewind(self.step)
         least = MIN_SIDE if self.recipe.metric == "ms-ssim" else 1
         pictures = [x for x in self.crops.held_out(held_out) if min(x.shape[2:]) >= least]
-        start, begun, kept, images = time.monotonic(), self.step, self.step, 0
+        start, begun, saved_at, images = time.monotonic(), self.step, self.step, 0
         sums: dict[str, float] = {}
         count = 0
         while self.step < self.recipe.steps:
-            if first and self.step == self.recipe.decay_start and kept < self.step:
+            if first and self.step == self.recipe.decay_start and saved_at < self.step:
                 self.save()  # which keeps `plateau.pt`
-                kept = self.step
+                saved_at = self.step
             images += self.recipe.crops(self.step)
             for name, value in self.update().items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -255,7 +362,7 @@ class Trainer:
             saves = self.step % save_every == 0 or self.step == self.recipe.steps
             if first and saves:
                 self.save()
-                kept = self.step
+                saved_at = self.step
             if self.step % every == 0 or self.step == self.recipe.steps:
                 means = mean_over({k: v / count for k, v in sums.items()}, self.share, self.device)
                 if self._log is not None:
@@ -266,8 +373,9 @@ class Trainer:
                     if saves and pictures:
                         row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}
                     self._log.add(row)
+                    self.last_row = row
                 sums, count = {}, 0
-        if first and (kept < self.step or not (self.folder / "last.pt").exists()):
+        if first and (saved_at < self.step or not (self.folder / "last.pt").exists()):
             self.save()
 
     def _columns(self) -> list[str]:
@@ -277,3 +385,56 @@ class Trainer:
         if self.model.gains is not None:
             columns += [f"held_out_{name}_{q:g}" for q in HELD_OUT_QUALITIES for name in ("bpp", "psnr")]
         return columns
+
+
+class Log:
+    """Rows of a run by step: in ``log.csv`` in its folder, as lines of text, and for TensorBoard.
+
+    Args:
+        folder: of the run. columns: of ``log.csv``, beginning with ``step``. tensorboard: write its files too, in
+            ``folder/tensorboard``; raises ``LalicError`` if the package is not installed. show: called with each row as
+            text.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        columns: list[str],
+        tensorboard: bool = False,
+        show: Callable[[str], None] = print,
+    ):
+        self.path, self.columns, self._show = folder / "log.csv", columns, show
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise LalicError("tensorboard: this needs the package tensorboard (pip install tensorboard)") from None
+            self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def rewind(self, step: int) -> None:
+        """Drop rows behind `step`: a run that was killed may have logged more than it saved."""
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a row everywhere. It has ``step``; what is no column is shown as text only."""
+        self._show("  ".join(f"{name} {value}" for name, value in row.items()))
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        if self._writer is not None:
+            for name, value in row.items():
+                if name in self.columns and name != "step":
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()

@@ -27,7 +27,7 @@ class Recipe:
         balance: a sample's loss is multiplied by ``(middle / lambda)^balance``, where the middle is the geometric mean
             of lowest and highest. Rate and weighted distortion grow about like the root of lambda, so that at 0.5 a
             percent of the rate weighs the same at every quality, as in a BD-rate; at 0 high lambdas drown low ones.
-        start: of fresh weights: "random", or "linear" (`lalic.train.linear`) for kernels that do not overlap.
+        start: of fresh weights: "random", or "linear" (`lalic.train.start`) for kernels that do not overlap.
         steps, batch, patch: updates, crops an update over all processes, side of a crop in pixels.
         large: every so many updates the crops have twice the side and are a quarter as many; 0: never. A sequence of
             tokens is then of more than one length.
@@ -35,7 +35,7 @@ class Recipe:
         lr: peak learning rate, reached after ``warmup`` steps. schedule: "cosine" falls to a hundredth from there;
             "trapezoid" stays, and falls in a line to a hundredth in the last ``decay`` share of the steps; "step"
             stays, and is a tenth in the last ``decay`` share.
-        optimizer: "adam", or "soap" (`lalic.train.soap`).
+        optimizer: "adam", or "soap" (`lalic.train.optimisers`).
         auxiliary_lr: Adam's learning rate for the prior's quantiles, which are tens of units from where they start.
         clip: largest gradient norm. ema: decay of the moving average that is evaluated and shipped; 0: none.
         bf16: matrix products and convolutions in bfloat16. seed: of weights, crops, qualities and noise.
@@ -99,6 +99,11 @@ class Recipe:
         return self.warmup if self.schedule == "cosine" else max(self.warmup, round(self.steps * (1 - self.decay)))
 
 
+def option(name: str) -> str:
+    """The option of `lalic train` for this field."""
+    return "--" + name.replace("lmbda", "lambda").replace("_", "-")
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Learning rate of update ``step`` (from 0)."""
     if step < recipe.warmup:
@@ -124,3 +129,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Recipes by name. "published" is the script of the paper's authors: one lambda a model, of 0.0018, 0.0035, 0.0067,
 0.0130, 0.0250 and 0.0483, the learning rate a tenth for the last 4 of 40 passes over the pictures. "slim" is that of
 the weights that ship, whose card says what each of their runs changed."""
+
+
+def preset(name: str | None = None, **changes: Any) -> Recipe:
+    """The recipe of this name, or the default one (None), with changes by field.
+
+    Raises ``ValueError`` for another name and for a value that `Recipe` refuses.
+
+        >>> preset("slim", steps=100_000)
+    """
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return Recipe(**{**(PRESETS[name] if name else {}), **changes})

@@ -1,19 +1,76 @@
-"""The weights that a run starts from."""
+"""What a run starts from: a configuration, and fresh, linear or trained weights.
+
+The linear start: transforms that begin as a principal component analysis of training pictures, in stages. A transform
+coder for pictures is first of all a linear one, and that part needs no training. Each convolution of g_a becomes the
+projection of its patches to their principal components, each of g_s the exact inverse. What a stage hands to its blocks
+is half-way whitened, so that they see weak components too; the latents are components over the quantiser's step for one
+lambda. Blocks begin with small gammas, and the slices' networks predict the components' own scales. The model then
+codes like a good block transform from its first step on.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from lalic.errors import CheckpointError
+from lalic.config import FULL, SLIM, Config, stride
+from lalic.errors import CheckpointError, LalicError
+from lalic.files import Name
 from lalic.model import LALIC
 from lalic.nn import checkpoints
+from lalic.nn.blocks import RWKVBlock
+from lalic.nn.context import EntropyParametersBlock, Slice
 from lalic.nn.gains import anchor_qualities
-from lalic.train.qualities import lambdas
+from lalic.train.objective import lambdas
 from lalic.train.recipe import Recipe
+
+BLOCKS = 32768  # of 16x16 pixels that a run looks at
+GAMMA = 0.1  # of every block: small beside the linear part, large enough for gradients
+LEVEL = 0.3  # RMS of the largest component between stages, in steps of the quantiser
+WHITENING = 0.5  # power of the standard deviations that is divided out between stages
+_LEAST_RATIO = 0.01  # of standard deviations, to the largest
+_SCALES = 0.2, 20.0  # least and largest scale that a slice begins with
+_PREDICTED = 0.7  # of a component's standard deviation: contexts will predict half of its variance
+
+
+def configuration(name: Name, init: Name | None = None) -> Config:
+    """The configuration with this name: "slim", "full", "init" for that of the checkpoint `init`, or a JSON file.
+
+    A JSON file has the fields of `lalic.config.Config` in which a model differs from slim. Raises ``LalicError`` if
+    there is no such configuration.
+    """
+    if name == "init":
+        if init is None:
+            raise LalicError("model is init, the configuration of a checkpoint, expected one to start from (--init)")
+        return checkpoints.infer_config(checkpoints.normalise(checkpoints.read(init)))
+    if name in ("slim", "full"):
+        return SLIM if name == "slim" else FULL
+    try:
+        given = json.loads(Path(name).read_text())
+    except OSError as error:
+        raise LalicError(
+            f"model: expected slim, full, init or a JSON file, got {os.fspath(name)!r} ({error})"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise LalicError(f"model: {name} is no JSON file ({error})") from None
+    known = [f.name for f in fields(Config) if f.name != "name"]
+    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else []
+    if unknown or not isinstance(given, dict):
+        what = f"has {', '.join(unknown)}" if unknown else f"is {type(given).__name__}"
+        raise LalicError(f"model: {name} {what}, expected an object with some of {', '.join(known)}")
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    try:
+        return replace(SLIM, **values).named()
+    except ValueError as error:
+        raise LalicError(f"model: {name}: {error}") from None
 
 
 def start_weights(model: LALIC) -> None:
@@ -37,22 +94,22 @@ def _trained(name: str) -> bool:
     return not name.startswith("gains.") and name.rsplit(".", 1)[-1] not in checkpoints.TABLE_BUFFERS
 
 
-def init_from(model: LALIC, path: str | Path) -> None:
+def init_from(model: LALIC, path: Name) -> None:
     """Take the weights of a checkpoint of the same shape; its gains too, if it has as many anchors.
 
     Raises ``CheckpointError`` if it has another shape.
     """
     sd = checkpoints.normalise(checkpoints.read(path))
-    found = checkpoints.infer_config(sd)
+    config = checkpoints.infer_config(sd)
     shapes = [
         {name: tuple(value.shape) for name, value in state.items() if checkpoints.matters(name) and _trained(name)}
         for state in (sd, model.state_dict())
     ]
     if shapes[0] != shapes[1]:
-        raise CheckpointError(f"{path}: holds a model of another shape than the one to train: {found}")
-    if found.qualities not in (0, model.config.qualities):
+        raise CheckpointError(f"{path}: holds a model of another shape than the one to train: {config}")
+    if config.qualities not in (0, model.config.qualities):
         raise CheckpointError(
-            f"{path}: has gains at {found.qualities} anchors, expected {model.config.qualities} or none"
+            f"{path}: has gains at {config.qualities} anchors, expected {model.config.qualities} or none"
         )
     for name, value in model.state_dict().items():
         if name.startswith("gains.") and name not in sd:
@@ -62,3 +119,103 @@ def init_from(model: LALIC, path: str | Path) -> None:
     prior = model.latent_codec.hyper.entropy_bottleneck
     for name in checkpoints.PRIOR_TABLES:
         setattr(prior, name, torch.empty(0, dtype=torch.int32))
+
+
+# The linear start
+
+
+def quantiser_step(lmbda: float) -> float:
+    """Step of a uniform quantiser that minimises lambda 255^2 MSE + bits per pixel at high rate, for values in [0, 1].
+
+    The error of a component is step^2 / 12 and falls by a factor of four a bit; MSE is a mean over three colours.
+    """
+    return math.sqrt(12 * 3 / (2 * math.log(2) * lmbda * 255**2))
+
+
+def check_kernels(config: Config) -> None:
+    """Raise ``LalicError`` unless a model's kernels are patches."""
+    if any(kernel > stride(kernel) for kernel in config.kernels):
+        raise LalicError(
+            f"start: linear needs kernels that do not overlap (1, 2, 4, 8), but the model has {config.kernels}; "
+            "start it at random"
+        )
+
+
+@torch.no_grad()
+def linear_start(model: LALIC, pictures: Tensor, lmbda: float) -> None:
+    """Let a model's transforms and scales begin as a principal component analysis of pictures.
+
+    Args:
+        model: of a configuration whose kernels are patches (1, 2, 4 or 8). Its hyper transforms, contexts and prior
+            stay as they are; gains, if any, should be one at ``lmbda`` (`start_gains`).
+        pictures: (n, 3, H, W) float in [0, 1], H and W multiples of 16; some ten thousand 16x16 blocks together.
+        lmbda: weight of the distortion that the quantiser's step is right for.
+
+    With gammas of 0 the synthesis of the analysis would be the pictures' projection to M components. Raises
+    ``LalicError`` for kernels that overlap, pictures of another shape, and pictures of one colour.
+    """
+    check_kernels(model.config)
+    kernels = model.config.kernels
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape[2] % 16 or pictures.shape[3] % 16:
+        raise LalicError(f"pictures: expected (n, 3, H, W) with H and W multiples of 16, got {tuple(pictures.shape)}")
+    downs = [m for m in model.g_a if isinstance(m, nn.Conv2d)]
+    ups = [m for m in model.g_s if isinstance(m, nn.ConvTranspose2d)][::-1]
+    step = quantiser_step(lmbda)
+    mean = pictures.mean((0, 2, 3))
+    x = (pictures - mean[:, None, None]).permute(0, 2, 3, 1)
+    before = torch.ones(3)  # what the stage before multiplied its components with
+    for down, up, kernel in zip(downs, ups, kernels, strict=True):
+        x = F.pixel_unshuffle(x.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1)  # channels by (c, dy, dx)
+        deviations, basis = _components(x.flatten(0, 2), down.out_channels)
+        if down is downs[-1]:
+            scales = torch.full_like(deviations, 1 / step)
+        else:
+            ratios = (deviations / deviations[0]).clamp_min(_LEAST_RATIO)
+            scales = LEVEL / step * ratios**-WHITENING
+        _set(down.weight, basis.T * scales[:, None] / before.repeat_interleave(kernel**2), unread=1)
+        _set(up.weight, basis.T / scales[:, None] * before.repeat_interleave(kernel**2), unread=0)
+        cast(nn.Parameter, down.bias).zero_()
+        cast(nn.Parameter, up.bias).zero_()
+        x, before = x @ basis, scales
+    first = downs[0]
+    cast(nn.Parameter, first.bias).copy_(-(first.weight.sum((2, 3)) @ mean))
+    cast(nn.Parameter, ups[0].bias).copy_(mean)
+    for module in [*model.g_a, *model.g_s]:
+        if isinstance(module, RWKVBlock):
+            module.gamma1.fill_(GAMMA)
+            module.gamma2.fill_(GAMMA)
+    _set_scales(model, deviations / step)
+
+
+def _components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Standard deviations (n,) and directions (K, n) of the n = min(count, K) largest components of x (rows, K)."""
+    covariance = x.double().T @ x.double() / x.shape[0]
+    variances, vectors = torch.linalg.eigh(covariance)
+    if not float(variances[-1]) > 1e-12:  # of values in [0, 1]: below this there is rounding only
+        raise LalicError("pictures: expected some with a structure, but all are of one colour")
+    n = min(count, x.shape[1])
+    largest = variances.flip(0)[:n].clamp_min(torch.finfo(torch.float32).eps * float(variances[-1]))
+    return largest.sqrt().float(), vectors.flip(1)[:, :n].float().contiguous()
+
+
+def _set(weight: Tensor, rows: Tensor, unread: int) -> None:
+    """weight (d, C, k, k) from rows (n, c k k), n <= d and c <= C: a layer may have more channels than components.
+
+    Those begin small where they are made, and with weights of 0 where they are read, dimension ``unread``. So the
+    inverse stays exact, and both sides have gradients.
+    """
+    n, inputs = rows.shape[0], rows.shape[1] // weight[0, 0].numel()
+    weight.mul_(0.1)
+    (weight[n:] if unread == 0 else weight[:, inputs:]).zero_()
+    weight[:n, :inputs] = rows.reshape(n, inputs, *weight.shape[2:])
+
+
+def _set_scales(model: LALIC, deviations: Tensor) -> None:
+    """Let the slices' networks begin with scales for latents of these standard deviations, and means of 0."""
+    predicted = torch.full((model.config.M,), _SCALES[0])
+    predicted[: len(deviations)] = deviations * _PREDICTED
+    for k, scales in enumerate(predicted.clamp(*_SCALES).split(list(model.config.groups))):
+        part = cast(Slice, model.latent_codec.y.latent_codec[f"y{k}"])
+        bias = cast(nn.Parameter, cast(EntropyParametersBlock, part.entropy_parameters[-1]).mix.bias)
+        bias[: len(scales)] = scales
+        bias[len(scales) :] = 0

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # fake_model, shared with te
 from fake_model import FakeModel
 
 import lalic
-from lalic import cli, codec
+from lalic import cli, codec, hub
 from lalic.errors import CheckpointError
 
 
@@ -26,7 +26,8 @@ def here(tmp_path, monkeypatch):
     """An empty working folder, and stand-ins for the weights that ship and for --checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lalic, "slim", lambda pretrained: FakeModel(), raising=False)
-    monkeypatch.setattr(lalic, "load_checkpoint", load_checkpoint, raising=False)
+    monkeypatch.setattr(hub, "slim", lambda pretrained: FakeModel())
+    monkeypatch.setattr(hub, "load_checkpoint", load_checkpoint)
     monkeypatch.setattr(codec, "_cache", {})
     return tmp_path
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import lalic
 from lalic import cli, codec, demo
+from lalic.metrics import psnr
 
 ASSETS = Path(lalic.__file__).parent / "assets"
 
@@ -24,9 +25,9 @@ def test_the_picture_is_the_one_its_readme_names():
 
 def test_psnr():
     black, grey = Image.new("RGB", (5, 4)), Image.new("RGB", (5, 4), (0, 0, 51))
-    assert demo.psnr(black, black) == float("inf")
+    assert psnr(black, black) == float("inf")
     # one channel of three off by 51 = 255 / 5: 10 log10(3 * 25)
-    assert demo.psnr(black, grey) == pytest.approx(18.7506, abs=1e-4)
+    assert psnr(black, grey) == pytest.approx(18.7506, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_the_jpeg_is_the_smallest_that_is_good_enough(crop, wanted):
     match = demo.jpeg_of_equal_psnr(crop, wanted)
     assert match.psnr >= wanted
     with Image.open(io.BytesIO(match.data)) as decoded:
-        assert decoded.format == "JPEG" and demo.psnr(crop, decoded) == match.psnr
+        assert decoded.format == "JPEG" and psnr(crop, decoded) == match.psnr
     every = [demo.JpegMatch(crop, quality, s) for quality in range(1, 101) for s in ("4:4:4", "4:2:0")]
     best = min((m for m in every if m.psnr >= wanted), key=lambda m: len(m.data))
     # PSNR wavers by hundredths of a dB from one quality to the next, which can put the search one step off.
@@ -70,8 +71,8 @@ def test_the_command(tmp_path, monkeypatch, capsys, model, jpeg):
     size = (folder / "astronaut.lalic").stat().st_size
     decoded = Image.open(folder / "astronaut-lalic.png")
     original = Image.open(folder / "astronaut.png")
-    psnr = demo.psnr(original, decoded)
-    assert f"{size} bytes, {8 * size / 512**2:.3f} bits per pixel, PSNR {psnr:.2f} dB" in out
+    decibels = psnr(original, decoded)
+    assert f"{size} bytes, {8 * size / 512**2:.3f} bits per pixel, PSNR {decibels:.2f} dB" in out
     for part in ("512x512", "preliminary", "encode ", "decode ", "warm-up", str(folder)):
         assert part in out
     found = {path.name for path in folder.iterdir()}

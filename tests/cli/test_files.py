@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from lalic.files import STREAM, Job, PlanError, plan, write_atomic
+from lalic.batch import Job, plan
+from lalic.errors import RequestError
+from lalic.files import STREAM, write_atomic
 
 PICTURES = [".png", ".jpg"]
 
@@ -143,28 +145,28 @@ def test_what_is_refused(tree, sources, out, match):
     if match is None:
         assert len(plan(sources, out, ".lalic", PICTURES)) == 2
         return
-    with pytest.raises(PlanError, match=match):
+    with pytest.raises(RequestError, match=match):
         plan(sources, out, ".lalic", PICTURES)
 
 
 def test_two_sources_of_one_target(tree):
     (tree / "a.jpg").touch()
-    with pytest.raises(PlanError, match=r"a\.png and a\.jpg would both be written to a\.lalic"):
+    with pytest.raises(RequestError, match=r"a\.png and a\.jpg would both be written to a\.lalic"):
         plan(["a.png", "a.jpg"], None, ".lalic", PICTURES)
     (tree / "in/sub/b.png").touch()
-    with pytest.raises(PlanError, match="would both be written"):
+    with pytest.raises(RequestError, match="would both be written"):
         plan(["in", "in/sub"], "out", ".lalic", PICTURES)
 
 
 def test_a_target_that_is_another_source(tree):
     (tree / "a.lalic").touch()
-    with pytest.raises(PlanError, match=r"a\.png would be written to a\.lalic, which is itself an input"):
+    with pytest.raises(RequestError, match=r"a\.png would be written to a\.lalic, which is itself an input"):
         plan(["a.png", "a.lalic"], None, ".lalic", PICTURES)
 
 
 def test_an_empty_folder(tree):
     (tree / "empty").mkdir()
-    with pytest.raises(PlanError, match=r"empty: this folder holds no file"):
+    with pytest.raises(RequestError, match=r"empty: this folder holds no file"):
         plan(["empty"], None, ".lalic", PICTURES)
-    with pytest.raises(PlanError, match=r"sub: this folder holds no file that ends in \.lalic"):
+    with pytest.raises(RequestError, match=r"sub: this folder holds no file that ends in \.lalic"):
         plan(["in/sub"], None, ".png", [".lalic"])

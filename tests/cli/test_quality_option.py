@@ -10,7 +10,7 @@ from fake_model import FakeGained, FakeModel
 from PIL import Image
 
 import lalic
-from lalic.demo import psnr
+from lalic.metrics import psnr
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from shapes import SHAPES
 
 from lalic import codec, search
 from lalic.container import parse
-from lalic.demo import psnr
 from lalic.errors import BitstreamError, LalicError
+from lalic.metrics import psnr
 from lalic.model import LALIC
 
 

@@ -1,13 +1,8 @@
-"""`lalic compare`: sizes and PSNR are matched, and the sheet and the page show what was decoded."""
+"""`lalic compare`: sizes and PSNR are matched, and the sheet shows what was decoded."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import re
 import sys
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,12 +11,11 @@ from eval_pictures import crop
 from fake_model import FakeGained, FakeModel
 from PIL import Image
 
-import lalic
-from lalic import cli
-from lalic.eval import compare
+from lalic import cli, hub
+from lalic.errors import LalicError
+from lalic.eval import compare, side_by_side
 from lalic.eval.codecs import Codec, Coded, LalicCodec, make
-from lalic.eval.match import coded_at, nearest
-from lalic.eval.measure import similarity
+from lalic.eval.side_by_side import coded_at, nearest
 
 
 class Ladder(Codec):
@@ -80,10 +74,10 @@ def test_lalic_meets_a_psnr_to_a_tenth_of_a_quality() -> None:
 
 def test_what_is_chosen_stays_and_the_rest_follows() -> None:
     picture = crop(150, 20)
-    found = compare.matched([make("jpeg"), make("webp", (10, 60)), make("jpeg-444")], picture, "bpp", None)
+    found = compare(picture, ["jpeg", "webp:10,60", "jpeg-444"]).matches
     assert [match.quality for match in found[:3]] == [45, 10, 60]  # amid the ladder; as chosen
     assert found[3].bpp == pytest.approx(found[0].bpp, rel=0.05)
-    found = compare.matched([make("jpeg"), make("webp")], picture, "psnr", 30.0)
+    found = compare(picture, ["jpeg", "webp"], 30.0, match="psnr").matches
     assert all(abs(match.psnr - 30) < 0.3 for match in found)
 
 
@@ -93,19 +87,19 @@ def test_crops_are_chosen_by_detail() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
     pixels[320:, 480:] = noise
     pixels[:160, :160] = 128 + (noise - 128.0) / 4
-    boxes = compare.choose_crops(Image.fromarray(pixels))
+    boxes = side_by_side.choose_crops(Image.fromarray(pixels))
     assert boxes[0] == (480, 320, 160, 160) and len(boxes) == 3
     for i, (x, y, w, h) in enumerate(boxes):
         assert 0 <= x <= 640 - w and 0 <= y <= 480 - h
         assert all(abs(x - other[0]) >= w or abs(y - other[1]) >= h for other in boxes[:i])
-    assert compare.choose_crops(Image.new("RGB", (30, 20)))[0] == (0, 0, 20, 20)
+    assert side_by_side.choose_crops(Image.new("RGB", (30, 20)))[0] == (0, 0, 20, 20)
 
 
 def test_the_sheet_shows_the_crops() -> None:
     picture = crop(150, 20)
-    found = compare.matched([make("jpeg"), make("webp")], picture, "bpp", None)
+    found = compare(picture, ["jpeg", "webp"]).matches
     boxes = [(10, 20, 100, 80), (60, 90, 100, 80)]
-    sheet = np.asarray(compare.sheet(picture, found, boxes))
+    sheet = np.asarray(side_by_side.sheet(picture, found, boxes))
     width, height = 100 * 2, 80 * 2
     for column, whole in enumerate([picture, *(match.coded.picture for match in found)]):
         for row, (x, y, w, h) in enumerate(boxes):
@@ -115,48 +109,28 @@ def test_the_sheet_shows_the_crops() -> None:
         assert (sheet[:44, left : left + width] < 128).any()  # its heading
 
 
-class Page(HTMLParser):
-    """Text of the table and addresses that the page would fetch."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.addresses: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.open.append(tag)
-        self.addresses += [value for key, value in attrs if key in ("src", "href")]
-
-    def handle_data(self, data) -> None:
-        if self.open and self.open[-1] == "td":
-            self.cells.append(data)
-
-
-def test_the_page_holds_the_pictures_and_fetches_nothing() -> None:
+def test_compare_from_python() -> None:
+    """Plain arguments in, the picture, matches and what was left out back; the sheet needs no more."""
     picture = crop(150, 20)
-    found = compare.matched([make("jpeg"), make("webp")], picture, "bpp", None)
-    text = compare.page('a "<b>".png', picture, found, "two cores & more")
-    page = Page(text)
-    assert not page.addresses and "http" not in text
-    assert "<title>a &quot;&lt;b&gt;&quot;.png</title>" in text and "two cores &amp; more" in text
-    (line,) = re.findall(r"const pictures = (\[.*\]);", text)
-    pictures = json.loads(line)
-    for entry, whole in zip(pictures, [picture, *(match.coded.picture for match in found)], strict=True):
-        kind, _, data = entry["data"].partition("base64,")
-        assert kind == "data:image/png;" and np.array_equal(
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.asarray(whole)
-        )
-    assert f"{found[1].coded.size}" in page.cells and f"{found[1].bpp:.4f}" in page.cells
-    assert f"{-10 * np.log10(1 - similarity(picture, found[1].coded.picture)):.2f}" in page.cells
+    both = compare(picture, ["jpeg", LalicCodec(FakeGained()), "vtm"], 30.0, match="psnr")
+    assert np.array_equal(np.asarray(both.picture), np.asarray(picture))
+    assert [match.codec.name for match in both.matches] == ["jpeg", "lalic"] and "vtm needs" in both.left_out[0]
+    assert all(abs(match.psnr - 30) < 0.3 for match in both.matches)
+    assert both.matches[0].figures().startswith(f"quality {both.matches[0].quality:g}, {both.matches[0].coded.size} b")
+    assert side_by_side.sheet(both.picture, both.matches).width == 3 * (2 * 160 + 8) + 8
+    for codecs, options, message in (
+        (["vtm"], {}, "nothing is left to compare"),
+        (["jpeg"], {"match": "size"}, "match is 'size', expected bpp or psnr"),
+    ):
+        with pytest.raises(LalicError, match=message):
+            compare(picture, codecs, **options)
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
     """Runs `lalic compare` on a picture in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lalic, "slim", lambda pretrained: FakeModel(), raising=False)
+    monkeypatch.setattr(hub, "slim", lambda pretrained: FakeModel())
     crop(150, 20).save("a.png")
 
     def call(*words):
@@ -171,14 +145,18 @@ def run(tmp_path, monkeypatch, capfd):
 def test_the_command(run, tmp_path) -> None:
     words = ("a.png", "jpeg:30", "webp", "lalic", "--match", "psnr", "--crop", "5,6,70,60")
     result = run(*words)
-    assert result.code == 0 and "wrote a-compare.html" in result.out
+    assert result.code == 0 and "wrote a-compare.png" in result.out
     assert [line.partition(": ")[0] for line in result.out.splitlines()[:3]] == ["JPEG 4:2:0", "WebP", "lalic"]
     with Image.open(tmp_path / "a-compare.png") as sheet:
         assert sheet.width == 4 * (150 + 8) + 8 and sheet.height == 44 + 128 + 8
-    assert "quality 30" in result.out and "Pillow" in (tmp_path / "a-compare.html").read_text()
+    assert "quality 30" in result.out and "Pillow" in result.out and "torch" in result.out
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a-compare.png"}
     again = run(*words)
     assert again.code == 1 and "a-compare.png exists already, --force overwrites it" in again.err
-    assert run(*words, "--force").code == 0
+    assert run(*words, "--force", "--pictures").code == 0
+    decoded = [np.asarray(Image.open(tmp_path / f"a-compare-{name}.png")) for name in ("1-jpeg", "2-webp", "3-lalic")]
+    assert np.array_equal(decoded[0], np.asarray(make("jpeg").code(crop(150, 20), 30).picture))
+    assert np.array_equal(decoded[2], np.asarray(crop(150, 20)))  # the stand-in keeps every pixel
 
 
 def test_what_is_wrong_or_missing_is_said(run, monkeypatch, tmp_path) -> None:
@@ -190,11 +168,11 @@ def test_what_is_wrong_or_missing_is_said(run, monkeypatch, tmp_path) -> None:
     ):
         result = run(*words)
         assert result.code == 1 and sentence in result.err, result.err
-    assert not list(tmp_path.glob("*.html"))
+    assert not list(tmp_path.glob("*compare*"))
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
     (tmp_path / "out").mkdir()
     result = run("a.png", "jpeg", "jxl", "-o", "out/x")
     assert result.code == 1 and "left out: jxl needs pillow-jxl-plugin" in result.err
-    assert (tmp_path / "out" / "x.png").exists() and (tmp_path / "out" / "x.html").exists()
+    assert (tmp_path / "out" / "x.png").exists()
     assert run("a.png", "jpeg", "-o", "out/").code == 0
-    assert (tmp_path / "out" / "a-compare.png").exists() and (tmp_path / "out" / "a-compare.html").exists()
+    assert (tmp_path / "out" / "a-compare.png").exists()

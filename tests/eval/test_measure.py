@@ -12,11 +12,12 @@ from fake_model import FakeModel
 from PIL import Image
 
 from lalic import images
-from lalic.demo import psnr
 from lalic.errors import LalicError
-from lalic.eval import forms
+from lalic.eval import evaluate
 from lalic.eval.codecs import LalicCodec, make
-from lalic.eval.measure import Curve, Point, Row, decibels, load, measure, similarity
+from lalic.eval.curves import Curve, Point, Row, compressai_json, decibels, read_compressai_json
+from lalic.eval.measure import load, measure, similarity
+from lalic.metrics import psnr
 from lalic.nn.ms_ssim import ms_ssim
 
 
@@ -80,7 +81,7 @@ def curve() -> Curve:
 
 
 def test_the_form_is_compressais(tmp_path: Path) -> None:
-    written = forms.as_json(curve(), "two cores")
+    written = compressai_json(curve(), "two cores")
     assert written["name"] == "X" and written["description"] == "x 1; two cores"
     assert written["results"] == {
         "bpp": [2.0, 4.0],
@@ -92,7 +93,7 @@ def test_the_form_is_compressais(tmp_path: Path) -> None:
     assert written["pictures"]["a"]["psnr-rgb"] == [30.0, 40.0] and written["qualities"] == ["1", "2"]
     path = tmp_path / "x.json"
     path.write_text(json.dumps(written, allow_nan=False))
-    name, points = forms.read(path, "ms-ssim")
+    name, points = read_compressai_json(path, "ms-ssim")
     assert name == "X" and [rate for rate, _ in points] == [2.0, 4.0]
     assert points[0][1] == pytest.approx(-10 * math.log10(0.15))
 
@@ -100,15 +101,15 @@ def test_the_form_is_compressais(tmp_path: Path) -> None:
 def test_compressais_own_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "vtm.json"
     path.write_text('{"name": "VTM", "results": {"psnr-rgb": [26.1, 28.4], "bpp": [0.05, 0.11]}}')
-    assert forms.read(path, "psnr") == ("VTM", [(0.05, 26.1), (0.11, 28.4)])
+    assert read_compressai_json(path, "psnr") == ("VTM", [(0.05, 26.1), (0.11, 28.4)])
     with pytest.raises(LalicError, match="holds no ms-ssim"):
-        forms.read(path, "ms-ssim")
+        read_compressai_json(path, "ms-ssim")
     path.write_text('{"results": {"psnr": [26.1, 28.4], "bpp": [0.05, 0.11]}}')  # as its first releases wrote
-    assert forms.read(path, "psnr") == ("vtm", [(0.05, 26.1), (0.11, 28.4)])
+    assert read_compressai_json(path, "psnr") == ("vtm", [(0.05, 26.1), (0.11, 28.4)])
     for text, word in (("{", "cannot be read"), ('{"results": {}}', "expected results"), ("[]", "expected results")):
         path.write_text(text)
         with pytest.raises(LalicError, match=word):
-            forms.read(path, "psnr")
+            read_compressai_json(path, "psnr")
 
 
 def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -116,3 +117,19 @@ def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytes
     monkeypatch.setattr(codec, "decode", lambda data: Image.new("RGB", (4, 4)))
     with pytest.raises(LalicError, match="lalic gave"):
         measure(codec, load([folder]))
+
+
+def test_evaluate_from_python(folder: Path) -> None:
+    """Plain arguments, a codec of the caller's own among words, and nothing is printed but what `log` is told."""
+    heard: list[str] = []
+    ours = LalicCodec(FakeModel(), title="mine")
+    results = evaluate(folder, ["jpeg:20,40", ours], published="kodak", bpp=(0.1, 50), log=heard.append)
+    assert (results.name, results.pictures, results.left_out) == ("pictures", 2, [])
+    assert [curve.title for curve in results.curves] == ["JPEG 4:2:0", "mine"]
+    assert [curve.title for curve in results.others] == ["LALIC (published)", "VTM-9.1 (published)"]
+    wanted = measure(make("jpeg", (20, 40)), load([folder]))
+    assert results.curves[0].along("psnr") == wanted.along("psnr")
+    assert heard[0].startswith("JPEG 4:2:0 (Pillow") and any("bits per pixel" in line for line in heard)
+    assert {comparison.test for comparison in results.comparisons()} == {"mine"}
+    with pytest.raises(LalicError, match="published is 'moon', expected one of clic, kodak, tecnick"):
+        evaluate(folder, ["jpeg:20"], published="moon")

@@ -10,8 +10,8 @@ import torch
 from tiny_run import RECIPE, tiny_model
 
 from lalic.train.data import Crops
+from lalic.train.distributed import together
 from lalic.train.loop import Trainer
-from lalic.train.processes import together
 from lalic.train.recipe import Recipe
 
 QUALITIES = 3

@@ -16,10 +16,9 @@ import lalic
 from lalic.config import SLIM, Config
 from lalic.errors import LalicError
 from lalic.model import LALIC
-from lalic.train import linear
-from lalic.train.linear import linear_start, quantiser_step
+from lalic.train import start
 from lalic.train.recipe import PRESETS, Recipe
-from lalic.train.start import start_gains
+from lalic.train.start import linear_start, quantiser_step, start_gains
 
 TINY = Config(
     "custom", 4, 24, (20, 40, 60, 24, 6, 5), (1, 1, 1, 0), (8, 16), 1, 2,
@@ -35,7 +34,7 @@ def halves() -> tuple[Tensor, Tensor]:
 
 
 def started(config: Config, pictures: Tensor, gamma: float, monkeypatch: pytest.MonkeyPatch) -> LALIC:
-    monkeypatch.setattr(linear, "GAMMA", gamma)
+    monkeypatch.setattr(start, "GAMMA", gamma)
     torch.manual_seed(0)
     model = LALIC.from_config(config)
     linear_start(model, pictures, 0.013)
@@ -89,7 +88,7 @@ def test_the_step_minimises_the_loss_at_high_rate() -> None:
 
 def test_every_parameter_has_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     more = replace(TINY, dims=(52, 210, 60, 24, 6, 5))
-    model = started(more, halves()[0], linear.GAMMA, monkeypatch).train()
+    model = started(more, halves()[0], start.GAMMA, monkeypatch).train()
     x = halves()[1][:, :, :128, :128]
     out = model(x)
     (out["x_hat"].square().mean() - out["likelihoods"]["y"].log().mean()).backward()

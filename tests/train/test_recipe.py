@@ -11,9 +11,9 @@ import torch
 
 from lalic.errors import LalicError
 from lalic.train.cli import add_arguments, recipe_of
-from lalic.train.qualities import balances, draw_qualities, lambdas
-from lalic.train.recipe import PRESETS, Recipe, learning_rate
-from lalic.train.soap import Soap
+from lalic.train.objective import balances, draw_qualities, lambdas
+from lalic.train.optimisers import Soap
+from lalic.train.recipe import PRESETS, Recipe, learning_rate, preset
 
 COSINE = Recipe(steps=6, lr=1e-3, warmup=2)
 TRAPEZOID = Recipe(steps=20, lr=1e-3, warmup=2, schedule="trapezoid", decay=0.5)
@@ -61,6 +61,14 @@ def test_the_published_recipe():
 def test_arguments_come_before_a_preset_and_a_preset_before_the_defaults():
     assert recipe_from() == Recipe()
     assert recipe_from("--preset", "slim", "--lr", "0.5") == Recipe(**{**PRESETS["slim"], "lr": 0.5})
+    assert preset() == Recipe() and preset("slim", lr=0.5) == recipe_from("--preset", "slim", "--lr", "0.5")
+    with pytest.raises(ValueError, match="preset: expected one of published, slim, got 'best'"):
+        preset("best")
+
+
+def test_a_preset_for_fresh_weights_serves_trained_ones():
+    assert recipe_from("--preset", "slim").start == "linear"
+    assert recipe_from("--preset", "slim", "--init", "weights.pth").start == "random"
 
 
 def test_wrong_numbers_are_named_as_options():

@@ -19,15 +19,20 @@ from tiny_run import tiny_model
 
 import lalic
 from lalic.cli import main
+from lalic.config import SLIM
 from lalic.errors import LalicError
 from lalic.nn import checkpoints
+from lalic.train import Recipe, train
 from lalic.train.data import Crops
-from lalic.train.log import Log
-from lalic.train.loop import Trainer
+from lalic.train.loop import Log, Trainer
 
 CHILD = Path(__file__).with_name("child.py")
 ROOT = CHILD.parents[2]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+SMALL = {
+    "N": 3, "M": 8, "dims": [48, 9, 8, 8, 6, 5], "depths": [1, 0, 0, 0], "groups": [3, 5], "aggregation_widths": [6],
+    "context_width": 9,
+}  # fmt: skip
 ENVIRONMENT = {**ALONE, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -124,10 +129,35 @@ def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, 
     assert {"held_out_bpp_50", "held_out_psnr_90"} <= set(columns)
 
 
+def test_train_from_python_resumes(pictures, tmp_path, capsys, one_thread):
+    """Plain arguments in, what came of the run back; nothing is printed but what `log` is told."""
+    heard: list[str] = []
+    recipe = Recipe(batch=2, patch=64, steps=1, schedule="trapezoid", decay=0.5)
+    model = replace(SLIM, **{key: tuple(v) if isinstance(v, list) else v for key, v in SMALL.items()})
+    first = train(pictures, tmp_path / "a", recipe, model, qualities=0, log_every=1, log=heard.append)
+    assert (first.step, first.resumed_at, first.weights) == (1, None, tmp_path / "a" / "weights.safetensors")
+    assert first.last_row["step"] == 1 and first.last_row["held_out_bpp"] > 0
+    assert heard[0].startswith("custom: 4 pictures, 1 steps; Recipe(") and heard[-1].startswith("weights: ")
+    assert lalic.load_checkpoint(first.weights).config.qualities == 0
+    second = train([pictures], str(tmp_path / "a"), replace(recipe, steps=2), model, qualities=0, log=None)
+    assert (second.step, second.resumed_at) == (2, 1) and second.last_row["step"] == 2
+    third = train(pictures, tmp_path / "a", replace(recipe, steps=2), model, qualities=0, log=None)
+    assert (third.step, third.resumed_at, third.last_row) == (2, 2, {})
+    assert capsys.readouterr().out == ""
+    for changes, message in (
+        ({"model": "large"}, "model: expected slim, full, init or a JSON file, got 'large'"),
+        ({"model": "init"}, "model is init, .* expected one to start from"),
+        ({"log_every": 0}, "log_every: expected at least 1, got 0"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+    ):
+        with pytest.raises(LalicError, match=message):
+            train(pictures, tmp_path / "b", **changes)
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_command_takes_other_shapes_and_starts_them_linearly(pictures, tmp_path, capsys, one_thread):
     shape = tmp_path / "shape.json"
-    small = {"N": 3, "M": 8, "dims": [48, 9, 8, 8, 6, 5], "depths": [1, 0, 0, 0], "groups": [3, 5]}
-    shape.write_text(json.dumps(small | {"aggregation_widths": [6], "context_width": 9}))
+    shape.write_text(json.dumps(SMALL))
     words = ["train", str(pictures), "--patch", "64", "--preset", "slim", "--batch", "4", "--threads", "1"]
     words += ["-o", str(tmp_path / "a"), "--model", str(shape), "--steps", "1"]
     assert main(words) == 0
@@ -153,7 +183,7 @@ def test_the_command_takes_other_shapes_and_starts_them_linearly(pictures, tmp_p
         assert main([*words[:-3], str(shape)]) == 1
         assert reason in capsys.readouterr().err
     assert main([*words[:-3], "absent.json"]) != 0
-    assert "--model: expected slim, full, init or a JSON file, got 'absent.json'" in capsys.readouterr().err
+    assert "model: expected slim, full, init or a JSON file, got 'absent.json'" in capsys.readouterr().err
 
 
 def test_a_start_that_cannot_be_is_refused_before_anything_is_done(tmp_path, capsys):
@@ -163,7 +193,7 @@ def test_a_start_that_cannot_be_is_refused_before_anything_is_done(tmp_path, cap
             ["--model", "full"],
             "start: linear needs kernels that do not overlap (1, 2, 4, 8), but the model has (5, 3, 3",
         ),
-        (["--init", str(tmp_path), "--start", "linear"], "--start: expected random beside --init"),
+        (["--init", str(tmp_path), "--start", "linear"], "start: expected random beside init"),
         (["--metric", "ms-ssim"], "--start: linear is for the metric mse"),
         (["--batch", "6"], "--batch: expected a multiple of 4 with large crops (large 4), got 6"),
     ):

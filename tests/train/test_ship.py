@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from tiny_run import RECIPE, trainer
 import lalic
 from lalic import weights
 from lalic.errors import CheckpointError
-from lalic.train import held_out, ship
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # scripts/ is not part of the installed package
+
+from scripts import held_out, ship_weights
 
 HOME = Path(weights.__file__).parent
 
@@ -31,7 +35,7 @@ def runs(pictures, tmp_path_factory):
 
 def test_weights_log_and_card(runs, tmp_path, capsys):
     words = [*map(str, runs), "--device-time", "two blinks of an eye", "--to", str(tmp_path)]
-    assert ship.main(words) == 0
+    assert ship_weights.main(words) == 0
     data = (tmp_path / "custom.safetensors").read_bytes()
     assert data == (runs[1] / "weights.safetensors").read_bytes()
     model = lalic.load_checkpoint(tmp_path / "custom.safetensors")
@@ -48,9 +52,9 @@ def test_weights_log_and_card(runs, tmp_path, capsys):
 
 
 def test_runs_that_go_on_from_what_ships(runs, tmp_path):
-    ship.ship(runs[:1], "a blink", "", tmp_path)
+    ship_weights.ship(runs[:1], "a blink", "", tmp_path)
     before = list(csv.DictReader((tmp_path / "training-log.csv").open()))
-    ship.ship(runs[1:], "two blinks", "", tmp_path, after="rest")
+    ship_weights.ship(runs[1:], "two blinks", "", tmp_path, after="rest")
     card = (tmp_path / "README.md").read_text()
     assert "| 2 + 4 |" in card and "`; then rest; then `lalic train" in card
     rows = list(csv.DictReader((tmp_path / "training-log.csv").open()))
@@ -58,19 +62,19 @@ def test_runs_that_go_on_from_what_ships(runs, tmp_path):
     assert before[0].items() <= rows[0].items()
     (tmp_path / "README.md").write_text("no card")
     with pytest.raises(CheckpointError, match="no field 'recipe'"):
-        ship.ship(runs[1:], "", "", tmp_path, after="")
+        ship_weights.ship(runs[1:], "", "", tmp_path, after="")
 
 
 def test_large_weights_do_not_ship(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(ship, "LARGEST", 1000)
+    monkeypatch.setattr(ship_weights, "LARGEST", 1000)
     with pytest.raises(CheckpointError, match="at most 1000"):
-        ship.ship(runs, "", "", tmp_path)
+        ship_weights.ship(runs, "", "", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_card_in_the_package_is_of_the_weights_beside_it():
     card, data = (HOME / "README.md").read_text(), (HOME / "slim.safetensors").read_bytes()
-    assert len(data) <= ship.LARGEST
+    assert len(data) <= ship_weights.LARGEST
     assert lalic.slim().weights_hash().hex() in card
     named = re.search(r"SHA-256 `([0-9a-f]{64})`", card)
     assert named is not None and named[1] == hashlib.sha256(data).hexdigest()

@@ -251,7 +251,7 @@ def test_small_pictures_are_held_out_too(tmp_path):
 
 def test_a_folder_of_another_model_is_refused(pictures, tmp_path):
     trainer(pictures, tmp_path).save()
-    with pytest.raises(CheckpointError, match=r"is a run of another model \(there, here\): .*'qualities': \(0, 3\)"):
+    with pytest.raises(CheckpointError, match=r"is a run of another model \(saved, given\): .*'qualities': \(0, 3\)"):
         trainer(pictures, tmp_path, qualities=3).resume()
 
 

@@ -13,7 +13,7 @@ import lalic
 from lalic import codec
 from lalic.model import LALIC
 from lalic.nn.checkpoints import save_tensors
-from lalic.train.linear import linear_start
+from lalic.train.start import linear_start
 
 FOLDER = Path(__file__).parent / "patches"
 

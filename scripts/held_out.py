@@ -1,6 +1,6 @@
-"""The pictures that training leaves out, as files: `python -m lalic.train.held_out DATA... -o FOLDER`.
+"""The pictures that training leaves out, as files: `python scripts/held_out.py DATA... -o FOLDER`.
 
-DATA as `lalic train` was given it. Weights are chosen on these pictures, with the tools that take folders:
+DATA is what `lalic train` was given. Weights are chosen on these pictures, with the tools that take folders:
 
     lalic eval FOLDER --codecs lalic --checkpoint ONE.safetensors OTHER.safetensors -q 10 30 50 70 90
 """
@@ -19,7 +19,7 @@ from lalic.train.data import Crops
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the pictures as PNG files, numbered in their order; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lalic.train.held_out", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures that a run is given")
     parser.add_argument("-o", "--output", required=True, type=Path, help="folder to write to")

@@ -1,4 +1,4 @@
-"""Weights of a run, as the package ships them: `python -m lalic.train.ship RUN [RUN...] --device-time TEXT`.
+"""Weights of a run, as the package ships them: `python scripts/ship_weights.py RUN [RUN...] --device-time TEXT`.
 
 The last RUN's averaged weights go to lalic/weights/ under their configuration's name, with the logs of all runs, in the
 order in which one started from the other, and a model card that says what can be read off them. What cannot, the words
@@ -23,10 +23,10 @@ import lalic
 from lalic.errors import CheckpointError
 from lalic.files import write_atomic
 from lalic.nn import checkpoints
-from lalic.train.recipe import Recipe
+from lalic.train.recipe import Recipe, option
 
 LARGEST = 24_000_000  # bytes of a file that ships
-HOME = Path(__file__).parents[1] / "weights"
+HOME = Path(__file__).parents[1] / "lalic" / "weights"
 
 _TABLE = {
     "model": "`lalic.{name}()`: M {M} in groups of {groups}, kernels {kernels}, dims {dims}, depths {depths}, contexts "
@@ -51,7 +51,7 @@ _TABLE = {
 CARD = """# {name}.safetensors
 
 Model card of the weights that ship. A file names the weights it was written with by a hash and is refused by others.
-This card is made by `python -m lalic.train.ship`.
+This card is made by `python scripts/ship_weights.py`.
 
 | | |
 |---|---|
@@ -61,7 +61,7 @@ LIMITS = "trained for hours on one CPU core, where such models train for days on
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write weights, log and card; returns the exit code. Raises ``CheckpointError`` for what is no finished save."""
-    parser = argparse.ArgumentParser(prog="python -m lalic.train.ship", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, the last one ships")
     parser.add_argument("--device-time", required=True, help='such as "5 hours on one core of an AMD EPYC server"')
@@ -74,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path, after: str | None = None) -> str:
-    """As `main`; returns a line that says what was written."""
+    """Write the last run's weights, the logs of all runs and the card to the folder `to`.
+
+    device_time, limits: what the card says of them. after: what was done to the weights that are there before these
+    runs; None: the runs started from nothing. Returns a line that says what was written. Raises ``CheckpointError`` for
+    what is no finished save, for weights that are too large, and for a card without the field that is to be continued.
+    """
     states = [checkpoints.read(run / "last.pt") for run in runs]
     data = (runs[-1] / "weights.safetensors").read_bytes()
     if len(data) > LARGEST:
@@ -145,14 +150,14 @@ def _recipe(saved: dict[str, Any]) -> Recipe:
 
 def _changes(recipe: Recipe) -> str:
     """What a recipe says that the default does not, as options of `lalic train`."""
-    words = []
+    options = []
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
         if value != f.default:
-            words.append("--" + f.name.replace("lmbda", "lambda").replace("_", "-"))
+            options.append(option(f.name))
             if value is not True:
-                words.append(f"{value:g}" if isinstance(value, float) else str(value))
-    return f"`lalic train {' '.join(words)}`"
+                options.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return f"`lalic train {' '.join(options)}`"
 
 
 def _objective(recipe: Recipe, gains: bool) -> str:

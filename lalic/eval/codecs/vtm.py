@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from lalic.errors import LalicError
-from lalic.eval.codecs import Codec, Coded, Quality
+from lalic.eval.codecs.base import Codec, Coded, Quality
+from lalic.files import Name
 
 __all__ = ["QPS", "Vtm", "command", "to_rgb", "to_yuv"]
 
@@ -52,12 +53,28 @@ def to_rgb(planes: np.ndarray, depth: int = 8) -> Image.Image:
 def command(
     encoder: Path, config: Path, source: Path, decoded: Path, stream: Path, width: int, height: int, qp: int
 ) -> list[str]:
-    """The words of the supplement's command, and the one that odd sizes need."""
-    words = [encoder, "-i", source, "-c", config, "-o", decoded, "-b", stream, "-wdt", width, "-hgt", height, "-q", qp]
-    words += ["--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444"]
+    """The arguments of the supplement's command, and the one that odd sizes need."""
+    arguments = [
+        encoder,
+        "-i",
+        source,
+        "-c",
+        config,
+        "-o",
+        decoded,
+        "-b",
+        stream,
+        "-wdt",
+        width,
+        "-hgt",
+        height,
+        "-q",
+        qp,
+    ]
+    arguments += ["--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444"]
     if width % _SMALLEST_UNIT or height % _SMALLEST_UNIT:
-        words.append("--ConformanceWindowMode=1")
-    return [str(word) for word in words]
+        arguments.append("--ConformanceWindowMode=1")
+    return [str(argument) for argument in arguments]
 
 
 class Vtm(Codec):
@@ -71,9 +88,7 @@ class Vtm(Codec):
     bounds = (0, 63)
     increasing = False
 
-    def __init__(
-        self, encoder: str | Path, config: str | Path | None = None, qualities: Sequence[Quality] = ()
-    ) -> None:
+    def __init__(self, encoder: Name, config: Name | None = None, qualities: Sequence[Quality] = ()) -> None:
         self.encoder = Path(encoder)
         self.config = self.encoder.parent.parent / "cfg" / "encoder_intra_vtm.cfg" if config is None else Path(config)
         for what, path in (("encoder", self.encoder), ("configuration", self.config)):
@@ -83,7 +98,7 @@ class Vtm(Codec):
         self.qualities, self.chosen = tuple(qualities) or QPS, bool(qualities)
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        """Encode in a folder of its own. Raises `LalicError` with VTM's last words if it fails."""
+        """Encode in a folder of its own. Raises `LalicError` with VTM's last line if it fails."""
         assert quality is not None
         width, height = picture.size
         with tempfile.TemporaryDirectory(prefix="lalic-vtm-") as folder:
@@ -94,14 +109,14 @@ class Vtm(Codec):
             seconds = time.perf_counter() - start
             return Coded(self._read(decoded, width, height), stream.stat().st_size, seconds, None, stream.read_bytes())
 
-    def _run(self, words: list[str]) -> str:
+    def _run(self, arguments: list[str]) -> str:
         try:
-            done = subprocess.run(words, check=True, capture_output=True, text=True, errors="replace")
+            done = subprocess.run(arguments, check=True, capture_output=True, text=True, errors="replace")
         except OSError as error:
-            raise LalicError(f"vtm: {words[0]} cannot be run ({error.strerror})") from None
+            raise LalicError(f"vtm: {arguments[0]} cannot be run ({error.strerror})") from None
         except subprocess.CalledProcessError as error:
-            said = (error.stderr or error.stdout).strip().splitlines()
-            raise LalicError(f"vtm: the encoder failed ({said[-1] if said else 'it said nothing'})") from None
+            printed = (error.stderr or error.stdout).strip().splitlines()
+            raise LalicError(f"vtm: the encoder failed ({printed[-1] if printed else 'it printed nothing'})") from None
         return done.stdout
 
     def _read(self, path: Path, width: int, height: int) -> Image.Image:
@@ -115,19 +130,19 @@ class Vtm(Codec):
         return to_rgb(planes, self._depth() if wide else 8)
 
     def _depth(self) -> int:
-        """Bits of the reconstruction, which VTM writes as it computes unless it is told otherwise."""
+        """Bits of the reconstruction, which VTM writes as it computes unless its configuration says otherwise."""
         text = self.config.read_text(errors="replace")
         for key in ("OutputBitDepth", "InternalBitDepth"):
-            found = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
-            if found and int(found[1]):
-                return int(found[1])
+            match = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
+            if match and int(match[1]):
+                return int(match[1])
         raise LalicError(f"vtm: {self.config} does not say InternalBitDepth, expected a number of bits")
 
     def _version(self) -> str:
         """VTM prints "VVCSoftware: VTM Encoder Version 9.1 ..." without arguments too, where it then fails."""
         try:
-            said = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
+            printed = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
         except OSError as error:
             raise LalicError(f"vtm: {self.encoder} cannot be run ({error.strerror})") from None
-        found = re.search(r"Version\s+\[?([\w.\-]+)", said)
-        return f"VTM {found[1]}" if found else "VTM, version unknown"
+        match = re.search(r"Version\s+\[?([\w.\-]+)", printed)
+        return f"VTM {match[1]}" if match else "VTM, version unknown"

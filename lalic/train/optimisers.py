@@ -93,7 +93,7 @@ class Soap(torch.optim.Optimizer):
         torch._foreach_addcdiv_(params, first, root, -group["lr"] / (1 - beta1**count))
 
     def _matrices(self, params: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
-        """params that are all of one shape as matrices; their state is stacked and lies with the first of them."""
+        """params that are all of one shape as matrices; their state is stacked and belongs to the first of them."""
         grad = torch.stack([p.grad.reshape(shape) for p in params if p.grad is not None])
         state = self.state[params[0]]
         beta1, beta2 = group["betas"]
@@ -108,8 +108,8 @@ class Soap(torch.optim.Optimizer):
         state["first"].lerp_(grad, 1 - beta1)
         bases = {side: state[f"basis{side}"] for side in sides}
         with _factors_in(self.products):
-            seen = _into(grad, bases)
-            state["second"].mul_(beta2).addcmul_(seen, seen, value=1 - beta2)
+            rotated = _into(grad, bases)
+            state["second"].mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
             step = _into(state["first"], bases).div_(1 - beta1**count)
             step = _out_of(step.div_(state["second"].div(1 - beta2**count).sqrt_().add_(group["eps"])), bases)
             for side in sides:
@@ -128,8 +128,8 @@ class Soap(torch.optim.Optimizer):
         columns = order[:, None, :].expand_as(image)
         state[f"basis{side}"] = torch.linalg.qr(image.gather(2, columns))[0]
         second = state["second"]
-        places = order[:, :, None] if side == 0 else order[:, None, :]
-        state["second"] = second.gather(1 + side, places.expand_as(second))
+        index = order[:, :, None] if side == 0 else order[:, None, :]
+        state["second"] = second.gather(1 + side, index.expand_as(second))
 
 
 @contextmanager

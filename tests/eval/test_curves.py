@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lalic.errors import LalicError
-from lalic.eval import published
-from lalic.eval.bdrate import bd_rate, rate_at, within
+from lalic.eval.curves import bd_rate, published_curve, published_curves, rate_at, within
 
 pytest.importorskip("bjontegaard")
 
@@ -28,7 +27,7 @@ def test_the_published_figures_come_from_the_published_points(
     pictures: str, metric: str, percent: float, row: str
 ) -> None:
     """LALIC against VTM-9.1, tables 1 and 4 of the paper and its supplement, to 0.3 percentage points."""
-    anchor, test = (published.find(codec, pictures, metric).points for codec in ("vtm-9.1", "lalic-published"))
+    anchor, test = (published_curve(codec, pictures, metric).points for codec in ("vtm-9.1", "lalic-published"))
     pchip, akima = (bd_rate(anchor, test, method).percent for method in ("pchip", "akima"))
     assert pchip == pytest.approx(percent, abs=0.3)
     assert akima == pytest.approx(percent, abs=0.3)
@@ -97,11 +96,11 @@ def test_within() -> None:
 
 
 def test_published_points_are_whole() -> None:
-    curves = published.load()
+    curves = published_curves()
     assert len(curves) == 8
     for each in curves:
         rates, values = zip(*each.points, strict=True)
         assert len(each.points) in (6, 8) and list(rates) == sorted(rates) and list(values) == sorted(values)
         assert each.source and each.metric in ("psnr", "ms-ssim")
     with pytest.raises(LalicError, match="no ms-ssim curve of vtm-9"):
-        published.find("vtm-9.1", "clic", "ms-ssim")
+        published_curve("vtm-9.1", "clic", "ms-ssim")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lalic import images
 from lalic.errors import LalicError
-from lalic.eval.codecs import Codec, Coded, NotInstalled, Quality
+from lalic.eval.codecs.base import Codec, Coded, NotInstalled, Quality
 
 __all__ = ["CompressAICodec"]
 
@@ -23,8 +23,7 @@ class CompressAICodec(Codec):
     """`compressai-NAME`: the model NAME of CompressAI's zoo, trained for MSE, at its qualities.
 
     The size counts the coded strings alone, as CompressAI's own tools count, for it has no file format: some bytes less
-    than a file would take. Raises `NotInstalled` without the package, `LalicError` if it
-    has no such model.
+    than a file would take. Raises `NotInstalled` without the package, `LalicError` if it has no such model.
     """
 
     extension = ""  # no file format

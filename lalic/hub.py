@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from lalic import weights
 from lalic.config import SLIM
 from lalic.errors import CheckpointError
@@ -31,12 +33,29 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LALIC:
     return LALIC.from_state_dict(checkpoints.read(path))
 
 
+def load_model(
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+) -> LALIC:
+    """A model of the caller's own, in eval mode and ready to code: of a checkpoint, or the slim one that ships (None).
+
+    device: where it is moved. precision: of its transforms (`LALIC.set_precision`), None for float32. Raises
+    ``CheckpointError`` when the file cannot be read or is not a LALIC checkpoint.
+    """
+    model = slim(pretrained=True) if checkpoint is None else load_checkpoint(checkpoint)
+    model = model.to(device).eval()
+    return model if precision is None else model.set_precision(precision)
+
+
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> LALIC:
     """Write the checkpoint `source` to `target` (.safetensors) with its entropy model as integers; returns the model.
 
     The coding tables of z are made now, once, if the checkpoint has none, and travel with the weights: machines that
-    make them anew may differ in a last bit, and then refuse each other's files. Raises ``CheckpointError`` as
-    `load_checkpoint` and for another ending, ``FileExistsError`` unless it may overwrite.
+    make them anew may differ in a last bit, and then refuse each other's files. Raises ``CheckpointError`` if the
+    source cannot be read or is no LALIC checkpoint, or if the target has another ending; ``FileExistsError`` if the
+    target exists and `overwrite` is false.
     """
     if not os.fspath(target).endswith(".safetensors"):
         raise CheckpointError(f"{os.fspath(target)}: a converted checkpoint's name must end in .safetensors")

@@ -1,4 +1,4 @@
-"""Makes the data file of gaussian_tables(): `python -m lalic.coder.make_tables [FILE]`.
+"""Makes the data file of gaussian_tables(): `python scripts/make_gaussian_tables.py [FILE]`.
 
 Run once; kept as the record of where the numbers come from. Row i is a zero-mean Gaussian of standard deviation
 s = scale_table()[i]: symbols -c..c with c = ceil(6.10941 s) (the quantile of 0.5e-9), p(k) = Phi((1/2 - |k|)/s) -
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lalic.coder import tables
 from lalic.coder.tables import GAUSSIAN_FILE, GAUSSIAN_SHA256, matrix_sha256, pack_rows, quantize_rows
 from lalic_kernels import scale_table
 
@@ -39,8 +40,8 @@ def compute_gaussian_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file (default: beside this module) if the numbers are the published ones; else says so and fails."""
-    target = Path(arguments[0]) if arguments else Path(__file__).with_name(GAUSSIAN_FILE)
+    """Writes the file (default: in lalic/coder) if the numbers are the published ones; else says so and fails."""
+    target = Path(arguments[0]) if arguments else Path(tables.__file__).with_name(GAUSSIAN_FILE)
     matrix, lengths, offsets = compute_gaussian_rows()
     if matrix_sha256(matrix) != GAUSSIAN_SHA256:
         print("This machine's erfc gives other numbers than the published table; nothing was written.", file=sys.stderr)

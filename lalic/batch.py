@@ -1,0 +1,412 @@
+"""Many files in a row: `compress_files`, `decompress_files`, and what became of each.
+
+A thread reads and opens what comes next, the caller's thread codes, and others pack and write what is done. Few files
+are under way at once, so memory does not grow with their number. Files are written whole or not at all; an interrupt
+lets those that are being written be finished, and begins no other. While files are worked at, the process shows no
+warnings: those about pictures go to the outcomes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from lalic import codec, images, search
+from lalic.container import MAX_PIXELS, parse
+from lalic.errors import LalicError, RequestError
+from lalic.files import STREAM, Name, WouldOverwrite, read, write
+from lalic.images import Color, ImageWarning
+from lalic.model import LALIC
+
+__all__ = ["Job", "Outcome", "Packed", "Steps", "compress_files", "decompress_files", "plan", "run"]
+
+AHEAD = 2  # files that are read before their turn, beyond those that are coded together
+WRITERS = 2
+BEHIND = 3  # files that wait to be written
+TOGETHER = 8  # files that a GPU decodes at once
+
+
+@dataclass
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        source, target: names; "-" is standard input or output.
+        width, height: of the picture in pixels. size: bytes that were written. quality: of the .lalic file, None for a
+            model of one quality and for decompressed files. The defaults stand where the file failed.
+        seconds: of work at this file; waiting does not count.
+        warnings: what was ignored about the picture, a sentence each.
+        error: why the file failed; None if it was written.
+    """
+
+    source: str
+    target: str
+    width: int = 0
+    height: int = 0
+    size: int = 0
+    quality: float | None = None
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+
+def compress_files(
+    sources: Sequence[Name],
+    output: Name | None = None,
+    model: LALIC | None = None,
+    *,
+    device: str | torch.device | None = None,
+    quality: float | None = None,
+    target_bpp: float | None = None,
+    target_psnr: float | None = None,
+    background: Color | None = None,
+    max_pixels: int = MAX_PIXELS,
+    graph: bool | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Outcome, int], None] | None = None,
+) -> list[Outcome]:
+    """Compress pictures to .lalic files; one that fails does not stop the rest. Returns the outcomes, in order.
+
+    sources, output: see `plan`. model, device, quality, background, max_pixels, graph: see `lalic.encode`. target_bpp,
+    target_psnr: search the quality for these bits per pixel or this PSNR in dB (`lalic.search`), in place of `quality`.
+    overwrite: replace files that exist. progress: called with each outcome in order, and the number of files.
+
+    Raises `RequestError` before any work for names that clash, a quality that the model does not have, a background
+    that is no colour, and more than one of quality and targets; `LalicError` for a device that is not there.
+    """
+    given = [value for value in (quality, target_bpp, target_psnr) if value is not None]
+    if len(given) > 1:
+        raise RequestError(f"quality, target_bpp, target_psnr: expected at most one of them, got {len(given)}")
+    jobs = plan(sources, output, ".lalic", images.readable_extensions())
+    codec.resolve_device(device)
+    try:
+        if background is not None:
+            images.parse_color(background)
+        codec.coded_quality(model or codec.shipped_model(device=device), quality)
+    except LalicError as error:  # said now, and not for each picture
+        raise RequestError(str(error)) from None
+    options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
+
+    def load(data: bytes) -> Image.Image:
+        return images.load(data, background=background, max_pixels=max_pixels)
+
+    def encode(picture: Image.Image) -> bytes:
+        if target_bpp is not None:
+            return search.encode_to_bpp(picture, target_bpp, model, **options).data
+        if target_psnr is not None:
+            return search.encode_to_psnr(picture, target_psnr, model, **options).data
+        return codec.encode(picture, model, quality=quality, **options)
+
+    def pack(_: Job, data: bytes) -> Packed:
+        container = parse(data, None)
+        return Packed(data, container.width, container.height, container.quality)
+
+    return _outcomes(jobs, Steps(load, lambda pictures: [encode(p) for p in pictures], pack), overwrite, progress)
+
+
+def decompress_files(
+    sources: Sequence[Name],
+    output: Name | None = None,
+    model: LALIC | None = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
+    graph: bool | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Outcome, int], None] | None = None,
+) -> list[Outcome]:
+    """Decompress .lalic files to pictures; one that fails does not stop the rest. Returns the outcomes, in order.
+
+    Pictures are PNG files, or of the format that the extension of `output` stands for, if that names one file. A GPU
+    decodes several files of one size at once. sources, output: see `plan`. model, device, max_pixels, graph: see
+    `lalic.decode`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
+    files.
+
+    Raises `RequestError` before any work for names that clash and an extension that Pillow cannot write; `LalicError`
+    for a device that is not there.
+    """
+    jobs = plan(sources, output, ".png", [".lalic"])
+    for extension in sorted({_extension(job) for job in jobs}):
+        try:
+            images.dump(Image.new("RGB", (1, 1)), extension)  # said now rather than after decoding
+        except LalicError as error:
+            raise RequestError(str(error)) from None
+    together = TOGETHER if codec.resolve_device(device).type == "cuda" else 1
+    options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
+
+    def decode(files: list[bytes]) -> list[Any]:
+        if len(files) == 1:
+            return [codec.decode(files[0], model, **options)]
+        return list(codec.decode_many(files, model, batch=len(files), **options))
+
+    def pack(job: Job, picture: Image.Image) -> Packed:
+        return Packed(images.dump(picture, _extension(job)), picture.width, picture.height)
+
+    return _outcomes(jobs, Steps(lambda data: data, decode, pack, together), overwrite, progress)
+
+
+def _extension(job: Job) -> str:
+    """Of the picture to write; a device such as /dev/null and standard output get PNG."""
+    if job.target == STREAM or (os.path.exists(job.target) and not os.path.isfile(job.target)):
+        return ".png"
+    return os.path.splitext(job.target)[1]
+
+
+def _outcomes(
+    jobs: Sequence[Job], steps: Steps, overwrite: bool, progress: Callable[[Outcome, int], None] | None
+) -> list[Outcome]:
+    outcomes = []
+    with closing(run(jobs, steps, overwrite=overwrite)) as results:
+        for outcome in results:
+            outcomes.append(outcome)
+            if progress is not None:
+                progress(outcome, len(jobs))
+    return outcomes
+
+
+# Which file is read and which is written
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and one to write; either may be "-", standard input or output."""
+
+    source: str
+    target: str
+
+
+def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collection[str]) -> list[Job]:
+    """Which file is read and which is written, all of it before any work starts.
+
+    sources: files, folders (searched recursively for the extensions in `take`, hidden names left out) or "-", standard
+    input.
+    output: None: next to each source, with `suffix` (such as ".lalic") for its own. A name, when there is one source
+    that is a file and `output` is no folder: written there. Otherwise a folder, made if need be, in which the structure
+    below each source folder is mirrored. "-": standard output; it is also the default when the source is "-".
+
+    Raises `RequestError` if a source is missing, nothing is found, two sources share a target, or a target is a source.
+    Whether a target exists already is not looked at here.
+    """
+    names = [os.fspath(source) for source in sources]
+    out = None if output is None else os.fspath(output)
+    if STREAM in names:
+        if len(names) > 1:
+            raise RequestError(f"{STREAM} (standard input) cannot be combined with other inputs")
+        return [Job(STREAM, STREAM if out is None else out)]
+    for source in names:
+        if not os.path.exists(source):
+            raise RequestError(f"{source}: there is no such file or folder")
+    single = len(names) == 1 and not os.path.isdir(names[0])
+    if out == STREAM and not single:
+        raise RequestError(f"-o {STREAM} (standard output) takes exactly one input file")
+    if out is not None and single and not os.path.isdir(out) and not out.endswith(("/", os.sep)):
+        jobs = [Job(names[0], out)]
+    else:
+        if out is not None and os.path.exists(out) and not os.path.isdir(out):
+            raise RequestError(f"-o {out} is a file, expected a folder for several inputs")
+        jobs = []
+        for source in names:
+            root = Path(source)
+            files = _walk(root, take) if root.is_dir() else [root]
+            if not files:
+                raise RequestError(f"{source}: this folder holds no file that ends in {_list(take)}")
+            for file in files:
+                inside = file.relative_to(root) if root.is_dir() else Path(file.name)
+                target = file if out is None else Path(out) / inside
+                jobs.append(Job(str(file), str(target.with_suffix(suffix))))
+    _refuse_clashes(jobs)
+    return jobs
+
+
+def _walk(root: Path, take: Collection[str]) -> list[Path]:
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.suffix.lower() in take)
+
+
+def _list(take: Collection[str]) -> str:
+    return f"one of {len(take)} picture extensions" if len(take) > 1 else ", ".join(take)
+
+
+def _refuse_clashes(jobs: Sequence[Job]) -> None:
+    sources = {_identity(job.source): job.source for job in jobs}
+    targets: dict[str, Job] = {}
+    for job in jobs:
+        if job.target == STREAM:
+            continue
+        key = _identity(job.target)
+        if key in sources:
+            raise RequestError(f"{job.source} would be written to {job.target}, which is itself an input")
+        if key in targets:
+            first = targets[key].source
+            if _identity(first) == _identity(job.source):
+                raise RequestError(f"{job.source} is named twice")
+            raise RequestError(
+                f"{first} and {job.source} would both be written to {job.target}; run them one by one with -o"
+            )
+        targets[key] = job
+
+
+def _identity(path: str) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+# Reading, coding and writing at once
+
+
+class Packed(NamedTuple):
+    """The bytes of a file to write, and what its outcome says of it."""
+
+    data: bytes
+    width: int
+    height: int
+    quality: float | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to each file.
+
+    open: bytes of the source -> what is coded, in a thread of its own. code: some of those -> as many results, or the
+    error that one met, in the caller's thread. pack: a result -> the bytes to write, in any thread. together: how many
+    `code` is given at most.
+    """
+
+    open: Callable[[bytes], Any]
+    code: Callable[[list[Any]], list[Any]]
+    pack: Callable[[Job, Any], Packed]
+    together: int = 1
+
+
+@dataclass
+class _State:
+    """How far a file is. value: what the last step gave."""
+
+    job: Job
+    outcome: Outcome
+    value: Any = None
+
+    def do(self, step: Callable[[], Any]) -> None:
+        """One step, if none has failed; its time and its warnings are the file's."""
+        if self.outcome.error is not None:
+            return
+        start = time.perf_counter()
+        _thread.warnings = self.outcome.warnings
+        try:
+            self.value = step()
+        except Exception as error:  # one bad file does not stop the rest
+            self.outcome.error, self.value = error, None
+        finally:
+            _thread.warnings = None
+            self.outcome.seconds += time.perf_counter() - start
+
+
+_thread = threading.local()
+
+
+def run(jobs: Sequence[Job], steps: Steps, *, overwrite: bool = False) -> Generator[Outcome, None, None]:
+    """Do every job, and give the outcome of each when it is done, in order. Work runs on while the caller looks at one.
+
+    overwrite: replace files that exist.
+    """
+    with _warnings_by_thread():
+        if len(jobs) == 1:
+            state = _opened(jobs[0], steps, overwrite)
+            _code([state], steps)
+            yield _written(state, steps, overwrite)
+            return
+        readers = ThreadPoolExecutor(1, "lalic-read")
+        writers = ThreadPoolExecutor(WRITERS, "lalic-write")
+        coming: deque[Future[_State]] = deque()
+        going: deque[Future[Outcome]] = deque()
+        rest = iter(jobs)
+
+        def read_on() -> None:
+            while len(coming) < steps.together + AHEAD and (job := next(rest, None)) is not None:
+                coming.append(readers.submit(_opened, job, steps, overwrite))
+
+        try:
+            read_on()
+            while coming:
+                states = [coming.popleft().result() for _ in range(min(steps.together, len(coming)))]
+                read_on()
+                _code(states, steps)
+                for state in states:
+                    going.append(writers.submit(_written, state, steps, overwrite))
+                while going and (len(going) > BEHIND or going[0].done()):
+                    yield going.popleft().result()
+            while going:
+                yield going.popleft().result()
+        finally:  # also where the caller was interrupted: what is being written is finished, nothing else begun
+            readers.shutdown(wait=True, cancel_futures=True)
+            writers.shutdown(wait=True, cancel_futures=True)
+
+
+def _opened(job: Job, steps: Steps, overwrite: bool) -> _State:
+    state = _State(job, Outcome(job.source, job.target))
+
+    def step() -> Any:
+        if not overwrite and os.path.isfile(job.target):
+            raise WouldOverwrite(job.target)
+        return steps.open(read(job.source))
+
+    state.do(step)
+    return state
+
+
+def _code(states: list[_State], steps: Steps) -> None:
+    """All of these at once. They share the time, and an error that is of no file alone."""
+    good = [state for state in states if state.outcome.error is None]
+    if not good:
+        return
+    shared = _State(good[0].job, Outcome("", ""))
+    shared.do(lambda: steps.code([state.value for state in good]))
+    error = shared.outcome.error
+    results = [error] * len(good) if error is not None else shared.value
+    good[0].outcome.warnings += shared.outcome.warnings
+    for state, result in zip(good, results, strict=True):
+        failed = isinstance(result, Exception)
+        state.outcome.error, state.value = (result, None) if failed else (None, result)
+        state.outcome.seconds += shared.outcome.seconds / len(good)
+
+
+def _written(state: _State, steps: Steps, overwrite: bool) -> Outcome:
+    def step() -> None:
+        packed = steps.pack(state.job, state.value)
+        write(state.job.target, packed.data, overwrite=overwrite)
+        outcome = state.outcome
+        outcome.width, outcome.height, outcome.quality = packed.width, packed.height, packed.quality
+        outcome.size = len(packed.data)
+
+    state.do(step)
+    return state.outcome
+
+
+class _warnings_by_thread(warnings.catch_warnings):
+    """Libraries' own warnings are for programmers; those about a picture go to the file that a thread works at."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ImageWarning)
+
+        def note(message: Warning | str, *_: Any, **__: Any) -> None:
+            into = getattr(_thread, "warnings", None)
+            if into is not None:
+                into.append(str(message))
+
+        warnings.showwarning = note

@@ -1,0 +1,210 @@
+"""One picture through several codecs at equal size or PSNR: the matches, and a sheet of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lalic import images
+from lalic.errors import LalicError
+from lalic.eval.codecs import Codec, Coded, Options, Quality, open_codecs
+from lalic.eval.curves import decibels
+from lalic.eval.measure import similarity
+from lalic.metrics import psnr
+
+__all__ = ["Box", "Match", "SideBySide", "choose_crops", "coded_at", "compare", "nearest", "parse_box", "sheet"]
+
+Box = tuple[int, int, int, int]  # left, top, width, height
+
+_CROP, _ZOOM = 160, 2
+_MARGIN, _LINE = 8, 18
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """A picture and what became of it. left_out: a sentence for each codec that is not installed."""
+
+    picture: Image.Image
+    matches: list[Match]
+    left_out: list[str]
+
+
+def compare(
+    picture: images.ImageSource,
+    codecs: Sequence[str | Codec],
+    target: float | None = None,
+    *,
+    match: str = "bpp",
+    **options: Unpack[Options],
+) -> SideBySide:
+    """Compress one picture with several codecs at equal size or PSNR.
+
+    picture: see `lalic.encode`. codecs: words such as "webp" or "webp:20,40", or codecs as they are
+    (`lalic.eval.codecs`); one with qualities of its own keeps them, any other comes as near to the target as it can.
+    target: bits per pixel (match "bpp") or dB (match "psnr"); None: what the first codec has, at its first quality or
+    in the middle of those it is measured at. options: `lalic.eval.codecs.Options`, such as checkpoints.
+
+    Raises `LalicError` for what is wrong with the arguments, `ImageError` if the picture is refused, `OSError` if it
+    cannot be opened.
+
+        >>> both = compare("photo.png", ["lalic", "jpeg"], 0.4)
+        >>> sheet(both.picture, both.matches).save("crops.png")
+    """
+    if match not in ("bpp", "psnr"):
+        raise LalicError(f"match is {match!r}, expected bpp or psnr")
+    opened, left_out = open_codecs(codecs, **options)
+    if not opened:
+        raise LalicError("nothing is left to compare")
+    loaded = images.load(picture)
+    matches: list[Match] = []
+    for codec in opened:
+        if codec.chosen:
+            matches += [coded_at(codec, loaded, quality) for quality in codec.qualities]
+        elif target is None:
+            matches.append(coded_at(codec, loaded, codec.qualities[len(codec.qualities) // 2]))
+        else:
+            matches.append(nearest(codec, loaded, match, target))
+        target = matches[0].value(match) if target is None else target
+    return SideBySide(loaded, matches, left_out)
+
+
+# Matching
+
+
+@dataclass(frozen=True)
+class Match:
+    """A picture through a codec at one quality, with its figures. ms_ssim: dB, None for a small picture."""
+
+    codec: Codec
+    quality: Quality
+    coded: Coded
+    bpp: float
+    psnr: float
+    ms_ssim: float | None
+
+    def value(self, metric: str) -> float:
+        """Bits per pixel ("bpp") or PSNR in dB ("psnr")."""
+        return self.bpp if metric == "bpp" else self.psnr
+
+    def figures(self) -> str:
+        """One line: quality, bytes, bits per pixel, PSNR, MS-SSIM."""
+        quality = "" if self.quality is None else f"quality {self.quality:g}, "
+        ms_ssim = "" if self.ms_ssim is None else f", MS-SSIM {self.ms_ssim:.2f} dB"
+        return f"{quality}{self.coded.size} bytes, {self.bpp:.4f} bits per pixel, PSNR {self.psnr:.2f} dB{ms_ssim}"
+
+
+def coded_at(codec: Codec, picture: Image.Image, quality: Quality) -> Match:
+    """The RGB picture through the codec at this quality."""
+    coded = codec.code(picture, quality)
+    ms_ssim = similarity(picture, coded.picture)
+    return Match(
+        codec=codec,
+        quality=quality,
+        coded=coded,
+        bpp=8 * coded.size / (picture.width * picture.height),
+        psnr=psnr(picture, coded.picture),
+        ms_ssim=None if ms_ssim is None else decibels(ms_ssim),
+    )
+
+
+def nearest(codec: Codec, picture: Image.Image, metric: str, target: float) -> Match:
+    """The quality whose bits per pixel ("bpp", nearest by ratio) or PSNR ("psnr") is nearest to `target`.
+
+    A binary search in the codec's steps: both are taken to rise along its qualities, and where they waver the result
+    may be a step off. Where the codec does not reach the target it is the end of its range; one of a single rate has no
+    choice.
+    """
+    if None in codec.qualities:
+        return coded_at(codec, picture, None)
+    low, high = codec.bounds
+    coded: dict[int, Match] = {}
+
+    def value(step: int) -> float:
+        if step not in coded:
+            quality = low + step * codec.step if codec.increasing else high - step * codec.step
+            coded[step] = coded_at(codec, picture, int(quality) if quality == int(quality) else round(quality, 6))
+        return coded[step].value(metric)
+
+    first, last = 0, round((high - low) / codec.step)
+    while first < last:  # the lowest step that reaches the target, or the last
+        middle = (first + last) // 2
+        if value(middle) >= target:
+            last = middle
+        else:
+            first = middle + 1
+    above = value(first)
+    if first == 0 or above < target:
+        return coded[first]
+    below = value(first - 1)
+    nearer_below = target / below < above / target if metric == "bpp" else target - below < above - target
+    return coded[first - 1] if nearer_below else coded[first]
+
+
+# The sheet
+
+
+def parse_box(text: str, picture: Image.Image) -> Box:
+    """ "X,Y,W,H" as a box. Raises `LalicError` for another form or one that is not inside the picture."""
+    try:
+        left, top, width, height = map(int, text.split(","))
+    except ValueError:
+        raise LalicError(f"crop is {text!r}, expected X,Y,WIDTH,HEIGHT in pixels") from None
+    inside = left >= 0 and top >= 0 and left + width <= picture.width and top + height <= picture.height
+    if not inside or width < 1 or height < 1:
+        raise LalicError(f"crop is {text!r}, expected a box inside {picture.width}x{picture.height}")
+    return left, top, width, height
+
+
+def choose_crops(picture: Image.Image) -> list[Box]:
+    """Up to three squares that do not overlap, chosen by the original alone: of the most detail, and of less.
+
+    Detail is the mean absolute difference of neighbours; squares stand on a grid of half their side, and those at the
+    top, at four fifths and at three fifths of all of them by detail are taken, or the next below that is still free.
+    """
+    side = min(_CROP, *picture.size)
+    grey = np.asarray(picture.convert("L"), dtype=np.float64)
+    spread = np.zeros_like(grey)
+    spread[:-1] += abs(np.diff(grey, axis=0))
+    spread[:, :-1] += abs(np.diff(grey, axis=1))
+    places = [
+        (left, top)
+        for top in range(0, picture.height - side + 1, max(1, side // 2))
+        for left in range(0, picture.width - side + 1, max(1, side // 2))
+    ]
+    places.sort(key=lambda at: -spread[at[1] : at[1] + side, at[0] : at[0] + side].sum())
+    taken: list[tuple[int, int]] = []
+    for share in (0.0, 0.2, 0.4):
+        for left, top in places[int(share * len(places)) :]:
+            if all(abs(left - x) >= side or abs(top - y) >= side for x, y in taken):
+                taken.append((left, top))
+                break
+    return [(left, top, side, side) for left, top in taken]
+
+
+def sheet(picture: Image.Image, matches: Sequence[Match], boxes: Sequence[Box] | None = None) -> Image.Image:
+    """Crops twice as large, a row each, in columns of the original and each codec, with its figures on top.
+
+    boxes: None for those of `choose_crops`.
+    """
+    boxes = boxes or choose_crops(picture)
+    columns = [("original", f"{picture.width}x{picture.height}", picture)]
+    for match in matches:
+        columns.append((match.codec.title, f"{match.bpp:.3f} bpp, {match.psnr:.2f} dB", match.coded.picture))
+    font = ImageFont.load_default(size=13)
+    width = max(max(box[2] for box in boxes) * _ZOOM, 150)
+    head = 2 * _LINE + _MARGIN
+    height = head + sum(box[3] * _ZOOM + _MARGIN for box in boxes)
+    result = Image.new("RGB", (len(columns) * (width + _MARGIN) + _MARGIN, height + _MARGIN), "white")
+    draw = ImageDraw.Draw(result)
+    for i, (title, line, whole) in enumerate(columns):
+        left, top = _MARGIN + i * (width + _MARGIN), head
+        draw.text((left, _MARGIN // 2), f"{title}\n{line}", fill="black", font=font)
+        for x, y, w, h in boxes:
+            crop = whole.crop((x, y, x + w, y + h)).resize((w * _ZOOM, h * _ZOOM), Image.Resampling.NEAREST)
+            result.paste(crop, (left, top))
+            top += h * _ZOOM + _MARGIN
+    return result

@@ -1,0 +1,73 @@
+"""Options that several commands share, each defined once. Needs no torch, so that `lalic --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from lalic.memory import keep_memory
+
+__all__ = [
+    "add_checkpoint_option",
+    "add_force_option",
+    "add_machine_options",
+    "add_precision_option",
+    "positive",
+    "set_up_process",
+]
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """--device and --threads."""
+    parser.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: as torch chooses)")
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--checkpoint, of `several` files or one."""
+    if several:
+        text = "weights to use instead of those that ship; several files are several models"
+        parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help=text)
+    else:
+        parser.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """--precision."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the transforms between picture and latents; files do not depend on it (default float32)",
+    )
+
+
+def add_force_option(parser: argparse.ArgumentParser) -> None:
+    """-f, --force."""
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
+
+
+def set_up_process(threads: int | None) -> None:
+    """Settings for a process of the command line: freed memory is kept, and `threads` CPU threads compute.
+
+    threads: None leaves the number to torch. Variables of the environment are read when a library is imported, so they
+    are set for libraries alone that are not imported yet.
+    """
+    keep_memory()
+    # torch's OpenMP threads (libgomp) would spin for milliseconds after each operation, where other threads could work.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if threads is None:
+        return
+    for library, variable in (("torch", "OMP_NUM_THREADS"), ("numba", "NUMBA_NUM_THREADS")):
+        if library not in sys.modules:
+            os.environ[variable] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,215 @@
+"""Files in a row: stages overlap, the order stays, few are under way, an interrupt leaves whole files."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_model import FakeGained, FakeModel
+from PIL import Image, ImageCms
+
+from lalic import batch
+from lalic.batch import Job, Outcome, Packed, compress_files, decompress_files
+from lalic.errors import LalicError, RequestError
+from lalic.files import WouldOverwrite
+from lalic.images import ImageWarning
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    made = []
+    for i in range(12):
+        (tmp_path / f"{i:02}.in").write_bytes(b"%d" % i)
+        made.append(Job(str(tmp_path / f"{i:02}.in"), str(tmp_path / "out" / f"{i:02}.out")))
+    return made
+
+
+def steps(**changed: Any) -> batch.Steps:
+    plain: dict[str, Any] = {
+        "open": lambda data: int(data),
+        "code": lambda values: [10 * value for value in values],
+        "pack": lambda job, value: Packed(b"%d" % value, value, 1),
+    }
+    return batch.Steps(**plain | changed)
+
+
+def run(jobs: list[Job], what: batch.Steps, **options: Any) -> list[Outcome]:
+    return list(batch.run(jobs, what, **options))
+
+
+def failed(outcomes: list[Outcome]) -> int:
+    return sum(outcome.error is not None for outcome in outcomes)
+
+
+def contents(jobs: list[Job]) -> list[str]:
+    return [Path(job.target).read_text() for job in jobs if os.path.exists(job.target)]
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
+    given: list[int] = []
+
+    def code(values: list[int]) -> list[Any]:
+        given.append(len(values))
+        return [ValueError("seven") if value == 7 else 10 * value for value in values]
+
+    Path(jobs[3].source).write_bytes(b"three")
+    outcomes = run(jobs, steps(code=code, together=together))
+    assert [(o.source, o.target) for o in outcomes] == [(job.source, job.target) for job in jobs]
+    good = [i for i in range(12) if i not in (3, 7)]
+    assert contents(jobs) == [str(10 * i) for i in good]
+    assert [(o.width, o.height, o.size) for o in outcomes if o.error is None] == [
+        (10 * i, 1, len(str(10 * i))) for i in good
+    ]
+    assert "invalid literal" in str(outcomes[3].error) and str(outcomes[7].error) == "seven" and failed(outcomes) == 2
+    assert all(o.seconds > 0 for o in outcomes) and max(given) == together
+
+
+def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
+    """The first file's writing waits until the third has been coded: one after the other, that would never end."""
+    third = threading.Event()
+
+    def code(values: list[int]) -> list[int]:
+        if values == [2]:
+            third.set()
+        return values
+
+    def pack(job: Job, value: int) -> Packed:
+        if value == 0:
+            assert third.wait(60)
+        return Packed(b"%d" % value, 1, 1)
+
+    assert failed(run(jobs, steps(code=code, pack=pack))) == 0
+    assert contents(jobs) == [str(i) for i in range(12)]
+
+
+def test_few_files_are_under_way(jobs: list[Job]) -> None:
+    lock = threading.Lock()
+    now = [0, 0]
+
+    def opened(data: bytes) -> int:
+        with lock:
+            now[0] += 1
+            now[1] = max(now)
+        return int(data)
+
+    def pack(job: Job, value: int) -> Packed:
+        threading.Event().wait(0.02)
+        with lock:
+            now[0] -= 1
+        return Packed(b"", 1, 1)
+
+    assert failed(run(jobs, steps(open=opened, pack=pack))) == 0
+    # those ahead, the one that is read, the one that is coded, those behind, and one more before they are waited for
+    assert now[0] == 0 and now[1] <= batch.AHEAD + 3 + batch.BEHIND + 1 < len(jobs)
+
+
+def test_an_interrupt_leaves_whole_files(jobs: list[Job]) -> None:
+    def code(values: list[int]) -> list[int]:
+        if values == [6]:
+            raise KeyboardInterrupt
+        return values
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, steps(code=code))
+    assert threading.active_count() == before
+    assert contents(jobs) == [str(i) for i in range(len(contents(jobs)))]
+    assert all(name.endswith(".out") for name in os.listdir(Path(jobs[0].target).parent))
+    assert failed(run(jobs, steps(), overwrite=True)) == 0
+
+
+def test_warnings_belong_to_their_file(jobs: list[Job]) -> None:
+    def opened(data: bytes) -> int:
+        if int(data) % 4 == 1:
+            warnings.warn(f"of {int(data)}", ImageWarning, stacklevel=1)
+        warnings.warn("for programmers", DeprecationWarning, stacklevel=1)
+        return int(data)
+
+    found = {i: outcome.warnings for i, outcome in enumerate(run(jobs, steps(open=opened))) if outcome.warnings}
+    assert found == {i: [f"of {i}"] for i in (1, 5, 9)}
+
+
+def test_files_that_exist_are_kept(jobs: list[Job]) -> None:
+    os.makedirs(Path(jobs[0].target).parent)
+    Path(jobs[4].target).write_text("mine")
+    outcomes = run(jobs, steps())
+    assert isinstance(outcomes[4].error, WouldOverwrite) and failed(outcomes) == 1
+    assert Path(jobs[4].target).read_text() == "mine" and len(contents(jobs)) == 12
+
+
+# Pictures from Python
+
+
+def save(path: Path, seed: int = 0) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Plain arguments in, outcomes back, nothing printed; one bad file does not stop the rest."""
+    pixels = [save(tmp_path / "in" / f"{i}.png", i) for i in range(3)]
+    (tmp_path / "in" / "1.png").write_bytes(b"no picture")
+    heard: list[tuple[str, int]] = []
+    outcomes = compress_files(
+        [tmp_path / "in"],
+        tmp_path / "out",
+        FakeGained(),
+        quality=100,
+        progress=lambda o, n: heard.append((o.source, n)),
+    )
+    assert [Path(o.target).name for o in outcomes] == ["0.lalic", "1.lalic", "2.lalic"]
+    assert heard == [(o.source, 3) for o in outcomes]
+    assert isinstance(outcomes[1].error, LalicError) and failed(outcomes) == 1
+    first = outcomes[0]
+    assert (first.width, first.height, first.quality) == (40, 30, 100) and first.warnings == []
+    assert first.size == os.path.getsize(first.target)
+    back = decompress_files([str(tmp_path / "out")], str(tmp_path / "back"), FakeGained())
+    assert [(Path(o.target).name, o.width, o.height, o.error) for o in back] == [
+        ("0.png", 40, 30, None), ("2.png", 40, 30, None)
+    ]  # fmt: skip
+    for i in (0, 2):
+        with Image.open(tmp_path / "back" / f"{i}.png") as image:
+            assert abs(np.asarray(image).astype(int) - pixels[i]).max() <= 2  # 101 levels
+    assert capfd.readouterr() == ("", "")
+    again = compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", FakeGained())
+    assert isinstance(again[0].error, WouldOverwrite)
+    assert failed(compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", FakeGained(), overwrite=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quality": 0}, "quality is 0, expected 1 to 100"),
+        ({"quality": 50, "target_bpp": 1.0}, "expected at most one of them, got 2"),
+        ({"background": "greenish"}, "background is 'greenish'"),
+    ],
+)
+def test_a_request_that_cannot_be_starts_nothing(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    save(tmp_path / "a.png")
+    with pytest.raises(RequestError, match=message):
+        compress_files([tmp_path / "a.png"], model=FakeGained(), **options)
+    with pytest.raises(RequestError, match="no picture format"):
+        decompress_files([tmp_path / "a.png"], tmp_path / "a.xyz", FakeGained())
+    with pytest.raises(LalicError, match="device is 'tpu'"):
+        compress_files([tmp_path / "a.png"], device="tpu")
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_picture_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its profile is looked at when it is loaded, and not again when it is coded."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (40, 30), (9, 8, 7)).save(tmp_path / "a.png", icc_profile=profile)
+    seen: list[Any] = []
+    inner = ImageCms.ImageCmsProfile
+    monkeypatch.setattr(ImageCms, "ImageCmsProfile", lambda given: seen.append(given) or inner(given))
+    assert failed(compress_files([tmp_path / "a.png"], model=FakeModel())) == 0
+    assert sum(isinstance(given, io.BytesIO) for given in seen) == 1
