@@ -37,7 +37,7 @@ def slim():
 def test_what_a_model_is_asked(slim, monkeypatch):
     """Of coding once, at several qualities, and in a search; the bytes are the same."""
     asked = []
-    for name in ("encode_latents", "decode_sections"):
+    for name in ("encode", "encode_latents", "decode"):
         inner = getattr(LALIC, name)
 
         def call(self, *given, inner=inner, name=name, **options):
@@ -46,12 +46,12 @@ def test_what_a_model_is_asked(slim, monkeypatch):
 
         monkeypatch.setattr(LALIC, name, call)
     plain, without = (codec.encode(picture(), slim, **options) for options in ({}, {"graph": False}))
-    assert plain == without and asked == [("encode_latents", "nothing"), ("encode_latents", False)]
+    assert plain == without and asked == [("encode", None), ("encode", False)]
     asked.clear()
     quality = codec.Prepared(picture(), slim).encode(50)
     found = search.encode_to_psnr(picture(), 18.0, slim, tolerance=30.0, graph=False)
     assert quality == plain and found.data and len(asked) == 5
-    assert asked[1:] == 2 * [("encode_latents", False), ("decode_sections", False)]
+    assert asked[1:] == 2 * [("encode_latents", False), ("decode", False)]
 
 
 def test_a_graph_where_there_can_be_none(slim):
