@@ -408,7 +408,7 @@ class LALIC(nn.Module):
                 if one is not None:
                     name = self.config.name
                     raise QualityError(
-                        f"quality is {one}, expected none: the model {name!r} was trained for one quality"
+                        f"quality is {one:g}, expected none: the model {name!r} was trained for one quality"
                     )
             return None
         if isinstance(quality, Tensor):

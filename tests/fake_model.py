@@ -39,8 +39,9 @@ class FakeModel(torch.nn.Module):
     def as_qualities(self, quality: float | None, batch: int) -> torch.Tensor | None:
         if not self.config.qualities:
             if quality is not None:
+                name = self.config.name
                 raise QualityError(
-                    f"quality is {quality:g}: the model {self.config.name!r} was trained for one quality"
+                    f"quality is {quality:g}, expected none: the model {name!r} was trained for one quality"
                 )
             return None
         return gains.as_qualities(50.0 if quality is None else quality, batch)

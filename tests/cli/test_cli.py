@@ -314,7 +314,7 @@ def test_info(run, here):
     text = "\n".join(done.out)
     for part in (
         "a.lalic",
-        "version 2",
+        "version 1",
         "slim",
         FakeModel().weights_hash().hex(),
         "40x30",
