@@ -18,7 +18,7 @@ import lalic_kernels
 from benchmarks.measure import Call, Case, Setting, copy_bandwidth, within
 from benchmarks.ops import case_name, dtypes, generator_of, stage_shapes
 from lalic_kernels import BlockParameters
-from lalic_kernels.rwkv_block.parameters import SHAPES
+from lalic_kernels.block.op import SHAPES
 
 RATE = 4  # hidden width of the transforms' channel mixes, in multiples of C
 Launches = list[tuple[int, int]]  # (bytes, operations on matrices) of each

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import Row, Setting, WrongResult
-from lalic_kernels._core import numba_support
+from lalic_kernels import installed
 
 SHAPE, QUICK_SHAPE = (1, 24576, 144), (1, 67, 5)  # a stage of the model for 768x512
 REPEATS = 3
@@ -47,7 +47,7 @@ print(json.dumps(times))
 
 def biwkv(setting: Setting) -> list[Row]:
     """Rows of BiWKV's forward; none where the compiled code does not run. Memory's state is of no matter: once."""
-    if setting.device.type != "cpu" or setting.memory == "reused" or not numba_support.INSTALLED:
+    if setting.device.type != "cpu" or setting.memory == "reused" or not installed.NUMBA:
         return []
     shape = QUICK_SHAPE if setting.quick else SHAPE
     found: dict[str, list[float]] = {

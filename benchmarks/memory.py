@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import importlib
 import json
 import multiprocessing
 import os
@@ -39,7 +38,8 @@ from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.blocks import OmniShift, RWKVBlock
 from lalic.train.loop import rate_distortion
-from lalic_kernels._core import dispatch
+from lalic_kernels import dispatch
+from lalic_kernels.op import OPS
 
 CONFIGS = {"full": FULL, "slim": SLIM}
 LMBDA = 0.013  # any: memory does not depend on it
@@ -61,7 +61,7 @@ class _PlainBiWKV(torch.autograd.Function):
         w, u, k, v = ctx.saved_tensors
         if k.is_meta:
             return torch.empty_like(w), torch.empty_like(u), torch.empty_like(k), torch.empty_like(v)
-        return torch.ops.lalic_kernels.biwkv_backward(w, u, k, v, None, grads[0], dispatch.AUTO)[:4]
+        return torch.ops.lalic_kernels.biwkv_backward(w, u, k, v, None, grads[0], None)[:4]
 
 
 def _plain_shift(shift: OmniShift, n: Tensor) -> Tensor:
@@ -114,10 +114,9 @@ def plain() -> Iterator[None]:
 
 def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
-    for name, op in dispatch.OPS.items():
-        module = importlib.import_module(f"lalic_kernels.{op.folder or name}.op")
-        found[f"lalic_kernels::{name}"] = module._forward
-        found[f"lalic_kernels::{name}_backward"] = module._backward
+    for name, op in OPS.items():
+        found[f"lalic_kernels::{name}"] = op.forward
+        found[f"lalic_kernels::{name}_backward"] = op.backward
     return found
 
 

@@ -14,8 +14,8 @@ import lalic_kernels
 from benchmarks.measure import Call, Case, Setting, bandwidth_metrics, within
 from lalic.config import FULL, Config
 from lalic.nn.context import channel_ramp
-from lalic_kernels._core.registration import bytes_of
 from lalic_kernels.entropy_params.reference import entropy_params as entropy_reference
+from lalic_kernels.op import bytes_of
 
 HEIGHT, WIDTH = 512, 768
 

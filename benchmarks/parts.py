@@ -30,7 +30,7 @@ from benchmarks.measure import WrongResult, copy_bandwidth
 from lalic.coder.decoder import SliceDecoder
 from lalic.config import Config
 from lalic.model import LALIC
-from lalic_kernels._core import triton_support
+from lalic_kernels import installed
 
 INT8_PRODUCTS = 4  # of digits, for one product of the exact arithmetic (docs/portable-arithmetic.md)
 EXACT = ("h_s", "contexts", "aggregation")  # what decides symbols
@@ -134,7 +134,7 @@ def labelled(part: Callable[[str], Any]) -> Iterator[None]:
         return run
 
     with contextlib.ExitStack() as stack:
-        for place, owner_name, function, name in (*PLACES, *(PLACES_THERE if triton_support.INSTALLED else ())):
+        for place, owner_name, function, name in (*PLACES, *(PLACES_THERE if installed.TRITON else ())):
             module = importlib.import_module(place)
             owner = getattr(module, owner_name) if owner_name else module
             stack.enter_context(mock.patch.object(owner, function, around(getattr(owner, function), name)))

@@ -19,7 +19,7 @@ from benchmarks import memory
 from lalic.coder import coding
 from lalic.model import LALIC
 from lalic.nn.blocks import OmniShift
-from lalic_kernels._core import dispatch
+from lalic_kernels import dispatch
 
 
 def _shift(shift: OmniShift, n: Tensor) -> Tensor:

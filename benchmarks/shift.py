@@ -15,9 +15,9 @@ from torch import Tensor
 import lalic_kernels
 from benchmarks.measure import Call, Case, Setting, WrongResult, bandwidth_metrics
 from benchmarks.ops import case_name, check_by_reference, dtypes, generator_of, stage_shapes
-from lalic_kernels._core.registration import bytes_of
-from lalic_kernels.norm_shift.reference import norm_shift as norm_reference
-from lalic_kernels.token_shift.reference import token_shift as shift_reference
+from lalic_kernels.op import bytes_of
+from lalic_kernels.shift.reference import norm_shift as norm_reference
+from lalic_kernels.shift.reference import token_shift as shift_reference
 
 
 def token_shift_cases(setting: Setting) -> Iterator[Case]:

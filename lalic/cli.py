@@ -218,11 +218,9 @@ def _set_up_process(threads: int | None) -> None:
 def _announce_compiling() -> None:
     """Who watches is told why the first picture takes so long."""
     if sys.stderr.isatty():
-        from lalic_kernels._core import numba_support
+        from lalic_kernels import installed
 
-        numba_support.on_compiling(
-            lambda: _say("compiling for this processor; this happens once and may take a minute")
-        )
+        installed.on_compiling(lambda: _say("compiling for this processor; this happens once and may take a minute"))
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lalic_kernels._core.threads import run_ranges
+from lalic_kernels.threads import run_ranges
 
 
 def implementation(device: torch.device, dtype: torch.dtype) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from lalic_kernels._core.floats import OPTIONS
-from lalic_kernels._core.floats import exp as _exp
+from lalic_kernels.numba_math import OPTIONS
+from lalic_kernels.numba_math import exp as _exp
 
 WIDTH = 32  # channels of a work item: their states stay in the first cache
 

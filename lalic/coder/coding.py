@@ -25,8 +25,7 @@ from lalic.coder.slices import (
 from lalic.coder.tables import gaussian_tables
 from lalic.config import Config
 from lalic.errors import BitstreamError
-from lalic_kernels import exact
-from lalic_kernels._core import triton_support
+from lalic_kernels import exact, installed
 from lalic_kernels.cache import WeightCache
 from lalic_kernels.rans import CodingTables, Decoder, RansError, encode, grouped
 
@@ -421,4 +420,4 @@ class Coding(nn.Module):
 
 def _decodes_there(device: torch.device) -> bool:
     """Whether symbols are decoded on the device where the model lies."""
-    return device.type == "cuda" and triton_support.INSTALLED
+    return device.type == "cuda" and installed.TRITON

@@ -5,7 +5,7 @@ the smallest of the chunk, q_t = gy_t low / den_t and q_t y_t, relative to exp(-
 recomputed wherever they are needed. `factors` has groups of one token (kernels.py). `constants` is (18, B, chunks, C)
 float32, in the order in which `grad_join_kernel` stores them. README.md has the equations.
 
-v and y are measured from `centre`, see `kernels_scan.middle_row`.
+v and y are measured from `centre`, see `kernels.middle_row`.
 
 In the logarithmic form, each row's log denominator and y are kept, and `grad_rows_kernel` goes over all T rows.
 """
@@ -13,16 +13,41 @@ In the logarithmic form, each row's log denominator and y are kept, and `grad_ro
 import triton
 import triton.language as tl
 
-from lalic_kernels._core.triton_helpers import sigmoid_stable
-from lalic_kernels.biwkv.kernels import sums_before
-from lalic_kernels.biwkv.kernels_log import log_grad_row, log_whole_row
-from lalic_kernels.biwkv.kernels_scan import running_states
-
-NOTHING = tl.constexpr(-1.0e38)
-_SIZES = ["tokens", "channels", "chunks"]
+from lalic_kernels.biwkv.kernels import NOTHING, SIZES, running_states, sums_before
+from lalic_kernels.triton_math import sigmoid_stable
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit
+def log_whole_row(
+    w, u, k_ptr, v_ptr, centre, row, tokens, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """(log denominator, y - centre), [LENGTH, BLOCK_C], of the tokens `row`, from all T tokens of a batch item.
+
+    Exponents are rounded as `log_grad_row` rounds them, so that a row's weights add up to one in the gradient too.
+    """
+    top = tl.full([LENGTH, BLOCK_C], NOTHING, tl.float32)
+    offset = c.to(tl.int64)
+    for i in range(tokens):
+        k = tl.load(k_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]
+        gap = tl.abs(row - i)[:, None]
+        top = tl.maximum(top, tl.where(gap == 0, k + u[None, :], k - (gap - 1).to(tl.float32) * w[None, :]))
+        offset += channels
+    num = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+    den = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+    offset = c.to(tl.int64)
+    for i in range(tokens):
+        k = tl.load(k_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]
+        v = tl.load(v_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]
+        gap = tl.abs(row - i)[:, None]
+        reach = tl.where(gap == 0, k + u[None, :], k - (gap - 1).to(tl.float32) * w[None, :])
+        p = tl.exp(tl.minimum(reach - top, 1.0))
+        num += p * (v - centre[None, :])
+        den += p
+        offset += channels
+    return top + tl.log(den), num / den
+
+
+@triton.jit(do_not_specialize=SIZES)
 def grad_sums_kernel(
     w_ptr,  # (C,) float32
     u_ptr,  # (C,) float32
@@ -106,7 +131,7 @@ def grad_sums_kernel(
         tl.store(y_ptr + start + offset, y, mask=inside)
 
 
-@triton.jit(do_not_specialize=_SIZES[1:])
+@triton.jit(do_not_specialize=SIZES[1:])
 def grad_scan_kernel(
     w_ptr,  # (C,) float32
     factors_ptr,  # (2 LENGTH + 4, C) float32
@@ -227,7 +252,56 @@ def _constant(ptr, plane, place: tl.constexpr, c_in):
     return tl.load(ptr + place * plane, mask=c_in, other=1.0)[None, :]
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit
+def log_grad_row(
+    w,
+    u,
+    k,
+    v,
+    gate_ptr,
+    grad_ptr,
+    log_den_ptr,
+    y_ptr,
+    row,
+    tokens,
+    channels,
+    c,
+    c_in,
+    LENGTH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Gradients of the keys and values at tokens `row`, and each token's share of those of w and u; over all T rows.
+
+    v and y are measured from one value. The pointers point to the batch item. A weight
+    is exp(k - steps w - log_den), at most one but for rounding.
+    """
+    grad_k = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+    grad_v = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+    grad_w = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+    grad_u = tl.zeros([LENGTH, BLOCK_C], tl.float32)
+    offset = c.to(tl.int64)
+    for t in range(tokens):
+        g = tl.load(grad_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]
+        if GATED:
+            g *= sigmoid_stable(tl.load(gate_ptr + offset, mask=c_in, other=0.0).to(tl.float32))[None, :]
+        top = tl.load(log_den_ptr + offset, mask=c_in, other=0.0)[None, :]
+        y = tl.load(y_ptr + offset, mask=c_in, other=0.0)[None, :]
+        gap = tl.abs(row - t)[:, None]
+        steps = (gap - 1).to(tl.float32)
+        same = gap == 0
+        p = tl.exp(tl.minimum(tl.where(same, k + u[None, :], k - steps * w[None, :]) - top, 1.0))
+        part = p * g
+        change = part * (v - y)
+        grad_v += part
+        grad_k += change
+        grad_u += tl.where(same, change, 0.0)
+        grad_w -= tl.where(same, 0.0, steps * change)
+        offset += channels
+    return grad_k, grad_v, grad_w, grad_u
+
+
+@triton.jit(do_not_specialize=SIZES)
 def grad_rows_kernel(
     w_ptr,  # (C,) float32
     u_ptr,  # (C,) float32

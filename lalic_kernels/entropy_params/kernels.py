@@ -7,8 +7,7 @@ as IEEE float32 (no TF32), because the results select the entropy coder's tables
 import triton
 import triton.language as tl
 
-from lalic_kernels._core.kernels_linear import product
-from lalic_kernels._core.triton_helpers import sigmoid_stable
+from lalic_kernels.triton_math import product, sigmoid_stable
 
 
 @triton.jit

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import blocks
 from lalic_kernels.exact import kernels, kernels_conv, kernels_products, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.gpu_products import Factor, Rows, digits_of, factor_of, fill, product
@@ -20,6 +19,7 @@ from lalic_kernels.exact.gpu_state import checked, lined_up, maxima, one_check, 
 from lalic_kernels.exact.launches import CHUNKS_TO_WALK, LAUNCHES, TOKENS, options
 from lalic_kernels.exact.quantise import power_of_two
 from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
+from lalic_kernels.launch import blocks
 
 __all__ = [
     "biwkv", "conv", "depthwise", "exp", "gate", "gaussian_head", "layer_norm", "linear", "one_check", "residual",

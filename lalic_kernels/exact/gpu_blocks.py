@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import blocks
 from lalic_kernels.exact import kernels_blocks, reference
 from lalic_kernels.exact.blocks import ExactBlock, ExactEntropyParams, first_product
 from lalic_kernels.exact.gpu import biwkv, depthwise_digits, eps_area, normalise, taps_of
@@ -21,6 +20,7 @@ from lalic_kernels.exact.gpu_state import checked, lined_up, maxima, one_check, 
 from lalic_kernels.exact.launches import LAUNCHES, options
 from lalic_kernels.exact.quantise import settle
 from lalic_kernels.exact.weights import ExactLinear
+from lalic_kernels.launch import blocks
 
 # Not tuned on a GPU. What the programs of one launch read of weights, together, comes from the second cache at some
 # TB/s; 2^27 bytes are some tens of microseconds, about what the launches cost that are saved.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import blocks
 from lalic_kernels.exact import kernels_products
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.gpu_state import positions
 from lalic_kernels.exact.launches import DEPTH, LAUNCHES, options
 from lalic_kernels.exact.quantise import power_of_two
 from lalic_kernels.exact.weights import ExactLinear
+from lalic_kernels.launch import blocks
 
 
 class Factor:

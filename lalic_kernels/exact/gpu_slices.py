@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import blocks
 from lalic_kernels.exact import kernels_aggregation, kernels_rows
 from lalic_kernels.exact.blocks import ExactEntropyParams
 from lalic_kernels.exact.gpu import conv, eps_area, maxima, raise_maxima
@@ -21,6 +20,7 @@ from lalic_kernels.exact.gpu_products import Factor, Rows, digits_by_colour, dig
 from lalic_kernels.exact.gpu_state import checked, one_check, positions, require
 from lalic_kernels.exact.launches import DEPTH, LAUNCHES, options
 from lalic_kernels.exact.weights import ExactLinear
+from lalic_kernels.launch import blocks
 
 __all__ = [
     "Seen", "aggregation", "conv", "linear_by_colour", "maxima", "raise_maxima", "rwkv_blocks_and_largest",

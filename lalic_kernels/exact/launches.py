@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lalic_kernels._core.launch import Launch
+from lalic_kernels.launch import Launch
 
 # One rounding an operation, also on AMD and whatever Triton's default is.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import triton_support
-from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels import installed
+from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact import reference
 from lalic_kernels.exact.weights import ExactConv, ExactDepthwise, ExactLinear
 
@@ -27,7 +27,7 @@ BACKENDS = ("reference", "cpu", "triton")
 
 def backend_of(device: str) -> str:
     """What tensors on a device type get: "triton", "cpu" for the compiled loops, or "reference" for eager torch."""
-    if device == "cuda" and triton_support.INSTALLED:
+    if device == "cuda" and installed.TRITON:
         return "triton"
     return "cpu" if device == "cpu" and NUMBA else "reference"
 
@@ -71,11 +71,11 @@ def _path(x: Tensor, backend: str | None) -> Any:
     if name == "reference":
         return reference
     if name == "triton":
-        here = "cuda" if not triton_support.interpreting() else "cpu"
-        if not triton_support.INSTALLED or x.device.type not in ("cuda", here):
+        here = "cuda" if not installed.interpreting() else "cpu"
+        if not installed.TRITON or x.device.type not in ("cuda", here):
             raise BackendUnavailable(
                 f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
-                f"triton: {triton_support.INSTALLED}, device: {x.device}"
+                f"triton: {installed.TRITON}, device: {x.device}"
             )
         return _module("lalic_kernels.exact.gpu")
     if not NUMBA or x.device.type != "cpu":

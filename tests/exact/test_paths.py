@@ -13,7 +13,7 @@ from exact_inputs import KINDS, Source
 from torch import Tensor
 
 from lalic_kernels import exact
-from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact import numbers, op
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -11,13 +11,12 @@ from test_paths import make_block, same
 from torch import Tensor
 
 from lalic.nn.context import CHECKERBOARD_TAPS, pack
-from lalic_kernels import exact
-from lalic_kernels._core import triton_support
+from lalic_kernels import exact, installed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
     pytest.mark.skipif(
-        not triton_support.INSTALLED or (DEVICE == "cpu" and not triton_support.interpreting()),
+        not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
         reason="needs triton, and a GPU or the interpreter",
     ),
     # The interpreter is numpy, which warns where the definition settles what overflows.

@@ -15,8 +15,7 @@ from test_rans import draw, random_tables
 from test_rans_grouped import damaged, quiet_section
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lalic_kernels import rans
-from lalic_kernels._core import triton_support
+from lalic_kernels import installed, rans
 from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
 from lalic_kernels.rans import grouped
 from lalic_kernels.rans.checksum import by_torch
@@ -256,7 +255,7 @@ def test_places_are_checked():
 def test_launches_are_four_a_section_and_nothing_else(monkeypatch):
     """The same kernels, grids and numbers for other streams: what a captured graph repeats."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
-    if not triton_support.interpreting():
+    if not installed.interpreting():
         pytest.skip("launches are counted in Triton's interpreter")
     rng = np.random.default_rng(12)
     launches, calls = [], []

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packag
 
 from benchmarks import tune  # noqa: E402
 from benchmarks.measure import Case, Setting  # noqa: E402
-from lalic_kernels.biwkv import launches  # noqa: E402
+from lalic_kernels.biwkv import gpu as launches  # noqa: E402
 
 
 def read(path: Path) -> tuple[launches.Row, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import Launch, on
+from lalic_kernels.launch import Launch, on
 from lalic_kernels.rans.grouped import kernels_push, layout, reference
 from lalic_kernels.rans.grouped.gpu import DeviceTables, check_device, device_tables
 from lalic_kernels.rans.grouped.layout import GROUP, Survey, grouped_tables
