@@ -289,7 +289,10 @@ def recompute(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: T
 
     Gradients come back contiguous and in their input's dtype; an input that does not take part gets zeros.
     """
-    with torch.enable_grad(), no_autocast(grad.device):
+    # Under a dispatch mode torch has switched autograd off.
+    autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    views = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False)
+    with autograd, views, torch.enable_grad(), no_autocast(grad.device):
         leaves = [x.detach().requires_grad_() for x in inputs]
         result = function(*leaves)
         grads = torch.autograd.grad(result, leaves, grad, allow_unused=True)
