@@ -38,6 +38,6 @@ def product(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, width, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = tile_of(x_ptr, row, k, rows, width)
+        x = tile_of(x_ptr, row, k, rows, width)  # [BLOCK_M, BLOCK_K]
         acc = tl.dot(x, transposed_of(matrix_ptr, n, k, outputs, width), acc, input_precision="ieee")
     return acc

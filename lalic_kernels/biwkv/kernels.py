@@ -36,12 +36,14 @@ def factors_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """The powers of exp(w) that all programs share, from float64, and each block's form. Grid (blocks of C,)."""
+    # Parameters of a block of channels, and its form.
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
-    w = tl.load(w_ptr + c, mask=c_in, other=0.0)
-    u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+    u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     within = (tl.abs(w) * (PER_GROUP * GROUPS) <= RANGE) & (tl.abs(u) <= RANGE)  # a NaN is not
     fast = tl.min(within.to(tl.int32), axis=0)
+    # Powers of exp(w) by group, U and W: [GROUPS, BLOCK_C].
     w = tl.where(within, w, 0.0).to(tl.float64) * PER_GROUP
     u = tl.where(within, u, 0.0).to(tl.float64)
     g = tl.arange(0, GROUPS)[:, None].to(tl.float64)
@@ -51,6 +53,7 @@ def factors_kernel(
     inside = c_in[None, :] & (g >= 0)
     tl.store(place, tl.exp(w[None, :] * (g - start_up[None, :])).to(tl.float32), mask=inside)
     tl.store(place + GROUPS * channels, tl.exp(-w[None, :] * (g - start_down[None, :])).to(tl.float32), mask=inside)
+    # The rows behind them, a number a channel: [BLOCK_C].
     last = factors_ptr + 2 * GROUPS * channels + c
     tl.store(last, tl.exp(-w / PER_GROUP).to(tl.float32), mask=c_in)
     tl.store(last + channels, tl.exp(w + tl.abs(w) * GROUPS).to(tl.float32), mask=c_in)
@@ -70,17 +73,19 @@ def log_chunk_sums(w, k_ptr, v_ptr, out, plane, left, channels, c, c_in, LENGTH:
     """
     count = tl.minimum(left, LENGTH)
     for direction in range(2):
+        # The largest exponent of the chunk, [BLOCK_C].
         e = tl.full([BLOCK_C], NOTHING, tl.float32)
         for i in range(count):
             steps = tl.where(direction == 0, LENGTH - 1 - i, i).to(tl.float32)
-            k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)
+            k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
             e = tl.maximum(e, k - steps * w)
+        # The sums relative to it, [BLOCK_C].
         a = tl.zeros([BLOCK_C], tl.float32)
         b = tl.zeros([BLOCK_C], tl.float32)
         for i in range(count):
             steps = tl.where(direction == 0, LENGTH - 1 - i, i).to(tl.float32)
-            k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)
-            v = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)
+            k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+            v = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
             p = tl.exp(tl.minimum((k - e) - steps * w, 1.0))
             a += p * v
             b += p
@@ -97,32 +102,35 @@ def log_row(
 
     Two passes over the chunk's tokens: the rows' largest exponents, then the sums. `state` points to what enters.
     """
+    # The rows' own tokens, and the exponents of what enters from either side.
     offset = row[:, None] * channels + c[None, :]
     inside = (row < left)[:, None] & c_in[None, :]
-    k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    e_left = tl.load(state + 2 * plane, mask=c_in, other=NOTHING)[None, :]
-    e_right = tl.load(state + 5 * plane, mask=c_in, other=NOTHING)[None, :]
+    k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
+    v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
+    e_left = tl.load(state + 2 * plane, mask=c_in, other=NOTHING)[None, :]  # [1, BLOCK_C]
+    e_right = tl.load(state + 5 * plane, mask=c_in, other=NOTHING)[None, :]  # [1, BLOCK_C]
     decay_left = row[:, None].to(tl.float32) * w[None, :]
     decay_right = (LENGTH - 1 - row)[:, None].to(tl.float32) * w[None, :]
+    # The rows' largest exponents: own, entering, then every token of the chunk.
     top = tl.maximum(k + u[None, :], tl.maximum(e_left - decay_left, e_right - decay_right))
     count = tl.minimum(left, LENGTH)
     for i in range(count):
-        k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)
+        k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
         gap = tl.abs(row - i)
         reach = k_i[None, :] - (gap - 1)[:, None].to(tl.float32) * w[None, :]
         top = tl.maximum(top, tl.where((gap > 0)[:, None], reach, NOTHING))
+    # The sums relative to them: own, entering, then every token of the chunk.
     den = tl.exp(tl.minimum((k - top) + u[None, :], 1.0))
     num = den * v
     scale = tl.exp(tl.minimum((e_left - top) - decay_left, 1.0))
-    num += scale * tl.load(state, mask=c_in, other=0.0)[None, :]
-    den += scale * tl.load(state + plane, mask=c_in, other=0.0)[None, :]
+    num += scale * tl.load(state, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+    den += scale * tl.load(state + plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
     scale = tl.exp(tl.minimum((e_right - top) - decay_right, 1.0))
-    num += scale * tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]
-    den += scale * tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]
+    num += scale * tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+    den += scale * tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
     for i in range(count):
-        k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)
-        v_i = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)
+        k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+        v_i = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
         gap = tl.abs(row - i)
         p = tl.exp(tl.minimum((k_i[None, :] - top) - (gap - 1)[:, None].to(tl.float32) * w[None, :], 1.0))
         p = tl.where((gap > 0)[:, None], p, 0.0)
@@ -156,6 +164,7 @@ def chunk_sums_kernel(
 
     The fast form leaves out kappa W(GROUPS) and kappa U(-1), which the scan puts in. Grid (blocks of C, B * chunks).
     """
+    # Where the chunk is.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -165,10 +174,11 @@ def chunk_sums_kernel(
     chunk = program % chunks
     start = (program // chunks * tokens + chunk * LENGTH) * channels
     left = (tokens - chunk * LENGTH).to(tl.int32)  # tokens from the chunk's first one on
-    w = tl.load(w_ptr + c, mask=c_in, other=0.0)
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     out = sums_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
+        # Load keys and values, the four tokens of each group apart.
         g = tl.arange(0, GROUPS)
         offset = (4 * g)[:, None] * channels + c[None, :]
         in0 = (4 * g < left)[:, None] & c_in[None, :]
@@ -177,20 +187,22 @@ def chunk_sums_kernel(
         in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
         k_ptr += start
         v_ptr += start
-        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)
-        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
-        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
-        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
-        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        # Load the powers of exp(w).
         table = g[:, None] * channels + c[None, :]
-        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)
-        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=0.0)
-        step = tl.load(factors_ptr + 2 * GROUPS * channels + c, mask=c_in, other=0.0)[None, :]
-        # Where weights grow with distance, room for their growth, so that no sum exceeds that of |v|.
+        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
+        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
+        step = tl.load(factors_ptr + 2 * GROUPS * channels + c, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        # Where weights grow with distance, headroom for their growth, so that no sum exceeds that of |v|.
         e = tl.max(tl.maximum(tl.maximum(k0, k1), tl.maximum(k2, k3)), axis=0)
+        # Values from the one at the chunk's largest key.
         if CENTRED:
             z = tl.maximum(tl.where(k0 == e[None, :], v0, NOTHING), tl.where(k1 == e[None, :], v1, NOTHING))
             z = tl.maximum(z, tl.where(k2 == e[None, :], v2, NOTHING))
@@ -201,12 +213,14 @@ def chunk_sums_kernel(
             v2 -= z[None, :]
             v3 -= z[None, :]
         e = tl.where(c_in, e + tl.maximum(-w, 0.0) * LENGTH, 0.0)
+        # Sums of p, going right and going left: [GROUPS, BLOCK_C] to [BLOCK_C].
         p0 = tl.exp(k0 - e[None, :])
         p1 = tl.exp(k1 - e[None, :])
         p2 = tl.exp(k2 - e[None, :])
         p3 = tl.exp(k3 - e[None, :])
         tl.store(out + plane, tl.sum((((p0 * step + p1) * step + p2) * step + p3) * up, axis=0), mask=c_in)
         tl.store(out + 4 * plane, tl.sum((((p3 * step + p2) * step + p1) * step + p0) * down, axis=0), mask=c_in)
+        # Sums of p v.
         p0 *= v0
         p1 *= v1
         p2 *= v2
@@ -216,6 +230,7 @@ def chunk_sums_kernel(
         tl.store(out + 2 * plane, e, mask=c_in)
         tl.store(out + 5 * plane, e, mask=c_in)
     else:
+        # The logarithmic form, which measures values from zero.
         if CENTRED:
             tl.store(peaks_ptr + program * channels + c, tl.zeros([BLOCK_C], tl.float32), mask=c_in)
         log_chunk_sums(w, k_ptr + start, v_ptr + start, out, plane, left, channels, c, c_in, LENGTH, BLOCK_C)
@@ -240,6 +255,7 @@ def running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE: tl.constexp
     Each place costs a decay of `decay` [BLOCK_C]. With x_j = e_j + j decay and X its running maximum, the sum at j is
     sum_i (a_i, b_i) exp(x_i - X_j) times exp(X_j - j decay): a recurrence of factors exp(X_{j-1} - X_j) <= 1.
     """
+    # The running maximum of exponents, with and without the last: [PIECE, BLOCK_C].
     j = tl.arange(0, PIECE)[:, None].to(tl.float64)
     x = e + j * decay[None, :]
     before = tl.full([PIECE, BLOCK_C], NOTHING, tl.float64)
@@ -247,11 +263,13 @@ def running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE: tl.constexp
     carried = (e_carry - decay)[None, :]
     top = tl.maximum(top, carried)
     top_before = tl.maximum(top_before, carried)
+    # The recurrence, and what was carried.
     here = tl.exp(x - top)
     f, a, b = tl.associative_scan((tl.exp(top_before - top), a * here, b * here), 0, _recurrence)
     a += f * a_carry[None, :]
     b += f * b_carry[None, :]
     e = top - j * decay[None, :]
+    # What the next piece carries: [BLOCK_C].
     last = j == PIECE - 1
     a_carry = tl.sum(tl.where(last, a, 0.0), axis=0)
     b_carry = tl.sum(tl.where(last, b, 0.0), axis=0)
@@ -269,6 +287,7 @@ def middle_row(
     v - y nearly cancels; measured from a value that most rows are close to, it keeps its digits. How good this value
     is decides about digits alone, so float32 does.
     """
+    # Each row adds up every PIECE-th chunk, with a running largest exponent.
     row = tl.arange(0, PIECE)[:, None]
     num = tl.zeros([PIECE, BLOCK_C], tl.float32)
     den = tl.zeros([PIECE, BLOCK_C], tl.float32)
@@ -282,15 +301,16 @@ def middle_row(
         source = sums + place + tl.where(before, 0, 3 * plane)
         gap = tl.where(before, middle - 1 - j, j - middle).to(tl.float32)
         factor = tl.where(before, to_right, to_left)
-        a = tl.load(source, mask=mask, other=0.0)
-        b = tl.load(source + plane, mask=mask, other=0.0)
-        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING) - gap * decay[None, :]
-        a = (a + tl.load(peaks + place, mask=mask, other=0.0) * b) * factor
+        a = tl.load(source, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        b = tl.load(source + plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING) - gap * decay[None, :]  # [PIECE, BLOCK_C]
+        a = (a + tl.load(peaks + place, mask=mask, other=0.0) * b) * factor  # [PIECE, BLOCK_C]
         new = tl.maximum(top, e)
         old, here = tl.exp(top - new), tl.exp(e - new)
         num = num * old + a * here
         den = den * old + b * factor * here
         top = new
+    # The rows together: [BLOCK_C].
     here = tl.exp(top - tl.max(top, axis=0)[None, :])
     num, den = tl.sum(num * here, axis=0), tl.sum(den * here, axis=0)
     return tl.where(den > 0.0, num / tl.where(den > 0.0, den, 1.0), 0.0)
@@ -322,11 +342,12 @@ def chunk_scan_kernel(
     one, and times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
     """
     LENGTH: tl.constexpr = PER_GROUP * GROUPS
+    # Decays and factors of a block of channels, [BLOCK_C].
     item = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
-    w32 = tl.load(w_ptr + c, mask=c_in, other=0.0)
-    fast = tl.load(factors_ptr + (2 * GROUPS + 3) * channels + c, mask=c_in, other=0.0) > 0.5
+    w32 = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+    fast = tl.load(factors_ptr + (2 * GROUPS + 3) * channels + c, mask=c_in, other=0.0) > 0.5  # [BLOCK_C]
     decay = w32.to(tl.float64) * LENGTH
     near = tl.where(fast, w32, 0.0).to(tl.float64)
     growth = tl.maximum(-near, 0.0) * LENGTH
@@ -337,7 +358,8 @@ def chunk_scan_kernel(
     to_right = tl.where(fast, kappa * from_right, 1.0)[None, :]
     to_left = tl.where(fast, kappa * from_left, 1.0)[None, :]
     from_left = tl.exp(-near * FOLDED - shrink)
-    room = growth + tl.maximum(tl.load(u_ptr + c, mask=c_in, other=0.0), 0.0).to(tl.float64)
+    headroom = growth + tl.maximum(tl.load(u_ptr + c, mask=c_in, other=0.0), 0.0).to(tl.float64)  # [BLOCK_C]
+    # What values are measured from.
     plane = plane.to(tl.int64)
     base = item * chunks * channels + c[None, :]
     row = tl.arange(0, PIECE)[:, None]
@@ -349,6 +371,7 @@ def chunk_scan_kernel(
         )  # fmt: skip
         tl.store(centre_ptr + item * channels + c, centre, mask=c_in)
 
+    # From the left: running states of the chunks before each chunk.
     a_carry = tl.zeros([BLOCK_C], tl.float64)
     b_carry = tl.zeros([BLOCK_C], tl.float64)
     e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
@@ -356,11 +379,11 @@ def chunk_scan_kernel(
         j = start + row
         mask = (j >= 1) & (j < chunks) & c_in[None, :]
         source = sums_ptr + base + (j - 1).to(tl.int64) * channels
-        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_right
-        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_right
-        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)
+        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_right  # [PIECE, BLOCK_C]
+        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_right  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)  # [PIECE, BLOCK_C]
         if BACKWARD:
-            peak = tl.load(peaks_ptr + base + (j - 1).to(tl.int64) * channels, mask=mask, other=0.0)
+            peak = tl.load(peaks_ptr + base + (j - 1).to(tl.int64) * channels, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
             a += (peak.to(tl.float64) - centre[None, :].to(tl.float64)) * b
         a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
         e32 = e.to(tl.float32)
@@ -377,6 +400,7 @@ def chunk_scan_kernel(
             tl.store(target + 2 * plane, e32, mask=mask)
     tl.debug_barrier()  # other threads of this program read what was just written
 
+    # From the right: running states of the chunks behind each chunk; there both directions meet.
     a_carry = tl.zeros([BLOCK_C], tl.float64)
     b_carry = tl.zeros([BLOCK_C], tl.float64)
     e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
@@ -384,29 +408,30 @@ def chunk_scan_kernel(
         j = chunks - 1 - start - row
         mask = (j >= 0) & (j < chunks - 1) & c_in[None, :]
         source = sums_ptr + 3 * plane + base + (j + 1).to(tl.int64) * channels
-        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_left
-        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_left
-        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)
+        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_left  # [PIECE, BLOCK_C]
+        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_left  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)  # [PIECE, BLOCK_C]
         if BACKWARD:
-            peak = tl.load(peaks_ptr + base + (j + 1).to(tl.int64) * channels, mask=mask, other=0.0)
+            peak = tl.load(peaks_ptr + base + (j + 1).to(tl.int64) * channels, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
             a += (peak.to(tl.float64) - centre[None, :].to(tl.float64)) * b
         a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
         mask = (j >= 0) & c_in[None, :]
         here = base + j.to(tl.int64) * channels
         target = entering_ptr + here
-        a_left = tl.load(target, mask=mask, other=0.0)
-        b_left = tl.load(target + plane, mask=mask, other=0.0)
-        e_left = tl.load(target + 2 * plane, mask=mask, other=0.0)
-        own = tl.load(sums_ptr + 2 * plane + here, mask=mask, other=0.0)
+        a_left = tl.load(target, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        b_left = tl.load(target + plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        e_left = tl.load(target + 2 * plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        own = tl.load(sums_ptr + 2 * plane + here, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
         if BACKWARD:
             e32 = e.to(tl.float32)
             scale = tl.exp(e - e32.to(tl.float64))
             tl.store(own_ptr + here + 3 * plane, (a * scale).to(tl.float32), mask=mask)
             tl.store(own_ptr + here + 4 * plane, (b * scale).to(tl.float32), mask=mask)
             tl.store(own_ptr + here + 5 * plane, e32, mask=mask)
+        # One exponent for both sides in the fast form, from here on.
         # `own` holds the growth already.
         wide = tl.maximum(tl.maximum(e, e_left.to(tl.float64)) + growth[None, :], own.to(tl.float64))
-        ref = (wide + (room - growth)[None, :]).to(tl.float32)
+        ref = (wide + (headroom - growth)[None, :]).to(tl.float32)
         e_right = tl.where(fast[None, :], ref, e.to(tl.float32))
         scale = tl.exp(tl.minimum(e - e_right.to(tl.float64), 1.0)) * tl.where(fast, from_right, 1.0)[None, :]
         tl.store(target + 3 * plane, (a * scale).to(tl.float32), mask=mask)
@@ -432,7 +457,7 @@ def row_values(num, den, gate_ptr, mask, GATED: tl.constexpr):
     sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): the exponential is of nothing positive, so it does not overflow.
     """
     if GATED:
-        gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
         z = tl.exp(-tl.abs(gate))
         num *= tl.where(gate < 0, z, 1.0)
         den *= 1.0 + z
@@ -460,6 +485,7 @@ def rows_kernel(
     GATED: tl.constexpr,  # sigmoid(gate) * y in place of y
 ):
     """y for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
+    # Where the chunk is.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -478,26 +504,29 @@ def rows_kernel(
     state = entering_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
+        # Load keys and values, the four tokens of each group apart.
         in0 = (4 * g < left)[:, None] & c_in[None, :]
         in1 = (4 * g + 1 < left)[:, None] & c_in[None, :]
         in2 = (4 * g + 2 < left)[:, None] & c_in[None, :]
         in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
-        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)
-        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
-        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
-        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
-        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        # Load the powers of exp(w), and the exponent that everything is relative to.
         table = g[:, None] * channels + c[None, :]
-        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)
-        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=1.0)
+        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
+        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=1.0)  # [GROUPS, BLOCK_C]
         constants = factors_ptr + 2 * GROUPS * channels + c
-        step = tl.load(constants, mask=c_in, other=0.0)[None, :]
-        kappa = tl.load(constants + channels, mask=c_in, other=1.0)[None, :]
-        bonus = tl.load(constants + 2 * channels, mask=c_in, other=0.0)[None, :]
-        ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)[None, :]
+        step = tl.load(constants, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        kappa = tl.load(constants + channels, mask=c_in, other=1.0)[None, :]  # [1, BLOCK_C]
+        bonus = tl.load(constants + 2 * channels, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        # Weights, and weighted values.
         p0 = tl.exp(k0 - ref)
         p1 = tl.exp(k1 - ref)
         p2 = tl.exp(k2 - ref)
@@ -511,7 +540,8 @@ def rows_kernel(
         b = (((p0 * step + p1) * step + p2) * step + p3) * up
         nothing = tl.zeros([GROUPS, BLOCK_C], tl.float32)
         a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before)
-        num = (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)
+        num = (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)  # [1, BLOCK_C]
+        # what enters: [1, BLOCK_C]
         den = (den + tl.load(state + plane, mask=c_in, other=1.0)[None, :]) * (kappa * down)
         num0 = num + bonus * v0
         den0 = den + bonus * p0
@@ -529,6 +559,7 @@ def rows_kernel(
         a = (((v3 * step + v2) * step + v1) * step + v0) * down
         b = (((p3 * step + p2) * step + p1) * step + p0) * down
         a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before, reverse=True)
+        # what enters: [1, BLOCK_C]
         num = (num + tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
         den = (den + tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
         y3 = row_values(num3 + num, den3 + den, gate_ptr + offset + 3 * channels, in3, GATED)
@@ -539,13 +570,15 @@ def rows_kernel(
         den = den * step + p2
         y1 = row_values(num1 + num, den1 + den, gate_ptr + offset + channels, in1, GATED)
         y0 = row_values(num0 + num * step + v1, den0 + den * step + p1, gate_ptr + offset, in0, GATED)
+        # Write.
         tl.store(y_ptr + offset, y0.to(y_ptr.dtype.element_ty), mask=in0)
         tl.store(y_ptr + offset + channels, y1.to(y_ptr.dtype.element_ty), mask=in1)
         tl.store(y_ptr + offset + 2 * channels, y2.to(y_ptr.dtype.element_ty), mask=in2)
         tl.store(y_ptr + offset + 3 * channels, y3.to(y_ptr.dtype.element_ty), mask=in3)
     else:
-        w = tl.load(w_ptr + c, mask=c_in, other=0.0)
-        u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+        # The logarithmic form, every fourth row at a time.
+        w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+        u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
         for place in range(4):
             num, den = log_row(
                 w, u, k_ptr, v_ptr, state, plane, 4 * g + place, left, channels, c, c_in, LENGTH, BLOCK_C

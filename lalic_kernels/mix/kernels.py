@@ -35,30 +35,35 @@ def rows_linear_kernel(
 
     Sums are float32; float32 inputs are multiplied as IEEE float32.
     """
+    # A block of rows, in registers for all outputs if HELD.
     channels = (channels // VEC) * VEC
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c0 = tl.arange(0, MAIN)
     c1 = MAIN + tl.arange(0, REST if REST > 0 else 1)
     if HELD:
-        x0 = tile_of(x_ptr, row, c0, rows, channels)
+        x0 = tile_of(x_ptr, row, c0, rows, channels)  # [BLOCK_M, MAIN]
         if REST > 0:
-            x1 = tile_of(x_ptr, row, c1, rows, channels)
+            x1 = tile_of(x_ptr, row, c1, rows, channels)  # [BLOCK_M, REST]
+    # This program's blocks of outputs.
     across = tl.cdiv(channels, BLOCK_N)
     first = tl.program_id(1) * per
     for tile in range(first, tl.minimum(first + per, PLANES * across)):
         plane = tile // across
         n = tile % across * BLOCK_N + tl.arange(0, BLOCK_N)
         matrix = matrix_ptr + plane * channels * channels
+        # The product: [BLOCK_M, BLOCK_N] float32.
         if HELD:
             y = tl.dot(x0, transposed_of(matrix, n, c0, channels, channels), input_precision="ieee")
             if REST > 0:
                 y = tl.dot(x1, transposed_of(matrix, n, c1, channels, channels), y, input_precision="ieee")
         else:
             y = product(x_ptr, matrix, row, n, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
+        # Residual and gamma; write.
         mask = (row < rows)[:, None] & (n < channels)[None, :]
         offset = row.to(tl.int64)[:, None] * channels + n[None, :]
         if RESIDUAL:
-            gamma = tl.load(gamma_ptr + n, mask=n < channels, other=0.0)
+            gamma = tl.load(gamma_ptr + n, mask=n < channels, other=0.0)  # [BLOCK_N]
+            # y: [BLOCK_M, BLOCK_N]
             y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
         tl.store(y_ptr + plane.to(tl.int64) * rows * channels + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -69,12 +74,15 @@ def _finish(
     RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y = sigmoid(x @ receptance^T) * mixed, then residual + gamma * (), for the channels c."""
+    # The gate: [BLOCK_M, BLOCK_N] float32.
     gate = product(x_ptr, receptance_ptr, row, c, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
     y = sigmoid_stable(gate) * mixed
+    # Residual and gamma; write.
     mask = (row < rows)[:, None] & (c < channels)[None, :]
     offset = row.to(tl.int64)[:, None] * channels + c[None, :]
     if RESIDUAL:
-        gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0)
+        gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0)  # [BLOCK_N]
+        # y: [BLOCK_M, BLOCK_N]
         y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -104,19 +112,21 @@ def channel_mix_kernel(
 
     Grid (blocks of rows,). The hidden layer is rounded to x's dtype before the second product, as if it were stored.
     """
+    # A block of rows, all channels in two parts: sums [BLOCK_M, MAIN] and [BLOCK_M, REST].
     channels = (channels // VEC) * VEC
     hidden = (hidden // VEC) * VEC
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c0 = tl.arange(0, MAIN)
     acc0 = tl.zeros([BLOCK_M, MAIN], tl.float32)
     if HELD:
-        x0 = tile_of(x_ptr, row, c0, rows, channels)
+        x0 = tile_of(x_ptr, row, c0, rows, channels)  # [BLOCK_M, MAIN]
     if REST > 0:
         c1 = MAIN + tl.arange(0, REST)
         if HELD:
-            x1 = tile_of(x_ptr, row, c1, rows, channels)
+            x1 = tile_of(x_ptr, row, c1, rows, channels)  # [BLOCK_M, REST]
         acc1 = tl.zeros([BLOCK_M, REST], tl.float32)
     for start in range(0, hidden, BLOCK_H):
+        # A block of the hidden layer: [BLOCK_M, BLOCK_H].
         h = start + tl.arange(0, BLOCK_H)
         if HELD:
             a = tl.dot(x0, transposed_of(key_ptr, h, c0, hidden, channels), input_precision="ieee")
@@ -124,11 +134,13 @@ def channel_mix_kernel(
                 a = tl.dot(x1, transposed_of(key_ptr, h, c1, hidden, channels), a, input_precision="ieee")
         else:
             a = product(x_ptr, key_ptr, row, h, rows, channels, hidden, BLOCK_M, BLOCK_H, BLOCK_K)
+        # Relu and square, and the product with value onto the sums.
         a = tl.maximum(a, 0.0)
         a = (a * a).to(x_ptr.dtype.element_ty)
         acc0 = tl.dot(a, transposed_of(value_ptr, c0, h, channels, hidden), acc0, input_precision="ieee")
         if REST > 0:
             acc1 = tl.dot(a, transposed_of(value_ptr, c1, h, channels, hidden), acc1, input_precision="ieee")
+    # The gate, residual and gamma, for either part.
     _finish(
         acc0, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c0, rows, channels,
         RESIDUAL, BLOCK_M, MAIN, BLOCK_K,

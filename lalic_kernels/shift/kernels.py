@@ -26,13 +26,15 @@ def _statistics(
     COUNT: tl.constexpr = (ROWS + 4) * WIDE
     c = tl.arange(0, ALL_C)
     for start in range(0, COUNT, PIXELS):
+        # Where the pixels are; those outside the image count as zeros.
         p = start + tl.arange(0, PIXELS)
         i = top - 2 + p // WIDE
         j = left - 2 + p % WIDE
         inside = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (p < COUNT)
         place = ((batch * height + i) * width + j) * channels
         here = inside[:, None] & (c < channels)[None, :]
-        x = tl.load(x_ptr + place[:, None] + c[None, :], mask=here, other=0.0).to(tl.float32)
+        # Mean and deviation over all channels: [PIXELS].
+        x = tl.load(x_ptr + place[:, None] + c[None, :], mask=here, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
         mean = tl.sum(x, axis=1) / channels
         away = tl.where(here, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(away * away, axis=1) / channels + eps)
@@ -73,6 +75,7 @@ def shift_kernel(
     COUNT: tl.constexpr = (ROWS + 4) * WIDE
     STEP: tl.constexpr = -5 if TURNED else 5
     channels = (channels // VEC) * VEC
+    # The tile, and the statistics of its pixels and margin: [2, ROWS + 4, COLUMNS + 4].
     batch, top, left = place_of_tile(height, width, ROWS, COLUMNS)
     own = statistics_ptr
     if NORM:
@@ -84,19 +87,21 @@ def shift_kernel(
     taps_row = tl.cdiv(channels, BLOCK_C) * BLOCK_C
     first = tl.program_id(1) * split
     for block in range(first, tl.minimum(first + split, tl.cdiv(channels, BLOCK_C))):
+        # A block of channels: [BLOCK_C].
         c = block * BLOCK_C + tl.arange(0, BLOCK_C)
         c_in = c < channels
         scale = tl.full([BLOCK_C], 1.0, tl.float32)
         offset = tl.zeros([BLOCK_C], tl.float32)
         if NORM:
-            scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)
-            offset = tl.load(norm_bias_ptr + c, mask=c_in, other=0.0)
+            scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+            offset = tl.load(norm_bias_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
         # sum_a belongs to the line of output for which this line is row a of the kernel.
         sum_0 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
         sum_1 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
         sum_2 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
         sum_3 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
         sum_4 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
+        # Down the tile's lines, the margin's included.
         for r in range(0, tl.minimum(ROWS, height - top) + 4):
             i = top - 2 + r
             # Outside the image's lines every column is moved outside too, so that one test covers both.
@@ -106,18 +111,21 @@ def shift_kernel(
                 j = j_here + (d - 2)
                 inside = (j >= 0) & (j < width)
                 here = inside[:, None] & c_in[None, :]
+                # x: [COLUMNS, BLOCK_C]
                 x = tl.load(line + j[:, None] * channels + c[None, :], mask=here, other=0.0).to(tl.float32)
                 if NORM:
-                    mean = tl.load(own + r * WIDE + column + d)
-                    factor = tl.load(own + COUNT + r * WIDE + column + d)
+                    mean = tl.load(own + r * WIDE + column + d)  # [COLUMNS]
+                    factor = tl.load(own + COUNT + r * WIDE + column + d)  # [COLUMNS]
                     x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
                     x = tl.where(inside[:, None], x, 0.0)
+                # The line through one column of the kernel, to the five lines of output it belongs to.
                 tap = taps_ptr + (24 - d if TURNED else d) * taps_row + c
-                sum_0 += x * tl.load(tap)[None, :]
-                sum_1 += x * tl.load(tap + STEP * taps_row)[None, :]
-                sum_2 += x * tl.load(tap + 2 * STEP * taps_row)[None, :]
-                sum_3 += x * tl.load(tap + 3 * STEP * taps_row)[None, :]
-                sum_4 += x * tl.load(tap + 4 * STEP * taps_row)[None, :]
+                sum_0 += x * tl.load(tap)[None, :]  # tap [1, BLOCK_C]
+                sum_1 += x * tl.load(tap + STEP * taps_row)[None, :]  # tap [1, BLOCK_C]
+                sum_2 += x * tl.load(tap + 2 * STEP * taps_row)[None, :]  # tap [1, BLOCK_C]
+                sum_3 += x * tl.load(tap + 3 * STEP * taps_row)[None, :]  # tap [1, BLOCK_C]
+                sum_4 += x * tl.load(tap + 4 * STEP * taps_row)[None, :]  # tap [1, BLOCK_C]
+            # Write the line of output that is complete, and let the sums rotate.
             j = tl.where((i - 2 >= top) & (i - 2 < height), left + column, width)
             to = y_ptr + (batch * height + (i - 2)) * width * channels + j[:, None] * channels + c[None, :]
             tl.store(to, sum_4.to(y_ptr.dtype.element_ty), mask=(j < width)[:, None] & c_in[None, :])

@@ -29,22 +29,26 @@ def grad_norm_kernel(
     channels = (channels // VEC) * VEC
     c = tl.arange(0, ALL_C)
     c_in = c < channels
-    scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)
+    scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)  # [ALL_C]
     of_scale = tl.zeros([ALL_C], tl.float32)
     of_offset = tl.zeros([ALL_C], tl.float32)
     program = tl.program_id(0).to(tl.int64)
     for step in range(STEPS):
+        # Some pixels, all channels.
         p = (program * STEPS + step) * PIXELS + tl.arange(0, PIXELS)
         here = (p < pixels)[:, None] & c_in[None, :]
         place = p[:, None] * channels + c[None, :]
-        x = tl.load(x_ptr + place, mask=here, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + place, mask=here, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + place, mask=here, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        grad = tl.load(grad_ptr + place, mask=here, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        # The statistics again: [PIXELS].
         mean = tl.sum(x, axis=1) / channels
         away = tl.where(here, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(away * away, axis=1) / channels + eps)
         h = away * factor[:, None]
+        # Shares of the gradients of norm_weight and norm_bias: [ALL_C].
         of_scale += tl.sum(grad * h, axis=0)
         of_offset += tl.sum(grad, axis=0)
+        # The gradient of x.
         q = grad * scale[None, :]
         level = tl.sum(q, axis=1) / channels
         slope = tl.sum(q * h, axis=1) / channels
@@ -52,6 +56,7 @@ def grad_norm_kernel(
         tl.store(grad_ptr + place, grad_x.to(grad_ptr.dtype.element_ty), mask=here)
         tl.store(statistics_ptr + p, mean, mask=p < pixels)
         tl.store(statistics_ptr + pixels + p, factor, mask=p < pixels)
+    # Write the program's shares.
     part = parts_ptr + program * 2 * channels + c
     tl.store(part, of_scale, mask=c_in)
     tl.store(part + channels, of_offset, mask=c_in)
@@ -81,6 +86,7 @@ def grad_taps_kernel(
     through registers, so that either is read once.
     """
     channels = (channels // VEC) * VEC
+    # The tile, a block of channels, and the column of the kernel.
     batch, top, left = place_of_tile(height, width, ROWS, COLUMNS)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
@@ -89,11 +95,12 @@ def grad_taps_kernel(
     scale = tl.full([BLOCK_C], 1.0, tl.float32)
     offset = tl.zeros([BLOCK_C], tl.float32)
     if NORM:
-        scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)
-        offset = tl.load(norm_bias_ptr + c, mask=c_in, other=0.0)
+        scale = tl.load(norm_weight_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+        offset = tl.load(norm_bias_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     nothing = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
     sum_0, sum_1, sum_2, sum_3, sum_4 = nothing, nothing, nothing, nothing, nothing
     grad_1, grad_2, grad_3, grad_4 = nothing, nothing, nothing, nothing
+    # Down the tile's lines, the margin's included.
     for r in range(0, tl.minimum(ROWS, height - top) + 4):
         i = top - 2 + r
         line = (batch * height + i) * width
@@ -101,18 +108,21 @@ def grad_taps_kernel(
         j_from = tl.where((i >= 0) & (i < height), column, -8)
         from_in = (j_from >= 0) & (j_from < width)
         here = from_in[:, None] & c_in[None, :]
+        # x: [COLUMNS, BLOCK_C]
         x = tl.load(x_ptr + line * channels + j_from[:, None] * channels + c[None, :], mask=here, other=0.0)
         x = x.to(tl.float32)
         if NORM:
-            mean = tl.load(statistics_ptr + line + j_from, mask=from_in, other=0.0)
-            factor = tl.load(statistics_ptr + pixels + line + j_from, mask=from_in, other=0.0)
+            mean = tl.load(statistics_ptr + line + j_from, mask=from_in, other=0.0)  # [COLUMNS]
+            factor = tl.load(statistics_ptr + pixels + line + j_from, mask=from_in, other=0.0)  # [COLUMNS]
             x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
             x = tl.where(from_in[:, None], x, 0.0)
         # Each line of the gradient belongs to one tile.
         j_to = tl.where((i + 2 < top + ROWS) & (i + 2 < height), j, width)
         line_in = j_to < width
         upstream = grad_ptr + (line + 2 * width) * channels + j_to[:, None] * channels + c[None, :]
+        # grad_0: [COLUMNS, BLOCK_C]
         grad_0 = tl.load(upstream, mask=line_in[:, None] & c_in[None, :], other=0.0).to(tl.float32)
+        # The line with each of the five lines of the gradient, which then rotate.
         sum_0 += x * grad_0
         sum_1 += x * grad_1
         sum_2 += x * grad_2
@@ -122,6 +132,7 @@ def grad_taps_kernel(
         grad_3 = grad_2
         grad_2 = grad_1
         grad_1 = grad_0
+    # Write the tile's share: [BLOCK_C] for each row of the kernel.
     part = parts_ptr + (tl.program_id(0).to(tl.int64) * 25 + tl.program_id(2)) * channels + c
     tl.store(part, tl.sum(sum_0, axis=0), mask=c_in)
     tl.store(part + 5 * channels, tl.sum(sum_1, axis=0), mask=c_in)
