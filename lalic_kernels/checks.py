@@ -36,27 +36,27 @@ def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
             raise TypeError(f"{op}: {name} must be a tensor of shape {_show(pattern)}, but is a {type(value).__name__}")
         if value.layout is not torch.strided:
             raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
-        places = pattern.split()
-        if value.dim() != len(places):
+        axes = pattern.split()
+        if value.dim() != len(axes):
             raise ValueError(
-                f"{op}: {name} must have {len(places)} dimensions {_show(pattern)}, "
+                f"{op}: {name} must have {len(axes)} dimensions {_show(pattern)}, "
                 f"but has {value.dim()}: {tuple(value.shape)}"
             )
-        for place, size in zip(places, value.shape, strict=True):
-            wanted = _size(place, size, sizes)
+        for axis, size in zip(axes, value.shape, strict=True):
+            wanted = _size(axis, size, sizes)
             if size != wanted:
-                known = ", ".join(f"{key} = {number}" for key, number in sizes.items())
+                taken = ", ".join(f"{key} = {number}" for key, number in sizes.items())
                 raise ValueError(
-                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + known if known else ''}, "
+                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + taken if taken else ''}, "
                     f"but has shape {tuple(value.shape)}"
                 )
     return sizes
 
 
-def _size(place: str, size: int, sizes: dict[str, int]) -> int:
-    if place.isdigit():
-        return int(place)
-    factor, _, name = place.rpartition("*")
+def _size(axis: str, size: int, sizes: dict[str, int]) -> int:
+    if axis.isdigit():
+        return int(axis)
+    factor, _, name = axis.rpartition("*")
     if factor:
         return int(factor) * sizes[name]
     if name not in sizes:
@@ -65,8 +65,8 @@ def _size(place: str, size: int, sizes: dict[str, int]) -> int:
 
 
 def _show(pattern: str) -> str:
-    places = pattern.split()
-    return f"({places[0]},)" if len(places) == 1 else "(" + ", ".join(places) + ")"
+    axes = pattern.split()
+    return f"({axes[0]},)" if len(axes) == 1 else "(" + ", ".join(axes) + ")"
 
 
 def same_shape(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.Size:
@@ -113,7 +113,7 @@ def result_dtype(op: str, dtype: torch.dtype | None, name: str, value: Tensor) -
 
 
 def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.device:
-    """Check that all tensors lie on the first one's device, and return it."""
+    """Check that all tensors are on the first one's device, and return it."""
     device = first[1].device
     for name, value in others:
         if value.device != device:

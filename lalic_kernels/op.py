@@ -89,7 +89,7 @@ def register(
     """
     given = [part.rsplit(" ", 1) for part in schema[1 : schema.index(")")].split(", ")]
     kinds = {each: kind for kind, each in given}
-    places = {each: place for place, each in enumerate(kinds)}
+    index = {each: i for i, each in enumerate(kinds)}
     results = [part.split() for part in schema.rpartition("-> ")[2].strip("()").split(", ")]
     kinds_saved = kinds | {each: kind for kind, *named in results for each in named}
     tensors = [each for each in saves if kinds_saved[each].startswith("Tensor")]
@@ -106,7 +106,7 @@ def register(
     def fake(*arguments: Any) -> Any:
         if callable(like):
             return like(*arguments)
-        return torch.empty_like(arguments[places[like]], memory_format=torch.contiguous_format)
+        return torch.empty_like(arguments[index[like]], memory_format=torch.contiguous_format)
 
     def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         grad = arguments[len(tensors)]
@@ -130,8 +130,8 @@ def register(
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         everything = (*inputs, *output) if isinstance(output, tuple) else inputs
         ctx.set_materialize_grads(False)  # results that are saved have no gradient; zeros of their size cost time
-        ctx.save_for_backward(*(everything[place] for place in tensors_at))
-        ctx.options = [everything[place] for place in options_at]
+        ctx.save_for_backward(*(everything[i] for i in tensors_at))
+        ctx.options = [everything[i] for i in options_at]
 
     def differentiate(ctx: Any, call: Callable[..., Any], grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradient of each argument, from that of the first result."""
@@ -141,9 +141,9 @@ def register(
         saved = ctx.saved_tensors
         given = dict(zip(tensors, saved, strict=True))
         for each, value in zip(wanted, call(*saved, grad, *ctx.options), strict=True):
-            found[places[each]] = None if given[each] is None else value
-        if passes and ctx.needs_input_grad[places[passes]]:
-            found[places[passes]] = grad
+            found[index[each]] = None if given[each] is None else value
+        if passes and ctx.needs_input_grad[index[passes]]:
+            found[index[passes]] = grad
         return tuple(found)
 
     class Eager(torch.autograd.Function):

@@ -32,11 +32,11 @@ def _statistics(
         j = left - 2 + p % WIDE
         inside = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (p < COUNT)
         place = ((batch * height + i) * width + j) * channels
-        here = inside[:, None] & (c < channels)[None, :]
+        mask = inside[:, None] & (c < channels)[None, :]
         # Mean and deviation over all channels: [PIXELS].
-        x = tl.load(x_ptr + place[:, None] + c[None, :], mask=here, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        x = tl.load(x_ptr + place[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
         mean = tl.sum(x, axis=1) / channels
-        away = tl.where(here, x - mean[:, None], 0.0)
+        away = tl.where(mask, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(away * away, axis=1) / channels + eps)
         tl.store(own + p, mean, mask=p < COUNT)
         tl.store(own + COUNT + p, factor, mask=p < COUNT)
@@ -110,9 +110,9 @@ def shift_kernel(
             for d in tl.static_range(5):
                 j = j_here + (d - 2)
                 inside = (j >= 0) & (j < width)
-                here = inside[:, None] & c_in[None, :]
+                mask = inside[:, None] & c_in[None, :]
                 # x: [COLUMNS, BLOCK_C]
-                x = tl.load(line + j[:, None] * channels + c[None, :], mask=here, other=0.0).to(tl.float32)
+                x = tl.load(line + j[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
                 if NORM:
                     mean = tl.load(own + r * WIDE + column + d)  # [COLUMNS]
                     factor = tl.load(own + COUNT + r * WIDE + column + d)  # [COLUMNS]

@@ -36,13 +36,13 @@ def grad_norm_kernel(
     for step in range(STEPS):
         # Some pixels, all channels.
         p = (program * STEPS + step) * PIXELS + tl.arange(0, PIXELS)
-        here = (p < pixels)[:, None] & c_in[None, :]
+        mask = (p < pixels)[:, None] & c_in[None, :]
         place = p[:, None] * channels + c[None, :]
-        x = tl.load(x_ptr + place, mask=here, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
-        grad = tl.load(grad_ptr + place, mask=here, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
         # The statistics again: [PIXELS].
         mean = tl.sum(x, axis=1) / channels
-        away = tl.where(here, x - mean[:, None], 0.0)
+        away = tl.where(mask, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(away * away, axis=1) / channels + eps)
         h = away * factor[:, None]
         # Shares of the gradients of norm_weight and norm_bias: [ALL_C].
@@ -53,7 +53,7 @@ def grad_norm_kernel(
         level = tl.sum(q, axis=1) / channels
         slope = tl.sum(q * h, axis=1) / channels
         grad_x = factor[:, None] * (q - level[:, None] - h * slope[:, None])
-        tl.store(grad_ptr + place, grad_x.to(grad_ptr.dtype.element_ty), mask=here)
+        tl.store(grad_ptr + place, grad_x.to(grad_ptr.dtype.element_ty), mask=mask)
         tl.store(statistics_ptr + p, mean, mask=p < pixels)
         tl.store(statistics_ptr + pixels + p, factor, mask=p < pixels)
     # Write the program's shares.
@@ -107,9 +107,9 @@ def grad_taps_kernel(
         # Outside the image's lines every column is moved outside too, so that one test covers both.
         j_from = tl.where((i >= 0) & (i < height), column, -8)
         from_in = (j_from >= 0) & (j_from < width)
-        here = from_in[:, None] & c_in[None, :]
+        mask = from_in[:, None] & c_in[None, :]
         # x: [COLUMNS, BLOCK_C]
-        x = tl.load(x_ptr + line * channels + j_from[:, None] * channels + c[None, :], mask=here, other=0.0)
+        x = tl.load(x_ptr + line * channels + j_from[:, None] * channels + c[None, :], mask=mask, other=0.0)
         x = x.to(tl.float32)
         if NORM:
             mean = tl.load(statistics_ptr + line + j_from, mask=from_in, other=0.0)  # [COLUMNS]
