@@ -15,7 +15,7 @@ class WeightCache:
 
     A result serves as long as none of its tensors is written to or replaced. An assignment to .data shows in the
     storage, any other change in the version. The tensors are held (detached) beside the result, so that no other can
-    come to lie where one of them was. Tensors made in torch.inference_mode count no writes: nothing is kept of them.
+    come to lie where one of them was. Tensors made in torch.inference_mode count no writes: nothing is cached for them.
 
     Args:
         size: how many results there may be, of which the least recently used leaves first; None for any number.

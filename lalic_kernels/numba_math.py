@@ -190,7 +190,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         if function is None:
             kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
             function = ir.Function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, word(0), word(3), word(1)])  # to read, to be kept near, data
+        builder.call(function, [place, word(0), word(3), word(1)])  # to read, to stay near, data
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen

@@ -87,16 +87,16 @@ def register(
     Returns:
         The op.
     """
-    given = [part.rsplit(" ", 1) for part in schema[1 : schema.index(")")].split(", ")]
-    kinds = {each: kind for kind, each in given}
-    index = {each: i for i, each in enumerate(kinds)}
+    # The schema's types by name: of arguments, and of arguments and named results.
+    parts = [part.rsplit(" ", 1) for part in schema[1 : schema.index(")")].split(", ")]
+    types = {each: kind for kind, each in parts}
     results = [part.split() for part in schema.rpartition("-> ")[2].strip("()").split(", ")]
-    kinds_saved = kinds | {each: kind for kind, *named in results for each in named}
-    tensors = [each for each in saves if kinds_saved[each].startswith("Tensor")]
+    all_types = types | {each: kind for kind, *named in results for each in named}
+    # What is saved, tensors and the rest; of the tensors the arguments, which get gradients; where all of these are.
+    tensors = [each for each in saves if all_types[each].startswith("Tensor")]
     options = [each for each in saves if each not in tensors]
-    wanted = [each for each in tensors if each in kinds]
-    order = [*kinds, *(each for _, *named in results for each in named)]
-    tensors_at, options_at = [order.index(each) for each in tensors], [order.index(each) for each in options]
+    wanted = [each for each in tensors if each in types]
+    index = {each: i for i, each in enumerate(all_types)}
 
     def backward_filled(*arguments: Any) -> tuple[Tensor, ...]:
         """The gradients; an empty tensor in place of None, which no registered op can return."""
@@ -110,14 +110,14 @@ def register(
 
     def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         grad = arguments[len(tensors)]
-        given = [x for x, each in zip(arguments, tensors, strict=False) if each in kinds]
+        given = [x for x, each in zip(arguments, tensors, strict=False) if each in types]
         return tuple(
             grad.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
             for x in given
         )
 
-    declared = [f"{kinds_saved[each]} {each}" for each in tensors]
-    declared += ["Tensor grad", *(f"{kinds_saved[each]} {each}" for each in options)]
+    declared = [f"{all_types[each]} {each}" for each in tensors]
+    declared += ["Tensor grad", *(f"{all_types[each]} {each}" for each in options)]
     returned = ", ".join(["Tensor"] * len(wanted))
     op = _define(name, schema, forward, fake)
     op_backward = _define(
@@ -130,12 +130,12 @@ def register(
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         everything = (*inputs, *output) if isinstance(output, tuple) else inputs
         ctx.set_materialize_grads(False)  # results that are saved have no gradient; zeros of their size cost time
-        ctx.save_for_backward(*(everything[i] for i in tensors_at))
-        ctx.options = [everything[i] for i in options_at]
+        ctx.save_for_backward(*(everything[index[each]] for each in tensors))
+        ctx.options = [everything[index[each]] for each in options]
 
     def differentiate(ctx: Any, call: Callable[..., Any], grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradient of each argument, from that of the first result."""
-        found: list[Tensor | None] = [None] * len(kinds)
+        found: list[Tensor | None] = [None] * len(types)
         if grad is None:  # what stands behind the result has none
             return tuple(found)
         saved = ctx.saved_tensors

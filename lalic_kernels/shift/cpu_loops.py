@@ -17,7 +17,7 @@ from numba import njit
 
 from lalic_kernels.numba_math import add, f32, fma, load, mul, splat, store, sub, total, wide
 
-PIXELS = 4  # whose sums are kept in registers together
+PIXELS = 4  # whose sums are in registers together
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
