@@ -29,7 +29,7 @@ from benchmarks.measure import WrongResult, copy_bandwidth, product_rate
 from lalic.coder.schedule import SliceState
 from lalic.config import Config
 from lalic.model import LALIC
-from lalic_kernels._core import triton_support
+from lalic_kernels import installed
 
 INT8_PRODUCTS = 4  # of digits, for one product of the exact arithmetic (docs/portable-arithmetic.md)
 EXACT = ("h_s", "contexts", "aggregation")  # what decides symbols
@@ -120,7 +120,7 @@ class Stretches(Parts):
 
 def places() -> Iterator[tuple[Any, str, str]]:
     """Objects, their functions and the parts that these are, from `PLACES`."""
-    for place, owner, function, name in (*PLACES, *(GPU_PLACES if triton_support.INSTALLED else ())):
+    for place, owner, function, name in (*PLACES, *(GPU_PLACES if installed.TRITON else ())):
         module = importlib.import_module(place)
         yield (getattr(module, owner) if owner else module), function, name
 

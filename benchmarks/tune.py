@@ -26,8 +26,8 @@ from benchmarks import records
 from benchmarks.cases.biwkv import biwkv_arguments, check_biwkv, check_biwkv_gradients
 from benchmarks.measure import Call, Case, Setting, measure
 from benchmarks.measure import Row as Measured
-from lalic_kernels._core.launch import Launch
-from lalic_kernels.biwkv import launches
+from lalic_kernels.biwkv import gpu as launches
+from lalic_kernels.launch import Launch
 
 # (GROUPS, BLOCK_C, warps): a thread has the four tokens of a group times 16 bytes of channels, in float32 twice that.
 _WHOLE = ((16, 16, 1), (16, 32, 2), (32, 16, 2), (32, 32, 4), (64, 16, 4), (64, 32, 8), (128, 16, 8))

@@ -212,11 +212,9 @@ def _message_of(source: str, error: Exception) -> str:
 def _announce_compiling() -> None:
     """On a terminal, say why the first picture takes so long."""
     if sys.stderr.isatty():
-        from lalic_kernels._core import numba_support
+        from lalic_kernels import installed
 
-        numba_support.on_compiling(
-            lambda: _log("compiling for this processor; this happens once and may take a minute")
-        )
+        installed.on_compiling(lambda: _log("compiling for this processor; this happens once and may take a minute"))
 
 
 # compress and decompress

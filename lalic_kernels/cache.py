@@ -15,15 +15,19 @@ class WeightCache:
 
     A result serves as long as none of its tensors is written to or replaced. An assignment to .data shows in the
     storage, any other change in the version. The tensors are held (detached) beside the result, so that no other can
-    come to lie where one of them was. Tensors made in torch.inference_mode count no writes: nothing is kept of them.
+    come to lie where one of them was. Tensors made in torch.inference_mode count no writes: nothing is cached for them.
+
+    Args:
+        size: how many results there may be, of which the least recently used leaves first; None for any number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
         self._lock = threading.RLock()
         self._found: dict[Hashable, tuple[Any, list[Tensor], Any]] = {}
 
-    def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
-        return WeightCache, ()
+    def __reduce__(self) -> tuple[type[WeightCache], tuple[int | None]]:
+        return WeightCache, (self.size,)
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(tuple(self._found))
@@ -38,5 +42,10 @@ class WeightCache:
             found = self._found.get(name)
             if found is None or found[0] != key:
                 with torch.inference_mode(False), torch.no_grad():
-                    found = self._found[name] = key, [t.detach() for t in tensors], make()
+                    found = key, [t.detach() for t in tensors], make()
+            if self.size is not None:
+                self._found.pop(name, None)  # to the end, as the one used last
+                while len(self._found) >= self.size:
+                    del self._found[next(iter(self._found))]
+            self._found[name] = found
             return found[2]

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import checks
+from lalic_kernels import checks
 from lalic_kernels.biwkv.op import biwkv
 
 __all__ = ["RUN_CUDA", "RUN_BiWKV4"]
@@ -34,7 +34,7 @@ def RUN_BiWKV4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Args:
         w: decay per step, shape (C,), any floating dtype; the model's parameter divided by T, as published code calls.
-        u: bonus, likewise.
+        u: bonus of a token for itself, shape (C,), any floating dtype; divided by T too.
         k, v: keys and values, shape (B, T, C), any floating dtypes. Arithmetic is in the widest of theirs, float32 at
             least.
 
@@ -43,7 +43,8 @@ def RUN_BiWKV4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         the published kernel.
 
     Raises:
-        TypeError, ValueError: as `lalic_kernels.biwkv`.
+        TypeError: an argument is no tensor, or its dtype is not floating.
+        ValueError: a shape, layout or device does not fit.
     """
     return _run("RUN_BiWKV4", w, u, k, v)
 
@@ -52,8 +53,8 @@ def RUN_CUDA(B: int, T: int, C: int, w: Tensor, u: Tensor, k: Tensor, v: Tensor)
     """BiWKV in the calling form of Vision-RWKV: `RUN_BiWKV4` after the sizes of k, which are checked.
 
     Raises:
-        TypeError: as `lalic_kernels.biwkv`, or a size is no integer.
-        ValueError: as `lalic_kernels.biwkv`, or B, T, C are not k's shape.
+        TypeError: an argument is no tensor, its dtype is not floating, or a size is no integer.
+        ValueError: a shape, layout or device does not fit, or B, T, C are not k's shape.
     """
     if isinstance(k, Tensor) and k.dim() == 3:
         for name, size, found in zip("BTC", (B, T, C), k.shape, strict=True):

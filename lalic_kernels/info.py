@@ -5,18 +5,17 @@ Made to be pasted into a bug report.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import platform
 import sys
 
 import torch
 
-import lalic_kernels  # noqa: F401  (importing it enters every op into dispatch.OPS)
-from lalic_kernels import rans
-from lalic_kernels._core import dispatch, triton_support
+import lalic_kernels  # noqa: F401  (importing it enters every op into OPS)
+from lalic_kernels import dispatch, installed, rans
+from lalic_kernels.biwkv.op import CPU_RANGE
 from lalic_kernels.exact import op as exact_op
+from lalic_kernels.op import OPS
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PACKAGES = ("lalic", "torch", "triton", "numba", "numpy")
@@ -54,9 +53,9 @@ def devices() -> list[str]:
 def missing() -> list[str]:
     """What is not there and what its absence means."""
     lines = []
-    if not triton_support.INSTALLED:
+    if not installed.TRITON:
         lines.append("triton: no kernels on CUDA tensors; plain torch serves there")
-    if importlib.util.find_spec("numba") is None:
+    if not installed.NUMBA:
         lines.append("numba: no compiled code for the CPU; plain torch serves there, several times slower for biwkv")
     if not torch.cuda.is_available():
         lines.append("a CUDA device: the Triton kernels cannot run (except in Triton's interpreter, for tests)")
@@ -64,13 +63,13 @@ def missing() -> list[str]:
 
 
 def choices() -> list[tuple[str, str, str, str, str]]:
-    """(op, device type, dtypes, implementation, reason) for every op: the rule of `_core.dispatch`, applied here.
+    """(op, device type, dtypes, implementation, reason) of every op: the rule of `lalic_kernels.dispatch`, applied.
 
     The entropy coder and the exact arithmetic, whose implementations all give the same bytes, have a rule of their own:
     compiled where possible.
     """
     rows = []
-    for op in dispatch.OPS.values():
+    for op in OPS.values():
         for device in ("cuda", "cpu"):
             groups: dict[tuple[str, str], list[str]] = {}
             for dtype in _DTYPES:
@@ -86,8 +85,7 @@ def choices() -> list[tuple[str, str, str, str, str]]:
 
 def backwards() -> dict[str, str]:
     """How each op computes its gradient."""
-    modules = {name: f"lalic_kernels.{op.folder or name}.op" for name, op in dispatch.OPS.items()}
-    return {name: importlib.import_module(module).BACKWARD for name, module in modules.items()}
+    return {name: op.gradient for name, op in OPS.items()}
 
 
 def report() -> str:
@@ -98,9 +96,7 @@ def report() -> str:
     rows = choices()
     width = [max(len(row[column]) for row in rows) for column in range(4)]
     lines += ["  " + "  ".join(row[i].ljust(width[i]) for i in range(4)) + f"  ({row[4]})" for row in rows]
-    from lalic_kernels.biwkv import op as biwkv_op
-
-    lines.append(f"  biwkv on the CPU takes torch instead of cpu where {biwkv_op.CPU_RANGE}")
+    lines.append(f"  biwkv on the CPU takes torch instead of cpu where {CPU_RANGE}")
     lines.append("backward")
     lines += [f"  {name}: {how}" for name, how in backwards().items()]
     absent = missing()

@@ -12,9 +12,9 @@ from torch import Tensor
 import lalic_kernels
 from benchmarks.cases import HEIGHT, WIDTH, case_name, dtypes, generator_of, stage_shapes
 from benchmarks.measure import Call, Case, Setting, WrongResult, bandwidth_metrics, within, within_norm
-from lalic_kernels._core.registration import bytes_of
-from lalic_kernels.biwkv import scan
+from lalic_kernels.biwkv import torch_path
 from lalic_kernels.biwkv.reference import biwkv as biwkv_reference
+from lalic_kernels.op import bytes_of
 
 # 768x512, then 1080p and 4K, whose sides the codec pads to multiples of 64.
 PICTURES = ((HEIGHT, WIDTH), (1088, 1920), (2176, 3840))
@@ -171,7 +171,7 @@ def check_biwkv(arguments: Arguments, y: Tensor, roundings: int = 32) -> None:
     rows = sorted({0, 1, 63, 64, tokens // 3, tokens // 2, tokens - 2, tokens - 1} & set(range(tokens)))[:ROWS]
     within(f"biwkv, rows {rows}", y[:, rows], definition_rows(w, u, k, v, rows), tolerance)
     some = _some_channels(channels)
-    linear = scan.biwkv(w[some], u[some], k[..., some], v[..., some])
+    linear = torch_path.biwkv(w[some], u[some], k[..., some], v[..., some])
     within(f"biwkv, channels {some}", y[..., some], linear, tolerance)
 
 
@@ -186,7 +186,7 @@ def check_biwkv_gradients(arguments: Arguments, upstream: Tensor, grads: Sequenc
     some = _some_channels(channels)
     short = batch * tokens * tokens * len(some) <= QUADRATIC_LIMIT
     leaves = [x[..., some].clone().requires_grad_() for x in (w, u, k, v)]
-    y = (biwkv_reference if short else scan.biwkv)(*leaves)
+    y = (biwkv_reference if short else torch_path.biwkv)(*leaves)
     true = torch.autograd.grad(y, leaves, upstream[..., some].double())
     for name, leaf, grad, want in zip("wukv", arguments, grads, true, strict=True):
         if grad.shape != leaf.shape:

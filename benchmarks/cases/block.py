@@ -17,7 +17,7 @@ import lalic_kernels
 from benchmarks.cases import case_name, dtypes, generator_of, stage_shapes
 from benchmarks.measure import Call, Case, Setting, copy_bandwidth, product_rate, within, within_norm
 from lalic_kernels import BlockParameters
-from lalic_kernels.rwkv_block.parameters import SHAPES
+from lalic_kernels.block.op import SHAPES
 
 RATE = 4  # hidden width of the transforms' channel mixes, in multiples of C
 Launches = list[tuple[int, int]]  # (bytes, operations on matrices) of each

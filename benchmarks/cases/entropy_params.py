@@ -15,8 +15,8 @@ from benchmarks.cases import HEIGHT, WIDTH, case_name, check_by_reference, dtype
 from benchmarks.measure import Call, Case, Setting, bandwidth_metrics
 from lalic.config import FULL, Config
 from lalic.nn.context import channel_ramp
-from lalic_kernels._core.registration import bytes_of
 from lalic_kernels.entropy_params.reference import entropy_params as entropy_reference
+from lalic_kernels.op import bytes_of
 
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:

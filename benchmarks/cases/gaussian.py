@@ -16,8 +16,8 @@ import lalic_kernels
 from benchmarks.cases import HEIGHT, WIDTH, case_name, check_by_reference, generator_of
 from benchmarks.measure import Call, Case, Setting, WrongResult, bandwidth_metrics, within
 from lalic.config import FULL
-from lalic_kernels._core.registration import bytes_of, nbytes
 from lalic_kernels.gaussian.reference import gaussian_likelihood as reference
+from lalic_kernels.op import bytes_of, nbytes
 
 Arguments = tuple[Tensor, Tensor, Tensor]
 

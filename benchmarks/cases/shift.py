@@ -16,9 +16,9 @@ from torch import Tensor
 import lalic_kernels
 from benchmarks.cases import case_name, check_by_reference, dtypes, generator_of, stage_shapes
 from benchmarks.measure import Call, Case, Setting, bandwidth_metrics, within_norm
-from lalic_kernels._core.registration import bytes_of
-from lalic_kernels.norm_shift.reference import norm_shift as norm_reference
-from lalic_kernels.token_shift.reference import token_shift as shift_reference
+from lalic_kernels.op import bytes_of
+from lalic_kernels.shift.reference import norm_shift as norm_reference
+from lalic_kernels.shift.reference import token_shift as shift_reference
 
 Function = Callable[..., Tensor]
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.compiled.core import Job, itemsize
-from lalic_kernels._core.launch import Launch
-from lalic_kernels.biwkv import kernels, kernels_backward, kernels_scan, launches
+from lalic_kernels.biwkv import gpu as launches
+from lalic_kernels.biwkv import kernels, kernels_backward
+from lalic_kernels.launch import Launch
 
 FORWARD_FLOAT32 = frozenset(
     {"w_ptr", "u_ptr", "factors_ptr", "sums_ptr", "entering_ptr", "own_ptr", "peaks_ptr", "centre_ptr"}
@@ -60,7 +61,7 @@ def scans(launch: Launch, length: int) -> Iterator[Job]:
     more = {"GROUPS": groups, "PER_GROUP": launches.PER_GROUP}
     for ending, variant in VARIANTS["chunk_scan_kernel"].items():
         words = f"chunk_scan {launch['PIECE']} {groups}{ending}"
-        yield Job(words, kernels_scan.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
+        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
     kernel = kernels_backward.grad_scan_kernel
     yield Job(f"grad_scan {launch['PIECE']} {length}", kernel, launch, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
 
@@ -86,7 +87,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         kernel = kernels_backward.grad_join_kernel
         yield Job(f"grad_join {length}", kernel, launches.JOIN, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
     for length, block_c in sorted(blocks):
-        launch = Launch((("BLOCK_C", block_c),), num_warps=4)  # as op.py has it
+        launch = Launch((("BLOCK_C", block_c),), num_warps=4)  # as gpu.py has it
         for per_group in (launches.PER_GROUP, 1):  # the forward's, the backward's
             groups = length // per_group
             if per_group > 1 or length in backward:

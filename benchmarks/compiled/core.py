@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.compiled import OPS
-from lalic_kernels._core.launch import Launch
+from lalic_kernels.launch import Launch
 
 
 @dataclass(frozen=True)

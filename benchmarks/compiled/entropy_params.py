@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job
-from lalic_kernels.entropy_params import kernels, op
+from lalic_kernels.entropy_params import gpu, kernels
 
 FLOAT32 = frozenset({"m_ptr"})
 
@@ -13,12 +13,12 @@ FLOAT32 = frozenset({"m_ptr"})
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     """Every kernel and launch configuration."""
     for dtype in dtypes:
-        launch = op.LAUNCHES["float32" if dtype == "fp32" else "float16"]
+        launch = gpu.LAUNCHES["float32" if dtype == "fp32" else "float16"]
         mix = {"HAS_BIAS": True, "HAS_PARTIAL": False, "SQUARED_RELU": False}
         added = {"HAS_BIAS": True, "HAS_PARTIAL": True, "SQUARED_RELU": False}
         hidden = {"HAS_BIAS": False, "HAS_PARTIAL": False, "SQUARED_RELU": True}
         yield Job(f"linear mix {dtype}", kernels.linear_kernel, launch, dtype, mix, FLOAT32 | {"y_ptr"})
         yield Job(f"linear mix partial {dtype}", kernels.linear_kernel, launch, dtype, added, FLOAT32 | {"y_ptr"})
         yield Job(f"linear hidden {dtype}", kernels.linear_kernel, launch, dtype, hidden, FLOAT32)
-        yield Job(f"layer_norm {dtype}", kernels.layer_norm_kernel, op.NORM_LAUNCH, dtype, float32=FLOAT32)
+        yield Job(f"layer_norm {dtype}", kernels.layer_norm_kernel, gpu.NORM_LAUNCH, dtype, float32=FLOAT32)
         yield Job(f"gated_sum {dtype}", kernels.gated_sum_kernel, launch, dtype, float32=FLOAT32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job, itemsize
-from lalic_kernels.spatial_mix import kernels, launches
+from lalic_kernels.mix import gpu, kernels
 
 # Channels: the model's, and the most that each row of the table may get; 255 takes one element at a time.
 CHANNELS = {"fp32": (96, 144, 255), "bf16": (96, 144, 160, 256, 320, 255), "fp16": (96, 144, 256)}
@@ -16,7 +16,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     for dtype in dtypes:
         for channels in CHANNELS[dtype]:
             for label, planes, residual in (("kvr", 3, False), ("output", 1, True)):
-                choice = launches.choose(target, 1 << 16, channels, planes, itemsize(dtype))
+                choice = gpu.choose_linear(target, 1 << 16, channels, planes, itemsize(dtype))
                 more = {"VEC": choice.vec, "PLANES": planes, "RESIDUAL": residual, "MAIN": choice.main}
                 more["REST"] = choice.rest
                 name = f"{label} {channels} {dtype}"

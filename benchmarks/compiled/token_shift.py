@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job, itemsize
-from lalic_kernels._core.launch import Launch
-from lalic_kernels.token_shift import kernels, kernels_backward, launches
+from lalic_kernels.launch import Launch
+from lalic_kernels.shift import gpu as launches
+from lalic_kernels.shift import kernels, kernels_backward
 
 FLOAT32 = frozenset({"norm_weight_ptr", "norm_bias_ptr", "taps_ptr", "statistics_ptr", "parts_ptr"})
 WIDTHS = (96, 256, 1024, 67)  # of the full model's stages, a wide one, and one without whole vectors

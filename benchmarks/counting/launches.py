@@ -82,9 +82,9 @@ def counting() -> Iterator[Launches]:
 
     Raises RuntimeError unless Triton interprets (TRITON_INTERPRET=1 before its import).
     """
-    from lalic_kernels._core import dispatch, triton_support
+    from lalic_kernels import dispatch, installed
 
-    if not triton_support.interpreting():
+    if not installed.interpreting():
         raise RuntimeError("TRITON_INTERPRET: expected 1 before triton is imported, so that kernels can be left out")
     from triton.runtime.interpreter import GridExecutor
 
@@ -118,7 +118,7 @@ def counting() -> Iterator[Launches]:
     )  # fmt: skip
     replaced: list[tuple[Any, str, Any]] = [
         (GridExecutor, "__call__", launch), (dispatch, "choose", chosen),
-        (exact_op, "backend_of", lambda _: "triton"), (checksum.numba_support, "INSTALLED", False),
+        (exact_op, "backend_of", lambda _: "triton"), (checksum.installed, "NUMBA", False),
         # What a decoder looks at when the picture is done; of symbols that were not computed nothing is true.
         (DeviceDecoder, "faults", faults), (gpu, "check_symbols", lambda *_: None),
     ]  # fmt: skip

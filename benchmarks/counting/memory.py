@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import importlib
 import json
 import os
 import re
@@ -46,7 +45,7 @@ from benchmarks.peers.plain import plain
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.blocks import RWKVBlock
-from lalic_kernels._core import dispatch
+from lalic_kernels.op import OPS
 
 CONFIGS = {"full": FULL, "slim": SLIM}
 LMBDA = 0.013  # any: memory does not depend on it
@@ -58,10 +57,9 @@ SHARE = 0.7  # of the memory that is free: estimates are rough, and what is free
 
 def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
-    for name, op in dispatch.OPS.items():
-        module = importlib.import_module(f"lalic_kernels.{op.folder or name}.op")
-        found[f"lalic_kernels::{name}"] = module._forward
-        found[f"lalic_kernels::{name}_backward"] = module._backward
+    for name, op in OPS.items():
+        found[f"lalic_kernels::{name}"] = op.forward
+        found[f"lalic_kernels::{name}_backward"] = op.backward
     return found
 
 

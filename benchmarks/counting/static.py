@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import records
-from lalic_kernels._core.launch import blocks
-from lalic_kernels.biwkv import launches
+from lalic_kernels.biwkv import gpu as launches
+from lalic_kernels.launch import blocks
 
 ARCHITECTURES = ("80", "90", "100", "120")
 # Tensors of the op's own shape: all of an element's traffic but states.

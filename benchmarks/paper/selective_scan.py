@@ -17,8 +17,8 @@ from numba import njit
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from lalic_kernels._core.floats import OPTIONS, exp
-from lalic_kernels._core.threads import run_ranges
+from lalic_kernels.numba_math import OPTIONS, exp
+from lalic_kernels.threads import run_ranges
 
 
 def implementation(device: torch.device, dtype: torch.dtype) -> str:

@@ -24,7 +24,7 @@ import lalic_kernels
 from lalic import coder
 from lalic.model import LALIC
 from lalic.nn.blocks import OmniShift, RWKVBlock
-from lalic_kernels._core import dispatch
+from lalic_kernels import dispatch
 
 
 class _PlainBiWKV(torch.autograd.Function):
@@ -40,7 +40,7 @@ class _PlainBiWKV(torch.autograd.Function):
         w, u, k, v = ctx.saved_tensors
         if k.is_meta:
             return torch.empty_like(w), torch.empty_like(u), torch.empty_like(k), torch.empty_like(v)
-        return torch.ops.lalic_kernels.biwkv_backward(w, u, k, v, None, grads[0], dispatch.AUTO)[:4]
+        return torch.ops.lalic_kernels.biwkv_backward(w, u, k, v, None, grads[0], None)[:4]
 
 
 def _branches(shift: OmniShift, n: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lalic.coder.stream import Decoded, Stream
 from lalic.errors import BitstreamError
-from lalic_kernels._core import triton_support
+from lalic_kernels import installed
 
 if TYPE_CHECKING:
     from lalic.model import LALIC
@@ -55,4 +55,4 @@ def coder_for(model: LALIC, graph: bool | None = None) -> Coder:
 
 def codes_on_gpu(device: torch.device) -> bool:
     """Whether symbols are coded where the model is, and not on the host."""
-    return device.type == "cuda" and triton_support.INSTALLED
+    return device.type == "cuda" and installed.TRITON

@@ -2,7 +2,7 @@
 
 The sequence is cut into chunks. Inside a chunk the weights ``exp(-w * distance)`` stay within ``exp(+-RANGE)``, so one
 exponential per element against a per-chunk, per-channel maximum serves both directions, numerator and denominator.
-Between chunks the running sums are kept as (float64 mantissa, float64 exponent), because a float32 decay factor applied
+Between chunks the running sums are (float64 mantissa, float64 exponent), because a float32 decay factor applied
 a thousand times over would drift. The chain over chunks is short; the two passes over the elements run on all threads.
 
 Every intermediate stays in range when ``max|w| * chunk <= RANGE`` and ``max|u| <= RANGE``, whatever k is; ``supports``
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._core import numba_support
-from .._core.threads import flat_array, run_ranges
+from lalic_kernels import installed
+from lalic_kernels.threads import flat_array, run_ranges
 
-if numba_support.INSTALLED:
-    from . import cpu_loops as loops
+if installed.NUMBA:
+    from lalic_kernels.biwkv import cpu_loops as loops
 
 RANGE = 20.0
 CHUNK = 64
@@ -62,7 +62,7 @@ class _States:
 class _Call:
     """Sizes and factors of one call, and its first pass over the elements.
 
-    What is kept per channel has whole blocks of 16 channels, `width`; behind the last channel w, u, k and v count as 0.
+    Arrays over channels have whole blocks of 16 channels, `width`; behind the last channel w, u, k and v count as 0.
     """
 
     def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor):

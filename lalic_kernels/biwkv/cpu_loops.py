@@ -17,14 +17,14 @@ import math
 import numpy as np
 from numba import njit
 
-from lalic_kernels._core.floats import OPTIONS as _OPTIONS
-from lalic_kernels._core.floats import exp as _exp
-from lalic_kernels._core.floats import exp_double
-from lalic_kernels._core.simd import (
+from lalic_kernels.numba_math import (
     LANES,
+    OPTIONS,
     add,
     div,
     exp,
+    exp16,
+    exp_double,
     fma,
     larger,
     load,
@@ -46,7 +46,7 @@ def _add(running, step, value):
     return add(running, fma(running, step, value))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _copy(x, at, stride, out, to, step, length, count):
     """`count` channels of a stretch of tokens, from x with `stride` elements a token to out with `step`."""
     for t in range(length):
@@ -54,7 +54,7 @@ def _copy(x, at, stride, out, to, step, length, count):
             out[to + t * step + c] = x[at + t * stride + c]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
     """Per chunk and channel: maximum of k, and the sums of (p v, p) decayed to the chunk's right and left edge.
 
@@ -94,7 +94,7 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
             s1 = splat(f32(0.0))
             s2 = s1
             for t in range(length):
-                e = exp(sub(load(keys, at + t * stride), peak))
+                e = exp16(sub(load(keys, at + t * stride), peak))
                 store(p, t * LANES, e)
                 value = load(values, at + t * stride)
                 if own is not None:
@@ -113,7 +113,7 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
             store(y2, c, s2)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, own, centre):
     """Choose `centre` (B, C), y as seen from the middle, and make chunks' sums of p (v - own) ones of p (v - centre).
 
@@ -136,7 +136,7 @@ def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, own, centre):
             s1, s2 = (a1[i], a2[i]) if j < middle else (b1[i], b2[i])
             row, z = top[i], own[i]
             for c in range(C):
-                e = np.float64(_exp(f32(row[c] - gap * step[c] - peak[c])))
+                e = np.float64(exp(f32(row[c] - gap * step[c] - peak[c])))
                 num[c] += e * (np.float64(s1[c]) + np.float64(s2[c]) * z[c])
                 den[c] += e * s2[c]
         for c in range(C):
@@ -148,7 +148,7 @@ def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, own, centre):
                 b1[i, c] = f32(b1[i, c] + z * b2[i, c])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2, rm):
     """For batch items start..stop: the sums that enter each chunk from the left (l) and from the right (r).
 
@@ -181,19 +181,19 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                     m[c] = carried if ahead else peak[c]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, l1, l2, s):
     """A chunk's pass from the left: to s, per token, p, and the sums of (p v, p) up to and with the token's own.
 
     s is (length, 3, LANES). `units` holds what k is measured from and the exponent of the sums that enter, less that.
     """
-    ref, scale = load(units, 0), exp(load(units, LANES))
+    ref, scale = load(units, 0), exp16(load(units, LANES))
     s1, s2 = mul(load(l1, c), scale), mul(load(l2, c), scale)
     em, eu = load(step, c), load(bonus, c)
     if centre is not None:
         middle = load(centre, c)
     for t in range(length):
-        e, value = exp(sub(load(keys, at + t * stride), ref)), load(values, at + t * stride)
+        e, value = exp16(sub(load(keys, at + t * stride), ref)), load(values, at + t * stride)
         if centre is not None:
             value = sub(value, middle)
         prefetch(keys, at + t * stride + LANES)
@@ -205,7 +205,7 @@ def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, 
         s1, s2 = _add(s1, em, mul(e, value)), _add(s2, em, e)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _units(top, lm, rm, c, units):
     """The largest of a chunk's and the entering sums' exponents, and the entering ones less that: (3, LANES)."""
     for i in range(LANES):
@@ -215,7 +215,7 @@ def _units(top, lm, rm, c, units):
         units[2 * LANES + i] = f32(rm[c + i] - ref)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y):
     """y = numerator / denominator, times sigmoid(gate) if there is one."""
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
@@ -239,7 +239,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                 keys, values, result, at, stride = edge_k, edge_v, edge_y, 0, LANES
             _units(top[item], lm[item], rm[item], c, units)
             _from_left(keys, values, at, stride, length, None, em1, eu, c, units, l1[item], l2[item], s)
-            step, scale = load(em1, c), exp(load(units, 2 * LANES))
+            step, scale = load(em1, c), exp16(load(units, 2 * LANES))
             s1, s2 = mul(load(r1[item], c), scale), mul(load(r2[item], c), scale)
             for t in range(length - 1, -1, -1):
                 e, value = load(s, 3 * LANES * t), load(values, at + t * stride)
@@ -250,7 +250,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                 else:  # sigmoid(r) is (1 or z) / (1 + z); its division is y's own
                     prefetch(gates, at + t * stride + LANES)
                     r = load(gates, at + t * stride)
-                    z = exp(minus_abs(r))
+                    z = exp16(minus_abs(r))
                     half = div(num, mul(den, add(one, z)))
                     store(result, at + t * stride, mul(half, where_above(r, zero, one, z)))
                 s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
@@ -258,7 +258,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                 _copy(edge_y, 0, LANES, y, begin + c, C, length, C - c)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def gradient_summaries(
     k, v, gate, gy, em1, eu, T, C, chunk, start, stop,
     ktop, l1, l2, lm, r1, r2, rm, centre, y, q, of_gate, base, top, unit, a1, a2, b1, b2,
@@ -295,7 +295,7 @@ def gradient_summaries(
                 results, quotients = edge_y, edge_q
             _units(ktop[item], lm[item], rm[item], c, units)
             _from_left(keys, values, at, stride, length, centre[b], em1, eu, c, units, l1[item], l2[item], s)
-            step, scale, middle = load(em1, c), exp(load(units, 2 * LANES)), load(centre[b], c)
+            step, scale, middle = load(em1, c), exp16(load(units, 2 * LANES)), load(centre[b], c)
             s1, s2 = mul(load(r1[item], c), scale), mul(load(r2[item], c), scale)
             peak, g1 = zero, zero
             g2 = g1
@@ -312,7 +312,7 @@ def gradient_summaries(
                     prefetch(gate_results, place + LANES)
                 if gate is not None:
                     r = load(gates, place)
-                    z = exp(minus_abs(r))
+                    z = exp16(minus_abs(r))
                     near = div(one, add(one, z))  # the larger of sigmoid(r) and sigmoid(-r)
                     far = mul(z, near)
                     store(gate_results, place, mul(mul(g, add(out, middle)), mul(near, far)))
@@ -349,7 +349,7 @@ def gradient_summaries(
                     _copy(edge_of_gate, 0, LANES, of_gate, begin + c, C, length, C - c)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def gradients(
     k, v, y, q, base, unit, centre, w, em1, eu, T, C, chunk, start, stop,
     ktop, kl1, kl2, klm, kr1, kr2, krm, gtop, gl1, gl2, glm, gr1, gr2, grm, gk, gv, gw, gu,
@@ -399,15 +399,15 @@ def gradients(
                 f[12 * LANES + i] = f32(k0 - base[item, n])
                 f[13 * LANES + i] = f32(k0)
             top, step, middle, own = load(f, 13 * LANES), load(em1, c), load(centre[b], c), load(unit[item], c)
-            scale = exp(load(f, 0))
+            scale = exp16(load(f, 0))
             x1, x2 = mul(load(kl1[item], c), scale), mul(load(kl2[item], c), scale)
-            scale = exp(load(f, LANES))
+            scale = exp16(load(f, LANES))
             g1, g2 = mul(load(gl1[item], c), scale), mul(load(gl2[item], c), scale)
             # The chunk's own scale inside a running sum.
-            of_x, of_g = exp(load(f, 4 * LANES)), mul(exp(load(f, 5 * LANES)), own)
+            of_x, of_g = exp16(load(f, 4 * LANES)), mul(exp16(load(f, 5 * LANES)), own)
             for t in range(length):
                 place, n = at + t * stride, 6 * LANES * t
-                e, x = exp(sub(load(keys, place), top)), sub(load(values, place), middle)
+                e, x = exp16(sub(load(keys, place), top)), sub(load(values, place), middle)
                 prefetch(keys, place + LANES)
                 prefetch(values, place + LANES)
                 prefetch(quotients, place + LANES)
@@ -421,15 +421,15 @@ def gradients(
                 e, g = mul(e, of_x), mul(load(quotients, place), of_g)
                 x1, x2 = _add(x1, step, mul(e, x)), _add(x2, step, e)
                 g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, load(results, place)))
-            scale = exp(load(f, 2 * LANES))
+            scale = exp16(load(f, 2 * LANES))
             x1, x2 = mul(load(kr1[item], c), scale), mul(load(kr2[item], c), scale)
-            scale = exp(load(f, 3 * LANES))
+            scale = exp16(load(f, 3 * LANES))
             g1, g2 = mul(load(gr1[item], c), scale), mul(load(gr2[item], c), scale)
-            of_x, of_g = exp(load(f, 6 * LANES)), mul(exp(load(f, 7 * LANES)), own)
+            of_x, of_g = exp16(load(f, 6 * LANES)), mul(exp16(load(f, 7 * LANES)), own)
             # What takes products of two units to true weights.
-            from_left, from_right = exp(load(f, 8 * LANES)), exp(load(f, 9 * LANES))
-            over_left, over_right = exp(load(f, 10 * LANES)), exp(load(f, 11 * LANES))
-            diagonal = mul(load(eu, c), exp(load(f, 12 * LANES)))
+            from_left, from_right = exp16(load(f, 8 * LANES)), exp16(load(f, 9 * LANES))
+            over_left, over_right = exp16(load(f, 10 * LANES)), exp16(load(f, 11 * LANES))
+            diagonal = mul(load(eu, c), exp16(load(f, 12 * LANES)))
             sum_w = splat(f32(0.0))
             sum_u = sum_w
             for t in range(length - 1, -1, -1):

@@ -1,4 +1,6 @@
-"""Triton kernels of BiWKV's forward: factors, sums of chunks, rows. float32 arithmetic.
+"""Triton kernels of BiWKV's forward: factors, sums of chunks, their running sums, rows.
+
+float32 arithmetic; float64 between chunks.
 
 Tensors are contiguous, tokens major: k, v, y are (B, T, C). A chunk has 4 GROUPS tokens; a thread takes the four tokens
 of a group times as many channels as 16 bytes hold, so that most of a running sum needs no other thread.
@@ -14,15 +16,13 @@ of a group times as many channels as 16 bytes hold, so that most of a running su
 import triton
 import triton.language as tl
 
-from lalic_kernels.biwkv.kernels_log import log_chunk_sums, log_row
-
 # The exponent of "nothing": finite, so that differences stay numbers, and below any key that is not itself absurd.
 NOTHING = tl.constexpr(-1.0e38)
 # The fast form's range: max|w| times the tokens of a chunk, and max|u|.
 RANGE = tl.constexpr(20.0)
 
 # A size of one must stay a number with a type, not become a compile-time constant.
-_SIZES = ["tokens", "channels", "chunks"]
+SIZES = ["tokens", "channels", "chunks"]
 
 
 @triton.jit(do_not_specialize=["channels"])
@@ -36,12 +36,14 @@ def factors_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """The powers of exp(w) that all programs share, from float64, and each block's form. Grid (blocks of C,)."""
+    # Parameters of a block of channels, and its form.
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
-    w = tl.load(w_ptr + c, mask=c_in, other=0.0)
-    u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+    u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     within = (tl.abs(w) * (PER_GROUP * GROUPS) <= RANGE) & (tl.abs(u) <= RANGE)  # a NaN is not
     fast = tl.min(within.to(tl.int32), axis=0)
+    # Powers of exp(w) by group, U and W: [GROUPS, BLOCK_C].
     w = tl.where(within, w, 0.0).to(tl.float64) * PER_GROUP
     u = tl.where(within, u, 0.0).to(tl.float64)
     g = tl.arange(0, GROUPS)[:, None].to(tl.float64)
@@ -51,6 +53,7 @@ def factors_kernel(
     inside = c_in[None, :] & (g >= 0)
     tl.store(place, tl.exp(w[None, :] * (g - start_up[None, :])).to(tl.float32), mask=inside)
     tl.store(place + GROUPS * channels, tl.exp(-w[None, :] * (g - start_down[None, :])).to(tl.float32), mask=inside)
+    # The rows behind them, a number a channel: [BLOCK_C].
     last = factors_ptr + 2 * GROUPS * channels + c
     tl.store(last, tl.exp(-w / PER_GROUP).to(tl.float32), mask=c_in)
     tl.store(last + channels, tl.exp(w + tl.abs(w) * GROUPS).to(tl.float32), mask=c_in)
@@ -58,7 +61,88 @@ def factors_kernel(
     tl.store(last + 3 * channels, tl.where(c_in, fast, 0).to(tl.float32), mask=c_in)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+# The logarithmic form: any finite w and u, many exponentials an element. Every exponent has its row's or its sum's
+# largest taken out first, so no weight exceeds one.
+
+
+@triton.jit
+def log_chunk_sums(w, k_ptr, v_ptr, out, plane, left, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write a chunk's sums to `out`: going right, token i is LENGTH - 1 - i steps further than the nearest; left, i.
+
+    k_ptr and v_ptr point to the chunk's first token, `left` is the number of tokens from there on.
+    """
+    count = tl.minimum(left, LENGTH)
+    for direction in range(2):
+        # The largest exponent of the chunk, [BLOCK_C].
+        e = tl.full([BLOCK_C], NOTHING, tl.float32)
+        for i in range(count):
+            steps = tl.where(direction == 0, LENGTH - 1 - i, i).to(tl.float32)
+            k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+            e = tl.maximum(e, k - steps * w)
+        # The sums relative to it, [BLOCK_C].
+        a = tl.zeros([BLOCK_C], tl.float32)
+        b = tl.zeros([BLOCK_C], tl.float32)
+        for i in range(count):
+            steps = tl.where(direction == 0, LENGTH - 1 - i, i).to(tl.float32)
+            k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+            v = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+            p = tl.exp(tl.minimum((k - e) - steps * w, 1.0))
+            a += p * v
+            b += p
+        tl.store(out + 3 * direction * plane, a, mask=c_in)
+        tl.store(out + (3 * direction + 1) * plane, b, mask=c_in)
+        tl.store(out + (3 * direction + 2) * plane, e, mask=c_in)
+
+
+@triton.jit
+def log_row(
+    w, u, k_ptr, v_ptr, state, plane, row, left, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """(numerator, denominator), [rows, BLOCK_C], of the tokens `row` of a chunk: y = numerator / denominator.
+
+    Two passes over the chunk's tokens: the rows' largest exponents, then the sums. `state` points to what enters.
+    """
+    # The rows' own tokens, and the exponents of what enters from either side.
+    offset = row[:, None] * channels + c[None, :]
+    inside = (row < left)[:, None] & c_in[None, :]
+    k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
+    v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
+    e_left = tl.load(state + 2 * plane, mask=c_in, other=NOTHING)[None, :]  # [1, BLOCK_C]
+    e_right = tl.load(state + 5 * plane, mask=c_in, other=NOTHING)[None, :]  # [1, BLOCK_C]
+    decay_left = row[:, None].to(tl.float32) * w[None, :]
+    decay_right = (LENGTH - 1 - row)[:, None].to(tl.float32) * w[None, :]
+    # The rows' largest exponents: own, entering, then every token of the chunk.
+    top = tl.maximum(k + u[None, :], tl.maximum(e_left - decay_left, e_right - decay_right))
+    count = tl.minimum(left, LENGTH)
+    for i in range(count):
+        k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+        gap = tl.abs(row - i)
+        reach = k_i[None, :] - (gap - 1)[:, None].to(tl.float32) * w[None, :]
+        top = tl.maximum(top, tl.where((gap > 0)[:, None], reach, NOTHING))
+    # The sums relative to them: own, entering, then every token of the chunk.
+    den = tl.exp(tl.minimum((k - top) + u[None, :], 1.0))
+    num = den * v
+    scale = tl.exp(tl.minimum((e_left - top) - decay_left, 1.0))
+    num += scale * tl.load(state, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+    den += scale * tl.load(state + plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+    scale = tl.exp(tl.minimum((e_right - top) - decay_right, 1.0))
+    num += scale * tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+    den += scale * tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+    for i in range(count):
+        k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+        v_i = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
+        gap = tl.abs(row - i)
+        p = tl.exp(tl.minimum((k_i[None, :] - top) - (gap - 1)[:, None].to(tl.float32) * w[None, :], 1.0))
+        p = tl.where((gap > 0)[:, None], p, 0.0)
+        num += p * v_i[None, :]
+        den += p
+    return num, den
+
+
+# Both forms.
+
+
+@triton.jit(do_not_specialize=SIZES)
 def chunk_sums_kernel(
     w_ptr,  # (C,) float32
     k_ptr,  # (B, T, C)
@@ -80,6 +164,7 @@ def chunk_sums_kernel(
 
     The fast form leaves out kappa W(GROUPS) and kappa U(-1), which the scan puts in. Grid (blocks of C, B * chunks).
     """
+    # Where the chunk is.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -89,10 +174,11 @@ def chunk_sums_kernel(
     chunk = program % chunks
     start = (program // chunks * tokens + chunk * LENGTH) * channels
     left = (tokens - chunk * LENGTH).to(tl.int32)  # tokens from the chunk's first one on
-    w = tl.load(w_ptr + c, mask=c_in, other=0.0)
+    w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     out = sums_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
+        # Load keys and values, the four tokens of each group apart.
         g = tl.arange(0, GROUPS)
         offset = (4 * g)[:, None] * channels + c[None, :]
         in0 = (4 * g < left)[:, None] & c_in[None, :]
@@ -101,20 +187,22 @@ def chunk_sums_kernel(
         in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
         k_ptr += start
         v_ptr += start
-        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)
-        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
-        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
-        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
-        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        # Load the powers of exp(w).
         table = g[:, None] * channels + c[None, :]
-        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)
-        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=0.0)
-        step = tl.load(factors_ptr + 2 * GROUPS * channels + c, mask=c_in, other=0.0)[None, :]
-        # Where weights grow with distance, room for their growth, so that no sum exceeds that of |v|.
+        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
+        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
+        step = tl.load(factors_ptr + 2 * GROUPS * channels + c, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        # Where weights grow with distance, headroom for their growth, so that no sum exceeds that of |v|.
         e = tl.max(tl.maximum(tl.maximum(k0, k1), tl.maximum(k2, k3)), axis=0)
+        # Values from the one at the chunk's largest key.
         if CENTRED:
             z = tl.maximum(tl.where(k0 == e[None, :], v0, NOTHING), tl.where(k1 == e[None, :], v1, NOTHING))
             z = tl.maximum(z, tl.where(k2 == e[None, :], v2, NOTHING))
@@ -125,12 +213,14 @@ def chunk_sums_kernel(
             v2 -= z[None, :]
             v3 -= z[None, :]
         e = tl.where(c_in, e + tl.maximum(-w, 0.0) * LENGTH, 0.0)
+        # Sums of p, going right and going left: [GROUPS, BLOCK_C] to [BLOCK_C].
         p0 = tl.exp(k0 - e[None, :])
         p1 = tl.exp(k1 - e[None, :])
         p2 = tl.exp(k2 - e[None, :])
         p3 = tl.exp(k3 - e[None, :])
         tl.store(out + plane, tl.sum((((p0 * step + p1) * step + p2) * step + p3) * up, axis=0), mask=c_in)
         tl.store(out + 4 * plane, tl.sum((((p3 * step + p2) * step + p1) * step + p0) * down, axis=0), mask=c_in)
+        # Sums of p v.
         p0 *= v0
         p1 *= v1
         p2 *= v2
@@ -140,9 +230,218 @@ def chunk_sums_kernel(
         tl.store(out + 2 * plane, e, mask=c_in)
         tl.store(out + 5 * plane, e, mask=c_in)
     else:
+        # The logarithmic form, which measures values from zero.
         if CENTRED:
             tl.store(peaks_ptr + program * channels + c, tl.zeros([BLOCK_C], tl.float32), mask=c_in)
         log_chunk_sums(w, k_ptr + start, v_ptr + start, out, plane, left, channels, c, c_in, LENGTH, BLOCK_C)
+
+
+@triton.jit
+def _max_before(inclusive, before, inclusive_here, before_here):
+    """Running maximum, with and without the last element."""
+    return tl.maximum(inclusive, inclusive_here), tl.maximum(inclusive, before_here)
+
+
+@triton.jit
+def _recurrence(f, a, b, f_here, a_here, b_here):
+    """s -> f s + (a, b), twice."""
+    return f * f_here, a * f_here + a_here, b * f_here + b_here
+
+
+@triton.jit
+def running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Inclusive running sums of states along axis 0, [PIECE, BLOCK_C] float64, after a carried one; and the new carry.
+
+    Each place costs a decay of `decay` [BLOCK_C]. With x_j = e_j + j decay and X its running maximum, the sum at j is
+    sum_i (a_i, b_i) exp(x_i - X_j) times exp(X_j - j decay): a recurrence of factors exp(X_{j-1} - X_j) <= 1.
+    """
+    # The running maximum of exponents, with and without the last: [PIECE, BLOCK_C].
+    j = tl.arange(0, PIECE)[:, None].to(tl.float64)
+    x = e + j * decay[None, :]
+    before = tl.full([PIECE, BLOCK_C], NOTHING, tl.float64)
+    top, top_before = tl.associative_scan((x, before), 0, _max_before)
+    carried = (e_carry - decay)[None, :]
+    top = tl.maximum(top, carried)
+    top_before = tl.maximum(top_before, carried)
+    # The recurrence, and what was carried.
+    here = tl.exp(x - top)
+    f, a, b = tl.associative_scan((tl.exp(top_before - top), a * here, b * here), 0, _recurrence)
+    a += f * a_carry[None, :]
+    b += f * b_carry[None, :]
+    e = top - j * decay[None, :]
+    # What the next piece carries: [BLOCK_C].
+    last = j == PIECE - 1
+    a_carry = tl.sum(tl.where(last, a, 0.0), axis=0)
+    b_carry = tl.sum(tl.where(last, b, 0.0), axis=0)
+    e_carry = tl.sum(tl.where(last, e, 0.0), axis=0)
+    return a, b, e, a_carry, b_carry, e_carry
+
+
+@triton.jit
+def middle_row(
+    sums, peaks, plane, chunks, channels, decay, to_right, to_left, c_in, PIECE: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """y as seen from between the two middle chunks, [BLOCK_C] float32: what the backward measures v and y from.
+
+    The gradients of w and k are differences, sums of p q (v - y). Where keys are sharp all but one weight are tiny and
+    v - y nearly cancels; measured from a value that most rows are close to, it keeps its digits. How good this value
+    is decides about digits alone, so float32 does.
+    """
+    # Each row adds up every PIECE-th chunk, with a running largest exponent.
+    row = tl.arange(0, PIECE)[:, None]
+    num = tl.zeros([PIECE, BLOCK_C], tl.float32)
+    den = tl.zeros([PIECE, BLOCK_C], tl.float32)
+    top = tl.full([PIECE, BLOCK_C], NOTHING, tl.float32)
+    middle = chunks // 2
+    for start in range(0, chunks, PIECE):
+        j = start + row
+        mask = (j < chunks) & c_in[None, :]
+        before = j < middle
+        place = j.to(tl.int64) * channels
+        source = sums + place + tl.where(before, 0, 3 * plane)
+        gap = tl.where(before, middle - 1 - j, j - middle).to(tl.float32)
+        factor = tl.where(before, to_right, to_left)
+        a = tl.load(source, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        b = tl.load(source + plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING) - gap * decay[None, :]  # [PIECE, BLOCK_C]
+        a = (a + tl.load(peaks + place, mask=mask, other=0.0) * b) * factor  # [PIECE, BLOCK_C]
+        new = tl.maximum(top, e)
+        old, here = tl.exp(top - new), tl.exp(e - new)
+        num = num * old + a * here
+        den = den * old + b * factor * here
+        top = new
+    # The rows together: [BLOCK_C].
+    here = tl.exp(top - tl.max(top, axis=0)[None, :])
+    num, den = tl.sum(num * here, axis=0), tl.sum(den * here, axis=0)
+    return tl.where(den > 0.0, num / tl.where(den > 0.0, den, 1.0), 0.0)
+
+
+@triton.jit(do_not_specialize=["channels", "chunks"])
+def chunk_scan_kernel(
+    w_ptr,  # (C,) float32
+    u_ptr,  # (C,) float32
+    factors_ptr,  # (2 GROUPS + 4, C) float32
+    sums_ptr,  # (6, B, chunks, C) float32
+    entering_ptr,  # (6, B, chunks, C) float32, written
+    own_ptr,  # (6, B, chunks, C) float32, written if BACKWARD: an exponent for each direction
+    peaks_ptr,  # (B, chunks, C) float32, read if BACKWARD: what the sums' v is measured from
+    centre_ptr,  # (B, C) float32, written if BACKWARD: what `entering` and `own` have it measured from
+    channels,  # C
+    chunks,
+    plane,  # B * chunks * C
+    GROUPS: tl.constexpr,
+    PER_GROUP: tl.constexpr,  # tokens a group of the sums
+    FOLDED: tl.constexpr,  # tokens a group of the rows
+    BACKWARD: tl.constexpr,
+    PIECE: tl.constexpr,  # chunks at a time
+    BLOCK_C: tl.constexpr,
+):
+    """What enters each chunk from its left and from its right. float64: a float32 factor a chunk would drift.
+
+    For blocks of the fast form both come relative to one exponent, which bounds every weight of the chunk's rows by
+    one, and times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
+    """
+    LENGTH: tl.constexpr = PER_GROUP * GROUPS
+    # Decays and factors of a block of channels, [BLOCK_C].
+    item = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_in = c < channels
+    w32 = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+    fast = tl.load(factors_ptr + (2 * GROUPS + 3) * channels + c, mask=c_in, other=0.0) > 0.5  # [BLOCK_C]
+    decay = w32.to(tl.float64) * LENGTH
+    near = tl.where(fast, w32, 0.0).to(tl.float64)
+    growth = tl.maximum(-near, 0.0) * LENGTH
+    shrink = tl.maximum(near, 0.0) * LENGTH
+    from_left = tl.exp(-near * PER_GROUP - shrink)  # U(-1)
+    from_right = tl.exp(-shrink)  # W(GROUPS)
+    kappa = tl.exp(near * PER_GROUP + tl.abs(near) * LENGTH)
+    to_right = tl.where(fast, kappa * from_right, 1.0)[None, :]
+    to_left = tl.where(fast, kappa * from_left, 1.0)[None, :]
+    from_left = tl.exp(-near * FOLDED - shrink)
+    headroom = growth + tl.maximum(tl.load(u_ptr + c, mask=c_in, other=0.0), 0.0).to(tl.float64)  # [BLOCK_C]
+    # What values are measured from.
+    plane = plane.to(tl.int64)
+    base = item * chunks * channels + c[None, :]
+    row = tl.arange(0, PIECE)[:, None]
+    centre = tl.zeros([BLOCK_C], tl.float32)
+    if BACKWARD:
+        centre = middle_row(
+            sums_ptr + base, peaks_ptr + base, plane, chunks, channels, w32 * LENGTH, to_right.to(tl.float32),
+            to_left.to(tl.float32), c_in, PIECE, BLOCK_C,
+        )  # fmt: skip
+        tl.store(centre_ptr + item * channels + c, centre, mask=c_in)
+
+    # From the left: running states of the chunks before each chunk.
+    a_carry = tl.zeros([BLOCK_C], tl.float64)
+    b_carry = tl.zeros([BLOCK_C], tl.float64)
+    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    for start in range(0, chunks, PIECE):
+        j = start + row
+        mask = (j >= 1) & (j < chunks) & c_in[None, :]
+        source = sums_ptr + base + (j - 1).to(tl.int64) * channels
+        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_right  # [PIECE, BLOCK_C]
+        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_right  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)  # [PIECE, BLOCK_C]
+        if BACKWARD:
+            peak = tl.load(peaks_ptr + base + (j - 1).to(tl.int64) * channels, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+            a += (peak.to(tl.float64) - centre[None, :].to(tl.float64)) * b
+        a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
+        e32 = e.to(tl.float32)
+        scale = tl.exp(e - e32.to(tl.float64))
+        target = entering_ptr + base + j.to(tl.int64) * channels
+        mask = (j < chunks) & c_in[None, :]
+        tl.store(target, (a * scale).to(tl.float32), mask=mask)
+        tl.store(target + plane, (b * scale).to(tl.float32), mask=mask)
+        tl.store(target + 2 * plane, e32, mask=mask)
+        if BACKWARD:
+            target = own_ptr + base + j.to(tl.int64) * channels
+            tl.store(target, (a * scale).to(tl.float32), mask=mask)
+            tl.store(target + plane, (b * scale).to(tl.float32), mask=mask)
+            tl.store(target + 2 * plane, e32, mask=mask)
+    tl.debug_barrier()  # other threads of this program read what was just written
+
+    # From the right: running states of the chunks behind each chunk; there both directions meet.
+    a_carry = tl.zeros([BLOCK_C], tl.float64)
+    b_carry = tl.zeros([BLOCK_C], tl.float64)
+    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    for start in range(0, chunks, PIECE):
+        j = chunks - 1 - start - row
+        mask = (j >= 0) & (j < chunks - 1) & c_in[None, :]
+        source = sums_ptr + 3 * plane + base + (j + 1).to(tl.int64) * channels
+        a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_left  # [PIECE, BLOCK_C]
+        b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_left  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)  # [PIECE, BLOCK_C]
+        if BACKWARD:
+            peak = tl.load(peaks_ptr + base + (j + 1).to(tl.int64) * channels, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+            a += (peak.to(tl.float64) - centre[None, :].to(tl.float64)) * b
+        a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
+        mask = (j >= 0) & c_in[None, :]
+        here = base + j.to(tl.int64) * channels
+        target = entering_ptr + here
+        a_left = tl.load(target, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        b_left = tl.load(target + plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        e_left = tl.load(target + 2 * plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        own = tl.load(sums_ptr + 2 * plane + here, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        if BACKWARD:
+            e32 = e.to(tl.float32)
+            scale = tl.exp(e - e32.to(tl.float64))
+            tl.store(own_ptr + here + 3 * plane, (a * scale).to(tl.float32), mask=mask)
+            tl.store(own_ptr + here + 4 * plane, (b * scale).to(tl.float32), mask=mask)
+            tl.store(own_ptr + here + 5 * plane, e32, mask=mask)
+        # One exponent for both sides in the fast form, from here on.
+        # `own` holds the growth already.
+        wide = tl.maximum(tl.maximum(e, e_left.to(tl.float64)) + growth[None, :], own.to(tl.float64))
+        ref = (wide + (headroom - growth)[None, :]).to(tl.float32)
+        e_right = tl.where(fast[None, :], ref, e.to(tl.float32))
+        scale = tl.exp(tl.minimum(e - e_right.to(tl.float64), 1.0)) * tl.where(fast, from_right, 1.0)[None, :]
+        tl.store(target + 3 * plane, (a * scale).to(tl.float32), mask=mask)
+        tl.store(target + 4 * plane, (b * scale).to(tl.float32), mask=mask)
+        tl.store(target + 5 * plane, e_right, mask=mask)
+        e_new = tl.where(fast[None, :], ref, e_left)
+        scale = tl.exp(e_left.to(tl.float64) - e_new.to(tl.float64)) * tl.where(fast, from_left, 1.0)[None, :]
+        tl.store(target, (a_left * scale).to(tl.float32), mask=mask)
+        tl.store(target + plane, (b_left * scale).to(tl.float32), mask=mask)
+        tl.store(target + 2 * plane, e_new, mask=mask)
 
 
 @triton.jit
@@ -158,14 +457,14 @@ def row_values(num, den, gate_ptr, mask, GATED: tl.constexpr):
     sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): the exponential is of nothing positive, so it does not overflow.
     """
     if GATED:
-        gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
         z = tl.exp(-tl.abs(gate))
         num *= tl.where(gate < 0, z, 1.0)
         den *= 1.0 + z
     return num / den
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def rows_kernel(
     w_ptr,  # (C,) float32
     u_ptr,  # (C,) float32
@@ -186,6 +485,7 @@ def rows_kernel(
     GATED: tl.constexpr,  # sigmoid(gate) * y in place of y
 ):
     """y for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
+    # Where the chunk is.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -204,26 +504,29 @@ def rows_kernel(
     state = entering_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
+        # Load keys and values, the four tokens of each group apart.
         in0 = (4 * g < left)[:, None] & c_in[None, :]
         in1 = (4 * g + 1 < left)[:, None] & c_in[None, :]
         in2 = (4 * g + 2 < left)[:, None] & c_in[None, :]
         in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
-        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)
-        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
-        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
-        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
-        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        # Load the powers of exp(w), and the exponent that everything is relative to.
         table = g[:, None] * channels + c[None, :]
-        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)
-        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=1.0)
+        up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
+        down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=1.0)  # [GROUPS, BLOCK_C]
         constants = factors_ptr + 2 * GROUPS * channels + c
-        step = tl.load(constants, mask=c_in, other=0.0)[None, :]
-        kappa = tl.load(constants + channels, mask=c_in, other=1.0)[None, :]
-        bonus = tl.load(constants + 2 * channels, mask=c_in, other=0.0)[None, :]
-        ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)[None, :]
+        step = tl.load(constants, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        kappa = tl.load(constants + channels, mask=c_in, other=1.0)[None, :]  # [1, BLOCK_C]
+        bonus = tl.load(constants + 2 * channels, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
+        # Weights, and weighted values.
         p0 = tl.exp(k0 - ref)
         p1 = tl.exp(k1 - ref)
         p2 = tl.exp(k2 - ref)
@@ -237,7 +540,8 @@ def rows_kernel(
         b = (((p0 * step + p1) * step + p2) * step + p3) * up
         nothing = tl.zeros([GROUPS, BLOCK_C], tl.float32)
         a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before)
-        num = (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)
+        num = (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)  # [1, BLOCK_C]
+        # what enters: [1, BLOCK_C]
         den = (den + tl.load(state + plane, mask=c_in, other=1.0)[None, :]) * (kappa * down)
         num0 = num + bonus * v0
         den0 = den + bonus * p0
@@ -255,6 +559,7 @@ def rows_kernel(
         a = (((v3 * step + v2) * step + v1) * step + v0) * down
         b = (((p3 * step + p2) * step + p1) * step + p0) * down
         a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before, reverse=True)
+        # what enters: [1, BLOCK_C]
         num = (num + tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
         den = (den + tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
         y3 = row_values(num3 + num, den3 + den, gate_ptr + offset + 3 * channels, in3, GATED)
@@ -265,13 +570,15 @@ def rows_kernel(
         den = den * step + p2
         y1 = row_values(num1 + num, den1 + den, gate_ptr + offset + channels, in1, GATED)
         y0 = row_values(num0 + num * step + v1, den0 + den * step + p1, gate_ptr + offset, in0, GATED)
+        # Write.
         tl.store(y_ptr + offset, y0.to(y_ptr.dtype.element_ty), mask=in0)
         tl.store(y_ptr + offset + channels, y1.to(y_ptr.dtype.element_ty), mask=in1)
         tl.store(y_ptr + offset + 2 * channels, y2.to(y_ptr.dtype.element_ty), mask=in2)
         tl.store(y_ptr + offset + 3 * channels, y3.to(y_ptr.dtype.element_ty), mask=in3)
     else:
-        w = tl.load(w_ptr + c, mask=c_in, other=0.0)
-        u = tl.load(u_ptr + c, mask=c_in, other=0.0)
+        # The logarithmic form, every fourth row at a time.
+        w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
+        u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
         for place in range(4):
             num, den = log_row(
                 w, u, k_ptr, v_ptr, state, plane, 4 * g + place, left, channels, c, c_in, LENGTH, BLOCK_C

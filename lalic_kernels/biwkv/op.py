@@ -1,22 +1,21 @@
-"""BiWKV: the public function, its checks, launches and registration."""
+"""BiWKV: the public function, its checks, choice of implementation and registration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import autocast, checks, dispatch, numba_support, registration
-from lalic_kernels._core.launch import blocks, on
-from lalic_kernels.biwkv import batching, cpu, launches, reference, scan
+from lalic_kernels import checks, dispatch
+from lalic_kernels.biwkv import cpu, gpu, reference, torch_path
+from lalic_kernels.op import nbytes, recompute, register
 
-OP = dispatch.add(dispatch.Op("biwkv", cpu_available=numba_support.available))
-BACKWARD = "like the forward for triton and cpu; otherwise autograd through the linear-time torch path, recomputed"
 CPU_RANGE = (
     f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
 )
-_Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+_Rule = Callable[..., tuple[Any, Any]]
 
 
 def biwkv(
@@ -29,11 +28,11 @@ def biwkv(
 
     Args:
         w: decay per step, shape (C,), any sign. A model that learns a decay divides it by T before the call.
-        u: bonus of a token for itself, shape (C,), likewise.
+        u: bonus of a token for itself, shape (C,), any sign.
         k: keys, shape (B, T, C), float16, bfloat16, float32 or float64, any strides.
-        v: values, as k.
-        gate: as k, or None. With it the result is sigmoid(gate) * y, in one pass.
-        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "cpu", "torch", "reference".
+        v: values, of k's shape and dtype, any strides.
+        gate: of k's shape and dtype, any strides, or None. With it the result is sigmoid(gate) * y, in one pass.
+        backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
         y, or sigmoid(gate) * y, shape (B, T, C), contiguous, in k's dtype. float16 and bfloat16 are computed in float32
@@ -45,7 +44,7 @@ def biwkv(
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        dispatch.BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the backend asked for cannot run here.
 
     Example:
         >>> w, u = torch.rand(96) / 64, torch.rand(96) / 64
@@ -58,9 +57,9 @@ def biwkv(
         "biwkv", ("k", k, "B T C"), ("v", v, "B T C"), ("w", w, "C"), ("u", u, "C"),
         *((name, value, "B T C") for name, value in given),
     )  # fmt: skip
-    if autocast.enabled(k.device):
-        k, v, gate = autocast.widest(k, v, gate)
-        w, u = autocast.beside(k, w), autocast.beside(k, u)
+    if checks.autocast_enabled(k.device):
+        k, v, gate = checks.widest(k, v, gate)
+        w, u = checks.beside(k, w), checks.beside(k, u)
         given = () if gate is None else (("gate", gate),)
     dtype = checks.floating("biwkv", "k", k)
     for name, value in (("v", v), *given):
@@ -70,26 +69,33 @@ def biwkv(
     checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u), *given)
     if backend == "reference":
         return reference.biwkv(w.to(dtype), u.to(dtype), k, v, gate)
-    # A registered op's gradient is unknown to torch.func.grad; that of an autograd.Function is known.
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    call = _UnderTransforms.apply if transformed else torch.ops.lalic_kernels.biwkv
-    return call(w, u, k, v, gate, dispatch.AUTO if backend is None else backend)
+    return OP.call(w, u, k, v, gate, backend)
 
 
-def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
+def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str | None) -> str:
+    """The rule of `dispatch`, and the one thing it cannot know: the compiled CPU code needs w and u within a range."""
+    chosen = dispatch.resolve(OP, backend, k.device.type, k.dtype)
+    if chosen == "cpu" and not cpu.supports(w, u, k.shape[1]):
+        if backend == "cpu":
+            raise dispatch.BackendUnavailable(f"biwkv: backend='cpu' cannot be used: {CPU_RANGE}")
+        return "torch"
+    return chosen
+
+
+def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str | None) -> Tensor:
     chosen = _choose(w, u, k, backend)
-    given = () if gate is None else (gate,)
     if k.numel() == 0:
         return torch.empty_like(k, memory_format=torch.contiguous_format)
     if k.shape[1] == 1:  # a token's weight for itself cancels, exactly
         return v.clone(memory_format=torch.contiguous_format) if gate is None else _gated(v, gate).contiguous()
     if chosen == "triton":
-        return _launch(w, u, k, v, gate)
+        return gpu.forward(w, u, k, v, gate)
     if chosen == "cpu":
+        given = () if gate is None else (gate,)
         if k.dtype == torch.bfloat16:  # the compiled code reads and writes it
             return cpu.forward(*_plain(w, u), *(x.contiguous() for x in (k, v, *given)))
         return cpu.forward(*_plain(w, u, k, v, *given)).to(k.dtype)
-    return scan.biwkv(w, u, k, v, gate).contiguous()
+    return torch_path.biwkv(w, u, k, v, gate).contiguous()
 
 
 def _gated(y: Tensor, gate: Tensor) -> Tensor:
@@ -101,60 +107,10 @@ def _plain(*tensors: Tensor) -> list[Tensor]:
     return [x.float().contiguous() for x in tensors]
 
 
-def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str) -> str:
-    """The rule of `dispatch`, and the one thing it cannot know: the compiled CPU code needs w and u within a range."""
-    chosen = dispatch.resolve(OP, backend, k.device.type, k.dtype)
-    if chosen == "cpu" and not cpu.supports(w, u, k.shape[1]):
-        if backend == "cpu":
-            raise dispatch.BackendUnavailable(f"biwkv: backend='cpu' cannot be used: {CPU_RANGE}")
-        return "torch"
-    return chosen
-
-
-def make_factors(w: Tensor, u: Tensor, choice: launches.Choice) -> Tensor:
-    """The powers of exp(w) for a launch configuration; contiguous float32 w and u. A caller may keep them."""
-    from lalic_kernels.biwkv import kernels
-
-    groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
-    factors = torch.empty((2 * groups + 4, w.shape[0]), dtype=torch.float32, device=w.device)
-    with on(w.device):
-        kernels.factors_kernel[(blocks(w.shape[0], block_c),)](
-            w, u, factors, w.shape[0], GROUPS=groups, PER_GROUP=launches.PER_GROUP, BLOCK_C=block_c, num_warps=4
-        )
-    return factors
-
-
-def _launch(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, factors: Tensor | None = None) -> Tensor:
-    from lalic_kernels.biwkv import kernels, kernels_scan
-
-    batch, tokens, channels = k.shape
-    w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
-    gates = k if gate is None else gate.contiguous()  # without a gate nothing is read through its pointer
-    choice = launches.choose(launches.architecture(k.device), tokens, channels, k.element_size())
-    groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
-    chunks, across = blocks(tokens, choice.chunk), blocks(channels, block_c)
-    plane = batch * chunks * channels
-    if factors is None:
-        factors = make_factors(w, u, choice)
-    sums, entering = torch.empty((2, 6, batch, chunks, channels), dtype=torch.float32, device=k.device)
-    y = torch.empty_like(k)
-    options = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False}
-    with on(k.device):
-        kernels.chunk_sums_kernel[(across, batch * chunks)](
-            w, k, v, factors, sums, w, tokens, channels, chunks, plane, **options, CENTRED=False
-        )
-        kernels_scan.chunk_scan_kernel[(batch, blocks(channels, choice.scan["BLOCK_C"]))](
-            w, u, factors, sums, entering, entering, w, w, channels, chunks, plane,
-            GROUPS=groups, PER_GROUP=launches.PER_GROUP, FOLDED=launches.PER_GROUP, BACKWARD=False,
-            **choice.scan.options(),
-        )  # fmt: skip
-        kernels.rows_kernel[(across, batch * chunks)](
-            w, u, k, v, gates, factors, entering, y, tokens, channels, chunks, plane, **options, GATED=gate is not None
-        )
-    return y
-
-
-def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str) -> _Grads:
+def _backward(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str | None
+) -> list[Tensor | None]:
+    """Gradients of w, u, k, v and gate, each in its argument's dtype; None without a gate."""
     given = () if gate is None else (gate,)
     inputs = (w, u, k, v, *given)
     chosen = _choose(w, u, k, backend)
@@ -166,7 +122,7 @@ def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, g
         if gate is None:
             grads.append(grad.clone(memory_format=torch.contiguous_format))
         else:
-            grads += registration.recompute(_gated, (v, gate), grad)
+            grads += recompute(_gated, (v, gate), grad)
     elif chosen == "cpu":
         data = (k, v, grad, *given)
         if k.dtype == torch.bfloat16:  # as in the forward
@@ -174,91 +130,95 @@ def _backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, g
         else:
             grads = list(cpu.backward(*_plain(w, u, *data)))
     elif chosen == "triton":
-        grads = _launch_backward(w, u, k, v, gate, grad)
+        grads = list(gpu.backward(w, u, k, v, grad, gate))
     else:
         wide = torch.promote_types(k.dtype, torch.float32)
-        grads = registration.recompute(scan.centred, inputs, grad.to(wide))
-    results = [g.to(x.dtype) for g, x in zip(grads, inputs, strict=False)]  # the compiled code ends in a None, no gate
-    return tuple(results) if gate is not None else (*results, k.new_empty(0))  # type: ignore[return-value]
+        grads = recompute(torch_path.centred, inputs, grad.to(wide))
+    results: list[Tensor | None] = [g.to(x.dtype) for g, x in zip(grads, inputs, strict=False)]
+    return results if gate is not None else [*results, None]
 
 
-def _launch_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor) -> list[Any]:
-    from lalic_kernels.biwkv.backward import backward
-
-    w, u = w.float().contiguous(), u.float().contiguous()
-    k, v, grad = k.contiguous(), v.contiguous(), grad.contiguous()
-    return list(backward(w, u, k, v, grad, None if gate is None else gate.contiguous()))
-
-
-def _forward_fake(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str) -> Tensor:
-    return torch.empty_like(k, memory_format=torch.contiguous_format)
+# torch.vmap: the mapped dimension is folded into the batch, or into the channels, and one call is made.
+#
+# Channels are independent of each other and have each their own w and u, so that a mapped dimension of any argument can
+# be folded into them; that copies k and v where it is not there already. The batch shares w and u: folding into it
+# copies nothing, and is what happens where neither is mapped. The gradients of w and u are sums over the batch, of
+# which vmap wants one each, so the backward folds into the channels always.
 
 
-def _backward_fake(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str
-) -> _Grads:
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (w, u, k, v)]
-    last = k.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
-    return *grads, last  # type: ignore[return-value]
+def _mapped(x: Tensor, dim: int | None, axis: int, size: int) -> Tensor:
+    """x with the mapped dimension at `axis`, made by repetition where there is none."""
+    if dim is not None:
+        return x.movedim(dim, axis)
+    x = x.unsqueeze(axis)
+    return x.expand(*x.shape[:axis], size, *x.shape[axis + 1 :])
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.backend = inputs[5]
+def _into_batch(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    return None if x is None else _mapped(x, dim, 0, size).flatten(0, 1)
 
 
-def _gradient(ctx, grad: Tensor):
-    return _with_gate(ctx, _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.backend))
+def _into_channels(x: Tensor | None, dim: int | None, size: int, parameter: bool) -> Tensor | None:
+    if x is None:
+        return None
+    axis = 0 if parameter else 2
+    return _mapped(x, dim, axis, size).flatten(axis, axis + 1)
 
 
-def _with_gate(ctx, grads: _Grads):
-    """One gradient for each argument of the op."""
-    return *grads[:4], None if ctx.saved_tensors[4] is None else grads[4], None
+def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
+    """The rule of op(w, u, k, v, gate, backend) -> y."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        size, (*tensors, backend) = info.batch_size, arguments
+        if in_dims[0] is None and in_dims[1] is None:
+            data = [_into_batch(x, dim, size) for x, dim in zip(tensors[2:], in_dims[2:5], strict=True)]
+            y = op(*tensors[:2], *data, backend)
+            return y.unflatten(0, (size, y.shape[0] // size)), 0
+        folded = [
+            _into_channels(x, dim, size, place < 2)
+            for place, (x, dim) in enumerate(zip(tensors, in_dims[:5], strict=True))
+        ]
+        y = op(*folded, backend)
+        return y.unflatten(2, (size, y.shape[2] // size)), 2
+
+    return rule
 
 
-_TENSORS = "Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate"
-registration.forward_op("biwkv", f"({_TENSORS}, str backend) -> Tensor", _forward, _forward_fake)
-_BACKWARD_OP = registration.backward_op(
-    "biwkv_backward",
-    f"({_TENSORS}, Tensor grad, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-registration.gradient("biwkv", _gradient, _setup_context)
-registration.vmap("biwkv", batching.forward_rule(torch.ops.lalic_kernels.biwkv.default))
-registration.vmap("biwkv_backward", batching.backward_rule(torch.ops.lalic_kernels.biwkv_backward.default))
+def _backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
+    """The rule of op(w, u, k, v, gate, grad, backend) -> gradients of the first five, the last empty without a gate."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        size, (*tensors, backend) = info.batch_size, arguments
+        folded = [
+            _into_channels(x, dim, size, place < 2)
+            for place, (x, dim) in enumerate(zip(tensors, in_dims[:6], strict=True))
+        ]
+        *grads, grad_gate = op(*folded, backend)
+        channels = grads[0].shape[0] // size
+        outputs = [g.unflatten(d, (size, channels)) for g, d in zip(grads, (0, 0, 2, 2), strict=True)]
+        if tensors[4] is None:
+            return (*outputs, grad_gate), (0, 0, 2, 2, None)
+        return (*outputs, grad_gate.unflatten(2, (size, channels))), (0, 0, 2, 2, 2)
+
+    return rule
 
 
-class _UnderTransforms(torch.autograd.Function):
-    """The op for torch.func's transforms: the same forward, gradient and rule of vmap, registered in another way."""
-
-    forward = staticmethod(lambda *arguments: torch.ops.lalic_kernels.biwkv(*arguments))
-    setup_context = staticmethod(_setup_context)
-    vmap = staticmethod(batching.forward_rule(lambda *arguments: _UnderTransforms.apply(*arguments)))
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _with_gate(ctx, _BackwardUnderTransforms.apply(*ctx.saved_tensors, grad, ctx.backend))
-
-
-class _BackwardUnderTransforms(torch.autograd.Function):
-    """The backward op likewise, as torch.func.grad always takes a gradient in a form to differentiate."""
-
-    forward = staticmethod(lambda *arguments: torch.ops.lalic_kernels.biwkv_backward(*arguments))
-    setup_context = staticmethod(lambda ctx, inputs, output: None)
-    backward = staticmethod(lambda ctx, *grads: registration.refuse_second_derivative("biwkv"))
-    vmap = staticmethod(batching.backward_rule(lambda *arguments: _BackwardUnderTransforms.apply(*arguments)))
-
-
-def _flops(w, u, k, v, gate, *_, **__) -> int:
+def _flops(w: Any, u: Any, k: Any, v: Any, gate: Any, *_: Any, **__: Any) -> int:
     # As the paper's supplement counts: 29 operations an element, exponentials and divisions one each. The gate adds an
     # exponential, an addition, a division and a product.
     return (29 if gate is None else 33) * k[0] * k[1] * k[2]
 
 
-def _least_bytes(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> int:
-    return registration.nbytes(w, u, k, v, k) + (0 if gate is None else registration.nbytes(gate))
-
-
-registration.flops("biwkv", _flops)
-registration.moved_bytes("biwkv", _least_bytes)
+OP = register(
+    "biwkv",
+    "(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate, str? backend) -> Tensor",
+    forward=_forward,
+    backward=_backward,
+    saves=("w", "u", "k", "v", "gate", "backend"),
+    like="k",
+    flops=_flops,
+    bytes=lambda w, u, k, v, gate=None: nbytes(w, u, k, v, gate, k),
+    gradient="like the forward for triton and cpu; otherwise autograd through the linear-time torch path, recomputed",
+    cpu=True,
+    vmap=(_forward_rule, _backward_rule),
+)

@@ -7,8 +7,7 @@ as IEEE float32 (no TF32), because the results select the entropy coder's tables
 import triton
 import triton.language as tl
 
-from lalic_kernels._core.kernels_linear import product
-from lalic_kernels._core.triton_helpers import sigmoid_stable
+from lalic_kernels.triton_math import product, sigmoid_stable
 
 
 @triton.jit
@@ -32,15 +31,17 @@ def linear_kernel(
 
     Grid (blocks of rows, blocks of outputs).
     """
+    # The product: [BLOCK_M, BLOCK_N] float32.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     y = product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
+    # What is added, and relu()^2; write.
     if HAS_BIAS:
-        y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]  # [BLOCK_M, BLOCK_N]
     mask = (row < rows)[:, None] & (n < outputs)[None, :]
     offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
     if HAS_PARTIAL:
-        y += tl.load(partial_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        y += tl.load(partial_ptr + offset, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if SQUARED_RELU:
         y = tl.maximum(y, 0.0)
         y = y * y
@@ -63,27 +64,31 @@ def layer_norm_kernel(
 
     Grid (blocks of rows,).
     """
+    # The mean of each row: [BLOCK_M].
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     base = row.to(tl.int64)[:, None] * width
     row_in = (row < rows)[:, None]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
-        total += tl.load(m_ptr + base + c[None, :], mask=row_in & (c < width)[None, :], other=0.0)
+        total += tl.load(m_ptr + base + c[None, :], mask=row_in & (c < width)[None, :], other=0.0)  # [BLOCK_M, BLOCK_N]
     mean = tl.sum(total, axis=1) / width
+    # Its deviation, from centred values: [BLOCK_M].
     squares = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         inside = row_in & (c < width)[None, :]
+        # centred: [BLOCK_M, BLOCK_N]
         centred = tl.where(inside, tl.load(m_ptr + base + c[None, :], mask=inside, other=0.0) - mean[:, None], 0.0)
         squares += centred * centred
     rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / width + eps)
+    # Write n.
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         inside = row_in & (c < width)[None, :]
-        m = tl.load(m_ptr + base + c[None, :], mask=inside, other=0.0)
-        weight = tl.load(weight_ptr + c, mask=c < width, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + c, mask=c < width, other=0.0).to(tl.float32)
+        m = tl.load(m_ptr + base + c[None, :], mask=inside, other=0.0)  # [BLOCK_M, BLOCK_N]
+        weight = tl.load(weight_ptr + c, mask=c < width, other=0.0).to(tl.float32)  # [BLOCK_N]
+        bias = tl.load(bias_ptr + c, mask=c < width, other=0.0).to(tl.float32)  # [BLOCK_N]
         n = (m - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
         tl.store(n_ptr + base + c[None, :], n.to(n_ptr.dtype.element_ty), mask=inside)
 
@@ -103,11 +108,13 @@ def gated_sum_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """y = m + sigmoid(n @ receptance^T) * (h @ value^T). Grid (blocks of rows, blocks of width)."""
+    # Both products: [BLOCK_M, BLOCK_N] float32.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     gate = sigmoid_stable(product(n_ptr, receptance_ptr, row, c, rows, width, width, BLOCK_M, BLOCK_N, BLOCK_K))
     mlp = product(h_ptr, value_ptr, row, c, rows, 2 * width, width, BLOCK_M, BLOCK_N, BLOCK_K)
+    # Gate, add, write.
     mask = (row < rows)[:, None] & (c < width)[None, :]
     offset = row.to(tl.int64)[:, None] * width + c[None, :]
-    m = tl.load(m_ptr + offset, mask=mask, other=0.0)
+    m = tl.load(m_ptr + offset, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
     tl.store(y_ptr + offset, (m + gate * mlp).to(y_ptr.dtype.element_ty), mask=mask)

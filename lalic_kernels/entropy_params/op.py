@@ -1,23 +1,16 @@
-"""The entropy-parameter block: the public function, its checks, launches and registration."""
+"""The entropy-parameter block: the public function, its checks, choice of implementation and registration."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lalic_kernels._core import checks, dispatch, registration
-from lalic_kernels._core.launch import Launch, blocks, on
-from lalic_kernels.entropy_params import reference, torch_path
-
-OP = dispatch.add(dispatch.Op("entropy_params"))
-BACKWARD = "autograd through the torch path, which recomputes the forward (CUDA too)"
-
-# Products of float32 run on the ordinary units and need more registers an element than those of 16-bit types.
-LAUNCHES = {
-    "float32": Launch((("BLOCK_M", 32), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4),
-    "float16": Launch((("BLOCK_M", 64), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
-}
-NORM_LAUNCH = Launch((("BLOCK_M", 4), ("BLOCK_N", 256)), num_warps=4)
+from lalic_kernels import checks, dispatch
+from lalic_kernels.entropy_params import gpu, reference
+from lalic_kernels.op import nbytes, recompute, register
 
 
 def entropy_params(
@@ -47,7 +40,7 @@ def entropy_params(
         partial: the part of the first product that is known already, of inputs that x leaves out; shape (B, P, Cout),
             in x's dtype or float32. None for nothing.
         eps: added to LayerNorm's variance.
-        backend: None for the rule in `lalic_kernels._core.dispatch`, or "triton", "torch", "reference".
+        backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "torch", "reference".
 
     Returns:
         Shape (B, P, Cout), contiguous, in x's dtype. The Triton kernels accumulate in float32 and keep m in float32; n
@@ -56,7 +49,7 @@ def entropy_params(
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        dispatch.BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the backend asked for cannot run here.
 
     Example:
         >>> i, o = 40, 24
@@ -87,12 +80,35 @@ def entropy_params(
         checks.dtype_in("entropy_params", name, other, (dtype, torch.float32), "beside x")
     checks.same_device("entropy_params", ("x", x), *others.items())
     chosen = dispatch.resolve(OP, backend, x.device.type, dtype)
-    cast = {name: weight.to(dtype) for name, weight in weights.items()}
+    cast: dict[str, Any] = {name: weight.to(dtype) for name, weight in weights.items()}
     if chosen == "reference":
         return reference.entropy_params(x, **cast, partial=None if partial is None else partial.to(dtype), eps=eps)
     if chosen == "torch":
-        return torch_path.entropy_params(x, **cast, partial=partial, eps=eps)
-    return torch.ops.lalic_kernels.entropy_params(x, *cast.values(), partial, eps, chosen)
+        return _by_torch(x, **cast, partial=partial, eps=eps)
+    return OP.call(x, *cast.values(), partial, eps, chosen)
+
+
+def _by_torch(
+    x: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    key: Tensor,
+    receptance: Tensor,
+    value: Tensor,
+    partial: Tensor | None = None,
+    *,
+    eps: float,
+) -> Tensor:
+    """By torch's own operations, differentiable: CPUs, float64. One dtype, but for partial; a contiguous result."""
+    with checks.no_autocast(x.device):
+        m = F.linear(x, mix_weight, mix_bias)
+        if partial is not None:
+            m = (m + partial).to(m.dtype)
+        n = F.layer_norm(m, (m.shape[-1],), norm_weight, norm_bias, eps)
+        hidden = torch.relu(F.linear(n, key)).square()
+        return (m + torch.sigmoid(F.linear(n, receptance)) * F.linear(hidden, value)).contiguous()
 
 
 def _forward(
@@ -106,116 +122,38 @@ def _forward(
     value: Tensor,
     partial: Tensor | None,
     eps: float,
-    backend: str,
+    backend: str | None,
 ) -> Tensor:
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
     weights = (mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value)
     if x.shape[0] * x.shape[1] * mix_weight.shape[0] == 0:
         return x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0]))
     if chosen == "triton":
-        return _launch(x, *weights, partial, eps)
-    return torch_path.entropy_params(x, *weights, partial, eps=eps)
+        return gpu.entropy_params(x, *weights, partial, eps)
+    return _by_torch(x, *weights, partial, eps=eps)
 
 
-def _launch(
-    x: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    key: Tensor,
-    receptance: Tensor,
-    value: Tensor,
-    partial: Tensor | None,
-    eps: float,
-) -> Tensor:
-    from lalic_kernels.entropy_params import kernels
-
-    rows, n_in, n_out = x.shape[0] * x.shape[1], x.shape[2], mix_weight.shape[0]
-    launch = LAUNCHES["float32" if x.dtype == torch.float32 else "float16"]
-    x, mix_weight, key, receptance, value = (t.contiguous() for t in (x, mix_weight, key, receptance, value))
-    mix_bias, norm_weight, norm_bias = mix_bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
-    known = mix_bias if partial is None else partial.contiguous()
-    m = torch.empty((rows, n_out), dtype=torch.float32, device=x.device)
-    n = torch.empty((rows, n_out), dtype=x.dtype, device=x.device)
-    hidden = torch.empty((rows, 2 * n_out), dtype=x.dtype, device=x.device)
-    y = x.new_empty((x.shape[0], x.shape[1], n_out))
-    down, across = blocks(rows, launch["BLOCK_M"]), blocks(n_out, launch["BLOCK_N"])
-    with on(x.device):
-        kernels.linear_kernel[(down, across)](
-            x, mix_weight, mix_bias, known, m, rows, n_in, n_out,
-            HAS_BIAS=True, HAS_PARTIAL=partial is not None, SQUARED_RELU=False, **launch.options(),
-        )  # fmt: skip
-        kernels.layer_norm_kernel[(blocks(rows, NORM_LAUNCH["BLOCK_M"]),)](
-            m, norm_weight, norm_bias, n, rows, n_out, eps, **NORM_LAUNCH.options()
-        )
-        kernels.linear_kernel[(down, blocks(2 * n_out, launch["BLOCK_N"]))](
-            n, key, mix_bias, mix_bias, hidden, rows, n_out, 2 * n_out,
-            HAS_BIAS=False, HAS_PARTIAL=False, SQUARED_RELU=True, **launch.options(),
-        )  # fmt: skip
-        kernels.gated_sum_kernel[(down, across)](m, n, hidden, receptance, value, y, rows, n_out, **launch.options())
-    return y
+def _backward(*arguments: Any) -> list[Tensor | None]:
+    """Gradients of x, the weights and partial (None without it). Arguments: these, the result's gradient, and eps."""
+    *inputs, partial, grad, eps = arguments
+    given = inputs if partial is None else [*inputs, partial]
+    grads = recompute(lambda *tensors: _by_torch(*tensors, eps=eps), given, grad)
+    return [*grads, *([None] if partial is None else [])]
 
 
-def _backward(
-    x: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    key: Tensor,
-    receptance: Tensor,
-    value: Tensor,
-    partial: Tensor | None,
-    grad: Tensor,
-    eps: float,
-) -> list[Tensor]:
-    inputs = [x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value]
-    inputs += [] if partial is None else [partial]
-    return registration.recompute(lambda *tensors: torch_path.entropy_params(*tensors, eps=eps), inputs, grad)
-
-
-def _forward_fake(
-    x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, partial, eps, backend
-) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0]))
-
-
-def _backward_fake(
-    x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value, partial, grad, eps
-) -> list[Tensor]:
-    inputs = [x, mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value]
-    inputs += [] if partial is None else [partial]
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:9])
-    ctx.partial, ctx.eps = inputs[8] is not None, inputs[9]
-
-
-def _gradient(ctx, grad: Tensor):
-    grads = _BACKWARD_OP(*ctx.saved_tensors, grad, ctx.eps)
-    return *grads, *(() if ctx.partial else (None,)), None, None
-
-
-_TENSORS = (
-    "Tensor x, Tensor mix_weight, Tensor mix_bias, Tensor norm_weight, Tensor norm_bias, "
-    "Tensor key, Tensor receptance, Tensor value, Tensor? partial"
-)
-registration.forward_op("entropy_params", f"({_TENSORS}, float eps, str backend) -> Tensor", _forward, _forward_fake)
-_BACKWARD_OP = registration.backward_op(
-    "entropy_params_backward", f"({_TENSORS}, Tensor grad, float eps) -> Tensor[]", _backward, _backward_fake
-)
-registration.gradient("entropy_params", _gradient, _setup_context)
-registration.flops(
+OP = register(
     "entropy_params",
-    lambda x, mix_weight, *_, **__: 2 * x[0] * x[1] * mix_weight[0] * (x[2] + 5 * mix_weight[0]),
-)
-registration.moved_bytes(
-    "entropy_params",
-    lambda x, mix_weight, *rest: (
-        registration.nbytes(x, mix_weight, *(t for t in rest if t is not None))
-        + x.shape[0] * x.shape[1] * mix_weight.shape[0] * x.element_size()
+    "(Tensor x, Tensor mix_weight, Tensor mix_bias, Tensor norm_weight, Tensor norm_bias, Tensor key, "
+    "Tensor receptance, Tensor value, Tensor? partial, float eps, str? backend) -> Tensor",
+    forward=_forward,
+    backward=_backward,
+    saves=(
+        "x", "mix_weight", "mix_bias", "norm_weight", "norm_bias", "key", "receptance", "value", "partial", "eps"
     ),
-)
+    like=lambda x, mix_weight, *_: x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0])),
+    flops=lambda x, mix_weight, *_, **__: 2 * x[0] * x[1] * mix_weight[0] * (x[2] + 5 * mix_weight[0]),
+    bytes=lambda x, mix_weight, *rest: (
+        nbytes(x, mix_weight, *rest) + x.shape[0] * x.shape[1] * mix_weight.shape[0] * x.element_size()
+    ),
+    gradient="autograd through the torch path, which recomputes the forward (CUDA too)",
+)  # fmt: skip

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.threads import run_ranges
 from lalic_kernels.exact import cpu_loops as loops
 from lalic_kernels.exact import cpu_product as products
 from lalic_kernels.exact import numbers as n
@@ -23,6 +22,7 @@ from lalic_kernels.exact import reference
 from lalic_kernels.exact.cpu_product import Factor
 from lalic_kernels.exact.quantise import power_of_two, settle
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
+from lalic_kernels.threads import run_ranges
 
 _INFINITY = 0x7F800000
 WORTH = 60_000  # ns of work that are worth a thread: handing them over takes some 30 us, in Python

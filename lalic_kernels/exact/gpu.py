@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import Launch, blocks
 from lalic_kernels.exact import kernels, kernels_rows, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.gpu_state import checked, lined_up, one_check, positions, require, zeros
 from lalic_kernels.exact.quantise import power_of_two
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
+from lalic_kernels.launch import Launch, blocks
 
 # One rounding an operation, also on AMD and whatever Triton's default is.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}

@@ -10,8 +10,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.launch import blocks, on
 from lalic_kernels.exact import numbers as n
+from lalic_kernels.launch import blocks, on
 
 
 class _Zeros:

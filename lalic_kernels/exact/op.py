@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import triton_support
-from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels import installed
+from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact import reference
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactEntropyParams, ExactLinear
 
@@ -29,7 +29,7 @@ BACKENDS = ("reference", "cpu", "triton")
 
 def backend_of(device: str) -> str:
     """What tensors on a device type get: "triton", "cpu" for the compiled loops, or "reference" for eager torch."""
-    if device == "cuda" and triton_support.INSTALLED:
+    if device == "cuda" and installed.TRITON:
         return "triton"
     return "cpu" if device == "cpu" and NUMBA else "reference"
 
@@ -47,11 +47,11 @@ def _resolve(x: Tensor, backend: str | None) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS} or None, but is {backend!r}")
     if backend == "triton" and not (
-        triton_support.INSTALLED and (x.device.type == "cuda" or (x.is_cpu and triton_support.interpreting()))
+        installed.TRITON and (x.device.type == "cuda" or (x.is_cpu and installed.interpreting()))
     ):
         raise BackendUnavailable(
             f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
-            f"triton: {triton_support.INSTALLED}, device: {x.device}"
+            f"triton: {installed.TRITON}, device: {x.device}"
         )
     if backend == "cpu" and not (NUMBA and x.is_cpu):
         raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")

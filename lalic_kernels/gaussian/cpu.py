@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core.threads import run_ranges
+from lalic_kernels.threads import run_ranges
 
 _LEAST_ELEMENTS = 16384  # below some ten thousand a thread costs more than it saves
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from lalic_kernels._core.floats import OPTIONS as _OPTIONS
-from lalic_kernels._core.floats import exp as _exp
 from lalic_kernels.gaussian.reference import LIKELIHOOD_MIN, SCALE_MIN
+from lalic_kernels.numba_math import OPTIONS, exp, f32
 
-f32 = np.float32
 _SCALE_MIN, _MASS_MIN = f32(SCALE_MIN), f32(LIKELIHOOD_MIN)
 _DENSITY = f32(0.3989422804014327)
 BLOCK = 1024  # elements that `gradients` computes before it writes them
@@ -41,13 +39,13 @@ def _ends(y, scale, mean):
     s = _SCALE_MIN if scale < _SCALE_MIN else scale
     per_s = f32(1.0) / s
     a, b = (v - f32(0.5)) * per_s, (v + f32(0.5)) * per_s
-    at_a, at_b = _exp(f32(-0.5) * a * a), _exp(f32(-0.5) * b * b)
+    at_a, at_b = exp(f32(-0.5) * a * a), exp(f32(-0.5) * b * b)
     tail = _tail(abs(a), at_a)
     mass = (f32(1.0) - tail if a < f32(0.0) else tail) - _tail(b, at_b)
     return mass, per_s, a, b, at_a, at_b
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def likelihoods(y, scales, means, start, stop, out):
     """out[start:stop]; all (n,) float32."""
     y, scales, means, out = y[start:stop], scales[start:stop], means[start:stop], out[start:stop]
@@ -56,7 +54,7 @@ def likelihoods(y, scales, means, start, stop, out):
         out[i] = _MASS_MIN if mass < _MASS_MIN else mass
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def gradients(y, scales, means, grad, start, stop, of_y, of_scales, of_means):
     """The three gradients from start to stop; all (n,) float32.
 

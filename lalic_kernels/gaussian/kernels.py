@@ -69,10 +69,12 @@ def likelihood_kernel(
     SCALE_MIN: tl.constexpr, MASS_MIN: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """out (rows, columns) float32, contiguous."""
+    # Load a vector a thread.
     row, column, mask = _place(rows, columns, GROUPS, VEC)
-    y = _load(y_ptr, row, column, mask, y_stride, VEC)
-    scale = _load(scales_ptr, row, column, mask, scales_stride, VEC)
-    mean = _load(means_ptr, row, column, mask, means_stride, VEC)
+    y = _load(y_ptr, row, column, mask, y_stride, VEC)  # [GROUPS, VEC]
+    scale = _load(scales_ptr, row, column, mask, scales_stride, VEC)  # [GROUPS, VEC]
+    mean = _load(means_ptr, row, column, mask, means_stride, VEC)  # [GROUPS, VEC]
+    # The mass, and its bound.
     mass, _, _, _, _, _ = _mass(y, scale, mean, SCALE_MIN)
     out = tl.where(mass < MASS_MIN, MASS_MIN, mass)
     tl.store(out_ptr + row * (columns // VEC) * VEC + column, out, mask=mask)
@@ -85,17 +87,20 @@ def grad_likelihood_kernel(
     SCALE_MIN: tl.constexpr, MASS_MIN: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """The three gradients, contiguous, each in its argument's dtype; the forward is computed again."""
+    # Load a vector a thread.
     row, column, mask = _place(rows, columns, GROUPS, VEC)
-    y = _load(y_ptr, row, column, mask, y_stride, VEC)
-    scale = _load(scales_ptr, row, column, mask, scales_stride, VEC)
-    mean = _load(means_ptr, row, column, mask, means_stride, VEC)
-    grad = _load(grad_ptr, row, column, mask, grad_stride, VEC)
+    y = _load(y_ptr, row, column, mask, y_stride, VEC)  # [GROUPS, VEC]
+    scale = _load(scales_ptr, row, column, mask, scales_stride, VEC)  # [GROUPS, VEC]
+    mean = _load(means_ptr, row, column, mask, means_stride, VEC)  # [GROUPS, VEC]
+    grad = _load(grad_ptr, row, column, mask, grad_stride, VEC)  # [GROUPS, VEC]
+    # The forward again; both bounds let a gradient pass that would raise what is below them.
     mass, per_s, a, b, at_a, at_b = _mass(y, scale, mean, SCALE_MIN)
     passes = (mass >= MASS_MIN) | (grad < 0)
     grad = tl.where(passes, grad, 0.0) * (0.3989422804014327 * per_s)
     of_v, of_s = grad * (at_b - at_a), grad * (a * at_a - b * at_b)
     of_y = tl.where(y < mean, -of_v, of_v)  # both zero where y is the mean
     of_scale = tl.where((scale >= SCALE_MIN) | (of_s < 0), of_s, 0.0)
+    # Write.
     place = row * (columns // VEC) * VEC + column
     tl.store(grad_y_ptr + place, of_y.to(grad_y_ptr.dtype.element_ty), mask=mask)
     tl.store(grad_scales_ptr + place, of_scale.to(grad_scales_ptr.dtype.element_ty), mask=mask)

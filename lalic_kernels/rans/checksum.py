@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import numba_support, triton_support
-from lalic_kernels._core.launch import Launch, blocks, on
-from lalic_kernels._core.threads import run_ranges
+from lalic_kernels import installed
+from lalic_kernels.launch import Launch, blocks, on
 from lalic_kernels.rans.layout import MIX_FIRST, MIX_SECOND
+from lalic_kernels.threads import run_ranges
 
 LAUNCH = Launch((("BLOCK", 1024),), num_warps=4)
 _LEAST = 16384  # symbols below which a thread costs more than it saves
@@ -39,9 +39,9 @@ def symbol_checksum(symbols: Tensor, first: int = 0) -> Tensor:
         raise ValueError(f"symbol_checksum: symbols must have shape (B, n), but has {tuple(symbols.shape)}")
     if first < 0 or first + symbols.shape[1] >= 2**31:
         raise ValueError(f"symbol_checksum: places must lie in 0 to 2^31 - 1, but begin at {first}")
-    if symbols.device.type == "cpu" and numba_support.INSTALLED and not triton_support.interpreting():
+    if symbols.device.type == "cpu" and installed.NUMBA and not installed.interpreting():
         return _by_numba(symbols, first)
-    if triton_support.INSTALLED and (symbols.is_cuda or triton_support.interpreting()):
+    if installed.TRITON and (symbols.is_cuda or installed.interpreting()):
         return _by_triton(symbols, first)
     return by_torch(symbols, first)
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels._core import triton_support
-from lalic_kernels._core.dispatch import BackendUnavailable
-from lalic_kernels._core.launch import Launch, blocks, on
+from lalic_kernels import installed
+from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
+from lalic_kernels.launch import Launch, blocks, on
 from lalic_kernels.rans import kernels, layout, reference
 from lalic_kernels.rans.layout import GROUP, RansError
 from lalic_kernels.rans.op import FAULTS, check_lanes, check_tables, parts_of
@@ -67,10 +67,10 @@ def device_tables(tables: CodingTables, device: torch.device) -> DeviceTables:
 
 def check_device(device: torch.device) -> None:
     """Raises BackendUnavailable where kernels cannot run."""
-    if not triton_support.INSTALLED or (device.type != "cuda" and not triton_support.interpreting()):
+    if not installed.TRITON or (device.type != "cuda" and not installed.interpreting()):
         raise BackendUnavailable(
             f"the GPU coder needs triton and a CUDA device, or triton's interpreter; "
-            f"triton: {triton_support.INSTALLED}, device: {device}"
+            f"triton: {installed.TRITON}, device: {device}"
         )
 
 

@@ -116,7 +116,7 @@ def test_floors() -> None:
 
 
 def test_the_baseline_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lalic_kernels._core import dispatch
+    from lalic_kernels import dispatch
 
     chosen = []
     by_torch = plain._by_torch

@@ -74,7 +74,7 @@ def test_bytes_moved(rows: list[dict]) -> None:
     for row in traffic:
         assert row["over the minimum"] <= (1.75 if row["tokens"] >= 240 else 2.1), row
     # Between the lengths of the report, by the launch table: the worst is just after a chunk was begun.
-    from lalic_kernels.biwkv import launches
+    from lalic_kernels.biwkv import gpu as launches
 
     for itemsize in (2, 4):
         for tokens in range(240, 10_000):

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import tune
 from benchmarks.measure import Case, Setting
-from lalic_kernels.biwkv import launches
+from lalic_kernels.biwkv import gpu as launches
 
 ROOT = Path(__file__).resolve().parents[2]
 

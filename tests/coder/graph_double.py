@@ -145,7 +145,7 @@ def interpreted() -> Iterator[Double]:
     from triton.runtime.interpreter import GridExecutor
 
     from lalic.coder import graphs
-    from lalic_kernels._core import dispatch
+    from lalic_kernels import dispatch
     from lalic_kernels.exact import op as exact_op
     from lalic_kernels.rans import checksum
 
@@ -165,7 +165,7 @@ def interpreted() -> Iterator[Double]:
     stream = SimpleNamespace(wait_stream=lambda _: None, synchronize=lambda: None)
     replaced: list[tuple[Any, str, Any]] = [
         (GridExecutor, "__call__", launch), (dispatch, "choose", chosen), (exact_op, "backend_of", lambda _: "triton"),
-        (checksum.numba_support, "INSTALLED", False),
+        (checksum.installed, "NUMBA", False),
         (graphs, "_capture", double.capture), (graphs, "_pool_bytes", lambda _: double.size),
         (torch.cuda, "Stream", lambda _: stream), (torch.cuda, "current_stream", lambda _: stream),
         (torch.cuda, "stream", contextlib.nullcontext), (torch.cuda, "device", contextlib.nullcontext),

@@ -13,7 +13,7 @@ from exact_inputs import KINDS, Source, make_block, make_params
 from torch import Tensor
 
 from lalic_kernels import exact
-from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact import numbers, op, reference
 
 GOLDEN = Path(__file__).with_name("golden.json")

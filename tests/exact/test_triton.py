@@ -12,16 +12,15 @@ from exact_inputs import KINDS, Source, make_block, make_params
 from test_paths import same
 from torch import Tensor
 
-from lalic_kernels import exact
-from lalic_kernels._core import triton_support
-from lalic_kernels._core.dispatch import BackendUnavailable
+from lalic_kernels import exact, installed
+from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact import op, reference
 from lalic_kernels.exact.numbers import THRESHOLDS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
     pytest.mark.skipif(
-        not triton_support.INSTALLED or (DEVICE == "cpu" and not triton_support.interpreting()),
+        not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
         reason="needs triton, and a GPU or the interpreter",
     ),
     # The interpreter is numpy, which warns where the definition settles what overflows.

@@ -11,20 +11,19 @@ from test_paths import same
 from torch import Tensor
 
 from lalic.nn.context import CHECKERBOARD_TAPS, pack
-from lalic_kernels import exact
-from lalic_kernels._core import triton_support
+from lalic_kernels import exact, installed
 from lalic_kernels.exact import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
     pytest.mark.skipif(
-        not triton_support.INSTALLED or (DEVICE == "cpu" and not triton_support.interpreting()),
+        not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
         reason="needs triton, and a GPU or the interpreter",
     ),
     # The interpreter is numpy, which warns where the definition settles what overflows.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-KERNELS = exact.slice_kernels(torch.device(DEVICE), backend="triton") if triton_support.INSTALLED else None
+KERNELS = exact.slice_kernels(torch.device(DEVICE), backend="triton") if installed.TRITON else None
 ALL_ROWS, NO_ROWS = 1 << 40, 0  # `rows_pay` always, and never
 TAPS = torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32) - 2
 

@@ -6,8 +6,7 @@ import torch
 from op_specs import CPU_BACKENDS, Arguments, BadCall, OpSpec, _normal, _with
 
 import lalic_kernels
-from lalic_kernels.channel_mix import reference as channel_reference
-from lalic_kernels.spatial_mix import reference as spatial_reference
+from lalic_kernels.mix import reference
 
 
 def _channel_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
@@ -27,7 +26,7 @@ def _channel_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Ar
 CHANNEL_MIX = OpSpec(
     name="channel_mix",
     public=lalic_kernels.channel_mix,
-    reference=channel_reference.channel_mix,
+    reference=reference.channel_mix,
     make=_channel_arguments,
     # A tile is 16 tokens in float32; channels are covered by two powers of two, hidden ones go by 16 or 32.
     cases={
@@ -93,7 +92,7 @@ def _spatial_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Ar
 SPATIAL_MIX = OpSpec(
     name="spatial_mix",
     public=lalic_kernels.spatial_mix,
-    reference=spatial_reference.spatial_mix,
+    reference=reference.spatial_mix,
     make=_spatial_arguments,
     # A tile is 32 tokens by 32 outputs in float32.
     cases={

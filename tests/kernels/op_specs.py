@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels._core import numba_support
+from lalic_kernels import installed
 from lalic_kernels.biwkv import reference as biwkv_reference
 from lalic_kernels.entropy_params import reference as entropy_reference
 from lalic_kernels.gaussian import reference as gaussian_reference
-from lalic_kernels.norm_shift import reference as norm_shift_reference
-from lalic_kernels.token_shift import reference as shift_reference
+from lalic_kernels.shift import reference as shift_reference
 
 Arguments = dict[str, Tensor]
-CPU_BACKENDS = ("torch", "cpu") if numba_support.INSTALLED else ("torch",)  # of an op with compiled code
+CPU_BACKENDS = ("torch", "cpu") if installed.NUMBA else ("torch",)  # of an op with compiled code
 
 
 def _why_no_interpreter() -> str:
@@ -252,7 +251,7 @@ TOKEN_SHIFT = OpSpec(
 NORM_SHIFT = OpSpec(
     name="norm_shift",
     public=lalic_kernels.norm_shift,
-    reference=norm_shift_reference.norm_shift,
+    reference=shift_reference.norm_shift,
     make=_norm_shift_arguments,
     cases={
         "one pixel": (1, 1, 1, 3),

@@ -8,11 +8,11 @@ from op_specs import BIWKV, WHY_NO_INTERPRETER
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels._core import dispatch, numba_support
-from lalic_kernels.biwkv import cpu, reference, scan
+from lalic_kernels import dispatch, installed
+from lalic_kernels.biwkv import cpu, reference, torch_path
 
 EPS = torch.finfo(torch.float32).eps
-COMPILED = pytest.mark.skipif(not numba_support.INSTALLED, reason="compiled CPU code needs numba")
+COMPILED = pytest.mark.skipif(not installed.NUMBA, reason="compiled CPU code needs numba")
 
 
 def arguments(seed: int, tokens: int, w: float | Tensor, u: float, k: float, channels: int = 4) -> list[Tensor]:
@@ -74,19 +74,19 @@ def test_absurd_keys_stay_finite(k: float) -> None:
         assert lalic_kernels.biwkv(*args, backend=backend).isfinite().all(), backend
 
 
-BORDER = scan.SCALED_LIMIT / scan.CHUNK
+BORDER = torch_path.SCALED_LIMIT / torch_path.CHUNK
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("w", "u", "scaled"), [(0.999, 0.999, True), (1.001, 0.999, False), (0.999, 1.001, False)])
 def test_both_sides_of_the_torch_paths_border(w: float, u: float, scaled: bool, sign: int) -> None:
     """The scaled form at the edge of its range, with keys spread far beyond float32's exponents, and just past it."""
-    args = arguments(5, 3 * scan.CHUNK + 5, sign * w * BORDER, u * scan.SCALED_LIMIT, 60.0)
-    assert scan.uses_scaled_form(args[0], args[1], args[2].shape[1]) is scaled
+    args = arguments(5, 3 * torch_path.CHUNK + 5, sign * w * BORDER, u * torch_path.SCALED_LIMIT, 60.0)
+    assert torch_path.uses_scaled_form(args[0], args[1], args[2].shape[1]) is scaled
     upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(6))
     y_true, grads_true = truth(args, upstream)
     leaves = [x.clone().requires_grad_() for x in args]
-    y = scan.biwkv(*leaves)
+    y = torch_path.biwkv(*leaves)
     assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
     for name, grad, true in zip("wukv", torch.autograd.grad(y, leaves, upstream), grads_true, strict=True):
         scale = max(true.abs().max().item(), args[3].abs().max().item() * upstream.abs().max().item())
@@ -95,11 +95,11 @@ def test_both_sides_of_the_torch_paths_border(w: float, u: float, scaled: bool, 
 
 
 def test_the_form_depends_on_w_and_u_alone() -> None:
-    w, u = torch.tensor([0.1, -BORDER]), torch.tensor([0.0, -scan.SCALED_LIMIT])
-    assert scan.uses_scaled_form(w, u, 1000) and scan.uses_scaled_form(w, u, 10)
-    assert not scan.uses_scaled_form(w * 1.01, u, 1000) and scan.uses_scaled_form(w * 1.01, u, 10)
-    assert not scan.uses_scaled_form(w, u * 1.01, 1000)
-    assert not scan.uses_scaled_form(torch.tensor([torch.nan]), torch.zeros(1), 10)
+    w, u = torch.tensor([0.1, -BORDER]), torch.tensor([0.0, -torch_path.SCALED_LIMIT])
+    assert torch_path.uses_scaled_form(w, u, 1000) and torch_path.uses_scaled_form(w, u, 10)
+    assert not torch_path.uses_scaled_form(w * 1.01, u, 1000) and torch_path.uses_scaled_form(w * 1.01, u, 10)
+    assert not torch_path.uses_scaled_form(w, u * 1.01, 1000)
+    assert not torch_path.uses_scaled_form(torch.tensor([torch.nan]), torch.zeros(1), 10)
 
 
 def test_large_values_do_not_overflow() -> None:
@@ -231,7 +231,7 @@ def test_full_length_does_not_drift() -> None:
     args = arguments(12, tokens, 3.0 / tokens, 0.1, 2.0, channels=2)
     upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(4))
     wide = [x.double().requires_grad_() for x in args]
-    exact = scan.biwkv(*wide)
+    exact = torch_path.biwkv(*wide)
     leaves = [x.requires_grad_() for x in args]
     y = lalic_kernels.biwkv(*leaves, backend="cpu")
     assert norm_error(y, exact) <= 3e-6
@@ -247,7 +247,7 @@ def test_long_launch(tokens: int) -> None:
     if device == "cpu" and WHY_NO_INTERPRETER:
         pytest.skip(WHY_NO_INTERPRETER)
     args = [x.to(device) for x in arguments(8, tokens, 3.0 / tokens, 0.1, 2.0, channels=3)]
-    y_true = scan.biwkv(*(x.double() for x in args))
+    y_true = torch_path.biwkv(*(x.double() for x in args))
     assert norm_error(lalic_kernels.biwkv(*args, backend="triton"), y_true) <= 3e-6
 
 
@@ -255,7 +255,7 @@ def test_long_sequences_take_linear_memory() -> None:
     """40 000 tokens: a quadratic path would need 6.4 GB for one channel. The error does not grow with T."""
     tokens = 40_000
     args = arguments(9, tokens, 3.0 / tokens, 0.1, 2.0, channels=2)
-    exact = scan.biwkv(*(x.double() for x in args))
+    exact = torch_path.biwkv(*(x.double() for x in args))
     rows = [0, 1, 63, 64, 12_345, tokens - 1]
     w, u, k, v = (x.double() for x in args)
     for t in rows:  # the definition, for a few rows
@@ -270,7 +270,8 @@ def test_long_sequences_take_linear_memory() -> None:
 def test_the_packages_attribute_is_the_function() -> None:
     import importlib
 
-    for name in ("biwkv", "token_shift", "entropy_params"):
-        module = importlib.import_module(f"lalic_kernels.{name}.reference")
+    folders = {"biwkv": "biwkv", "token_shift": "shift", "entropy_params": "entropy_params", "channel_mix": "mix"}
+    for name, folder in folders.items():
+        module = importlib.import_module(f"lalic_kernels.{folder}.reference")
         assert callable(getattr(module, name))
-        assert getattr(lalic_kernels, name) is getattr(importlib.import_module(f"lalic_kernels.{name}.op"), name)
+        assert getattr(lalic_kernels, name) is getattr(importlib.import_module(f"lalic_kernels.{folder}.op"), name)

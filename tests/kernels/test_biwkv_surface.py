@@ -10,7 +10,7 @@ from op_specs import BIWKV, GATED_BIWKV, OpSpec
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels.biwkv import reference, scan
+from lalic_kernels.biwkv import reference, torch_path
 
 EPS = torch.finfo(torch.float32).eps
 BACKENDS = pytest.mark.parametrize("backend", BIWKV.backends("cpu"))
@@ -95,7 +95,7 @@ def test_sharp_keys_in_the_torch_path(spec: OpSpec) -> None:
     leaves = {name: x.requires_grad_() for name, x in args.items()}
     y = lalic_kernels.biwkv(**leaves, backend="torch")
     grads = torch.autograd.grad(y, list(leaves.values()), upstream(y))
-    plain = torch.autograd.grad(scan.biwkv(**leaves), list(leaves.values()), upstream(y))
+    plain = torch.autograd.grad(torch_path.biwkv(**leaves), list(leaves.values()), upstream(y))
     for name, grad, true in zip(leaves, grads, truth, strict=True):
         assert norm_error(grad, true) <= 3e-5, f"gradient of {name}"
     assert norm_error(plain[0], truth[0]) > 1e-3, "without a centre it is as good: the centre is not needed"

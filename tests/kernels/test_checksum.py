@@ -6,7 +6,7 @@ import pytest
 import torch
 from op_specs import INTERPRETER, WHY_NO_INTERPRETER
 
-from lalic_kernels._core import numba_support
+from lalic_kernels import installed
 from lalic_kernels.rans import checksum
 
 IMPLEMENTATIONS = {
@@ -28,7 +28,7 @@ def by_hand(symbols: list[int], first: int) -> int:
 
 @pytest.fixture(params=sorted(IMPLEMENTATIONS))
 def implementation(request):
-    if request.param == "numba" and not numba_support.INSTALLED:
+    if request.param == "numba" and not installed.NUMBA:
         pytest.skip("numba is not installed")
     if request.param == "triton" and not INTERPRETER:
         pytest.skip(WHY_NO_INTERPRETER)

@@ -16,7 +16,8 @@ from op_specs import BAD_CASE, SPECS, Arguments, OpSpec
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lalic_kernels._core import dispatch, registration
+from lalic_kernels import dispatch
+from lalic_kernels.op import bytes_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 OPS = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
@@ -274,4 +275,4 @@ def test_flop_and_byte_formulas(spec: OpSpec) -> None:
     with FlopCounterMode(display=False) as counter:
         op(*spec.registered(arguments, "torch"))
     assert counter.get_total_flops() == spec.flops(sizes)
-    assert registration.bytes_of(spec.name, *arguments.values()) == spec.bytes(sizes)
+    assert bytes_of(spec.name, *arguments.values()) == spec.bytes(sizes)

@@ -13,11 +13,10 @@ from torch import Tensor
 import lalic_kernels
 from lalic_kernels.biwkv import cpu
 from lalic_kernels.biwkv.reference import biwkv as biwkv_reference
-from lalic_kernels.channel_mix.reference import channel_mix
 from lalic_kernels.entropy_params.reference import entropy_params as entropy_reference
-from lalic_kernels.spatial_mix.reference import spatial_mix
-from lalic_kernels.token_shift.reference import fold_token_shift as fold_reference
-from lalic_kernels.token_shift.reference import token_shift as shift_reference
+from lalic_kernels.mix.reference import channel_mix, spatial_mix
+from lalic_kernels.shift.reference import fold_token_shift as fold_reference
+from lalic_kernels.shift.reference import token_shift as shift_reference
 
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 

@@ -12,8 +12,7 @@ import torch
 from op_specs import SPECS, WHY_NO_INTERPRETER
 
 import lalic_kernels
-from lalic_kernels import info
-from lalic_kernels._core import dispatch, triton_support
+from lalic_kernels import dispatch, info, installed
 
 PACKAGE = Path(lalic_kernels.__file__).parent
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +45,7 @@ def test_only_kernel_files_import_triton() -> None:
     importing = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "triton" in imports(path)}
     # An op with many kernels has several such files: kernels.py, kernels_backward.py, ...
     kernels = {name for name in importing if name.rpartition("/")[2].startswith("kernels")}
-    assert importing - kernels == {"_core/triton_helpers.py"}, importing
+    assert importing - kernels == {"triton_math.py"}, importing
     assert len(importing) >= 4
 
 
@@ -55,7 +54,7 @@ import sys
 sys.modules["triton"] = None  # import triton now raises ImportError, find_spec finds nothing
 import torch, lalic_kernels
 from lalic_kernels import info
-from lalic_kernels._core import dispatch
+from lalic_kernels import dispatch
 w, u, k, v = torch.rand(4), torch.rand(4), torch.randn(1, 9, 4), torch.randn(1, 9, 4, requires_grad=True)
 lalic_kernels.biwkv(w, u, k, v).sum().backward()
 lalic_kernels.token_shift(torch.randn(1, 3, 3, 2), torch.randn(2, 5, 5))
@@ -85,7 +84,7 @@ y.sum().backward()
 assert torch.equal(y, lalic_kernels.biwkv(w, u, k, v, backend="torch"))
 try:
     lalic_kernels.biwkv(w, u, k, v, backend="cpu")
-except lalic_kernels._core.dispatch.BackendUnavailable as error:
+except lalic_kernels.BackendUnavailable as error:
     print(error)
 print(info.report())
 """
@@ -99,23 +98,24 @@ def test_works_without_numba() -> None:
 
 
 def test_the_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_cpu = dispatch.Op("with", cpu_available=lambda: True)
-    without = dispatch.Op("without")
-    numba_missing = dispatch.Op("missing", cpu_available=lambda: False)
+    with_cpu, without = dispatch.Op("with", cpu=True), dispatch.Op("without")
 
     def choose(op: dispatch.Op, device: str, dtype: torch.dtype = torch.float32) -> str:
         return dispatch.resolve(op, None, device, dtype)
 
-    monkeypatch.setattr(triton_support, "INSTALLED", True)
+    monkeypatch.setattr(installed, "TRITON", True)
+    monkeypatch.setattr(installed, "NUMBA", True)
     for dtype in CUDA_DTYPES:
         assert choose(with_cpu, "cuda", dtype) == choose(without, "cuda", dtype) == "triton"
         assert choose(with_cpu, "cpu", dtype) == "cpu"
-        assert choose(without, "cpu", dtype) == choose(numba_missing, "cpu", dtype) == "torch"
+        assert choose(without, "cpu", dtype) == "torch"
     for device in ("cuda", "cpu", "mps"):
         assert choose(with_cpu, device, torch.float64) == "torch"
     assert choose(with_cpu, "mps") == "torch"
-    monkeypatch.setattr(triton_support, "INSTALLED", False)
+    monkeypatch.setattr(installed, "TRITON", False)
     assert choose(with_cpu, "cuda") == "torch"
+    monkeypatch.setattr(installed, "NUMBA", False)
+    assert choose(with_cpu, "cpu") == "torch"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_the_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_explicit_choice_is_never_replaced(
     backend: str, device: str, dtype: torch.dtype, says: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(triton_support, "INSTALLED", True)
+    monkeypatch.setattr(installed, "TRITON", True)
     with pytest.raises(dispatch.BackendUnavailable, match=says):
-        dispatch.resolve(dispatch.Op("op", cpu_available=lambda: True), backend, device, dtype)
+        dispatch.resolve(dispatch.Op("op", cpu=True), backend, device, dtype)
 
 
 def test_info_names_every_op_and_every_dtype() -> None:

@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic_kernels
-from lalic_kernels._core import residual as core
-from lalic_kernels.channel_mix import launches as channel_launches
-from lalic_kernels.channel_mix import op as channel_op
-from lalic_kernels.spatial_mix import launches as spatial_launches
+from lalic_kernels.mix import gpu, op, torch_path
 
 MIXES = pytest.mark.parametrize("spec", [CHANNEL_MIX, SPATIAL_MIX], ids=lambda spec: spec.name)
 BACKENDS = [None, "torch", *(["triton"] if INTERPRETER else [])]
@@ -70,33 +67,32 @@ def test_a_width_beyond_the_table_takes_the_library(monkeypatch: pytest.MonkeyPa
         pytest.skip("needs the interpreter")
     arguments = make(CHANNEL_MIX, (1, 1, 3, 24, 4), torch.float32, "cpu")
     expected = lalic_kernels.channel_mix(**arguments, backend="torch")
-    monkeypatch.setattr(channel_launches, "choose", lambda *a: None)
+    monkeypatch.setattr(gpu, "choose_channel", lambda *a: None)
     assert (
-        channel_op.launch(*(arguments[n].flatten(0, -2) for n in ("x", "key", "receptance", "value")), None, None)
-        is None
+        gpu.channel_mix(*(arguments[n].flatten(0, -2) for n in ("x", "key", "receptance", "value")), None, None) is None
     )
     assert torch.equal(lalic_kernels.channel_mix(**arguments, backend="triton"), expected)
 
 
 def test_two_powers_cover_the_channels() -> None:
     for channels in range(1, 700):
-        main, rest = core.split(channels)
+        main, rest = gpu.split(channels)
         assert main + rest >= channels and main >= 16 and rest in (0, 16, 32, 64, 128, 256, 512)
         assert main & (main - 1) == 0
-    assert [core.split(c) for c in (96, 144, 192, 256, 320)] == [(64, 32), (128, 16), (128, 64), (256, 0), (256, 64)]
+    assert [gpu.split(c) for c in (96, 144, 192, 256, 320)] == [(64, 32), (128, 16), (128, 64), (256, 0), (256, 64)]
 
 
 @pytest.mark.parametrize("arch", ["any", "cuda 90", "cuda 100", "hip gfx942"])
 def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
     for channels in range(1, 520):
         for itemsize in (2, 4):
-            choice = channel_launches.choose(arch, channels, 4 * channels, itemsize)
+            choice = gpu.choose_channel(arch, channels, 4 * channels, itemsize)
             whole = channels * itemsize % 16 == 0
             assert (choice is not None) == (channels <= (512 if whole else 256)), channels
             if choice is not None:
                 assert choice.main + choice.rest >= channels and channels % choice.vec == 0
             for rows, planes in ((1, 1), (6144, 3), (98304, 3)):
-                linear = spatial_launches.choose(arch, rows, channels, planes, itemsize)
+                linear = gpu.choose_linear(arch, rows, channels, planes, itemsize)
                 tiles = planes * -(-channels // linear.launch["BLOCK_N"])
                 assert linear.grid[0] * linear.launch["BLOCK_M"] >= rows
                 assert linear.grid[1] * linear.per >= tiles > (linear.grid[1] - 1) * linear.per
@@ -127,19 +123,19 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
     """Neither forward nor backward has a tensor larger than the image or a stretch's work space."""
     arguments = make(CHANNEL_MIX, (1, 16, 64, 24, 8), torch.float32, "cpu")
     x, key, receptance, value, residual, gamma = arguments.values()
-    monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 4 * 64 * key.shape[0])
+    monkeypatch.setitem(torch_path.STRETCH_BYTES, "cpu", 4 * 64 * key.shape[0])
     image, nothing = x.numel(), [x.new_empty(0)] * 3
     forward = (x, key, receptance, value, residual, gamma, False, "torch")
-    assert _largest(lambda: channel_op._forward(*forward)) == image
-    assert _largest(lambda: channel_op._backward(x, key, receptance, value, gamma, *nothing, residual)) == image
-    monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 1 << 40)
-    assert _largest(lambda: channel_op._forward(*forward)) == 8 * image
+    assert _largest(lambda: op._channel_mix(*forward)) == image
+    assert _largest(lambda: op._channel_mix_backward(x, key, receptance, value, gamma, *nothing, residual)) == image
+    monkeypatch.setitem(torch_path.STRETCH_BYTES, "cpu", 1 << 40)
+    assert _largest(lambda: op._channel_mix(*forward)) == 8 * image
 
 
 @MIXES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_kept_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backward from what the forward kept is as near to float64's as one that computes it again."""
+def test_what_is_saved_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward from what the forward saved is as near to float64's as one that computes it again."""
     arguments = make(spec, list(spec.cases.values())[-2], dtype, "cpu")
     arguments["residual"] = arguments["residual"].float()
 
@@ -150,17 +146,17 @@ def test_what_is_kept_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, monk
 
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        kept = results(spec.public, arguments)
+        first = results(spec.public, arguments)
     truth = results(spec.reference, wide(arguments))
     most, saved[:] = sum(saved), []
-    monkeypatch.setattr(core, "KEPT_BYTES", 0)
+    monkeypatch.setattr(op, "SAVED_BYTES", 0)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         again = results(spec.public, arguments)
     tokens, width = arguments["x"][..., 0].numel(), arguments["x"].shape[3]
     more = arguments["key"].shape[0] + 2 * width if spec is CHANNEL_MIX else 4 * width
     assert most - sum(saved) == tokens * more
-    assert torch.equal(kept[0], again[0])
-    for one, other, true in zip(kept, again, truth, strict=True):
+    assert torch.equal(first[0], again[0])
+    for one, other, true in zip(first, again, truth, strict=True):
         # Twice the error of the path that was there before, and a few roundings where that is exact by luck.
         assert worst(one, true) <= 2 * worst(other, true) + 8 * torch.finfo(dtype).eps * true.abs().max().item()
 
@@ -182,22 +178,22 @@ def test_no_gradient_behind_the_result_is_none_in_front(spec: OpSpec) -> None:
     assert torch.equal(x.grad, torch.full_like(x, 2))
 
 
-def test_float16_beside_float32_keeps_nothing() -> None:
+def test_float16_beside_float32_saves_nothing() -> None:
     arguments = make(CHANNEL_MIX, (1, 3, 3, 24, 4), torch.float32, "cpu")
     arguments["residual"] = arguments["residual"].half()
-    result, *kept = torch.ops.lalic_kernels.channel_mix(*arguments.values(), True, "cpu")
-    assert result.dtype == torch.float16 and not any(t.numel() for t in kept)
+    result, *saved = torch.ops.lalic_kernels.channel_mix(*arguments.values(), True, "cpu")
+    assert result.dtype == torch.float16 and not any(t.numel() for t in saved)
 
 
-def test_what_is_kept_has_a_bound() -> None:
+def test_what_is_saved_has_a_bound() -> None:
     x = torch.empty(2, 8, 8, 4, requires_grad=True)
-    assert core.keeps("cpu", x, core.KEPT_BYTES // (4 * 128))
-    assert not core.keeps("cpu", x, core.KEPT_BYTES // (4 * 128) + 1)
-    assert not any(core.keeps(chosen, x, 1) for chosen in ("triton", "torch", "reference"))
-    assert not core.keeps("cpu", x.detach(), 1) and core.keeps("cpu", x.detach(), 1, None, x)
-    assert not core.keeps("cpu", x.half(), 1)
+    assert op.saves_activations("cpu", x, op.SAVED_BYTES // (4 * 128))
+    assert not op.saves_activations("cpu", x, op.SAVED_BYTES // (4 * 128) + 1)
+    assert not any(op.saves_activations(chosen, x, 1) for chosen in ("triton", "torch", "reference"))
+    assert not op.saves_activations("cpu", x.detach(), 1) and op.saves_activations("cpu", x.detach(), 1, None, x)
+    assert not op.saves_activations("cpu", x.half(), 1)
     with torch.no_grad():
-        assert not core.keeps("cpu", x, 1)
+        assert not op.saves_activations("cpu", x, 1)
 
 
 @MIXES
@@ -211,7 +207,7 @@ def test_stretches_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None
         return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
 
     whole = results()
-    monkeypatch.setitem(core.STRETCH_BYTES, "cpu", 1)  # the least: 64 tokens at a time
+    monkeypatch.setitem(torch_path.STRETCH_BYTES, "cpu", 1)  # the least: 64 tokens at a time
     for one, other in zip(whole, results(), strict=True):
         # The same sums of 306 terms, in five parts.
         assert (one - other).abs().max() <= 32 * EPS32 * one.abs().max()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from lalic_kernels._core import numba_support
+from lalic_kernels import installed
 
 numba = pytest.importorskip("numba")
 
 
 def test_compiling_is_told_once() -> None:
     told: list[int] = []
-    numba_support.on_compiling(lambda: told.append(1))
+    installed.on_compiling(lambda: told.append(1))
     compiled = numba.njit(lambda x: x + 1)
     assert not told
     assert compiled(1) == 2 and told == [1]
@@ -19,6 +19,6 @@ def test_compiling_is_told_once() -> None:
 
 
 def test_nothing_is_told_where_there_is_no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_support, "INSTALLED", False)
-    numba_support.on_compiling(lambda: pytest.fail("there is nothing to tell"))
+    monkeypatch.setattr(installed, "NUMBA", False)
+    installed.on_compiling(lambda: pytest.fail("there is nothing to tell"))
     assert numba.njit(lambda x: x + 2)(1) == 3

@@ -14,8 +14,7 @@ import torch
 from test_rans import damaged, draw, gaussian_tables, random_tables
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lalic_kernels import rans
-from lalic_kernels._core import triton_support
+from lalic_kernels import installed, rans
 from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
 from lalic_kernels.rans import layout
 from lalic_kernels.rans.checksum import by_torch
@@ -257,7 +256,7 @@ def test_views_are_checked():
 def test_launches_are_three_a_section_and_nothing_else(monkeypatch):
     """The same kernels, grids and numbers for other streams: what a captured graph repeats."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
-    if not triton_support.interpreting():
+    if not installed.interpreting():
         pytest.skip("launches are counted in Triton's interpreter")
     rng = np.random.default_rng(12)
     launches, calls = [], []

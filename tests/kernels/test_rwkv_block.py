@@ -1,4 +1,4 @@
-"""The whole block: against the reference in float64, launches counted, what is kept for inference and for how long."""
+"""The whole block: against the reference in float64, launches counted, what inference caches and for how long."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import lalic_kernels
 from lalic_kernels import BlockParameters
-from lalic_kernels._core import residual
-from lalic_kernels.rwkv_block import inference, op
-from lalic_kernels.rwkv_block.parameters import SHAPES, Derived
-from lalic_kernels.rwkv_block.reference import rwkv_block as reference
+from lalic_kernels.block import gpu, op
+from lalic_kernels.block.op import CACHE_SIZE, SHAPES
+from lalic_kernels.block.reference import rwkv_block as reference
+from lalic_kernels.mix import op as mix
 
 EPS32 = torch.finfo(torch.float32).eps
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,10 +140,10 @@ def test_at_most_eight_launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
 
 
 @KERNELS
-def test_what_is_kept_follows_the_parameters() -> None:
+def test_the_cache_follows_the_parameters() -> None:
     p, x = make(8, 2), image(1, 3, 4, 8)
     lalic_kernels.rwkv_block(x, p, backend="triton")
-    assert len(p.derived) == 2
+    assert len(list(p.cache)) == 2
     for name in SHAPES:
         before = lalic_kernels.rwkv_block(x, p, backend="triton")
         getattr(p, name).mul_(1.5).add_(0.125)
@@ -154,16 +154,16 @@ def test_what_is_kept_follows_the_parameters() -> None:
         assert not torch.equal(before, after), name
     for width in range(2, 20):
         lalic_kernels.rwkv_block(image(1, 1, width, 8), p, backend="triton")
-    assert len(p.derived) == Derived.LIMIT
-    assert len(copy.deepcopy(p).derived) == 0
+    assert len(list(p.cache)) == CACHE_SIZE
+    assert not list(copy.deepcopy(p).cache)
 
 
 @KERNELS
-def test_parameters_that_count_no_writes_are_not_kept() -> None:
+def test_parameters_that_count_no_writes_are_not_cached() -> None:
     with torch.inference_mode():
         p, x = make(8, 2), image(1, 3, 4, 8)
         lalic_kernels.rwkv_block(x, p, backend="triton")
-        assert len(p.derived) == 0
+        assert not list(p.cache)
         p.gamma2.zero_()
         truth = reference(x.double(), p.to(torch.float64))
         result = lalic_kernels.rwkv_block(x, p, backend="triton")
@@ -174,7 +174,7 @@ def test_parameters_that_count_no_writes_are_not_kept() -> None:
 def test_with_gradients_the_registered_ops_run(monkeypatch: pytest.MonkeyPatch) -> None:
     p, x = make(8, 2), image(1, 3, 4, 8)
     expected = lalic_kernels.rwkv_block(x, p, backend="triton")
-    monkeypatch.setattr(inference, "run", None)  # calling it would raise
+    monkeypatch.setattr(gpu, "rwkv_block", None)  # calling it would raise
     leaf = x.clone().requires_grad_()
     result = lalic_kernels.rwkv_block(leaf, p, backend="triton")
     assert result.requires_grad
@@ -182,8 +182,8 @@ def test_with_gradients_the_registered_ops_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_saves_four_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the rule of `residual.keeps` says no, as on a GPU."""
-    monkeypatch.setattr(residual, "KEPT_BYTES", 0)
+    """Where the rule of `saves_activations` says no, as on a GPU."""
+    monkeypatch.setattr(mix, "SAVED_BYTES", 0)
     shape = (1, 6, 7, 16)
     p, x = make(16, 4), image(*shape).requires_grad_()
     saved: dict[int, Tensor] = {}

@@ -9,12 +9,13 @@ from op_specs import INTERPRETER
 from torch import Tensor
 
 import lalic_kernels
-from lalic_kernels._core import numba_support, registration
-from lalic_kernels.norm_shift.reference import norm_shift as reference
-from lalic_kernels.token_shift import cpu, launches
+from lalic_kernels import installed
+from lalic_kernels.op import bytes_of
+from lalic_kernels.shift import cpu, gpu
+from lalic_kernels.shift.reference import norm_shift as reference
 
 EPS32, EPS16 = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
-COMPILED = pytest.mark.skipif(not numba_support.INSTALLED, reason="numba is not installed")
+COMPILED = pytest.mark.skipif(not installed.NUMBA, reason="numba is not installed")
 INTERPRETED = pytest.mark.skipif(not INTERPRETER, reason="Triton's interpreter is off")
 
 
@@ -38,7 +39,7 @@ def by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) 
 
 
 def backends() -> list[str]:
-    return ["torch"] + ["cpu"] * numba_support.INSTALLED + ["triton"] * INTERPRETER
+    return ["torch"] + ["cpu"] * installed.NUMBA + ["triton"] * INTERPRETER
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -112,7 +113,7 @@ def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.Monk
     """With taps prepared nothing but the kernel runs: asking the allocator for memory is no operation."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from lalic_kernels.token_shift import kernels
+    from lalic_kernels.shift import kernels
 
     seen, launched = [], []
 
@@ -127,10 +128,10 @@ def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(kernels, "shift_kernel", Kernel())
     x, norm_weight, norm_bias, weight = make(1, 4, 5, 16)
-    taps, out = launches.taps(weight), torch.empty_like(x)
+    taps, out = gpu.taps(weight), torch.empty_like(x)
     with Watch():
-        launches.norm_shift(x, norm_weight, norm_bias, taps, out)
-        launches.shift(x, taps, out)
+        gpu.norm_shift(x, norm_weight, norm_bias, taps, out)
+        gpu.shift(x, taps, out)
     assert len(launched) == 2
     assert set(seen) <= {"aten.empty.memory_format"}, seen
 
@@ -141,7 +142,7 @@ def test_tiles_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
     x, *parameters = make(1, 9, 17, 70)
     truth = by_torch(x, *parameters)
     for limit in (0, 1 << 30):
-        monkeypatch.setattr(launches, "MANY_PIXELS", limit)
+        monkeypatch.setattr(gpu, "MANY_PIXELS", limit)
         y = lalic_kernels.norm_shift(x, *parameters, backend="triton")
         assert (y - truth).abs().max() <= 16 * EPS32 * truth.abs().max()  # 25 products, added in float32
 
@@ -232,8 +233,8 @@ def test_the_dtype_is_checked() -> None:
         assert lalic_kernels.norm_shift(x, *parameters, dtype=dtype).dtype == torch.float32
     empty = lalic_kernels.norm_shift(x[:0], *parameters, dtype=torch.bfloat16)
     assert empty.dtype == torch.bfloat16 and empty.shape == (0, 2, 2, 4)
-    all_bytes = registration.bytes_of("norm_shift", x, *parameters)
-    assert registration.bytes_of("norm_shift", x, *parameters, dtype=torch.bfloat16) == all_bytes - 2 * x.numel()
+    all_bytes = bytes_of("norm_shift", x, *parameters)
+    assert bytes_of("norm_shift", x, *parameters, dtype=torch.bfloat16) == all_bytes - 2 * x.numel()
 
 
 @COMPILED

@@ -1,1 +1,0 @@
-"""What every op folder shares: argument checks, registration, dispatch, launch configurations, Triton helpers."""

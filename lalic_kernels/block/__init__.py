@@ -1,0 +1,1 @@
+"""The RWKV block as a whole: `rwkv_block`, and its parameters, `BlockParameters`."""

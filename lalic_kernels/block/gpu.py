@@ -1,0 +1,83 @@
+"""The block in inference on a GPU: eight launches, and nothing made from parameters twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lalic_kernels.biwkv import gpu as biwkv
+from lalic_kernels.launch import architecture
+from lalic_kernels.mix import gpu as mix
+from lalic_kernels.mix import torch_path
+from lalic_kernels.shift import gpu as shift
+
+if TYPE_CHECKING:
+    from lalic_kernels.block.op import BlockParameters
+
+
+class Weights(NamedTuple):
+    """Matrices in the stream's dtype; norms, taps and gammas in float32; all contiguous."""
+
+    norm1: tuple[Tensor, Tensor, Tensor]
+    kvr: Tensor
+    output: Tensor
+    gamma1: Tensor
+    norm2: tuple[Tensor, Tensor, Tensor]
+    channel: tuple[Tensor, Tensor, Tensor]
+    gamma2: Tensor
+
+
+class Powers(NamedTuple):
+    """decay / T, boost / T, and BiWKV's table of them."""
+
+    w: Tensor
+    u: Tensor
+    factors: Tensor
+
+
+@torch.no_grad()
+def weights(p: BlockParameters, dtype: torch.dtype) -> Weights:
+    """What is made of the parameters for a dtype."""
+
+    def plain(x: Tensor, to: torch.dtype = torch.float32) -> Tensor:
+        return x.detach().to(to).contiguous()
+
+    return Weights(
+        (plain(p.norm1_weight), plain(p.norm1_bias), shift.taps(p.shift1.detach())),
+        torch.cat([plain(x, dtype) for x in (p.key, p.value, p.receptance)]),
+        plain(p.output, dtype),
+        plain(p.gamma1),
+        (plain(p.norm2_weight), plain(p.norm2_bias), shift.taps(p.shift2.detach())),
+        (plain(p.channel_key, dtype), plain(p.channel_receptance, dtype), plain(p.channel_value, dtype)),
+        plain(p.gamma2),
+    )
+
+
+@torch.no_grad()
+def powers(p: BlockParameters, tokens: int, itemsize: int) -> Powers:
+    """What is made of decay and boost for a number of tokens."""
+    w, u = (x.detach().float() / tokens for x in (p.decay, p.boost))
+    arch = architecture(w.device)
+    choice = biwkv.choose(arch, tokens, w.shape[0], itemsize)
+    return Powers(w, u, biwkv.make_factors(w, u, choice))
+
+
+def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:
+    """x (B, H, W, C), contiguous, at least two tokens, no float64; no gradients."""
+    batch, height, width, channels = x.shape
+    tokens, dtype = height * width, x.dtype
+    w: Weights = p.cache.get(("weights", dtype), p.tensors(), lambda: weights(p, dtype))
+    t: Powers = p.cache.get(("powers", dtype, tokens), (p.decay, p.boost), lambda: powers(p, tokens, x.element_size()))
+    s = torch.empty_like(x)
+    shift.norm_shift(x, *w.norm1, s, p.eps)
+    k, v, r = mix.linear(s.view(batch, tokens, channels), w.kvr, 3)
+    y = biwkv.forward(t.w, t.u, k, v, r, t.factors)
+    x = mix.linear(y, w.output, 1, x, w.gamma1).view_as(x)
+    shift.norm_shift(x, *w.norm2, s, p.eps)
+    flat, residual = s.view(-1, channels), x.view(-1, channels)
+    result = mix.channel_mix(flat, *w.channel, residual, w.gamma2)
+    if result is None:  # too wide for the kernel's table
+        result = torch_path.channel_forward(flat, *w.channel, residual, w.gamma2)
+    return result.view_as(x)

@@ -1,1 +1,0 @@
-"""Channel mix, the feed-forward half of an RWKV block. The function is `lalic_kernels.channel_mix`."""

@@ -1,0 +1,160 @@
+"""Argument checks of every op, in one place: type, layout, shape, dtype, device; and torch.autocast's dtypes.
+
+A failed check raises one sentence that names the argument, says what it is and what was expected: TypeError for
+something that is no tensor or has the wrong dtype, ValueError for layout, shape and device. Strides are never an error:
+ops take any strided tensor and copy what their kernels cannot read in place.
+
+Everything here is plain Python on sizes and types, so that torch.compile traces through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
+    """Check shapes against patterns such as "B T C", "5 5" or "2*Cout Cout", and return the sizes that the names took.
+
+    Args:
+        op: the op's name, for messages.
+        arguments: (argument name, tensor, pattern). A name takes its size at its first appearance; later appearances
+            must agree. "2*N" means twice the size N, which must have appeared. A number stands for itself.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: an argument is not strided, or its shape does not fit.
+    """
+    sizes: dict[str, int] = {}
+    for name, value, pattern in arguments:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor of shape {_show(pattern)}, but is a {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
+        axes = pattern.split()
+        if value.dim() != len(axes):
+            raise ValueError(
+                f"{op}: {name} must have {len(axes)} dimensions {_show(pattern)}, "
+                f"but has {value.dim()}: {tuple(value.shape)}"
+            )
+        for axis, size in zip(axes, value.shape, strict=True):
+            wanted = _size(axis, size, sizes)
+            if size != wanted:
+                taken = ", ".join(f"{key} = {number}" for key, number in sizes.items())
+                raise ValueError(
+                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + taken if taken else ''}, "
+                    f"but has shape {tuple(value.shape)}"
+                )
+    return sizes
+
+
+def _size(axis: str, size: int, sizes: dict[str, int]) -> int:
+    if axis.isdigit():
+        return int(axis)
+    factor, _, name = axis.rpartition("*")
+    if factor:
+        return int(factor) * sizes[name]
+    if name not in sizes:
+        sizes[name] = size
+    return sizes[name]
+
+
+def _show(pattern: str) -> str:
+    axes = pattern.split()
+    return f"({axes[0]},)" if len(axes) == 1 else "(" + ", ".join(axes) + ")"
+
+
+def same_shape(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.Size:
+    """Check that all arguments are strided tensors of the first one's shape, whatever it is, and return it.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: an argument is not strided, or has another shape.
+    """
+    for name, value in (first, *others):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, but is a {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
+        if value.shape != first[1].shape:
+            raise ValueError(
+                f"{op}: {name} must have {first[0]}'s shape {tuple(first[1].shape)}, but has shape {tuple(value.shape)}"
+            )
+    return first[1].shape
+
+
+def floating(op: str, name: str, value: Tensor) -> torch.dtype:
+    """Check that a tensor's dtype is float16, bfloat16, float32 or float64, and return it."""
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, but is {_dtype(value.dtype)}")
+    return value.dtype
+
+
+def dtype_in(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
+    """Check that a tensor has one of the allowed dtypes; `why` ends the sentence, e.g. "as k does"."""
+    if value.dtype not in allowed:
+        options = " or ".join(dict.fromkeys(_dtype(x) for x in allowed))
+        raise TypeError(f"{op}: {name} must be {options} {why}, but is {_dtype(value.dtype)}")
+
+
+def result_dtype(op: str, dtype: torch.dtype | None, name: str, value: Tensor) -> None:
+    """Check the dtype asked for a result: None, that of the tensor `name`, or a 16-bit one beside float32."""
+    narrower = (torch.float16, torch.bfloat16) if value.dtype == torch.float32 else ()
+    allowed = (value.dtype, *narrower)
+    if dtype is not None and dtype not in allowed:
+        options = " or ".join(("None", *map(_dtype, allowed)))
+        found = _dtype(dtype) if isinstance(dtype, torch.dtype) else f"a {type(dtype).__name__}"
+        raise TypeError(f"{op}: dtype must be {options} beside {_dtype(value.dtype)} {name}, but is {found}")
+
+
+def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.device:
+    """Check that all tensors are on the first one's device, and return it."""
+    device = first[1].device
+    for name, value in others:
+        if value.device != device:
+            raise ValueError(
+                f"{op}: {name} must be on {device} as {first[0]} is, but is on {value.device}; move one of them"
+            )
+    return device
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Autocast. The rule of ops whose time is memory traffic and whose arithmetic is float32: nothing is narrowed, and
+# arguments that differ in dtype, because autocast narrowed some of them on their way here, are promoted to the widest.
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether torch.autocast is on for tensors of a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def no_autocast(device: torch.device) -> torch.autocast:
+    """Inside an op the dtypes are settled; autocast would change a result's dtype behind the registered one's back."""
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+def widest(*tensors: Tensor | None) -> list[Any]:
+    """Tensors promoted to their widest dtype; float16 with bfloat16 is float32. None stays, no float: all stay."""
+    wide: torch.dtype | None = None
+    for x in tensors:
+        if x is None:
+            continue
+        if x.dtype not in FLOATING:
+            return list(tensors)
+        wide = x.dtype if wide is None else torch.promote_types(wide, x.dtype)
+    return [None if x is None else x.to(wide) for x in tensors]
+
+
+def beside(data: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter in a dtype that ops take beside `data`: its own where that is data's or float32, else the wider."""
+    if parameter.dtype in (data.dtype, torch.float32) or parameter.dtype not in FLOATING:
+        return parameter
+    return parameter.to(torch.promote_types(data.dtype, torch.float32))

@@ -1,0 +1,99 @@
+"""Which implementation runs. This docstring is the rule; `python -m lalic_kernels.info` prints its outcome here.
+
+1. `backend="..."` given: that implementation, or BackendUnavailable if it cannot run here. Never another one.
+       "triton"     Triton kernels. CUDA tensors (on CPU tensors only in Triton's interpreter); not float64.
+       "cpu"        code compiled for the CPU by numba. CPU tensors; not float64; only where the op has it.
+       "torch"      plain torch operations. Every device and floating dtype.
+       "reference"  the definition. Every device and floating dtype; may need quadratic memory.
+2. Otherwise, tensors on CUDA: "triton"; "torch" for float64, which the kernels do not compute in, and where Triton is
+   not installed.
+3. Otherwise, tensors on the CPU: "cpu" where the op has it and numba is installed, float64 excepted; else "torch".
+   biwkv takes "torch" also where w or u is beyond what its compiled code can hold (biwkv/cpu.py, supports()).
+4. Otherwise (other devices): "torch".
+
+No environment variable and no timing takes part, so an encoder and a decoder on equal machines choose alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lalic_kernels import installed
+
+BACKENDS = ("triton", "cpu", "torch", "reference")
+
+
+class BackendUnavailable(RuntimeError):
+    """The implementation asked for with `backend=` cannot run here, or not on these tensors."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """What the rule knows of an op: its name, and whether it has compiled CPU code."""
+
+    name: str
+    cpu: bool = False
+
+
+def choose(op: Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The implementation that the rule chooses for a device type and dtype, and the reason in a few words."""
+    if device_type == "cuda":
+        if dtype == torch.float64:
+            return "torch", "float64 is not computed in kernels"
+        if not installed.TRITON:
+            return "torch", "triton is not installed"
+        return "triton", "CUDA tensors"
+    if device_type != "cpu":
+        return "torch", f"no kernels for device type {device_type}"
+    if not op.cpu:
+        return "torch", "CPU tensors"
+    if dtype == torch.float64:
+        return "torch", "float64 is not computed in compiled CPU code"
+    if not installed.NUMBA:
+        return "torch", "numba is not installed, so there is no compiled CPU code"
+    return "cpu", "CPU tensors, compiled by numba"
+
+
+def resolve(op: Op, backend: str | None, device_type: str, dtype: torch.dtype) -> str:
+    """The implementation to use.
+
+    Args:
+        op: the op.
+        backend: one of BACKENDS, or None to follow the rule.
+        device_type: "cpu", "cuda", ... of the tensors.
+        dtype: of the tensors.
+
+    Raises:
+        ValueError: backend is not a known name.
+        BackendUnavailable: backend cannot run here, with the reason.
+    """
+    if backend is None:
+        return choose(op, device_type, dtype)[0]
+    if backend not in BACKENDS:
+        raise ValueError(f"{op.name}: backend must be None or one of {', '.join(BACKENDS)}, but is {backend!r}")
+    problem = _problem(op, backend, device_type, dtype)
+    if problem:
+        raise BackendUnavailable(f"{op.name}: backend={backend!r} cannot be used: {problem}")
+    return backend
+
+
+def _problem(op: Op, backend: str, device_type: str, dtype: torch.dtype) -> str:
+    if backend == "triton":
+        if not installed.TRITON:
+            return "triton is not installed"
+        if device_type != "cuda" and not (device_type == "cpu" and installed.interpreting()):
+            return f"it needs tensors on a CUDA device, but they are on {device_type}"
+        if dtype == torch.float64:
+            return "its kernels compute in float32, but the tensors are float64"
+    if backend == "cpu":
+        if not op.cpu:
+            return "this op has no compiled CPU code"
+        if device_type != "cpu":
+            return f"it needs tensors on the CPU, but they are on {device_type}"
+        if dtype == torch.float64:
+            return "it computes in float32, but the tensors are float64"
+        if not installed.NUMBA:
+            return "numba is not installed"
+    return ""

@@ -1,0 +1,47 @@
+"""Launch configurations: small frozen tables beside each op, chosen by size alone, never by timing.
+
+An encoder and a decoder must do the same arithmetic in the same order, so nothing here may depend on what ran before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch configuration of one kernel: its compile-time constants, warps and pipeline stages."""
+
+    constants: tuple[tuple[str, int], ...]
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self.constants)[name]
+
+    def options(self) -> dict[str, int]:
+        """Keyword arguments for a Triton launch."""
+        return dict(self.constants) | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def blocks(size: int, block: int) -> int:
+    """Number of blocks that cover a size."""
+    return -(-size // block)
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Make a CUDA device current for a launch, so that a second GPU works; nothing to do for others."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def architecture(device: torch.device) -> str:
+    """The name of a device's architecture in launch tables, as "cuda 90" or "hip gfx942"; "any" for the interpreter."""
+    if device.type != "cuda":
+        return "any"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return "hip " + properties.gcnArchName.split(":")[0]
+    return f"cuda {properties.major}{properties.minor}"

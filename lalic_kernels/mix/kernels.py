@@ -1,0 +1,152 @@
+"""Triton kernels of the two mixes: the spatial mix's products, and the channel mix's forward in one launch.
+
+Matrices are contiguous and row-major, rows are tokens. Products accumulate in float32; float32 inputs are multiplied as
+IEEE float32. Where a tile has all C channels, they are MAIN + REST powers of two (96 = 64 + 32, 144 = 128 + 16), so
+that the model's widths have no padding; other widths are masked.
+"""
+
+import triton
+import triton.language as tl
+
+from lalic_kernels.triton_math import product, sigmoid_stable, tile_of, transposed_of
+
+
+@triton.jit
+def rows_linear_kernel(
+    x_ptr,  # (rows, C)
+    matrix_ptr,  # (PLANES * C, C)
+    residual_ptr,  # (rows, C); unused without RESIDUAL
+    gamma_ptr,  # (C,) float32; unused without RESIDUAL
+    y_ptr,  # (PLANES, rows, C), written
+    rows,
+    channels,  # C, at most MAIN + REST if HELD
+    per,  # blocks of outputs a program
+    VEC: tl.constexpr,  # C is a multiple of it
+    PLANES: tl.constexpr,
+    RESIDUAL: tl.constexpr,  # only with one plane
+    HELD: tl.constexpr,  # 1: a program reads its rows of x once; 0: for each block of outputs
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,  # 0 for none
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # unless HELD
+):
+    """y = x @ matrix^T, or residual + gamma * (), a plane for each C outputs. Grid (blocks of rows, groups of blocks).
+
+    Sums are float32; float32 inputs are multiplied as IEEE float32.
+    """
+    # A block of rows, in registers for all outputs if HELD.
+    channels = (channels // VEC) * VEC
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c0 = tl.arange(0, MAIN)
+    c1 = MAIN + tl.arange(0, REST if REST > 0 else 1)
+    if HELD:
+        x0 = tile_of(x_ptr, row, c0, rows, channels)  # [BLOCK_M, MAIN]
+        if REST > 0:
+            x1 = tile_of(x_ptr, row, c1, rows, channels)  # [BLOCK_M, REST]
+    # This program's blocks of outputs.
+    across = tl.cdiv(channels, BLOCK_N)
+    first = tl.program_id(1) * per
+    for tile in range(first, tl.minimum(first + per, PLANES * across)):
+        plane = tile // across
+        n = tile % across * BLOCK_N + tl.arange(0, BLOCK_N)
+        matrix = matrix_ptr + plane * channels * channels
+        # The product: [BLOCK_M, BLOCK_N] float32.
+        if HELD:
+            y = tl.dot(x0, transposed_of(matrix, n, c0, channels, channels), input_precision="ieee")
+            if REST > 0:
+                y = tl.dot(x1, transposed_of(matrix, n, c1, channels, channels), y, input_precision="ieee")
+        else:
+            y = product(x_ptr, matrix, row, n, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
+        # Residual and gamma; write.
+        mask = (row < rows)[:, None] & (n < channels)[None, :]
+        offset = row.to(tl.int64)[:, None] * channels + n[None, :]
+        if RESIDUAL:
+            gamma = tl.load(gamma_ptr + n, mask=n < channels, other=0.0)  # [BLOCK_N]
+            # y: [BLOCK_M, BLOCK_N]
+            y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
+        tl.store(y_ptr + plane.to(tl.int64) * rows * channels + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _finish(
+    mixed, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels,
+    RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y = sigmoid(x @ receptance^T) * mixed, then residual + gamma * (), for the channels c."""
+    # The gate: [BLOCK_M, BLOCK_N] float32.
+    gate = product(x_ptr, receptance_ptr, row, c, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
+    y = sigmoid_stable(gate) * mixed
+    # Residual and gamma; write.
+    mask = (row < rows)[:, None] & (c < channels)[None, :]
+    offset = row.to(tl.int64)[:, None] * channels + c[None, :]
+    if RESIDUAL:
+        gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0)  # [BLOCK_N]
+        # y: [BLOCK_M, BLOCK_N]
+        y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def channel_mix_kernel(
+    x_ptr,  # (rows, C)
+    key_ptr,  # (hidden, C)
+    receptance_ptr,  # (C, C)
+    value_ptr,  # (C, hidden)
+    residual_ptr,  # (rows, C); unused without RESIDUAL
+    gamma_ptr,  # (C,) float32; unused without RESIDUAL
+    y_ptr,  # (rows, C), written
+    rows,
+    channels,  # C, at most MAIN + REST
+    hidden,
+    VEC: tl.constexpr,  # C and hidden are multiples of it
+    RESIDUAL: tl.constexpr,
+    HELD: tl.constexpr,  # 1: x stays in registers for all of the hidden layer; 0: it is read again for each block
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,  # 0 for none
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,  # of the hidden layer at a time
+    BLOCK_K: tl.constexpr,  # of the gate's product
+):
+    """y = sigmoid(x @ receptance^T) * (relu(x @ key^T)^2 @ value^T), or residual + gamma * ().
+
+    Grid (blocks of rows,). The hidden layer is rounded to x's dtype before the second product, as if it were stored.
+    """
+    # A block of rows, all channels in two parts: sums [BLOCK_M, MAIN] and [BLOCK_M, REST].
+    channels = (channels // VEC) * VEC
+    hidden = (hidden // VEC) * VEC
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c0 = tl.arange(0, MAIN)
+    acc0 = tl.zeros([BLOCK_M, MAIN], tl.float32)
+    if HELD:
+        x0 = tile_of(x_ptr, row, c0, rows, channels)  # [BLOCK_M, MAIN]
+    if REST > 0:
+        c1 = MAIN + tl.arange(0, REST)
+        if HELD:
+            x1 = tile_of(x_ptr, row, c1, rows, channels)  # [BLOCK_M, REST]
+        acc1 = tl.zeros([BLOCK_M, REST], tl.float32)
+    for start in range(0, hidden, BLOCK_H):
+        # A block of the hidden layer: [BLOCK_M, BLOCK_H].
+        h = start + tl.arange(0, BLOCK_H)
+        if HELD:
+            a = tl.dot(x0, transposed_of(key_ptr, h, c0, hidden, channels), input_precision="ieee")
+            if REST > 0:
+                a = tl.dot(x1, transposed_of(key_ptr, h, c1, hidden, channels), a, input_precision="ieee")
+        else:
+            a = product(x_ptr, key_ptr, row, h, rows, channels, hidden, BLOCK_M, BLOCK_H, BLOCK_K)
+        # Relu and square, and the product with value onto the sums.
+        a = tl.maximum(a, 0.0)
+        a = (a * a).to(x_ptr.dtype.element_ty)
+        acc0 = tl.dot(a, transposed_of(value_ptr, c0, h, channels, hidden), acc0, input_precision="ieee")
+        if REST > 0:
+            acc1 = tl.dot(a, transposed_of(value_ptr, c1, h, channels, hidden), acc1, input_precision="ieee")
+    # The gate, residual and gamma, for either part.
+    _finish(
+        acc0, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c0, rows, channels,
+        RESIDUAL, BLOCK_M, MAIN, BLOCK_K,
+    )  # fmt: skip
+    if REST > 0:
+        _finish(
+            acc1, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c1, rows, channels,
+            RESIDUAL, BLOCK_M, REST, BLOCK_K,
+        )  # fmt: skip

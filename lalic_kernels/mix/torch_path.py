@@ -1,0 +1,184 @@
+"""The two mixes through torch's matrix products, and the backward of all paths.
+
+For float64, for float16 on CPUs and CPUs without numba, and for widths beyond the kernels' tables. No tensor of the
+channel mix's whole hidden layer: tokens go by in stretches. BiWKV, inside the spatial mix, is the op of that name.
+
+Tensors are contiguous and of one dtype, but for residual and gamma. Rows are tokens. The planes k, v, r are one tensor
+(3, B, T, C), which BiWKV takes as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lalic_kernels.biwkv.op import OP as BIWKV
+
+# Work space of a stretch of tokens: on a CPU small enough to stay in a core's cache, on a GPU in its L2.
+STRETCH_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
+
+Matrices = tuple[Tensor, Tensor, Tensor, Tensor]  # key, value, receptance, output
+
+
+def dtype_of(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """The result's dtype: the residual's, so that a float32 stream stays float32 beside 16-bit products."""
+    return x.dtype if residual is None else residual.dtype
+
+
+def sums_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over stretches."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def stretches(x: Tensor, width: int) -> Iterator[slice]:
+    """Slices of the rows of x (rows, C) that keep a work space of `width` elements a row within bounds."""
+    capacity = STRETCH_BYTES["cuda" if x.device.type == "cuda" else "cpu"]
+    step = max(64, capacity // (max(width, 1) * x.element_size()) // 64 * 64)
+    for start in range(0, x.shape[0], step):
+        yield slice(start, min(start + step, x.shape[0]))
+
+
+def finish(mixed: Tensor, residual: Tensor | None, gamma: Tensor | None, out: Tensor) -> None:
+    """out = mixed, or residual + gamma * mixed, for (rows, C)."""
+    if residual is None or gamma is None:
+        out.copy_(mixed)
+    else:
+        torch.addcmul(residual, mixed.to(out.dtype), gamma.to(out.dtype), out=out)
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a^T b for a (rows, m), b (rows, n); total may be of a wider dtype than they are."""
+    if total.dtype == a.dtype:
+        total.addmm_(a.t(), b)
+    else:
+        total += torch.mm(a.t(), b)
+
+
+def planes(x: Tensor, matrices: Matrices, dtype: torch.dtype | None = None) -> Tensor:
+    """k, v, r: shape (3, B, T, C) from x (B, T, C), in its dtype, or rounded to it and stored in a wider one."""
+    found = torch.empty((3, *x.shape), dtype=dtype or x.dtype, device=x.device)
+    flat = x.flatten(0, 1)
+    for matrix, plane in zip(matrices, found.flatten(1, 2), strict=False):
+        if plane.dtype == x.dtype:
+            torch.mm(flat, matrix.t(), out=plane)
+        else:  # a stretch at a time, which is widened while it is in the cache
+            for rows in stretches(flat, 2 * flat.shape[1]):
+                plane[rows].copy_(torch.mm(flat[rows], matrix.t()))
+    return found
+
+
+def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor, backend: str | None) -> Tensor:
+    """sigmoid(r) * BiWKV(decay / T, boost / T, k, v), shape (B, T, C)."""
+    k, v, r = kvr
+    return BIWKV.call(*by_tokens(decay, boost, k), k, v, r, backend)
+
+
+def by_tokens(decay: Tensor, boost: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """decay / T and boost / T in float32 (float64 beside float64): in float16 they would be subnormal."""
+    wide, tokens = sums_dtype(k), k.shape[1]
+    return decay.to(wide) / tokens, boost.to(wide) / tokens
+
+
+def project(y: Tensor, output: Tensor, residual: Tensor | None, gamma: Tensor | None) -> Tensor:
+    """y @ output^T, or residual + gamma * (), shape (B, T, C). y is rounded to output's dtype if it is wider."""
+    out = torch.empty(y.shape, dtype=dtype_of(output, residual), device=y.device)
+    flat, flat_out = y.flatten(0, 1), out.flatten(0, 1)
+    rest = None if residual is None else residual.flatten(0, 1)
+    for rows in stretches(flat, 2 * flat.shape[1]):
+        part = None if rest is None else rest[rows]
+        finish(torch.mm(flat[rows].to(output.dtype), output.t()), part, gamma, flat_out[rows])
+    return out
+
+
+def spatial_backward(
+    x: Tensor,
+    decay: Tensor,
+    boost: Tensor,
+    matrices: Matrices,
+    gamma: Tensor | None,
+    grad: Tensor,
+    backend: str | None,
+    saved: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, decay, boost, key, value, receptance, output and gamma (None without gamma); x is (B, T, C).
+
+    saved: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward, or None to compute them again. With
+    A = grad^T y the gradient of output is gamma A, and that of gamma needs no more than A: the row sums of A * output.
+    """
+    wide = sums_dtype(x)
+    output = matrices[3]
+    kvr = planes(x, matrices) if saved is None else saved[0]
+    y = biwkv(decay, boost, kvr, backend) if saved is None else saved[1]
+    flat_x, upstream = x.flatten(0, 1), grad.to(x.dtype).flatten(0, 1)
+    sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in matrices]
+    add_product_(sums[3], upstream, y.flatten(0, 1))
+    del y
+    grad_gamma, scaled = None, output
+    if gamma is not None:
+        grad_gamma = (sums[3] * output).sum(1).to(gamma.dtype)
+        sums[3] *= gamma.to(wide)[:, None]
+        scaled = gamma.to(wide)[:, None] * output
+    grad_y = torch.mm(upstream, scaled.to(x.dtype)).view_as(x)
+    by_t = by_tokens(decay, boost, kvr[0])
+    grad_w, grad_u, *grads = BIWKV.call_backward(*by_t, *kvr, grad_y, backend)
+    del kvr, grad_y
+    grad_x = torch.zeros_like(flat_x)
+    for matrix, total, part in zip(matrices, sums, grads, strict=False):
+        flat = part.flatten(0, 1)
+        add_product_(total, flat, flat_x)
+        grad_x.addmm_(flat, matrix)
+    tokens = x.shape[1]
+    found = [total.to(x.dtype) for total in sums]
+    shares = (grad_w / tokens).to(decay.dtype), (grad_u / tokens).to(boost.dtype)
+    return grad_x.view_as(x), *shares, found[0], found[1], found[2], found[3], grad_gamma
+
+
+def channel_forward(
+    x: Tensor, key: Tensor, receptance: Tensor, value: Tensor, residual: Tensor | None, gamma: Tensor | None
+) -> Tensor:
+    """x (rows, C) -> (rows, C) in the residual's dtype or x's. Arguments as in `reference.py`."""
+    out = torch.empty(x.shape, dtype=dtype_of(x, residual), device=x.device)
+    for rows in stretches(x, key.shape[0]):
+        part = x[rows]
+        hidden = F.linear(part, key).relu_()
+        mixed = F.linear(hidden.mul_(hidden), value).mul_(F.linear(part, receptance).sigmoid_())
+        finish(mixed, None if residual is None else residual[rows], gamma, out[rows])
+    return out
+
+
+def channel_backward(
+    x: Tensor, key: Tensor, receptance: Tensor, value: Tensor, gamma: Tensor | None, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, key, receptance, value and gamma (None without gamma) for the result's gradient (rows, C).
+
+    With m = g * z, g = sigmoid(R x), z = V h, h = p^2, p = relu(K x): all of it is computed again, a stretch at a time,
+    and the gradients of the matrices are added up in float32, in one order.
+    """
+    wide = sums_dtype(x)
+    grad_x = torch.empty_like(x)
+    sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in (key, receptance, value)]
+    for rows in stretches(x, 2 * key.shape[0]):
+        part, upstream = x[rows], grad[rows].to(x.dtype)
+        p = F.linear(part, key).relu_()
+        hidden = p.square()
+        gate = F.linear(part, receptance).sigmoid_()
+        # (gate * upstream)^T h is the gradient of value but for gamma, and all that gamma's own needs.
+        add_product_(sums[2], upstream * gate, hidden)
+        if gamma is not None:
+            upstream = upstream * gamma.to(x.dtype)
+        grad_gate = F.linear(hidden, value).mul_(upstream)
+        grad_gate.mul_(gate).mul_(1 - gate)
+        grad_hidden = torch.mm(upstream * gate, value).mul_(p).mul_(2)
+        add_product_(sums[0], grad_hidden, part)
+        add_product_(sums[1], grad_gate, part)
+        torch.mm(grad_hidden, key, out=grad_x[rows])
+        grad_x[rows].addmm_(grad_gate, receptance)
+    grad_gamma = None
+    if gamma is not None:
+        grad_gamma = (sums[2] * value).sum(1).to(gamma.dtype)
+        sums[2] *= gamma.to(wide)[:, None]
+    grads = [total.to(x.dtype) for total in sums]
+    return grad_x, grads[0], grads[1], grads[2], grad_gamma

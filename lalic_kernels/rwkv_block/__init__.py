@@ -1,1 +1,0 @@
-"""The RWKV block as a whole. The function is `lalic_kernels.rwkv_block`, its parameters are `BlockParameters`."""

@@ -1,0 +1,252 @@
+"""The token shift and the normalised shift: public functions, their checks, choice of implementation, registration."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lalic_kernels import checks, dispatch
+from lalic_kernels.op import nbytes, recompute, register
+from lalic_kernels.shift import cpu, gpu, reference
+
+
+def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """Depth-wise 5x5 correlation with zero padding over an image whose channels come last.
+
+    Args:
+        x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
+        weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32; see `fold_token_shift`.
+        backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
+
+    Returns:
+        Shape (B, H, W, C), contiguous, in x's dtype. Triton and compiled CPU code compute in float32 and
+        round once.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit, or there is no backend of that name.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> token_shift(torch.randn(1, 8, 12, 96), torch.randn(96, 5, 5)).shape
+        torch.Size([1, 8, 12, 96])
+    """
+    checks.shapes("token_shift", ("x", x, "B H W C"), ("weight", weight, "C 5 5"))
+    dtype = checks.floating("token_shift", "x", x)
+    checks.dtype_in("token_shift", "weight", weight, (dtype, torch.float32), "beside x")
+    checks.same_device("token_shift", ("x", x), ("weight", weight))
+    chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, dtype)
+    if chosen == "reference":
+        return reference.token_shift(x, weight.to(dtype))
+    if chosen == "torch" and x.numel():
+        return _token_shift_by_torch(x, weight)
+    return TOKEN_SHIFT.call(x, weight, chosen)
+
+
+def norm_shift(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """LayerNorm over channels, then a depth-wise 5x5 correlation with zero padding; channels last.
+
+    The normalised image is never written to memory. Zeros are padded after the norm, as a convolution behind a
+    LayerNorm has it.
+
+    Args:
+        x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
+        norm_weight: scale of the norm, shape (C,), in x's dtype or float32.
+        norm_bias: offset of the norm, shape (C,), in x's dtype or float32.
+        weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32; see `fold_token_shift`.
+        eps: added to the variance, at least 0.
+        dtype: of the result. None is x's; beside a float32 x it may be float16 or bfloat16, which saves what follows
+            a cast. The gradient of x stays in x's dtype.
+        backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
+
+    Returns:
+        Shape (B, H, W, C), contiguous, in `dtype`. Triton and compiled CPU code compute in float32 and round once, so
+        that a 16-bit result of a float32 x has the bits of the float32 result, cast.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype or `dtype` does not fit.
+        ValueError: a shape, layout or device does not fit, eps is negative, or there is no backend of that name.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Example:
+        >>> norm_shift(torch.randn(1, 8, 12, 96), torch.ones(96), torch.zeros(96), torch.randn(96, 5, 5)).shape
+        torch.Size([1, 8, 12, 96])
+    """
+    vectors = (("norm_weight", norm_weight), ("norm_bias", norm_bias))
+    checks.shapes(
+        "norm_shift", ("x", x, "B H W C"), *((name, value, "C") for name, value in vectors), ("weight", weight, "C 5 5")
+    )
+    checks.floating("norm_shift", "x", x)
+    for name, value in (*vectors, ("weight", weight)):
+        checks.dtype_in("norm_shift", name, value, (x.dtype, torch.float32), "beside x")
+    checks.result_dtype("norm_shift", dtype, "x", x)
+    checks.same_device("norm_shift", ("x", x), *vectors, ("weight", weight))
+    if not eps >= 0:
+        raise ValueError(f"norm_shift: eps must be at least 0, but is {eps}")
+    if backend == "reference":
+        y = reference.norm_shift(x, norm_weight.to(x.dtype), norm_bias.to(x.dtype), weight.to(x.dtype), eps)
+        return y if dtype is None else y.to(dtype)
+    return NORM_SHIFT.call(x, norm_weight, norm_bias, weight, eps, dtype, backend)
+
+
+def fold_token_shift(alpha: Tensor, w1: Tensor, w3: Tensor, w5: Tensor) -> Tensor:
+    """Fold Omni-Shift's branches, alpha[0] identity + alpha[1] 1x1 + alpha[2] 3x3 + alpha[3] 5x5, into one 5x5 kernel.
+
+    Args:
+        alpha: shape (4,).
+        w1, w3, w5: depth-wise kernels, shapes (C, n, n) or (C, 1, n, n) for n = 1, 3, 5.
+
+    Returns:
+        Shape (C, 5, 5). Differentiable in every argument.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit.
+    """
+
+    def pattern(kernel: Tensor, size: int) -> str:
+        middle = " 1" if isinstance(kernel, Tensor) and kernel.dim() == 4 else ""
+        return f"C{middle} {size} {size}"
+
+    kernels = (("w5", w5, 5), ("w3", w3, 3), ("w1", w1, 1))
+    checks.shapes(
+        "fold_token_shift",
+        *((name, kernel, pattern(kernel, size)) for name, kernel, size in kernels),
+        ("alpha", alpha, "4"),
+    )
+    dtype = checks.floating("fold_token_shift", "w5", w5)
+    for name, value in (("w3", w3), ("w1", w1), ("alpha", alpha)):
+        checks.dtype_in("fold_token_shift", name, value, (dtype,), "as w5 is")
+    checks.same_device("fold_token_shift", ("w5", w5), ("w3", w3), ("w1", w1), ("alpha", alpha))
+    return reference.fold_token_shift(alpha, w1, w3, w5)
+
+
+def _token_shift_by_torch(x: Tensor, weight: Tensor) -> Tensor:
+    """By torch's depth-wise convolution, differentiable: other devices, float64, machines without numba."""
+    with checks.no_autocast(x.device):
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype).unsqueeze(1), padding=2, groups=x.shape[3])
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+def _norm_shift_by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """By torch's LayerNorm and convolution, differentiable, for the same."""
+    with checks.no_autocast(x.device):
+        normed = F.layer_norm(x, (x.shape[3],), norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+    return _token_shift_by_torch(normed, weight)
+
+
+def _token_shift(x: Tensor, weight: Tensor, backend: str | None) -> Tensor:
+    chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, x.dtype)
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    if chosen == "cpu":
+        return cpu.forward(x, weight)
+    if chosen == "triton":
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        gpu.shift(x.contiguous(), gpu.taps(weight), y)
+        return y
+    return _token_shift_by_torch(x, weight)
+
+
+def _token_shift_backward(x: Tensor, weight: Tensor, grad: Tensor, backend: str | None) -> tuple[Tensor, ...]:
+    if x.numel() == 0:
+        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
+    chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, x.dtype)
+    if chosen == "cpu":
+        of_image, of_weight = cpu.backward(x, weight, grad)
+        return of_image, of_weight.to(weight.dtype)
+    if chosen == "triton":
+        x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        gpu.shift(grad, gpu.taps(weight), grad_x, turned=True)
+        return grad_x, gpu.grad_weight(x, grad).to(weight.dtype)
+    return tuple(recompute(_token_shift_by_torch, (x, weight), grad))
+
+
+TOKEN_SHIFT = register(
+    "token_shift",
+    "(Tensor x, Tensor weight, str? backend) -> Tensor",
+    forward=_token_shift,
+    backward=_token_shift_backward,
+    saves=("x", "weight", "backend"),
+    like="x",
+    flops=lambda x, *_, **__: 50 * x[0] * x[1] * x[2] * x[3],
+    bytes=lambda x, weight: nbytes(x, weight, x),
+    gradient="like the forward for triton and cpu; otherwise autograd through torch's convolution, recomputed",
+    cpu=True,
+)
+
+
+def _norm_shift(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> Tensor:
+    chosen = dispatch.resolve(NORM_SHIFT, backend, x.device.type, x.dtype)
+    if x.numel() == 0:
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    if chosen == "cpu":
+        return cpu.forward(x, weight, norm_weight, norm_bias, eps, dtype)
+    if chosen == "triton":
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
+        gpu.norm_shift(x.contiguous(), scale, offset, gpu.taps(weight), y, eps)
+    else:
+        y = _norm_shift_by_torch(x, norm_weight, norm_bias, weight, eps)
+    return y if dtype is None else y.to(dtype)
+
+
+def _norm_shift_backward(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, grad: Tensor, eps: float, backend: str | None
+) -> tuple[Tensor, ...]:
+    inputs = (x, norm_weight, norm_bias, weight)
+    if x.numel() == 0:
+        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
+    chosen = dispatch.resolve(NORM_SHIFT, backend, x.device.type, x.dtype)
+    if chosen == "cpu":
+        of_x, of_weight, of_scale, of_offset = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
+        return of_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
+    grad = grad.to(x.dtype)  # only compiled code reads a gradient of another dtype as it is
+    if chosen == "triton":
+        x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
+        gpu.shift(grad, gpu.taps(weight), grad_x, turned=True)
+        of_scale, of_offset, statistics = gpu.grad_norm(x, scale, grad_x, eps)
+        of_weight = gpu.grad_weight(x, grad, (scale, offset, statistics))
+        return grad_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
+    return tuple(recompute(functools.partial(_norm_shift_by_torch, eps=eps), inputs, grad))
+
+
+NORM_SHIFT = register(
+    "norm_shift",
+    "(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, float eps, ScalarType? dtype, str? backend)"
+    " -> Tensor",
+    forward=_norm_shift,
+    backward=_norm_shift_backward,
+    saves=("x", "norm_weight", "norm_bias", "weight", "eps", "backend"),
+    like=lambda x, norm_weight, norm_bias, weight, eps, dtype, backend: torch.empty_like(
+        x, dtype=dtype, memory_format=torch.contiguous_format
+    ),
+    # The shift's 25 products and additions; 8 for the norm: mean, variance, centring, scaling, scale and offset.
+    flops=lambda x, *_, **__: 58 * x[0] * x[1] * x[2] * x[3],
+    bytes=lambda x, norm_weight, norm_bias, weight, dtype=None: (
+        nbytes(x, norm_weight, norm_bias, weight) + x.numel() * (dtype or x.dtype).itemsize
+    ),
+    gradient="like the forward for triton and cpu; otherwise autograd through torch's two functions, recomputed",
+    cpu=True,
+)

@@ -1,0 +1,293 @@
+"""What `register` makes of an op: who sees it in torch's dispatcher, who passes it by, and that both are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from op_specs import SPECS, OpSpec
+from test_contract import make
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import lalic_kernels
+from lalic_kernels.op import OPS, RegisteredOp
+
+EVERY = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
+
+
+def given(spec: OpSpec, gradients: bool = False, device: str = "cpu") -> tuple[RegisteredOp, tuple[Any, ...]]:
+    """An op and its arguments, for the implementation that serves CPU tensors."""
+    arguments = make(spec, spec.gradient_case, torch.float32, device)
+    for value in arguments.values():
+        value.requires_grad_(gradients)
+    return OPS[spec.name], spec.registered(arguments, spec.cpu_backends[-1])
+
+
+def first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def leaves(arguments: tuple[Any, ...]) -> list[Tensor]:
+    return [x for x in arguments if isinstance(x, Tensor)]
+
+
+@pytest.fixture
+def dispatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of our ops that are called through torch's dispatcher."""
+    names: list[str] = []
+    call = torch._ops.OpOverload.__call__
+
+    def counted(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self.namespace == "lalic_kernels":
+            names.append(self._schema.name.removeprefix("lalic_kernels::"))
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", counted)
+    yield names
+
+
+# Nobody watches
+
+
+@EVERY
+def test_an_unwatched_call_passes_the_dispatcher_by(spec: OpSpec, dispatched: list[str]) -> None:
+    """With and without gradients; the bits are those of the registered op."""
+    op, arguments = given(spec, gradients=True)
+    ours = op.call(*arguments)
+    grads = torch.autograd.grad(first(ours).square().sum(), leaves(arguments))
+    with torch.no_grad():
+        without = op.call(*arguments)
+    assert not dispatched
+    registered = getattr(torch.ops.lalic_kernels, spec.name).default(*arguments)
+    expected = torch.autograd.grad(first(registered).square().sum(), leaves(arguments))
+    assert dispatched[0] == spec.name, "the count does not see what it should"
+    for results in (ours, without):
+        for a, b in zip(*((x,) if isinstance(x, Tensor) else x for x in (results, registered)), strict=True):
+            assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+
+
+@EVERY
+def test_a_graph_is_recorded_only_where_a_gradient_is_wanted(spec: OpSpec) -> None:
+    op, arguments = given(spec, gradients=True)
+    output = op.call(*arguments)
+    assert first(output).requires_grad
+    assert isinstance(output, Tensor) or not any(x.requires_grad for x in output[1:])
+    with torch.no_grad():
+        assert not first(op.call(*arguments)).requires_grad
+    with torch.inference_mode():
+        assert first(op.call(*arguments)).is_inference()
+    _, plain = given(spec)
+    assert not first(op.call(*plain)).requires_grad
+
+
+@EVERY
+def test_one_argument_may_want_a_gradient(spec: OpSpec) -> None:
+    op, arguments = given(spec, gradients=True)
+    expected = torch.autograd.grad(first(op.call(*arguments)).sum(), leaves(arguments))
+    for place, wanted in zip((i for i, x in enumerate(arguments) if isinstance(x, Tensor)), expected, strict=True):
+        alone = [x.detach().requires_grad_(i == place) if isinstance(x, Tensor) else x for i, x in enumerate(arguments)]
+        (grad,) = torch.autograd.grad(first(op.call(*alone)).sum(), alone[place])
+        assert torch.equal(grad, wanted)
+
+
+@EVERY
+def test_a_second_derivative_is_refused(spec: OpSpec) -> None:
+    """A registered gradient is not differentiable: a wrong number would be worse than an error."""
+    op, arguments = given(spec, gradients=True)
+    message = f"{spec.name}: there is no second derivative"
+    for call in (op.call, getattr(torch.ops.lalic_kernels, spec.name)):
+        with pytest.raises(NotImplementedError, match=message):
+            torch.autograd.grad(first(call(*arguments)).sum(), leaves(arguments), create_graph=True)
+
+
+# Somebody does
+
+
+class _Seen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lalic_kernels":
+            self.names.append(func._schema.name.removeprefix("lalic_kernels::"))
+        return func(*args, **(kwargs or {}))
+
+
+@EVERY
+def test_a_mode_sees_the_op_and_its_gradient(spec: OpSpec) -> None:
+    op, arguments = given(spec, gradients=True)
+    with _Seen() as mode:
+        torch.autograd.grad(first(op.call(*arguments)).sum(), leaves(arguments))
+    assert mode.names == [spec.name, f"{spec.name}_backward"]
+    output = op.call(*arguments)  # unwatched, but its gradient is not
+    with _Seen() as mode:
+        torch.autograd.grad(first(output).sum(), leaves(arguments))
+    assert mode.names == [f"{spec.name}_backward"]
+
+
+@EVERY
+def test_a_flop_counter_sees_the_op(spec: OpSpec) -> None:
+    """In a step of training too, whose backward may differentiate a torch function inside the mode."""
+    op, arguments = given(spec, gradients=True)
+    with FlopCounterMode(display=False) as counter:
+        output = first(op.call(*arguments))
+    assert counter.get_total_flops() == spec.flops(spec.gradient_case)
+    with FlopCounterMode(display=False):
+        found = torch.autograd.grad(output.sum(), leaves(arguments))
+    expected = torch.autograd.grad(first(op.call(*arguments)).sum(), leaves(arguments))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@EVERY
+def test_fake_and_meta_tensors_are_never_computed_with(spec: OpSpec) -> None:
+    op, arguments = given(spec)
+    expected = op.call(*arguments)
+    mode = FakeTensorMode()
+    fake = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in arguments]
+    meta = [x.to("meta") if isinstance(x, Tensor) else x for x in arguments]
+    with mode:
+        inside = op.call(*fake)
+    for output, device in ((inside, "cpu"), (op.call(*fake), "cpu"), (op.call(*meta), "meta")):
+        for a, b in zip(*((x,) if isinstance(x, Tensor) else x for x in (output, expected)), strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype and a.device.type == device
+    given_fake = [x.requires_grad_() if isinstance(x, Tensor) else x for x in fake]
+    with mode:
+        grads = torch.autograd.grad(first(op.call(*given_fake)).sum(), leaves(tuple(given_fake)))
+    assert [g.shape for g in grads] == [x.shape for x in leaves(arguments)]
+
+
+class _Wrapped(Tensor):
+    """A tensor with a type of its own, which says what it is used for."""
+
+    seen: list[str]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "lalic_kernels" in str(func):
+            cls.seen.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@EVERY
+def test_a_tensor_subclass_sees_the_op(spec: OpSpec) -> None:
+    op, arguments = given(spec)
+    expected = op.call(*arguments)
+    _Wrapped.seen = []
+    result = op.call(arguments[0].as_subclass(_Wrapped), *arguments[1:])
+    assert _Wrapped.seen and torch.equal(first(result).as_subclass(Tensor), first(expected))
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_function_modes_the_profiler_and_tracing_see_the_op() -> None:
+    x, weight = torch.randn(1, 3, 4, 5), torch.randn(5, 5, 5)
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return OPS["token_shift"].call(x, weight, None)
+
+    with _Functions() as mode:
+        call(x, weight)
+    assert any("token_shift" in name for name in mode.names)
+    with torch.profiler.profile() as profile:
+        call(x, weight)
+    assert "lalic_kernels::token_shift" in {event.key for event in profile.key_averages()}
+    traced = torch.jit.trace(call, (x, weight), check_trace=False)
+    other = torch.randn(1, 3, 4, 5)
+    assert "lalic_kernels::token_shift" in str(traced.graph)
+    assert torch.equal(traced(other, weight), call(other, weight))
+
+
+def test_a_sign_that_is_still_to_be_applied_is() -> None:
+    x, weight = torch.randn(1, 3, 4, 5), torch.randn(5, 5, 5)
+    view = torch._neg_view(x)
+    assert view.is_neg()
+    assert torch.equal(lalic_kernels.token_shift(view, weight), lalic_kernels.token_shift(-x, weight))
+
+
+# torch.func, for ops without a rule of their own: one call a slice
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1))  # other sums' order
+
+
+@EVERY
+def test_vmap_and_gradients_of_it(spec: OpSpec) -> None:
+    op, one = given(spec)
+    _, other = given(spec)
+    other = tuple(x * 0.5 if isinstance(x, Tensor) else x for x in other)
+    stacked = [torch.stack((x, y)) if isinstance(x, Tensor) else x for x, y in zip(one, other, strict=True)]
+    dims = [0 if isinstance(x, Tensor) else None for x in one]
+    places = tuple(i for i, x in enumerate(one) if isinstance(x, Tensor))
+
+    def loss(*arguments: Any) -> Tensor:
+        return first(op.call(*arguments)).square().sum()
+
+    # What training saves beside the result is not asked for: functions under torch.vmap have fixed options.
+    outputs = torch.vmap(lambda *a: first(op.call(*a)), tuple(dims))(*stacked)
+    each = torch.vmap(torch.func.grad(loss, argnums=places), tuple(dims))(*stacked)
+    for i, arguments in enumerate((one, other)):
+        assert close(outputs[i], first(op.call(*arguments)))
+        inputs = [x.clone().requires_grad_() if isinstance(x, Tensor) else x for x in arguments]
+        expected = torch.autograd.grad(loss(*inputs), [inputs[place] for place in places])
+        plain = torch.func.grad(loss, argnums=places)(*arguments)
+        for grads in ([g[i] for g in each], plain):
+            assert all(close(a, b) for a, b in zip(grads, expected, strict=True))
+
+
+def test_batched_upstream_gradients() -> None:
+    x, weight = torch.randn(1, 2, 3, 4, requires_grad=True), torch.randn(4, 5, 5, requires_grad=True)
+    y = OPS["token_shift"].call(x, weight, None)
+    rows = torch.randn(3, *y.shape)
+    batched = torch.autograd.grad(y, (x, weight), rows, retain_graph=True, is_grads_batched=True)
+    for i, row in enumerate(rows):
+        expected = torch.autograd.grad(y, (x, weight), row, retain_graph=True)
+        assert all(close(a[i], b) for a, b in zip(batched, expected, strict=True))
+
+
+# A fullgraph compile of every public op, forward and backward, is in the contract suite.
+
+
+def test_compiled_graphs_hold_the_op() -> None:
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph.print_readable(print_output=False))
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(lalic_kernels.norm_shift, fullgraph=True, backend=backend)
+    arguments = torch.randn(1, 3, 4, 5), torch.ones(5), torch.zeros(5), torch.randn(5, 5, 5)
+    assert torch.equal(compiled(*arguments), lalic_kernels.norm_shift(*arguments))
+    assert len(graphs) == 1 and "lalic_kernels.norm_shift" in graphs[0]
+    torch.compiler.reset()
+
+
+def test_forward_mode_is_refused_rather_than_answered_with_zeros() -> None:
+    x, weight = torch.randn(1, 3, 4, 5), torch.randn(5, 5, 5)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(lambda x: lalic_kernels.token_shift(x, weight, backend="cpu"), (x,), (x,))
+
+
+def test_an_argument_that_is_none_has_no_gradient() -> None:
+    """A registered op cannot return None, so it returns an empty tensor in its place."""
+    op = OPS["biwkv"]
+    w, u, k, v = torch.rand(3), torch.rand(3), torch.randn(1, 5, 3), torch.randn(1, 5, 3)
+    *grads, of_gate = op.call_backward(w, u, k, v, None, torch.ones_like(k), None)
+    assert of_gate.shape == (0,) and [g.shape for g in grads] == [w.shape, u.shape, k.shape, v.shape]
