@@ -45,6 +45,7 @@ from benchmarks.peers.plain import plain
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.blocks import RWKVBlock
+from lalic_kernels import dispatch
 from lalic_kernels.op import OPS
 
 CONFIGS = {"full": FULL, "slim": SLIM}

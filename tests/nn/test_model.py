@@ -105,7 +105,7 @@ def test_large_keys_and_negative_decays_in_float32_follow_float64(weights, golde
             hard[name] = value * 60
     x = torch.cat([golden["128/x"], golden["128/x"].flip(2)])
     model = LALIC.from_state_dict(hard)
-    largest, path = [], importlib.import_module("lalic_kernels.spatial_mix.torch_path")
+    largest, path = [], importlib.import_module("lalic_kernels.mix.torch_path")
     inner = path.biwkv
 
     def watched(decay, boost, kvr, backend):
