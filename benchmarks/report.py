@@ -432,9 +432,10 @@ def missing(records: Sequence[Record]) -> Iterator[str]:
         for row in record["mechanisms"]:
             if "skipped" in row:
                 items.append(f"{row['mechanism']}, D = {row['width']}, L = {row['length']}: {row['skipped']}.")
-    items.append(
-        "Not shown here: counts of machine code, launches and slices, memory of a decode, rates of older weights."
+    hidden = (
+        "counts of machine code, launches and slices, memory of a decode, rates of older weights, lists of exceptions"
     )
+    items.append(f"Not shown here: {hidden}.")
     yield "\n".join(f"- {item}" for item in items)
 
 

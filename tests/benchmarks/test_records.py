@@ -166,6 +166,13 @@ def check_complexity(record: Record) -> None:
             assert row[direction]["peak bytes"] is None or row[direction]["peak bytes"] >= 0
 
 
+def check_exception_lists(record: Record) -> None:
+    counted(record)
+    for row in record["exception_lists"]:
+        assert row["model"] and row["pictures"] > 0
+        assert all(set(row[coder]) == {"bytes", "steps", "lanes"} for coder in ("now", "80", "64", "52"))
+
+
 def check_rows(record: Record) -> None:
     assert record["quick"] is False and record["rows"]
     keys = ["entry", "memory", "case", "call", "yardstick", "seconds", "quartiles", "repeats", "ratios", "metrics"]
@@ -177,14 +184,15 @@ KINDS = {
     "launches": check_launches, "decode_memory": check_decode_memory, "memory": check_training_memory,
     "counted": check_counted, "compiled": check_compiled, "published": check_published, "training": check_training,
     "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
-    "complexity": check_complexity, "rows": check_rows,
+    "complexity": check_complexity, "exception_lists": check_exception_lists, "rows": check_rows,
 }  # fmt: skip
 
 
 def check(record: Record) -> None:
     """A record is of exactly one kind, and whole."""
-    (kind,) = KINDS.keys() & record.keys()
-    KINDS[kind](record)
+    kinds = KINDS.keys() & record.keys()
+    assert len(kinds) == 1, f"expected one kind that benchmarks/results/README.md names, found {sorted(kinds)}"
+    KINDS[kinds.pop()](record)
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
