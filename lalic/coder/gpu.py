@@ -28,7 +28,6 @@ from lalic_kernels import exact
 from lalic_kernels.rans import gpu as rans_gpu
 from lalic_kernels.rans import symbol_checksum
 from lalic_kernels.rans.gpu import DeviceDecoder
-from lalic_kernels.rans.op import parts_of
 
 if TYPE_CHECKING:
     from lalic.model import LALIC
@@ -151,10 +150,9 @@ class GpuCoder:
         """Groups and words of a stream, or what is wrong with its header."""
         try:
             with as_bitstream_errors(self.model.entropy):
-                parts = parts_of(stream.data)
+                return rans_gpu.capacity_of(stream.data)
         except BitstreamError as error:
             return error
-        return (1, 1) if parts is None else (len(parts.highs), len(parts.words))
 
     def _check(self, stream: Stream, fault: ValueError | None, sums: list[int]) -> None:
         with as_bitstream_errors(self.model.entropy):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lalic.nn.context import LowerBound, full_precision
 from lalic.nn.noise import ALL, Share, uniform_like
-from lalic_kernels.gaussian.reference import lower_bound
+from lalic_kernels.gaussian import lower_bound
 
 _FILTERS = (1, 3, 3, 3, 3, 1)
 _LIKELIHOOD_MIN = 1e-9

@@ -32,8 +32,7 @@ from lalic.errors import CheckpointError
 from lalic.files import write_atomic
 from lalic.nn.blocks import OmniShift
 from lalic.nn.context import aggregation_ramp
-from lalic_kernels.exact.numbers import BITS
-from lalic_kernels.exact.quantise import power_of_two, quantise
+from lalic_kernels import exact
 
 DIGEST = "entropy_digest"  # of a converted checkpoint
 PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
@@ -271,7 +270,7 @@ def _widths(name: str, value: Tensor, config: Config) -> Sequence[int]:
 def _integers(name: str, value: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     rows = value.transpose(0, 1) if _TRANSPOSED.fullmatch(name) else value
     widths = _widths(name, rows, config)
-    parts = [quantise(part, range(1, value.ndim)) for part in rows.split(list(widths), dim=1)]
+    parts = [exact.quantise(part, range(1, value.ndim)) for part in rows.split(list(widths), dim=1)]
     q = torch.cat([q for q, _ in parts], dim=1).to(torch.int16)
     exponents = torch.cat([e.flatten(1) for _, e in parts], dim=1).to(torch.int8)
     return (q.transpose(0, 1) if rows is not value else q), exponents, torch.tensor(widths, dtype=torch.int32)
@@ -302,7 +301,7 @@ def _unpacked(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _floats(name: str, integers: Tensor, exponents: Tensor, widths: Tensor) -> Tensor:
     rows = integers.transpose(0, 1) if _TRANSPOSED.fullmatch(name) else integers
-    scales = power_of_two(exponents.to(torch.int32) - (BITS - 1)).repeat_interleave(widths.long(), dim=1)
+    scales = exact.power_of_two(exponents.to(torch.int32) - (exact.BITS - 1)).repeat_interleave(widths.long(), dim=1)
     # A product with a power of two: exact.
     value = rows.float() * scales.reshape(*scales.shape, *[1] * (rows.ndim - 2))
     return value.transpose(0, 1).contiguous() if rows is not integers else value

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lalic_kernels.exact.numbers import VERSION, NotFinite
+from lalic_kernels.exact.numbers import BITS, VERSION, NotFinite
 from lalic_kernels.exact.op import (
     conv,
     entropy_params,
@@ -14,7 +14,7 @@ from lalic_kernels.exact.op import (
     slice_kernels,
     statuses,
 )
-from lalic_kernels.exact.quantise import quantise, settle
+from lalic_kernels.exact.quantise import power_of_two, quantise, settle
 from lalic_kernels.exact.weights import (
     ExactBlock,
     ExactConv,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # at run time it needs Triton: `slice_kernels` gives one
     from lalic_kernels.exact.gpu_slices import SliceKernels as SliceKernels
 
 __all__ = [
+    "BITS",
     "VERSION",
     "ExactBlock",
     "ExactConv",
@@ -44,6 +45,7 @@ __all__ = [
     "gaussian_head",
     "linear",
     "one_check",
+    "power_of_two",
     "prepare_block",
     "prepare_conv",
     "prepare_depthwise",

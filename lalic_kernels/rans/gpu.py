@@ -279,6 +279,12 @@ class DeviceDecoder:
                 raise fault if self._single else type(fault)(f"picture {number}: {fault}")
 
 
+def capacity_of(data: bytes) -> tuple[int, int]:
+    """Groups and words of a stream, at least one of each. Raises RansError for a header that cannot be right."""
+    parts = parts_of(data)
+    return (1, 1) if parts is None else (len(parts.highs), len(parts.words))
+
+
 def _all_parts(data: bytes | Sequence[bytes]) -> list[layout.Parts | None]:
     streams = data if isinstance(data, list | tuple) else [data]
     if not streams:
