@@ -42,9 +42,9 @@ def biwkv(
     torch's promoting operations do, and w and u may have any floating dtype. Outside, dtypes that differ are an error.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Example:
         >>> w, u = torch.rand(96) / 64, torch.rand(96) / 64

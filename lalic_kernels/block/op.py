@@ -114,7 +114,7 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     Raises:
         TypeError: x is no tensor, parameters are no BlockParameters, or a dtype does not fit.
         ValueError: a shape or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Source: LALIC (Feng et al., 2025).
     """

@@ -47,9 +47,9 @@ def entropy_params(
         and the hidden layer are stored in x's dtype. float32 products are IEEE float32, not TF32.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Example:
         >>> i, o = 40, 24

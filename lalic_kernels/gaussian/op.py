@@ -34,9 +34,9 @@ def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor, *, backend: st
         float16. Gradients are in their argument's dtype. There is no second derivative, but of the reference's.
 
     Raises:
-        TypeError: an argument is no tensor, or not of a floating dtype.
+        TypeError: an argument is not a tensor, or not of a floating dtype.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Source: Balle et al., 2018; constants and gradients of the bounds as in CompressAI's GaussianConditional.
 

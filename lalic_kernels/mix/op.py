@@ -50,10 +50,10 @@ def spatial_mix(
         as for F.linear, the rest is not.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, residual comes without gamma or gamma without residual, or
             there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Example:
         >>> x, m = torch.randn(1, 4, 6, 16), torch.randn(4, 16, 16)
@@ -114,10 +114,10 @@ def channel_mix(
         float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma are not.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, residual comes without gamma or gamma without residual, or
             there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Example:
         >>> x, key, value = torch.randn(1, 4, 6, 16), torch.randn(64, 16), torch.randn(16, 64)
