@@ -28,7 +28,7 @@ from lalic_kernels.exact.weights import (
     prepare_linear,
 )
 
-if TYPE_CHECKING:  # at run time it needs Triton: `slice_kernels` gives one
+if TYPE_CHECKING:  # importing it needs Triton; `slice_kernels` returns an instance
     from lalic_kernels.exact.gpu_slices import SliceKernels as SliceKernels
 
 __all__ = [

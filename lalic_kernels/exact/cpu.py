@@ -1,8 +1,8 @@
-"""Exact arithmetic on CPUs through compiled loops and integer products: `reference.py`'s bits, sooner.
+"""Exact arithmetic on CPUs with compiled loops and integer products: the bits of `reference.py`, in less time.
 
-Arguments are checked here, work space and threads are shared out here; `cpu_loops.py` computes. Rows stay in the cache
-from one product to the next. An input is looked at once: everything that follows from finite numbers is finite by
-definition. Importing this needs numba.
+This file checks arguments, allocates work space and starts threads; `cpu_loops.py` computes. Rows stay in the cache
+from one product to the next. Only inputs are checked for infinities: all results of finite numbers are finite by
+definition. Importing this file needs numba.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, E
 from lalic_kernels.threads import run_ranges
 
 _INFINITY = 0x7F800000
-WORTH = 60_000  # ns of work that are worth a thread: handing them over takes some 30 us, in Python
+MIN_THREAD_NS = 60_000  # least work for a thread: starting one from Python takes about 30 us
 _NO_GAMMA = np.empty(0, np.float32)
 _THRESHOLDS = np.array(n.THRESHOLDS, np.float32)
 
 
 def array(x: Tensor) -> np.ndarray:
+    """A tensor as a contiguous array, without a copy if possible."""
     return x.detach().contiguous().numpy()
 
 
-def require(x: Tensor) -> None:
+def require_float32(x: Tensor) -> None:
     """Raise TypeError unless x is float32."""
     if x.dtype != torch.float32:
         raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
@@ -47,42 +48,42 @@ def require_finite(bits: np.ndarray) -> None:
 
 
 def over(kernel: Callable[[int, int], None], count: int, cost: float) -> None:
-    """`kernel` over `count` rows that take about `cost` ns each, on threads where that is worth it.
+    """Run `kernel` over `count` rows that take about `cost` ns each, on several threads if that saves time.
 
     Costs are rough, from a processor with AVX-512; results do not depend on them.
     """
-    run_ranges(kernel, count, least=max(1, int(WORTH / max(cost, 1e-3))))
+    run_ranges(kernel, count, least=max(1, int(MIN_THREAD_NS / max(cost, 1e-3))))
 
 
 # Products
 
 
 def _product_cost(*factors: Factor) -> float:
-    """ns a row takes through products and what is done to their terms and sums."""
+    """Nanoseconds for a row in these products, including quantisation and epilogue."""
     sizes = [(2 * w.shape[1], products.LANES * w.shape[0]) for w, *_ in factors]
     return sum(0.7 * terms + outputs + 0.012 * terms * outputs for terms, outputs in sizes)
 
 
 def factor_of(weight: Tensor, exponent: Tensor, bias: Tensor | None) -> Factor:
-    """Integers (O, K) with their scales as `cpu_loops` takes them."""
+    """A weight's integers (O, K), scales and bias in the layout of `cpu_loops`."""
     scales = array(power_of_two(exponent - (n.BITS - 1)))
     packed, chunk = products.pack(array(weight))
     return packed, scales, np.zeros(scales.shape, np.float32) if bias is None else array(bias), chunk
 
 
 def _linear_factor(weights: ExactLinear) -> Factor:
-    found: Factor = weights.cache.get("cpu", (), lambda: factor_of(weights.weight, weights.exponent, weights.bias))
-    return found
+    factor: Factor = weights.cache.get("cpu", (), lambda: factor_of(weights.weight, weights.exponent, weights.bias))
+    return factor
 
 
 def _hidden_factor(key: ExactLinear, receptance: ExactLinear) -> Factor:
-    """key and receptance as one product: each output has a scale of its own, so that nothing changes."""
+    """key and receptance as one product; each output keeps its scale, so the bits stay the same."""
     weight = torch.cat((key.weight, receptance.weight))
     return factor_of(weight, torch.cat((key.exponent, receptance.exponent)), None)
 
 
 def _multiply(x: np.ndarray, factor: Factor) -> tuple[Tensor, np.ndarray]:
-    """(R, O) from x (R, K), and the magnitude bits (R,) of x's rows."""
+    """The product (R, O) of x (R, K), and the magnitude bits (R,) of x's rows."""
     y, bits = torch.empty(x.shape[0], factor[1].shape[0]), np.empty(x.shape[0], np.int32)
     out = y.numpy()
     over(lambda i, j: loops.linear_rows(x, factor, i, j, bits, out), x.shape[0], _product_cost(factor))
@@ -91,7 +92,7 @@ def _multiply(x: np.ndarray, factor: Factor) -> tuple[Tensor, np.ndarray]:
 
 def linear(x: Tensor, weights: ExactLinear) -> Tensor:
     """x (..., K) -> (..., O)."""
-    require(x)
+    require_float32(x)
     shape = (*x.shape[:-1], weights.weight.shape[0])
     if 0 in shape:
         return torch.empty(shape)
@@ -104,7 +105,7 @@ def linear(x: Tensor, weights: ExactLinear) -> Tensor:
 
 
 class _Phase(NamedTuple):
-    """One of a convolution's phases: where its first output is, what outputs read, its weights."""
+    """A phase of a convolution: (row, column) of its first output, offsets of its taps, its weights."""
 
     corner: tuple[int, int]
     taps: np.ndarray
@@ -124,7 +125,7 @@ def _make_phases(weights: ExactConv) -> tuple[_Phase, ...]:
 
 def conv(x: Tensor, weights: ExactConv) -> Tensor:
     """x (B, H, W, C) -> (B, H', W', O)."""
-    require(x)
+    require_float32(x)
     phases: tuple[_Phase, ...] = weights.cache.get("cpu", (), lambda: _make_phases(weights))
     batch, height, width, channels = x.shape
     rows, columns = weights.output_size(height), weights.output_size(width)
@@ -155,7 +156,7 @@ def conv(x: Tensor, weights: ExactConv) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """A block's weights as the loops take them: norms (weight, bias), shifts (taps (k k C), scales (C,)), factors."""
+    """A block's weights in the loops' layout: norms (weight, bias), shifts (taps (k k C), scales (C,)), factors."""
 
     norm1: tuple[np.ndarray, np.ndarray]
     shift1: tuple[np.ndarray, np.ndarray]
@@ -185,13 +186,13 @@ def _make_block(block: ExactBlock) -> _Block:
 
 
 def shift_taps(weights: ExactDepthwise) -> tuple[np.ndarray, np.ndarray]:
-    """A shift's integers, int32, tap by tap (k k C), and its channels' scales."""
+    """A shift's integers (k k C) int32, tap by tap, and its channels' scales (C,)."""
     taps = np.ascontiguousarray(array(weights.weight).astype(np.int32).transpose(1, 2, 0)).reshape(-1)
     return taps, array(power_of_two(weights.exponent - (n.BITS - 1)))
 
 
 def shift(x: np.ndarray, taps: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Depth-wise convolution of finite x (B, H, W, C), not empty; taps and scales as `shift_taps` gives them."""
+    """Depth-wise convolution of finite x (B, H, W, C), not empty; taps and scales from `shift_taps`."""
     batch, height, width, channels = x.shape
     kernel, lines = math.isqrt(taps.shape[0] // channels), batch * height
     edge, flat = kernel // 2, x.reshape(-1)
@@ -210,23 +211,23 @@ def shift(x: np.ndarray, taps: np.ndarray, scales: np.ndarray) -> np.ndarray:
 def _channel_absmax(flat: np.ndarray, batch: int) -> np.ndarray:
     """Magnitude bits (B, C) of each channel of each image, from (B P, C)."""
     size, channels = flat.shape[0] // batch, flat.shape[1]
-    images, found = flat.view(np.int32).reshape(batch, size, channels), np.empty((batch, channels), np.int32)
+    images, absmax_bits = flat.view(np.int32).reshape(batch, size, channels), np.empty((batch, channels), np.int32)
     step = max(1, 16384 // channels)
     for b in range(batch):
         parts = np.empty((-(-size // step), channels), np.int32)
         image = images[b]
         over(lambda i, j: loops.absmax_of_channels(image, step, i, j, parts), parts.shape[0], 0.2 * step * channels)  # noqa: B023
-        found[b] = parts.max(axis=0)
-    return found
+        absmax_bits[b] = parts.max(axis=0)
+    return absmax_bits
 
 
 def norm_offset(channels: int) -> np.float32:
-    """The definition's eps C^2, one float product."""
+    """eps C^2 of the definition, one float32 product."""
     return np.float32(np.float32(n.NORM_EPS) * np.float32(channels**2))
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """LayerNorm of rows (R, C), which must be finite; weight and bias settled."""
+    """LayerNorm of rows (R, C), which must be finite; weight and bias (C,) settled."""
     y, bits, offset = np.empty(x.shape, np.float32), np.zeros(x.shape[0], np.int32), norm_offset(x.shape[1])
     over(lambda i, j: loops.layer_norm_rows(x, weight, bias, offset, i, j, bits, y), x.shape[0], 1.5 * x.shape[1])
     require_finite(bits)
@@ -267,31 +268,29 @@ def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
 
 
 def _rwkv_block(x: Tensor, block: ExactBlock) -> Tensor:
-    require(x)
+    require_float32(x)
     reference.check_norm(x)
     if x.numel() == 0:
         return torch.empty(x.shape)
     batch, height, width, channels = x.shape
     tokens, size = height * width, batch * height * width
-    own: _Block = block.cache.get("cpu", (), lambda: _make_block(block))
-    # of the last number of tokens
+    b: _Block = block.cache.get("cpu", (), lambda: _make_block(block))
+    # Cached for the last number of tokens.
     factors = block.cache.get("cpu wkv", (), lambda: wkv_factors(*block.per_token(tokens), tokens), options=tokens)
     flat, offset = array(x).reshape(-1, channels), norm_offset(channels)
-    s = shift(layer_norm(flat, *own.norm1).reshape(x.shape), *own.shift1).reshape(flat.shape)
-    mixed = wkv(_multiply(s, own.mix)[0].numpy(), factors, batch)
+    s = shift(layer_norm(flat, *b.norm1).reshape(x.shape), *b.shift1).reshape(flat.shape)
+    mixed = wkv(_multiply(s, b.mix)[0].numpy(), factors, batch)
     y, normal = np.empty(flat.shape, np.float32), np.empty(flat.shape, np.float32)
     over(
-        lambda i, j: loops.residual_norm_rows(
-            flat, mixed, own.output, own.gamma1, *own.norm2, offset, i, j, y, normal
-        ),
+        lambda i, j: loops.residual_norm_rows(flat, mixed, b.output, b.gamma1, *b.norm2, offset, i, j, y, normal),
         size,
-        _product_cost(own.output) + 4 * channels,
-    )  # fmt: skip
-    s = shift(normal.reshape(x.shape), *own.shift2).reshape(flat.shape)
+        _product_cost(b.output) + 4 * channels,
+    )
+    s = shift(normal.reshape(x.shape), *b.shift2).reshape(flat.shape)
     over(
-        lambda i, j: loops.channel_mix_rows(s, own.hidden, own.value, own.gamma2, i, j, y),
+        lambda i, j: loops.channel_mix_rows(s, b.hidden, b.value, b.gamma2, i, j, y),
         size,
-        _product_cost(own.hidden, own.value) + 3 * channels,
+        _product_cost(b.hidden, b.value) + 3 * channels,
     )
     return torch.from_numpy(y).reshape(x.shape)
 
@@ -300,7 +299,7 @@ def _rwkv_block(x: Tensor, block: ExactBlock) -> Tensor:
 
 
 class _Entropy(NamedTuple):
-    """An entropy-parameter block's weights as the loops take them."""
+    """An entropy-parameter block's weights in the loops' layout."""
 
     mix: Factor
     norm: tuple[np.ndarray, np.ndarray]
@@ -319,9 +318,9 @@ def _make_entropy(block: ExactEntropyParams) -> _Entropy:
 
 def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
     """x (..., Cin), partial (..., Cout) -> (..., Cout), in one call of compiled code."""
-    require(x)
-    own: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
-    channels = own.norm[0].shape[0]
+    require_float32(x)
+    b: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
+    channels = b.norm[0].shape[0]
     reference.check_norm(block.norm_weight)
     shape = (*x.shape[:-1], channels)
     if 0 in shape:
@@ -329,26 +328,26 @@ def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None 
     rows = array(x).reshape(-1, x.shape[-1]) if x.shape[-1] else np.empty((x.shape[:-1].numel(), 0), np.float32)
     added = np.empty((0, channels), np.float32)
     if partial is not None:
-        require(partial)
+        require_float32(partial)
         added = array(partial).reshape(-1, channels)
     count, offset = rows.shape[0], norm_offset(channels)
     y, bits = np.empty((count, channels), np.float32), np.empty(count, np.int32)
     over(
         lambda i, j: loops.entropy_rows(
-            rows, added, own.mix, *own.norm, offset, own.hidden, own.value, _NO_GAMMA, i, j, bits, y
+            rows, added, b.mix, *b.norm, offset, b.hidden, b.value, _NO_GAMMA, i, j, bits, y
         ),
         count,
-        _product_cost(own.mix, own.hidden, own.value) + 5 * channels,
+        _product_cost(b.mix, b.hidden, b.value) + 5 * channels,
     )  # fmt: skip
     require_finite(bits)
     return torch.from_numpy(y).reshape(shape)
 
 
 def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """parameters (..., 2 g) -> (the scales' indexes int32, the means), each (..., g), in one call of compiled code."""
-    require(parameters)
+    """parameters (..., 2 g) -> (scale indexes int32, means), each (..., g), in one call of compiled code."""
+    require_float32(parameters)
     width = parameters.shape[-1] // 2
-    index, mean = (torch.empty((*parameters.shape[:-1], width), dtype=kind) for kind in (torch.int32, torch.float32))
+    index, mean = (torch.empty((*parameters.shape[:-1], width), dtype=dtype) for dtype in (torch.int32, torch.float32))
     if index.numel() == 0:
         return index, mean
     flat = array(parameters).reshape(-1, 2 * width)

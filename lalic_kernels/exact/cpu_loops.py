@@ -1,14 +1,13 @@
-"""Exact arithmetic's loops for CPUs, compiled by numba: `reference.py`'s functions bit for bit.
+"""Exact arithmetic's loops for CPUs, compiled by numba: the functions of `reference.py`, bit for bit.
 
-No fast-math of any kind, not even contraction: each float operation below is rounded by itself. What may be rearranged
-is exact: integers, and float64 sums of integers below 2^53. Rounding half to even of values below 2^22 is adding and
-subtracting 1.5 2^23, which every instruction set has.
+No fast-math, not even contraction: each float operation is rounded separately. Only exact operations may be reordered:
+integers, and float64 sums of integers below 2^53. Values below 2^22 are rounded half to even by adding and subtracting
+1.5 2^23, which works on every instruction set.
 
-A loop over start..stop takes that slice first: of an index that may be negative, as numba's may, it would make gathers.
-Arrays are contiguous, and no result depends on how many rows a call is given. A *factor* is (packed weight, scales
-2^(exponent - 12), bias, pairs to an int32), as `cpu.factor_of` makes it. *Magnitude bits* are those of |x|. Loops that
-are given somebody else's numbers write their rows' magnitude bits, for the caller, who looks whether all were finite;
-what follows from finite numbers is finite by definition. Importing this needs numba.
+Arrays are contiguous, and results do not depend on the number of rows of a call. A *factor*, from `cpu.factor_of`, is
+(packed weight, scales 2^(exponent - 12), bias, pairs that fit an int32). *Magnitude bits* are the bits of |x|. Loops
+with inputs of the user write the rows' magnitude bits, so that the caller can check that all are finite; results of
+finite numbers are finite by definition. Importing this file needs numba.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _FLOOR = n.EXP64_FLOOR
 _LOG2E_64, _LN2_HIGH_64, _LN2_LOW_64 = n.LOG2E_64, n.LN2_HIGH_64, n.LN2_LOW_64
 _Q0, _Q1, _Q2, _Q3, _Q4, _Q5, _Q6, _Q7, _Q8, _Q9 = n.EXP64_POLYNOMIAL
 _MAGNITUDE = i32(0x7FFFFFFF)
-_MOST_EXPONENT, _LEAST_EXPONENT, _NORM_LEAST = i32(n.EXPONENT), i32(-n.EXPONENT), i32(n.NORM_LEAST_EXPONENT)
+_MAX_EXPONENT, _MIN_EXPONENT, _NORM_MIN = i32(n.EXPONENT), i32(-n.EXPONENT), i32(n.NORM_MIN_EXPONENT)
 
 
 # Single values
@@ -51,9 +50,9 @@ def settle(x):
 
 
 @njit(inline="always")
-def exponent_of(bits, least):
+def exponent_of(bits, minimum):
     """`quantise.leading_exponent` of one magnitude's bits."""
-    return min(max((bits >> i32(23)) - i32(127), least), _MOST_EXPONENT)
+    return min(max((bits >> i32(23)) - i32(127), minimum), _MAX_EXPONENT)
 
 
 @njit(inline="always")
@@ -113,7 +112,7 @@ def exp64(x):
     p = p * r + _Q8
     p = p * r + _Q9
     y = p * (r * r) + r + 1.0
-    # the low bits of `shifted` are the integer: one shift puts them where the exponent is
+    # The low bits of `shifted` are the integer; a shift moves them into the exponent field.
     return y * np.int64((f64(shifted).view(np.int64) + np.int64(1023)) << np.int64(52)).view(np.float64)
 
 
@@ -131,8 +130,8 @@ def bits_of(row):
 
 @njit(**OPTIONS)
 def quantise_row(row, bits, q):
-    """One row (K,) as integers in q (K' >= K) int16 by magnitude bits; the rest of q is left."""
-    scale, out = power(i32(12) - exponent_of(bits, _LEAST_EXPONENT)), q[: row.shape[0]]
+    """Write the integers of one row (K,) with these magnitude bits to q[:K] int16."""
+    scale, out = power(i32(12) - exponent_of(bits, _MIN_EXPONENT)), q[: row.shape[0]]
     for c in range(row.shape[0]):
         y = row[c] * scale
         y = y if y < _LARGEST else _LARGEST
@@ -142,8 +141,8 @@ def quantise_row(row, bits, q):
 
 @njit(**OPTIONS)
 def finish_row(row, bits, scales, bias):
-    """In place: sums (O,) of integers that had these magnitude bits become floats; scales 2^(exponent - 12)."""
-    scale = power(exponent_of(bits, _LEAST_EXPONENT) - i32(12))
+    """In place: turn sums (O,) into floats. bits: magnitude bits of the input row; scales 2^(exponent - 12)."""
+    scale = power(exponent_of(bits, _MIN_EXPONENT) - i32(12))
     for c in range(row.shape[0]):
         row[c] = settle(row[c] * scale * scales[c] + bias[c])
 
@@ -176,12 +175,12 @@ def add_row(row, change, gamma, out):
 
 @njit(**OPTIONS)
 def normalise_row(row, weight, bias, offset, q, out):
-    """`reference.layer_norm` of one row (C,) to out, which may be the row; its magnitude bits.
+    """Write `reference.layer_norm` of one row (C,) to out, which may be the row. Returns the row's magnitude bits.
 
     offset = float32(eps) float32(C^2); q (C,) int32 is work space.
     """
     channels, m = i32(row.shape[0]), bits_of(row)
-    scale = power(i32(16) - exponent_of(m, _NORM_LEAST))
+    scale = power(i32(16) - exponent_of(m, _NORM_MIN))
     total, squares = i32(0), np.int64(0)
     for c in range(channels):
         v = row[c] * scale
@@ -191,11 +190,11 @@ def normalise_row(row, weight, bias, offset, q, out):
     for c in range(channels):
         total = i32(total + q[c])
         squares += np.int64(q[c]) * np.int64(q[c])
-    spread = np.int64(channels) * squares - np.int64(total) * np.int64(total)
-    rate = reciprocal_root(f32(spread) + (offset * scale) * scale)
+    variance = np.int64(channels) * squares - np.int64(total) * np.int64(total)  # times C^2
+    rstd = reciprocal_root(f32(variance) + (offset * scale) * scale)
     for c in range(channels):
         d = i32(i32(channels * q[c]) - total)
-        out[c] = settle(f32(d) * rate * weight[c] + bias[c])
+        out[c] = settle(f32(d) * rstd * weight[c] + bias[c])
     return m
 
 
@@ -211,7 +210,7 @@ def absmax_of_rows(x, start, stop, absmax_bits):
 
 @njit(**OPTIONS)
 def absmax_of_channels(bits, rows, start, stop, absmax_bits):
-    """absmax_bits[i] (C,) = each channel's magnitude bits over rows i * rows ..; bits (R, C): the int32 view of x."""
+    """absmax_bits[i] (C,) = each channel's magnitude bits over the i-th `rows` rows; bits (R, C): x as int32."""
     for i in range(start, stop):
         m = absmax_bits[i]
         m[:] = i32(0)
@@ -223,7 +222,7 @@ def absmax_of_channels(bits, rows, start, stop, absmax_bits):
 
 @njit(**OPTIONS)
 def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
-    """`reference.layer_norm` of rows start..stop of (R, C); bits (R,) magnitude bits."""
+    """`reference.layer_norm` of rows start..stop of x (R, C) to y; bits (R,) get x's magnitude bits."""
     q = np.empty(x.shape[1], np.int32)
     for r in range(start, stop):
         bits[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
@@ -231,18 +230,18 @@ def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
 
 @njit(**OPTIONS)
 def scale_index(scales, thresholds, index):
-    """How many of the 63 thresholds are less than each scale, by halving."""
+    """The number of the 63 thresholds that are below each scale, by bisection."""
     for i in range(index.shape[0]):
-        value, found = scales[i], np.uint32(0)
+        value, below = scales[i], np.uint32(0)
         for power_of_half in range(6):
             step = np.uint32(32 >> power_of_half)
-            found += step if thresholds[found + step - np.uint32(1)] < value else np.uint32(0)
-        index[i] = found
+            below += step if thresholds[below + step - np.uint32(1)] < value else np.uint32(0)
+        index[i] = below
 
 
 @njit(**OPTIONS)
 def head_rows(x, thresholds, start, stop, bits, index, mean):
-    """Rows start..stop of x (R, 2 C): indexes of the scales, its first half, and the means, each (R, C)."""
+    """Rows start..stop of x (R, 2 C), scales, then means: write scale indexes and means, each (R, C)."""
     width = index.shape[1]
     for r in range(start, stop):
         bits[r] = bits_of(x[r])
@@ -250,21 +249,21 @@ def head_rows(x, thresholds, start, stop, bits, index, mean):
         mean[r, :] = x[r, width:]
 
 
-# Products with what surrounds them: rows go in strips, which stay in the cache
+# Products with quantisation and epilogues, in strips of rows that stay in the cache
 
 
 @njit(**OPTIONS)
-def _integers(factor):
-    """Work space for a strip's integers (STRIP, K), and for its sums (STRIP, O)."""
+def _work_space(factor):
+    """Work space for a strip's integers (STRIP, K) and its sums (STRIP, O)."""
     w = factor[0]
     return np.empty((STRIP, 2 * w.shape[1]), np.int16), np.empty((STRIP, LANES * w.shape[0]), np.float32)
 
 
 @njit(**OPTIONS)
 def linear_rows(x, factor, start, stop, bits, y):
-    """Rows start..stop: y (R, O) = x (R, K) W^T + bias; bits (R,) magnitude bits of x's rows."""
+    """Rows start..stop of y (R, O) = x (R, K) W^T + bias; bits (R,) get x's magnitude bits."""
     w, scales, bias, chunk = factor
-    q, sums = _integers(factor)
+    q, sums = _work_space(factor)
     outputs = y.shape[1]
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
@@ -280,9 +279,9 @@ def linear_rows(x, factor, start, stop, bits, y):
 
 @njit(**OPTIONS)
 def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, start, stop, y, normal):
-    """y (R, C) = x + gamma (change W^T + bias), and the LayerNorm of that; all (R, C), x and change finite."""
+    """y = x + gamma (change W^T + bias), and y's LayerNorm to `normal`; all (R, C), x and change finite."""
     w, scales, bias, chunk = factor
-    q, sums = _integers(factor)
+    q, sums = _work_space(factor)
     bits, q_norm = np.empty(STRIP, np.int32), np.empty(x.shape[1], np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
@@ -299,7 +298,7 @@ def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, star
 
 @njit(**OPTIONS)
 def _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y):
-    """y[first..] += gamma sigmoid(R x) V relu(K x)^2 for the strip x in q and bits; hidden is K and R together."""
+    """y[first:] += gamma sigmoid(R x) V relu(K x)^2 for a strip of x in q and bits; hidden: the factor of K and R."""
     w, scales, bias, chunk = hidden
     value_w, value_scales, value_bias, value_chunk = value
     channels = y.shape[1]
@@ -322,8 +321,8 @@ def _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y
 @njit(**OPTIONS)
 def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
     """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite."""
-    q, inner = _integers(hidden)
-    inner_q, outer = _integers(value)
+    q, inner = _work_space(hidden)
+    inner_q, outer = _work_space(value)
     bits = np.empty(STRIP, np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
@@ -334,36 +333,36 @@ def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
 
 
 @njit(**OPTIONS)
-def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamma, start, stop, given_bits, y):
-    """An entropy-parameter block: y (R, C) of x (R, K) and of partial (R, C) or (0, C), a part of m from elsewhere.
+def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamma, start, stop, input_bits, y):
+    """An entropy-parameter block: y (R, C) of x (R, K) and partial (R, C), which is added to the mix; (0, C) for none.
 
-    K may be 0. given_bits (R,): magnitude bits of x's and partial's rows. gamma is (0,).
+    K may be 0. input_bits (R,) get the magnitude bits of x's and partial's rows. gamma is (0,).
     """
     w, scales, bias, chunk = mix
-    mix_q, sums = _integers(mix)
-    q, inner = _integers(hidden)
-    inner_q, outer = _integers(value)
+    mix_q, sums = _work_space(mix)
+    q, inner = _work_space(hidden)
+    inner_q, outer = _work_space(value)
     channels, has_partial = y.shape[1], partial.shape[0] > 0
     bits, q_norm, normal = np.empty(STRIP, np.int32), np.empty(channels, np.int32), np.empty(channels, np.float32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
-        # the mix's product
+        # The mix's product.
         if x.shape[1]:
             for i in range(count):
-                given_bits[first + i] = bits_of(x[first + i])
-                quantise_row(x[first + i], given_bits[first + i], mix_q[i])
+                input_bits[first + i] = bits_of(x[first + i])
+                quantise_row(x[first + i], input_bits[first + i], mix_q[i])
             multiply(mix_q, w, chunk, count, sums)
-        # m, kept in y, and its LayerNorm
+        # m, stored in y, and its LayerNorm.
         for i in range(count):
             m, row = y[first + i], sums[i, :channels]
             if x.shape[1]:
-                finish_row(row, given_bits[first + i], scales, bias)
+                finish_row(row, input_bits[first + i], scales, bias)
             else:
                 row[:] = bias
-                given_bits[first + i] = 0
+                input_bits[first + i] = 0
             if has_partial:
                 part = partial[first + i]
-                given_bits[first + i] = max(given_bits[first + i], bits_of(part))
+                input_bits[first + i] = max(input_bits[first + i], bits_of(part))
                 for c in range(channels):
                     m[c] = row[c] + part[c]
             else:
@@ -371,7 +370,7 @@ def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamm
             normalise_row(m, weight, norm_bias, offset, q_norm, normal)
             bits[i] = bits_of(normal)
             quantise_row(normal, bits[i], q[i])
-        # the rest, added to m
+        # Add the gated product to m.
         _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
 
 
@@ -380,7 +379,7 @@ def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamm
 
 @njit(**OPTIONS)
 def quantise_image(x, absmax_bits, size, start, stop, q):
-    """Pixels start..stop of x (B P, C) as integers in q (B P, C) int16, by magnitude bits (B,); P is `size`."""
+    """Write the integers of pixels start..stop of x (B P, C) to q (B P, C) int16; absmax_bits (B,); P is `size`."""
     for r in range(start, stop):
         quantise_row(x[r], absmax_bits[r // size], q[r])
 
@@ -402,21 +401,21 @@ def _gather(x, taps, height, width, image, i, j, out):
 def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, factor, start, stop, y):
     """Outputs start..stop of one phase of a convolution, counted over images, rows and columns.
 
-    x (B H W, C) int16; taps (T, 2) offsets; size: H, W; shape: the phase's rows and columns of an image. y (B, H', W',
-    O) takes output (i, j) at row corner[0] + i out_step, column corner[1] + j out_step.
+    x (B H W, C) int16; taps (T, 2) offsets; size: (H, W); shape: the phase's rows and columns per image. Output (i, j)
+    goes to y (B, H', W', O) at row corner[0] + i out_step, column corner[1] + j out_step.
     """
     w, scales, bias, chunk = factor
-    q, sums = _integers(factor)
-    down, across = shape
+    q, sums = _work_space(factor)
+    rows, columns = shape
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
         for r in range(count):
-            image, rest = (first + r) // (down * across), (first + r) % (down * across)
-            _gather(x, taps, size[0], size[1], image, rest // across * in_step, rest % across * in_step, q[r])
+            image, pixel = (first + r) // (rows * columns), (first + r) % (rows * columns)
+            _gather(x, taps, size[0], size[1], image, pixel // columns * in_step, pixel % columns * in_step, q[r])
         multiply(q, w, chunk, count, sums)
         for r in range(count):
-            image, rest = (first + r) // (down * across), (first + r) % (down * across)
-            out = y[image, corner[0] + rest // across * out_step, corner[1] + rest % across * out_step]
+            image, pixel = (first + r) // (rows * columns), (first + r) % (rows * columns)
+            out = y[image, corner[0] + pixel // columns * out_step, corner[1] + pixel % columns * out_step]
             row = sums[r, : y.shape[3]]
             finish_row(row, absmax_bits[image], scales, bias)
             out[:] = row
@@ -424,16 +423,16 @@ def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, fact
 
 @njit(**OPTIONS)
 def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
-    """Lines start..stop of x (B H, W, C), flat, as int32 in q (B H, W + 2 edge, C), flat, zeros at both ends of a line.
+    """Write the integers of lines start..stop of x (B H, W, C), flat, to q (B H, W + 2 edge, C) int32, flat.
 
-    absmax_bits (B, C): one of each channel of each image.
+    absmax_bits (B, C). Each line of q has `edge` zeros at both ends.
     """
     channels = absmax_bits.shape[1]
     scales = np.empty(channels, np.float32)
     for line in range(start, stop):
         m = absmax_bits[line // height]
         for c in range(channels):
-            scales[c] = power(i32(12) - exponent_of(m[c], _LEAST_EXPONENT))
+            scales[c] = power(i32(12) - exponent_of(m[c], _MIN_EXPONENT))
         first = line * (width + 2 * edge) * channels
         q[first : first + edge * channels] = i32(0)
         first += edge * channels
@@ -463,23 +462,23 @@ def _five_taps(q, taps, n, sums):
 
 @njit(**OPTIONS)
 def _one_tap(q, taps, n, sums):
-    """The same of one pixel and tap."""
+    """sums (n,) += the products of one pixel of n channels with one tap."""
     for c in range(n):
         sums[c] += q[c] * taps[c]
 
 
 @njit(**OPTIONS)
 def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, stop, y):
-    """Lines start..stop of all images: y (B H, W, C), flat, from q as `integers_of_image` makes it, edge size // 2.
+    """Write lines start..stop of y (B H, W, C), flat, from the q of `integers_of_image` with edge size // 2.
 
     taps: (size, size, C) int32, flat.
     """
     channels, edge = absmax_bits.shape[1], size // 2
-    own, sums = np.empty(channels, np.float32), np.empty(channels, np.int32)
+    x_scales, sums = np.empty(channels, np.float32), np.empty(channels, np.int32)
     for line in range(start, stop):
         image, i = line // height, line % height
         for c in range(channels):
-            own[c] = power(exponent_of(absmax_bits[image, c], _LEAST_EXPONENT) - i32(12))
+            x_scales[c] = power(exponent_of(absmax_bits[image, c], _MIN_EXPONENT) - i32(12))
         for j in range(width):
             sums[:] = i32(0)
             for ky in range(size):
@@ -494,12 +493,12 @@ def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, st
                             _one_tap(pixels[kx * channels :], row[kx * channels :], channels, sums)
             out = y[(line * width + j) * channels : (line * width + j + 1) * channels]
             for c in range(channels):
-                out[c] = settle(f32(sums[c]) * own[c] * scales[c])
+                out[c] = settle(f32(sums[c]) * x_scales[c] * scales[c])
 
 
 # Bidirectional WKV: float64, in the definition's order. Three passes: weights and each chunk's sums; the sums that
-# enter a chunk from either side; the values. Inner loops run over channels and touch few arrays each: with more than a
-# handful the compiler gives up proving them apart and does not vectorise.
+# enter a chunk from both sides; the values. Inner loops run over channels and use few arrays each: with many arrays
+# the compiler cannot prove that they do not overlap, and does not vectorise.
 
 
 @njit(**OPTIONS)
@@ -511,7 +510,7 @@ def exps(x, y):
 
 @njit(**OPTIONS)
 def max_keys(kvr, tokens, start, stop, max_key):
-    """max_key (B, C) = the largest k of each channel over images start..stop; kvr as in `summaries`."""
+    """max_key (B, C) = the largest k of each channel, for images start..stop; kvr (B T, 3 C)."""
     channels = max_key.shape[1]
     for b in range(start, stop):
         m = max_key[b]
@@ -524,14 +523,14 @@ def max_keys(kvr, tokens, start, stop, max_key):
 
 @njit(**OPTIONS)
 def _add(total, decay, x):
-    """total = total decay + x, of every channel."""
+    """total = total decay + x, for every channel."""
     for c in range(total.shape[0]):
         total[c] = total[c] * decay[c] + x[c]
 
 
 @njit(**OPTIONS)
 def _put(total, decay, x, before):
-    """`_add`, with what `total` was in `before`."""
+    """Copy `total` to `before`, then `_add`."""
     for c in range(total.shape[0]):
         before[c] = total[c]
         total[c] = total[c] * decay[c] + x[c]
@@ -539,7 +538,7 @@ def _put(total, decay, x, before):
 
 @njit(**OPTIONS)
 def _join(total, decay, x, before):
-    """`_add`, with what `total` was added to `before`."""
+    """Add `total` to `before`, then `_add`."""
     for c in range(total.shape[0]):
         before[c] = before[c] + total[c]
         total[c] = total[c] * decay[c] + x[c]
@@ -547,9 +546,10 @@ def _join(total, decay, x, before):
 
 @njit(**OPTIONS)
 def summaries(kvr, max_key, decay, start, stop, weights, sums):
-    """Items (batch, chunk) start..stop: weights (B, T, 2, C) = p v, p; sums (items, 4, C) of both, to either edge.
+    """Items (image, chunk) start..stop: write weights (B, T, 2, C), p v and p, and their sums (items, 4, C).
 
-    kvr (B T, 3 C): keys, values, gates side by side. max_key (B, C): the largest k of an image.
+    The sums of both are decayed to the chunk's end, then to its beginning. kvr (B T, 3 C): keys, values, gates.
+    max_key (B, C): from `max_keys`.
     """
     tokens, channels = weights.shape[1], weights.shape[3]
     chunks = (tokens + CHUNK - 1) // CHUNK
@@ -579,7 +579,7 @@ def summaries(kvr, max_key, decay, start, stop, weights, sums):
 
 @njit(**OPTIONS)
 def chain(jump, chunks, start, stop, sums):
-    """Images start..stop: each chunk's sums become those that enter it, from the left, then from the right."""
+    """Images start..stop: replace each chunk's sums by the sums that enter it, from the left, then from the right."""
     channels = jump.shape[0]
     s1, s2 = np.empty(channels), np.empty(channels)
     for b in range(start, stop):
@@ -598,10 +598,10 @@ def chain(jump, chunks, start, stop, sums):
 
 @njit(**OPTIONS)
 def values(kvr, weights, decay, boost, start, stop, sums, y):
-    """y (B T, C) of items start..stop, times sigmoid(gate); kvr as in `summaries`. `sums` is used up."""
+    """Write y (B T, C), times sigmoid(gate), for items start..stop; kvr (B T, 3 C). Overwrites `sums`."""
     tokens, channels = weights.shape[1], weights.shape[3]
     chunks = (tokens + CHUNK - 1) // CHUNK
-    both = np.empty((CHUNK, 2, channels))  # what comes from the left and, in the end, from the right as well
+    both = np.empty((CHUNK, 2, channels))  # sums from the left, later from both sides
     for item in range(start, stop):
         b, first = item // chunks, (item % chunks) * CHUNK
         last = min(first + CHUNK, tokens)
@@ -613,9 +613,9 @@ def values(kvr, weights, decay, boost, start, stop, sums, y):
             _join(sums[item, 3], decay, weights[b, t, 1], both[t - first, 1])
         for t in range(first, last):
             value, out = kvr[b * tokens + t, channels : 2 * channels], y[b * tokens + t]
-            p, over, under = weights[b, t, 1], both[t - first, 0], both[t - first, 1]
+            p, num, den = weights[b, t, 1], both[t - first, 0], both[t - first, 1]
             for c in range(channels):
-                own = boost[c] * p[c]
-                out[c] = settle(f32((over[c] + own * f64(settle(value[c]))) / (under[c] + own)))
+                self_weight = boost[c] * p[c]
+                out[c] = settle(f32((num[c] + self_weight * f64(settle(value[c]))) / (den[c] + self_weight)))
         for t in range(first, last):
             gate_row(kvr[b * tokens + t, 2 * channels :], y[b * tokens + t])

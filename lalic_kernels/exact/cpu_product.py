@@ -1,13 +1,12 @@
-"""Products of integers on CPUs: pairs of int16 to int32, their sums exact, for numba.
+"""Products of integers on CPUs, for numba: products of int16 pairs with exact sums.
 
-A factor of 13 bits and sign is an int16, and every vector unit can multiply pairs of those and add each two products as
-an int32 (vpdpwssd with AVX-512 VNNI, which adds to the sum as well; pmaddwd since SSE2). So there are no digits here. A
-product is at most 8191^2 < 2^26, so that 32 of them fit an int32; from there on sums are kept in float64, in which
-integers below 2^53 are exact. Weights are mostly far smaller than 8191: `pack` finds how many terms of the ones at hand
-fit an int32 whatever the other factor is. The instructions are LLVM's choice; what is written down is exact on every
-processor.
+A factor of 13 bits and sign is an int16. Every vector unit can multiply pairs of int16 and add two products as an int32
+(pmaddwd since SSE2; vpdpwssd with AVX-512 VNNI also adds to the sum), so no digits are needed. A product is at most
+8191^2 < 2^26: 32 of them fit an int32. Longer sums continue in float64, which is exact for integers below 2^53. Weights
+are mostly far smaller than 8191: `pack` computes how many terms fit an int32 for any other factor. LLVM chooses the
+instructions; the operations in this file are exact on every processor.
 
-Importing this needs numba.
+Importing this file needs numba.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from numba.extending import intrinsic
 
 from lalic_kernels.exact import numbers as n
 
-LANES = 16  # outputs of a vector
-ROWS = 4  # rows that one pass over the weights serves: with two vectors, eight sums stay in registers
+LANES = 16  # outputs per vector
+ROWS = 4  # rows per pass over the weights: with two vectors, eight sums stay in registers
 SAFE_PAIRS = 16  # 32 products of 8191^2 fit an int32
-_MOST_PAIRS = 512
+_MAX_PAIRS = 512
 Factor = tuple[np.ndarray, np.ndarray, np.ndarray, int]
 
 
 def pack(weight: np.ndarray) -> tuple[np.ndarray, int]:
-    """A weight (O, K) int16 as `multiply` reads it: (blocks of O, pairs of K, 16, 2), zeros behind; pairs to an int32.
+    """A weight (O, K) int16 in the layout of `multiply`, (blocks of O, pairs of K, 16, 2), padded with zeros; pairs p.
 
-    The second result is the largest power of two p such that the absolute weights of 2 p terms from any multiple of
-    2 p on, times 8191, sum up to less than 2^31 in every output.
+    p is the largest power of two such that in every output the absolute weights of 2 p terms, starting at any multiple
+    of 2 p, times 8191, sum to less than 2^31.
     """
     outputs, terms = weight.shape
     padded = np.zeros((-(-outputs // LANES) * LANES, -(-terms // 2) * 2), np.int16)
@@ -41,7 +40,7 @@ def pack(weight: np.ndarray) -> tuple[np.ndarray, int]:
     pairs = padded.shape[1] // 2
     sizes = np.abs(weight.astype(np.int64))
     chunk = SAFE_PAIRS
-    while chunk < min(pairs, _MOST_PAIRS):
+    while chunk < min(pairs, _MAX_PAIRS):
         edges = np.arange(0, terms, 4 * chunk)
         if int(np.add.reduceat(sizes, edges, axis=1).max()) * n.LARGEST >= 2**31:
             break
@@ -51,7 +50,7 @@ def pack(weight: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _make_tile(vectors: int) -> Any:
-    """For compiled code: the sums of ROWS rows with `vectors` blocks of outputs, rounded to float32 at the end."""
+    """An intrinsic: the sums of ROWS rows with `vectors` blocks of outputs, rounded to float32 at the end."""
 
     @intrinsic
     def tile(typing: Any, q: Any, row: Any, w: Any, block: Any, chunk: Any, sums: Any) -> Any:
@@ -62,6 +61,7 @@ def _make_tile(vectors: int) -> Any:
 
 
 def _emit(context: Any, builder: Any, kinds: Any, args: Any, vectors: int) -> Any:
+    """LLVM code of a tile."""
     q, row, w, block, chunk, sums = args
     i32, i64, f64 = ir.IntType(32), ir.IntType(64), ir.DoubleType()
     int32s, int16s = ir.VectorType(i32, LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
@@ -88,17 +88,18 @@ def _emit(context: Any, builder: Any, kinds: Any, args: Any, vectors: int) -> An
     left = builder.bitcast(array(0, q).data, i32.as_pointer())
     right = builder.bitcast(weights.data, int32s.as_pointer())
     out = builder.bitcast(target.data, ir.FloatType().as_pointer())
-    nothing, undefined = ir.Constant(int32s, [0] * LANES), ir.Constant(wide, ir.Undefined)
+    zeros, undefined = ir.Constant(int32s, [0] * LANES), ir.Constant(wide, ir.Undefined)
     even, odd = (ir.Constant(int32s, [2 * i + side for i in range(LANES)]) for side in (0, 1))
-    places = [(r, v) for r in range(ROWS) for v in range(vectors)]
-    part = {place: cgutils.alloca_once(builder, int32s) for place in places}
-    total = {place: cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * LANES)) for place in places}
+    # An int32 sum of a chunk of pairs, and the float64 sum of all, for each row and vector.
+    indices = [(r, v) for r in range(ROWS) for v in range(vectors)]
+    part = {i: cgutils.alloca_once(builder, int32s) for i in indices}
+    total = {i: cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * LANES)) for i in indices}
     x_rows, w_blocks = rows_from(row, ROWS, pairs), rows_from(block, vectors, pairs)
     with cgutils.for_range_slice(builder, constant(0), pairs, chunk) as (start, _):
-        for place in places:
-            builder.store(nothing, part[place])
-        beyond = builder.add(start, chunk)
-        stop = builder.select(builder.icmp_signed("<", beyond, pairs), beyond, pairs)
+        for i in indices:
+            builder.store(zeros, part[i])
+        chunk_end = builder.add(start, chunk)
+        stop = builder.select(builder.icmp_signed("<", chunk_end, pairs), chunk_end, pairs)
         with cgutils.for_range_slice(builder, start, stop, constant(1)) as (k, _):
             factors = []
             for first in w_blocks:
@@ -109,16 +110,16 @@ def _emit(context: Any, builder: Any, kinds: Any, args: Any, vectors: int) -> An
                 pair = builder.load(builder.gep(left, [builder.add(first, k)]))
                 pair.align = 2
                 one = builder.insert_element(ir.Constant(int32s, ir.Undefined), pair, ir.Constant(i32, 0))
-                x = as_pairs(builder.shuffle_vector(one, ir.Constant(int32s, ir.Undefined), nothing))
+                x = as_pairs(builder.shuffle_vector(one, ir.Constant(int32s, ir.Undefined), zeros))
                 for v in range(vectors):
-                    # Products of neighbours added: the pattern that LLVM turns into one instruction.
+                    # Add neighbouring products: LLVM turns this pattern into one instruction.
                     product = builder.mul(x, factors[v])
                     two = [builder.shuffle_vector(product, undefined, side) for side in (even, odd)]
                     builder.store(builder.add(builder.load(part[r, v]), builder.add(*two)), part[r, v])
-        for place in places:
-            grown = builder.fadd(builder.load(total[place]), builder.sitofp(builder.load(part[place]), doubles))
-            builder.store(grown, total[place])
-    for (r, v), first in zip(places, (f for f in rows_from(row, ROWS, width) for _ in range(vectors)), strict=True):
+        for i in indices:
+            sums_64 = builder.fadd(builder.load(total[i]), builder.sitofp(builder.load(part[i]), doubles))
+            builder.store(sums_64, total[i])
+    for (r, v), first in zip(indices, (f for f in rows_from(row, ROWS, width) for _ in range(vectors)), strict=True):
         column = builder.mul(builder.add(block, constant(v)), constant(LANES))
         pointer = builder.bitcast(builder.gep(out, [builder.add(first, column)]), floats.as_pointer())
         builder.store(builder.fptrunc(builder.load(total[r, v]), floats), pointer, align=4)
@@ -130,10 +131,10 @@ _tile, _narrow_tile = _make_tile(2), _make_tile(1)
 
 @njit(nogil=True, cache=True)
 def multiply(q, w, chunk, rows, sums):
-    """sums (R, 16 blocks) float32 = float(q w), the exact sum rounded once, of the first `rows` rows and a few more.
+    """sums (R, 16 blocks) float32 = float(q w), each exact sum rounded once, for the first `rows` rows and a few more.
 
-    q (R, 2 pairs) int16 within +-8191, w and chunk as `pack` gives them; R a multiple of ROWS. A factor of a filled-up
-    term or output is 0, so that q may hold anything there.
+    q (R, 2 pairs) int16 within +-8191, R a multiple of ROWS; w and chunk from `pack`. Padded terms have weight 0, so q
+    may have any values there.
     """
     blocks = w.shape[0]
     for block in range(0, blocks - 1, 2):

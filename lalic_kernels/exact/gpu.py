@@ -1,12 +1,11 @@
-"""Launches of the exact Triton kernels: `reference.py`'s functions on CUDA tensors, or in Triton's interpreter.
+"""Launches of the exact Triton kernels: the functions of `reference.py` on CUDA tensors, or in Triton's interpreter.
 
-What follows a product is done in the product's launch. Blocks go one of two ways, by size: programs that own whole rows
-(`kernels_rows.py`) go through several steps in one launch, but each of them reads all weights, so they pay where
-positions or weights are few; elsewhere a step is a launch, whose programs share rows and outputs. Both give the same
-bits.
+A product and its epilogue are one launch. Blocks have two paths, chosen by size, with the same bits. In the kernels of
+`kernels_rows.py` a program computes whole rows through several steps in one launch, but reads all weights: good for few
+positions or weights. Otherwise each step is a launch whose programs share rows and outputs.
 
-Launch shapes are fixed. Each public call looks once whether its inputs were finite, which waits for the device; within
-`gpu_state.one_check()` many calls share one look at its end.
+Launch shapes are fixed. Each public call checks once that its inputs were finite, which waits for the device; inside
+`gpu_state.one_check()` many calls share one check at its end.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from torch import Tensor
 
 from lalic_kernels.exact import kernels, kernels_rows, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
-from lalic_kernels.exact.gpu_state import checked, lined_up, one_check, positions, require, zeros
+from lalic_kernels.exact.gpu_state import checked, evenly_spaced, one_check, position_stride, require_float32, zeros
 from lalic_kernels.exact.quantise import power_of_two
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
 from lalic_kernels.launch import Launch, blocks
 
-# One rounding an operation, also on AMD and whatever Triton's default is.
+# Round every operation separately, on every GPU and for any default of Triton.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
-DEPTH = 64  # rows of digits are filled up to a multiple of it
-CHUNKS_TO_WALK = 128  # of the WKV: up to so many, each program finds what enters its chunk by itself
-# What the programs of one launch read of weights, together, comes from the second cache at some TB/s; 2^27 bytes are
-# some tens of microseconds, about what the launches cost that are saved.
+DEPTH = 64  # rows of digits are padded to a multiple of it
+CHUNKS_TO_WALK = 128  # up to this number of chunks each WKV program computes the sums that enter its chunk
+# Bytes of weights that all programs of a launch may read together. They come from the L2 cache at some TB/s: 2^27 bytes
+# take tens of microseconds, about as long as the launches that are saved.
 WEIGHTS_READ = 1 << 27
-# Reasoned, not tuned on a GPU, as is what is above.
+# All these are estimates, not tuned on a GPU.
 LAUNCHES = {
     "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
     "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 128)), num_warps=4),
@@ -61,7 +60,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 def rows_pay(rows: int, weights: int) -> bool:
-    """Whether programs of 16 rows, each of which reads so many bytes of weights, are the better way."""
+    """Whether programs of 16 whole rows, each of which reads `weights` bytes of weights, are the faster path."""
     return blocks(rows, 16) * weights <= WEIGHTS_READ
 
 
@@ -69,42 +68,42 @@ def rows_pay(rows: int, weights: int) -> bool:
 
 
 class Factor:
-    """Integers (O, ..., K) of a weight as digits (O, ..., depth) int8 with zeros behind; scales 2^(exponent - 12)."""
+    """A weight's integers (O, ..., K) as digits (O, ..., depth) int8, padded with zeros; scales 2^(exponent - 12)."""
 
     def __init__(self, weight: Tensor, exponent: Tensor, bias: Tensor | None):
         self.depth = blocks(weight.shape[-1], DEPTH) * DEPTH
         q = torch.nn.functional.pad(weight.to(torch.int32), (0, self.depth - weight.shape[-1]))
         low = ((q + 64) & 127) - 64
-        self.digits = torch.stack((((q - low) >> 7).to(torch.int8), low.to(torch.int8)))  # high ones first
+        self.digits = torch.stack((((q - low) >> 7).to(torch.int8), low.to(torch.int8)))  # high digits first
         self.high, self.low = self.digits
         self.scales = power_of_two(exponent - (n.BITS - 1))
         self.bias = bias
 
     def bias_or_zeros(self) -> Tensor:
-        """For kernels that always add a bias."""
+        """The bias, or zeros (O,), for kernels that always add one."""
         return torch.zeros_like(self.scales) if self.bias is None else self.bias
 
 
 def factor_of(weights: ExactLinear) -> Factor:
-    """A weight's digits."""
-    found: Factor = weights.cache.get("gpu", (), lambda: Factor(weights.weight, weights.exponent, weights.bias))
-    return found
+    """A weight's digits, cached."""
+    factor: Factor = weights.cache.get("gpu", (), lambda: Factor(weights.weight, weights.exponent, weights.bias))
+    return factor
 
 
 def hidden_factor(weights: ExactBlock | ExactEntropyParams) -> Factor:
-    """key and receptance as one product: each output has a scale of its own, so that nothing changes."""
+    """key and receptance as one product; each output keeps its scale, so the bits stay the same."""
     key, receptance = weights.key, weights.receptance
 
     def make() -> Factor:
         weight = torch.cat((key.weight, receptance.weight))
         return Factor(weight, torch.cat((key.exponent, receptance.exponent)), None)
 
-    found: Factor = weights.cache.get("gpu hidden", (), make)
-    return found
+    factor: Factor = weights.cache.get("gpu hidden", (), make)
+    return factor
 
 
 class Rows:
-    """Rows of digits (rows, depth) with a scale each."""
+    """Rows of digits (rows, depth), each with one scale."""
 
     def __init__(self, rows: int, width: int, device: torch.device):
         self.rows, self.depth = rows, blocks(width, DEPTH) * DEPTH
@@ -114,68 +113,68 @@ class Rows:
 
 
 def _fill(
-    found: Rows, x: Tensor, other: Tensor, status: Tensor, source: str, images: int, rows: int, width: int,
+    digits: Rows, x: Tensor, other: Tensor, status: Tensor, source: str, images: int, rows: int, width: int,
     x_stride: int, height: int = 1, half: int = 1, channels: int = 1,
 ) -> Rows:  # fmt: skip
-    """`found`, filled; other: the images' magnitude bits ("image") or the taps ("neighbours"); see the kernel."""
+    """Write `digits` by `exact_digits_kernel`. other: the images' magnitude bits ("image") or taps ("neighbours")."""
     kernels.exact_digits_kernel[(blocks(rows, LAUNCHES["digits"]["BLOCK_M"]), images)](
-        x, other, other, found.high, found.low, found.scales, status, rows, width, x_stride, found.depth, height, half,
-        channels, SOURCE=source, **options("digits"),
+        x, other, other, digits.high, digits.low, digits.scales, status, rows, width, x_stride, digits.depth, height,
+        half, channels, SOURCE=source, **options("digits"),
     )  # fmt: skip
-    return found
+    return digits
 
 
 def digits_of(flat: Tensor, status: Tensor, width: int) -> Rows:
-    """Digits of the first `width` columns of flat (rows, ...), a scale a row."""
+    """Digits of the first `width` columns of flat (rows, ...), with one scale per row."""
     rows = flat.shape[0]
     return _fill(Rows(rows, width, flat.device), flat, flat, status, "rows", 1, rows, width, flat.stride(0))
 
 
 def digits_of_images(x: Tensor, absmax_bits: Tensor, status: Tensor) -> Rows:
-    """Digits of the positions of x (B, H, W, C), a scale an image: the first B scales."""
+    """Digits of the positions of x (B, H, W, C), with one scale per image: the first B scales."""
     images, height, width, channels = x.shape
-    area, found = height * width, Rows(images * height * width, channels, x.device)
-    return _fill(found, x, absmax_bits, status, "image", images, area, channels, positions(x))
+    area, digits = height * width, Rows(images * height * width, channels, x.device)
+    return _fill(digits, x, absmax_bits, status, "image", images, area, channels, position_stride(x))
 
 
 def digits_by_colour(x: Tensor, status: Tensor) -> Rows:
-    """Digits of the positions of x (B, H, W, C), W even, anchors of all images first; channels side by side."""
+    """Digits of the positions of x (B, H, W, C), W even; the anchors of all images come first."""
     images, height, width, channels = x.shape
-    rows, found = images * height * width, Rows(images * height * width, channels, x.device)
-    return _fill(found, x, x, status, "by_colour", 1, rows, channels, positions(x), height, width // 2)
+    rows, digits = images * height * width, Rows(images * height * width, channels, x.device)
+    return _fill(digits, x, x, status, "by_colour", 1, rows, channels, position_stride(x), height, width // 2)
 
 
 def digits_of_neighbours(x: Tensor, taps: Tensor, status: Tensor) -> Rows:
-    """Digits of what the others in x (B, H, W, g) have at taps (n, 2) int32 offsets: rows (B H W / 2, n g)."""
+    """Digits of the neighbours of the others in x (B, H, W, g): rows (B H W / 2, n g); taps (n, 2) int32 offsets."""
     images, height, width, channels = x.shape
     rows, wide = height * width // 2, taps.shape[0] * channels
-    found = Rows(images * rows, wide, x.device)
-    return _fill(found, x, taps, status, "neighbours", images, rows, wide, positions(x), height, width // 2, channels)
+    digits, stride = Rows(images * rows, wide, x.device), position_stride(x)
+    return _fill(digits, x, taps, status, "neighbours", images, rows, wide, stride, height, width // 2, channels)
 
 
 def shift_taps(weights: ExactDepthwise) -> tuple[Tensor, Tensor]:
-    """A shift's integers (k k, C) int16 and its channels' scales."""
+    """A shift's integers (k k, C) int16 and its channels' scales (C,), cached."""
 
     def make() -> tuple[Tensor, Tensor]:
         return weights.weight.flatten(1).t().contiguous(), power_of_two(weights.exponent - (n.BITS - 1))
 
-    found: tuple[Tensor, Tensor] = weights.cache.get("gpu", (), make)
-    return found
+    taps: tuple[Tensor, Tensor] = weights.cache.get("gpu", (), make)
+    return taps
 
 
 def shift_digits(x: Tensor, absmax_bits: Tensor, weights: ExactDepthwise) -> Rows:
-    """Digits of the depth-wise convolution of x (B, H, W, C), contiguous, by positions.
+    """Digits of the depth-wise convolution of contiguous x (B, H, W, C), with one scale per position.
 
     absmax_bits (B, C): magnitude bits of x's channels.
     """
     images, height, width, channels = x.shape
-    found = Rows(images * height * width, channels, x.device)
+    digits = Rows(images * height * width, channels, x.device)
     grid = (blocks(height * width, LAUNCHES["shift_digits"]["BLOCK_P"]), images)
     kernels.exact_shift_digits_kernel[grid](
-        x, absmax_bits, *shift_taps(weights), torch.empty_like(x), found.high, found.low, found.scales, height, width,
-        channels, found.depth, SIZE=weights.weight.shape[-1], **options("shift_digits"),
+        x, absmax_bits, *shift_taps(weights), torch.empty_like(x), digits.high, digits.low, digits.scales, height,
+        width, channels, digits.depth, SIZE=weights.weight.shape[-1], **options("shift_digits"),
     )  # fmt: skip
-    return found
+    return digits
 
 
 # Products
@@ -185,9 +184,10 @@ def product(
     x: Rows, factor: Factor, squared: int = 0, gate: Tensor | None = None, residual: Tensor | None = None,
     gamma: Tensor | None = None, max_key: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(rows, O): x @ w^T + bias; relu()^2 below column `squared`; sigmoid(gate) (); residual + gamma ().
+    """y (rows, O) = x @ w^T + bias, then each step that is given: relu(y)^2 for columns below `squared`,
+    sigmoid(gate) y, residual + gamma y.
 
-    max_key (images, n): order keys, which are raised to the maxima of the first n outputs over an image's rows.
+    max_key (images, n): order keys that are raised to the maxima of the first n outputs over an image's rows.
     """
     outputs = factor.high.shape[0]
     y = torch.empty(x.rows, outputs, device=x.high.device)
@@ -208,7 +208,7 @@ def product(
 
 def linear(x: Tensor, weights: ExactLinear) -> Tensor:
     """x (..., K) -> (..., O), in two launches."""
-    require(x)
+    require_float32(x)
     factor = factor_of(weights)
     shape = (*x.shape[:-1], factor.high.shape[0])
     if x.numel() == 0 or 0 in shape:
@@ -219,40 +219,40 @@ def linear(x: Tensor, weights: ExactLinear) -> Tensor:
 
 
 class _ConvFactor(Factor):
-    """A convolution's digits, phase after phase, with the tables that its kernel reads."""
+    """A convolution's digits, phase after phase, and the tables of its kernel."""
 
     def __init__(self, weights: ExactConv):
         order = [tap for phase in weights.phases for tap in phase.taps]
         super().__init__(weights.weight[:, order], weights.exponent, weights.bias)
         offsets = [offset for phase in weights.phases for offset in phase.offsets]
-        first, lines = 0, []
+        first, phases = 0, []
         for phase in weights.phases:
-            lines.append((phase.row, phase.column, first, len(phase.taps)))
+            phases.append((phase.row, phase.column, first, len(phase.taps)))
             first += len(phase.taps)
         device = weights.weight.device
         self.taps = len(order)
         self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device).reshape(-1, 2)
-        self.phases = torch.tensor(lines, dtype=torch.int32, device=device)
+        self.phases = torch.tensor(phases, dtype=torch.int32, device=device)
 
 
 def raise_absmax(absmax_bits: Tensor, x: Tensor) -> None:
-    """Raise absmax_bits (B,) int32 to those of images x (B, H, W, C), whose positions follow one another."""
+    """Raise absmax_bits (B,) int32 to the largest of each image of x (B, H, W, C), with evenly spaced positions."""
     images, height, width, channels = x.shape
     area = height * width
     with checked(x.device) as status:
         kernels.exact_absmax_kernel[(blocks(area, LAUNCHES["absmax"]["BLOCK_M"]), images)](
-            x, absmax_bits, status, area, channels, positions(x), **options("absmax")
+            x, absmax_bits, status, area, channels, position_stride(x), **options("absmax")
         )
 
 
 def conv(
     x: Tensor, weights: ExactConv, previous: Tensor | None = None, absmax_bits: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """x (B, H, W, C) -> (B, H', W', O), or previous + that; `previous` with its positions any distance apart.
+    """x (B, H, W, C) -> (B, H', W', O), or previous + that; `previous` with evenly spaced positions.
 
-    absmax_bits (B,): magnitude bits of each image's largest value, where they are known.
+    absmax_bits (B,): magnitude bits of each image's largest value, or None to compute them.
     """
-    require(x)
+    require_float32(x)
     factor: _ConvFactor = weights.cache.get("gpu", (), lambda: _ConvFactor(weights))
     images, height, width, _ = x.shape
     rows, columns, outputs = weights.output_size(height), weights.output_size(width), factor.high.shape[0]
@@ -262,7 +262,7 @@ def conv(
     if y.numel() == 0:
         return y
     out_step, in_step = (weights.stride, 1) if weights.transposed else (1, weights.stride)
-    x, launch = lined_up(x), LAUNCHES["conv"]
+    x, launch = evenly_spaced(x), LAUNCHES["conv"]
     with checked(x.device) as status:
         if absmax_bits is None:
             absmax_bits = zeros(x.device, images)
@@ -275,7 +275,7 @@ def conv(
             digits.high, digits.low, digits.scales, factor.high, factor.low, factor.scales,
             factor.scales if factor.bias is None else factor.bias, factor.offsets, factor.phases,
             y if previous is None else previous, y, images, height, width, digits.depth, rows, columns, outputs,
-            factor.taps, in_step, out_step, 0 if previous is None else positions(previous),
+            factor.taps, in_step, out_step, 0 if previous is None else position_stride(previous),
             HAS_BIAS=factor.bias is not None, HAS_PREVIOUS=previous is not None, **options("conv"),
         )  # fmt: skip
     return y
@@ -301,7 +301,7 @@ def eps_area(width: int) -> float:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, absmax_bits: Tensor, status: Tensor) -> None:
-    """LayerNorm of x (rows of all images, C), any distance apart, to y; absmax_bits (images, C) are raised to y's."""
+    """Write the LayerNorm of x (rows of all images, C), any row stride, to y; raise absmax_bits (images, C) to y's."""
     images, width = absmax_bits.shape
     rows = x.shape[0] // images
     kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]), images)](
@@ -310,36 +310,36 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, absmax_bits: 
 
 
 def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor) -> Tensor:
-    """The gated WKV (B, T, C) of keys, values and gates side by side in kvr (B, T, 3 C), contiguous, all finite.
+    """The gated WKV (B, T, C) of kvr (B, T, 3 C): keys, values and gates, contiguous and finite.
 
     max_key (B, C): order keys of the keys' maxima.
     """
     images, tokens, channels = kvr.shape[0], kvr.shape[1], kvr.shape[2] // 3
     y = torch.empty(images, tokens, channels, device=kvr.device)
-    chunks, across = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
+    chunks, c_blocks = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
     chained = chunks > CHUNKS_TO_WALK
     weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=kvr.device)
-    own = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=kvr.device)
-    kernels_wkv.exact_wkv_sums_kernel[(chunks, across, images)](
-        w, kvr, max_key, weights, own, tokens, channels, **options("wkv_sums")
+    chunk_sums = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=kvr.device)
+    kernels_wkv.exact_wkv_sums_kernel[(chunks, c_blocks, images)](
+        w, kvr, max_key, weights, chunk_sums, tokens, channels, **options("wkv_sums")
     )
-    sums = torch.empty_like(own) if chained else own
+    sums = torch.empty_like(chunk_sums) if chained else chunk_sums
     if chained:
-        kernels_wkv.exact_wkv_chain_kernel[(across, images, 2)](
-            w, own, sums, tokens, channels, chunks, **options("wkv_chain")
+        kernels_wkv.exact_wkv_chain_kernel[(c_blocks, images, 2)](
+            w, chunk_sums, sums, tokens, channels, chunks, **options("wkv_chain")
         )
-    kernels_wkv.exact_wkv_values_kernel[(chunks, across, images)](
+    kernels_wkv.exact_wkv_values_kernel[(chunks, c_blocks, images)](
         w, u, kvr, weights, sums, left, y, tokens, channels, CHAINED=chained, **options("wkv_values")
     )
     return y
 
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
-    """x (B, H, W, C) through one block after the other: five launches a block and one more, or nine or ten a block.
+    """x (B, H, W, C) through one block after the other, and each image's largest magnitude bits (B,) int32 or None.
 
-    Also each image's largest magnitude bits (B,) int32, or None where no launch found them on its way.
+    Five launches per block and one more, or nine or ten per block. The bits are None if no launch computed them.
     """
-    require(x)
+    require_float32(x)
     reference.check_norm(x)
     if x.numel() == 0 or not sequence:
         return x, None
@@ -351,20 +351,20 @@ def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tens
 
 
 class _Images:
-    """What goes from block to block: images' rows, and the next LayerNorm of them with its channels' magnitude bits."""
+    """The state between blocks: the images' rows, and perhaps their next LayerNorm with its magnitude bits."""
 
     def __init__(self, x: Tensor):
         self.images, self.height, self.width, self.channels = self.shape = x.shape
         self.tokens = self.height * self.width
         self.rows = self.images * self.tokens
-        self.flat = lined_up(x).view(-1, self.channels)
-        self.normal = self.flat  # (rows, C), where `has_normal`
-        self.normal_bits = self.flat  # (B, C) int32, likewise
+        self.flat = evenly_spaced(x).view(-1, self.channels)
+        self.normal = self.flat  # (rows, C), valid if `has_normal`
+        self.normal_bits = self.flat  # (B, C) int32, valid if `has_normal`
         self.has_normal = False
         self.absmax_bits: Tensor | None = None
 
     def apply(self, block: ExactBlock, following: ExactBlock | None, status: Tensor) -> None:
-        """Go through a block; the next one's first norm is made on the way where that is no launch."""
+        """Compute a block, and the first norm of the `following` one if that needs no launch."""
         channels, inner = self.channels, block.key.weight.shape[0]
         if not self.has_normal:
             self._new_normal()
@@ -372,7 +372,7 @@ class _Images:
         max_key = zeros(self.flat.device, self.images, channels)
         mix = self._mix_by_rows if rows_pay(self.rows, 6 * channels**2) else self._mix
         kvr = mix(block, max_key).reshape(self.images, self.tokens, 3 * channels)
-        # of the last number of tokens
+        # Cached for the last number of tokens.
         w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(self.tokens), options=self.tokens)
         self._output(wkv(w, u, kvr, max_key).reshape(self.rows, channels), block, status)
         if rows_pay(self.rows, 2 * channels * (channels + 2 * inner)):
@@ -383,7 +383,7 @@ class _Images:
             self.has_normal = False
 
     def _new_normal(self) -> None:
-        """Memory for a LayerNorm and its magnitude bits."""
+        """Allocate a LayerNorm and its magnitude bits."""
         self.normal = torch.empty(self.rows, self.channels, device=self.flat.device)
         self.normal_bits = zeros(self.flat.device, self.images, self.channels)
         self.has_normal = True
@@ -405,7 +405,7 @@ class _Images:
         return y
 
     def _output(self, mixed: Tensor, block: ExactBlock, status: Tensor) -> None:
-        """The spatial mix's end and the channel mix's norm."""
+        """The spatial mix's output product with its residual, and the channel mix's norm."""
         factor = factor_of(block.output)
         y, residual = torch.empty_like(mixed), self.flat
         self._new_normal()
@@ -417,7 +417,7 @@ class _Images:
         self.flat = y
 
     def _channel_mix_by_rows(self, block: ExactBlock, following: ExactBlock | None, inner: int) -> None:
-        """The channel mix, and the norm of the block behind or the images' magnitude bits, in one launch."""
+        """The channel mix, and the norm of the following block or the images' magnitude bits, in one launch."""
         key, value = hidden_factor(block), factor_of(block.value)
         x, x_bits, y = self.normal, self.normal_bits, torch.empty_like(self.flat)
         if following is None:
@@ -442,19 +442,19 @@ class _Images:
 
 
 def entropy_rows(block: ExactEntropyParams, x: Tensor | None, partial: Tensor | None, status: Tensor) -> Tensor:
-    """A block of x (rows, Cin), contiguous, and partial (rows, C), any distance apart: (rows, C), in four launches.
+    """A block (rows, C) of x (rows, Cin), contiguous, and partial (rows, C), any row stride, in four launches.
 
-    One of x and partial may be None; x is None where it has no columns.
+    One of x and partial may be None; x is None if Cin is 0.
     """
     mix = factor_of(block.mix)
-    given = partial if x is None else x
-    assert given is not None
-    rows, outputs = given.shape[0], mix.high.shape[0]
-    m = torch.empty(rows, outputs, device=given.device)
-    normal = Rows(rows, outputs, given.device)
+    first = partial if x is None else x
+    assert first is not None
+    rows, outputs = first.shape[0], mix.high.shape[0]
+    m = torch.empty(rows, outputs, device=first.device)
+    normal = Rows(rows, outputs, first.device)
     kernels_rows.exact_mix_norm_kernel[(blocks(rows, LAUNCHES["mix_norm"]["BLOCK_M"]),)](
-        given, mix.digits, mix.scales, mix.bias_or_zeros(), given if partial is None else partial, block.norm_weight,
-        block.norm_bias, m, normal.high, normal.low, normal.scales, status, rows, given.shape[1], mix.depth, outputs,
+        first, mix.digits, mix.scales, mix.bias_or_zeros(), first if partial is None else partial, block.norm_weight,
+        block.norm_bias, m, normal.high, normal.low, normal.scales, status, rows, first.shape[1], mix.depth, outputs,
         normal.depth, 0 if partial is None else partial.stride(0), eps_area(outputs), HAS_X=x is not None,
         HAS_PARTIAL=partial is not None, **options("mix_norm"),
     )  # fmt: skip
@@ -463,7 +463,7 @@ def entropy_rows(block: ExactEntropyParams, x: Tensor | None, partial: Tensor | 
 
 def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
     """x (..., Cin), partial (..., Cout) -> (..., Cout)."""
-    require(x, *(() if partial is None else (partial,)))
+    require_float32(x, *(() if partial is None else (partial,)))
     reference.check_norm(block.norm_weight)
     outputs = block.norm_weight.shape[0]
     shape = (*x.shape[:-1], outputs)
@@ -483,8 +483,8 @@ def _thresholds(device: torch.device) -> Tensor:
 
 
 def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """parameters (..., 2 g) -> (the scales' indexes int32, the means), each (..., g), in one launch."""
-    require(parameters)
+    """parameters (..., 2 g) -> (scale indexes int32, means), each (..., g), in one launch."""
+    require_float32(parameters)
     shape = (*parameters.shape[:-1], parameters.shape[-1] // 2)
     index = torch.empty(shape, dtype=torch.int32, device=parameters.device)
     mean = torch.empty(shape, device=parameters.device)

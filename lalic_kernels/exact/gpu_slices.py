@@ -1,7 +1,7 @@
-"""Coding slices in few launches on a GPU: parts of first products, aggregation networks, later slices' contexts.
+"""Coding slices in few launches on a GPU: parts of first products, aggregation networks, contexts of later slices.
 
-`lalic.coder.decoder` says what is computed. Images are (B, H, W, C) with their positions one after the other, any
-distance apart; "by colour" is (2, B, H W / 2, C), anchors first, positions of a colour in the order of rows.
+Images are (B, H, W, C) with evenly spaced positions. "By colour" is (2, B, H W / 2, C): anchors first, positions of a
+colour in row-major order.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from lalic_kernels.exact import gpu, kernels_rows
 from lalic_kernels.exact.gpu import DEPTH, LAUNCHES, eps_area, factor_of, hidden_factor, options, product, rows_pay
-from lalic_kernels.exact.gpu_state import checked, one_check, positions, require, zeros
+from lalic_kernels.exact.gpu_state import checked, one_check, position_stride, require_float32, zeros
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactEntropyParams, ExactLinear
 from lalic_kernels.launch import blocks
 
 
 class _Spatial(NamedTuple):
-    """The spatial context of a slice's others: image (B, H, W, g) with its anchors, taps (n, 2) int32, the product."""
+    """The spatial context of a slice's others: image (B, H, W, g) with its anchors, taps (n, 2) int32, the weights."""
 
     image: Tensor
     taps: Tensor
@@ -30,15 +30,17 @@ class _Spatial(NamedTuple):
 
 @dataclass(frozen=True)
 class SliceKernels:
-    """The steps of coding slices on a device. Results are settled float32; inputs are float32 and finite.
+    """The kernels of coding slices on a device. Results are settled float32; inputs are float32 and finite.
 
-    A step raises TypeError for another dtype and `NotFinite` as `exact.one_check` and `exact.statuses` say.
+    Raises of every method:
+        TypeError: an input is not float32.
+        NotFinite: an input is not finite; inside `exact.one_check` only at its end, inside `exact.statuses` never.
     """
 
     device: torch.device
 
     def zero_bits(self, images: int) -> Tensor:
-        """(B,) int32 zeros: magnitude bits to be raised to each image's largest."""
+        """(B,) int32 zeros: magnitude bits, to be raised to each image's largest."""
         return zeros(self.device, images)
 
     def raise_absmax(self, absmax_bits: Tensor, x: Tensor) -> None:
@@ -50,28 +52,28 @@ class SliceKernels:
     ) -> Tensor:
         """`exact.conv` of images x (B, H, W, C) -> (B, H', W', O), or previous + that.
 
-        absmax_bits (B,): those of x, where they are known; else they are found.
+        absmax_bits (B,): magnitude bits of each image's largest value, or None to compute them.
         """
         return gpu.conv(x, weights, previous, absmax_bits)
 
     def rwkv_blocks(self, x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
-        """`exact.rwkv_blocks`, and the result's magnitude bits (B,), or None where no launch found them on its way."""
+        """`exact.rwkv_blocks`, and the result's magnitude bits (B,), or None if no launch computed them."""
         return gpu.rwkv_blocks(x, sequence)
 
     def linear_by_colour(self, x: Tensor, weights: ExactLinear) -> Tensor:
-        """x (B, H, W, K), W even -> x w^T + bias by colour, (2, B, H W / 2, O), in two launches: for many outputs."""
-        require(x)
+        """x (B, H, W, K), W even -> x w^T + bias by colour (2, B, H W / 2, O), in two launches, for many outputs."""
+        require_float32(x)
         images, height, width, _ = x.shape
         with checked(x.device) as status:
             digits = gpu.digits_by_colour(x, status)
             return product(digits, factor_of(weights)).reshape(2, images, height * width // 2, -1)
 
     def two_products(self, x: Tensor, first: ExactLinear, second: ExactLinear, partial: Tensor) -> Tensor:
-        """x (B, H, W, K) -> partial + second (first x), both by colour (2, B, H W / 2, O); in one launch if it pays.
+        """x (B, H, W, K) -> partial + second (first x), both by colour (2, B, H W / 2, O).
 
-        second has no bias.
+        One launch, or two for large sizes. second has no bias.
         """
-        require(x, partial)
+        require_float32(x, partial)
         images, height, width, inner = x.shape
         rows = images * height * width
         if not rows_pay(rows, 2 * (first.weight.numel() + second.weight.numel())):
@@ -88,25 +90,24 @@ class SliceKernels:
         return y
 
     def anchors(self, network: Sequence[ExactEntropyParams], partial: Tensor) -> Tensor:
-        """Parameters (B, P, 2 g) of the anchors: the blocks of `network`, of which the first has no input.
+        """Parameters (B, P, 2 g) of the anchors: the blocks of `network`; the first has no input but partial.
 
-        partial (B, P, width): added to the first mix, rows any distance apart. Blocks whose weights are few go together
-        into one launch; see `gpu.rows_pay`.
+        partial (B, P, width): added to the first mix, any row stride. Blocks with few weights share one launch.
         """
         return self._aggregation(network, partial, None)
 
     def others(
         self, network: Sequence[ExactEntropyParams], partial: Tensor, image: Tensor, taps: Tensor, weights: ExactLinear
     ) -> Tensor:
-        """Parameters (B, P, 2 g) of the others: the blocks of `network` behind their spatial context.
+        """Parameters (B, P, 2 g) of the others: the blocks of `network` after the spatial context.
 
-        The context is the product `weights` of what image (B, H, W, g), which has its anchors, has at taps (n, 2)
-        int32, offsets (dy, dx) from a position. partial: as in `anchors`.
+        The context is the product `weights` of the neighbours in image (B, H, W, g), which has the anchors; taps (n, 2)
+        int32 are offsets (dy, dx). partial (B, P, width): added to the first mix, any row stride.
         """
         return self._aggregation(network, partial, _Spatial(image, taps, weights))
 
     def _aggregation(self, network: Sequence[ExactEntropyParams], partial: Tensor, spatial: _Spatial | None) -> Tensor:
-        require(partial)
+        require_float32(partial)
         images, area, width = partial.shape
         rows = images * area
         x: Tensor | None = None
@@ -121,17 +122,17 @@ class SliceKernels:
                     added = partial.reshape(rows, width) if first else None
                     x = gpu.entropy_rows(group[0], flat, added, status).reshape(images, area, -1)
                 else:
-                    x = _together(group, x, partial if first else None, spatial if first else None, status)
+                    x = _fused(group, x, partial if first else None, spatial if first else None, status)
         assert x is not None
         return x
 
 
 def _rows_linear(x: Tensor, weights: ExactLinear, partial: Tensor | None = None) -> Tensor:
-    """x (B, H, W, K) -> x w^T + bias (B, H, W, O), in one launch: for few outputs.
+    """x (B, H, W, K) -> x w^T + bias (B, H, W, O), in one launch; good for few outputs.
 
-    With partial (2, B, H W / 2, O), rows any distance apart, partial + that, by colour.
+    With partial (2, B, H W / 2, O), any row stride: partial + that, by colour.
     """
-    require(x)
+    require_float32(x)
     images, height, width, inner = x.shape
     factor = factor_of(weights)
     rows, outputs = images * height * width, factor.high.shape[0]
@@ -141,7 +142,7 @@ def _rows_linear(x: Tensor, weights: ExactLinear, partial: Tensor | None = None)
     with checked(x.device) as status:
         kernels_rows.exact_rows_linear_kernel[(blocks(rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
             x, factor.digits, factor.scales, factor.scales if factor.bias is None else factor.bias,
-            y if partial is None else partial, y, status, rows, inner, positions(x), factor.depth, outputs,
+            y if partial is None else partial, y, status, rows, inner, position_stride(x), factor.depth, outputs,
             0 if partial is None else partial.stride(2), height, width // 2, HAS_BIAS=factor.bias is not None,
             HAS_PARTIAL=partial is not None, BY_COLOUR=partial is not None, **options("rows_linear"),
         )  # fmt: skip
@@ -154,21 +155,21 @@ def _bytes(block: ExactEntropyParams) -> int:
 
 
 def _groups(network: Sequence[ExactEntropyParams], rows: int, more: int) -> list[list[ExactEntropyParams]]:
-    """Blocks that go together, by what their programs would read; the first has `more` bytes of spatial context."""
-    found: list[list[ExactEntropyParams]] = []
+    """Blocks that share a launch, by the bytes that a program reads; the first has `more` bytes of spatial context."""
+    groups: list[list[ExactEntropyParams]] = []
     size = more
     for block in network:
-        if found and rows_pay(rows, size + _bytes(block)):
-            found[-1].append(block)
+        if groups and rows_pay(rows, size + _bytes(block)):
+            groups[-1].append(block)
             size += _bytes(block)
         else:
-            found.append([block])
-            size = _bytes(block) + (more if len(found) == 1 else 0)
-    return found
+            groups.append([block])
+            size = _bytes(block) + (more if len(groups) == 1 else 0)
+    return groups
 
 
 class _Packed:
-    """Blocks' digits and floats one after the other, and the table that says where; see `exact_aggregation_kernel`."""
+    """Blocks' digits and floats in one tensor each, and the table of their offsets, for `exact_aggregation_kernel`."""
 
     def __init__(self, group: Sequence[ExactEntropyParams]):
         device = group[0].norm_weight.device
@@ -194,38 +195,38 @@ class _Packed:
         self.wide = blocks(self.wide, 16) * 16
         self.digits, self.floats = torch.cat(digits), torch.cat(floats)
         self.table = torch.tensor(table, dtype=torch.int32, device=device)
-        # Anchors have no product in front: the first block's digits begin behind its mix.
+        # Anchors have no first product: the first block's digits begin after its mix.
         self.table_of_anchors = torch.tensor([without_mix[0], *table[1:]], dtype=torch.int32, device=device)
 
 
-def _together(
+def _fused(
     group: Sequence[ExactEntropyParams], x: Tensor | None, partial: Tensor | None, spatial: _Spatial | None,
     status: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The blocks of a group in one launch, behind x (B, P, inputs), or behind partial and the spatial context."""
+    """The blocks of a group in one launch, from x (B, P, inputs), or from partial and the spatial context."""
     packed: _Packed = group[0].cache.get(("gpu", *group[1:]), (), lambda: _Packed(group))
-    given = partial if x is None else x
-    assert given is not None
-    images, rows, _ = given.shape
+    first = partial if x is None else x
+    assert first is not None
+    images, rows, _ = first.shape
     stride = 2 * packed.wide + blocks(packed.inner, 16) * 16
-    y = torch.empty(images, rows, packed.outputs, device=given.device)
-    scratch = torch.empty(images * rows, stride, device=given.device)
-    # What a variant does not read is given something of the right type.
+    y = torch.empty(images, rows, packed.outputs, device=first.device)
+    scratch = torch.empty(images * rows, stride, device=first.device)
+    # Arguments that a variant does not read get any tensor of the right type.
     digits, floats, table = packed.digits, packed.floats, packed.table
     partial_stride = packed.outputs if partial is None else partial.stride(1)
-    context: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = given, table, digits, floats, floats
+    context: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = first, table, digits, floats, floats
     sizes = [packed.inputs, 0, 0, 1, 1, 1, 1]
     start = "partial" if x is None else "rows"
     if spatial is not None:
         factor = factor_of(spatial.weights)
         context = spatial.image, spatial.taps, factor.digits, factor.scales, factor.bias_or_zeros()
         _, height, width, channels = spatial.image.shape
-        sizes[1:] = [factor.depth, positions(spatial.image), height, width // 2, spatial.taps.shape[0], channels]
+        sizes[1:] = [factor.depth, position_stride(spatial.image), height, width // 2, spatial.taps.shape[0], channels]
         start = "spatial"
     elif x is None:
         table, sizes[0] = packed.table_of_anchors, 0
     kernels_rows.exact_aggregation_kernel[(blocks(rows, LAUNCHES["aggregation"]["BLOCK_M"]), images)](
-        *context, given if partial is None else partial, digits, floats, table, scratch, y, status, rows, *sizes,
+        *context, first if partial is None else partial, digits, floats, table, scratch, y, status, rows, *sizes,
         partial_stride, stride, packed.wide, len(group), START=start, **options("aggregation"),
     )  # fmt: skip
     return y

@@ -1,4 +1,4 @@
-"""What exact launches share: the check for inputs that are not finite, memory that begins as zeros, images' strides."""
+"""Shared by exact launches: the check that inputs are finite, memory of zeros, strides of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lalic_kernels.launch import blocks, on
 
 
 class _Zeros:
-    """Memory that began as zeros, for a status and maxima, handed out in pieces: one launch for a whole picture."""
+    """Zeros for a status and for maxima, allocated in one block and handed out in parts, to save launches."""
 
     def __init__(self, device: torch.device, size: int):
         self.memory = torch.zeros(size, dtype=torch.int32, device=device)
@@ -26,49 +26,49 @@ class _Zeros:
         if self.used + count > self.memory.numel():
             self.memory = torch.zeros(max(count, ARENA), dtype=torch.int32, device=self.memory.device)
             self.used = 0
-        found = self.memory[self.used : self.used + count]
+        part = self.memory[self.used : self.used + count]
         self.used += blocks(count, ALIGN) * ALIGN
-        return found
+        return part
 
 
-ARENA, ALIGN = 1 << 15, 32  # numbers of int32
+ARENA, ALIGN = 1 << 15, 32  # counted in int32
 _SHARED: ContextVar[dict[torch.device, _Zeros] | None] = ContextVar("lalic_exact_zeros", default=None)
 
 
 @contextlib.contextmanager
 def one_check() -> Iterator[None]:
-    """Calls inside look for inputs that are not finite together, at the end: no call of its own waits for the device.
+    """One check at the end that the inputs of all calls inside were finite, so that no call waits for the device.
 
     Raises:
-        ValueError: at the end, if one was not finite. What was computed from it is then without meaning.
+        NotFinite: at the end, if an input was not finite; then results are meaningless.
     """
     if _SHARED.get() is not None:
         yield
         return
-    found: dict[torch.device, _Zeros] = {}
-    token = _SHARED.set(found)
+    zeros_by_device: dict[torch.device, _Zeros] = {}
+    token = _SHARED.set(zeros_by_device)
     try:
         yield
     finally:
         _SHARED.reset(token)
-    for memory in found.values():
+    for memory in zeros_by_device.values():
         _raise_for(memory.status)
 
 
 @contextlib.contextmanager
 def statuses() -> Iterator[list[Tensor]]:
-    """Calls inside look for inputs that are not finite together; the list has a status (1,) int32 a device at the end.
+    """No check; at the end the list has one status (1,) int32 for each device.
 
-    A status is not zero where an input was not finite, as soon as the launches inside have run.
+    A status is not zero if an input of a call inside was not finite, once the launches have run.
     """
-    found: dict[torch.device, _Zeros] = {}
-    left: list[Tensor] = []
-    token = _SHARED.set(found)
+    zeros_by_device: dict[torch.device, _Zeros] = {}
+    result: list[Tensor] = []
+    token = _SHARED.set(zeros_by_device)
     try:
-        yield left
+        yield result
     finally:
         _SHARED.reset(token)
-    left += [memory.status for memory in found.values()]
+    result += [memory.status for memory in zeros_by_device.values()]
 
 
 def _raise_for(status: Tensor) -> None:
@@ -77,7 +77,7 @@ def _raise_for(status: Tensor) -> None:
 
 
 def _shared_zeros(device: torch.device) -> _Zeros | None:
-    """The memory of the calls that share one check; None outside."""
+    """The zeros of the calls that share one check; None outside of one."""
     shared = _SHARED.get()
     if shared is None:
         return None
@@ -88,7 +88,7 @@ def _shared_zeros(device: torch.device) -> _Zeros | None:
 
 @contextlib.contextmanager
 def checked(device: torch.device) -> Iterator[Tensor]:
-    """A status for kernels to write to, looked at on leaving; the device is current meanwhile."""
+    """A status (1,) int32 for kernels to write to, checked at the end; makes the device current."""
     shared = _shared_zeros(device)
     status = torch.zeros(1, dtype=torch.int32, device=device) if shared is None else shared.status
     with on(device):
@@ -98,36 +98,40 @@ def checked(device: torch.device) -> Iterator[Tensor]:
 
 
 def zeros(device: torch.device, *shape: int) -> Tensor:
-    """int32 zeros, which are below all magnitude bits and every order key: what maxima are raised from."""
+    """int32 zeros, the start of maxima: not above any magnitude bits or order key."""
     shared, count = _shared_zeros(device), math.prod(shape)
-    found = torch.zeros(count, dtype=torch.int32, device=device) if shared is None else shared.take(count)
-    return found.reshape(shape)
+    flat = torch.zeros(count, dtype=torch.int32, device=device) if shared is None else shared.take(count)
+    return flat.reshape(shape)
 
 
-def require(*tensors: Tensor) -> None:
+def require_float32(*tensors: Tensor) -> None:
     """Raise TypeError unless all are float32."""
     for x in tensors:
         if x.dtype != torch.float32:
             raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
 
 
-def lined_up(x: Tensor) -> Tensor:
-    """x (B, H, W, C) or a copy: with channels side by side, positions one after the other, any distance apart."""
-    return x if _distance(x) else x.contiguous()
+def evenly_spaced(x: Tensor) -> Tensor:
+    """x (B, H, W, C), or a contiguous copy if its channels are not contiguous or its positions not evenly spaced."""
+    return x if _position_stride(x) else x.contiguous()
 
 
-def positions(x: Tensor) -> int:
-    """How far apart the positions of x (B, H, W, C) are. Raises ValueError where `lined_up` would copy."""
-    found = _distance(x)
-    if not found:
+def position_stride(x: Tensor) -> int:
+    """The stride between the positions of x (B, H, W, C).
+
+    Raises:
+        ValueError: channels are not contiguous, or positions not evenly spaced in row-major order.
+    """
+    stride = _position_stride(x)
+    if not stride:
         raise ValueError(f"x must have its positions one after the other, but has strides {x.stride()}")
-    return found
+    return stride
 
 
-def _distance(x: Tensor) -> int:
-    """0 where positions are not one after the other."""
+def _position_stride(x: Tensor) -> int:
+    """The stride between positions; 0 if they are not evenly spaced."""
     images, height, width, channels = x.shape
-    # Of a dimension of one the stride says nothing.
+    # The stride of a dimension of size 1 has no meaning.
     stride = x.stride(2) if width > 1 else x.stride(1) if height > 1 else x.stride(0) if images > 1 else channels
     steps = ((width, stride), (height, width * stride), (images, height * width * stride))
     good = stride >= channels and (channels == 1 or x.stride(3) == 1)

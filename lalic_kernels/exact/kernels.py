@@ -1,11 +1,11 @@
 """Exact kernels of one step each: LayerNorm, maxima, digits, linear product, convolution, shift, Gaussian head.
 
-A quantised factor q, |q| <= 8191, is two digits, q = 128 high + low, both in -64..64 and int8. A product of matrices is
-four products of digits with int32 sums (two of them share one: at most 2^30), put together in int64, rounded to float32
-once. Sums of integers are exact, so the order of blocks is free; everything after them is in the definition's order.
-So are maxima: programs raise them by atomic operations in memory that began as zeros.
+A quantised factor q, |q| <= 8191, has two int8 digits, q = 128 high + low, both in -64..64. A matrix product is four
+products of digits with int32 sums (two of them share one sum of at most 2^30), combined in int64, and rounded to
+float32 once. Sums of integers are exact in any order of blocks; all steps after them are in the definition's order.
+Maxima are exact in any order too: programs raise them by atomic operations in memory that starts as zeros.
 
-In comments M is BLOCK_M rows (P, BLOCK_P positions), N is BLOCK_N columns or outputs (C, BLOCK_C channels), K is
+In comments M is BLOCK_M rows (P: BLOCK_P positions), N is BLOCK_N columns or outputs (C: BLOCK_C channels), K is
 BLOCK_K inputs of a product.
 """
 
@@ -15,25 +15,25 @@ import triton.language as tl
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.kernels_common import (
     LARGEST,
-    LEAST_EXPONENT,
+    MIN_EXPONENT,
     SHIFT,
+    clip_round,
     digits,
     leading_exponent,
     magnitude,
-    note,
     power_of_two,
     raise_absmax,
     raise_max_key,
     reciprocal_root,
+    set_status,
     settle,
     sigmoid,
     threshold_index,
-    whole,
 )
 
 NORM_LARGEST = tl.constexpr(2.0**n.NORM_BITS)
 NORM_SHIFT = tl.constexpr(n.NORM_BITS - 1)
-NORM_LEAST = tl.constexpr(n.NORM_LEAST_EXPONENT)
+NORM_MIN = tl.constexpr(n.NORM_MIN_EXPONENT)
 
 
 # Rows: maxima and LayerNorm
@@ -41,7 +41,7 @@ NORM_LEAST = tl.constexpr(n.NORM_LEAST_EXPONENT)
 
 @triton.jit
 def row_bits(x_ptr, base, width, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Largest magnitude bits of each row (M,); base (M, 1) is where the rows begin."""
+    """Largest magnitude bits of each row (M,); base (M, 1): offsets of the rows."""
     bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
@@ -54,29 +54,29 @@ def row_bits(x_ptr, base, width, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
 def norm_factors(
     x_ptr, base, bits, width, eps_area, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """What `normal` needs of rows whose largest magnitude bits are known: h, s and g of the definition, each (M,)."""
-    half = power_of_two(-(leading_exponent(bits, NORM_LEAST) - NORM_SHIFT))
+    """Factors for `normal`: h, s and g of the definition, each (M,), of rows with largest magnitude bits `bits`."""
+    half = power_of_two(-(leading_exponent(bits, NORM_MIN) - NORM_SHIFT))
     totals = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     squares = tl.zeros([BLOCK_M, BLOCK_N], tl.int64)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
-        q = whole(x * half[:, None], NORM_LARGEST)
+        q = clip_round(x * half[:, None], NORM_LARGEST)
         totals += q
         squares += q.to(tl.int64) * q
     total = tl.sum(totals, axis=1)
     wide = total.to(tl.int64)
-    spread = tl.sum(squares, axis=1) * width - wide * wide
-    rate = reciprocal_root(spread.to(tl.float32) + (eps_area * half) * half)
-    return half, total, rate
+    variance = tl.sum(squares, axis=1) * width - wide * wide  # times width^2
+    rstd = reciprocal_root(variance.to(tl.float32) + (eps_area * half) * half)
+    return half, total, rstd
 
 
 @triton.jit
-def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width):
-    """The normalised values at columns c, settled (M, N); not meant outside the mask."""
+def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width):
+    """The normalised values at columns c, settled (M, N); meaningless outside the mask."""
     x = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)  # [M, N]
-    q = whole(x * half[:, None], NORM_LARGEST)
-    y = (q * width - total[:, None]).to(tl.float32) * rate[:, None]
+    q = clip_round(x * half[:, None], NORM_LARGEST)
+    y = (q * width - total[:, None]).to(tl.float32) * rstd[:, None]
     weight = settle(tl.load(weight_ptr + c, mask=c < width, other=0.0))  # [N]
     bias = settle(tl.load(bias_ptr + c, mask=c < width, other=0.0))  # [N]
     return settle(y * weight[None, :] + bias[None, :])
@@ -87,24 +87,24 @@ def norm_digits(
     x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, row, width, depth, eps_area, row_in,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Digits of the LayerNorm of rows, at rows `row` (M,) of (rows, depth), and their scales."""
-    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    # each row's largest magnitude, which its scale comes from
+    """Write digits of the LayerNorm of rows to rows `row` (M,) of (rows, depth), and their scales."""
+    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    # Each row's largest magnitude, for its scale.
     y_bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
         y_bits = tl.maximum(y_bits, tl.where(mask, magnitude(y), 0))
-    exponent = leading_exponent(tl.max(y_bits, axis=1), LEAST_EXPONENT)
+    exponent = leading_exponent(tl.max(y_bits, axis=1), MIN_EXPONENT)
     tl.store(scale_ptr + row, power_of_two(exponent - SHIFT), mask=row_in)
-    # the values once more, as digits
+    # The values again, as digits.
     up = power_of_two(-(exponent - SHIFT))[:, None]
     out = row[:, None] * depth
     for start in range(0, depth, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
         high, low = digits(tl.where(mask, y, 0.0), up)
         inside = row_in[:, None] & (c < depth)[None, :]
         tl.store(low_ptr + out + c[None, :], low, mask=inside)
@@ -119,7 +119,7 @@ def exact_layer_norm_kernel(
     y_ptr,  # (images * rows, width), written
     absmax_ptr,  # (images, width) int32, raised to each channel's magnitude bits of y
     status_ptr,
-    rows,  # of an image
+    rows,  # per image
     width,
     x_stride,
     eps_area,  # eps width^2, float32
@@ -133,15 +133,15 @@ def exact_layer_norm_kernel(
     index = image.to(tl.int64) * rows + row
     base = index[:, None] * x_stride
     out = index[:, None] * width
-    # the rows' scales and sums
+    # The rows' scales and sums.
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
-    note(status_ptr, bits)
-    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    # the values, and their maxima down the columns
+    set_status(status_ptr, bits)
+    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    # The values, and the maxima of the channels.
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
         tl.store(y_ptr + out + c[None, :], y, mask=mask)
         absmax_bits = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
         raise_absmax(absmax_ptr + image * width + c, absmax_bits, c < width)
@@ -159,6 +159,7 @@ def exact_absmax_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """The largest magnitude of each image. Grid (blocks of rows, images)."""
+    # The maximum of a block of rows.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.program_id(1)
     base = (image.to(tl.int64) * rows + row)[:, None] * x_stride
@@ -167,7 +168,7 @@ def exact_absmax_kernel(
         c = start + tl.arange(0, BLOCK_N)
         x = tl.load(x_ptr + base + c[None, :], mask=(row < rows)[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
         bits = tl.maximum(bits, magnitude(x))
-    note(status_ptr, bits)
+    set_status(status_ptr, bits)
     tl.atomic_max(absmax_ptr + image, tl.max(tl.max(bits, axis=1), axis=0), sem="relaxed")
 
 
@@ -184,10 +185,7 @@ def exact_head_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """How many thresholds lie below each scale, by six steps of bisection; the means beside it.
-
-    Grid (blocks of rows, blocks of width).
-    """
+    """The number of thresholds below each scale, and a copy of the means. Grid (blocks of rows, blocks of width)."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (row < rows)[:, None] & (c < width)[None, :]
@@ -197,7 +195,7 @@ def exact_head_kernel(
     tl.store(index_ptr + out, threshold_index(thresholds_ptr, scale), mask=mask)
     mean = tl.load(x_ptr + source + width, mask=mask, other=0.0)  # [M, N]
     tl.store(mean_ptr + out, mean, mask=mask)
-    note(status_ptr, tl.maximum(magnitude(scale), magnitude(mean)))
+    set_status(status_ptr, tl.maximum(magnitude(scale), magnitude(mean)))
 
 
 # Digits
@@ -205,22 +203,22 @@ def exact_head_kernel(
 
 @triton.jit
 def row_by_colour(row, area, height, half):
-    """Row of images (B, height, 2 half) that stands at `row` of (2, B, height, half): by colour, anchors first.
+    """The row of images (B, height, 2 half) for `row` of (2, B, height, half), the order by colour, anchors first.
 
-    area: B height half. Anchors are where row + column is even.
+    area: B height half. Anchors are the positions with row + column even.
     """
     colour = row // area
-    rest = row % area
-    line = rest // half  # of all images' lines
-    column = 2 * (rest % half) + ((line % height + colour) & 1)
+    position = row % area
+    line = position // half  # counted over all images
+    column = 2 * (position % half) + ((line % height + colour) & 1)
     return line.to(tl.int64) * (2 * half) + column
 
 
 @triton.jit
 def neighbours(x_ptr, image, row, column, k, channels, taps_ptr, taps, height, width, x_stride, row_in):
-    """What positions (row, column) of an image have at `taps` offsets, (M, K): tap k // channels, channel k % channels.
+    """The neighbours of positions (row, column) of an image, (M, K): tap k // channels, channel k % channels.
 
-    x: (B, height, width), channels side by side, positions x_stride apart; zeros outside. taps_ptr: (taps, 2) int32.
+    x: (B, height, width, channels) with x_stride between positions; zeros outside. taps_ptr: (taps, 2) int32 offsets.
     """
     tap = k // channels
     k_in = tap < taps
@@ -233,33 +231,33 @@ def neighbours(x_ptr, image, row, column, k, channels, taps_ptr, taps, height, w
 
 @triton.jit
 def exact_digits_kernel(
-    x_ptr,  # "rows", "image", "by_colour": rows x_stride apart; "neighbours": images as `neighbours` has them
+    x_ptr,  # "rows", "image", "by_colour": rows x_stride apart; "neighbours": images for `neighbours`
     absmax_ptr,  # (images,) int32 magnitude bits, in "image": all rows of an image have one scale
     taps_ptr,  # (taps, 2) int32 offsets, in "neighbours"
     high_ptr,  # (images * rows, depth) int8, written
     low_ptr,  # (images * rows, depth) int8, written
     scale_ptr,  # (images * rows,) float32, or in "image" (images,), written: 2^(exponent - 12)
     status_ptr,
-    rows,  # of an image; in "by_colour" of all
+    rows,  # per image; in "by_colour" of all images
     width,
     x_stride,
-    depth,  # at least the width; digits beyond the width are 0
+    depth,  # at least the width; digits after the width are 0
     height,  # of images, in "by_colour" and "neighbours"
-    half,  # of images' width, in these two
+    half,  # half of the images' width, in these two
     channels,  # of x, in "neighbours"
     SOURCE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Digits of x and its scales. Grid (blocks of rows, images), one image but in "image" and "neighbours".
+    """Digits of x and their scales. Grid (blocks of rows, images); one image except in "image" and "neighbours".
 
-    "by_colour": the rows of images (B, height, 2 half) by colour. "neighbours": those of the second colour's positions.
+    "by_colour": the rows of images (B, height, 2 half) by colour. "neighbours": neighbours of the second colour.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.program_id(1)
     row_in = row < rows
     index = image.to(tl.int64) * rows + row
-    # where a row of digits comes from
+    # The source of each row of digits.
     source = index
     if SOURCE == "by_colour":
         source = row_by_colour(tl.where(row_in, row, 0), rows // 2, height, half)
@@ -267,7 +265,7 @@ def exact_digits_kernel(
     column = 2 * (row % half) + ((line + 1) & 1)
     taps = width // channels
     base = source[:, None] * x_stride
-    # scales
+    # Scales.
     if SOURCE == "image":
         bits = tl.zeros([BLOCK_M], tl.int32) + tl.load(absmax_ptr + image)  # [] -> [M]
     else:
@@ -282,13 +280,13 @@ def exact_digits_kernel(
                 x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)  # [M, K]
             x_bits = tl.maximum(x_bits, magnitude(x))
         bits = tl.max(x_bits, axis=1)
-    note(status_ptr, bits)
-    exponent = leading_exponent(bits, LEAST_EXPONENT)
+    set_status(status_ptr, bits)
+    exponent = leading_exponent(bits, MIN_EXPONENT)
     if SOURCE == "image":
         tl.store(scale_ptr + image + tl.zeros_like(row), power_of_two(exponent - SHIFT), mask=row == 0)
     else:
         tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=row_in)
-    # digits
+    # Digits.
     up = power_of_two(-(exponent - SHIFT))[:, None]
     out = index[:, None] * depth
     for start in range(0, depth, BLOCK_K):
@@ -308,7 +306,7 @@ def exact_digits_kernel(
 
 @triton.jit
 def add_products(x_high, x_low, w_high, w_low, high, middle, low):
-    """The four products of a block's digits, added to the sums (M, N): x (M, K), w (K, N)."""
+    """Add the four products of a block's digits to the sums (M, N): x (M, K), w (K, N)."""
     high = tl.dot(x_high, w_high, high, out_dtype=tl.int32)
     middle = tl.dot(x_high, w_low, middle, out_dtype=tl.int32)
     middle = tl.dot(x_low, w_high, middle, out_dtype=tl.int32)
@@ -328,12 +326,12 @@ def dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HA
 
 @triton.jit
 def _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, channels):
-    """Raise (images, channels) order keys to the maxima of y's first columns; rows are images of `tokens` each."""
+    """Raise order keys (images, channels) to the maxima of y's first columns; an image has `tokens` rows."""
     first = tl.min(row, axis=0) // tokens
     last = tl.minimum(tl.max(row, axis=0), rows - 1) // tokens
     for image in range(first, last + 1):
-        mine = (row // tokens == image) & (row < rows)
-        largest = tl.max(tl.where(mine[:, None], y, float("-inf")), axis=0)
+        in_image = (row // tokens == image) & (row < rows)
+        largest = tl.max(tl.where(in_image[:, None], y, float("-inf")), axis=0)
         raise_max_key(max_key_ptr + image * channels + n, largest, n < channels)
 
 
@@ -369,14 +367,14 @@ def exact_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = x @ w^T + bias, then what follows it. Grid (blocks of rows, blocks of outputs)."""
+    """y = x @ w^T + bias, and its epilogue. Grid (blocks of rows, blocks of outputs)."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
+    depth = (depth // BLOCK_K) * BLOCK_K  # so that the compiler knows that rows are aligned
     row_in, n_in = row < rows, n < outputs
     x_base = row.to(tl.int64)[:, None] * depth
     w_base = n.to(tl.int64)[None, :] * depth
-    # sums of products of digits
+    # Sums of products of digits.
     high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
@@ -387,11 +385,11 @@ def exact_linear_kernel(
         w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
         w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
         high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
-    # floats
+    # Floats.
     scale = tl.load(x_scale_ptr + row, mask=row_in, other=1.0)  # [M]
     weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
     y = dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
-    # what follows the product
+    # The epilogue.
     mask = row_in[:, None] & n_in[None, :]
     offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
     if HAS_SQUARED:
@@ -444,24 +442,24 @@ def exact_conv_kernel(
 ):
     """A convolution as a product over taps and channels. Grid (blocks of a phase's pixels, blocks of outputs, phases).
 
-    A phase is the outputs (row + out_step i, column + out_step j); they read x[in_step i + dy, in_step j + dx].
+    A phase has the outputs (row + out_step i, column + out_step j), which read x[in_step i + dy, in_step j + dx].
     """
-    # the phase, and its pixels (i, j) of images
+    # The phase, and its pixels (i, j) of all images.
     phase = phases_ptr + 4 * tl.program_id(2)
     first_row, first_column = tl.load(phase), tl.load(phase + 1)  # []
     first_tap, count = tl.load(phase + 2), tl.load(phase + 3)  # []
-    down = (rows - first_row + out_step - 1) // out_step
-    across = (columns - first_column + out_step - 1) // out_step
+    phase_rows = (rows - first_row + out_step - 1) // out_step
+    phase_columns = (columns - first_column + out_step - 1) // out_step
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    pixel_in = pixel < images * down * across
-    area = tl.maximum(down * across, 1)
+    pixel_in = pixel < images * phase_rows * phase_columns
+    area = tl.maximum(phase_rows * phase_columns, 1)
     image = pixel // area
-    i = (pixel % area) // tl.maximum(across, 1)
-    j = pixel % tl.maximum(across, 1)
+    i = (pixel % area) // tl.maximum(phase_columns, 1)
+    j = pixel % tl.maximum(phase_columns, 1)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_in = n < outputs
-    depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
-    # sums of products of digits, tap by tap
+    depth = (depth // BLOCK_K) * BLOCK_K  # so that the compiler knows that rows are aligned
+    # Sums of products of digits, tap by tap.
     high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
@@ -478,10 +476,11 @@ def exact_conv_kernel(
             w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
             w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
             high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
-    # floats
+    # Floats.
     scale = tl.load(x_scale_ptr + image, mask=pixel_in, other=1.0)  # [M]
     weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
     value = dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    # Add `previous`; write.
     target = (image * rows + first_row + i * out_step).to(tl.int64) * columns + first_column + j * out_step
     if HAS_PREVIOUS:
         before = target[:, None] * previous_stride + n[None, :]
@@ -494,9 +493,9 @@ def shifted(
     x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, row, column, c, height, width, channels,
     SIZE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Depth-wise SIZE x SIZE convolution at positions (P,) and channels c (C,) of one image; pointers to that image."""
+    """Depth-wise SIZE x SIZE convolution, (P, C), at positions (P,) and channels c (C,); pointers to the image."""
     c_in = c < channels
-    exponent = leading_exponent(tl.load(absmax_ptr + c, mask=c_in, other=0), LEAST_EXPONENT)  # [C]
+    exponent = leading_exponent(tl.load(absmax_ptr + c, mask=c_in, other=0), MIN_EXPONENT)  # [C]
     up = power_of_two(-(exponent - SHIFT))[None, :]
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
     for tap in range(SIZE * SIZE):
@@ -505,7 +504,7 @@ def shifted(
         offset = (y * width + x).to(tl.int64)[:, None] * channels + c[None, :]
         value = tl.load(x_ptr + offset, mask=inside, other=0.0)  # [P, C]
         weight = tl.load(taps_ptr + tap * channels + c, mask=c_in, other=0).to(tl.int32)  # [C]
-        sums += whole(value * up, LARGEST) * weight[None, :]
+        sums += clip_round(value * up, LARGEST) * weight[None, :]
     weight_scale = tl.load(w_scale_ptr + c, mask=c_in, other=1.0)  # [C]
     return settle(sums.to(tl.float32) * power_of_two(exponent - SHIFT)[None, :] * weight_scale[None, :])
 
@@ -523,18 +522,18 @@ def exact_shift_digits_kernel(
     height,
     width,
     channels,
-    depth,  # at least channels; digits beyond are 0
+    depth,  # at least channels; digits after them are 0
     SIZE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Digits of a depth-wise convolution, quantised by positions. Grid (blocks of positions, images)."""
+    """Digits of a depth-wise convolution, with one scale per position. Grid (blocks of positions, images)."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     image = tl.program_id(1).to(tl.int64)
     inside = (pixel < height * width)[:, None]
     start = image * height * width
     index = start + pixel
-    # the convolution, and each position's largest magnitude
+    # The convolution, and each position's largest magnitude.
     y_bits = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
     for begin in range(0, channels, BLOCK_C):
         c = begin + tl.arange(0, BLOCK_C)
@@ -545,12 +544,12 @@ def exact_shift_digits_kernel(
         mask = inside & (c < channels)[None, :]
         tl.store(y_ptr + index[:, None] * channels + c[None, :], y, mask=mask)
         y_bits = tl.maximum(y_bits, tl.where(mask, magnitude(y), 0))
-    # scales
-    exponent = leading_exponent(tl.max(y_bits, axis=1), LEAST_EXPONENT)
+    # Scales.
+    exponent = leading_exponent(tl.max(y_bits, axis=1), MIN_EXPONENT)
     tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=pixel < height * width)
     up = power_of_two(-(exponent - SHIFT))[:, None]
-    tl.debug_barrier()  # another thread may have written what this one reads
-    # digits
+    tl.debug_barrier()  # other threads will read what was written
+    # Digits.
     for begin in range(0, depth, BLOCK_C):
         c = begin + tl.arange(0, BLOCK_C)
         offset = index[:, None] * channels + c[None, :]

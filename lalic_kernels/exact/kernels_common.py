@@ -1,11 +1,12 @@
-"""What the exact kernels are made of: the definition's functions of one value, on tiles. Same bits as `reference.py`.
+"""Functions of all exact kernels: the definition's elementwise functions, on tiles, with the bits of `reference.py`.
 
-*Magnitude bits* are those of |x|; they order as the magnitudes do. A *status* is an int32 on the device that becomes 1
-where an input is not finite; the launches raise for it.
+*Magnitude bits* are the bits of |x|; they have the order of the magnitudes. A *status* is an int32 on the device that
+becomes 1 if an input is not finite.
 
-Launched with `enable_fp_fusion=False`: each float operation is rounded by itself. float32 divisions are `tl.div_rn`
-(Triton's `/` is approximate in float32, correctly rounded in float64). Rounding half to even of values below 2^22 is
-adding and subtracting 1.5 2^23, which no compiler may simplify without fast-math. No library's function is called.
+Kernels are launched with `enable_fp_fusion=False`: each float operation is rounded separately. float32 divisions use
+`tl.div_rn` (Triton's `/` is approximate in float32, correctly rounded in float64). Values below 2^22 are rounded half
+to even by adding and subtracting 1.5 2^23, which no compiler may simplify without fast-math. No library function is
+called.
 """
 
 import triton
@@ -14,7 +15,7 @@ import triton.language as tl
 from lalic_kernels.exact import numbers as n
 
 TINY, HUGE = tl.constexpr(n.TINY), tl.constexpr(n.HUGE)
-MOST_EXPONENT, LEAST_EXPONENT = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
+MAX_EXPONENT, MIN_EXPONENT = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
 LARGEST = tl.constexpr(float(n.LARGEST))
 SHIFT = tl.constexpr(n.BITS - 1)
 ROUND, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)
@@ -30,46 +31,46 @@ Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7, Q8, Q9 = (tl.constexpr(c) for c in n.EXP64_POLYN
 
 @triton.jit
 def magnitude(x):
-    """Magnitude bits."""
+    """Magnitude bits of float32 x, int32."""
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
-def note(status_ptr, bits):
-    """status[0] = 1 where a magnitude's bits, a tile of any shape, are those of an infinity or NaN."""
+def set_status(status_ptr, bits):
+    """Set status[0] to 1 if magnitude bits, a tile of any shape, have an infinity or NaN."""
     tl.store(status_ptr + tl.zeros_like(bits), 1, mask=bits >= INFINITY)
 
 
 @triton.jit
 def order_key(x):
-    """Bits of x as a uint32 that orders as the floats do; 0 lies below every finite one, so zeros are a beginning."""
+    """Bits of x as a uint32 with the order of the floats; 0 is below that of every finite float."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) ^ -0x80000000).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def from_order_key(key):
-    """The float of an order key, given as int32 of the same bits."""
+    """The float of an order key, given as int32 with the same bits."""
     bits = key ^ -0x80000000
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def raise_absmax(ptr, bits, mask):
-    """Atomic maximum of magnitude bits in memory that began as zeros: exact in any order."""
+    """Atomic maximum of magnitude bits, in memory that starts as zeros: exact in any order."""
     tl.atomic_max(ptr, bits, mask=mask, sem="relaxed")
 
 
 @triton.jit
 def raise_max_key(ptr, x, mask):
-    """Atomic maximum of floats' order keys in memory that began as zeros; ptr to int32 of the same bits."""
+    """Atomic maximum of floats' order keys, in memory that starts as zeros; ptr to int32 with the same bits."""
     tl.atomic_max(ptr.to(tl.pointer_type(tl.uint32), bitcast=True), order_key(x), mask=mask, sem="relaxed")
 
 
 @triton.jit
-def leading_exponent(bits, least: tl.constexpr):
+def leading_exponent(bits, minimum: tl.constexpr):
     """`quantise.leading_exponent`."""
-    return tl.minimum(tl.maximum((bits >> 23) - 127, least), MOST_EXPONENT)
+    return tl.minimum(tl.maximum((bits >> 23) - 127, minimum), MAX_EXPONENT)
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def settle(x):
 
 
 @triton.jit
-def whole(x, bound: tl.constexpr):
+def clip_round(x, bound: tl.constexpr):
     """x clipped to +-bound (below 2^22), rounded half to even: int32."""
     x = tl.where(x > bound, bound, x)
     x = tl.where(x < -bound, -bound, x)
@@ -96,8 +97,8 @@ def whole(x, bound: tl.constexpr):
 
 @triton.jit
 def digits(x, up):
-    """High and low digits, int8, of the integers nearest to x up, |.| at most 8191: 128 high + low, in -64..64."""
-    q = whole(x * up, LARGEST)
+    """Digits (high, low), int8 in -64..64, of q = 128 high + low: x up rounded, clipped to +-8191."""
+    q = clip_round(x * up, LARGEST)
     low = ((q + 64) & 127) - 64
     return ((q - low) >> 7).to(tl.int8), low.to(tl.int8)
 
@@ -139,13 +140,13 @@ def reciprocal_root(x):
 
 @triton.jit
 def double(value: tl.constexpr):
-    """A float64 constant: in an expression a number would be taken for a float32 first by some versions of Triton."""
+    """A float64 constant: some versions of Triton first make a number in an expression a float32."""
     return tl.full([1], value, tl.float64)
 
 
 @triton.jit
 def exp64(x):
-    """`reference._exp64` of float64, of at least one dimension."""
+    """`reference._exp64` of float64 x with at least one dimension."""
     turns = (x * double(LOG2E_64) + double(ROUND_64)) - double(ROUND_64)
     r = x - turns * double(LN2_HIGH_64)
     r = r - turns * double(LN2_LOW_64)
@@ -165,14 +166,14 @@ def exp64(x):
 
 @triton.jit
 def clip64(x, low, high):
-    """x within low..high, float64."""
+    """x clipped to low..high, float64."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
 
 
 @triton.jit
 def threshold_index(thresholds_ptr, x):
-    """How many of 63 rising thresholds lie below each x, a tile: six steps of bisection."""
+    """The number of the 63 increasing thresholds that are below each x, a tile, in six steps of bisection."""
     index = tl.zeros_like(x.to(tl.int32, bitcast=True))
     for shift in tl.static_range(6):
         step = 32 >> shift

@@ -1,13 +1,13 @@
-"""Exact kernels whose programs own whole rows, so that one launch goes through several products and norms.
+"""Exact kernels whose programs compute whole rows, so that one launch does several products and norms.
 
-Everything in a block but the shift and the WKV is a function of one position. A program takes BLOCK_M positions through
-all of it: a row's largest magnitude, which quantisation waits for, is then known without another launch. What is
-between two steps is in memory that the program alone uses and its cache holds; floats are quantised as they are read.
-Each program reads all weights, which pays where positions are few: `gpu.rows_pay`. A barrier stands where threads read
-what others wrote.
+Every part of a block except the shift and the WKV works on single positions. A program computes BLOCK_M positions
+through all steps: quantisation needs a row's largest magnitude, which is then known without another launch. Results
+between steps are in scratch memory of the program, which its cache holds; floats are quantised when they are read. Each
+program reads all weights, which is good for few positions: `gpu.rows_pay`. A barrier comes before threads read what
+others wrote.
 
-Rows begin at `base`, a column (M, 1) of offsets. A weight's digits are (2, outputs, depth) int8, high ones first. In
-comments M is BLOCK_M rows, N is BLOCK_N outputs or channels, K is BLOCK_K inputs of a product.
+`base` (M, 1) has the offsets of rows. A weight's digits are (2, outputs, depth) int8, high digits first. In comments M
+is BLOCK_M rows, N is BLOCK_N outputs or channels, K is BLOCK_K inputs of a product.
 """
 
 import triton
@@ -25,15 +25,15 @@ from lalic_kernels.exact.kernels import (
     shifted,
 )
 from lalic_kernels.exact.kernels_common import (
-    LEAST_EXPONENT,
+    MIN_EXPONENT,
     SHIFT,
     digits,
     leading_exponent,
     magnitude,
-    note,
     power_of_two,
     raise_absmax,
     raise_max_key,
+    set_status,
     settle,
     sigmoid,
 )
@@ -53,11 +53,11 @@ def _rows_product(
     x_ptr, base, bits, width, row_in, weight_ptr, outputs, depth, scale_ptr, bias_ptr, n, end,
     HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """x @ w^T + bias at outputs n below `end`, settled (M, N), of rows whose largest magnitude bits are known."""
-    exponent = leading_exponent(bits, LEAST_EXPONENT)
+    """x @ w^T + bias at outputs n below `end`, settled (M, N), of rows with largest magnitude bits `bits`."""
+    exponent = leading_exponent(bits, MIN_EXPONENT)
     up = power_of_two(-(exponent - SHIFT))[:, None]
     n_in = n < end
-    depth = (depth // BLOCK_K) * BLOCK_K  # tells the compiler that rows are aligned
+    depth = (depth // BLOCK_K) * BLOCK_K  # so that the compiler knows that rows are aligned
     low_ptr = weight_ptr + tl.cast(outputs, tl.int64) * depth
     high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
@@ -83,13 +83,13 @@ def _norm_rows(
     x_ptr, base, bits, y_ptr, out_base, weight_ptr, bias_ptr, absmax_ptr, width, eps_area, row_in,
     ABSMAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm of rows to y; with ABSMAX each channel's maximum is raised. Returns y's largest magnitude bits (M,)."""
-    half, total, rate = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    """Write the LayerNorm of rows to y; with ABSMAX raise each channel's maximum. Returns y's magnitude bits (M,)."""
+    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
     y_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rate, width)
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
         tl.store(y_ptr + out_base + c[None, :], y, mask=mask)
         y_bits = _raised(y_bits, y, mask)
         if ABSMAX:
@@ -103,11 +103,11 @@ def _channel_mix_rows(
     key_ptr, key_scale_ptr, value_ptr, value_scale_ptr, width, inner, depth, inner_depth, row_in,
     HAS_GAMMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y = residual + gamma sigmoid(R x) (V relu(K x)^2) of rows; key holds K's outputs, `inner`, and then R's, `width`.
+    """y = residual + gamma sigmoid(R x) (V relu(K x)^2) of rows; key has K's `inner` outputs, then R's `width` outputs.
 
-    The hidden layer goes through `hidden`. Returns the largest magnitude bits of y's rows.
+    `hidden` is scratch for the hidden layer. Returns the largest magnitude bits of y's rows (M,).
     """
-    # hidden = relu(K x)^2
+    # hidden = relu(K x)^2: [M, N] at a time.
     hidden_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, inner, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
@@ -120,7 +120,7 @@ def _channel_mix_rows(
         tl.store(hidden_ptr + hidden_base + n[None, :], h, mask=mask)
         hidden_bits = _raised(hidden_bits, h, mask)
     tl.debug_barrier()
-    # y = residual + gamma sigmoid(R x) (V hidden)
+    # y = residual + gamma sigmoid(R x) (V hidden): [M, N] at a time.
     y_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, width, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
@@ -157,8 +157,8 @@ def exact_rows_linear_kernel(
     depth,
     outputs,
     partial_stride,
-    height,  # of the images that x's rows are, with BY_COLOUR
-    half,  # of their width
+    height,  # of x's images, with BY_COLOUR
+    half,  # half of their width
     HAS_BIAS: tl.constexpr,
     HAS_PARTIAL: tl.constexpr,
     BY_COLOUR: tl.constexpr,  # y's rows are x's by colour
@@ -166,7 +166,8 @@ def exact_rows_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = x @ w^T + bias, each row quantised as it is read. Grid (blocks of rows, blocks of outputs)."""
+    """y = x @ w^T + bias; each row is quantised when it is read. Grid (blocks of rows, blocks of outputs)."""
+    # The rows, and their largest magnitudes: [M].
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
     source = row.to(tl.int64)
@@ -174,7 +175,8 @@ def exact_rows_linear_kernel(
         source = row_by_colour(tl.where(row_in, row, 0), rows // 2, height, half)
     base = source[:, None] * x_stride
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_K)
-    note(status_ptr, bits)
+    set_status(status_ptr, bits)
+    # The product: [M, N].
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     y = _rows_product(
         x_ptr, base, bits, width, row_in, weight_ptr, outputs, depth, scale_ptr, bias_ptr, n, outputs,
@@ -206,20 +208,21 @@ def exact_two_products_kernel(
     middle_depth,
     outputs,
     partial_stride,
-    height,  # of the images that x's rows are; y's rows are x's by colour
-    half,  # of their width
+    height,  # of x's images; y's rows are x's by colour
+    half,  # half of their width
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """y = partial + (x @ first^T + bias) @ second^T. Grid (blocks of rows,)."""
+    # The rows, and their largest magnitudes: [M].
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
     base = row_by_colour(tl.where(row_in, row, 0), rows // 2, height, half)[:, None] * width
     index = row.to(tl.int64)[:, None]
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_K)
-    note(status_ptr, bits)
-    # the first product
+    set_status(status_ptr, bits)
+    # The first product.
     middle_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, middle, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
@@ -231,7 +234,7 @@ def exact_two_products_kernel(
         tl.store(middle_ptr + index * middle + n[None, :], y, mask=mask)
         middle_bits = _raised(middle_bits, y, mask)
     tl.debug_barrier()
-    # the second
+    # The second product.
     for start in range(0, outputs, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         mask = row_in[:, None] & (n < outputs)[None, :]
@@ -270,16 +273,17 @@ def exact_mix_norm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """How an entropy-parameter block begins, where the rest of it is launches of their own. Grid (blocks of rows,)."""
+    """The mix of an entropy-parameter block and the digits of its LayerNorm. Grid (blocks of rows,)."""
+    # The rows, and their largest magnitudes: [M].
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
     index = row.to(tl.int64)
     base = index[:, None] * width
-    own = index[:, None] * outputs
+    m_base = index[:, None] * outputs
     if HAS_X:
         bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
-        note(status_ptr, bits)
-    # m
+        set_status(status_ptr, bits)
+    # m: [M, N] at a time.
     m_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, outputs, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
@@ -294,13 +298,13 @@ def exact_mix_norm_kernel(
         if HAS_PARTIAL:
             part = tl.load(partial_ptr + index[:, None] * partial_stride + n[None, :], mask=mask, other=0.0)  # [M, N]
             y = y + part
-        tl.store(m_ptr + own + n[None, :], y, mask=mask)
+        tl.store(m_ptr + m_base + n[None, :], y, mask=mask)
         m_bits = _raised(m_bits, y, mask)
-    note(status_ptr, m_bits)
+    set_status(status_ptr, m_bits)
     tl.debug_barrier()
-    # its LayerNorm, as digits
+    # Its LayerNorm, as digits.
     norm_digits(
-        m_ptr, own, m_bits, norm_weight_ptr, norm_bias_ptr, high_ptr, low_ptr, digit_scale_ptr, index, outputs,
+        m_ptr, m_base, m_bits, norm_weight_ptr, norm_bias_ptr, high_ptr, low_ptr, digit_scale_ptr, index, outputs,
         m_depth, eps_area, row_in, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -310,7 +314,7 @@ def exact_mix_norm_kernel(
 
 @triton.jit
 def exact_output_norm_kernel(
-    x_ptr,  # (images * rows, width): what the WKV gave
+    x_ptr,  # (images * rows, width): the WKV's result
     weight_ptr,  # (2, width, depth) int8
     scale_ptr,  # (width,)
     residual_ptr,  # rows residual_stride apart
@@ -331,13 +335,14 @@ def exact_output_norm_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The output product of a spatial mix with its residual, and the next norm. Grid (blocks of rows, images)."""
+    # The rows, and their largest magnitudes: [M].
     image = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
     index = (image.to(tl.int64) * rows + row)[:, None]
     base = index * width
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
-    # y = residual + gamma output
+    # y = residual + gamma output: [M, N] at a time.
     y_bits = tl.zeros([BLOCK_M], tl.int32)
     residual_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, width, BLOCK_N):
@@ -353,9 +358,9 @@ def exact_output_norm_kernel(
         y = settle(before + y)
         tl.store(y_ptr + base + n[None, :], y, mask=mask)
         y_bits = _raised(y_bits, y, mask)
-    note(status_ptr, residual_bits)
+    set_status(status_ptr, residual_bits)
     tl.debug_barrier()
-    # its LayerNorm
+    # Its LayerNorm.
     _norm_rows(
         y_ptr, base, y_bits, normal_ptr, base, norm_weight_ptr, norm_bias_ptr, absmax_ptr + image * width, width,
         eps_area, row_in, True, BLOCK_M, BLOCK_N,
@@ -367,7 +372,7 @@ def _shift_rows(
     x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, s_ptr, image, row, index, row_in, height, width, channels,
     SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The depth-wise shift at rows, to s. Returns the largest magnitude bits of its rows (M,)."""
+    """Write the depth-wise shift at rows to s. Returns the largest magnitude bits of its rows (M,)."""
     s_bits = tl.zeros([BLOCK_M], tl.int32)
     start = image.to(tl.int64) * height * width * channels
     for begin in range(0, channels, BLOCK_N):
@@ -404,6 +409,7 @@ def exact_shift_mix_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The shift and the first products of a spatial mix. Grid (blocks of positions, images)."""
+    # The shift.
     image = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < height * width
@@ -412,7 +418,7 @@ def exact_shift_mix_kernel(
         x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, s_ptr, image, row, index, row_in, height, width, channels,
         SIZE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    # key, value and receptance, and the keys' maxima
+    # Key, value and receptance, and the keys' maxima: [M, N] at a time.
     outputs = 3 * channels
     for start in range(0, outputs, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
@@ -458,6 +464,7 @@ def exact_shift_channel_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The shift and a channel mix with its residual, and the next block's norm. Grid (blocks of positions, images)."""
+    # The shift, then the channel mix.
     image = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < height * width
@@ -472,7 +479,7 @@ def exact_shift_channel_kernel(
         key_scale_ptr, value_ptr, value_scale_ptr, channels, inner, depth, inner_depth, row_in,
         True, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    # for what comes next: a norm, or each image's largest magnitude
+    # The next block's norm, or each image's largest magnitude.
     if NEXT:
         tl.debug_barrier()
         _norm_rows(
@@ -492,19 +499,19 @@ def _spatial_rows(
     depth, x_stride, height, half, taps, group,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The product of the neighbours of the second colour's positions, to y. Returns y's largest magnitude bits (M,)."""
+    """Write the product of the second colour's neighbours to y. Returns y's largest magnitude bits (M,)."""
     line = row // half
     column = 2 * (row % half) + ((line + 1) & 1)
-    # the rows' scales
+    # The rows' scales.
     x_bits = tl.zeros([BLOCK_M, BLOCK_K], tl.int32)
     for start in range(0, taps * group, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x = neighbours(x_ptr, image, line, column, k, group, taps_ptr, taps, height, 2 * half, x_stride, row_in)
         x_bits = tl.maximum(x_bits, magnitude(x))
-    exponent = leading_exponent(tl.max(x_bits, axis=1), LEAST_EXPONENT)
-    note(status_ptr, x_bits)
+    exponent = leading_exponent(tl.max(x_bits, axis=1), MIN_EXPONENT)
+    set_status(status_ptr, x_bits)
     up = power_of_two(-(exponent - SHIFT))[:, None]
-    # the product
+    # The product: [M, N] at a time.
     bits = tl.zeros([BLOCK_M], tl.int32)
     depth = (depth // BLOCK_K) * BLOCK_K
     low_ptr = weight_ptr + tl.cast(outputs, tl.int64) * depth
@@ -531,20 +538,20 @@ def _spatial_rows(
 
 @triton.jit
 def exact_aggregation_kernel(
-    x_ptr,  # "spatial": images as `neighbours` has them; "rows": (images * rows, inputs); "partial": unused
+    x_ptr,  # "spatial": images for `neighbours`; "rows": (images * rows, inputs); "partial": unused
     taps_ptr,  # (taps, 2) int32 offsets, in "spatial"
     spatial_ptr,  # (2, 2 group, spatial_depth) int8, in "spatial": the product of neighbours
     spatial_scale_ptr,  # (2 group,)
     spatial_bias_ptr,  # (2 group,)
-    partial_ptr,  # rows partial_stride apart, of images * rows: added to the first mix; unused in "rows"
+    partial_ptr,  # images * rows rows, partial_stride apart: added to the first mix; unused in "rows"
     digits_ptr,  # int8, for each block: mix, key (inner + outputs) and value, each (2, outputs, depth)
     floats_ptr,  # for each block: mix scales, mix bias, norm weight, norm bias, key scales, value scales, eps_area
-    table_ptr,  # (blocks, 4) int32: outputs, inner, where digits begin (in 64s), where floats begin
+    table_ptr,  # (blocks, 4) int32: outputs, inner, offset of digits (in units of 64), offset of floats
     scratch_ptr,  # (images * rows, scratch_stride), written
     y_ptr,  # (images * rows, outputs of the last block), written
     status_ptr,
-    rows,  # of an image
-    inputs,  # of the first mix; 0 in "partial", for which the digits of that mix are left out
+    rows,  # per image
+    inputs,  # of the first mix; 0 in "partial", where the digits of that mix are missing
     spatial_depth,
     x_stride,
     height,
@@ -562,24 +569,25 @@ def exact_aggregation_kernel(
 ):
     """Entropy-parameter blocks one after the other. Grid (blocks of rows, images).
 
-    The first block's m is bias + partial ("partial"), product of the spatial context + partial ("spatial"), or product
-    of x ("rows"). Scratch of a row: two slots of `wide` that change roles, and the hidden layer.
+    The first block's m is bias + partial ("partial"), the product of the spatial context + partial ("spatial"), or the
+    product of x ("rows"). A row's scratch: two slots of `wide` that swap roles, and the hidden layer.
     """
+    # Offsets of the rows' scratch, and of the first block's weights.
     image = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
     index = (image.to(tl.int64) * rows + row)[:, None]
-    own = index * scratch_stride
-    free = own  # slot for what comes next
-    m_at = own + wide  # slot of m
-    hidden = own + 2 * wide
+    base = index * scratch_stride
+    free = base  # the free slot
+    m_at = base + wide  # the slot of m
+    hidden = base + 2 * wide
     outputs = tl.load(table_ptr)  # []
     floats = floats_ptr + tl.load(table_ptr + 3)  # []
     digit = digits_ptr + tl.load(table_ptr + 2).to(tl.int64) * 64  # []
     depth = (inputs + 63) // 64 * 64
-    # the first mix's input
+    # The first mix's input.
     bits = tl.zeros([BLOCK_M], tl.int32)
-    source = own
+    source = base
     if START == "spatial":
         bits = _spatial_rows(
             x_ptr, image, row, row_in, taps_ptr, spatial_ptr, spatial_scale_ptr, spatial_bias_ptr, scratch_ptr, free,
@@ -591,8 +599,8 @@ def exact_aggregation_kernel(
         source = index * inputs
         source_ptr = x_ptr
         bits = row_bits(x_ptr, source, inputs, row_in, BLOCK_M, BLOCK_K)
-        note(status_ptr, bits)
-    # the first block's m
+        set_status(status_ptr, bits)
+    # The first block's m: [M, N] at a time.
     m_bits = tl.zeros([BLOCK_M], tl.int32)
     for start in range(0, outputs, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
@@ -610,12 +618,12 @@ def exact_aggregation_kernel(
         tl.store(scratch_ptr + m_at + n[None, :], y, mask=mask)
         m_bits = _raised(m_bits, y, mask)
     for block in range(0, blocks):
-        # where the block's weights are
+        # Offsets of the block's weights.
         outputs = tl.load(table_ptr + 4 * block)  # []
         inner = tl.load(table_ptr + 4 * block + 1)  # []
         digit = digits_ptr + tl.load(table_ptr + 4 * block + 2).to(tl.int64) * 64  # []
         floats = floats_ptr + tl.load(table_ptr + 4 * block + 3)  # []
-        note(status_ptr, m_bits)
+        set_status(status_ptr, m_bits)
         tl.debug_barrier()
         key = digit + 2 * outputs.to(tl.int64) * depth
         depth = (outputs + 63) // 64 * 64
@@ -623,7 +631,7 @@ def exact_aggregation_kernel(
         inner_depth = (inner + 63) // 64 * 64
         scales = floats + 4 * outputs
         eps_area = tl.load(scales + inner + 2 * outputs)  # []
-        # m's LayerNorm to the free slot, and from there the rest of the block, added to m in place
+        # m's LayerNorm to the free slot; then the channel mix of it, added to m in place.
         bits = _norm_rows(
             scratch_ptr, m_at, m_bits, scratch_ptr, free, floats + 2 * outputs, floats + 3 * outputs, table_ptr,
             outputs, eps_area, row_in, False, BLOCK_M, BLOCK_N,
@@ -636,7 +644,7 @@ def exact_aggregation_kernel(
         )  # fmt: skip
         tl.debug_barrier()
         if block + 1 < blocks:
-            # the next block's m, from this one's result to the other slot
+            # The next block's m, from this block's result to the free slot; then swap the slots.
             width = outputs
             outputs = tl.load(table_ptr + 4 * block + 4)  # []
             digit = digits_ptr + tl.load(table_ptr + 4 * block + 6).to(tl.int64) * 64  # []
@@ -656,7 +664,7 @@ def exact_aggregation_kernel(
             m_at = free
             free = swap
         else:
-            # the last block's result
+            # Copy the last block's result.
             for start in range(0, outputs, BLOCK_N):
                 n = start + tl.arange(0, BLOCK_N)
                 mask = row_in[:, None] & (n < outputs)[None, :]

@@ -1,13 +1,12 @@
-"""Exact kernels of the bidirectional WKV: float64, in the order that `reference.biwkv` fixes, bit for bit.
+"""Exact kernels of the bidirectional WKV: float64, in the order of `reference.biwkv`, bit for bit.
 
-Two launches: weights and each chunk's sums; the values. Between them, where there are many chunks, a third turns a
-chunk's own sums into those that enter it; else every program of the last launch walks there by itself. Tokens follow
-one another, channels are side by side, one warp a program. p v and p are two planes of (B, T, C); sums are rows of
-a chunk's four. In comments T is BLOCK_T tokens, C is BLOCK_C channels.
+Two launches: first weights and each chunk's sums, then the values. For many chunks a launch between them computes the
+sums that enter each chunk; for few chunks every program of the last launch computes them. A program is one warp. p v
+and p are two planes of (B, T, C); each chunk has four sums. In comments T is BLOCK_T tokens, C is BLOCK_C channels.
 
-A recurrence is a chain of dependent operations, and its operands come from memory: they are loaded for several tokens
-at once, GROUP or, where results are stored between, four, ahead of the steps that use them, so that a chain waits for
-memory once a group. Tokens behind the last change no sum.
+A recurrence is a chain of dependent operations with operands from memory. These are loaded for several tokens before
+the steps that use them (GROUP tokens, or four if results are stored in between), so that the chain waits for memory
+only once for each group. Tokens after the last one do not change the sums.
 """
 
 import triton
@@ -31,7 +30,7 @@ GROUP = tl.constexpr(8)
 
 @triton.jit
 def _decay_exponent(w_ptr, c, c_in, tokens):
-    """-w, clipped so that |w| T is at most 256, float64."""
+    """-w (C,) float64, clipped so that |w| T is at most 256."""
     count = (tl.full([1], 0, tl.int32) + tokens).to(tl.float64)
     limit = double(DECAY_RANGE) / count
     w = tl.load(w_ptr + c, mask=c_in, other=0.0).to(tl.float64)  # [C]
@@ -40,34 +39,34 @@ def _decay_exponent(w_ptr, c, c_in, tokens):
 
 @triton.jit
 def _jump(w_ptr, c, c_in, tokens):
-    """The decay of a whole chunk."""
+    """The decay (C,) of a whole chunk."""
     length = (tl.full([1], 0, tl.int32) + tl.minimum(CHUNK, tokens)).to(tl.float64)
     return exp64(_decay_exponent(w_ptr, c, c_in, tokens) * length)
 
 
 @triton.jit
 def _inside(c_in, i, count):
-    """c_in where i < count, else nothing; a tile whatever i is."""
+    """c_in if i < count, else False; always a tile (C,)."""
     return c_in & (tl.zeros_like(c_in).to(tl.int32) + i < count)
 
 
 @triton.jit
 def _pair(ptr, plane, index, mask):
-    """Of p v and of p, what is at an index of two planes, (C,) each."""
+    """p v and p at an index of the two planes, (C,) each."""
     pv = tl.load(ptr + index, mask=mask, other=0.0)  # [C]
     p = tl.load(ptr + plane + index, mask=mask, other=0.0)  # [C]
     return pv, p
 
 
 @triton.jit
-def _decayed(own, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr):
-    """The sums of a chunk's weights, `count` tokens from index `begin` on in steps of `step`, (C,) each."""
+def _decayed(ptr, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr):
+    """The decayed sums of p v and p, (C,) each, of `count` tokens from index `begin` on in steps of `step`."""
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
     for first in range(0, count, GROUP):
         for i in tl.static_range(GROUP):
             inside = _inside(c_in, first + i, count)
-            pv, p = _pair(own, plane, begin + (first + i) * step, inside)
+            pv, p = _pair(ptr, plane, begin + (first + i) * step, inside)
             a = tl.where(inside, a * decay + pv, a)
             b = tl.where(inside, b * decay + p, b)
     return a, b
@@ -76,10 +75,10 @@ def _decayed(own, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr)
 @triton.jit
 def exact_wkv_sums_kernel(
     w_ptr,  # (C,)
-    kvr_ptr,  # (B, T, 3 C): keys, values, gates side by side
-    max_key_ptr,  # (B, C) uint32 as int32: order keys of the channels' maxima of k
+    kvr_ptr,  # (B, T, 3 C): keys, values, gates
+    max_key_ptr,  # (B, C) int32: order keys of the channels' maxima of k
     weights_ptr,  # (2, B, T, C) float64, written: p v, p
-    sums_ptr,  # (B, chunks, 4, C) float64, written: of p v and p to the chunk's end, of p v and p to its beginning
+    sums_ptr,  # (B, chunks, 4, C) float64, written: of p v and p, decayed to the chunk's end, then to its beginning
     tokens,
     channels,
     BLOCK_T: tl.constexpr,
@@ -94,7 +93,7 @@ def exact_wkv_sums_kernel(
     high = tl.where(c_in, max_key, 0.0).to(tl.float64)[None, :]
     plane = tl.num_programs(2).to(tl.int64) * tokens * channels
     first = chunk * CHUNK
-    # weights
+    # Weights: [T, C] at a time.
     for start in range(0, CHUNK, BLOCK_T):
         t = first + start + tl.arange(0, BLOCK_T)
         mask = (t < tokens)[:, None] & c_in[None, :]
@@ -107,16 +106,16 @@ def exact_wkv_sums_kernel(
         target = weights_ptr + token[:, None] * channels + c[None, :]
         tl.store(target, p * settle(v).to(tl.float64), mask=mask)
         tl.store(target + plane, p, mask=mask)
-    tl.debug_barrier()  # what other threads wrote is read below
-    # their sums, to the chunk's end and to its beginning
+    tl.debug_barrier()  # other threads will read what was written
+    # Their sums, to the chunk's end and to its beginning: [C].
     decay = exp64(_decay_exponent(w_ptr, c, c_in, tokens))
     count = tl.minimum(CHUNK, tokens - first)
-    own = weights_ptr + (batch * tokens + first) * channels + c
+    weights = weights_ptr + (batch * tokens + first) * channels + c
     target = sums_ptr + (batch * tl.num_programs(0) + chunk) * 4 * channels + c
-    a, b = _decayed(own, plane, channels, 0, count, decay, c_in, BLOCK_C)
+    a, b = _decayed(weights, plane, channels, 0, count, decay, c_in, BLOCK_C)
     tl.store(target, a, mask=c_in)
     tl.store(target + channels, b, mask=c_in)
-    a, b = _decayed(own, plane, -channels, (count - 1) * channels, count, decay, c_in, BLOCK_C)
+    a, b = _decayed(weights, plane, -channels, (count - 1) * channels, count, decay, c_in, BLOCK_C)
     tl.store(target + 2 * channels, a, mask=c_in)
     tl.store(target + 3 * channels, b, mask=c_in)
 
@@ -124,19 +123,20 @@ def exact_wkv_sums_kernel(
 @triton.jit
 def exact_wkv_chain_kernel(
     w_ptr,  # (C,)
-    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums
+    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's sums
     entering_ptr,  # (B, chunks, 4, C) float64, written: the sums that enter each chunk
     tokens,
     channels,
     chunks,
     BLOCK_C: tl.constexpr,
 ):
-    """From the left over all chunks, or from the right. Grid (blocks of channels, B, 2)."""
+    """The sums that enter each chunk from the left, or from the right. Grid (blocks of channels, B, 2)."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = tl.program_id(1).to(tl.int64)
     side = tl.program_id(2)
     c_in = c < channels
     jump = _jump(w_ptr, c, c_in, tokens)
+    # Over all chunks: store the sums so far, then add the chunk's.
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
     for first in range(0, chunks, GROUP):
@@ -144,31 +144,31 @@ def exact_wkv_chain_kernel(
             inside = _inside(c_in, first + i, chunks)
             chunk = tl.where(side == 0, first + i, chunks - 1 - first - i)
             index = ((batch * chunks + chunk) * 4 + 2 * side) * channels + c
-            own_a, own_b = _pair(sums_ptr, channels, index, inside)
+            chunk_a, chunk_b = _pair(sums_ptr, channels, index, inside)
             tl.store(entering_ptr + index, a, mask=inside)
             tl.store(entering_ptr + index + channels, b, mask=inside)
-            a = tl.where(inside, a * jump + own_a, a)
-            b = tl.where(inside, b * jump + own_b, b)
+            a = tl.where(inside, a * jump + chunk_a, a)
+            b = tl.where(inside, b * jump + chunk_b, b)
 
 
 @triton.jit
 def _walk(sums_ptr, channels, begin, step, count, jump, c, c_in, BLOCK_C: tl.constexpr):
-    """What `count` chunks from `begin` on in steps of `step` bring, (C,) each; sums_ptr is of one image."""
+    """The decayed sums, (C,) each, of `count` chunks of an image from chunk `begin` on in steps of `step`."""
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
     for first in range(0, count, GROUP):
         for i in tl.static_range(GROUP):
             inside = _inside(c_in, first + i, count)
             index = (begin + (first + i) * step) * 4 * channels + c
-            own_a, own_b = _pair(sums_ptr, channels, index, inside)
-            a = tl.where(inside, a * jump + own_a, a)
-            b = tl.where(inside, b * jump + own_b, b)
+            chunk_a, chunk_b = _pair(sums_ptr, channels, index, inside)
+            a = tl.where(inside, a * jump + chunk_a, a)
+            b = tl.where(inside, b * jump + chunk_b, b)
     return a, b
 
 
 @triton.jit
-def _keep_left(a, b, i, first, count, pv, p, left_ptr, plane, index, decay, c_in):
-    """One token of the way from the left: what comes to it is stored, then it is added."""
+def _store_left(a, b, i, first, count, pv, p, left_ptr, plane, index, decay, c_in):
+    """One token from the left: store the sums before it, then add it."""
     inside = _inside(c_in, first + i, count)
     tl.store(left_ptr + index, a, mask=inside)
     tl.store(left_ptr + plane + index, b, mask=inside)
@@ -179,10 +179,10 @@ def _keep_left(a, b, i, first, count, pv, p, left_ptr, plane, index, decay, c_in
 def exact_wkv_values_kernel(
     w_ptr,  # (C,)
     u_ptr,  # (C,)
-    kvr_ptr,  # (B, T, 3 C): keys, values, gates side by side
+    kvr_ptr,  # (B, T, 3 C): keys, values, gates
     weights_ptr,  # (2, B, T, C) float64: p v, p
-    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's own sums, or with CHAINED those that enter it
-    left_ptr,  # (2, B, T, C) float64, written: what comes to a token from the left
+    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's sums, or with CHAINED the sums that enter it
+    left_ptr,  # (2, B, T, C) float64, written: each token's sums from the left
     y_ptr,  # (B, T, C), written
     tokens,
     channels,
@@ -204,30 +204,30 @@ def exact_wkv_values_kernel(
     token = batch * tokens + chunk * CHUNK
     first = token * channels + c
     sums_ptr += batch * chunks * 4 * channels
-    # from the left: what enters the chunk, then token by token
+    # From the left: the sums that enter the chunk, then token by token.
     if CHAINED:
         a, b = _pair(sums_ptr, channels, chunk * 4 * channels + c, c_in)
     else:
         jump = _jump(w_ptr, c, c_in, tokens)
         a, b = _walk(sums_ptr, channels, 0, 1, chunk, jump, c, c_in, BLOCK_C)
     for begin in range(0, count, 4):
-        # The loads before the stores, which the compiler must not pass.
+        # Loads come first: the compiler must not move them across stores.
         at = first + begin * channels
         pv0, p0 = _pair(weights_ptr, plane, at, _inside(c_in, begin, count))
         pv1, p1 = _pair(weights_ptr, plane, at + channels, _inside(c_in, begin + 1, count))
         pv2, p2 = _pair(weights_ptr, plane, at + 2 * channels, _inside(c_in, begin + 2, count))
         pv3, p3 = _pair(weights_ptr, plane, at + 3 * channels, _inside(c_in, begin + 3, count))
-        a, b = _keep_left(a, b, 0, begin, count, pv0, p0, left_ptr, plane, at, decay, c_in)
-        a, b = _keep_left(a, b, 1, begin, count, pv1, p1, left_ptr, plane, at + channels, decay, c_in)
-        a, b = _keep_left(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
-        a, b = _keep_left(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
+        a, b = _store_left(a, b, 0, begin, count, pv0, p0, left_ptr, plane, at, decay, c_in)
+        a, b = _store_left(a, b, 1, begin, count, pv1, p1, left_ptr, plane, at + channels, decay, c_in)
+        a, b = _store_left(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
+        a, b = _store_left(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
     tl.debug_barrier()
-    # from the right: what enters, then token by token with the values
+    # From the right: the sums that enter the chunk, then token by token with the values.
     if CHAINED:
         a, b = _pair(sums_ptr + 2 * channels, channels, chunk * 4 * channels + c, c_in)
     else:
-        behind = chunks - 1 - chunk
-        a, b = _walk(sums_ptr + 2 * channels, channels, chunks - 1, -1, behind, jump, c, c_in, BLOCK_C)
+        later = chunks - 1 - chunk
+        a, b = _walk(sums_ptr + 2 * channels, channels, chunks - 1, -1, later, jump, c, c_in, BLOCK_C)
     for begin in range(0, count, 4):
         at = first + (count - 1 - begin) * channels
         pv0, p0 = _pair(weights_ptr, plane, at, _inside(c_in, begin, count))
@@ -251,7 +251,7 @@ def exact_wkv_values_kernel(
 
 @triton.jit
 def _inputs(kvr_ptr, row, c, channels, mask):
-    """A token's v and its gate, (C,) each."""
+    """A token's v and gate, (C,) each."""
     source = kvr_ptr + row * (3 * channels) + c
     v = tl.load(source + channels, mask=mask, other=0.0)  # [C]
     gate = tl.load(source + 2 * channels, mask=mask, other=0.0)  # [C]
@@ -260,12 +260,12 @@ def _inputs(kvr_ptr, row, c, channels, mask):
 
 @triton.jit
 def _value(a, b, i, first, count, pv, p, left_a, left_b, v, gate, boost, decay, y_ptr, index, c_in):
-    """y of one token on the way from the right, with a and b what comes from there; those with the token added."""
+    """Write y of one token, given the sums a and b from the right; returns these with the token added."""
     inside = _inside(c_in, first + i, count)
-    own = boost * p
-    over = (left_a + a) + own * settle(v).to(tl.float64)
-    under = tl.where(inside, (left_b + b) + own, double(1.0))
-    y = settle((over / under).to(tl.float32))
+    self_weight = boost * p
+    num = (left_a + a) + self_weight * settle(v).to(tl.float64)
+    den = tl.where(inside, (left_b + b) + self_weight, double(1.0))
+    y = settle((num / den).to(tl.float32))
     y = settle(sigmoid(gate) * y)
     tl.store(y_ptr + index, y, mask=inside)
     return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)

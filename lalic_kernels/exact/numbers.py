@@ -1,7 +1,7 @@
-"""The numbers of the exact arithmetic's definition, version 1 (docs/portable-arithmetic.md). None is computed here.
+"""The numbers of the exact arithmetic's definition, version 1 (docs/portable-arithmetic.md).
 
-A float is written by its bits or as a power of two, so that no reader of decimals has a part in it. Changing one
-changes every stream: `VERSION` goes up with it.
+A float is given by its bits or as a power of two, so that no parser of decimals can change it. A change of any number
+changes every stream, and needs a new `VERSION`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ VERSION = 1
 
 
 class NotFinite(ValueError):
-    """An argument of an exact primitive holds an infinity or NaN, which no integer stands for."""
+    """An argument of exact arithmetic has an infinity or NaN, which has no integer."""
 
 
 def _float(bits: int) -> float:
@@ -25,7 +25,7 @@ def _double(bits: int) -> float:
     return struct.unpack("<d", struct.pack("<Q", bits))[0]
 
 
-# A settled value is 0 or has a magnitude from TINY to HUGE: a product of two such is a normal number on every machine.
+# A settled value is 0 or has a magnitude from TINY to HUGE: a product of two of them is a normal number.
 EXPONENT = 60
 TINY = 2.0**-EXPONENT
 HUGE = 2.0**EXPONENT
@@ -34,14 +34,14 @@ HUGE = 2.0**EXPONENT
 BITS = 13
 LARGEST = 2**BITS - 1  # 8191
 DIGIT = 128  # q = 128 high + low, both in -64..64
-MOST_TERMS = 2**17  # of one sum: the digits' sums stay in int32, the whole sum below 2^53 - and far below
+MAX_TERMS = 2**17  # of one sum: the digits' sums stay in int32, the whole sum far below 2^53
 
 # LayerNorm
-NORM_EPS = 1e-5  # of the blocks
+NORM_EPS = 1e-5
 NORM_BITS = 17
-NORM_LEAST_EXPONENT = -40
+NORM_MIN_EXPONENT = -40
 ROOT_GUESS = 0x5F375A86
-NORM_MOST_CHANNELS = 4096  # 4096 * 2^17 * 2 is still an int32
+NORM_MAX_CHANNELS = 4096  # 4096 * 2^17 * 2 is still an int32
 
 # exp in float32, its argument clipped to +-EXP_RANGE, so that exp(x) is settled
 EXP_RANGE = 41.5
@@ -52,7 +52,7 @@ EXP_POLYNOMIAL = tuple(
     _float(bits) for bits in (0x39506967, 0x3AB743CE, 0x3C088908, 0x3D2AA9C1, 0x3E2AAAAA, 0x3F000000)
 )  # of r^7 .. r^2
 
-# exp in float64, for the bidirectional WKV alone
+# exp in float64, for the bidirectional WKV
 EXP64_FLOOR = -300.0
 DECAY_RANGE = 256.0  # |w| T at most
 BOOST_RANGE = 80.0  # |u| at most

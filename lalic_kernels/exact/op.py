@@ -1,8 +1,12 @@
-"""Exact arithmetic as callers see it: Triton kernels on CUDA tensors, compiled loops on CPU ones, or eager torch.
+"""The public functions of exact arithmetic: Triton kernels on CUDA tensors, compiled loops on CPU tensors, or torch.
 
-All give the same bits, so the choice is of time alone and no result depends on it; `backend=` is for tests. Activations
-are float32 and finite: TypeError and `NotFinite` otherwise. `BackendUnavailable` says that a back end asked for cannot
-run on these tensors. `reference.py` is the definition.
+All backends give the same bits, so the choice affects only the time; `backend=` ("reference", "cpu", "triton") is for
+tests. `reference.py` is the definition, docs/portable-arithmetic.md its text.
+
+Raises of every function:
+    TypeError: an activation is not float32.
+    NotFinite: an activation is not finite.
+    BackendUnavailable: the requested backend cannot run on these tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ BACKENDS = ("reference", "cpu", "triton")
 
 
 def backend_of(device: str) -> str:
-    """What tensors on a device type get: "triton", "cpu" for the compiled loops, or "reference" for eager torch."""
+    """The backend for tensors on a device type: "triton", "cpu" (compiled loops) or "reference" (eager torch)."""
     if device == "cuda" and installed.TRITON:
         return "triton"
     return "cpu" if device == "cpu" and NUMBA else "reference"
@@ -41,7 +45,7 @@ def describe(device: str) -> str:
 
 
 def _resolve(x: Tensor, backend: str | None) -> str:
-    """The back end for x: the one asked for, if it can run, or what the device gets."""
+    """The backend for x: the requested one, or that of the device."""
     if backend is None:
         return backend_of(x.device.type)
     if backend not in BACKENDS:
@@ -59,7 +63,7 @@ def _resolve(x: Tensor, backend: str | None) -> str:
 
 
 def linear(x: Tensor, weights: ExactLinear, *, backend: str | None = None) -> Tensor:
-    """x (..., K) -> x w^T + bias (..., O), a scale for each row of K."""
+    """x (..., K) -> x w^T + bias (..., O), float32. Each row of K values has one scale."""
     match _resolve(x, backend):
         case "triton":
             from lalic_kernels.exact import gpu
@@ -73,7 +77,7 @@ def linear(x: Tensor, weights: ExactLinear, *, backend: str | None = None) -> Te
 
 
 def conv(x: Tensor, weights: ExactConv, *, backend: str | None = None) -> Tensor:
-    """Convolution, plain or transposed, of images x (B, H, W, C) -> (B, H', W', O), a scale for each image."""
+    """Convolution, plain or transposed, of images x (B, H, W, C) -> (B, H', W', O). Each image has one scale."""
     match _resolve(x, backend):
         case "triton":
             from lalic_kernels.exact import gpu
@@ -92,7 +96,7 @@ def rwkv_block(x: Tensor, block: ExactBlock, *, backend: str | None = None) -> T
 
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock], *, backend: str | None = None) -> Tensor:
-    """`rwkv_block` of x (B, H, W, C) with one block after the other."""
+    """x (B, H, W, C) -> (B, H, W, C), float32: `rwkv_block` with one block after the other."""
     match _resolve(x, backend):
         case "triton":
             from lalic_kernels.exact import gpu
@@ -110,8 +114,7 @@ def entropy_params(
 ) -> Tensor:
     """x (..., Cin) -> (..., Cout): m = mix x + partial; m + sigmoid(R n) V relu(K n)^2 with n = LayerNorm(m).
 
-    `partial` (..., Cout) is what is known of the first product from elsewhere, one float addition. With Cin = 0 the
-    mix's bias is all that the mix gives.
+    `partial` (..., Cout) is added to the first product in float32. With Cin = 0 the mix is its bias alone.
     """
     match _resolve(x, backend):
         case "triton":
@@ -126,7 +129,7 @@ def entropy_params(
 
 
 def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """parameters (..., 2 g), g scales, then g means -> (the scales' indexes 0..63 int32, the means), each (..., g)."""
+    """parameters (..., 2 g), g scales, then g means -> (scale indexes 0..63 int32, means float32), each (..., g)."""
     match _resolve(parameters, backend):
         case "triton":
             from lalic_kernels.exact import gpu
@@ -140,7 +143,7 @@ def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Te
 
 
 def slice_kernels(device: torch.device, *, backend: str | None = None) -> SliceKernels | None:
-    """The steps of coding slices in few launches, where Triton runs; else None."""
+    """Kernels that code slices in few launches, if Triton runs; else None."""
     if (backend or backend_of(device.type)) != "triton":
         return None
     from lalic_kernels.exact.gpu_slices import SliceKernels
@@ -149,10 +152,12 @@ def slice_kernels(device: torch.device, *, backend: str | None = None) -> SliceK
 
 
 def one_check(device: torch.device, *, backend: str | None = None) -> contextlib.AbstractContextManager[None]:
-    """Calls inside look for inputs that are not finite together, at the end, where each look would wait for a GPU.
+    """A context with one check at its end whether inputs are finite: a check of each call would wait for the GPU.
 
-    Raises `NotFinite` on leaving if one was not finite; what was computed from it is then without meaning. On CPUs
-    there is nothing to wait for, and each call looks itself.
+    Results are meaningless if the check fails. On CPUs each call checks its inputs.
+
+    Raises:
+        NotFinite: at the end, if an input was not finite.
     """
     if (backend or backend_of(device.type)) != "triton":
         return contextlib.nullcontext()
@@ -162,10 +167,10 @@ def one_check(device: torch.device, *, backend: str | None = None) -> contextlib
 
 
 def statuses(device: torch.device) -> contextlib.AbstractContextManager[list[Tensor]]:
-    """Calls inside look for inputs that are not finite, and the caller reads what they found: for captured launches.
+    """A context in which calls check their inputs for the caller, who reads the status: for captured launches.
 
-    On leaving the list has a status (1,) int32, or none on a CPU, where each call looks itself. A status is not zero
-    where an input was not finite, as soon as the launches have run.
+    At its end the list has one status (1,) int32, which is not zero if an input was not finite, once the launches have
+    run. On CPUs the list is empty, and each call checks its inputs.
     """
     if backend_of(device.type) != "triton":
         return contextlib.nullcontext([])

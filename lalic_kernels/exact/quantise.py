@@ -1,8 +1,8 @@
-"""Settled values, powers of two, integers from floats and back: what every exact primitive is made of, in eager torch.
+"""The parts of all exact arithmetic in eager torch: settled values, powers of two, integers from floats and back.
 
-Each step is an integer operation, a comparison, or one correctly rounded float operation, elementwise and alone. Eager
-torch rounds each of them by itself on every device, so these lines give the same bits everywhere. They must not be
-compiled: a compiler may contract a product and a sum to one rounding.
+Each step is elementwise: an integer operation, a comparison, or one correctly rounded float operation. Eager torch
+rounds each of them separately on every device, so the bits are the same everywhere. These functions must not be
+compiled: a compiler may round a product and a sum together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INFINITY = 0x7F800000
 
 
 def settle(x: Tensor) -> Tensor:
-    """x, float32, with magnitudes below 2^-60 made +0 and those above 2^60 made 2^60. x may be infinite, not NaN."""
+    """x, float32, with magnitudes below 2^-60 set to +0, those above 2^60 set to 2^60. x may be infinite, not NaN."""
     size = x.abs()
     x = torch.where(size >= TINY, x, torch.zeros_like(x))
     return torch.where(size > HUGE, torch.where(x > 0, HUGE, -HUGE).to(x.dtype), x)
@@ -31,9 +31,11 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 
 def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Bits of the largest |x| over dims (kept, of size 1), int32. Bits of magnitudes order as the magnitudes do.
+    """Bits of the largest |x| over dims (which get size 1), int32. Bits have the order of the magnitudes.
 
-    Raises ValueError if an element of x is infinite or NaN, TypeError if x is not float32.
+    Raises:
+        NotFinite: an element of x is infinite or NaN.
+        TypeError: x is not float32.
     """
     if x.dtype != torch.float32:
         raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
@@ -43,21 +45,21 @@ def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def require_finite(bits: Tensor) -> None:
-    """Raise ValueError unless all magnitude bits (int32) are those of finite numbers."""
+    """Raise `NotFinite` unless all magnitude bits (int32) are those of finite numbers."""
     if bits.numel() and int(bits.max()) >= _INFINITY:
         raise NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
-def leading_exponent(bits: Tensor, least: int = -EXPONENT) -> Tensor:
-    """The E, int32, with 2^E <= magnitude < 2^(E + 1), clipped to least..60. `bits` as `magnitude_bits` gives them."""
-    return ((bits >> 23) - 127).clamp(least, EXPONENT)
+def leading_exponent(bits: Tensor, minimum: int = -EXPONENT) -> Tensor:
+    """The E, int32, with 2^E <= magnitude < 2^(E + 1), clipped to minimum..60, from magnitude bits."""
+    return ((bits >> 23) - 127).clamp(minimum, EXPONENT)
 
 
 def quantise(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Integers of 13 bits and sign with one power-of-two scale for all elements along dims.
+    """Integers of 13 bits and sign, with one power-of-two scale for all elements along dims.
 
     x is about q 2^(exponent - 12). The exponent is that of the largest magnitude, clipped to -60..60; q is
-    x 2^(12 - exponent) clipped to +-8191 and rounded half to even.
+    x 2^(12 - exponent), clipped to +-8191 and rounded half to even.
 
     Args:
         x: float32, any shape, not empty along dims.
@@ -67,7 +69,8 @@ def quantise(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
         q, int32 of x's shape; exponent, int32, of size 1 along dims.
 
     Raises:
-        ValueError: x is not finite.
+        NotFinite: x is not finite.
+        TypeError: x is not float32.
     """
     exponent = leading_exponent(magnitude_bits(x, dims))
     scaled = x * power_of_two(BITS - 1 - exponent)
@@ -75,14 +78,17 @@ def quantise(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(sums: Tensor, exponent: Tensor, weight_exponent: Tensor, bias: Tensor | None) -> Tensor:
-    """Float of an integer sum of products: sums 2^(exponent - 12) 2^(weight_exponent - 12) + bias, settled.
+    """The float of an integer sum of products: sums 2^(exponent - 12) 2^(weight_exponent - 12) + bias, settled.
+
+    The sum is rounded to float32 once. The two scalings are exact if the result is not settled to 0 or 2^60.
 
     Args:
-        sums: float64 that hold integers below 2^53, or int32; any shape.
+        sums: integers below 2^53 in float64, or int32; any shape.
         exponent, weight_exponent: int32 that broadcast to it.
         bias: settled float32 that broadcasts to it, or None.
 
-    The sum is rounded to float32 once; the two scalings are exact wherever the result survives being settled.
+    Returns:
+        float32 of the shape of sums.
     """
     y = sums.to(torch.float32) * power_of_two(exponent - (BITS - 1)) * power_of_two(weight_exponent - (BITS - 1))
     return settle(y if bias is None else y + bias)

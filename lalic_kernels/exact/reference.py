@@ -1,8 +1,8 @@
 """Exact arithmetic by its definition: eager torch, the same bits on every device. docs/portable-arithmetic.md.
 
-First the steps, then the blocks, which are compositions of the steps in the order written here. Activations are float32
-and finite (TypeError, NotFinite otherwise); results are settled (`quantise.settle`) and a function of one image alone,
-whatever the batch. Products are taken in float64 on integers below 2^53, which is exact in any order.
+First the steps, then the blocks, which are compositions of the steps in the order of this file. Activations are float32
+and finite (TypeError, NotFinite otherwise). Results are settled (`quantise.settle`), and depend on one image only,
+not on the batch. Products are computed in float64 on integers below 2^53, which is exact in any order.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def check(x: Tensor) -> None:
 
 
 def linear(x: Tensor, prepared: ExactLinear) -> Tensor:
-    """x (..., K) -> (..., O), a scale for each row of K."""
+    """x (..., K) -> (..., O). Each row of K values has one scale."""
     q, exponent = quantise(x, (-1,))
     sums = q.double() @ prepared.weight.double().t()
     return dequantise(sums, exponent, prepared.exponent, prepared.bias)
 
 
 def conv(x: Tensor, prepared: ExactConv) -> Tensor:
-    """x (B, H, W, C) -> (B, H', W', O), a scale for each image."""
+    """x (B, H, W, C) -> (B, H', W', O). Each image has one scale."""
     q, exponent = quantise(x, (1, 2, 3))
     batch, height, width, _ = x.shape
     rows, columns = prepared.output_size(height), prepared.output_size(width)
@@ -67,7 +67,7 @@ def _window(x: Tensor, dy: int, dx: int, count: torch.Size, step: int) -> Tensor
 
 
 def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
-    """x (B, H, W, C), a scale for each channel of each image, zeros round it -> (B, H, W, C)."""
+    """x (B, H, W, C) -> (B, H, W, C), zero padding. Each channel of each image has one scale."""
     q, exponent = quantise(x, (1, 2))
     size = prepared.weight.shape[-1]
     sums = torch.zeros_like(q)
@@ -79,29 +79,29 @@ def depthwise(x: Tensor, prepared: ExactDepthwise) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = n.NORM_EPS) -> Tensor:
-    """Over the last dimension (C up to 4096) from integers of 17 bits: their sums are exact in any order.
+    """LayerNorm over the last dimension (C up to 4096) from integers of 17 bits, whose sums are exact in any order.
 
-    weight, bias: (C,). eps: 2^-30 to 2^-10, taken as float32, so that every scale of x leaves it a normal number.
+    weight, bias: (C,). eps: 2^-30 to 2^-10, rounded to float32, so that it stays a normal number for every scale of x.
     """
     channels = x.shape[-1]
     check_norm(x, eps)
-    exponent = leading_exponent(magnitude_bits(x, (-1,)), n.NORM_LEAST_EXPONENT)
+    exponent = leading_exponent(magnitude_bits(x, (-1,)), n.NORM_MIN_EXPONENT)
     bound = 2.0**n.NORM_BITS
     scaled = (x * power_of_two(n.NORM_BITS - 1 - exponent)).clamp(-bound, bound)
     q = torch.round(scaled).to(torch.int64)
     total = q.sum(dim=-1, keepdim=True)
-    spread = channels * (q * q).sum(dim=-1, keepdim=True) - total * total  # C^2 times the variance
+    variance = channels * (q * q).sum(dim=-1, keepdim=True) - total * total  # times C^2
     offset = torch.tensor(eps, dtype=torch.float32, device=x.device) * float(channels * channels)
     half = power_of_two(n.NORM_BITS - 1 - exponent)
-    rate = _reciprocal_root(spread.to(torch.float32) + (offset * half) * half)
-    normal = (channels * q - total).to(torch.float32) * rate
+    rstd = _reciprocal_root(variance.to(torch.float32) + (offset * half) * half)
+    normal = (channels * q - total).to(torch.float32) * rstd
     return settle(normal * settle(weight) + settle(bias))
 
 
 def _reciprocal_root(x: Tensor) -> Tensor:
-    """1 / sqrt(x) of normal x > 0 from a first guess by its bits and three steps of Newton's; relative error 2e-7.
+    """1 / sqrt(x) of normal x > 0, from a first guess by its bits and three Newton steps; relative error 2e-7.
 
-    Not by a square root: torch's own on CPUs may come from a vector library that does not round it correctly.
+    torch's square root on CPUs may come from a vector library that does not round correctly.
     """
     y = (n.ROOT_GUESS - (x.view(torch.int32) >> 1)).view(torch.float32)
     half = 0.5 * x
@@ -112,14 +112,14 @@ def _reciprocal_root(x: Tensor) -> Tensor:
 
 def check_norm(x: Tensor, eps: float = n.NORM_EPS) -> None:
     """Raise ValueError unless `layer_norm` is defined for x (..., C) and eps."""
-    if not 0 < x.shape[-1] <= n.NORM_MOST_CHANNELS:
-        raise ValueError(f"layer_norm: x must have 1 to {n.NORM_MOST_CHANNELS} channels, but has {x.shape[-1]}")
+    if not 0 < x.shape[-1] <= n.NORM_MAX_CHANNELS:
+        raise ValueError(f"layer_norm: x must have 1 to {n.NORM_MAX_CHANNELS} channels, but has {x.shape[-1]}")
     if not 2.0**-30 <= eps <= 2.0**-10:
-        raise ValueError(f"layer_norm: eps must lie within 2^-30 to 2^-10, but is {eps}")
+        raise ValueError(f"layer_norm: eps must be in 2^-30 to 2^-10, but is {eps}")
 
 
 def exp(x: Tensor) -> Tensor:
-    """exp of x clipped to +-41.5, so that the result lies within 2^-60..2^60; relative error about 1e-7."""
+    """exp of x clipped to +-41.5, so that the result is in 2^-60..2^60; relative error about 1e-7."""
     check(x)
     return _exp(x)
 
@@ -155,14 +155,14 @@ def _exp64(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """z = exp(-|x|); 1 / (1 + z) where x >= 0, z / (1 + z) elsewhere."""
+    """1 / (1 + z) where x >= 0, else z / (1 + z), with z = exp(-|x|)."""
     check(x)
     z = _exp(-x.abs())
     return torch.where(x >= 0, torch.ones_like(z), z) / (1.0 + z)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """x x where x > 0, +0 elsewhere; settled."""
+    """x x where x > 0, else +0; settled."""
     check(x)
     return settle(torch.where(x > 0, x * x, torch.zeros_like(x)))
 
@@ -185,9 +185,9 @@ def residual(x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
 def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = None) -> Tensor:
     """Bidirectional WKV (`lalic_kernels.biwkv`): w, u (C,), k, v (B, T, C) -> (B, T, C); with a gate sigmoid(gate) y.
 
-    In float64, sequential inside chunks of 64 tokens and over chunks, never rearranged. Clipped: |w| T to 256, |u| to
-    80, k to at most 300 below its channel's maximum over the image. Nothing then leaves the normal numbers, and a
-    denominator is never zero, so that every finite input has a finite result.
+    In float64, sequential inside chunks of 64 tokens and over chunks, in a fixed order. Clipped: |w| T to 256, |u| to
+    80, k to at most 300 below its channel's maximum over the image. Then every number is normal, and no denominator is
+    zero, so that every finite input has a finite result.
     """
     for x in (w, u, k, v, *(() if gate_by is None else (gate_by,))):
         check(x)
@@ -202,42 +202,42 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = N
     p = _exp64((k64 - k64.amax(dim=1, keepdim=True)).clamp(min=n.EXP64_FLOOR))
     pv = p * settle(v).double()
     chunks = -(-tokens // n.CHUNK)
-    spare = chunks * n.CHUNK - tokens  # tokens of weight 0 behind the last: their part of every sum is exactly 0
+    missing = chunks * n.CHUNK - tokens  # padded with tokens of weight 0, which add exactly 0 to every sum
     terms = torch.stack((pv, p))  # (2, B, T, C)
-    folded = F.pad(terms, (0, 0, 0, spare)).reshape(2, batch, chunks, n.CHUNK, channels)
-    sides = [_before(folded, decay, jump), _before(folded.flip(2, 3), decay, jump).flip(2, 3)]
+    by_chunk = F.pad(terms, (0, 0, 0, missing)).reshape(2, batch, chunks, n.CHUNK, channels)
+    sides = [_before(by_chunk, decay, jump), _before(by_chunk.flip(2, 3), decay, jump).flip(2, 3)]
     left, right = (side.reshape(2, batch, -1, channels)[:, :, :tokens] for side in sides)
-    own = boost * p
-    top = (left[0] + right[0]) + own * settle(v).double()
-    y = settle((top / ((left[1] + right[1]) + own)).to(torch.float32))
+    self_weight = boost * p
+    num = (left[0] + right[0]) + self_weight * settle(v).double()
+    y = settle((num / ((left[1] + right[1]) + self_weight)).to(torch.float32))
     return y if gate_by is None else gate(gate_by, y)
 
 
 def _before(x: Tensor, decay: Tensor, jump: Tensor) -> Tensor:
-    """For each token the decayed sum of those before it. x (2, B, chunks, 64, C) -> the same shape."""
-    own = torch.zeros_like(x[:, :, :, 0])
+    """For each token the decayed sum of the tokens before it. x (2, B, chunks, 64, C) -> the same shape."""
+    chunk_sum = torch.zeros_like(x[:, :, :, 0])
     for i in range(n.CHUNK):
-        own = own * decay + x[:, :, :, i]
-    entering = [torch.zeros_like(own[:, :, 0])]
+        chunk_sum = chunk_sum * decay + x[:, :, :, i]
+    entering = [torch.zeros_like(chunk_sum[:, :, 0])]
     for j in range(x.shape[2] - 1):
-        entering.append(entering[-1] * jump + own[:, :, j])
+        entering.append(entering[-1] * jump + chunk_sum[:, :, j])
     state = torch.stack(entering, dim=2)
-    found = torch.empty_like(x)
+    before = torch.empty_like(x)
     for i in range(n.CHUNK):
-        found[:, :, :, i] = state
+        before[:, :, :, i] = state
         state = state * decay + x[:, :, :, i]
-    return found
+    return before
 
 
 def scale_index(scales: Tensor) -> Tensor:
-    """How many of the 63 shipped thresholds lie below each scale: int32 of its shape, 0..63."""
+    """The number of the 63 shipped thresholds that are below each scale: int32 of its shape, 0..63."""
     check(scales)
     thresholds = torch.tensor(n.THRESHOLDS, dtype=torch.float32, device=scales.device)
     return torch.bucketize(scales, thresholds).to(torch.int32)
 
 
 def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """parameters (..., 2 g), g scales, then g means -> (the scales' indexes int32, the means), each (..., g)."""
+    """parameters (..., 2 g), g scales, then g means -> (scale indexes int32, means), each (..., g)."""
     scales, means = parameters.chunk(2, dim=-1)
     check(means)
     return scale_index(scales.contiguous()), means.contiguous()
@@ -263,7 +263,7 @@ def _channel_mix(x: Tensor, weights: ExactBlock | ExactEntropyParams) -> Tensor:
 
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
-    """`rwkv_block` of x (B, H, W, C) with one block after the other."""
+    """x (B, H, W, C) -> (B, H, W, C): `rwkv_block` with one block after the other."""
     for block in sequence:
         x = rwkv_block(x, block)
     return x
@@ -272,8 +272,7 @@ def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
 def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
     """x (..., Cin) -> (..., Cout): m = mix x + partial; m + sigmoid(R n) V relu(K n)^2 with n = LayerNorm(m).
 
-    `partial` (..., Cout) is what is known of the first product from elsewhere, one float addition. With Cin = 0 the
-    mix's bias is all that the mix gives.
+    `partial` (..., Cout) is added to the first product in float32. With Cin = 0 the mix is its bias alone.
     """
     if x.shape[-1]:
         m = linear(x, block.mix)

@@ -415,7 +415,7 @@ def rans_push_kernel(
             i = first + (steps - 1 - step) * stride + lane
             mask = (i < end) & (lane < lanes)
             interval = tl.load(entries_ptr + i, mask=mask, other=0).to(tl.uint32, bitcast=True)  # [LANES]
-            # A state that is too large writes a word. The decoder reads lane by lane: lane 0's word has the lowest index.
+            # A state that is too large writes a word. The decoder reads lane by lane: lane 0's word comes first.
             freq = (interval >> 16) + 1
             full = mask & ((x >> 16) >= freq)
             writes = full.to(tl.int32)

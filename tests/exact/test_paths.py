@@ -90,7 +90,7 @@ def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> 
 def test_threads_do_not_matter(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loop goes to two threads here, whatever it is worth."""
     cpu = importlib.import_module("lalic_kernels.exact.cpu")
-    monkeypatch.setattr(cpu, "WORTH", 0)
+    monkeypatch.setattr(cpu, "MIN_THREAD_NS", 0)
     x = Source(3).normal
     image = x(1, 24, 32, 96)
     weight, kernel = exact.prepare_linear(x(200, 96), x(200)), exact.prepare_conv(x(64, 96, 3, 3), padding=1)

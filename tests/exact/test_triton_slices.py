@@ -151,12 +151,12 @@ def test_sums_of_many_chunks_have_a_launch(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_images_whose_positions_do_not_line_up() -> None:
-    from lalic_kernels.exact.gpu_state import lined_up, positions
+    from lalic_kernels.exact.gpu_state import evenly_spaced, position_stride
 
     x = torch.zeros(2, 4, 6, 5, device=DEVICE)
-    assert positions(x) == 5 and positions(x[..., 1:3]) == 5
-    assert positions(x[:, :1, :1]) == 120 and positions(x[:1, :1, :1]) == 5  # of one position an image, and in all
+    assert position_stride(x) == 5 and position_stride(x[..., 1:3]) == 5
+    assert position_stride(x[:, :1, :1]) == 120 and position_stride(x[:1, :1, :1]) == 5  # of one position an image, and in all
     for other in (x[:, ::2], x[:, :, :4], x.transpose(1, 2), x.permute(0, 3, 1, 2), x[..., ::2]):
         with pytest.raises(ValueError, match="one after the other"):
-            positions(other)
-        assert lined_up(other).is_contiguous() and torch.equal(lined_up(other), other)
+            position_stride(other)
+        assert evenly_spaced(other).is_contiguous() and torch.equal(evenly_spaced(other), other)
