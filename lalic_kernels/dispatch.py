@@ -56,7 +56,7 @@ def choose(op: Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
 
 
 def resolve(op: Op, backend: str | None, device_type: str, dtype: torch.dtype) -> str:
-    """The implementation to use.
+    """The implementation to use: the requested one, or that of the rule.
 
     Args:
         op: the op.
@@ -66,7 +66,7 @@ def resolve(op: Op, backend: str | None, device_type: str, dtype: torch.dtype) -
 
     Raises:
         ValueError: backend is not a known name.
-        BackendUnavailable: backend cannot run here, with the reason.
+        BackendUnavailable: backend cannot run on these tensors; the message has the reason.
     """
     if backend is None:
         return choose(op, device_type, dtype)[0]

@@ -148,12 +148,12 @@ def _escapes(
     control_ptr = head_ptr + FIXED
     x_ptr = control_ptr + groups_capacity * CONTROL
     # Find the escapes.
-    found = 0
+    escape_count = 0
     for begin in range(0, count, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         escaped = (tl.load(rows_ptr + i, mask=i < count, other=0) < 0).to(tl.int32)  # [BLOCK]
-        tl.store(numbers_ptr + found + tl.cumsum(escaped, 0) - 1, i, mask=escaped != 0)
-        found += tl.sum(escaped, 0)
+        tl.store(numbers_ptr + escape_count + tl.cumsum(escaped, 0) - 1, i, mask=escaped != 0)
+        escape_count += tl.sum(escaped, 0)
     tl.debug_barrier()
     lane = tl.arange(0, LANES)
     x = tl.load(x_ptr + lane).to(tl.uint32, bitcast=True)  # [LANES]
@@ -162,8 +162,8 @@ def _escapes(
     working = tl.load(control_ptr + WORKING)
     faults = 0
     # The numbers of digits, stored above the values' 36 bits.
-    for begin in range(0, found, working):
-        mask = (lane < working) & (begin + lane < found)
+    for begin in range(0, escape_count, working):
+        mask = (lane < working) & (begin + lane < escape_count)
         digits, x, at = _field(x, mask, tl.full((LANES,), 4, tl.int32), words_ptr, at, end)
         if tl.max(digits, 0) > 9:
             faults |= BAD_COUNT
@@ -172,8 +172,8 @@ def _escapes(
     # 16, 16 and 4 bits of the values, low bits first.
     for part in tl.static_range(3):
         tl.debug_barrier()
-        for begin in range(0, found, working):
-            mask = (lane < working) & (begin + lane < found)
+        for begin in range(0, escape_count, working):
+            mask = (lane < working) & (begin + lane < escape_count)
             raw = tl.load(raw_ptr + begin + lane, mask=mask, other=0)  # [LANES]
             digits = (raw >> 40).to(tl.int32)
             width = tl.minimum(tl.maximum(4 * digits - 16 * part, 0), 16 if part < 2 else 4)
@@ -181,8 +181,8 @@ def _escapes(
             tl.store(raw_ptr + begin + lane, raw | (value.to(tl.int64) << (16 * part)), mask=mask)
     tl.debug_barrier()
     # Check the values, and write symbols.
-    for begin in range(0, found, LANES):
-        mask = begin + lane < found
+    for begin in range(0, escape_count, LANES):
+        mask = begin + lane < escape_count
         raw = tl.load(raw_ptr + begin + lane, mask=mask, other=0)  # [LANES]
         digits = raw >> 40
         raw = raw & ((1 << 36) - 1)

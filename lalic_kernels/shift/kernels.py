@@ -31,10 +31,10 @@ def _statistics(
         i = top - 2 + p // WIDE
         j = left - 2 + p % WIDE
         inside = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (p < COUNT)
-        place = ((batch * height + i) * width + j) * channels
+        pixel = ((batch * height + i) * width + j) * channels
         mask = inside[:, None] & (c < channels)[None, :]
         # Mean and deviation over all channels: [PIXELS].
-        x = tl.load(x_ptr + place[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        x = tl.load(x_ptr + pixel[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
         mean = tl.sum(x, axis=1) / channels
         centred = tl.where(mask, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)

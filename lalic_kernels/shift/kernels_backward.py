@@ -37,9 +37,9 @@ def grad_norm_kernel(
         # Load PIXELS pixels, all channels.
         p = (program * STEPS + step) * PIXELS + tl.arange(0, PIXELS)
         mask = (p < pixels)[:, None] & c_in[None, :]
-        place = p[:, None] * channels + c[None, :]
-        x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
-        grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        at = p[:, None] * channels + c[None, :]
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
+        grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [PIXELS, ALL_C]
         # Compute the statistics again: [PIXELS].
         mean = tl.sum(x, axis=1) / channels
         centred = tl.where(mask, x - mean[:, None], 0.0)
@@ -53,7 +53,7 @@ def grad_norm_kernel(
         mean_q = tl.sum(q, axis=1) / channels
         mean_qh = tl.sum(q * h, axis=1) / channels
         grad_x = factor[:, None] * (q - mean_q[:, None] - h * mean_qh[:, None])
-        tl.store(grad_ptr + place, grad_x.to(grad_ptr.dtype.element_ty), mask=mask)
+        tl.store(grad_ptr + at, grad_x.to(grad_ptr.dtype.element_ty), mask=mask)
         tl.store(statistics_ptr + p, mean, mask=p < pixels)
         tl.store(statistics_ptr + pixels + p, factor, mask=p < pixels)
     # Write the program's partial sums.

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `exact_inputs`, which is a script as well."""
+"""Lets the tests of this folder import `exact_inputs`, which is also a script."""
 
 from __future__ import annotations
 

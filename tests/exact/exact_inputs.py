@@ -1,8 +1,8 @@
-"""Inputs of the exact arithmetic's tests, the same on every machine: made of integers, not of torch's random floats.
+"""Inputs of the exact arithmetic's tests, the same on every machine: made from integers, not by torch.randn.
 
-torch.randn takes logarithms and cosines, whose last bits differ between instruction sets, as what is tested here must
-not. `results` computes the definition's steps and blocks with them by any path. As a script it prints a hash of each
-result; test_machines.py compares such runs.
+torch.randn uses logarithms and cosines, whose last bits differ between instruction sets. `results` computes the
+definition's steps and blocks on these inputs by any path. As a script this file prints a hash of each result;
+test_machines.py compares such runs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ CHECKERBOARD = [(y, x) for y in range(5) for x in range(5) if (y + x) % 2]
 
 
 class Source:
-    """Tensors from a frozen stream of integers (numpy keeps RandomState's for ever)."""
+    """Tensors from a fixed stream of integers (numpy never changes that of RandomState)."""
 
     def __init__(self, seed: int, device: str = "cpu"):
         self.stream, self.device = np.random.RandomState(seed), device
 
     def normal(self, *shape: int) -> Tensor:
-        """About a standard normal: a sum of four, scaled by a power of two; float32, exact."""
+        """About standard normal: a sum of four integers, scaled by a power of two; exact in float32."""
         total = self.stream.randint(-(1 << 20), 1 << 20, (4, *shape)).sum(0)
         return (torch.from_numpy(total.astype(np.float32)) * 2.0**-20).to(self.device)
 
@@ -42,12 +42,12 @@ class Source:
         return self.normal(*shape) * torch.from_numpy(np.where(zero, np.float32(0), powers)).to(self.device)
 
     def digits(self, *shape: int) -> Tensor:
-        """+-8191, so that every high digit is +-64, in every mixture of signs."""
+        """+-8191 with random signs, so that every high digit is +-64."""
         signs = (self.stream.randint(0, 2, shape) * 2 - 1).astype(np.float32)
         return (torch.from_numpy(signs) * 8191.0).to(self.device)
 
     def same_sign(self, *shape: int) -> Tensor:
-        """8191 throughout: the largest sums."""
+        """8191 everywhere: the largest sums."""
         return torch.full(shape, 8191.0, device=self.device)
 
 
@@ -55,7 +55,7 @@ KINDS = ("normal", "wild", "digits", "same_sign")
 
 
 def make_block(x, channels: int, rate: int) -> exact.ExactBlock:
-    """A block with weights of a trained one's size."""
+    """A block with weights as large as trained ones."""
 
     def matrix(rows: int, columns: int) -> Tensor:
         return x(rows, columns) * float(columns) ** -0.5
@@ -84,7 +84,7 @@ def every_exponent(device: str = "cpu") -> Tensor:
 
 
 def norm_extremes(source: Source, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows that strain LayerNorm's integers, weight and bias."""
+    """Extreme rows for LayerNorm's integers; weight and bias."""
     signs = torch.ones(width, device=source.device)
     signs[::2] = -1.0
     spike = torch.zeros(width, device=source.device)
@@ -94,7 +94,7 @@ def norm_extremes(source: Source, width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Cpu:
-    """The definition's steps as the compiled loops have them: inside of blocks, so that they are called row by row."""
+    """The definition's steps in the compiled loops, which are parts of blocks and are called row by row."""
 
     def __init__(self) -> None:
         from lalic_kernels.exact import cpu
@@ -135,7 +135,7 @@ class Cpu:
 
 
 class Gpu:
-    """The definition's steps as launches have them, where a launch gives one by itself."""
+    """The definition's steps that a launch can compute alone."""
 
     def __init__(self) -> None:
         from lalic_kernels.exact import gpu
@@ -150,7 +150,7 @@ class Gpu:
         return y
 
     def sigmoid(self, x: Tensor) -> Tensor:
-        """Of a product that is 1 everywhere."""
+        """As the gate of a product that is 1 everywhere."""
         gate = x.reshape(-1, x.shape[-1])
         weight = exact.prepare_linear(torch.ones(x.shape[-1], 1)).to(x.device)
         with self.gpu.checked(x.device) as status:
@@ -162,7 +162,7 @@ class Gpu:
 
 
 def order_key(x: Tensor) -> Tensor:
-    """`kernels_common.order_key`, as int32 of the same bits."""
+    """`kernels_common.order_key`, as int32 with the same bits."""
     bits = x.contiguous().view(torch.int32)
     return torch.where(bits < 0, ~bits, bits ^ -(1 << 31))
 
@@ -170,22 +170,22 @@ def order_key(x: Tensor) -> Tensor:
 def results(
     kind: str, path: str, device: str = "cpu", lengths: Sequence[int] = (1, 3, 64, 65, 200)
 ) -> dict[str, Tensor]:
-    """The definition's steps and blocks on one kind of input; path as `backend=`.
+    """The definition's steps and blocks on one kind of input; `path` is a backend.
 
-    Of the steps a fused path gives those that it has by themselves. `lengths` are the WKV's, in tokens.
+    A fused path gives only the steps that it can compute alone. `lengths`: of the WKV, in tokens.
     """
     source = Source(KINDS.index(kind), device)
     x = getattr(source, kind)
     steps: Any = {"reference": lambda: reference, "cpu": Cpu, "triton": Gpu}[path]()
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
 
     def add(name: str, step: str, *arguments: Any) -> None:
         if hasattr(steps, step):
-            found[name] = getattr(steps, step)(*arguments)
+            result[name] = getattr(steps, step)(*arguments)
 
     for rows, terms, outputs in ((1, 1, 1), (5, 1, 9), (3, 7, 5), (70, 130, 33), (2, 640, 3)):
         weight = exact.prepare_linear(x(outputs, terms), x(outputs))
-        found[f"linear {rows} {terms} {outputs}"] = exact.linear(x(rows, terms), weight, backend=path)
+        result[f"linear {rows} {terms} {outputs}"] = exact.linear(x(rows, terms), weight, backend=path)
     image = x(2, 8, 12, 6)
     for name, weight in {
         "conv": exact.prepare_conv(x(7, 6, 3, 3), x(7), padding=1),
@@ -194,7 +194,7 @@ def results(
         "conv transposed 3": exact.prepare_conv(x(6, 7, 3, 3), x(7), 2, 1, True, 1),
         "conv masked": exact.prepare_conv(x(7, 6, 5, 5), x(7), padding=2, taps=CHECKERBOARD),
     }.items():
-        found[name] = exact.conv(image, weight, backend=path)
+        result[name] = exact.conv(image, weight, backend=path)
     image, other, vector, bias = x(2, 7, 9, 37), x(2, 7, 9, 37), x(37), x(37)
     for size in (1, 3, 5):
         add(f"depthwise {size}", "depthwise", image, exact.prepare_depthwise(x(37, size, size)))
@@ -210,18 +210,18 @@ def results(
         add(f"biwkv {tokens}", "biwkv", vector, bias, keys, data)
         step = "biwkv" if path == "reference" else "gated_biwkv"
         add(f"biwkv gate {tokens}", step, vector * 2.0**-7, bias, keys, data, gate)
-    found["scale_index"] = exact.gaussian_head(torch.cat((image.abs(), image), dim=3), backend=path)[0]
+    result["scale_index"] = exact.gaussian_head(torch.cat((image.abs(), image), dim=3), backend=path)[0]
     blocks, picture = [make_block(x, 19, 2), make_block(x, 19, 2)], x(2, 5, 7, 19)
-    found["rwkv_blocks"] = exact.rwkv_blocks(picture, blocks, backend=path)
+    result["rwkv_blocks"] = exact.rwkv_blocks(picture, blocks, backend=path)
     params, tokens_in, partial = make_params(x, 21, 17, 35), x(2, 9, 21), x(2, 9, 17)
-    found["entropy_params"] = exact.entropy_params(tokens_in, params, backend=path)
-    found["entropy_params partial"] = exact.entropy_params(tokens_in, params, partial=partial, backend=path)
-    found["entropy_params no inputs"] = exact.entropy_params(tokens_in[..., :0], params, partial=partial, backend=path)
-    return found
+    result["entropy_params"] = exact.entropy_params(tokens_in, params, backend=path)
+    result["entropy_params partial"] = exact.entropy_params(tokens_in, params, partial=partial, backend=path)
+    result["entropy_params no inputs"] = exact.entropy_params(tokens_in[..., :0], params, partial=partial, backend=path)
+    return result
 
 
 def float_results() -> dict[str, Tensor]:
-    """The same operations as torch computes them in float32, on the plain inputs: what differs between machines."""
+    """The same operations by torch in float32, on the normal inputs: these differ between machines."""
     x = Source(0).normal
     image = x(2, 7, 9, 640)
     return {

@@ -1,4 +1,4 @@
-"""The same bits under every instruction set this processor can be told to have; torch's float ops differ there."""
+"""The same bits under every instruction set that this processor can emulate, where torch's float ops differ."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MACHINES = {
 @functools.cache
 def report(machine: str) -> dict[str, dict[str, str]]:
     settings, threads = MACHINES[machine]
-    words = [sys.executable, str(SCRIPT), str(threads), *PATHS]
+    command = [sys.executable, str(SCRIPT), str(threads), *PATHS]
     root = str(SCRIPT.parents[2])
     environment = os.environ | settings | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
     return json.loads(done.stdout)
 
 
@@ -38,17 +38,17 @@ def report(machine: str) -> dict[str, dict[str, str]]:
 def test_every_machine_gives_the_same_bits(machine: str) -> None:
     if not portability.runs_here(MACHINES[machine][0]):
         pytest.skip("this processor lacks the instructions")
-    wanted = report("default")["reference"]
-    assert len(wanted) > 100
+    expected = report("default")["reference"]
+    assert len(expected) > 100
     for path in PATHS:
-        found = report(machine)[path]
-        assert len(found) > 100 and found.keys() <= wanted.keys()
-        assert [name for name in found if found[name] != wanted[name]] == [], path
+        result = report(machine)[path]
+        assert len(result) > 100 and result.keys() <= expected.keys()
+        assert [name for name in result if result[name] != expected[name]] == [], path
 
 
 def test_the_float_operations_fail_this_test() -> None:
-    """Or it could not fail. On a processor whose only instruction set is the least there is nothing to compare."""
-    here, least = report("default"), report("least")
-    if here["machine"] == least["machine"]:
-        pytest.skip("this processor has the least instruction set only")
-    assert here["float"] != least["float"]
+    """Shows that this test can fail; needs a processor with more than the least instruction set."""
+    default, least = report("default"), report("least")
+    if default["machine"] == least["machine"]:
+        pytest.skip("this processor has only the least instruction set")
+    assert default["float"] != least["float"]

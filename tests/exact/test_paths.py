@@ -1,4 +1,4 @@
-"""Every path gives the reference's bits, which golden hashes hold: compiled loops, threads, batches, extremes."""
+"""Every path gives the reference's bits, fixed by golden hashes: compiled loops, threads, batches, extremes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lalic_kernels.dispatch import BackendUnavailable
 from lalic_kernels.exact import numbers, op, reference
 
 GOLDEN = Path(__file__).with_name("golden.json")
-NEEDS_NUMBA = pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference serves")
+NEEDS_NUMBA = pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference is used")
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -34,18 +34,18 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-STEPS = {"reference": 36, "cpu": 30}  # results of a kind that a path gives
+STEPS = {"reference": 36, "cpu": 30}  # number of results per path and kind
 
 
 @pytest.mark.parametrize("path", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
 def test_golden_hashes(path: str) -> None:
-    """A change of the definition is a new version: numbers.VERSION up, and this file made anew beside the old one."""
+    """A change of the definition needs a new numbers.VERSION and a new golden file beside this one."""
     golden = json.loads(GOLDEN.read_text())
     assert golden["version"] == exact.VERSION
-    found = exact_inputs.all_hashes(path)
-    assert len(found) == STEPS[path] * len(KINDS)
-    assert [name for name in found if found[name] != golden["hashes"][name]] == []
-    assert path != "reference" or found.keys() == golden["hashes"].keys()
+    result = exact_inputs.all_hashes(path)
+    assert len(result) == STEPS[path] * len(KINDS)
+    assert [name for name in result if result[name] != golden["hashes"][name]] == []
+    assert path != "reference" or result.keys() == golden["hashes"].keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,20 +63,20 @@ def test_golden_hashes_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("path", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
 def test_flushing_subnormal_numbers_does_not_matter(path: str, two_threads: None) -> None:
-    """Some machines do. The switch is the calling thread's, so all is computed there."""
+    """Some machines do this. The switch belongs to the calling thread, so everything runs in it."""
     golden = json.loads(GOLDEN.read_text())["hashes"]
     torch.set_num_threads(1)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush them")
     try:
         assert float(torch.tensor([2.0**-126]) * 0.5) == 0.0
-        found = exact_inputs.all_hashes(path)
+        result = exact_inputs.all_hashes(path)
     finally:
         torch.set_flush_denormal(False)
-    assert [name for name in found if found[name] != golden[name]] == []
+    assert [name for name in result if result[name] != golden[name]] == []
 
 
-def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "NUMBA", False)
     assert op.describe("cpu") == "reference"
     x = Source(9).normal
@@ -88,17 +88,17 @@ def test_without_numba_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> 
 
 @NEEDS_NUMBA
 def test_threads_do_not_matter(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loop goes to two threads here, whatever it is worth."""
+    """Here every loop runs on two threads, however short it is."""
     cpu = importlib.import_module("lalic_kernels.exact.cpu")
     monkeypatch.setattr(cpu, "MIN_THREAD_NS", 0)
     x = Source(3).normal
     image = x(1, 24, 32, 96)
     weight, kernel = exact.prepare_linear(x(200, 96), x(200)), exact.prepare_conv(x(64, 96, 3, 3), padding=1)
     block, params = make_block(x, 96, 2), make_params(x, 96, 40, 80)
-    found = []
+    result = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(
+        result.append(
             [
                 exact.linear(image, weight),
                 exact.conv(image, kernel),
@@ -107,14 +107,14 @@ def test_threads_do_not_matter(two_threads: None, monkeypatch: pytest.MonkeyPatc
                 exact.entropy_params(image, params),
             ]
         )
-    assert all(map(same, *found))
-    assert same(found[1][2], exact.rwkv_block(image, block, backend="reference"))
-    assert same(found[1][-1], exact.entropy_params(image, params, backend="reference"))
+    assert all(map(same, *result))
+    assert same(result[1][2], exact.rwkv_block(image, block, backend="reference"))
+    assert same(result[1][-1], exact.entropy_params(image, params, backend="reference"))
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
 def test_a_batch_does_not_matter(backend: str) -> None:
-    """Images of very different size in one batch: a scale taken over the batch would show."""
+    """Images with values of very different sizes in one batch: a scale over the whole batch would show."""
     x = Source(4).normal
     image = x(4, 6, 8, 40) * torch.tensor([1.0, 2.0**20, 2.0**-20, 3.0]).reshape(4, 1, 1, 1)
     vector, block = x(40), make_block(x, 40, 2)
@@ -125,9 +125,9 @@ def test_a_batch_does_not_matter(backend: str) -> None:
         lambda a: exact.entropy_params(a, make_params(Source(5).normal, 40, 9, 18), backend=backend),
     ]
     for function in functions:
-        together = function(image)
+        batched = function(image)
         for i in range(4):
-            assert same(function(image[i : i + 1]), together[i : i + 1])
+            assert same(function(image[i : i + 1]), batched[i : i + 1])
 
 
 @NEEDS_NUMBA
@@ -136,20 +136,20 @@ def test_blocks_on_both_paths() -> None:
     block, image = make_block(x, 48, 3), x(2, 6, 10, 48)
     assert same(exact.rwkv_block(image, block, backend="cpu"), exact.rwkv_block(image, block, backend="reference"))
     params = make_params(x, 48, 33, 66)
-    known, none = x(2, 6, 10, 33), image[..., :0]
-    for tokens, partial in ((image, None), (image, known), (none, None), (none, known)):
-        found = [exact.entropy_params(tokens, params, partial=partial, backend=name) for name in ("cpu", "reference")]
-        assert same(*found)
+    partial_sums, none = x(2, 6, 10, 33), image[..., :0]
+    for tokens, partial in ((image, None), (image, partial_sums), (none, None), (none, partial_sums)):
+        result = [exact.entropy_params(tokens, params, partial=partial, backend=name) for name in ("cpu", "reference")]
+        assert same(*result)
 
 
 @NEEDS_NUMBA
 def test_blocks_refuse_what_is_not_finite() -> None:
-    """The compiled blocks look at what they are given, not at what they make of it."""
+    """The compiled blocks check their inputs, not their intermediate results."""
     x = Source(12).normal
     params = make_params(x, 48, 33, 66)
-    good, known = x(2, 70, 48), x(2, 70, 33)
+    good, partial_sums = x(2, 70, 48), x(2, 70, 33)
     for value in (float("nan"), float("inf"), -float("inf")):
-        for tensor in (good, known):
+        for tensor in (good, partial_sums):
             bad = tensor.clone()
             bad[1, 69, 32] = value
             with pytest.raises(ValueError, match="must be finite"):
@@ -164,12 +164,12 @@ def test_blocks_refuse_what_is_not_finite() -> None:
 @NEEDS_NUMBA
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_of_extreme_numbers(kind: str) -> None:
-    """Infinite intermediates, zeros, numbers of every size, in weights as well."""
+    """Infinite intermediate results, zeros, numbers of every size, also in weights."""
     x = getattr(Source(13), kind)
     params = make_params(x, 7, 9, 18)
-    tokens, known = x(1, 130, 7), x(1, 130, 9)
-    found = [exact.entropy_params(tokens, params, partial=known, backend=name) for name in ("cpu", "reference")]
-    assert same(*found)
+    tokens, partial_sums = x(1, 130, 7), x(1, 130, 9)
+    result = [exact.entropy_params(tokens, params, partial=partial_sums, backend=name) for name in ("cpu", "reference")]
+    assert same(*result)
     block = make_block(x, 9, 2)
     image = x(2, 5, 14, 9)
     assert same(exact.rwkv_block(image, block, backend="cpu"), exact.rwkv_block(image, block, backend="reference"))
@@ -182,14 +182,14 @@ def test_head_at_the_thresholds() -> None:
     scales = torch.cat((scales, torch.tensor([0.0, -0.0, 1e30, -1e30]))).reshape(2, 4, 32)
     parameters = torch.cat((scales, Source(14).normal(2, 4, 32)), dim=2)
     for x in (parameters, parameters[:, :, 4:60], parameters.transpose(0, 1)):
-        (index, mean), (wanted, means) = (exact.gaussian_head(x, backend=name) for name in ("cpu", "reference"))
-        assert index.dtype == torch.int32 and torch.equal(index, wanted) and same(mean, means)
+        (index, mean), (expected, means) = (exact.gaussian_head(x, backend=name) for name in ("cpu", "reference"))
+        assert index.dtype == torch.int32 and torch.equal(index, expected) and same(mean, means)
     assert [part.shape for part in exact.gaussian_head(parameters[:0], backend="cpu")] == 2 * [(0, 4, 32)]
 
 
 @NEEDS_NUMBA
 def test_sums_larger_than_one_strip() -> None:
-    """Rows are multiplied in strips of bounded work space; the last one is shorter."""
+    """Rows are multiplied in strips; the last one is shorter."""
     x = Source(6).normal
     weight, rows = exact.prepare_linear(x(2300, 8)), x(1100, 8)
     assert same(exact.linear(rows, weight, backend="cpu"), exact.linear(rows, weight, backend="reference"))
@@ -197,7 +197,7 @@ def test_sums_larger_than_one_strip() -> None:
 
 @NEEDS_NUMBA
 def test_pointwise_over_all_exponents() -> None:
-    """Every 32771st float32, and all small multiples of a sixteenth: halves of exp's rounding among them."""
+    """Every 32771st float32, and all small multiples of a sixteenth, with ties of exp's rounding among them."""
     x, steps = exact_inputs.every_exponent(), exact_inputs.Cpu()
     assert same(steps.sigmoid(x), reference.sigmoid(x))
     assert same(steps.squared_relu(x), reference.squared_relu(x))
@@ -260,7 +260,7 @@ def test_what_is_not_finite_is_refused(backend: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=NEEDS_NUMBA)])
-def test_float64_is_refused_and_nothing_is_nothing(backend: str) -> None:
+def test_float64_is_refused_and_empty_inputs_have_empty_results(backend: str) -> None:
     x = Source(8).normal
     weight, block, params = exact.prepare_linear(x(3, 4)), make_block(x, 4, 2), make_params(x, 4, 3, 6)
     for function in (

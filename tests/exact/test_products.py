@@ -1,4 +1,4 @@
-"""Products of int16 pairs: exact for every factor that the definition allows, at the edges of what an int32 holds."""
+"""Products of int16 pairs are exact for every factor that the definition allows, up to the limits of int32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact import op
 
 if not op.NUMBA:
-    pytest.skip("numba is not installed; the reference serves", allow_module_level=True)
+    pytest.skip("numba is not installed; the reference is used", allow_module_level=True)
 
 from numba import njit
 
@@ -21,13 +21,13 @@ STREAM = np.random.RandomState(0)
 
 
 def check(q: np.ndarray, weight: np.ndarray) -> None:
-    """q (R, K), weight (O, K) against Python's integers; filled-up rows and terms hold rubbish."""
+    """q (R, K), weight (O, K) against Python's integers; padded rows and terms of q have arbitrary values."""
     (rows, terms), outputs = q.shape, weight.shape[0]
     packed, chunk = cpu_product.pack(weight)
-    room = np.full((-(-rows // cpu_product.ROWS) * cpu_product.ROWS, 2 * packed.shape[1]), -32768, np.int16)
-    room[:rows, :terms] = q
-    sums = np.full((room.shape[0], cpu_product.LANES * packed.shape[0]), np.nan, np.float32)
-    cpu_product.multiply(room, packed, chunk, rows, sums)
+    padded = np.full((-(-rows // cpu_product.ROWS) * cpu_product.ROWS, 2 * packed.shape[1]), -32768, np.int16)
+    padded[:rows, :terms] = q
+    sums = np.full((padded.shape[0], cpu_product.LANES * packed.shape[0]), np.nan, np.float32)
+    cpu_product.multiply(padded, packed, chunk, rows, sums)
     exact = q.astype(object) @ weight.T.astype(object)
     assert np.array_equal(sums[:rows, :outputs], exact.astype(np.float64).astype(np.float32))
 
@@ -51,7 +51,7 @@ def test_the_largest_sums(terms: int, sign: int) -> None:
 
 @pytest.mark.parametrize("scale", [1, 60, 500, 4000])
 def test_sums_that_just_fit(scale: int) -> None:
-    """Weights of one sign and rows of the largest number: a chunk one step longer than `pack` allows would overflow."""
+    """Weights of one sign and rows of the largest number: with a chunk twice as long as `pack`'s, sums overflow."""
     weight = np.abs(integers(20, 3000, largest=scale))
     check(np.full((4, 3000), n.LARGEST, np.int16), weight)
     packed, chunk = cpu_product.pack(weight)
@@ -72,7 +72,7 @@ def test_one_heavy_window_bounds_all() -> None:
     check(np.full((4, 1024), n.LARGEST, np.int16), weight)
 
 
-def test_no_terms_are_nothing() -> None:
+def test_no_terms_sum_to_zero() -> None:
     packed, chunk = cpu_product.pack(np.zeros((3, 0), np.int16))
     sums = np.full((4, 16), np.nan, np.float32)
     cpu_product.multiply(np.zeros((4, 0), np.int16), packed, chunk, 4, sums)
@@ -81,8 +81,8 @@ def test_no_terms_are_nothing() -> None:
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instruction's name is of x86")
 def test_pairs_are_one_instruction() -> None:
-    """Not for the bits: without it a product takes several times as long, and nothing else would tell."""
-    fresh = njit(cpu_product.multiply.py_func)  # the function itself may come from numba's cache, without a listing
+    """Without it the bits are the same, but a product takes several times as long."""
+    fresh = njit(cpu_product.multiply.py_func)  # not from numba's cache, which has no listing
     packed, chunk = cpu_product.pack(integers(32, 64))
     fresh(integers(4, 64), packed, chunk, 4, np.empty((4, 32), np.float32))
     code = fresh.inspect_asm(fresh.signatures[0])

@@ -1,7 +1,8 @@
-"""docs/portable-arithmetic.md and the code say the same numbers, and the text alone is enough for a second decoder.
+"""docs/portable-arithmetic.md and the code have the same numbers, and the text is enough to write a second decoder.
 
-The functions here are written from the text, in numpy's scalars and Python's integers, without the package's code. What
-they give is the reference's and, where numba is installed, the compiled loops'; test_paths.py compares all the rest.
+The functions in this file are written from the text, with numpy scalars and Python integers, not with the package's
+code. Their results equal the reference's and, if numba is installed, those of the compiled loops; test_paths.py
+compares the other paths.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ f32, f64 = np.float32, np.float64
 
 
 def words(start: str, digits: int, count: int) -> list[int]:
-    """The first `count` hexadecimal words of so many digits after `start`."""
+    """The first `count` hexadecimal words with `digits` digits after `start`."""
     assert TEXT.count(start) == 1, start
-    found = re.findall(rf"\b[0-9a-f]{{{digits}}}\b", TEXT[TEXT.index(start) :])[:count]
-    assert len(found) == count
-    return [int(word, 16) for word in found]
+    result = re.findall(rf"\b[0-9a-f]{{{digits}}}\b", TEXT[TEXT.index(start) :])[:count]
+    assert len(result) == count
+    return [int(word, 16) for word in result]
 
 
 def single(bits: int) -> np.float32:
@@ -47,10 +48,10 @@ def settle(x: np.float32) -> np.float32:
     return f32(min(max(x, f32(-(2.0**60))), f32(2.0**60)))
 
 
-def quantise(values: list, least: int = -60, top: int = 12, bound: int = 8191) -> tuple[list[int], int]:
+def quantise(values: list, minimum: int = -60, shift: int = 12, bound: int = 8191) -> tuple[list[int], int]:
     m = max(bits(x) & 0x7FFFFFFF for x in values)
-    e = min(max((m >> 23) - 127, least), 60)
-    scale = f32(2.0 ** (top - e))
+    e = min(max((m >> 23) - 127, minimum), 60)
+    scale = f32(2.0 ** (shift - e))
     return [int(np.rint(min(max(f32(x * scale), f32(-bound)), f32(bound)))) for x in values], e
 
 
@@ -70,8 +71,8 @@ def test_linear_by_the_text() -> None:
     x = Source(31).wild
     rows, weight, bias = x(4, 19), x(6, 19), x(6)
     prepared = exact.prepare_linear(weight, bias)
-    found = exact.linear(rows, prepared)
-    assert torch.equal(found, reference.linear(rows, prepared))
+    result = exact.linear(rows, prepared)
+    assert torch.equal(result, reference.linear(rows, prepared))
     for r in range(4):
         qx, ex = quantise(list(rows[r].numpy()))
         for o in range(6):
@@ -80,16 +81,16 @@ def test_linear_by_the_text() -> None:
             with np.errstate(over="ignore", under="ignore"):
                 y = f32(f32(f32(total) * f32(2.0 ** (ex - 12))) * f32(2.0 ** (ew - 12)))
                 y = settle(f32(y + settle(f32(bias[o]))))
-            assert bits(y) == bits(found[r, o].item()), (r, o)
+            assert bits(y) == bits(result[r, o].item()), (r, o)
 
 
 def test_layer_norm_by_the_text() -> None:
     x = Source(32).normal
     rows, weight, bias = x(5, 23), x(23), x(23)
     rows[1] *= 2.0**-50
-    found = reference.layer_norm(rows, weight, bias, 1e-5)
+    result = reference.layer_norm(rows, weight, bias, 1e-5)
     if op.NUMBA:
-        assert torch.equal(found, Cpu().layer_norm(rows, weight, bias))
+        assert torch.equal(result, Cpu().layer_norm(rows, weight, bias))
     for r in range(5):
         q, e = quantise(list(rows[r].numpy()), -40, 16, 2**17)
         s, t, count = sum(q), sum(v * v for v in q), 23
@@ -101,7 +102,7 @@ def test_layer_norm_by_the_text() -> None:
         for c in range(count):
             w, b = settle(f32(weight[c])), settle(f32(bias[c]))
             y = settle(f32(f32(f32(f32(count * q[c] - s) * g) * w) + b))
-            assert bits(y) == bits(found[r, c].item()), (r, c)
+            assert bits(y) == bits(result[r, c].item()), (r, c)
 
 
 def exp64(x: np.float64) -> np.float64:
@@ -119,9 +120,9 @@ def exp64(x: np.float64) -> np.float64:
 def test_biwkv_by_the_text() -> None:
     x, tokens = Source(33).normal, 135
     w, u, k, v = x(2), x(2), x(1, tokens, 2) * 20, x(1, tokens, 2)
-    found = reference.biwkv(w, u, k, v)
+    result = reference.biwkv(w, u, k, v)
     if op.NUMBA:
-        assert torch.equal(reference.gate(k, found), Cpu().gated_biwkv(w, u, k, v, k))
+        assert torch.equal(reference.gate(k, result), Cpu().gated_biwkv(w, u, k, v, k))
     limit = f64(256) / f64(tokens)
     for c in range(2):
         clipped = min(max(f64(w[c]), -limit), limit)
@@ -132,27 +133,27 @@ def test_biwkv_by_the_text() -> None:
         chunks = [range(i, min(i + 64, tokens)) for i in range(0, tokens, 64)]
 
         def side(x: list, order: int, decay=decay, jump=jump, chunks=chunks) -> list:
-            found, entering = [f64(0)] * tokens, f64(0)
+            result, entering = [f64(0)] * tokens, f64(0)
             for chunk in chunks[::order]:
-                running, own = entering, f64(0)
+                running, chunk_sum = entering, f64(0)
                 for t in chunk[::order]:
-                    found[t], running = running, running * decay + x[t]
-                    own = own * decay + x[t]
-                entering = entering * jump + own
-            return found
+                    result[t], running = running, running * decay + x[t]
+                    chunk_sum = chunk_sum * decay + x[t]
+                entering = entering * jump + chunk_sum
+            return result
 
         lz, lp, rz, rp = side(z, 1), side(p, 1), side(z, -1), side(p, -1)
         for t in range(tokens):
             o = boost * p[t]
             y = settle(f32(((lz[t] + rz[t]) + o * values[t]) / ((lp[t] + rp[t]) + o)))
-            assert bits(y) == bits(found[0, t, c].item()), (t, c)
+            assert bits(y) == bits(result[0, t, c].item()), (t, c)
 
 
 def test_sigmoid_by_the_text() -> None:
     x = Source(34).wild(300)
-    found = reference.sigmoid(x)
+    result = reference.sigmoid(x)
     if op.NUMBA:
-        assert torch.equal(found, Cpu().sigmoid(x))
+        assert torch.equal(result, Cpu().sigmoid(x))
     low, *rest = (single(w) for w in words("P0..P5 =", 8, 6))
     for i in range(300):
         a = -min(abs(f32(x[i])), f32(41.5))
@@ -165,5 +166,5 @@ def test_sigmoid_by_the_text() -> None:
         with np.errstate(under="ignore"):
             z = f32(f32(f32(f32(p * f32(r * r)) + r) + f32(1)) * f32(2.0 ** int(n)))
         y = f32((f32(1) if x[i] >= 0 else z) / f32(f32(1) + z))
-        assert bits(y) == bits(found[i].item()), i
-    assert torch.isfinite(found).all()
+        assert bits(y) == bits(result[i].item()), i
+    assert torch.isfinite(result).all()

@@ -1,4 +1,4 @@
-"""The Triton kernels give the reference's bits: in the interpreter, or on a GPU where there is one."""
+"""The Triton kernels give the reference's bits, on a GPU or in the interpreter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
         not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
         reason="needs triton, and a GPU or the interpreter",
     ),
-    # The interpreter is numpy, which warns where the definition settles what overflows.
+    # The interpreter uses numpy, which warns of overflows that the definition settles.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -36,21 +36,21 @@ def both(function, *tensors: Tensor):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_step_and_block(kind: str) -> None:
-    """The WKV at few lengths, for the interpreter's sake: one token, three chunks with a short last one, two."""
+    """The WKV has few lengths, to save time in the interpreter: one token, three chunks, two chunks."""
     lengths = {"normal": (1, 130), "wild": (65,)}.get(kind, ())
-    wanted, found = (exact_inputs.results(kind, path, DEVICE, lengths) for path in ("reference", "triton"))
-    assert len(found) == 18 + len(lengths)
-    assert not [name for name in found if not same(wanted[name], found[name])]
+    expected, result = (exact_inputs.results(kind, path, DEVICE, lengths) for path in ("reference", "triton"))
+    assert len(result) == 18 + len(lengths)
+    assert not [name for name in result if not same(expected[name], result[name])]
 
 
 @pytest.mark.gpu
 def test_golden_hashes_on_a_gpu() -> None:
-    golden, found = json.loads(GOLDEN.read_text())["hashes"], exact_inputs.all_hashes("triton", "cuda")
-    assert [name for name in found if found[name] != golden[name]] == []
+    golden, result = json.loads(GOLDEN.read_text())["hashes"], exact_inputs.all_hashes("triton", "cuda")
+    assert [name for name in result if result[name] != golden[name]] == []
 
 
 def test_largest_sums_stay_exact() -> None:
-    """As many terms as are allowed, all of them the largest: each sum of digits is 2^29, two share one int32."""
+    """The largest number of terms, all of them the largest: each sum of digits is 2^29, and two share one int32."""
     terms = 2**17
     weight = exact.prepare_linear(torch.full((2, terms), 8191.0) * torch.tensor([[1.0], [-1.0]])).to(DEVICE)
     x = torch.full((1, terms), 8191.0).to(DEVICE)
@@ -58,7 +58,7 @@ def test_largest_sums_stay_exact() -> None:
 
 
 def test_more_than_one_block_of_everything() -> None:
-    """Products wider, deeper and taller than a block; several channels' blocks at each tap of a convolution."""
+    """Products with more rows, outputs and terms than a block; several blocks of channels at each tap."""
     x = Source(26, DEVICE).normal
     weight, rows = exact.prepare_linear(x(70, 200), x(70)), x(130, 200)
     assert same(*both(lambda a, backend: exact.linear(a, weight, backend=backend), rows))
@@ -73,7 +73,7 @@ def test_more_than_one_block_of_everything() -> None:
 @pytest.mark.parametrize("kind", ["normal", "wild"])
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_shift_digits(kind: str, size: int) -> None:
-    """Digits of the shifted image are the quantised integers of the reference's, a scale a position."""
+    """Digits of the shifted image are the reference's quantised integers, with one scale per position."""
     from lalic_kernels.exact import gpu
 
     x = getattr(Source(27, DEVICE), kind)
@@ -85,8 +85,8 @@ def test_shift_digits(kind: str, size: int) -> None:
     assert torch.equal(digits.scales, torch.ldexp(torch.ones(30), exponent.flatten().cpu() - 12).to(DEVICE))
 
 
-def test_what_follows_a_product() -> None:
-    """Squares, gates and residuals in the product's launch, maxima of keys beside it; rows any distance apart."""
+def test_the_epilogues_of_a_product() -> None:
+    """Squares, gates and residuals in the product's launch, and maxima of keys; any row stride."""
     from lalic_kernels.exact import gpu
 
     x = Source(28, DEVICE).wild
@@ -97,17 +97,17 @@ def test_what_follows_a_product() -> None:
     with gpu.checked(rows.device) as status:
         digits, factor = gpu.digits_of(rows, status, 19), gpu.factor_of(weight)
         assert same(gpu.product(digits, factor, squared=33), squared)
-        found = gpu.product(digits, factor, gate=gate, residual=residual)
-        assert same(found, reference.residual(residual, reference.gate(gate, y)))
-        found = gpu.product(digits, factor, residual=residual, gamma=gamma)
-        assert same(found, reference.residual(residual, y, gamma))
+        result = gpu.product(digits, factor, gate=gate, residual=residual)
+        assert same(result, reference.residual(residual, reference.gate(gate, y)))
+        result = gpu.product(digits, factor, residual=residual, gamma=gamma)
+        assert same(result, reference.residual(residual, y, gamma))
         max_key = torch.zeros(3, 13, dtype=torch.int32, device=DEVICE)
         assert same(gpu.product(digits, factor, max_key=max_key), y)
     assert torch.equal(max_key, exact_inputs.order_key(y.reshape(3, 22, 40)[..., :13].amax(1)))
 
 
 def test_digits_are_the_quantised_integers() -> None:
-    """Halves round to even; the digits put together again are `quantise`'s integers, for extremes too."""
+    """Halves round to even; the digits give the integers of `quantise`, also for extremes."""
     from lalic_kernels.exact import gpu
 
     halves = torch.arange(-40, 40) + 0.5
@@ -144,21 +144,21 @@ def test_scale_index_at_the_thresholds() -> None:
     x = torch.cat([thresholds, *(torch.nextafter(thresholds, sign * infinity) for sign in (1, -1)), -thresholds])
     x = torch.cat((x, torch.tensor([0.0, -0.0, 1e30, -1e30]))).to(DEVICE)
     parameters = x.reshape(2, 16, 8)
-    wanted, found = both(exact.gaussian_head, parameters)
-    assert torch.equal(wanted[0], found[0]) and same(wanted[1], found[1])
-    wanted, found = both(exact.gaussian_head, torch.stack((x, x), dim=1))
-    assert torch.equal(wanted[0], found[0]) and same(wanted[1], found[1])
+    expected, result = both(exact.gaussian_head, parameters)
+    assert torch.equal(expected[0], result[0]) and same(expected[1], result[1])
+    expected, result = both(exact.gaussian_head, torch.stack((x, x), dim=1))
+    assert torch.equal(expected[0], result[0]) and same(expected[1], result[1])
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_blocks(batch: int) -> None:
-    """Images of very different size in one batch: the fused launches equal the composition, and each image alone."""
+    """Images with values of very different sizes: the fused launches equal the composition, and each image alone."""
     x = Source(21, DEVICE).normal
     factors = torch.tensor([1.0, 2.0**20, 2.0**-20], device=DEVICE)[:batch].reshape(-1, 1, 1, 1)
     block, image = make_block(x, 37, 2), x(batch, 5, 7, 37) * factors
-    wanted, found = both(lambda a, backend: exact.rwkv_block(a, block, backend=backend), image)
-    assert same(wanted, found)
-    assert same(exact.rwkv_block(image[-1:], block, backend="triton"), found[-1:])
+    expected, result = both(lambda a, backend: exact.rwkv_block(a, block, backend=backend), image)
+    assert same(expected, result)
+    assert same(exact.rwkv_block(image[-1:], block, backend="triton"), result[-1:])
     params, partial = make_params(x, 37, 33, 70), x(batch, 5, 7, 33)
     for tokens, part in ((image, None), (image, partial), (image[..., :0], None), (image[..., :0], partial)):
         assert same(
@@ -209,7 +209,7 @@ def test_one_check_for_many_calls() -> None:
     with pytest.raises(exact.NotFinite, match="must be finite"), one_check():
         exact.linear(good / 0.0, weight, backend="triton")
         reached.append(exact.linear(good, weight, backend="triton"))
-    assert len(reached) == 1  # the first call did not raise by itself
+    assert len(reached) == 1  # the first call did not raise
     with one_check(), one_check():
         exact.linear(good, weight, backend="triton")
     with pytest.raises(exact.NotFinite, match="must be finite"):

@@ -1,4 +1,4 @@
-"""What the compiler makes of the exact kernels rounds as the definition says: no contraction, nothing approximate."""
+"""The compiled code of the exact kernels rounds as the definition does: no contraction, no approximate instructions."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ pytest.importorskip("triton", reason="ahead-of-time compilation needs triton, wh
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def report(*words: str) -> list[dict]:
-    """A process of its own, since Triton must not be in interpreter mode."""
+def report(*arguments: str) -> list[dict]:
+    """Run in a separate process, because Triton must not be in interpreter mode."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.compiled.exact", *words]
+    command = [sys.executable, "-m", "benchmarks.compiled.exact", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
     if "ROCm linker" in done.stderr:
-        pytest.skip("this Triton does not bring AMD's linker along (newer ones do)")
+        pytest.skip("this Triton comes without AMD's linker (newer ones have it)")
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("architecture", ["80", "90", "100", "120"])
 def test_nothing_rounds_otherwise(architecture: str) -> None:
-    """PTX has no fused multiply-add and nothing approximate; machine code neither, but for what divides."""
-    found = report("cuda", architecture)
-    assert len(found) > 20
-    assert not [line for line in found if line["faults"]]
-    # A correctly rounded division is made of fused steps by the assembler; everything else is as PTX has it.
-    assert not [line for line in found if line["fused"] and not line["divisions"]]
-    assert {line["kernel"] for line in found if line["divisions"]} == {
+    """No fused multiply-add and no approximate instruction in PTX, nor in machine code except for divisions."""
+    result = report("cuda", architecture)
+    assert len(result) > 20
+    assert not [line for line in result if line["faults"]]
+    # The assembler makes a correctly rounded division of fused steps.
+    assert not [line for line in result if line["fused"] and not line["divisions"]]
+    assert {line["kernel"] for line in result if line["divisions"]} == {
         "exact linear gated", "exact wkv sums", "exact wkv chain", "exact wkv values False", "exact wkv values True",
         "exact shift channel False", "exact shift channel True",
         "exact aggregation partial", "exact aggregation spatial", "exact aggregation rows",
@@ -42,25 +42,25 @@ def test_nothing_rounds_otherwise(architecture: str) -> None:
 
 
 def test_nothing_rounds_otherwise_on_amd() -> None:
-    """There a division stands in the assembly as its fused steps already, so kernels that divide are not judged."""
-    found = report("hip", "gfx942")
-    assert len(found) > 20
-    assert not [line for line in found if line["faults"] and not line["divisions"]]
+    """AMD's assembly already has a division's fused steps, so kernels that divide are not checked."""
+    result = report("hip", "gfx942")
+    assert len(result) > 20
+    assert not [line for line in result if line["faults"] and not line["divisions"]]
 
 
 def test_sizes_of_one() -> None:
-    """Triton compiles a launch's sizes of 1 in as constants, which not every expression takes."""
-    found = report("cuda", "90", "ones")
-    assert len(found) > 20
-    assert not [line for line in found if line["faults"]]
+    """Triton compiles sizes of 1 as constants, which do not work in every expression."""
+    result = report("cuda", "90", "ones")
+    assert len(result) > 20
+    assert not [line for line in result if line["faults"]]
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
-    """Compiled with contraction, as it must not be, the same kernels show fused multiply-adds."""
-    found = {line["kernel"]: line for line in report("cuda", "90", "contract")}
+    """Compiled with contraction, which is wrong, the same kernels have fused multiply-adds."""
+    result = {line["kernel"]: line for line in report("cuda", "90", "contract")}
     for name in ("exact layer_norm", "exact linear gated", "exact linear", "exact wkv sums"):
-        assert any(fault.startswith("fma.rn.f") for fault in found[name]["faults"]), name
-    assert {"FFMA"} <= set(found["exact layer_norm"]["fused"])
+        assert any(fault.startswith("fma.rn.f") for fault in result[name]["faults"]), name
+    assert {"FFMA"} <= set(result["exact layer_norm"]["fused"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Prepared weights: digest, cache, refusal of what cannot be one."""
+"""Prepared weights: digest, cache, and checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("weight", WEIGHTS, ids=lambda w: type(w).__name__)
-def test_copies_have_the_same_digest_and_a_cache_of_their_own(weight) -> None:
+def test_copies_have_the_same_digest_and_another_cache(weight) -> None:
     for again in (weight.to("cpu"), copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
         assert type(again) is type(weight) and again.digest() == weight.digest()
         assert again.cache is not weight.cache
@@ -38,8 +38,8 @@ def test_digests_differ() -> None:
     assert dataclasses.replace(moved, padding=0).digest() != moved.digest()
 
 
-def test_digest_is_the_same_for_ever() -> None:
-    """It names weights in files: of integers alone, made without a float product."""
+def test_digest_never_changes() -> None:
+    """Files refer to weights by it. These weights are exact, made without a float product."""
     weight = torch.arange(-6, 6, dtype=torch.float32).reshape(3, 4)
     linear = exact.prepare_linear(weight, torch.tensor([1.0, 0.0, -2.0]))
     assert linear.weight.tolist() == [[-6144, -5120, -4096, -3072], [-4096, -2048, 0, 2048], [2048, 3072, 4096, 5120]]
@@ -48,25 +48,25 @@ def test_digest_is_the_same_for_ever() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", None])
-def test_the_cache_is_no_part_of_the_digest(backend) -> None:
-    """And what is in it is made once."""
+def test_the_cache_is_not_part_of_the_digest(backend) -> None:
+    """Its entries are computed once."""
     image, block = x(1, 4, 6, 8), make_block(x, 8, 2)
     before = block.digest()
-    wanted = exact.rwkv_block(image, block, backend=backend)
+    expected = exact.rwkv_block(image, block, backend=backend)
     names = list(block.cache)
-    assert torch.equal(exact.rwkv_block(image, block, backend=backend), wanted)
+    assert torch.equal(exact.rwkv_block(image, block, backend=backend), expected)
     assert block.digest() == before and list(block.cache) == names
     again = copy.deepcopy(block)
-    assert list(again.cache) == [] and torch.equal(exact.rwkv_block(image, again, backend=backend), wanted)
+    assert list(again.cache) == [] and torch.equal(exact.rwkv_block(image, again, backend=backend), expected)
 
 
-@pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference keeps nothing")
+@pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference caches nothing")
 def test_pictures_of_many_sizes_do_not_fill_the_cache() -> None:
     block = make_block(x, 8, 2)
     for height in (2, 3, 4, 2):
         image = x(1, height, 6, 8)
-        wanted = exact.rwkv_block(image, block, backend="reference")
-        assert torch.equal(exact.rwkv_block(image, block, backend="cpu"), wanted)
+        expected = exact.rwkv_block(image, block, backend="reference")
+        assert torch.equal(exact.rwkv_block(image, block, backend="cpu"), expected)
         assert len(list(block.cache)) == 2
 
 

@@ -1,4 +1,4 @@
-"""The registry's entries of the two mixes of an RWKV block."""
+"""The registry's entries for the two mixes of an RWKV block."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHANNEL_MIX = OpSpec(
     public=lalic_kernels.channel_mix,
     reference=reference.channel_mix,
     make=_channel_arguments,
-    # A tile is 16 tokens in float32; channels are covered by two powers of two, hidden ones go by 16 or 32.
+    # A tile is 16 tokens in float32; two powers of two cover the channels; hidden channels come in blocks of 16 or 32.
     cases={
         "one of each": (1, 1, 1, 1, 1),
         "one line, narrow": (2, 1, 17, 5, 3),

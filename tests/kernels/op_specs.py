@@ -1,4 +1,4 @@
-"""The registry of the contract suite: one OpSpec per op. A new op adds an entry here and passes `test_contract.py`."""
+"""The registry of the contract suite, one OpSpec per op. A new op needs an entry and must pass `test_contract.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _why_no_interpreter() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") != "1":
-        return "Triton's interpreter is off; with a GPU the kernels run there"
+        return "Triton's interpreter is off (with a GPU the kernels run on it)"
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
     if triton < (3, 7) and numpy >= (2, 4):
         return "the interpreter of this Triton cannot loop with numpy >= 2.4"
@@ -40,16 +40,16 @@ INTERPRETER = not WHY_NO_INTERPRETER
 
 @dataclass(frozen=True)
 class BadCall:
-    """A call that must be refused: how to spoil good arguments, the exception, and what its message must contain."""
+    """A call that must be refused: how to spoil good arguments, the exception, and parts of its message."""
 
     spoil: Callable[[Arguments], Arguments]
     error: type[Exception]
-    says: tuple[str, ...]
+    message: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class OpSpec:
-    """What the contract suite needs to know of an op."""
+    """What the contract suite needs to know about an op."""
 
     name: str
     public: Callable[..., Tensor]
@@ -64,16 +64,16 @@ class OpSpec:
     flops: Callable[[tuple[int, ...]], int]
     bytes: Callable[[tuple[int, ...]], int]  # for float32
     variant: str = ""  # another entry of the same op, with optional arguments given
-    # Triton's interpreter keeps bfloat16 as bit patterns and multiplies those in tl.dot: only a GPU can test it.
+    # Triton's interpreter stores bfloat16 as bit patterns, and tl.dot multiplies those: only a GPU can test it.
     multiplies_matrices: bool = False
-    float32_result: bool = False  # beside 16-bit arguments too
+    float32_result: bool = False  # also for 16-bit arguments
 
     @property
     def id(self) -> str:
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
     def backends(self, device: str) -> tuple[str, ...]:
-        """The implementations to test on a device: all that can run there."""
+        """The implementations that can run on a device."""
         if device == "cuda":
             return ("triton", "torch")
         return self.cpu_backends + (("triton",) if INTERPRETER else ())
@@ -104,7 +104,7 @@ def _shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Argu
 
 def _norm_shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
     return {
-        # A mean beside which the deviations are not large, as in a residual stream.
+        # A mean as large as the deviations, like that of a residual stream.
         "x": 1 + _normal(generator, *sizes),
         "norm_weight": 1 + _normal(generator, sizes[-1]) / 4,
         "norm_bias": _normal(generator, sizes[-1]) / 4,
@@ -113,7 +113,7 @@ def _norm_shift_arguments(sizes: tuple[int, ...], generator: torch.Generator) ->
 
 
 def _gaussian_arguments(sizes: tuple[int, ...], generator: torch.Generator) -> Arguments:
-    """Off the bounds, where finite differences would not see the gradient that passes: test_gaussian.py is on them."""
+    """Not at the bounds, where finite differences miss the gradient that passes; test_gaussian.py tests the bounds."""
     scales = 0.3 + _normal(generator, *sizes).abs() * 2
     means = _normal(generator, *sizes) * 3
     return {"y": means + _normal(generator, *sizes).clamp(-4, 4) * scales, "scales": scales, "means": means}
@@ -142,7 +142,7 @@ BIWKV = OpSpec(
     public=lalic_kernels.biwkv,
     reference=biwkv_reference.biwkv,
     make=_biwkv_arguments,
-    # 64 is the short launch's chunk and the torch path's, 16 and 32 the blocks of channels.
+    # 64 is the chunk of the short launch and of the torch path; 16 and 32 are blocks of channels.
     cases={
         "one token": (1, 1, 3),
         "one of each": (1, 1, 1),
@@ -353,7 +353,7 @@ ENTROPY_PARAMS_PARTIAL = replace(
     ENTROPY_PARAMS,
     variant="partial",
     make=_entropy_partial_arguments,
-    # Not a norm of one channel: what it takes off what was added is known to a rounding of that times 1 / sqrt(eps).
+    # Not a norm of one channel: m - mean is the rounding error of the sum, times 1 / sqrt(eps).
     cases={case: sizes for case, sizes in ENTROPY_PARAMS.cases.items() if case != "one of each"},
     bad={
         "partial is a number": BadCall(_with(partial=lambda a: 0.0), TypeError, ("partial must be a tensor", "float")),
@@ -379,7 +379,7 @@ GAUSSIAN_LIKELIHOOD = OpSpec(
     public=lalic_kernels.gaussian_likelihood,
     reference=gaussian_reference.gaussian_likelihood,
     make=_gaussian_arguments,
-    # 1024 elements a program, in vectors of 4 where there are whole ones.
+    # 1024 elements per program, in vectors of 4 if the row length is a multiple of 4.
     cases={
         "a number": (),
         "one": (1,),
@@ -427,7 +427,7 @@ BAD_CASE = {
     "gaussian_likelihood": (2, 3, 4),
 }
 
-from mix_specs import CHANNEL_MIX, SPATIAL_MIX  # noqa: E402  (their entries are made of what stands above)
+from mix_specs import CHANNEL_MIX, SPATIAL_MIX  # noqa: E402  (mix_specs imports the definitions above)
 
 SPECS += (CHANNEL_MIX, SPATIAL_MIX)
 BAD_CASE |= {"channel_mix": (1, 3, 3, 24, 4), "spatial_mix": (1, 3, 3, 24)}

@@ -1,4 +1,4 @@
-"""What is particular to BiWKV: extreme arguments, the borders between its forms, time and memory, its name."""
+"""Tests only for BiWKV: extreme arguments, the limits of its forms, time and memory, its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPILED = pytest.mark.skipif(not installed.NUMBA, reason="compiled CPU code nee
 
 
 def arguments(seed: int, tokens: int, w: float | Tensor, u: float, k: float, channels: int = 4) -> list[Tensor]:
-    """Random arguments of given magnitudes, float32; w's sign is the caller's."""
+    """Random float32 arguments of given magnitudes; w has the given sign."""
     generator = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     decay = torch.linspace(0.5, 1.0, channels) * w
@@ -39,7 +39,7 @@ EXTREME = {
     "bonus of 1e3": (40, 0.1, 1e3, 1.0),
     "all at once": (67, -15.0, 100.0, 1e4),
     "one token, large": (1, 1e3, 1e3, 1e4),
-    "no weight but the token's own": (20, 80.0, 200.0, 0.0),
+    "only the token itself has weight": (20, 80.0, 200.0, 0.0),
 }
 
 
@@ -56,32 +56,32 @@ def test_extreme_arguments(case: str, device: str, backend: str | None) -> None:
     y_true, grads_true = truth(args, upstream)
     leaves = [x.clone().requires_grad_() for x in args]
     y = lalic_kernels.biwkv(*leaves, backend=backend)
-    # y is a mean of v. A weight exp(x) of an exponent x is off by |x| roundings; those that matter have |x| < 16.
+    # y is a mean of v. A weight exp(x) has an error of |x| roundings; weights that matter have |x| < 16.
     assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
     grads = torch.autograd.grad(y, leaves, upstream)
     for name, grad, true in zip("wukv", grads, grads_true, strict=True):
         assert grad.isfinite().all(), name
-        # As above for each of the factors; the gradient of w has the distance as a further one, up to T.
+        # As above for each factor; the gradient of w has one more factor, the distance, up to T.
         scale = max(true.abs().max().item(), args[3].abs().max().item() * upstream.abs().max().item())
         assert (grad - true).abs().max() <= 256 * EPS * scale, f"gradient of {name}"
 
 
 @pytest.mark.parametrize("k", [1e30, -1e30])
-def test_absurd_keys_stay_finite(k: float) -> None:
+def test_huge_keys_have_finite_results(k: float) -> None:
     args = arguments(1, 70, 0.1, 1.0, 1.0)
     args[2] = args[2] * k
     for backend in (*BIWKV.backends("cpu"), "reference"):
         assert lalic_kernels.biwkv(*args, backend=backend).isfinite().all(), backend
 
 
-BORDER = torch_path.SCALED_LIMIT / torch_path.CHUNK
+LIMIT = torch_path.SCALED_LIMIT / torch_path.CHUNK
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("w", "u", "scaled"), [(0.999, 0.999, True), (1.001, 0.999, False), (0.999, 1.001, False)])
-def test_both_sides_of_the_torch_paths_border(w: float, u: float, scaled: bool, sign: int) -> None:
-    """The scaled form at the edge of its range, with keys spread far beyond float32's exponents, and just past it."""
-    args = arguments(5, 3 * torch_path.CHUNK + 5, sign * w * BORDER, u * torch_path.SCALED_LIMIT, 60.0)
+def test_both_sides_of_the_torch_paths_limit(w: float, u: float, scaled: bool, sign: int) -> None:
+    """The scaled form at its limit and just past it, with keys far beyond float32's exponents."""
+    args = arguments(5, 3 * torch_path.CHUNK + 5, sign * w * LIMIT, u * torch_path.SCALED_LIMIT, 60.0)
     assert torch_path.uses_scaled_form(args[0], args[1], args[2].shape[1]) is scaled
     upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(6))
     y_true, grads_true = truth(args, upstream)
@@ -90,12 +90,12 @@ def test_both_sides_of_the_torch_paths_border(w: float, u: float, scaled: bool, 
     assert (y - y_true).abs().max() <= 32 * EPS * args[3].abs().max()
     for name, grad, true in zip("wukv", torch.autograd.grad(y, leaves, upstream), grads_true, strict=True):
         scale = max(true.abs().max().item(), args[3].abs().max().item() * upstream.abs().max().item())
-        # The scaled form takes the gradient of w from terms weighted by positions within a chunk of 64.
+        # In the scaled form the gradient of w is a sum of terms times positions in a chunk of 64.
         assert (grad - true).abs().max() <= 512 * EPS * scale, f"gradient of {name}"
 
 
 def test_the_form_depends_on_w_and_u_alone() -> None:
-    w, u = torch.tensor([0.1, -BORDER]), torch.tensor([0.0, -torch_path.SCALED_LIMIT])
+    w, u = torch.tensor([0.1, -LIMIT]), torch.tensor([0.0, -torch_path.SCALED_LIMIT])
     assert torch_path.uses_scaled_form(w, u, 1000) and torch_path.uses_scaled_form(w, u, 10)
     assert not torch_path.uses_scaled_form(w * 1.01, u, 1000) and torch_path.uses_scaled_form(w * 1.01, u, 10)
     assert not torch_path.uses_scaled_form(w, u * 1.01, 1000)
@@ -113,7 +113,7 @@ def test_large_values_do_not_overflow() -> None:
 
 @COMPILED
 def test_beyond_the_compiled_codes_range() -> None:
-    """Asked for, it refuses; not asked for, the torch path serves, forward and backward."""
+    """If requested, it raises; by default the torch path is used, forward and backward."""
     args = [x.requires_grad_() for x in arguments(1, 30, 30.0, 1.0, 1.0)]
     assert not cpu.supports(args[0].detach(), args[1].detach(), 30)
     with pytest.raises(dispatch.BackendUnavailable, match="w or u is outside its range"):
@@ -132,8 +132,8 @@ def norm_error(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-def judged(name: str) -> list[Tensor]:
-    """Arguments of the judged kinds, (1, T, 4)."""
+def hard_case(name: str) -> list[Tensor]:
+    """Arguments (1, T, 4) of a kind whose errors are bounded."""
     tokens, w, u, k = {
         "two tokens": (2, 0.1, 0.5, 1.0),
         "a prime": (131, 3 / 131, 0.1, 2.0),
@@ -167,16 +167,16 @@ def judged(name: str) -> list[Tensor]:
         *("a ramp", "a falling ramp", "spikes"),
     ],
 )
-def test_judged_errors(name: str, backend: str) -> None:
-    """The stated bounds: 3e-6 forward, the larger of 3e-5 and twice plain float32's error for each gradient.
+def test_error_bounds(name: str, backend: str) -> None:
+    """The stated bounds: 3e-6 forward; for each gradient the larger of 3e-5 and twice plain float32's error.
 
-    Sharp keys are the hard ones: every row's y is then close to one v, and the gradients of w and k are differences of
-    nearly equal sums.
+    Sharp keys are hard: every row's y is close to one v, and the gradients of w and k are differences of nearly equal
+    sums.
     """
     if backend == "triton" and WHY_NO_INTERPRETER and not torch.cuda.is_available():
         pytest.skip(WHY_NO_INTERPRETER)
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-    args = [x.to(device) for x in judged(name)]
+    args = [x.to(device) for x in hard_case(name)]
     upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(4)).to(device)
     y_true, grads_true = truth(args, upstream)
     leaves = [x.clone().requires_grad_() for x in args]
@@ -184,10 +184,10 @@ def test_judged_errors(name: str, backend: str) -> None:
     y = lalic_kernels.biwkv(*leaves, backend=backend)
     assert norm_error(y, y_true) <= 3e-6
     grads = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
-    for which, grad, plain, true in zip("wukv", grads, eager, grads_true, strict=True):
+    for argument, grad, plain, true in zip("wukv", grads, eager, grads_true, strict=True):
         limit = max(3e-5, 2 * norm_error(plain, true))
         assert norm_error(grad, true) <= limit, (
-            f"gradient of {which}: {norm_error(grad, true):.1e}, allowed {limit:.1e}"
+            f"gradient of {argument}: {norm_error(grad, true):.1e}, allowed {limit:.1e}"
         )
     again = torch.autograd.grad(y, leaves, upstream)
     assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True)), "not the same bits twice"
@@ -205,8 +205,8 @@ def test_one_token_is_exact(backend: str) -> None:
 @pytest.mark.skipif(bool(WHY_NO_INTERPRETER) and not torch.cuda.is_available(), reason=WHY_NO_INTERPRETER or "-")
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("w", "u", "fast"), [(0.999, 0.999, 1), (1.001, 0.999, 0), (0.999, 1.001, 0)])
-def test_both_sides_of_the_kernels_border(w: float, u: float, fast: int, sign: int) -> None:
-    """The kernels' fast form at the edge of |w| 64 <= 20 and |u| <= 20, with keys spread widely, and just past it."""
+def test_both_sides_of_the_kernels_limit(w: float, u: float, fast: int, sign: int) -> None:
+    """The kernels' fast form at its limit, |w| 64 <= 20 and |u| <= 20, and just past it, with widely spread keys."""
     from lalic_kernels.biwkv import kernels
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -226,7 +226,7 @@ def test_both_sides_of_the_kernels_border(w: float, u: float, fast: int, sign: i
 
 @COMPILED
 def test_full_length_does_not_drift() -> None:
-    """98 304 tokens, forward and backward, against float64: a plain float32 scan would be off by 1e-3."""
+    """98 304 tokens, forward and backward, against float64: a plain float32 scan has an error of 1e-3."""
     tokens = 98_304
     args = arguments(12, tokens, 3.0 / tokens, 0.1, 2.0, channels=2)
     upstream = torch.randn(args[3].shape, generator=torch.Generator().manual_seed(4))
@@ -242,7 +242,7 @@ def test_full_length_does_not_drift() -> None:
 
 @pytest.mark.parametrize("tokens", [1100, pytest.param(98_304, marks=pytest.mark.gpu)])
 def test_long_launch(tokens: int) -> None:
-    """Sequences from 1024 tokens on take another launch configuration."""
+    """From 1024 tokens on another launch configuration is used."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and WHY_NO_INTERPRETER:
         pytest.skip(WHY_NO_INTERPRETER)
@@ -252,7 +252,7 @@ def test_long_launch(tokens: int) -> None:
 
 
 def test_long_sequences_take_linear_memory() -> None:
-    """40 000 tokens: a quadratic path would need 6.4 GB for one channel. The error does not grow with T."""
+    """40 000 tokens: a quadratic path needs 6.4 GB for one channel. The error does not grow with T."""
     tokens = 40_000
     args = arguments(9, tokens, 3.0 / tokens, 0.1, 2.0, channels=2)
     exact = torch_path.biwkv(*(x.double() for x in args))

@@ -1,4 +1,4 @@
-"""BiWKV's surface: gate, torch.vmap and torch.func, autocast, low precision, the same bits twice."""
+"""BiWKV's options and transforms: gate, torch.vmap and torch.func, autocast, low precision, the same bits twice."""
 
 from __future__ import annotations
 
@@ -56,26 +56,26 @@ def test_gates_far_open_and_far_closed(backend: str) -> None:
     leaves = {name: x.requires_grad_() for name, x in (plain | {"gate": gate}).items()}
     gated = lalic_kernels.biwkv(**leaves, backend=backend)
     assert not gated[:, ::2].any()
-    assert (gated - y)[:, 1::2].abs().max() <= 4 * EPS * y.abs().max()  # a product with one, in another order
+    assert (gated - y)[:, 1::2].abs().max() <= 4 * EPS * y.abs().max()  # times one, in another order
     grads = dict(zip(leaves, torch.autograd.grad(gated, list(leaves.values()), upstream(y)), strict=True))
     assert all(grad.isfinite().all() for grad in grads.values()) and not grads["gate"].any() and grads["v"].any()
 
 
 def test_gates_where_a_sigmoid_is_small() -> None:
-    """Just above where exp(-gate) would overflow float32, the result still has its relative accuracy."""
+    """Just above the gates where exp(-gate) overflows float32, the result is still accurate relative to its size."""
     args = arguments(BIWKV, 1, 70, 3)
     gate = torch.linspace(-86, -20, 210).reshape(1, 70, 3)
     truth = reference.biwkv(*(x.double() for x in args.values()), gate.double())
     for backend in BIWKV.backends("cpu"):
         y = lalic_kernels.biwkv(**args, gate=gate, backend=backend)
-        # exp(x) is off by |x| roundings at most, and y by a few of its largest value.
+        # exp(x) has an error of at most |x| roundings, y one of a few roundings of its largest value.
         bound = 128 * EPS * torch.sigmoid(gate.double()) * args["v"].abs().max()
         assert ((y - truth).abs() <= bound).all(), backend
 
 
 @SPEC
 @BACKENDS
-def test_w_has_no_part_in_two_tokens(spec: OpSpec, backend: str) -> None:
+def test_two_tokens_do_not_depend_on_w(spec: OpSpec, backend: str) -> None:
     leaves = {name: x.requires_grad_() for name, x in arguments(spec, 2, 2, 5).items()}
     grads = torch.autograd.grad(lalic_kernels.biwkv(**leaves, backend=backend).square().sum(), list(leaves.values()))
     assert not grads[0].any() and all(grad.any() for grad in grads[1:])
@@ -86,7 +86,7 @@ def test_w_has_no_part_in_two_tokens(spec: OpSpec, backend: str) -> None:
 
 @SPEC
 def test_sharp_keys_in_the_torch_path(spec: OpSpec) -> None:
-    """Keys of 80: what remains of the terms of the gradients of w and k is 1e-4 of them, and it is right."""
+    """Keys of 80: the gradients of w and k are 1e-4 of their terms, and still accurate."""
     args = arguments(spec, 1, 97, 4, seed=1)
     args["w"], args["k"] = torch.linspace(-0.01, -0.02, 4), args["k"] * 40
     wide = {name: x.double().requires_grad_() for name, x in args.items()}
@@ -98,7 +98,7 @@ def test_sharp_keys_in_the_torch_path(spec: OpSpec) -> None:
     plain = torch.autograd.grad(torch_path.biwkv(**leaves), list(leaves.values()), upstream(y))
     for name, grad, true in zip(leaves, grads, truth, strict=True):
         assert norm_error(grad, true) <= 3e-5, f"gradient of {name}"
-    assert norm_error(plain[0], truth[0]) > 1e-3, "without a centre it is as good: the centre is not needed"
+    assert norm_error(plain[0], truth[0]) > 1e-3, "it is as good without a centre, so the centre is not needed"
 
 
 @SPEC
@@ -120,12 +120,12 @@ def test_gradients_have_the_same_bits_twice(spec: OpSpec, backend: str) -> None:
 @SPEC
 @LOW
 @BACKENDS
-def test_low_precision_is_as_good_as_its_roundings(spec: OpSpec, dtype: torch.dtype, backend: str) -> None:
-    """At most twice the error of the float64 reference of rounded inputs whose output is rounded.
+def test_low_precision_errors_are_those_of_the_roundings(spec: OpSpec, dtype: torch.dtype, backend: str) -> None:
+    """At most twice the error of a float64 reference on rounded inputs with a rounded output.
 
-    Measured in norm against two truths: float64 of the inputs before they were rounded, as one who uses the op sees
-    it, and float64 of the rounded inputs, where the reference's only error is its output's rounding. So for gradients,
-    whose inputs include the upstream gradient.
+    In norm, against two truths: float64 of the original inputs, and float64 of the rounded inputs, where the
+    reference's only error is the rounding of its output. The same for gradients; their inputs include the upstream
+    gradient.
     """
     interpreted = backend == "triton" and not torch.cuda.is_available()
     exact = {name: x.double() for name, x in arguments(spec, 2, 150, 9, seed=3).items()}
@@ -140,23 +140,23 @@ def test_low_precision_is_as_good_as_its_roundings(spec: OpSpec, dtype: torch.dt
     unrounded = run(reference.biwkv, exact, grad)
     truth = run(reference.biwkv, {name: x.double() for name, x in rounded.items()}, grad.to(dtype).double())
     ours = run(lambda **a: lalic_kernels.biwkv(**a, backend=backend), rounded, grad.to(dtype))
-    for name, a, of_rounded, of_exact in zip(("y", *exact), ours, truth, unrounded, strict=True):
+    for name, a, rounded_truth, exact_truth in zip(("y", *exact), ours, truth, unrounded, strict=True):
         assert a.dtype == dtype
-        best = of_rounded.to(dtype)
-        if interpreted and dtype == torch.bfloat16:  # Triton's interpreter cuts bits off where a GPU rounds
-            best = (of_rounded.float().view(torch.int32) & -65536).view(torch.float32)
-        assert norm_error(a, of_rounded) <= 2 * norm_error(best, of_rounded), name
-        assert norm_error(a, of_exact) <= 2 * norm_error(best, of_exact), name
+        best = rounded_truth.to(dtype)
+        if interpreted and dtype == torch.bfloat16:  # Triton's interpreter truncates, a GPU rounds
+            best = (rounded_truth.float().view(torch.int32) & -65536).view(torch.float32)
+        assert norm_error(a, rounded_truth) <= 2 * norm_error(best, rounded_truth), name
+        assert norm_error(a, exact_truth) <= 2 * norm_error(best, exact_truth), name
 
 
 @pytest.mark.skipif("cpu" not in BIWKV.backends("cpu"), reason="needs numba")
 @SPEC
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 5, 3), (3, 64, 32), (2, 131, 33), (1, 257, 65)], ids=str)
 def test_compiled_bfloat16_is_float32_rounded_once(spec: OpSpec, sizes: tuple[int, ...]) -> None:
-    """Result and gradients of bfloat16 have the bits of float32's of the same values, rounded; w's and u's are float32.
+    """Result and gradients of bfloat16 inputs equal those of the same values in float32, rounded; w and u are float32.
 
-    The sizes are chunks and blocks of channels that are full, begun and of one element. Each is run with
-    contiguous data and with transposed data and an expanded upstream gradient.
+    The sizes have full and partial chunks and blocks of channels, and ones of one element. Each is run with contiguous
+    data, and with transposed data and an expanded upstream gradient.
     """
     low = {name: x.bfloat16() for name, x in arguments(spec, *sizes, seed=4).items()}
     low["w"], low["u"] = low["w"].float(), low["u"].float()
@@ -184,7 +184,7 @@ MAPPED = {
     "over a batch": (None, None, 0, 0, None),
     "over everything": (0, 0, 0, 0, 0),
     "data and gate": (None, None, 0, 0, 0),
-    "other places": (1, None, 2, 3, -1),
+    "other dimensions": (1, None, 2, 3, -1),
     "keys alone": (None, None, 1, None, None),
     "decay alone": (0, None, None, None, None),
     "gate alone": (None, None, None, None, 0),
@@ -200,7 +200,7 @@ def mapped(in_dims: tuple[int | None, ...], gated: bool, double: bool = False) -
             tensors.append(None)
             continue
         x = x if double else x.float()
-        # Unequal slices, so that one in another's place shows.
+        # Unequal slices, so that a swap of two shows.
         tensors.append(x if dim is None else torch.stack([x * (1 + i) / 2 for i in range(N)], dim))
     return tensors
 
@@ -213,7 +213,7 @@ def slices(tensors: list[Tensor | None], in_dims: tuple[int | None, ...]) -> lis
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    # Folded channels may take another chunk length or form than those of one slice: roundings in each of T terms.
+    # Folded channels may have another chunk length or form than one slice: roundings in each of T terms.
     return a.shape == b.shape and bool((a - b).abs().max() <= 256 * EPS * b.abs().max())
 
 
@@ -234,7 +234,7 @@ def test_vmap(which: str, backend: str) -> None:
 
 @pytest.mark.parametrize("which", MAPPED)
 def test_gradients_through_vmap_and_of_it(which: str) -> None:
-    """Backward through vmap, torch.func.vmap(grad) and grad(vmap) agree with one slice after the other."""
+    """Backward through vmap, torch.func.vmap(grad) and grad(vmap) agree with a loop over slices."""
     for gated in (True, False):
         in_dims = tuple(MAPPED[which]) if gated else (*MAPPED[which][:4], None)
         if all(dim is None for dim in in_dims):
@@ -246,10 +246,10 @@ def test_gradients_through_vmap_and_of_it(which: str) -> None:
 
         def loss(*t: Tensor) -> Tensor:
             y = lalic_kernels.biwkv(*t[:4], gate=t[4] if len(t) > 4 else None)
-            return (y * weight).sum()  # noqa: B023 (called in this turn)
+            return (y * weight).sum()  # noqa: B023 (called in this iteration)
 
         def total(*t: Tensor) -> Tensor:
-            return torch.vmap(loss, in_dims[:count])(*t).sum()  # noqa: B023 (called in this turn)
+            return torch.vmap(loss, in_dims[:count])(*t).sum()  # noqa: B023 (called in this iteration)
 
         given = [x for x in tensors if x is not None]
         leaves = [x.clone().requires_grad_() for x in given]
@@ -277,7 +277,7 @@ def test_nested_vmap() -> None:
 
 
 def test_jacobian_rows_at_once() -> None:
-    """Batched upstream gradients, as torch.func.jacrev and is_grads_batched ask for."""
+    """Batched upstream gradients, which torch.func.jacrev and is_grads_batched use."""
     leaves = [x.requires_grad_() for x in arguments(GATED_BIWKV, 1, 5, 2).values()]
     y = lalic_kernels.biwkv(*leaves[:4], gate=leaves[4])
     rows = torch.eye(y.numel()).reshape(-1, *y.shape)

@@ -1,4 +1,4 @@
-"""The checksum of symbols: its definition in Python's integers, and every implementation equal to it."""
+"""The checksum of symbols: every implementation equals its definition in Python's integers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def implementation(request):
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 40000])
 def test_equals_the_definition(implementation, count: int) -> None:
     symbols = torch.randint(-(2**31), 2**31 - 1, (2, count), dtype=torch.int32, generator=torch.manual_seed(count))
-    found = [value % 2**64 for value in implementation(symbols, 12345).tolist()]
-    assert found == [by_hand(row, 12345) for row in symbols.tolist()]
+    sums = [value % 2**64 for value in implementation(symbols, 12345).tolist()]
+    assert sums == [by_hand(row, 12345) for row in symbols.tolist()]
 
 
-def test_parts_add_up_and_places_matter(implementation) -> None:
+def test_parts_add_up_and_indices_matter(implementation) -> None:
     symbols = torch.tensor([[0, 1, -1, 7, 7, 0, 2**31 - 1, -(2**31)]], dtype=torch.int32)
     whole = implementation(symbols, 3)
     assert torch.equal(whole, implementation(symbols[:, :5], 3) + implementation(symbols[:, 5:], 8))
@@ -52,7 +52,7 @@ def test_parts_add_up_and_places_matter(implementation) -> None:
 
 
 def test_one_bit_of_one_symbol_changes_the_lower_half() -> None:
-    """Files carry 32 bits of the sum: each must depend on every bit of a symbol."""
+    """Files store 32 bits of the sum: each must depend on every bit of a symbol."""
     symbols = torch.zeros((1, 1), dtype=torch.int32)
     base = int(checksum.by_torch(symbols, 99))
     changed = 0
@@ -62,14 +62,14 @@ def test_one_bit_of_one_symbol_changes_the_lower_half() -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbols", "first", "error", "words"),
+    ("symbols", "first", "error", "message"),
     [
         (torch.zeros(1, 2), 0, TypeError, "symbols must be int32, but is float32"),
         (torch.zeros(2, dtype=torch.int32), 0, ValueError, r"shape \(B, n\), but has \(2,\)"),
-        (torch.zeros(1, 2, dtype=torch.int32), -1, ValueError, "begin at -1"),
-        (torch.zeros(1, 2, dtype=torch.int32), 2**31 - 2, ValueError, "begin at 2147483646"),
+        (torch.zeros(1, 2, dtype=torch.int32), -1, ValueError, "first must be in .* but is -1"),
+        (torch.zeros(1, 2, dtype=torch.int32), 2**31 - 2, ValueError, "first must be in .* but is 2147483646"),
     ],
 )
-def test_bad_arguments(symbols, first, error, words) -> None:
-    with pytest.raises(error, match=words):
+def test_bad_arguments(symbols, first, error, message) -> None:
+    with pytest.raises(error, match=message):
         checksum.symbol_checksum(symbols, first)

@@ -1,4 +1,4 @@
-"""The calling forms of published code: their results are the op's, in k's dtype, and differentiable."""
+"""The calling forms of published code give the op's results, in k's dtype, and are differentiable."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_any_floating_dtypes(form: str, dtype: torch.dtype, mixed: str) -> None:
     y = FORMS[form](*leaves)
     assert y.dtype == leaves[2].dtype and y.shape == (B, T, C)
     truth = reference.biwkv(*(x.detach().double() for x in leaves))
-    # One rounding of the result to k's dtype, and float32's few on the way.
+    # One rounding of the result to k's dtype, and a few float32 roundings before.
     limit = (torch.finfo(y.dtype).eps + 4 * torch.finfo(torch.float32).eps) * truth.abs().max()
     assert (y.double() - truth).abs().max() <= limit
     grads = torch.autograd.grad(y.sum(), leaves)
@@ -51,7 +51,7 @@ def test_any_floating_dtypes(form: str, dtype: torch.dtype, mixed: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("B", (3, T, C)), ("T", (B, T + 1, C)), ("C", (B, T, 1))])
-def test_sizes_that_are_not_ks(name: str, sizes: tuple[int, int, int]) -> None:
+def test_sizes_that_differ_from_ks(name: str, sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=rf"RUN_CUDA: {name} must be \d+, as k has shape \(2, 19, 7\), but is"):
         RUN_CUDA(*sizes, *arguments())
     with pytest.raises(TypeError, match="RUN_CUDA: T must be an integer, but is a float"):
@@ -59,9 +59,9 @@ def test_sizes_that_are_not_ks(name: str, sizes: tuple[int, int, int]) -> None:
 
 
 @FORM
-def test_bad_tensors_are_refused_under_the_name_called(form: str) -> None:
+def test_errors_name_the_called_function(form: str) -> None:
     w, u, k, v = arguments()
-    for bad, error, says in (
+    for bad, error, message in (
         ((w, u, k[0], v), ValueError, "k must have 3 dimensions"),
         ((w, u, k, v[:, 1:]), ValueError, "v must have shape"),
         ((w[1:], u, k, v), ValueError, "w must have shape"),
@@ -69,7 +69,7 @@ def test_bad_tensors_are_refused_under_the_name_called(form: str) -> None:
         ((w, u, k, v.int()), TypeError, "v must be float16"),
         ((w, u, k.to("meta"), v), ValueError, "v must be on meta"),
     ):
-        with pytest.raises(error, match=f"^{form}: {says}"):
+        with pytest.raises(error, match=f"^{form}: {message}"):
             FORMS[form](*bad)
 
 

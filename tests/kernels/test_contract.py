@@ -1,11 +1,11 @@
-"""One suite that every op passes, on every implementation that can run here.
+"""One suite that every op passes, on every implementation that can run on this machine.
 
-Without a GPU the Triton kernels run in Triton's interpreter: the same source, on CPU tensors. With one, everything is
-run again on it.
+Without a GPU the Triton kernels run in Triton's interpreter: the same source, on CPU tensors. With a GPU, everything
+also runs on it.
 
-The measure of an error: the reference is evaluated in float64 (the truth) and once more in the tested dtype (what plain
-torch would give). An implementation may be off by twice what plain torch is off, plus a few roundings of the result,
-because plain torch may be right by luck where it has little to round.
+Errors: the reference is computed in float64 (the truth) and in the tested dtype (the result of plain torch). An
+implementation may have twice the error of plain torch, plus a few roundings of the result, because plain torch may be
+exact by luck.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 OPS = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 ON = pytest.mark.parametrize("device", DEVICES)
 
-# Roundings of the largest value that are granted on top of twice plain torch's error. A result: its own rounding, and
-# one each of the last few operations. A gradient with respect to a parameter sums over all tokens, where terms cancel.
+# Roundings of the largest value that are allowed in addition to twice plain torch's error. A result: one for itself and
+# for each of the last few operations. A parameter's gradient is a sum over all tokens, whose terms cancel.
 RESULT_ROUNDINGS, GRADIENT_ROUNDINGS = 4, 32
 
 
@@ -41,7 +41,7 @@ IMPLEMENTATIONS = pytest.mark.parametrize(("spec", "device", "backend"), list(ba
 
 
 def make(spec: OpSpec, sizes: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0) -> Arguments:
-    """Arguments in a dtype; for float16 and bfloat16 exactly what the float64 reference gets too."""
+    """Arguments in a dtype; the float64 reference gets the same, already rounded values."""
     arguments = spec.make(sizes, torch.Generator().manual_seed(seed))
     return {name: value.to(dtype).to(device) for name, value in arguments.items()}
 
@@ -115,14 +115,14 @@ def test_values_and_gradients_low_precision(spec: OpSpec, device: str, backend: 
 @OPS
 @ON
 def test_values_and_gradients_float64(spec: OpSpec, device: str) -> None:
-    """float64 goes through the torch path, whatever the device, and is as good as the reference."""
+    """float64 takes the torch path on every device, and is as accurate as the reference."""
     for case, sizes in spec.cases.items():
         arguments = make(spec, sizes, torch.float64, device)
         truth, true_grads = gradients(spec.reference, arguments)
         result, grads = gradients(spec.public, arguments)
         assert result.dtype == torch.float64
-        # Both are float64: sums in another order, and in BiWKV's scaled form the gradient of w from terms weighted by
-        # positions of up to 64, in place of distances.
+        # Both are float64. Sums have another order; in BiWKV's scaled form the gradient of w is a sum of terms times
+        # positions up to 64 instead of distances.
         scale = truth.abs().max().item()
         assert worst(result, truth) <= 32 * torch.finfo(torch.float64).eps * scale, case
         scale = max(grad.abs().max().item() for grad in true_grads.values())
@@ -140,13 +140,13 @@ def test_float32_parameters_beside_low_precision(spec: OpSpec) -> None:
     assert result.dtype == (torch.float32 if spec.float32_result else torch.bfloat16)
     assert {name: grad.dtype for name, grad in grads.items()} == {name: value.dtype for name, value in mixed.items()}
     truth = spec.reference(**wide(mixed))
-    # bfloat16 keeps 8 bits; weights are rounded as well where products take them, and a few hundred terms are summed.
+    # bfloat16 has 8 bits; the weights of products are rounded too, and a few hundred terms are summed.
     assert worst(result, truth) <= 8 * torch.finfo(torch.bfloat16).eps * truth.abs().max().item()
 
 
 @IMPLEMENTATIONS
 def test_every_element_is_written(spec: OpSpec, device: str, backend: str, poisoned_memory) -> None:
-    assert torch.empty(3, device=device).isnan().all(), "the poison does not work, so this test shows nothing"
+    assert torch.empty(3, device=device).isnan().all(), "new memory is not NaN, so this test shows nothing"
     for case, sizes in spec.cases.items():
         result, grads = gradients(
             lambda **a: spec.public(**a, backend=backend), make(spec, sizes, torch.float32, device)
@@ -156,7 +156,7 @@ def test_every_element_is_written(spec: OpSpec, device: str, backend: str, poiso
 
 
 def awkward(value: Tensor) -> Tensor:
-    """The same values at odd places: every second element of a transposed, larger tensor whose rest is NaN."""
+    """The same values with odd strides: every second element of a larger, transposed tensor; the others are NaN."""
     shape = [2 * size + 1 for size in reversed(value.shape)]
     store = torch.full(shape, torch.nan, dtype=value.dtype, device=value.device).permute(*reversed(range(value.dim())))
     view = store[tuple(slice(1, None, 2) for _ in value.shape)]
@@ -173,7 +173,7 @@ def test_strides_do_not_matter(spec: OpSpec, device: str, backend: str) -> None:
         expected = spec.public(**arguments, backend=backend)
         result = spec.public(**sliced, backend=backend)
         assert result.is_contiguous()
-        # Not bit for bit: a matrix product may add in another order for another layout. A few roundings, no more.
+        # Not bit for bit: for another layout a matrix product may add in another order, which costs a few roundings.
         limit = RESULT_ROUNDINGS * torch.finfo(torch.float32).eps * expected.abs().max().item()
         assert worst(result, expected.double()) <= limit, case
         _, expected_grads = gradients(lambda **a: spec.public(**a, backend=backend), arguments)
@@ -206,14 +206,14 @@ def test_same_bits_twice(spec: OpSpec, device: str, backend: str) -> None:
 
 
 @OPS
-def test_bad_arguments_are_refused_with_a_sentence(spec: OpSpec) -> None:
+def test_bad_arguments_raise_a_one_line_message(spec: OpSpec) -> None:
     for case, bad in spec.bad.items():
         arguments = make(spec, BAD_CASE[spec.name], torch.float32, "cpu")
         with pytest.raises(bad.error) as caught:
             spec.public(**bad.spoil(arguments))
         message = str(caught.value)
         assert message.startswith(f"{spec.name}: ") and "\n" not in message, case
-        for part in bad.says:
+        for part in bad.message:
             assert part in message, f"{case}: {part!r} is not in {message!r}"
 
 
@@ -226,7 +226,7 @@ def test_reference_gradcheck(spec: OpSpec) -> None:
 
 @IMPLEMENTATIONS
 def test_registration(spec: OpSpec, device: str, backend: str) -> None:
-    """Schema, shape function and gradient agree with what the op does, for real and for symbolic shapes."""
+    """Schema, shape function and gradient agree with the op, for real and for symbolic shapes."""
     op = getattr(torch.ops.lalic_kernels, spec.name).default
     arguments = make(spec, spec.gradient_case, torch.float32, device)
     for leaf in arguments.values():
@@ -236,7 +236,7 @@ def test_registration(spec: OpSpec, device: str, backend: str) -> None:
 
 @IMPLEMENTATIONS
 def test_compiles_without_graph_breaks(spec: OpSpec, device: str, backend: str) -> None:
-    """aot_eager runs everything of torch.compile but the code generator, which our opaque ops do not meet."""
+    """aot_eager runs all of torch.compile except the code generator, which does not see opaque ops."""
     for chosen in (backend, None):
         torch.compiler.reset()
 

@@ -1,4 +1,4 @@
-"""The entropy-parameter block where it does not start from its inputs alone: what the contract suite cannot ask."""
+"""The entropy-parameter block with `partial`: tests that are not in the contract suite."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def arguments(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_inputs_left(backend: str) -> None:
-    """With Cin = 0 the first product is what `partial` says, and the bias."""
+def test_no_inputs(backend: str) -> None:
+    """With Cin = 0 the first product is `partial` plus the bias."""
     given = arguments(0, 37) | {"partial": torch.randn(2, 7, 37)}
-    found = []
+    results = []
     for function in (lambda **a: lalic_kernels.entropy_params(**a, backend=backend), reference.entropy_params):
         leaves = {name: value.clone().requires_grad_() for name, value in given.items()}
         result = function(**leaves)
-        found.append([result.detach(), *torch.autograd.grad(result.square().sum(), list(leaves.values()))])
-    assert found[0][0].shape == (2, 7, 37) and found[0][0].abs().max() > 0.1
-    for one, other in zip(*found, strict=True):
+        results.append([result.detach(), *torch.autograd.grad(result.square().sum(), list(leaves.values()))])
+    assert results[0][0].shape == (2, 7, 37) and results[0][0].abs().max() > 0.1
+    for one, other in zip(*results, strict=True):
         assert one.shape == other.shape
         if other.numel():
             assert (one - other).abs().max() <= ROUNDINGS * other.abs().max()
@@ -36,7 +36,7 @@ def test_no_inputs_left(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parts_of_the_first_product_add_up(backend: str) -> None:
-    """Some inputs multiplied beforehand give what all inputs at once give."""
+    """Some inputs multiplied before give the result of all inputs at once."""
     given = arguments(45, 37)
     whole = lalic_kernels.entropy_params(**given, backend=backend)
     x, mix = given.pop("x"), given.pop("mix_weight")

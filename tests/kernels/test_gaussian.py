@@ -49,7 +49,7 @@ def test_likelihood_is_the_mass_of_a_unit_interval() -> None:
         v, s = abs(y - mean), max(scale, 0.11)
         mass = 0.5 * math.erfc((v - 0.5) / s / math.sqrt(2)) - 0.5 * math.erfc((v + 0.5) / s / math.sqrt(2))
         value = lalic_kernels.gaussian_likelihood(*(torch.tensor(x, dtype=torch.float64) for x in (y, scale, mean)))
-        assert value.item() == pytest.approx(max(mass, 1e-9), rel=1e-12)  # erfc of both libraries: a few roundings
+        assert value.item() == pytest.approx(max(mass, 1e-9), rel=1e-12)  # two libraries' erfc: a few roundings
 
 
 def test_likelihoods_of_all_values_add_up() -> None:
@@ -58,7 +58,7 @@ def test_likelihoods_of_all_values_add_up() -> None:
         total = lalic_kernels.gaussian_likelihood(
             values, torch.full_like(values, scale), torch.full_like(values, 0.3)
         ).sum()
-        assert total.item() == pytest.approx(1.0, abs=401e-9)  # each of the 401 may have been lifted to 1e-9
+        assert total.item() == pytest.approx(1.0, abs=401e-9)  # each of the 401 may have been raised to 1e-9
 
 
 def test_far_tails_and_half_precision_stay_above_zero() -> None:
@@ -88,7 +88,7 @@ def test_likelihood_gradcheck_and_compile() -> None:
 
 
 def tails(device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Both sides of the mean, |y - mean| / s from 0 to 40, scales from far below the bound to far above; float32."""
+    """Both sides of the mean, |y - mean| / s from 0 to 40, scales far below to far above the bound; float32."""
     z = torch.cat((torch.linspace(-40, 40, 401), torch.linspace(-7, 7, 281)))
     scales = torch.tensor([-3.0, 0.0, 1e-30, 0.0999, 0.11, 0.15, 0.31, 1.0, 2.7, 30.0, 256.0, 1e4])
     generator = torch.Generator().manual_seed(3)
@@ -98,7 +98,7 @@ def tails(device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def truth(y: Tensor, scales: Tensor, means: Tensor) -> dict[str, Tensor]:
-    """In float64: the likelihood, its slopes in y and in s, and the sizes that each one's error is relative to."""
+    """In float64: the likelihood, its derivatives in y and in s, and the sizes that the errors are relative to."""
     y, scales, means = y.double(), scales.double(), means.double()
     v, s = (y - means).abs(), scales.clamp(min=0.11)
     a, b = (v - 0.5) / s, (v + 0.5) / s
@@ -106,38 +106,38 @@ def truth(y: Tensor, scales: Tensor, means: Tensor) -> dict[str, Tensor]:
     at_a, at_b = (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) / s for x in (a, b))
     return {
         "mass": tail_a - tail_b,
-        "of_y": (at_b - at_a) * (y - means).sign(),
-        "of_s": a * at_a - b * at_b,
+        "grad_y": (at_b - at_a) * (y - means).sign(),
+        "grad_s": a * at_a - b * at_b,
         "bound": (op.ROUNDINGS[0] + op.ROUNDINGS[1] * b * b) * torch.finfo(torch.float32).eps,
         "size": tail_a,
         "size_y": at_a + at_b,
-        # Not |a|, which is zero at the edge of the interval round the mean, where a has the rounding of v.
+        # Not |a|, which is zero at an end of the interval, where a has the rounding error of v.
         "size_s": (1 + a.abs()) * at_a + b * at_b,
     }
 
 
 @IMPLEMENTATIONS
 def test_error_bound_in_both_tails(device: str, backend: str) -> None:
-    """The bound that README.md states, for values and, beyond the smallest likelihood too, for gradients."""
+    """The bound in README.md, for values, and for gradients also below the smallest likelihood."""
     y, scales, means = (x.requires_grad_() for x in tails(device))
     t = {name: x.detach() for name, x in truth(y, scales, means).items()}
     value = lalic_kernels.gaussian_likelihood(y, scales, means, backend=backend)
     error = (value.double() - t["mass"].clamp(min=1e-9)).abs()
     assert (t["mass"] < 1e-9).sum() > 1000 and (value > 1e-9).sum() > 1000
     assert (error <= t["bound"] * t["size"] + 1e-16).all()  # 1e-9 itself is not a float32
-    # A negative upstream gradient passes the bound of the likelihood, so this sees the density down to underflow.
-    of_y, of_scales, of_means = torch.autograd.grad(value.sum().neg(), (y, scales, means))
-    smallest = 1e-36  # what is below float32's normal numbers may be flushed, before it is divided by s
-    assert ((of_y.double() + t["of_y"]).abs() <= t["bound"] * t["size_y"] + smallest).all()
-    assert torch.equal(of_means, -of_y)
-    wanted = -t["of_s"]
-    wanted = torch.where((scales >= 0.11) | (wanted < 0), wanted, 0.0)
-    assert ((of_scales.double() - wanted).abs() <= t["bound"] * t["size_s"] + smallest).all()
+    # A negative upstream gradient passes the likelihood's bound, so this tests the density down to underflow.
+    grad_y, grad_scales, grad_means = torch.autograd.grad(value.sum().neg(), (y, scales, means))
+    smallest = 1e-36  # subnormal numbers may be flushed before the division by s
+    assert ((grad_y.double() + t["grad_y"]).abs() <= t["bound"] * t["size_y"] + smallest).all()
+    assert torch.equal(grad_means, -grad_y)
+    expected = -t["grad_s"]
+    expected = torch.where((scales >= 0.11) | (expected < 0), expected, 0.0)
+    assert ((grad_scales.double() - expected).abs() <= t["bound"] * t["size_s"] + smallest).all()
 
 
 @IMPLEMENTATIONS
 def test_gradients_at_both_bounds(device: str, backend: str) -> None:
-    """Below, at and above the scale's bound, in the middle and beyond the likelihood's, for upstreams of both signs."""
+    """Below, at and above the scale's bound, above and below the likelihood's, for upstream gradients of both signs."""
     at = torch.tensor(0.11)
     scales = torch.stack((torch.tensor(-2.0), torch.nextafter(at, torch.tensor(0.0)), at, torch.tensor(0.5)))
     y = torch.tensor([0.0, 0.2, -0.45, 0.55, -0.6, 0.75, 3.0, -4.5])
@@ -146,35 +146,35 @@ def test_gradients_at_both_bounds(device: str, backend: str) -> None:
     y, scales, upstream = (x.contiguous().to(device) for x in grid)
     leaves = tuple(x.requires_grad_() for x in (y, scales, torch.zeros_like(y)))
     expected = torch.autograd.grad(reference.gaussian_likelihood(*leaves), leaves, upstream)
-    found = torch.autograd.grad(lalic_kernels.gaussian_likelihood(*leaves, backend=backend), leaves, upstream)
-    for wanted, got in zip(expected, found, strict=True):
-        # Two float32 evaluations: b^2 / 2 is up to 2200 where the density is not zero yet, up to 90 where it matters.
-        assert torch.allclose(got, wanted, rtol=2e-5, atol=1e-6)
-    of_scale, blocked = found[1], upstream > 0
+    grads = torch.autograd.grad(lalic_kernels.gaussian_likelihood(*leaves, backend=backend), leaves, upstream)
+    for true, got in zip(expected, grads, strict=True):
+        # Two float32 computations: b^2 / 2 is up to 2200 before the density is zero, up to 90 where it matters.
+        assert torch.allclose(got, true, rtol=2e-5, atol=1e-6)
+    grad_scale, blocked = grads[1], upstream > 0
     below = scales < at.to(device)
     mass = reference.gaussian_likelihood(y, torch.full_like(y, 0.11), torch.zeros_like(y))
     far = (y.abs() > 2) & (scales < 0.2)
     assert (mass[far] == torch.tensor(1e-9)).all() and far.any()
-    assert not found[0][far & blocked].any() and not of_scale[far & blocked].any()
-    assert not (of_scale[below] > 0).any(), "a gradient that would lower the scale passed below its bound"
-    assert (of_scale[below] < 0).any() and (of_scale[~below] > 0).any() and (of_scale[~below] < 0).any()
+    assert not grads[0][far & blocked].any() and not grad_scale[far & blocked].any()
+    assert not (grad_scale[below] > 0).any(), "a gradient that would lower the scale passed below its bound"
+    assert (grad_scale[below] < 0).any() and (grad_scale[~below] > 0).any() and (grad_scale[~below] < 0).any()
 
 
 @IMPLEMENTATIONS
-def test_what_is_not_a_number_stays_so(device: str, backend: str) -> None:
-    for place in range(3):
+def test_nan_stays_nan(device: str, backend: str) -> None:
+    for argument in range(3):
         leaves = [torch.ones(5, device=device) for _ in range(3)]
-        leaves[place][2] = torch.nan
+        leaves[argument][2] = torch.nan
         leaves = [x.requires_grad_() for x in leaves]
         value = lalic_kernels.gaussian_likelihood(*leaves, backend=backend)
-        assert value.isnan().tolist() == [False, False, True, False, False], place
+        assert value.isnan().tolist() == [False, False, True, False, False], argument
         grads = torch.autograd.grad(value.sum(), leaves)
         assert all(grad[[0, 1, 3, 4]].isfinite().all() for grad in grads)
 
 
 @IMPLEMENTATIONS
 def test_halves_of_a_wider_tensor(device: str, backend: str) -> None:
-    """As a network gives scales and means: rows with a stride, values and gradients those of contiguous copies."""
+    """Scales and means as two halves of a network's output: values and gradients equal those of contiguous copies."""
     generator = torch.Generator().manual_seed(0)
     for columns in (64, 7):
         wide = torch.randn(2, 4, 3, 2 * columns, generator=generator).to(device).requires_grad_()
@@ -202,7 +202,7 @@ def test_threads_do_not_matter() -> None:
     leaves = [torch.randn(count, generator=generator).requires_grad_() for _ in range(3)]
     threads = torch.get_num_threads()
     value = reference.gaussian_likelihood(*leaves)
-    wanted = [value, *torch.autograd.grad(value.log().sum(), leaves)]
+    expected = [value, *torch.autograd.grad(value.log().sum(), leaves)]
     try:
         for backend in GAUSSIAN_LIKELIHOOD.cpu_backends:
             results = []
@@ -212,9 +212,9 @@ def test_threads_do_not_matter() -> None:
                 results.append([value, *torch.autograd.grad(value.log().sum(), leaves)])
             assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), backend
             if backend == "torch":
-                assert torch.equal(results[0][0], wanted[0]), "the torch path's values are the reference's"
-            for got, want in zip(results[0], wanted, strict=True):
-                # Where the slope is a small part of what it is the difference of; the tails' test has the exact bound.
+                assert torch.equal(results[0][0], expected[0]), "the torch path's values are the reference's"
+            for got, want in zip(results[0], expected, strict=True):
+                # A derivative may be a small difference of two terms; the test of the tails has the exact bound.
                 assert torch.allclose(got, want, rtol=1e-3, atol=1e-4), backend
     finally:
         torch.set_num_threads(threads)
@@ -233,7 +233,7 @@ def test_dtypes_may_differ() -> None:
         assert torch.allclose(value, reference.gaussian_likelihood(*leaves), rtol=1e-6)
 
 
-def test_no_second_derivative_but_the_reference_s() -> None:
+def test_only_the_reference_has_a_second_derivative() -> None:
     y = torch.ones(3, requires_grad=True)
     value = lalic_kernels.gaussian_likelihood(y, torch.ones(3), torch.zeros(3))
     with pytest.raises(NotImplementedError, match="gaussian_likelihood: there is no second derivative"):

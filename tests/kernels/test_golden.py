@@ -1,4 +1,4 @@
-"""References and fast paths against what the published classes compute (tests/golden/kernels.md)."""
+"""References and fast paths against results of the published classes (tests/golden/kernels.md)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_biwkv_reference(golden: dict[str, Tensor], case: str) -> None:
     c = under(golden, f"biwkv/{case}/")
     leaves = [c[name].double().requires_grad_() for name in ("w", "u", "k", "v")]
     y = biwkv_reference(*leaves)
-    # Two float64 evaluations of one formula, sums of up to 129 terms.
+    # Two float64 computations of one formula, sums of up to 129 terms.
     close(y, c["y"], 32, EPS64)
     grads = torch.autograd.grad(y, leaves, c["gy"].double())
     scale = max(c[name].abs().max().item() for name in ("gw", "gu", "gk", "gv"))
@@ -58,14 +58,14 @@ def test_biwkv_reference(golden: dict[str, Tensor], case: str) -> None:
 def test_biwkv_float32(golden: dict[str, Tensor], case: str, backend: str) -> None:
     c = under(golden, f"biwkv/{case}/")
     if backend == "cpu" and not cpu.supports(c["w"], c["u"], c["k"].shape[1]):
-        pytest.skip("beyond the compiled code's range; test_biwkv.py has what happens then")
+        pytest.skip("outside the compiled code's range, which test_biwkv.py tests")
     leaves = [c[name].clone().requires_grad_() for name in ("w", "u", "k", "v")]
     y = lalic_kernels.biwkv(*leaves, backend=backend)
-    # The result is a mean of v with weights of a few roundings each; v bounds it.
+    # The result is a mean of v, bounded by v; each weight has an error of a few roundings.
     close(y, c["y"], 16, EPS32, c["v"].abs().max().item())
     grads = torch.autograd.grad(y, leaves, c["gy"])
     for name, grad in zip(("gw", "gu", "gk", "gv"), grads, strict=True):
-        # Products of roundings of p, v, y and g, each of them up to 16 roundings off, and cancellation between them.
+        # Products of p, v, y and g, each with an error of up to 16 roundings, and cancellation between them.
         scale = max(c[name].abs().max().item(), c["gv"].abs().max().item() * c["v"].abs().max().item())
         close(grad, c[name], 128, EPS32, scale)
 
@@ -112,7 +112,7 @@ def test_entropy_params(golden: dict[str, Tensor], number: int) -> None:
 
 
 def test_whole_block(golden: dict[str, Tensor]) -> None:
-    """Normalised shift, spatial mix and channel mix make an RWKV block, values and the gradient of every parameter."""
+    """Normalised shift, spatial mix and channel mix form an RWKV block: its values and all parameters' gradients."""
     parameters = {k: v.double().requires_grad_() for k, v in under(golden, "block/parameter/").items()}
     x = golden["block/x"].double().requires_grad_()
 
@@ -132,11 +132,11 @@ def test_whole_block(golden: dict[str, Tensor]) -> None:
     image = spatial_mix(shifted(image, "ln1", "att"), decay, boost, *att, residual=image, gamma=parameters["gamma1"])
     ffn = weights("ffn", "key", "receptance", "value")
     y = channel_mix(shifted(image, "ln2", "ffn"), *ffn, residual=image, gamma=parameters["gamma2"]).permute(0, 3, 1, 2)
-    # The published class adds 1e-6 to BiWKV's denominator, which is at least one: 1e-6 of its result, in a block whose
-    # other parts are exact.
+    # The published class adds 1e-6 to BiWKV's denominator, which is at least one: an error of 1e-6 of its result. All
+    # other parts of the block are exact.
     close(y, golden["block/y_f64"], 4e-6, 1.0)
     names = list(parameters)
     grads = torch.autograd.grad(y, [x, *parameters.values()], golden["block/gy"].double())
     for name, grad in zip(["gx", *(f"gradient/{name}" for name in names)], grads, strict=True):
-        # The stored gradients are without that epsilon and rounded to float32.
+        # The stored gradients have no such epsilon and are rounded to float32.
         close(grad, golden[f"block/{name}"], 2, EPS32)

@@ -1,4 +1,4 @@
-"""Rules of the package: what it imports, what it needs, what it says about itself."""
+"""Rules of the package: its imports, its requirements, and `lalic_kernels.info`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def imports(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_knows_nothing_of_the_model() -> None:
+def test_does_not_import_the_model() -> None:
     files = list(PACKAGE.rglob("*.py"))
     assert len(files) > 20
     assert not [path for path in files if "lalic" in imports(path)]
 
 
 def test_the_triton_kernels_are_tested_here() -> None:
-    """The contract suite leaves Triton out where it cannot run; this says so in the summary."""
+    """The contract suite skips Triton if it cannot run; this test shows it in the summary."""
     if WHY_NO_INTERPRETER and not torch.cuda.is_available():
         pytest.skip(f"no Triton kernel is run: {WHY_NO_INTERPRETER}")
     assert all("triton" in spec.backends("cuda" if torch.cuda.is_available() else "cpu") for spec in SPECS)
@@ -97,7 +97,7 @@ def test_works_without_numba() -> None:
     assert "numba: no compiled code for the CPU" in done.stdout
 
 
-def test_the_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dispatch_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cpu, without = dispatch.Op("with", cpu=True), dispatch.Op("without")
 
     def choose(op: dispatch.Op, device: str, dtype: torch.dtype = torch.float32) -> str:
@@ -119,7 +119,7 @@ def test_the_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "device", "dtype", "says"),
+    ("backend", "device", "dtype", "message"),
     [
         ("triton", "cuda", torch.float64, "float64"),
         ("triton", "mps", torch.float32, "needs tensors on a CUDA device, but they are on mps"),
@@ -127,11 +127,11 @@ def test_the_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu", "cpu", torch.float64, "float64"),
     ],
 )
-def test_an_explicit_choice_is_never_replaced(
-    backend: str, device: str, dtype: torch.dtype, says: str, monkeypatch
+def test_a_requested_backend_is_never_replaced(
+    backend: str, device: str, dtype: torch.dtype, message: str, monkeypatch
 ) -> None:
     monkeypatch.setattr(installed, "TRITON", True)
-    with pytest.raises(dispatch.BackendUnavailable, match=says):
+    with pytest.raises(dispatch.BackendUnavailable, match=message):
         dispatch.resolve(dispatch.Op("op", cpu=True), backend, device, dtype)
 
 
@@ -152,7 +152,7 @@ def test_info_names_every_op_and_every_dtype() -> None:
 
 
 def test_autocast_does_not_reach_inside_an_op() -> None:
-    """The result's dtype is x's, as registered, whatever autocast is on."""
+    """The result's dtype is x's, as registered, also under autocast."""
     x, weight = torch.randn(1, 4, 4, 3), torch.randn(3, 5, 5)
     expected = lalic_kernels.token_shift(x, weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What the contract suite does not ask of the two mixes: options, mixed dtypes, launch tables, work space."""
+"""Tests of the two mixes that are not in the contract suite: options, mixed dtypes, launch tables, work space."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_without_residual(spec: OpSpec, backend: str | None) -> None:
     leaves = {name: value.requires_grad_() for name, value in arguments.items()}
     truth = spec.reference(**wide(leaves))
     result = spec.public(**leaves, backend=backend)
-    # Two products after one another, of up to 320 terms, and BiWKV's 32 roundings.
+    # Two products in a row, of up to 320 terms, and BiWKV's 32 roundings.
     assert worst(result.detach(), truth.detach()) <= 64 * EPS32 * truth.abs().max().item()
     grads = torch.autograd.grad(result.square().sum(), list(leaves.values()))
     true = torch.autograd.grad(truth.square().sum(), list(leaves.values()))
@@ -37,16 +37,16 @@ def test_without_residual(spec: OpSpec, backend: str | None) -> None:
 
 
 @MIXES
-def test_a_float32_stream_stays_float32_beside_bfloat16(spec: OpSpec) -> None:
+def test_a_float32_residual_stays_float32_with_bfloat16(spec: OpSpec) -> None:
     arguments = make(spec, list(spec.cases.values())[-1], torch.bfloat16, "cpu")
     arguments["residual"] = arguments["residual"].float() * 1.001  # not a bfloat16 number
     result = spec.public(**arguments)
     assert result.dtype == torch.float32
     truth = spec.reference(**wide(arguments))
-    # What is added has bfloat16's error, the residual none: with the mix taken away, float32's is left.
+    # The mix has bfloat16's error, the residual none: without the mix the result is exact.
     assert worst(result, truth) <= 8 * EPS16 * (truth - arguments["residual"]).abs().max().item()
-    nothing = spec.public(**(arguments | {"gamma": torch.zeros_like(arguments["gamma"])}))
-    assert torch.equal(nothing, arguments["residual"])
+    without_mix = spec.public(**(arguments | {"gamma": torch.zeros_like(arguments["gamma"])}))
+    assert torch.equal(without_mix, arguments["residual"])
 
 
 @MIXES
@@ -62,7 +62,7 @@ def test_autocast_casts_as_linear_does(spec: OpSpec) -> None:
     assert torch.equal(result, spec.public(**narrowed))
 
 
-def test_a_width_beyond_the_table_takes_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_width_beyond_the_table_uses_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     if not INTERPRETER:
         pytest.skip("needs the interpreter")
     arguments = make(CHANNEL_MIX, (1, 1, 3, 24, 4), torch.float32, "cpu")
@@ -100,7 +100,7 @@ def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """Elements of the largest result of any ATen call."""
+    """The number of elements of the largest result of all ATen calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def _largest(call: Callable[[], object]) -> int:
 
 
 def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither forward nor backward has a tensor larger than the image or a stretch's work space."""
+    """Neither forward nor backward has a tensor larger than the image or a chunk's work space."""
     arguments = make(CHANNEL_MIX, (1, 16, 64, 24, 8), torch.float32, "cpu")
     x, key, receptance, value, residual, gamma = arguments.values()
     monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 4 * 64 * key.shape[0])
@@ -134,8 +134,8 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
 
 @MIXES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_saved_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backward from what the forward saved is as near to float64's as one that computes it again."""
+def test_saved_results_change_no_gradient(spec: OpSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward with saved results is as close to float64's as one that computes them again."""
     arguments = make(spec, list(spec.cases.values())[-2], dtype, "cpu")
     arguments["residual"] = arguments["residual"].float()
 
@@ -148,21 +148,21 @@ def test_what_is_saved_changes_no_gradient(spec: OpSpec, dtype: torch.dtype, mon
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         first = results(spec.public, arguments)
     truth = results(spec.reference, wide(arguments))
-    most, saved[:] = sum(saved), []
+    saved_elements, saved[:] = sum(saved), []
     monkeypatch.setattr(op, "SAVED_BYTES", 0)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         again = results(spec.public, arguments)
     tokens, width = arguments["x"][..., 0].numel(), arguments["x"].shape[3]
-    more = arguments["key"].shape[0] + 2 * width if spec is CHANNEL_MIX else 4 * width
-    assert most - sum(saved) == tokens * more
+    per_token = arguments["key"].shape[0] + 2 * width if spec is CHANNEL_MIX else 4 * width
+    assert saved_elements - sum(saved) == tokens * per_token
     assert torch.equal(first[0], again[0])
     for one, other, true in zip(first, again, truth, strict=True):
-        # Twice the error of the path that was there before, and a few roundings where that is exact by luck.
+        # Twice the error of the other path, and a few roundings in case that is exact by luck.
         assert worst(one, true) <= 2 * worst(other, true) + 8 * torch.finfo(dtype).eps * true.abs().max().item()
 
 
 @MIXES
-def test_no_gradient_behind_the_result_is_none_in_front(spec: OpSpec) -> None:
+def test_a_result_without_gradient_gives_its_arguments_none(spec: OpSpec) -> None:
     class Stop(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -185,7 +185,7 @@ def test_float16_beside_float32_saves_nothing() -> None:
     assert result.dtype == torch.float16 and not any(t.numel() for t in saved)
 
 
-def test_what_is_saved_has_a_bound() -> None:
+def test_the_size_of_saved_results_is_bounded() -> None:
     x = torch.empty(2, 8, 8, 4, requires_grad=True)
     assert op.saves_activations("cpu", x, op.SAVED_BYTES // (4 * 128))
     assert not op.saves_activations("cpu", x, op.SAVED_BYTES // (4 * 128) + 1)
@@ -207,7 +207,7 @@ def test_chunks_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
         return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
 
     whole = results()
-    monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1)  # the least: 64 tokens at a time
+    monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1)  # the minimum: 64 tokens at a time
     for one, other in zip(whole, results(), strict=True):
         # The same sums of 306 terms, in five parts.
         assert (one - other).abs().max() <= 32 * EPS32 * one.abs().max()

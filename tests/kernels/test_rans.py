@@ -1,4 +1,4 @@
-"""The rANS coder: equal bytes from both back ends, round trips, sizes, and streams that no encoder wrote."""
+"""The rANS coder: equal bytes from both backends, round trips, sizes, and streams that no encoder wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE = rans.CodingTables([[0, 20000, 60000, 65535, 65536]], [5], [-1])
 
 
 def random_tables(rng: np.random.Generator, rows: int, longest: int = 40) -> rans.CodingTables:
-    """Rows of random lengths and offsets, from nearly even to a single interval with almost everything."""
+    """Rows of random lengths and offsets, from nearly uniform to one interval with almost all probability."""
     lengths = rng.integers(3, longest + 1, rows)
     cdf = np.zeros((rows, longest), np.int64)
     for row, length in enumerate(lengths):
@@ -38,7 +38,7 @@ def random_tables(rng: np.random.Generator, rows: int, longest: int = 40) -> ran
 
 
 def draw(rng: np.random.Generator, tables: rans.CodingTables, n: int, escapes: float = 0.0):
-    """n symbols with indexes, drawn from the rows' own distributions but for a share of escapes."""
+    """n symbols with indexes, drawn from their rows' distributions, with a fraction of escapes."""
     matrix, lengths, offsets = tables.padded(), tables.lengths, tables.offsets
     indexes = rng.integers(0, tables.rows, n)
     slots = rng.integers(0, 65536, n)
@@ -54,7 +54,7 @@ def draw(rng: np.random.Generator, tables: rans.CodingTables, n: int, escapes: f
 
 
 def gaussian_tables(scales, half_widths) -> rans.CodingTables:
-    """Gaussians quantised well enough for a test of sizes."""
+    """Quantised Gaussians, accurate enough for tests of sizes."""
     cdf = np.zeros((len(scales), 2 * max(half_widths) + 3), np.int64)
     for row, (scale, c) in enumerate(zip(scales, half_widths, strict=True)):
         edge = np.arange(-c, c + 2) - 0.5
@@ -108,7 +108,7 @@ def test_escapes_of_both_signs_and_every_magnitude(backend):
 
 
 def test_the_bytes_of_the_readme():
-    """README.md's examples, worked by hand, so that the format cannot change unnoticed."""
+    """README.md's examples, computed by hand: a change of the format shows."""
     for backend in BACKENDS:
 
         def made(symbols, lanes, backend=backend):
@@ -154,7 +154,7 @@ def test_tensors_other_integer_types_and_strides(tables):
 @pytest.mark.parametrize("scale", [0.12, 0.2, 0.35, 1.0, 20.0, "mixed"])
 @pytest.mark.parametrize("count", [150_000, 600_000])
 def test_size_over_the_ideal(scale, count):
-    """Within 0.5 % of the ideal beside the lanes, and those at most 1.25 %, from 10 kB up."""
+    """Within 0.5 % of the ideal without the lanes' cost, which is at most 1.25 % from 10 kB up."""
     scales, half_widths = [0.12, 0.2, 0.35, 1.0, 20.0], [2, 2, 3, 7, 123]
     tables = gaussian_tables(scales, half_widths)
     rng = np.random.default_rng(5)
@@ -176,7 +176,7 @@ def test_size_over_the_ideal(scale, count):
 
 
 def test_small_streams_have_less_than_six_bytes_of_overhead_each(tables):
-    """Three of a header, and a lane's 16 bits that end in half a byte on average; `LALIC.compress` makes such ones."""
+    """Three bytes of header and a lane's 16 bits, plus half a byte on average; `LALIC.compress` makes such streams."""
     rng = np.random.default_rng(6)
     overhead = 0.0
     for n in (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500):
@@ -193,20 +193,20 @@ def test_lanes_follow_the_payload():
 
 
 def test_published_coders_symbols():
-    """The symbols the published coder wrote, with its table and its lengths as the yardstick."""
-    from lalic.coder.tables import gaussian_tables as frozen  # the table is data of the package above
+    """Symbols, table and stream lengths of the published coder."""
+    from lalic.coder.tables import gaussian_tables as published_tables
 
     golden = np.load(GOLDEN)
     ours = theirs = 0
     for case in range(4):
         section = golden[f"rans{case}_symbols"], golden[f"rans{case}_indexes"]
-        data = rans.encode([section], frozen())
+        data = rans.encode([section], published_tables())
         published = int(golden[f"rans{case}_bytes"])
-        # theirs has one 64-bit state; ours has a lane for every 64 bytes, 1 %, and 0.2 % for its smaller states
+        # The published coder has one 64-bit state. Ours has a lane per 64 bytes (1 %), and smaller states (0.2 %).
         assert len(data) <= 1.0145 * published
         ours, theirs = ours + len(data), theirs + published
         for backend in BACKENDS:
-            np.testing.assert_array_equal(decode_all(data, [section], frozen(), backend)[0], section[0])
+            np.testing.assert_array_equal(decode_all(data, [section], published_tables(), backend)[0], section[0])
     assert ours <= 1.0145 * theirs
 
 
@@ -231,8 +231,8 @@ def damaged(rng: np.random.Generator, data: bytes, other: bytes, case: int) -> b
     return bytes(bad)
 
 
-def test_damaged_streams_are_refused_alike_or_at_least_harmless():
-    """Without a checksum some pass; none may do anything but raise RansError or return int32 arrays."""
+def test_damaged_streams_are_refused_equally_or_harmless():
+    """Without a checksum some are decoded; each must raise RansError or return int32 arrays."""
     rng = np.random.default_rng(7)
     refused = cases = 0
     seen = set()
@@ -264,8 +264,8 @@ def test_damaged_streams_are_refused_alike_or_at_least_harmless():
     tracemalloc.stop()
     assert peak < 2**24
     assert cases > 850 and len(seen) > 8
-    # The digits of an escaped value are plain bits whose change nothing shows, up to a third of a stream with 5 % of
-    # escapes (half of the streams here), and one of six kinds of damage flips a bit.
+    # A changed digit of an escaped value cannot be detected. With 5 % of escapes (half of these streams) digits are up
+    # to a third of a stream, and one of six kinds of damage flips a bit.
     assert refused > (1 - 1 / 3 / 6) * cases
 
 
@@ -289,7 +289,7 @@ def test_both_backends_refuse_the_same_streams(tables):
     assert len(seen) >= 4  # not the same refusal every time
 
 
-def test_a_small_stream_that_claims_much_is_refused_without_memory(tables):
+def test_a_small_stream_with_large_counts_is_refused_without_memory(tables):
     tracemalloc.start()
     for head in ("05ff0700", "05ffffff7f", "050001ffffff7fffffff7fffffff7fffffff7fffffff7f", "0580800100"):
         with pytest.raises(rans.RansError):
@@ -300,7 +300,7 @@ def test_a_small_stream_that_claims_much_is_refused_without_memory(tables):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_each_fault_has_its_sentence(backend):
+def test_each_fault_has_its_message(backend):
     symbols, indexes = np.array([0, 1, -1, 0, 1, 0]), np.zeros(6, np.int32)
     good = rans.encode([(symbols, indexes)], EXAMPLE, lanes=(1, 1), backend=backend)
 
@@ -314,11 +314,11 @@ def test_each_fault_has_its_sentence(backend):
     refused(good + bytes(2), "1 words of the stream are left")
     refused(good + bytes(1), "ends within a word")
     refused(good, "ends before its symbols", count=60)
-    refused(good, "no symbols were asked", count=0)
+    refused(good, "no symbols were requested", count=0)
     refused(good[:1], "ends within its header")
     refused(good[:2], "too few for the states of its 1 lanes")
     refused(good[:5], "has 0 words, fewer than its 1 lanes")
-    refused(b"\x06" + good[1:], r"begins with 6, and a group has at most 2\^5 lanes")
+    refused(b"\x06" + good[1:], r"groups of 2\^6 lanes, more than 2\^5")
     refused(b"\x00\x01" + good[2:], "single lane, but a section in which lanes halve")
     refused(b"\x05\x80\x08\x00", "1025 groups, more than 1024")
     refused(b"\x05\x80\x00\x00", "not in its shortest form")
@@ -373,7 +373,7 @@ def test_arguments_are_named_in_refusals(tables):
                 rans.encode([([0], [index])], tables, backend=backend)
             with pytest.raises(ValueError, match=r"indexes must lie in 0\.\.11") as caught:
                 rans.Decoder(data, tables, backend=backend).decode([index])
-            assert not isinstance(caught.value, rans.RansError)  # the caller's fault, not the stream's
+            assert not isinstance(caught.value, rans.RansError)  # an error of the caller, not of the stream
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_concat_and_digest():
     assert rans.CodingTables(a.padded(), a.lengths, a.offsets + 1).digest() != a.digest()
 
 
-def test_a_missing_numba_means_numpy_and_is_said_when_asked_for(tables, monkeypatch):
+def test_without_numba_numpy_is_used_and_requesting_numba_raises(tables, monkeypatch):
     from lalic_kernels.rans import op
 
     assert rans.available_backends() == ("numba", "numpy")
@@ -429,11 +429,11 @@ def test_a_missing_numba_means_numpy_and_is_said_when_asked_for(tables, monkeypa
         rans.encode([section], tables, backend="numba")
 
 
-def test_compiles_where_no_folder_can_be_written(monkeypatch):
+def test_compiles_without_a_writable_folder(monkeypatch):
     from numba.core import caching
 
     from lalic_kernels.rans import cpu_loops
 
     base = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # its name in older versions of numba
-    monkeypatch.setattr(base, "_locator_classes", [])  # what numba sees when every folder is read-only
+    monkeypatch.setattr(base, "_locator_classes", [])  # as if every folder were read-only
     assert cpu_loops._compiled(lambda x: x + 1)(2) == 3

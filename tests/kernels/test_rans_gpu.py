@@ -1,4 +1,4 @@
-"""The rANS coder in Triton: the CPU coder's bytes both ways, state on the device, faults that wait for finish()."""
+"""The rANS coder in Triton: the CPU coder's bytes and symbols, state on the device, faults raised by finish()."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def decode_all(data, sections, tables):
     return decoded
 
 
-# The interpreter takes tens of milliseconds a step, so streams are short.
+# A step takes tens of milliseconds in the interpreter, so streams are short.
 @pytest.mark.parametrize(
     ("lanes", "longest", "sizes", "escapes"),
     [
@@ -56,7 +56,7 @@ def test_bytes_and_symbols_are_the_cpu_coders(lanes, longest, sizes, escapes):
         np.testing.assert_array_equal(got.cpu().numpy(), symbols)
 
 
-def test_lanes_that_come_to_rest():
+def test_lanes_that_stop():
     rng = np.random.default_rng(3)
     tables = gaussian_tables([0.11, 0.2, 1.0], [2, 2, 7])
     indexes = rng.integers(0, 3, 2500).astype(np.int32)
@@ -71,7 +71,7 @@ def test_lanes_that_come_to_rest():
 
 
 def test_another_stream_in_the_same_memory():
-    """What a captured graph needs: other bytes, other groups, the same launches and tensors."""
+    """As a captured graph needs it: other bytes and groups, the same launches and tensors."""
     rng = np.random.default_rng(5)
     tables = random_tables(rng, 5, longest=9)
     decoder = gpu.DeviceDecoder(b"", tables, DEVICE, capacity=(3, 600))
@@ -106,8 +106,8 @@ def test_an_empty_stream():
         decoder.finish()
 
 
-def test_damaged_streams_are_refused_where_the_cpu_coder_refuses():
-    """What the CPU coder raises at once shows in finish(); what it accepts, if it does, is the same here."""
+def test_the_same_damaged_streams_are_refused_as_by_the_cpu_coder():
+    """finish() raises if the CPU coder raises; otherwise both decode the same symbols."""
     rng = np.random.default_rng(8)
     tables = random_tables(rng, 4, longest=9)
     sections = [draw(rng, tables, n, escapes=0.03) for n in (30, 70)]
@@ -145,7 +145,7 @@ def test_indexes_outside_the_tables_are_a_fault_and_not_read():
 
 
 def parameters_of(rng, indexes, positions):
-    """(1, P, 2 g) whose rows are indexes (g P,), channel by channel: scales at a threshold, between two, or beyond."""
+    """(1, P, 2 g) for table rows indexes (g P,), channel by channel: scales at, between and beyond thresholds."""
     edges = np.array(THRESHOLDS, np.float32)
     low = np.append(np.float32(-1), np.nextafter(edges, np.float32(np.inf)))
     high = np.append(edges, np.float32(300))
@@ -156,7 +156,7 @@ def parameters_of(rng, indexes, positions):
 
 
 def batch(rng, all_lanes):
-    """Tables, and pictures alike: z's section with rows given, one of 5 positions and 9 channels, one of 7 and 4."""
+    """Tables, pictures, streams, inputs. Sections: z, by rows; 5 positions with 9 channels; 7 with 4."""
     scaled, others = random_tables(rng, 64, longest=9), random_tables(rng, 3)
     tables = scaled.concat(others)
     rows = 64 + draw(rng, others, 33)[1]
@@ -176,19 +176,19 @@ def decode_batch(decoder, inputs):
 
 
 def check_batch(decoder, pictures, inputs, decoded, only=None):
-    """Symbols, values and sums of the pictures, or of one of them, are what was encoded."""
-    places = range(len(pictures)) if only is None else [only]
-    for place in places:
-        found = [section[place].cpu() for section in decoder.symbols()]
-        for (symbols, _), got in zip(pictures[place], found, strict=True):
+    """Check that symbols, values and sums of all pictures, or of one, are those that were encoded."""
+    numbers = range(len(pictures)) if only is None else [only]
+    for number in numbers:
+        decoded_symbols = [section[number].cpu() for section in decoder.symbols()]
+        for (symbols, _), got in zip(pictures[number], decoded_symbols, strict=True):
             np.testing.assert_array_equal(got.numpy(), symbols)
-        np.testing.assert_array_equal(decoded[0][place].cpu().numpy(), pictures[place][0][0])
-        for x, values, symbols in zip(inputs[1:], decoded[1:], found[1:], strict=True):
-            means = x[place, :, x.shape[2] // 2 :].cpu()
+        np.testing.assert_array_equal(decoded[0][number].cpu().numpy(), pictures[number][0][0])
+        for x, values, symbols in zip(inputs[1:], decoded[1:], decoded_symbols[1:], strict=True):
+            means = x[number, :, x.shape[2] // 2 :].cpu()
             expected = symbols.reshape(means.shape[1], means.shape[0]).T.float() + means
-            assert torch.equal(values[place].cpu(), expected)
-        sums = [int(by_torch(part[None])) for part in (found[0], torch.cat(found))]
-        assert decoder.sums()[place].tolist() == sums
+            assert torch.equal(values[number].cpu(), expected)
+        sums = [int(by_torch(part[None])) for part in (decoded_symbols[0], torch.cat(decoded_symbols))]
+        assert decoder.sums()[number].tolist() == sums
 
 
 def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
@@ -206,7 +206,7 @@ def test_a_batch_of_streams_and_another_in_the_same_memory(poisoned_memory):
 
 
 def test_values_go_to_their_views(poisoned_memory):
-    """One colour after the other into some channels of an image, and symbols with medians; maxima along with them."""
+    """Both colours into some channels of an image, with maxima; and symbols plus medians."""
     rng = np.random.default_rng(29)
     tables, _, streams, inputs = batch(rng, [(1, 4), (1, 32)])
     expected = gpu.DeviceDecoder(streams, tables, DEVICE)
@@ -220,8 +220,8 @@ def test_values_go_to_their_views(poisoned_memory):
         assert decoder.decode_parameters(x, rans.OutputView(image, colour, absmax)) is image
         values = plain[1 + colour]
         for line in range(height):
-            mine = image[:, line, (line + colour) % 2 :: 2]
-            assert torch.equal(mine[:, 0], values[:, line])
+            pixels = image[:, line, (line + colour) % 2 :: 2]
+            assert torch.equal(pixels[:, 0], values[:, line])
             assert not image[:, line, (line + colour + 1) % 2 :: 2].any()
         assert torch.equal(absmax, values.abs().flatten(1).amax(1).view(torch.int32))
     decoder.finish()
@@ -253,8 +253,8 @@ def test_views_are_checked():
         )
 
 
-def test_launches_are_three_a_section_and_nothing_else(monkeypatch):
-    """The same kernels, grids and numbers for other streams: what a captured graph repeats."""
+def test_a_section_takes_three_launches_and_no_other_operation(monkeypatch):
+    """Other streams have the same kernels, grids and numbers, so a captured graph can be replayed."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     if not installed.interpreting():
         pytest.skip("launches are counted in Triton's interpreter")
@@ -275,23 +275,23 @@ def test_launches_are_three_a_section_and_nothing_else(monkeypatch):
             return func(*args, **(kwargs or {}))
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
-    seen = []
+    all_launches = []
     for all_lanes in ([(1, 4), (1, 1)], [(2, 32), (1, 32)]):
         tables, _, streams, inputs = batch(rng, all_lanes)
         decoder = gpu.DeviceDecoder(streams, tables, DEVICE, capacity=(2, 300))
         with Calls():
             decode_batch(decoder, inputs)
         decoder.finish()
-        seen.append(launches[:])
+        all_launches.append(launches[:])
         launches.clear()
-    assert seen[0] == seen[1]
+    assert all_launches[0] == all_launches[1]
     kernels = [f"rans_{name}_kernel" for name in ("rows", "symbols", "values")]
-    assert [name for name, *_ in seen[0]] == kernels * 3
+    assert [name for name, *_ in all_launches[0]] == kernels * 3
     assert set(calls) <= {"aten::empty"}
 
 
 def test_a_fault_in_a_batch_has_the_number_of_its_picture():
-    """The others are decoded all the same."""
+    """The other pictures are decoded."""
     rng = np.random.default_rng(13)
     tables, pictures, streams, inputs = batch(rng, [(1, 16)] * 2)
     for case in range(6):
@@ -317,7 +317,7 @@ def test_a_fault_in_a_batch_has_the_number_of_its_picture():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("which", [0, 1])
 def test_parameters_that_are_not_finite(bad, which):
-    """A scale or a mean, of the last channel at the last position, in one picture of two."""
+    """One scale or mean, of the last channel at the last position, in one of two pictures."""
     tables, _, streams, inputs = batch(np.random.default_rng(14), [(1, 8)] * 2)
     decoder = gpu.DeviceDecoder(streams, tables, DEVICE)
     inputs[2][1, -1, 3 + 4 * which] = bad
@@ -328,8 +328,8 @@ def test_parameters_that_are_not_finite(bad, which):
         decoder.finish()
 
 
-def test_tickets_order_what_programs_store():
-    """In PTX: all that a program stores, a barrier, the ticket with acq_rel for the whole device, and a barrier."""
+def test_the_counter_orders_the_stores_of_programs():
+    """In PTX: a program's stores, a barrier, the counter's increment with acq_rel for the whole device, a barrier."""
     code = """
 from benchmarks.compiled import rans
 from benchmarks.compiled.core import compile_job, target_of
@@ -347,14 +347,14 @@ for job in rans.jobs(("fp32",), ""):
     assert len(listings) == 1
     for listing in listings:
         kinds = re.findall(r"\b(st\.global|ld\.global|bar\.\w*sync|atom\.global\S*add)", listing)
-        (at,) = (place for place, kind in enumerate(kinds) if kind.endswith(".add") and "acq_rel" in kind)
+        (at,) = (i for i, kind in enumerate(kinds) if kind.endswith(".add") and "acq_rel" in kind)
         assert kinds[at].startswith("atom.global.gpu.acq_rel")
         before = [kind for kind in kinds[:at] if not kind.startswith(("ld", "atom"))]
         assert before[-1].startswith("bar") and "st.global" in before
         assert kinds[at + 1].startswith("bar")
 
 
-def test_a_stream_of_which_nothing_was_asked():
+def test_a_stream_without_decode_calls():
     rng = np.random.default_rng(15)
     tables = random_tables(rng, 4, longest=9)
     decoder = gpu.DeviceDecoder(rans.encode([draw(rng, tables, 5)], tables), tables, DEVICE)

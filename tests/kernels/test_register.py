@@ -1,4 +1,4 @@
-"""What `register` makes of an op: who sees it in torch's dispatcher, who passes it by, and that both are the same."""
+"""Registered ops: which calls go through torch's dispatcher, which go around it, and that both give the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVERY = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 
 
 def given(spec: OpSpec, gradients: bool = False, device: str = "cpu") -> tuple[RegisteredOp, tuple[Any, ...]]:
-    """An op and its arguments, for the implementation that serves CPU tensors."""
+    """An op and its arguments, for its implementation on CPU tensors."""
     arguments = make(spec, spec.gradient_case, torch.float32, device)
     for value in arguments.values():
         value.requires_grad_(gradients)
@@ -52,12 +52,12 @@ def dispatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
-# Nobody watches
+# Plain eager calls
 
 
 @EVERY
-def test_an_unwatched_call_passes_the_dispatcher_by(spec: OpSpec, dispatched: list[str]) -> None:
-    """With and without gradients; the bits are those of the registered op."""
+def test_a_plain_call_does_not_use_the_dispatcher(spec: OpSpec, dispatched: list[str]) -> None:
+    """With and without gradients; the bits equal those of the registered op."""
     op, arguments = given(spec, gradients=True)
     ours = op.call(*arguments)
     grads = torch.autograd.grad(first(ours).square().sum(), leaves(arguments))
@@ -66,7 +66,7 @@ def test_an_unwatched_call_passes_the_dispatcher_by(spec: OpSpec, dispatched: li
     assert not dispatched
     registered = getattr(torch.ops.lalic_kernels, spec.name).default(*arguments)
     expected = torch.autograd.grad(first(registered).square().sum(), leaves(arguments))
-    assert dispatched[0] == spec.name, "the count does not see what it should"
+    assert dispatched[0] == spec.name, "the fixture does not count dispatched calls"
     for results in (ours, without):
         for a, b in zip(*((x,) if isinstance(x, Tensor) else x for x in (results, registered)), strict=True):
             assert torch.equal(a, b)
@@ -74,7 +74,7 @@ def test_an_unwatched_call_passes_the_dispatcher_by(spec: OpSpec, dispatched: li
 
 
 @EVERY
-def test_a_graph_is_recorded_only_where_a_gradient_is_wanted(spec: OpSpec) -> None:
+def test_a_graph_is_recorded_only_if_a_gradient_is_needed(spec: OpSpec) -> None:
     op, arguments = given(spec, gradients=True)
     output = op.call(*arguments)
     assert first(output).requires_grad
@@ -88,18 +88,18 @@ def test_a_graph_is_recorded_only_where_a_gradient_is_wanted(spec: OpSpec) -> No
 
 
 @EVERY
-def test_one_argument_may_want_a_gradient(spec: OpSpec) -> None:
+def test_one_argument_may_require_a_gradient(spec: OpSpec) -> None:
     op, arguments = given(spec, gradients=True)
     expected = torch.autograd.grad(first(op.call(*arguments)).sum(), leaves(arguments))
-    for place, wanted in zip((i for i, x in enumerate(arguments) if isinstance(x, Tensor)), expected, strict=True):
-        alone = [x.detach().requires_grad_(i == place) if isinstance(x, Tensor) else x for i, x in enumerate(arguments)]
-        (grad,) = torch.autograd.grad(first(op.call(*alone)).sum(), alone[place])
-        assert torch.equal(grad, wanted)
+    for index, true in zip((i for i, x in enumerate(arguments) if isinstance(x, Tensor)), expected, strict=True):
+        alone = [x.detach().requires_grad_(i == index) if isinstance(x, Tensor) else x for i, x in enumerate(arguments)]
+        (grad,) = torch.autograd.grad(first(op.call(*alone)).sum(), alone[index])
+        assert torch.equal(grad, true)
 
 
 @EVERY
 def test_a_second_derivative_is_refused(spec: OpSpec) -> None:
-    """A registered gradient is not differentiable: a wrong number would be worse than an error."""
+    """A registered gradient is not differentiable, and must raise instead of giving a wrong number."""
     op, arguments = given(spec, gradients=True)
     message = f"{spec.name}: there is no second derivative"
     for call in (op.call, getattr(torch.ops.lalic_kernels, spec.name)):
@@ -107,10 +107,10 @@ def test_a_second_derivative_is_refused(spec: OpSpec) -> None:
             torch.autograd.grad(first(call(*arguments)).sum(), leaves(arguments), create_graph=True)
 
 
-# Somebody does
+# Calls through the dispatcher
 
 
-class _Seen(TorchDispatchMode):
+class _Dispatched(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -124,30 +124,30 @@ class _Seen(TorchDispatchMode):
 @EVERY
 def test_a_mode_sees_the_op_and_its_gradient(spec: OpSpec) -> None:
     op, arguments = given(spec, gradients=True)
-    with _Seen() as mode:
+    with _Dispatched() as mode:
         torch.autograd.grad(first(op.call(*arguments)).sum(), leaves(arguments))
     assert mode.names == [spec.name, f"{spec.name}_backward"]
-    output = op.call(*arguments)  # unwatched, but its gradient is not
-    with _Seen() as mode:
+    output = op.call(*arguments)  # a plain call, but its gradient is dispatched
+    with _Dispatched() as mode:
         torch.autograd.grad(first(output).sum(), leaves(arguments))
     assert mode.names == [f"{spec.name}_backward"]
 
 
 @EVERY
 def test_a_flop_counter_sees_the_op(spec: OpSpec) -> None:
-    """In a step of training too, whose backward may differentiate a torch function inside the mode."""
+    """Also in training, where the backward may differentiate a torch function inside the mode."""
     op, arguments = given(spec, gradients=True)
     with FlopCounterMode(display=False) as counter:
         output = first(op.call(*arguments))
     assert counter.get_total_flops() == spec.flops(spec.gradient_case)
     with FlopCounterMode(display=False):
-        found = torch.autograd.grad(output.sum(), leaves(arguments))
+        grads = torch.autograd.grad(output.sum(), leaves(arguments))
     expected = torch.autograd.grad(first(op.call(*arguments)).sum(), leaves(arguments))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
 
 @EVERY
-def test_fake_and_meta_tensors_are_never_computed_with(spec: OpSpec) -> None:
+def test_fake_and_meta_tensors_are_not_computed(spec: OpSpec) -> None:
     op, arguments = given(spec)
     expected = op.call(*arguments)
     mode = FakeTensorMode()
@@ -165,7 +165,7 @@ def test_fake_and_meta_tensors_are_never_computed_with(spec: OpSpec) -> None:
 
 
 class _Wrapped(Tensor):
-    """A tensor with a type of its own, which says what it is used for."""
+    """A tensor subclass that records the functions that it is used in."""
 
     seen: list[str]
 
@@ -213,18 +213,18 @@ def test_function_modes_the_profiler_and_tracing_see_the_op() -> None:
     assert torch.equal(traced(other, weight), call(other, weight))
 
 
-def test_a_sign_that_is_still_to_be_applied_is() -> None:
+def test_a_pending_negation_is_applied() -> None:
     x, weight = torch.randn(1, 3, 4, 5), torch.randn(5, 5, 5)
     view = torch._neg_view(x)
     assert view.is_neg()
     assert torch.equal(lalic_kernels.token_shift(view, weight), lalic_kernels.token_shift(-x, weight))
 
 
-# torch.func, for ops without a rule of their own: one call a slice
+# torch.func, for ops without a vmap rule: one call per slice
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1))  # other sums' order
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1))  # other order of sums
 
 
 @EVERY
@@ -234,19 +234,19 @@ def test_vmap_and_gradients_of_it(spec: OpSpec) -> None:
     other = tuple(x * 0.5 if isinstance(x, Tensor) else x for x in other)
     stacked = [torch.stack((x, y)) if isinstance(x, Tensor) else x for x, y in zip(one, other, strict=True)]
     dims = [0 if isinstance(x, Tensor) else None for x in one]
-    places = tuple(i for i, x in enumerate(one) if isinstance(x, Tensor))
+    indices = tuple(i for i, x in enumerate(one) if isinstance(x, Tensor))
 
     def loss(*arguments: Any) -> Tensor:
         return first(op.call(*arguments)).square().sum()
 
-    # What training saves beside the result is not asked for: functions under torch.vmap have fixed options.
+    # Only the first result: options such as saving are fixed under torch.vmap.
     outputs = torch.vmap(lambda *a: first(op.call(*a)), tuple(dims))(*stacked)
-    each = torch.vmap(torch.func.grad(loss, argnums=places), tuple(dims))(*stacked)
+    each = torch.vmap(torch.func.grad(loss, argnums=indices), tuple(dims))(*stacked)
     for i, arguments in enumerate((one, other)):
         assert close(outputs[i], first(op.call(*arguments)))
         inputs = [x.clone().requires_grad_() if isinstance(x, Tensor) else x for x in arguments]
-        expected = torch.autograd.grad(loss(*inputs), [inputs[place] for place in places])
-        plain = torch.func.grad(loss, argnums=places)(*arguments)
+        expected = torch.autograd.grad(loss(*inputs), [inputs[index] for index in indices])
+        plain = torch.func.grad(loss, argnums=indices)(*arguments)
         for grads in ([g[i] for g in each], plain):
             assert all(close(a, b) for a, b in zip(grads, expected, strict=True))
 
@@ -264,7 +264,7 @@ def test_batched_upstream_gradients() -> None:
 # A fullgraph compile of every public op, forward and backward, is in the contract suite.
 
 
-def test_compiled_graphs_hold_the_op() -> None:
+def test_compiled_graphs_contain_the_op() -> None:
     graphs: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -279,15 +279,15 @@ def test_compiled_graphs_hold_the_op() -> None:
     torch.compiler.reset()
 
 
-def test_forward_mode_is_refused_rather_than_answered_with_zeros() -> None:
+def test_forward_mode_raises_instead_of_giving_zeros() -> None:
     x, weight = torch.randn(1, 3, 4, 5), torch.randn(5, 5, 5)
     with pytest.raises(NotImplementedError, match="forward mode"):
         torch.func.jvp(lambda x: lalic_kernels.token_shift(x, weight, backend="cpu"), (x,), (x,))
 
 
 def test_an_argument_that_is_none_has_no_gradient() -> None:
-    """A registered op cannot return None, so it returns an empty tensor in its place."""
+    """A registered op cannot return None, so it returns an empty tensor."""
     op = OPS["biwkv"]
     w, u, k, v = torch.rand(3), torch.rand(3), torch.randn(1, 5, 3), torch.randn(1, 5, 3)
-    *grads, of_gate = op.call_backward(w, u, k, v, None, torch.ones_like(k), None)
-    assert of_gate.shape == (0,) and [g.shape for g in grads] == [w.shape, u.shape, k.shape, v.shape]
+    *grads, grad_gate = op.call_backward(w, u, k, v, None, torch.ones_like(k), None)
+    assert grad_gate.shape == (0,) and [g.shape for g in grads] == [w.shape, u.shape, k.shape, v.shape]

@@ -1,4 +1,4 @@
-"""The whole block: against the reference in float64, launches counted, what inference caches and for how long."""
+"""The whole block: against the reference in float64, the number of launches, the cache of inference."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ KERNELS = pytest.mark.skipif(not INTERPRETER and DEVICE == "cpu", reason=WHY_NO_
 
 def make(channels: int, rate: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> BlockParameters:
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    tensors = {}
     for name, pattern in SHAPES.items():
-        shape = [{"C": channels, "F": rate * channels, "5": 5}[place] for place in pattern.split()]
+        shape = [{"C": channels, "F": rate * channels, "5": 5}[axis] for axis in pattern.split()]
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
         if len(shape) == 2:
             value /= shape[1] ** 0.5
@@ -38,8 +38,8 @@ def make(channels: int, rate: int, seed: int = 0, dtype: torch.dtype = torch.flo
             value /= 5
         elif name in ("norm1_weight", "norm2_weight", "gamma1", "gamma2"):
             value = 1 + value / 4
-        found[name] = value.to(dtype).to(DEVICE)
-    return BlockParameters(**found)
+        tensors[name] = value.to(dtype).to(DEVICE)
+    return BlockParameters(**tensors)
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,8 +62,8 @@ def test_values_and_gradients(shape: tuple[int, ...]) -> None:
     leaves = [x.clone().requires_grad_(), *(tensor.clone().requires_grad_() for tensor in p.tensors())]
     result = lalic_kernels.rwkv_block(leaves[0], BlockParameters(*leaves[1:]))
     grads = torch.autograd.grad(result, leaves, upstream)
-    # Two LayerNorms, six products of up to 64 terms and a sum of 25 after one another: the errors of one half are
-    # inputs of the other, whose gain with these weights is a few.
+    # Two LayerNorms, six products of up to 64 terms and a sum of 25 terms in a row: with these weights the second half
+    # amplifies the errors of the first a few times.
     assert result.is_contiguous()
     assert (result - truth).abs().max() <= 64 * EPS32 * truth.abs().max()
     for name, grad, true in zip(["x", *SHAPES], grads, true_grads, strict=True):
@@ -85,7 +85,7 @@ def test_strides_and_paths_do_not_matter(shape: tuple[int, ...]) -> None:
 
 
 class _Calls(TorchDispatchMode):
-    """Counts ATen calls that run something: not allocations, and not views, which are arithmetic on strides."""
+    """Counts ATen calls that run a kernel: no allocations, no views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _Calls(TorchDispatchMode):
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """All launches inside: Triton's, in the interpreter or on a GPU, and ATen's calls."""
+    """Counts all launches inside: Triton's, in the interpreter or on a GPU, and ATen's calls."""
     from triton.runtime.interpreter import GridExecutor
     from triton.runtime.jit import JITFunction
 
@@ -114,7 +114,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     def execute_counted(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         calls.counts[self.fn.__name__] += 1
-        with _disable_current_modes():  # the interpreter copies its arguments about
+        with _disable_current_modes():  # the interpreter copies its arguments
             return execute(self, *args, **kwargs)
 
     with monkeypatch.context() as patch, calls:
@@ -126,12 +126,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 @KERNELS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_at_most_eight_launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Library and ATen calls included; the first call, which derives tensors from the parameters, needs more."""
-    p = make(16, 4)  # float32 parameters beside 16-bit data too: they are cast once
+    """With library and ATen calls; the first call, which fills the cache, needs more."""
+    p = make(16, 4)  # float32 parameters also for 16-bit data: they are cast once
     x = image(1, 5, 7, 16, dtype=dtype)
     with torch.no_grad(), counted(monkeypatch) as first:
         lalic_kernels.rwkv_block(x, p, backend="triton")
-    assert first["cat"] == 1 and first["factors_kernel"] == 1, "the count does not see what it should"
+    assert first["cat"] == 1 and first["factors_kernel"] == 1, "launches are not counted"
     with torch.no_grad(), counted(monkeypatch) as second:
         lalic_kernels.rwkv_block(x, p, backend="triton")
     assert second["shift_kernel"] == 2 and second["rows_linear_kernel"] == 2, second
@@ -149,7 +149,7 @@ def test_the_cache_follows_the_parameters() -> None:
         getattr(p, name).mul_(1.5).add_(0.125)
         after = lalic_kernels.rwkv_block(x, p, backend="triton")
         truth = reference(x.double(), p.to(torch.float64))
-        # norm1_bias and norm2_bias act on all, decay on what differs between tokens: each change is far above this.
+        # norm1_bias and norm2_bias change all values, decay the differences between tokens: far more than this.
         assert (after - truth).abs().max() <= 64 * EPS32 * truth.abs().max(), name
         assert not torch.equal(before, after), name
     for width in range(2, 20):
@@ -159,7 +159,7 @@ def test_the_cache_follows_the_parameters() -> None:
 
 
 @KERNELS
-def test_parameters_that_count_no_writes_are_not_cached() -> None:
+def test_parameters_without_a_version_are_not_cached() -> None:
     with torch.inference_mode():
         p, x = make(8, 2), image(1, 3, 4, 8)
         lalic_kernels.rwkv_block(x, p, backend="triton")
@@ -182,7 +182,7 @@ def test_with_gradients_the_registered_ops_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_saves_four_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the rule of `saves_activations` says no, as on a GPU."""
+    """When `saves_activations` is False, as on a GPU."""
     monkeypatch.setattr(mix, "SAVED_BYTES", 0)
     shape = (1, 6, 7, 16)
     p, x = make(16, 4), image(*shape).requires_grad_()
@@ -195,8 +195,8 @@ def test_saves_four_images(monkeypatch: pytest.MonkeyPatch) -> None:
     leaves = BlockParameters(*(tensor.requires_grad_() for tensor in p.tensors()))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         lalic_kernels.rwkv_block(x, leaves)
-    known = {tensor.data_ptr() for tensor in leaves.tensors()}
-    images = [tensor for pointer, tensor in saved.items() if pointer not in known and tensor.numel()]
+    parameters = {tensor.data_ptr() for tensor in leaves.tensors()}
+    images = [tensor for pointer, tensor in saved.items() if pointer not in parameters and tensor.numel()]
     assert sorted(tuple(tensor.shape) for tensor in images) == [shape] * 4
 
 
@@ -210,13 +210,13 @@ def test_compiles_without_graph_breaks() -> None:
     torch.compiler.reset()
 
 
-def test_autocast_narrows_the_products_alone() -> None:
+def test_autocast_narrows_only_the_products() -> None:
     p, x = make(16, 4), image(1, 5, 7, 16)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         result = lalic_kernels.rwkv_block(x, p)
     assert result.dtype == torch.float32
     truth = reference(x.double(), p.to(torch.float64))
-    # bfloat16 keeps 8 bits; eight products and roundings after one another.
+    # bfloat16 has 8 bits; eight products and roundings in a row.
     assert (result - truth).abs().max() <= 8 * 2**-8 * truth.abs().max()
     assert (result - truth).abs().max() >= 2**-14 * truth.abs().max()  # they were narrowed
 
@@ -227,7 +227,7 @@ def test_autocast_narrows_the_products_alone() -> None:
 def test_autocast_leaves_no_cast_between_shift_and_mix(
     shape: tuple[int, ...], backend: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shifts round as they write: the bits of casting afterwards, gradients included."""
+    """The shifts round their results: the bits are those of a cast afterwards, also for gradients."""
     p, upstream = make(shape[-1], 4), image(*shape)
 
     def run() -> list[Tensor]:
@@ -238,25 +238,25 @@ def test_autocast_leaves_no_cast_between_shift_and_mix(
 
     dtypes = []
 
-    def watched(x: Tensor, *parameters: Tensor, **options) -> Tensor:
+    def recorded(x: Tensor, *parameters: Tensor, **options) -> Tensor:
         dtypes.append((x.dtype, options["dtype"]))
         return lalic_kernels.norm_shift(x, *parameters, **options)
 
     def cast_afterwards(x: Tensor, *parameters: Tensor, **options) -> Tensor:
         return lalic_kernels.norm_shift(x, *parameters, **(options | {"dtype": None}))
 
-    monkeypatch.setattr(op, "norm_shift", watched)
-    found = run()
+    monkeypatch.setattr(op, "norm_shift", recorded)
+    values = run()
     assert dtypes == [(torch.float32, dtype)] * 2
     monkeypatch.setattr(op, "norm_shift", cast_afterwards)
-    for name, value, expected in zip(["result", "x", *SHAPES], found, run(), strict=True):
+    for name, value, expected in zip(["result", "x", *SHAPES], values, run(), strict=True):
         assert torch.equal(value, expected), name
 
 
-def test_bad_arguments_are_refused_with_a_sentence() -> None:
+def test_bad_arguments_raise_a_message() -> None:
     p, x = make(8, 2), image(1, 3, 4, 8)
     tensors = dict(zip(SHAPES, p.tensors(), strict=True))
-    for changes, error, says in (
+    for changes, error, message in (
         ({"key": tensors["key"][1:]}, ValueError, r"key must have shape \(C, C\) with C = 8"),
         ({"shift2": 3.0}, TypeError, "shift2 must be a tensor"),
         ({"channel_value": tensors["channel_value"].t()}, ValueError, r"channel_value must have shape \(C, F\)"),
@@ -264,7 +264,7 @@ def test_bad_arguments_are_refused_with_a_sentence() -> None:
         ({"decay": tensors["decay"].to("meta")}, ValueError, "decay must be on"),
         ({"eps": -1.0}, ValueError, "eps must be at least 0"),
     ):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             BlockParameters(**(tensors | changes))
     with pytest.raises(TypeError, match="parameters must be BlockParameters, but is a dict"):
         lalic_kernels.rwkv_block(x, tensors)

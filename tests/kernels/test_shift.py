@@ -1,4 +1,4 @@
-"""What the contract suite does not ask of the token shift and the normalised shift."""
+"""Tests of the token shift and the normalised shift that are not in the contract suite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(*size: int, mean: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> Tensor:
-    """Torch's own two functions in float64."""
+    """torch's layer_norm and conv2d in float64."""
     channels = x.shape[-1]
     normed = F.layer_norm(x.double(), (channels,), norm_weight.double(), norm_bias.double())
     y = F.conv2d(normed.permute(0, 3, 1, 2), weight.double()[:, None], padding=2, groups=channels)
@@ -44,7 +44,7 @@ def backends() -> list[str]:
 
 @pytest.mark.parametrize("backend", backends())
 def test_the_padding_comes_after_the_norm(backend: str) -> None:
-    """A bias alone: inside, every pixel sums all taps; a corner only the nine that meet the image."""
+    """With a bias alone an inner pixel is the sum of all taps, a corner that of the nine taps inside the image."""
     x, norm_weight = torch.randn(1, 6, 7, 3), torch.zeros(3)
     y = lalic_kernels.norm_shift(x, norm_weight, torch.ones(3), torch.ones(3, 5, 5), backend=backend)
     assert y[0, 2, 3].tolist() == [25.0] * 3 and y[0, 0, 0].tolist() == [9.0] * 3
@@ -53,8 +53,8 @@ def test_the_padding_comes_after_the_norm(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 def test_wide_images_of_channels(backend: str) -> None:
-    """More channels than a block of statistics holds pixels for, and an image that arrives channels first."""
-    x, *parameters = make(1, 2, 3, 518 if backend == "triton" else 1030)  # the interpreter takes its time
+    """So many channels that a block of statistics has one pixel, and an image in channels-first memory."""
+    x, *parameters = make(1, 2, 3, 518 if backend == "triton" else 1030)  # the interpreter is slow
     x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert not x.is_contiguous()
     y, truth = lalic_kernels.norm_shift(x, *parameters, backend=backend), by_torch(x, *parameters)
@@ -64,10 +64,10 @@ def test_wide_images_of_channels(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 def test_a_mean_far_from_zero_costs_what_the_input_lost(backend: str) -> None:
-    """x = 1000 + noise: the mean is taken out before squares are formed, so that nothing cancels but x's rounding."""
+    """x = 1000 + noise: the mean is subtracted before squaring, so only x's rounding is amplified."""
     x, *parameters = make(1, 3, 4, 48, mean=1000.0)
     y, truth = lalic_kernels.norm_shift(x, *parameters, backend=backend), by_torch(x, *parameters)
-    # The mean itself is rounded to 1000 eps, half a unit in its last place and a few for its sum; 25 taps add up.
+    # The mean is rounded to 1000 eps, half a unit in the last place, and a few more for its sum; 25 taps add up.
     assert (y - truth).abs().max() <= 8 * 1000 * EPS32 * truth.abs().max()
     # sum(x^2) - mean^2 would lose 1e6 eps of a variance of one, ten times what is allowed.
 
@@ -78,22 +78,22 @@ def test_a_mean_far_from_zero_costs_what_the_input_lost(backend: str) -> None:
 def test_threads_do_not_change_a_bit(size: tuple[int, ...], dtype: torch.dtype) -> None:
     x, *parameters = make(*size)
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4))
-    found = []
+    results = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             y = cpu.forward(x, parameters[2], *parameters[:2], 1e-5, dtype)
-            found.append((y, *cpu.backward(x, parameters[2], upstream.to(dtype), *parameters[:2], 1e-5)))
+            results.append((y, *cpu.backward(x, parameters[2], upstream.to(dtype), *parameters[:2], 1e-5)))
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @COMPILED
 def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
-    """One tap of one is the identity, so bfloat16 comes back unchanged; another tap gives torch's rounding."""
+    """A single tap of 1 is the identity, so bfloat16 stays unchanged; another tap gives torch's rounding."""
     weight = torch.zeros(40, 5, 5)
     x = torch.randn(1, 3, 5, 40, generator=torch.Generator().manual_seed(5)).bfloat16()
     x[0, 0, 0, :4] = torch.tensor([float("inf"), -float("inf"), 1e-40, -0.0])
@@ -101,7 +101,7 @@ def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
     finite = x.clone()
     finite[0, 0, 0, :2] = 3.0
     assert torch.equal(lalic_kernels.token_shift(finite, weight, backend="cpu"), finite)
-    weight[:, 2, 2] = 1 + 2**-8  # halfway between neighbours for many a value: ties to even show
+    weight[:, 2, 2] = 1 + 2**-8  # halfway between neighbours for many values: ties to even show
     expected = (finite.float() * (1 + 2**-8)).bfloat16()
     assert torch.equal(lalic_kernels.token_shift(finite, weight, backend="cpu"), expected)
     # Zero taps times infinity are NaN around an infinity, which must stay NaN in 16 bits.
@@ -110,16 +110,16 @@ def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
 
 @INTERPRETED
 def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With taps prepared nothing but the kernel runs: asking the allocator for memory is no operation."""
+    """With prepared taps only the kernel runs; an allocation is not an operation."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from lalic_kernels.shift import kernels
 
-    seen, launched = [], []
+    operations, launched = [], []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function))
+            operations.append(str(function))
             return function(*args, **(kwargs or {}))
 
     class Kernel:
@@ -133,12 +133,12 @@ def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.Monk
         gpu.norm_shift(x, norm_weight, norm_bias, taps, out)
         gpu.shift(x, taps, out)
     assert len(launched) == 2
-    assert set(seen) <= {"aten.empty.memory_format"}, seen
+    assert set(operations) <= {"aten.empty.memory_format"}, operations
 
 
 @INTERPRETED
 def test_tiles_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tile of large images, on a small one, past its edges; and channels dealt out unevenly."""
+    """The tile of large images on a small one, past its edges; and channels split unevenly between programs."""
     x, *parameters = make(1, 9, 17, 70)
     truth = by_torch(x, *parameters)
     for limit in (0, 1 << 30):
@@ -156,14 +156,14 @@ def test_eps_is_checked() -> None:
     assert not torch.allclose(larger, lalic_kernels.norm_shift(x, *parameters), atol=1e-3)
 
 
-# Channels that fill no vector, one column, one pixel, more lines than a share of the sums over pixels has.
+# Channels that do not fill a vector, one column, one pixel, more lines than a partial sum has.
 NARROW_SIZES = [(1, 1, 1, 3), (2, 5, 1, 33), (1, 1, 9, 16), (2, 37, 6, 20), (1, 3, 17, 48)]
 NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
-def brief(backend: str, size: tuple[int, ...]) -> None:
+def skip_slow(backend: str, size: tuple[int, ...]) -> None:
     if backend == "triton" and size in NARROW_SIZES[3:]:
-        pytest.skip("Triton's interpreter takes its time, and the dtype is a cast outside its kernels")
+        pytest.skip("Triton's interpreter is slow, and the dtype is a cast outside the kernels")
 
 
 def narrowed(
@@ -178,7 +178,7 @@ def narrowed(
 @pytest.mark.parametrize("size", NARROW_SIZES)
 @pytest.mark.parametrize("backend", backends())
 def test_a_narrower_result(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
-    brief(backend, size)
+    skip_slow(backend, size)
     arguments = make(*size)
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
     wide = tuple(argument.double() for argument in arguments)
@@ -186,10 +186,10 @@ def test_a_narrower_result(backend: str, size: tuple[int, ...], dtype: torch.dty
     _, eager_grads = narrowed(arguments, upstream.float(), None, backend="reference")
     y, grads = narrowed(arguments, upstream, dtype, backend=backend)
     assert y.dtype == dtype and y.is_contiguous() and y.shape == truth.shape
-    # Half a unit in the last place of what is rounded, and the float32 sums' own errors (25 products, the norm's sums).
+    # Half a unit in the last place for the rounding, and the errors of the float32 sums (25 products, the norm's sums).
     limit = torch.finfo(dtype).eps / 2 * truth.abs() + 32 * EPS32 * truth.abs().max()
     assert ((y - truth).abs() <= limit).all()
-    # The upstream gradient is exact in 16 bits, so that gradients are as good as of a float32 result: the contract's.
+    # The upstream gradient is exact in 16 bits, so gradients have the contract suite's bounds for a float32 result.
     scale = max(grad.abs().max().item() for grad in true_grads)
     for grad, eager, true, argument in zip(grads, eager_grads, true_grads, arguments, strict=True):
         assert grad.dtype == torch.float32 and grad.shape == argument.shape
@@ -200,8 +200,8 @@ def test_a_narrower_result(backend: str, size: tuple[int, ...], dtype: torch.dty
 @pytest.mark.parametrize("size", NARROW_SIZES)
 @pytest.mark.parametrize("backend", ["reference", *backends()])
 def test_a_narrower_result_is_the_float32_result_cast(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Bit for bit, and so are the gradients: rounding while writing and widening while reading change no number."""
-    brief(backend, size)
+    """Bit for bit, also for gradients: rounding at the store and widening at the load change nothing else."""
+    skip_slow(backend, size)
     arguments = make(*size)
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
     leaves = [argument.clone().requires_grad_() for argument in arguments]
@@ -221,13 +221,13 @@ def test_registration_with_a_dtype(backend: str, dtype: torch.dtype) -> None:
 
 def test_the_dtype_is_checked() -> None:
     x, *parameters = make(1, 2, 2, 4)
-    for given, dtype, says in (
+    for given, dtype, message in (
         (x, torch.float64, "None or float32 or float16 or bfloat16 beside float32 x, but is float64"),
         (x, "bfloat16", "None or float32 or float16 or bfloat16 beside float32 x, but is a str"),
         (x.bfloat16(), torch.float32, "None or bfloat16 beside bfloat16 x, but is float32"),
         (x.double(), torch.bfloat16, "None or float64 beside float64 x, but is bfloat16"),
     ):
-        with pytest.raises(TypeError, match=f"norm_shift: dtype must be {says}"):
+        with pytest.raises(TypeError, match=f"norm_shift: dtype must be {message}"):
             lalic_kernels.norm_shift(given, *parameters, dtype=dtype)
     for dtype in (None, torch.float32):
         assert lalic_kernels.norm_shift(x, *parameters, dtype=dtype).dtype == torch.float32
@@ -240,15 +240,15 @@ def test_the_dtype_is_checked() -> None:
 @COMPILED
 @pytest.mark.parametrize("size", NARROW_SIZES)
 def test_compiled_gradient_of_16_bit_images(size: tuple[int, ...]) -> None:
-    """Nothing is rounded to 16 bits on the way: the gradient of x is half a unit in the last place from the truth."""
+    """Nothing is rounded to 16 bits before the end: x's gradient is half a unit in the last place from the truth."""
     arguments = make(*size)
     arguments = (arguments[0].bfloat16(), *arguments[1:])
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).bfloat16()
     wide = [argument.double().requires_grad_() for argument in arguments]
-    true, *rest = torch.autograd.grad(reference(*wide), wide, upstream.double())
+    true, *true_parameters = torch.autograd.grad(reference(*wide), wide, upstream.double())
     _, grads = narrowed(arguments, upstream, None, backend="cpu")
-    scale = max(grad.abs().max().item() for grad in (true, *rest))
-    # A few hundred float32 roundings where gradients cancel, besides the one to bfloat16.
+    scale = max(grad.abs().max().item() for grad in (true, *true_parameters))
+    # One rounding to bfloat16, and a few hundred float32 roundings where terms cancel.
     assert ((grads[0] - true).abs() <= EPS16 / 2 * true.abs() + 256 * EPS32 * scale).all()
-    for grad, true in zip(grads[1:], rest, strict=True):
+    for grad, true in zip(grads[1:], true_parameters, strict=True):
         assert grad.dtype == torch.float32 and (grad - true).abs().max() <= 256 * EPS32 * scale

@@ -1,4 +1,4 @@
-"""The vectors of `numba_math.py` and the float64 exponential, against numpy. Edge cases are those of `exp`."""
+"""The vector functions and the float64 exponential of `numba_math.py` against numpy."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_exp_over_its_whole_range() -> None:
     _scalar_exp(x, scalar)
     inside = x > -87
     truth = np.exp(x[inside].astype(np.float64))
-    assert np.abs(result[inside] / truth - 1).max() < 1e-7  # the bound that nm.exp states
-    assert (result[~inside] == 0).all()  # -inf and NaN as well
-    np.testing.assert_allclose(result, scalar, rtol=1.2e-7)  # a rounding: one may fuse what the other does not
+    assert np.abs(result[inside] / truth - 1).max() < 1e-7  # the bound in nm.exp's docstring
+    assert (result[~inside] == 0).all()  # also for -inf and NaN
+    np.testing.assert_allclose(result, scalar, rtol=1.2e-7)  # one rounding: only one may use fused operations
 
 
 def test_exp_double_over_its_whole_range() -> None:
