@@ -42,7 +42,7 @@ def note(status_ptr, bits):
 
 @triton.jit
 def order_key(x):
-    """Bits of x as a uint32 that orders as the floats do; 0 lies below every finite one, so zeros are a beginning."""
+    """Bits of x as a uint32 that orders as the floats do; 0 is below every finite one, so zeros are a beginning."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) ^ -0x80000000).to(tl.uint32, bitcast=True)
 
@@ -172,7 +172,7 @@ def clip64(x, low, high):
 
 @triton.jit
 def threshold_index(thresholds_ptr, x):
-    """How many of 63 rising thresholds lie below each x, a tile: six steps of bisection."""
+    """How many of 63 rising thresholds are less than each x, a tile: six steps of bisection."""
     index = tl.zeros_like(x.to(tl.int32, bitcast=True))
     for shift in tl.static_range(6):
         step = 32 >> shift

@@ -31,7 +31,7 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 
 def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Bits of the largest |x| over dims (kept, of size 1), int32. Bits of magnitudes order as the magnitudes do.
+    """Bits of the largest |x| over dims (which stay, of size 1), int32. They order as the magnitudes do.
 
     Raises ValueError if an element of x is infinite or NaN, TypeError if x is not float32.
     """
