@@ -12,7 +12,7 @@ Launch shapes are fixed. Each public call looks once whether its inputs were fin
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from torch import Tensor
 from lalic_kernels._core.launch import Launch, blocks
 from lalic_kernels.exact import kernels, kernels_rows, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
-from lalic_kernels.exact.gpu_state import checked, lined_up, one_check, positions, require, zeros
-from lalic_kernels.exact.quantise import power_of_two
+from lalic_kernels.exact.gpu_state import checked, lined_up, one_check, positions, zeros
+from lalic_kernels.exact.quantise import power_of_two, require
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
 
 # One rounding an operation, also on AMD and whatever Triton's default is.
@@ -55,7 +55,8 @@ LAUNCHES = {
 }
 
 
-def options(name: str) -> dict[str, Any]:
+@functools.cache
+def options(name: str) -> Mapping[str, Any]:
     """Keyword arguments of a launch."""
     return LAUNCHES[name].options() | OPTIONS
 
