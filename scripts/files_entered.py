@@ -1,6 +1,6 @@
 """How much of the house one warm `lalic.encode` and `lalic.decode` go through: files and functions of both packages.
 
-    python scripts/files_entered.py [-v]
+python scripts/files_entered.py [-v]
 """
 
 from __future__ import annotations

@@ -90,13 +90,13 @@ def _emit(context: Any, builder: Any, kinds: Any, args: Any, vectors: int) -> An
     out = builder.bitcast(target.data, ir.FloatType().as_pointer())
     nothing, undefined = ir.Constant(int32s, [0] * LANES), ir.Constant(wide, ir.Undefined)
     even, odd = (ir.Constant(int32s, [2 * i + side for i in range(LANES)]) for side in (0, 1))
-    places = [(r, v) for r in range(ROWS) for v in range(vectors)]
-    part = {place: cgutils.alloca_once(builder, int32s) for place in places}
-    total = {place: cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * LANES)) for place in places}
+    tiles = [(r, v) for r in range(ROWS) for v in range(vectors)]
+    part = {tile: cgutils.alloca_once(builder, int32s) for tile in tiles}
+    total = {tile: cgutils.alloca_once_value(builder, ir.Constant(doubles, [0.0] * LANES)) for tile in tiles}
     x_rows, w_blocks = rows_from(row, ROWS, pairs), rows_from(block, vectors, pairs)
     with cgutils.for_range_slice(builder, constant(0), pairs, chunk) as (start, _):
-        for place in places:
-            builder.store(nothing, part[place])
+        for tile in tiles:
+            builder.store(nothing, part[tile])
         beyond = builder.add(start, chunk)
         stop = builder.select(builder.icmp_signed("<", beyond, pairs), beyond, pairs)
         with cgutils.for_range_slice(builder, start, stop, constant(1)) as (k, _):
@@ -115,10 +115,10 @@ def _emit(context: Any, builder: Any, kinds: Any, args: Any, vectors: int) -> An
                     product = builder.mul(x, factors[v])
                     two = [builder.shuffle_vector(product, undefined, side) for side in (even, odd)]
                     builder.store(builder.add(builder.load(part[r, v]), builder.add(*two)), part[r, v])
-        for place in places:
-            grown = builder.fadd(builder.load(total[place]), builder.sitofp(builder.load(part[place]), doubles))
-            builder.store(grown, total[place])
-    for (r, v), first in zip(places, (f for f in rows_from(row, ROWS, width) for _ in range(vectors)), strict=True):
+        for tile in tiles:
+            grown = builder.fadd(builder.load(total[tile]), builder.sitofp(builder.load(part[tile]), doubles))
+            builder.store(grown, total[tile])
+    for (r, v), first in zip(tiles, (f for f in rows_from(row, ROWS, width) for _ in range(vectors)), strict=True):
         column = builder.mul(builder.add(block, constant(v)), constant(LANES))
         pointer = builder.bitcast(builder.gep(out, [builder.add(first, column)]), floats.as_pointer())
         builder.store(builder.fptrunc(builder.load(total[r, v]), floats), pointer, align=4)

@@ -184,7 +184,7 @@ def exact_head_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """How many thresholds lie below each scale, by six steps of bisection; the means beside it.
+    """How many thresholds are less than each scale, by six steps of bisection; the means beside it.
 
     Grid (blocks of rows, blocks of width).
     """

@@ -18,7 +18,7 @@ MOST_EXPONENT, LEAST_EXPONENT = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONE
 LARGEST = tl.constexpr(float(n.LARGEST))
 SHIFT = tl.constexpr(n.BITS - 1)
 ROUND, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)
-INFINITY = tl.constexpr(0x7F800000)
+INFINITY = tl.constexpr(n.INFINITY)
 ROOT_GUESS = tl.constexpr(n.ROOT_GUESS)
 EXP_RANGE, LOG2E = tl.constexpr(n.EXP_RANGE), tl.constexpr(n.LOG2E)
 LN2_HIGH, LN2_LOW = tl.constexpr(n.LN2_HIGH), tl.constexpr(n.LN2_LOW)
@@ -42,7 +42,7 @@ def note(status_ptr, bits):
 
 @triton.jit
 def order_key(x):
-    """Bits of x as a uint32 that orders as the floats do; 0 lies below every finite one, so zeros are a beginning."""
+    """Bits of x as a uint32 that orders as the floats do; 0 is below every finite one, so zeros are a beginning."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) ^ -0x80000000).to(tl.uint32, bitcast=True)
 
@@ -172,7 +172,7 @@ def clip64(x, low, high):
 
 @triton.jit
 def threshold_index(thresholds_ptr, x):
-    """How many of 63 rising thresholds lie below each x, a tile: six steps of bisection."""
+    """How many of 63 rising thresholds are less than each x, a tile: six steps of bisection."""
     index = tl.zeros_like(x.to(tl.int32, bitcast=True))
     for shift in tl.static_range(6):
         step = 32 >> shift

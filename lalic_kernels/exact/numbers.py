@@ -12,7 +12,10 @@ VERSION = 1
 
 
 class NotFinite(ValueError):
-    """An argument of an exact primitive holds an infinity or NaN, which no integer stands for."""
+    """An argument of exact arithmetic holds an infinity or NaN, which no integer stands for."""
+
+    def __init__(self, message: str = "x must be finite in exact arithmetic, but holds an infinity or NaN"):
+        super().__init__(message)
 
 
 def _float(bits: int) -> float:
@@ -29,6 +32,7 @@ def _double(bits: int) -> float:
 EXPONENT = 60
 TINY = 2.0**-EXPONENT
 HUGE = 2.0**EXPONENT
+INFINITY = 0x7F800000  # magnitude bits from here on are not finite
 
 # Quantised factors of a product
 BITS = 13

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, LARGEST, TINY, NotFinite
+from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, INFINITY, LARGEST, TINY, NotFinite
 
 _MAGNITUDE = 0x7FFFFFFF
-_INFINITY = 0x7F800000
 
 
 def settle(x: Tensor) -> Tensor:
@@ -30,22 +29,23 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 127) << 23).view(torch.float32)
 
 
+def require(*tensors: Tensor) -> None:
+    """Raise TypeError unless all are float32."""
+    for x in tensors:
+        if x.dtype != torch.float32:
+            raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
+
+
 def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Bits of the largest |x| over dims (kept, of size 1), int32. Bits of magnitudes order as the magnitudes do.
+    """Bits of the largest |x| over dims (which stay, of size 1), int32. They order as the magnitudes do.
 
-    Raises ValueError if an element of x is infinite or NaN, TypeError if x is not float32.
+    Raises `NotFinite` if an element of x is infinite or NaN, TypeError if x is not float32.
     """
-    if x.dtype != torch.float32:
-        raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
+    require(x)
     bits = (x.contiguous().view(torch.int32) & _MAGNITUDE).amax(dim=tuple(dims), keepdim=True)
-    require_finite(bits)
+    if bits.numel() and int(bits.max()) >= INFINITY:
+        raise NotFinite
     return bits
-
-
-def require_finite(bits: Tensor) -> None:
-    """Raise ValueError unless all magnitude bits (int32) are those of finite numbers."""
-    if bits.numel() and int(bits.max()) >= _INFINITY:
-        raise NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
 def leading_exponent(bits: Tensor, least: int = -EXPONENT) -> Tensor:
@@ -67,7 +67,7 @@ def quantise(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
         q, int32 of x's shape; exponent, int32, of size 1 along dims.
 
     Raises:
-        ValueError: x is not finite.
+        NotFinite: x is not finite.
     """
     exponent = leading_exponent(magnitude_bits(x, dims))
     scaled = x * power_of_two(BITS - 1 - exponent)

@@ -230,7 +230,7 @@ def _before(x: Tensor, decay: Tensor, jump: Tensor) -> Tensor:
 
 
 def scale_index(scales: Tensor) -> Tensor:
-    """How many of the 63 shipped thresholds lie below each scale: int32 of its shape, 0..63."""
+    """How many of the 63 shipped thresholds are less than each scale: int32 of its shape, 0..63."""
     check(scales)
     thresholds = torch.tensor(n.THRESHOLDS, dtype=torch.float32, device=scales.device)
     return torch.bucketize(scales, thresholds).to(torch.int32)

@@ -254,7 +254,7 @@ def prepare_conv(
         weight: (O, C, k, k), or (C, O, k, k) of a transposed convolution, as torch keeps them.
         bias: (O,) or None.
         stride, padding, transposed, output_padding: as torch's Conv2d and ConvTranspose2d have them.
-        taps: the (row, column) places of the kernel that are not masked, in the order of products; None for all.
+        taps: the (row, column) positions of the kernel that are not masked, in the order of products; None for all.
 
     Raises:
         ValueError: weight or bias is not finite, or the shape or a tap does not fit.
