@@ -1,4 +1,4 @@
-"""The numbers of the exact arithmetic's definition, version 1 (docs/portable-arithmetic.md). None is computed here.
+"""The numbers of the exact arithmetic's definition, version 1 (docs/exact-arithmetic.md). None is computed here.
 
 A float is written by its bits or as a power of two, so that no reader of decimals has a part in it. Changing one
 changes every stream: `VERSION` goes up with it.

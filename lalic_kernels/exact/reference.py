@@ -1,4 +1,4 @@
-"""Exact arithmetic by its definition: eager torch, the same bits on every device. docs/portable-arithmetic.md.
+"""Exact arithmetic by its definition: eager torch, the same bits on every device. docs/exact-arithmetic.md.
 
 First the steps, then the blocks, which are compositions of the steps in the order written here. Activations are float32
 and finite (TypeError, NotFinite otherwise); results are settled (`quantise.settle`) and a function of one image alone,

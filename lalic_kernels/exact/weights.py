@@ -1,7 +1,7 @@
 """Weights prepared for exact products: quantised once, per output channel, with a hash that names them.
 
 Decoding depends on these integers and settled floats. `digest()` is the SHA-256 of exactly them and of the definition's
-version; docs/portable-arithmetic.md says over which bytes. Prepared weights are never written to.
+version; docs/exact-arithmetic.md says over which bytes. Prepared weights are never written to.
 """
 
 from __future__ import annotations

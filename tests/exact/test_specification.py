@@ -1,4 +1,4 @@
-"""docs/portable-arithmetic.md and the code say the same numbers, and the text alone is enough for a second decoder.
+"""docs/exact-arithmetic.md and the code say the same numbers, and the text alone is enough for a second decoder.
 
 The functions here are written from the text, in numpy's scalars and Python's integers, without the package's code. What
 they give is the reference's and, where numba is installed, the compiled loops'; test_paths.py compares all the rest.
@@ -17,7 +17,7 @@ from exact_inputs import Cpu, Source
 from lalic_kernels import exact
 from lalic_kernels.exact import numbers, op, reference
 
-TEXT = (Path(__file__).parents[2] / "docs" / "portable-arithmetic.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "exact-arithmetic.md").read_text(encoding="utf-8")
 f32, f64 = np.float32, np.float64
 
 
@@ -55,7 +55,7 @@ def quantise(values: list, least: int = -60, top: int = 12, bound: int = 8191) -
 
 
 def test_the_version_and_the_numbers() -> None:
-    assert TEXT.startswith(f"# Portable arithmetic, version {numbers.VERSION}\n")
+    assert TEXT.startswith(f"# Exact arithmetic, version {numbers.VERSION}\n")
     assert [single(w) for w in words("P0..P5 =", 8, 6)] == [f32(c) for c in numbers.EXP_POLYNOMIAL]
     assert [double(w) for w in words("1/11!..1/2! =", 16, 10)] == list(numbers.EXP64_POLYNOMIAL)
     assert words("The number of the following 63 floats", 8, 63) == list(numbers.THRESHOLD_BITS)
