@@ -10,13 +10,19 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench gpu report lint setup clean
+.PHONY: demo test test-slow test-all bench gpu report lint setup clean
 
 demo: $(VENV)/installed
 	$(BIN)/lalic demo
 
+# What protects behaviour, in minutes. `make test-slow` is the rest, `make test-all` both.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests -n $(JOBS)
+	$(BIN)/python -m pytest tests -n $(JOBS) -m "not slow" --durations 25
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests -n $(JOBS) -m slow --durations 25
+
+test-all: test test-slow
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.run

@@ -31,7 +31,7 @@ from lalic.config import Config
 from lalic.model import LALIC
 from lalic_kernels import installed
 
-INT8_PRODUCTS = 4  # of digits, for one product of the exact arithmetic (docs/portable-arithmetic.md)
+INT8_PRODUCTS = 4  # of digits, for one product of the exact arithmetic (docs/exact-arithmetic.md)
 EXACT = ("h_s", "contexts", "aggregation")  # what decides symbols
 NEEDED = {
     "encode": {"g_a", "h_a", "h_s", "contexts", "aggregation", "entropy encoding"},

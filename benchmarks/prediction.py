@@ -54,7 +54,7 @@ CLOSING = """## What would prove it wrong
 
 Where a part of `benchmarks.codec` takes more than its bad value, the share assumed for its products or memory is wrong.
 Where the sum is beyond while the parts are not, the rows of launches or of the chain are. The first call is none of
-this: Triton compiles each kernel on first use (`docs/cold-start.md`)."""
+this: Triton compiles each kernel on first use (`docs/evaluation.md`)."""
 
 
 def launches(folder: Path = records.RESULTS) -> dict[str, Any]:

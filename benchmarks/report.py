@@ -177,7 +177,7 @@ def published(records: Sequence[Record]) -> Iterator[str]:
 
 def mechanisms(records: Sequence[Record]) -> Iterator[str]:
     """Operations as the paper gives them and as executed, an element of an L by D input; then seconds and memory added
-    at the peak. Projections are left out in every row. How it is counted: `docs/mechanisms.md`."""
+    at the peak. Projections are left out in every row. How it is counted: `docs/paper.md`."""
     chosen = of_kind(records, "mechanisms", lambda r: (r["device"], r["threads"], r["mechanism"], r["width"]))
     for device, threads, width in sorted({(r["device"], r["threads"], r["width"]) for r in chosen}):
         own = [r for r in chosen if (r["device"], r["threads"], r["width"]) == (device, threads, width)]
@@ -211,7 +211,7 @@ QUANTITIES = (
 
 
 def scaling(records: Sequence[Record]) -> Iterator[str]:
-    """Figure 10 of the supplement: `docs/complexity.md`."""
+    """Figure 10 of the supplement: `docs/paper.md`."""
     for record in of_kind(records, "scaling"):
         static = record["device"] == "static"
         rows = [row for row in record["scaling"] if "pixels" in row]
@@ -286,7 +286,7 @@ def complexity(records: Sequence[Record]) -> Iterator[str]:
 
 
 def context(records: Sequence[Record]) -> Iterator[str]:
-    """Figure 11 of the supplement: `docs/context-models.md`."""
+    """Figure 11 of the supplement: `docs/paper.md`."""
     for record in of_kind([r for r in records if r.get("op") == "context"], "counted"):
         body = [
             [row["model"], number(row["parameters"], 1e6), " ".join(number(macs, 1e9) for macs in row["macs"])]
@@ -367,7 +367,7 @@ def speed(records: Sequence[Record]) -> Iterator[str]:
 
 
 def exactness(records: Sequence[Record]) -> Iterator[str]:
-    """What exact arithmetic costs, and which files decode alike under which setting: `docs/portable-files.md`."""
+    """What exact arithmetic costs, and which files decode alike under which setting: `docs/exact-arithmetic.md`."""
     body = [
         [f"{r['pictures']}, {r['model']}, weights {r['weights']}", number(r["mean_bits_ratio"], digits=6),
          number(r.get("time_ratio")), r["date"][:10]]

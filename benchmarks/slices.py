@@ -276,7 +276,7 @@ def measure_all(setting: Setting) -> list[Row]:
 
 
 def table(rows: Sequence[Counted]) -> Iterator[str]:
-    """The counts as Markdown, as docs/slice-cache.md has them."""
+    """The counts as Markdown, as lalic/coder/README.md has them."""
     yield "| from hyper parameters to latents | GMAC | ATen calls |"
     yield "|---|---|---|"
     for row in rows:

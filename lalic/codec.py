@@ -187,7 +187,7 @@ def decode(
 
     model, device: as in `encode`; the model must be the one that wrote the file. max_pixels: larger pictures are
     refused before memory is taken. graph: of a model on a GPU, True to make its launches as a CUDA graph, False to make
-    them one by one, None for a graph from the second picture of a size on (docs/gpu-decoder.md).
+    them one by one, None for a graph from the second picture of a size on (docs/gpu.md).
 
     Raises `ModelMismatchError` if the file wants other weights, `BitstreamError` for anything else that is wrong with
     it: a file is decoded to the picture that was written, or not at all.

@@ -73,7 +73,7 @@ class LALIC(nn.Module):
 
     ``graph``, where a method takes it, is for a model on a GPU: True for launches captured as a CUDA graph, False for
     plain ones, ``None`` for what the attribute ``graphs`` says, and if that is ``None`` too, a graph from the second
-    picture of a size on (docs/gpu-decoder.md). Elsewhere True raises ``ValueError``.
+    picture of a size on (docs/gpu.md). Elsewhere True raises ``ValueError``.
     """
 
     downsampling = 64  # pixels of a side that one hyper latent stands for

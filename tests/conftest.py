@@ -42,11 +42,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
+# What `make test` leaves to `make test-all`: kernels in Triton's interpreter, ahead-of-time compilation, tests in other
+# processes, the benchmarks' own tests.
+SLOW = (
+    "tests/benchmarks/",
+    "tests/coder/test_decode_graph.py",
+    "tests/coder/test_encode_graph.py",
+    "tests/coder/test_exact_portable.py",
+    "tests/exact/test_machines.py",
+    "tests/exact/test_triton.py",
+    "tests/exact/test_triton_code.py",
+    "tests/exact/test_triton_slices.py",
+    "tests/kernels/test_aot.py",
+    "tests/kernels/test_rans_gpu.py",
+    "tests/train/test_runs.py",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(config.rootpath).as_posix()
+        if place.startswith(SLOW) or ("triton" in item.name and place.startswith("tests/kernels/")):
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     for item in items:

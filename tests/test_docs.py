@@ -1,4 +1,6 @@
-"""What the documents say can be done: their Python compiles, their commands parse, the examples in docstrings run."""
+"""What the documents say is so: their Python compiles, their commands parse, their paths exist, the README's tables are
+those of the newest records, and the examples in docstrings run.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,19 @@ import importlib
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lalic_kernels
+from benchmarks import records
 from lalic import cli
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/training.md")
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 PYTHON = ("python", "py")
 SHELL = ("console", "sh", "shell", "bash")
 FENCE = re.compile(r"^(```+|~~~+)[ \t]*([\w-]*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -114,15 +118,9 @@ def test_names_in_the_readme_exist() -> None:
 def test_commands_are_real() -> None:
     found = all_commands()
     ours = {words[0] for _, words in found}
-    assert {"lalic", "make"} <= ours, f"README.md shows commands of {sorted(ours)} only"
+    assert {"lalic", "make", "python"} <= ours, f"the documents show commands of {sorted(ours)} only"
     wrong = [f"{where}: {sentence}" for where, words in found if (sentence := problem(words))]
     assert not wrong, "\n".join(wrong)
-
-
-def test_the_first_commands_are_the_two_that_suffice() -> None:
-    """A newcomer needs `make demo` and `make test`, so they stand first."""
-    _, first = blocks("README.md", SHELL)[0]
-    assert [" ".join(words) for words in commands(first)][:2] == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +148,94 @@ def test_a_block_without_prompts_is_all_commands() -> None:
         ["make", "demo"],
         ["lalic", "info", "a.lalic"],
     ]
+
+
+# Paths
+
+TREES = ("benchmarks", "docs", "lalic", "lalic_kernels", "scripts", "tests")
+PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(TREES)})/[\w./-]*\w")
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+def missing(text: str, pattern: re.Pattern[str] = PATH, home: Path = ROOT) -> list[str]:
+    """Paths in a text that are no file, folder or beginning of one in the repository."""
+    return [path for path in pattern.findall(text) if not any((home / path).parent.glob(f"{Path(path).name}*"))]
+
+
+def texts() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(path for tree in TREES for path in (ROOT / tree).rglob("*.md"))]
+
+
+def test_paths_and_links_in_documents_exist() -> None:
+    wrong = {
+        str(path.relative_to(ROOT)): found
+        for path in texts()
+        if (found := missing(text := path.read_text(encoding="utf-8")) + missing(text, LINK, path.parent))
+    }
+    assert not wrong
+
+
+def test_documents_that_code_names_exist() -> None:
+    pattern = re.compile(r"(?<![\w./-])docs/[\w-]+\.md")
+    found = {
+        str(path.relative_to(ROOT)): missing(path.read_text(encoding="utf-8"), pattern)
+        for tree in TREES
+        for path in (ROOT / tree).rglob("*.py")
+        if path != Path(__file__)
+    }
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_a_wrong_path_is_seen() -> None:
+    assert missing("see `docs/nothing.md`, `lalic/cli.py` and tests/none.py") == ["docs/nothing.md", "tests/none.py"]
+    assert missing("[a](docs/format.md) [b](docs/nothing.md) [c](https://x.org/)", LINK) == ["docs/nothing.md"]
+
+
+# The README's tables under "Results"
+
+
+def newest(which: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    return max(filter(which, records.load()), key=lambda record: record["date"])
+
+
+def percent_of(pictures: str, metric: str, anchor: str) -> str:
+    """BD-rate of the newest record of a set, as the README rounds it; nothing where the set has no such curve."""
+    record = newest(lambda r: "rd" in r and r["pictures"] == pictures)
+    found = [c for c in record["comparisons"] if (c["test"], c["metric"], c["anchor"]) == ("lalic", metric, anchor)]
+    return f"{found[0]['percent']['pchip']:+.0f} %" if found else ""
+
+
+@pytest.mark.parametrize(
+    ("name", "anchor"),
+    [
+        ("JPEG", "JPEG 4:2:0"),
+        ("WebP", "WebP"),
+        ("AVIF", "AVIF 4:4:4"),
+        ("AVIF, tuned for PSNR", "AVIF 4:4:4, tune=psnr"),
+        ("VTM-9.1, published", "VTM-9.1 (published)"),
+    ],
+)
+def test_rates_are_those_of_the_newest_records(name: str, anchor: str) -> None:
+    columns = [("Kodak", "psnr"), ("Kodak", "ms-ssim"), ("held-out", "psnr"), ("scikit-image", "psnr")]
+    cells = [name, *(percent_of(pictures, metric, anchor) for pictures, metric in columns)]
+    assert f"| {' | '.join(cells)} |" in text_of("README.md")
+
+
+def test_times_are_those_of_the_newest_record_beside_both_peers() -> None:
+    def by_name(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return {name: row for name in names for row in record["complexity"] if row["model"].endswith(name)}
+
+    names = ("LALIC slim", "LALIC full", "mbt2018-mean q6", "ELIC")
+    rows = by_name(newest(lambda r: "complexity" in r and len(by_name(r)) == len(names)))
+    for ours, name in (("LALIC slim", "`lalic.slim()`"), ("LALIC full", "`lalic.LALIC()`, random weights")):
+        ratios = [
+            rows[ours][way]["seconds"] / rows[peer][way]["seconds"]
+            for peer in ("mbt2018-mean q6", "ELIC")
+            for way in ("encode", "decode")
+        ]
+        assert f"| {name} | {' | '.join(f'{ratio:.2g}' if ratio >= 1 else f'{ratio:.2f}' for ratio in ratios)} |" in (
+            text_of("README.md")
+        )
 
 
 # Docstrings

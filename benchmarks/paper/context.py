@@ -236,7 +236,7 @@ def lines(counted: Sequence[Counted]) -> Iterator[str]:
 
 
 def markdown(counted: Sequence[Counted]) -> str:
-    """The counts as the table of docs/context-models.md."""
+    """The counts as the table of docs/paper.md."""
     table = ["| model | M parameters | GMAC | by slice | calls | cache MiB |", "|---|---|---|---|---|---|"]
     for found in counted:
         macs = [f"{x / 1e9:.2f}" for x in (sum(found["macs"]), *found["macs"])]

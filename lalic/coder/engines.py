@@ -2,7 +2,7 @@
 
 `lalic.coder.schedule` says what is computed, in which order and what is kept; an engine says how. `FloatEngine` is what
 training and `forward` use. `ExactEngine` gives the same bits on every machine, from z symbols to indexes and means
-(docs/portable-arithmetic.md says what it computes). `ExactEntropy` holds all that a decoder needs of a model before its
+(docs/exact-arithmetic.md says what it computes). `ExactEntropy` holds all that a decoder needs of a model before its
 synthesis transform, as integers and settled floats: medians, hyper synthesis, slices. It is made from float weights by
 exact steps alone, so that every machine makes the same one of the same weights, and `digest` names it.
 

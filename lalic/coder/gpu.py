@@ -1,7 +1,7 @@
 """Coding on a GPU, pictures to bytes and back: decoding waits for the device when the pictures are done, and only then.
 
 One picture or several of one padded size go together through the launches of one. The launches are made plain, or were
-captured as a CUDA graph (`lalic.coder.graphs`) when that size was seen for the second time. docs/gpu-decoder.md is the
+captured as a CUDA graph (`lalic.coder.graphs`) when that size was seen for the second time. docs/gpu.md is the
 whole story.
 
 Encoding launches everything from the picture, or its latents, to symbols, which can be captured; then the coder of

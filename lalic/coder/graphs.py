@@ -2,7 +2,7 @@
 
 What a graph reads lies where it lay when it was captured. So whatever is cached between calls (prepared weights,
 tables) is made before the capture by running the launches, and held by the graph; what differs between pictures is
-written to memory of the graph's own before each replay. docs/gpu-decoder.md says what that means for a model.
+written to memory of the graph's own before each replay. docs/gpu.md says what that means for a model.
 """
 
 from __future__ import annotations

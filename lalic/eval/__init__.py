@@ -12,7 +12,7 @@
     >>> results = lalic.eval.evaluate(["kodak/"], ["lalic", "jpeg", "webp:20,40,60,80"])
     >>> print(lalic.eval.report.text(results))
 
-Documentation: `docs/evaluate.md`.
+Documentation: `docs/evaluation.md`.
 """
 
 from __future__ import annotations

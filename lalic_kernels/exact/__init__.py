@@ -1,4 +1,4 @@
-"""Exact arithmetic: float32 in and out, the same bits on every machine (docs/portable-arithmetic.md, version 1)."""
+"""Exact arithmetic: float32 in and out, the same bits on every machine (docs/exact-arithmetic.md, version 1)."""
 
 from typing import TYPE_CHECKING
 

@@ -20,11 +20,10 @@ from lalic_kernels.exact import cpu_product as products
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact import reference
 from lalic_kernels.exact.cpu_product import Factor
-from lalic_kernels.exact.quantise import power_of_two, settle
+from lalic_kernels.exact.quantise import power_of_two, require_float32, settle
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
 from lalic_kernels.threads import run_ranges
 
-_INFINITY = 0x7F800000
 MIN_THREAD_NS = 60_000  # least work for a thread: starting one from Python takes about 30 us
 _NO_GAMMA = np.empty(0, np.float32)
 _THRESHOLDS = np.array(n.THRESHOLDS, np.float32)
@@ -35,16 +34,10 @@ def array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def require_float32(x: Tensor) -> None:
-    """Raise TypeError unless x is float32."""
-    if x.dtype != torch.float32:
-        raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
-
-
 def require_finite(bits: np.ndarray) -> None:
     """Raise `NotFinite` unless these magnitude bits are those of finite numbers."""
-    if bits.size and int(bits.max()) >= _INFINITY:
-        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
+    if bits.size and int(bits.max()) >= n.INFINITY:
+        raise n.NotFinite
 
 
 def over(kernel: Callable[[int, int], None], count: int, cost: float) -> None:

@@ -11,7 +11,7 @@ Launch shapes are fixed. Each public call checks once that its inputs were finit
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lalic_kernels.exact import kernels, kernels_rows, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
-from lalic_kernels.exact.gpu_state import checked, evenly_spaced, one_check, position_stride, require_float32, zeros
-from lalic_kernels.exact.quantise import power_of_two
+from lalic_kernels.exact.gpu_state import checked, evenly_spaced, one_check, position_stride, zeros
+from lalic_kernels.exact.quantise import power_of_two, require_float32
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactDepthwise, ExactEntropyParams, ExactLinear
 from lalic_kernels.launch import Launch, blocks
 
@@ -54,7 +54,8 @@ LAUNCHES = {
 }
 
 
-def options(name: str) -> dict[str, Any]:
+@functools.cache
+def options(name: str) -> Mapping[str, Any]:
     """Keyword arguments of a launch."""
     return LAUNCHES[name].options() | OPTIONS
 
@@ -350,90 +351,93 @@ def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tens
     return images.flat.reshape(x.shape), images.absmax_bits
 
 
+class _Norm:
+    """Memory for a LayerNorm of images' rows: values (rows, C), and their channels' magnitude bits (B, C)."""
+
+    def __init__(self, rows: int, images: int, channels: int, device: torch.device):
+        self.values = torch.empty(rows, channels, device=device)
+        self.bits = zeros(device, images, channels)
+
+
 class _Images:
-    """The state between blocks: the images' rows, and perhaps their next LayerNorm with its magnitude bits."""
+    """The state between blocks: the images' rows, and perhaps the first LayerNorm of the next block."""
 
     def __init__(self, x: Tensor):
         self.images, self.height, self.width, self.channels = self.shape = x.shape
         self.tokens = self.height * self.width
         self.rows = self.images * self.tokens
         self.flat = evenly_spaced(x).view(-1, self.channels)
-        self.normal = self.flat  # (rows, C), valid if `has_normal`
-        self.normal_bits = self.flat  # (B, C) int32, valid if `has_normal`
-        self.has_normal = False
+        self.norm: _Norm | None = None
         self.absmax_bits: Tensor | None = None
 
     def apply(self, block: ExactBlock, following: ExactBlock | None, status: Tensor) -> None:
         """Compute a block, and the first norm of the `following` one if that needs no launch."""
         channels, inner = self.channels, block.key.weight.shape[0]
-        if not self.has_normal:
-            self._new_normal()
-            layer_norm(self.flat, block.norm1_weight, block.norm1_bias, self.normal, self.normal_bits, status)
+        norm = self.norm
+        if norm is None:
+            norm = self._new_norm()
+            layer_norm(self.flat, block.norm1_weight, block.norm1_bias, norm.values, norm.bits, status)
         max_key = zeros(self.flat.device, self.images, channels)
         mix = self._mix_by_rows if rows_pay(self.rows, 6 * channels**2) else self._mix
-        kvr = mix(block, max_key).reshape(self.images, self.tokens, 3 * channels)
+        kvr = mix(norm, block, max_key).reshape(self.images, self.tokens, 3 * channels)
         # Cached for the last number of tokens.
         w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(self.tokens), options=self.tokens)
-        self._output(wkv(w, u, kvr, max_key).reshape(self.rows, channels), block, status)
+        norm = self._output(wkv(w, u, kvr, max_key).reshape(self.rows, channels), block, status)
         if rows_pay(self.rows, 2 * channels * (channels + 2 * inner)):
-            self._channel_mix_by_rows(block, following, inner)
+            self._channel_mix_by_rows(norm, block, following, inner)
         else:
-            digits = shift_digits(self.normal.reshape(self.shape), self.normal_bits, block.shift2)
+            digits = shift_digits(norm.values.reshape(self.shape), norm.bits, block.shift2)
             self.flat = _channel_mix(digits, block, self.flat, block.gamma2, status)
-            self.has_normal = False
+            self.norm = None
 
-    def _new_normal(self) -> None:
-        """Allocate a LayerNorm and its magnitude bits."""
-        self.normal = torch.empty(self.rows, self.channels, device=self.flat.device)
-        self.normal_bits = zeros(self.flat.device, self.images, self.channels)
-        self.has_normal = True
+    def _new_norm(self) -> _Norm:
+        return _Norm(self.rows, self.images, self.channels, self.flat.device)
 
-    def _mix(self, block: ExactBlock, max_key: Tensor) -> Tensor:
+    def _mix(self, norm: _Norm, block: ExactBlock, max_key: Tensor) -> Tensor:
         """key, value and receptance, (rows, 3 C), in two launches."""
-        digits = shift_digits(self.normal.reshape(self.shape), self.normal_bits, block.shift1)
+        digits = shift_digits(norm.values.reshape(self.shape), norm.bits, block.shift1)
         return product(digits, factor_of(block.mix), max_key=max_key)
 
-    def _mix_by_rows(self, block: ExactBlock, max_key: Tensor) -> Tensor:
+    def _mix_by_rows(self, norm: _Norm, block: ExactBlock, max_key: Tensor) -> Tensor:
         """key, value and receptance, (rows, 3 C), in one launch."""
         factor = factor_of(block.mix)
         y = torch.empty(self.rows, 3 * self.channels, device=self.flat.device)
         kernels_rows.exact_shift_mix_kernel[(blocks(self.tokens, LAUNCHES["shift_mix"]["BLOCK_M"]), self.images)](
-            self.normal, self.normal_bits, *shift_taps(block.shift1), torch.empty_like(self.normal), factor.digits,
+            norm.values, norm.bits, *shift_taps(block.shift1), torch.empty_like(norm.values), factor.digits,
             factor.scales, max_key, y, self.height, self.width, self.channels, factor.depth,
             SIZE=block.shift1.weight.shape[-1], **options("shift_mix"),
         )  # fmt: skip
         return y
 
-    def _output(self, mixed: Tensor, block: ExactBlock, status: Tensor) -> None:
-        """The spatial mix's output product with its residual, and the channel mix's norm."""
-        factor = factor_of(block.output)
-        y, residual = torch.empty_like(mixed), self.flat
-        self._new_normal()
+    def _output(self, mixed: Tensor, block: ExactBlock, status: Tensor) -> _Norm:
+        """The spatial mix's output product with its residual; returns the channel mix's norm."""
+        factor, norm, y = factor_of(block.output), self._new_norm(), torch.empty_like(mixed)
         kernels_rows.exact_output_norm_kernel[(blocks(self.tokens, LAUNCHES["output_norm"]["BLOCK_M"]), self.images)](
-            mixed, factor.digits, factor.scales, residual, block.gamma1, block.norm2_weight, block.norm2_bias, y,
-            self.normal, self.normal_bits, status, self.tokens, self.channels, factor.depth, residual.stride(0),
+            mixed, factor.digits, factor.scales, self.flat, block.gamma1, block.norm2_weight, block.norm2_bias, y,
+            norm.values, norm.bits, status, self.tokens, self.channels, factor.depth, self.flat.stride(0),
             eps_area(self.channels), **options("output_norm"),
         )  # fmt: skip
         self.flat = y
+        return norm
 
-    def _channel_mix_by_rows(self, block: ExactBlock, following: ExactBlock | None, inner: int) -> None:
+    def _channel_mix_by_rows(self, norm: _Norm, block: ExactBlock, following: ExactBlock | None, inner: int) -> None:
         """The channel mix, and the norm of the following block or the images' magnitude bits, in one launch."""
-        key, value = hidden_factor(block), factor_of(block.value)
-        x, x_bits, y = self.normal, self.normal_bits, torch.empty_like(self.flat)
+        hidden, value, y = hidden_factor(block), factor_of(block.value), torch.empty_like(self.flat)
         if following is None:
-            next_norm = block.norm2_weight, block.norm2_bias  # unused
-            next_bits = self.absmax_bits = zeros(x.device, self.images)
-            self.has_normal = False
+            self.norm = None
+            self.absmax_bits = zeros(y.device, self.images)
+            # Without a following block the kernel uses only the fourth.
+            target = block.norm2_weight, block.norm2_bias, norm.values, self.absmax_bits
         else:
-            next_norm = following.norm1_weight, following.norm1_bias
-            self._new_normal()
-            next_bits = self.normal_bits
+            self.norm = self._new_norm()
+            target = following.norm1_weight, following.norm1_bias, self.norm.values, self.norm.bits
         grid = (blocks(self.tokens, LAUNCHES["shift_channel"]["BLOCK_M"]), self.images)
         kernels_rows.exact_shift_channel_kernel[grid](
-            x, x_bits, *shift_taps(block.shift2), torch.empty_like(x), torch.empty(self.rows, inner, device=x.device),
-            key.digits, key.scales, value.digits, value.scales, self.flat, block.gamma2, *next_norm, y, self.normal,
-            next_bits, self.height, self.width, self.channels, inner, key.depth, value.depth, eps_area(self.channels),
-            NEXT=following is not None, SIZE=block.shift2.weight.shape[-1], **options("shift_channel"),
+            norm.values, norm.bits, *shift_taps(block.shift2), torch.empty_like(norm.values),
+            torch.empty(self.rows, inner, device=y.device), hidden.digits, hidden.scales, value.digits, value.scales,
+            self.flat, block.gamma2, *target[:2], y, *target[2:], self.height, self.width, self.channels, inner,
+            hidden.depth, value.depth, eps_area(self.channels), NEXT=following is not None,
+            SIZE=block.shift2.weight.shape[-1], **options("shift_channel"),
         )  # fmt: skip
         self.flat = y
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lalic_kernels.exact import gpu, kernels_rows
 from lalic_kernels.exact.gpu import DEPTH, LAUNCHES, eps_area, factor_of, hidden_factor, options, product, rows_pay
-from lalic_kernels.exact.gpu_state import checked, one_check, position_stride, require_float32, zeros
+from lalic_kernels.exact.gpu_state import checked, one_check, position_stride, zeros
+from lalic_kernels.exact.quantise import require_float32
 from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactEntropyParams, ExactLinear
 from lalic_kernels.launch import blocks
 

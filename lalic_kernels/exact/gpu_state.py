@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from lalic_kernels.exact import numbers as n
+from lalic_kernels.exact.numbers import NotFinite
 from lalic_kernels.launch import blocks, on
 
 
@@ -73,7 +73,7 @@ def statuses() -> Iterator[list[Tensor]]:
 
 def _raise_for(status: Tensor) -> None:
     if int(status):
-        raise n.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
+        raise NotFinite
 
 
 def _shared_zeros(device: torch.device) -> _Zeros | None:
@@ -102,13 +102,6 @@ def zeros(device: torch.device, *shape: int) -> Tensor:
     shared, count = _shared_zeros(device), math.prod(shape)
     flat = torch.zeros(count, dtype=torch.int32, device=device) if shared is None else shared.take(count)
     return flat.reshape(shape)
-
-
-def require_float32(*tensors: Tensor) -> None:
-    """Raise TypeError unless all are float32."""
-    for x in tensors:
-        if x.dtype != torch.float32:
-            raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
 
 
 def evenly_spaced(x: Tensor) -> Tensor:

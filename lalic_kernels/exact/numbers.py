@@ -1,4 +1,4 @@
-"""The numbers of the exact arithmetic's definition, version 1 (docs/portable-arithmetic.md).
+"""The numbers of the exact arithmetic's definition, version 1 (docs/exact-arithmetic.md).
 
 A float is given by its bits or as a power of two, so that no parser of decimals can change it. A change of any number
 changes every stream, and needs a new `VERSION`.
@@ -13,6 +13,9 @@ VERSION = 1
 
 class NotFinite(ValueError):
     """An argument of exact arithmetic has an infinity or NaN, which has no integer."""
+
+    def __init__(self, message: str = "x must be finite in exact arithmetic, but holds an infinity or NaN"):
+        super().__init__(message)
 
 
 def _float(bits: int) -> float:
@@ -29,6 +32,7 @@ def _double(bits: int) -> float:
 EXPONENT = 60
 TINY = 2.0**-EXPONENT
 HUGE = 2.0**EXPONENT
+INFINITY = 0x7F800000  # magnitude bits from here on are not finite
 
 # Quantised factors of a product
 BITS = 13

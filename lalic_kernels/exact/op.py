@@ -1,7 +1,7 @@
 """The public functions of exact arithmetic: Triton kernels on CUDA tensors, compiled loops on CPU tensors, or torch.
 
 All backends give the same bits, so the choice affects only the time; `backend=` ("reference", "cpu", "triton") is for
-tests. `reference.py` is the definition, docs/portable-arithmetic.md its text.
+tests. `reference.py` is the definition, docs/exact-arithmetic.md its text.
 
 Raises of every function:
     TypeError: an activation is not float32.

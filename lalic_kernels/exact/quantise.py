@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, LARGEST, TINY, NotFinite
+from lalic_kernels.exact.numbers import BITS, EXPONENT, HUGE, INFINITY, LARGEST, TINY, NotFinite
 
 _MAGNITUDE = 0x7FFFFFFF
-_INFINITY = 0x7F800000
 
 
 def settle(x: Tensor) -> Tensor:
@@ -30,6 +29,13 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 127) << 23).view(torch.float32)
 
 
+def require_float32(*tensors: Tensor) -> None:
+    """Raise TypeError unless all are float32."""
+    for x in tensors:
+        if x.dtype != torch.float32:
+            raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
+
+
 def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
     """Bits of the largest |x| over dims (which get size 1), int32. Bits have the order of the magnitudes.
 
@@ -37,17 +43,11 @@ def magnitude_bits(x: Tensor, dims: Sequence[int]) -> Tensor:
         NotFinite: an element of x is infinite or NaN.
         TypeError: x is not float32.
     """
-    if x.dtype != torch.float32:
-        raise TypeError(f"x must be float32 in exact arithmetic, but is {str(x.dtype).removeprefix('torch.')}")
+    require_float32(x)
     bits = (x.contiguous().view(torch.int32) & _MAGNITUDE).amax(dim=tuple(dims), keepdim=True)
-    require_finite(bits)
+    if bits.numel() and int(bits.max()) >= INFINITY:
+        raise NotFinite
     return bits
-
-
-def require_finite(bits: Tensor) -> None:
-    """Raise `NotFinite` unless all magnitude bits (int32) are those of finite numbers."""
-    if bits.numel() and int(bits.max()) >= _INFINITY:
-        raise NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
 
 
 def leading_exponent(bits: Tensor, minimum: int = -EXPONENT) -> Tensor:

@@ -1,4 +1,4 @@
-"""Exact arithmetic by its definition: eager torch, the same bits on every device. docs/portable-arithmetic.md.
+"""Exact arithmetic by its definition: eager torch, the same bits on every device. docs/exact-arithmetic.md.
 
 First the steps, then the blocks, which are compositions of the steps in the order of this file. Activations are float32
 and finite (TypeError, NotFinite otherwise). Results are settled (`quantise.settle`), and depend on one image only,

@@ -1,7 +1,7 @@
 """Weights prepared for exact products: quantised once, per output channel, with a hash.
 
 Decoding depends on these integers and settled floats. `digest()` is their SHA-256, with the definition's version;
-docs/portable-arithmetic.md defines the hashed bytes. Prepared weights are never written to.
+docs/exact-arithmetic.md defines the hashed bytes. Prepared weights are never written to.
 """
 
 from __future__ import annotations

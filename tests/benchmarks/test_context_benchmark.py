@@ -65,7 +65,7 @@ def test_the_command_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_table_in_the_docs_is_the_last_record() -> None:
     lines = (ROOT / "benchmarks" / "results" / "static.jsonl").read_text(encoding="utf-8").splitlines()
     last = [record for record in map(json.loads, lines) if "counted" in record and record["op"] == "context"][-1]
-    assert context.markdown(last["counted"]) in (ROOT / "docs" / "context-models.md").read_text(encoding="utf-8")
+    assert context.markdown(last["counted"]) in (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 
 def test_times_of_a_busy_machine_are_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

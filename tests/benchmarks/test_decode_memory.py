@@ -30,7 +30,7 @@ def kept() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def test_the_table_in_the_docs_is_the_last_record() -> None:
-    text = (ROOT / "docs" / "gpu-decoder.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     records = kept()
     assert len(records) == 4
     for (model, precision), parts in records.items():

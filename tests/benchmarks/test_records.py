@@ -166,6 +166,13 @@ def check_complexity(record: Record) -> None:
             assert row[direction]["peak bytes"] is None or row[direction]["peak bytes"] >= 0
 
 
+def check_race(record: Record) -> None:
+    for row in record["race"]:
+        assert row["config"]["M"] == sum(row["config"]["groups"]) and row["images_per_s"] > 0
+        losses = [row["held_out_loss"][step] for step in sorted(row["held_out_loss"], key=int)]
+        assert losses == sorted(losses, reverse=True)
+
+
 def check_exception_lists(record: Record) -> None:
     counted(record)
     for row in record["exception_lists"]:
@@ -184,7 +191,8 @@ KINDS = {
     "launches": check_launches, "decode_memory": check_decode_memory, "memory": check_training_memory,
     "counted": check_counted, "compiled": check_compiled, "published": check_published, "training": check_training,
     "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
-    "complexity": check_complexity, "exception_lists": check_exception_lists, "rows": check_rows,
+    "complexity": check_complexity, "exception_lists": check_exception_lists,
+    "race": check_race, "rows": check_rows,
 }  # fmt: skip
 
 

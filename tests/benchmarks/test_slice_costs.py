@@ -1,4 +1,4 @@
-"""What the full model computes at 768x512 is what has to be computed, and docs/slice-cache.md says what was counted."""
+"""The full model computes at 768x512 what has to be computed, and lalic/coder/README.md says what was counted."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_op_without_a_formula_is_an_error() -> None:
 
 def test_the_document_has_the_records_figures() -> None:
     last = [record for record in records.load() if record.get("op") == "slices"][-1]
-    text = (ROOT / "docs" / "slice-cache.md").read_text(encoding="utf-8")
+    text = (ROOT / "lalic" / "coder" / "README.md").read_text(encoding="utf-8")
     for line in slices.table(last["counted"]):
         assert line in text.splitlines(), line
     assert last["commit"] and not last["dirty"]

@@ -31,7 +31,7 @@ def test_the_published_figures_come_from_the_published_points(
     pchip, akima = (bd_rate(anchor, test, method).percent for method in ("pchip", "akima"))
     assert pchip == pytest.approx(percent, abs=0.3)
     assert akima == pytest.approx(percent, abs=0.3)
-    document = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert f"| {row} | {percent:.2f} % | {pchip:.2f} % | {akima:.2f} % |" in document
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,15 +162,6 @@ def test_what_is_wrong_is_said_before_anything_is_measured(run, words, sentence)
     result = run(*words)
     assert result.code == 1 and sentence in result.err and not result.out
     assert "bits per pixel" not in result.err
-
-
-def test_the_documents_commands_parse() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^    (lalic .*)$", text, re.MULTILINE)
-    assert len(lines) >= 8
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        assert cli._build_parser().parse_args(words[1:]).run, line
 
 
 def test_real_weights_at_a_published_rate(monkeypatch, folder, capfd) -> None:

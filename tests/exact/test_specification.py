@@ -1,4 +1,4 @@
-"""docs/portable-arithmetic.md and the code have the same numbers, and the text is enough to write a second decoder.
+"""docs/exact-arithmetic.md and the code have the same numbers, and the text is enough to write a second decoder.
 
 The functions in this file are written from the text, with numpy scalars and Python integers, not with the package's
 code. Their results equal the reference's and, if numba is installed, those of the compiled loops; test_paths.py
@@ -18,7 +18,7 @@ from exact_inputs import Cpu, Source
 from lalic_kernels import exact
 from lalic_kernels.exact import numbers, op, reference
 
-TEXT = (Path(__file__).parents[2] / "docs" / "portable-arithmetic.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "exact-arithmetic.md").read_text(encoding="utf-8")
 f32, f64 = np.float32, np.float64
 
 
@@ -56,7 +56,7 @@ def quantise(values: list, minimum: int = -60, shift: int = 12, bound: int = 819
 
 
 def test_the_version_and_the_numbers() -> None:
-    assert TEXT.startswith(f"# Portable arithmetic, version {numbers.VERSION}\n")
+    assert TEXT.startswith(f"# Exact arithmetic, version {numbers.VERSION}\n")
     assert [single(w) for w in words("P0..P5 =", 8, 6)] == [f32(c) for c in numbers.EXP_POLYNOMIAL]
     assert [double(w) for w in words("1/11!..1/2! =", 16, 10)] == list(numbers.EXP64_POLYNOMIAL)
     assert words("The number of the following 63 floats", 8, 63) == list(numbers.THRESHOLD_BITS)
