@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from eval_pictures import crop
-from fake_model import FakeModel
 from PIL import Image
+from tiny import astronaut, tiny
 
 from lalic import images
 from lalic.errors import LalicError
@@ -59,15 +58,15 @@ def test_a_folder_without_pictures_and_one_that_is_refused(tmp_path: Path) -> No
         load([tmp_path / "bad"])
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
-        crop(0, 0).save(tmp_path / name / "same.png")
+        astronaut(0, 0, 192, 176).save(tmp_path / name / "same.png")
     with pytest.raises(LalicError, match="called same"):
         load([tmp_path / "x", tmp_path / "y"])
 
 
 def test_small_pictures_have_no_ms_ssim() -> None:
-    small = crop(0, 0, 160, 200)
+    small = astronaut(0, 0, 160, 200)
     assert similarity(small, small) is None
-    whole = crop(0, 0, 161, 200)
+    whole = astronaut(0, 0, 161, 200)
     assert similarity(whole, whole) == pytest.approx(1, abs=1e-6) and decibels(1.0) == math.inf
 
 
@@ -113,7 +112,7 @@ def test_compressais_own_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    codec = LalicCodec(FakeModel())
+    codec = LalicCodec(tiny())
     monkeypatch.setattr(codec, "decode", lambda data: Image.new("RGB", (4, 4)))
     with pytest.raises(LalicError, match="lalic gave"):
         measure(codec, load([folder]))
@@ -122,7 +121,7 @@ def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytes
 def test_evaluate_from_python(folder: Path) -> None:
     """Plain arguments, a codec of the caller's own among words, and nothing is printed but what `log` is told."""
     heard: list[str] = []
-    ours = LalicCodec(FakeModel(), title="mine")
+    ours = LalicCodec(tiny(), title="mine")
     results = evaluate(folder, ["jpeg:20,40", ours], published="kodak", bpp=(0.1, 50), log=heard.append)
     assert (results.name, results.pictures, results.left_out) == ("pictures", 2, [])
     assert [curve.title for curve in results.curves] == ["JPEG 4:2:0", "mine"]
