@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lalic.coder import Stream, gpu
-from lalic.coder.gpu import GpuCoder, weights_of, why_plain
+from lalic.coder.gpu import GpuCoder, weights_of, why_no_graph
 from lalic.coder.graphs import Graph, GraphCache, GraphError, tensors_of
 from lalic.model import LALIC
 
@@ -156,19 +156,19 @@ def test_what_a_model_leads_to(model: LALIC) -> None:
 
 
 def test_where_there_can_be_no_graph(model: LALIC) -> None:
-    assert why_plain(model, 1, (8, 12)) == ""
-    assert why_plain(model, 1, (32, 32)) == "" and why_plain(model, 8, (16, 8)) == ""
-    assert "4325376 pixels" in why_plain(model, 1, (33, 32)) and "pixels" in why_plain(model, 9, (16, 8))
+    assert why_no_graph(model, 1, (8, 12)) == ""
+    assert why_no_graph(model, 1, (32, 32)) == "" and why_no_graph(model, 8, (16, 8)) == ""
+    assert "4325376 pixels" in why_no_graph(model, 1, (33, 32)) and "pixels" in why_no_graph(model, 9, (16, 8))
     model.set_precision("float16")
-    assert "float16" in why_plain(model, 1, (1, 1))
+    assert "float16" in why_no_graph(model, 1, (1, 1))
     model.set_precision("float32")
     model.entropy = "float"
-    assert "floating point" in why_plain(model, 1, (1, 1))
+    assert "floating point" in why_no_graph(model, 1, (1, 1))
     with pytest.raises(ValueError, match="graph: expected None or False, because"):
         GpuCoder(model, True).decode([Stream(b"", 0)], (1, 1), [None])
     with torch.inference_mode():
         made = LALIC(3, 6, (4, 4, 4, 6, 4, 4), (0, 0, 0, 0), (6,))
-    assert "inference_mode" in why_plain(made, 1, (1, 1))
+    assert "inference_mode" in why_no_graph(made, 1, (1, 1))
 
 
 def test_a_graph_is_not_asked_for_in_vain(model: LALIC) -> None:

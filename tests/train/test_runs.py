@@ -22,6 +22,7 @@ from lalic.cli import main
 from lalic.config import SLIM
 from lalic.errors import LalicError
 from lalic.nn import checkpoints
+from lalic.nn.noise import Share
 from lalic.train import Recipe, train
 from lalic.train.data import Crops
 from lalic.train.loop import Log, Trainer
@@ -107,9 +108,9 @@ def test_a_batch_must_be_shared_evenly(pictures, tmp_path):
     recipe = recipe_for(2)
     crops = Crops([pictures], 64, 4, 1)
     with pytest.raises(LalicError, match=r"multiple of 3, shared by 3 processes$"):
-        Trainer(tiny_model(), crops, recipe, tmp_path, share=(0, 3))
+        Trainer(tiny_model(), crops, recipe, tmp_path, share=Share(0, 3))
     with pytest.raises(LalicError, match="multiple of 8, shared by 2 processes, a quarter as many in large crops"):
-        Trainer(tiny_model(), crops, replace(recipe, batch=4, large=2), tmp_path, share=(0, 2))
+        Trainer(tiny_model(), crops, replace(recipe, batch=4, large=2), tmp_path, share=Share(0, 2))
 
 
 def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, capsys, one_thread):

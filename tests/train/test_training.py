@@ -19,7 +19,7 @@ from lalic.errors import CheckpointError, ImageError, LalicError
 from lalic.model import LALIC
 from lalic.nn import checkpoints
 from lalic.nn.ms_ssim import ms_ssim
-from lalic.nn.noise import ALL
+from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
 from lalic.train.objective import rate_distortion
 from lalic.train.start import init_from
@@ -224,7 +224,7 @@ def test_crops_may_be_scaled_down(pictures):
     batch = crops[3]
     assert batch.shape == (4, 3, 64, 64) and not torch.equal(batch, Crops([pictures], 64, 4, seed=1)[3])
     assert torch.equal(batch, Crops([pictures], 64, 4, seed=1, shrink=2.0)[3])
-    parts = torch.cat([crops.part(3, (0, 2)), crops.part(3, (1, 2))])
+    parts = torch.cat([crops.part(3, Share(0, 2)), crops.part(3, Share(1, 2))])
     assert torch.equal(parts, batch)
 
 
