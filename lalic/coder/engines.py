@@ -134,6 +134,9 @@ class ExactEngine:
 EXACT = ExactEngine()
 
 
+# The exact entropy model
+
+
 @dataclass(frozen=True, eq=False)
 class ExactEntropy:
     """Prepared weights of what a decoder computes before the synthesis transform. Shared: treat it as read-only."""

@@ -212,6 +212,9 @@ def neighbours(batch: int, height: int, width: int) -> np.ndarray:
     return rows + np.arange(batch)[:, None, None] * (count + 1)
 
 
+# Pass coders
+
+
 def code_slices(state: SliceState, coder: PassCoder | GpuRead) -> Tensor:
     """Code all slices of a new state -> y_hat (B, M, h, w), channels last."""
     for k in range(len(state.weights.slices)):

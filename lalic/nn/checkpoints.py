@@ -169,9 +169,9 @@ def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator
     N is half of a width, the smallest first: of the width that a ramp was raised to, or, if none was raised, the
     largest N that raises none.
     """
-    for known in (FULL, SLIM):
-        config = Config(name="custom", N=known.N, aggregation_widths=known.aggregation_widths, **shape).named()
-        if config.name == known.name:
+    for named in (FULL, SLIM):
+        config = Config(name="custom", N=named.N, aggregation_widths=named.aggregation_widths, **shape).named()
+        if config.name == named.name:
             yield config
     for N in sorted({w // 2 for widths in networks for w in widths[1:-1] if w > 1}):
         yield Config(name="custom", N=N, **shape)

@@ -140,6 +140,9 @@ def train(
     return Run(folder, folder / "weights.safetensors", trainer.step, resumed_at, trainer.last_row)
 
 
+# The loop
+
+
 class Trainer:
     """One run in a folder.
 
@@ -387,6 +390,9 @@ class Trainer:
         if self.model.gains is not None:
             columns += [f"held_out_{name}_{q:g}" for q in HELD_OUT_QUALITIES for name in ("bpp", "psnr")]
         return columns
+
+
+# The log
 
 
 class Log:

@@ -51,8 +51,8 @@ def contents(jobs: list[Job]) -> list[str]:
     return [Path(job.target).read_text() for job in jobs if os.path.exists(job.target)]
 
 
-@pytest.mark.parametrize("together", [1, 5])
-def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
+@pytest.mark.parametrize("size", [1, 5])
+def test_outcomes_in_order(jobs: list[Job], size: int) -> None:
     given: list[int] = []
 
     def code(values: list[int]) -> list[Any]:
@@ -60,7 +60,7 @@ def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
         return [ValueError("seven") if value == 7 else 10 * value for value in values]
 
     Path(jobs[3].source).write_bytes(b"three")
-    outcomes = run(jobs, steps(code=code, together=together))
+    outcomes = run(jobs, steps(code=code, batch=size))
     assert [(o.source, o.target) for o in outcomes] == [(job.source, job.target) for job in jobs]
     good = [i for i in range(12) if i not in (3, 7)]
     assert contents(jobs) == [str(10 * i) for i in good]
@@ -68,7 +68,7 @@ def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
         (10 * i, 1, len(str(10 * i))) for i in good
     ]
     assert "invalid literal" in str(outcomes[3].error) and str(outcomes[7].error) == "seven" and failed(outcomes) == 2
-    assert all(o.seconds > 0 for o in outcomes) and max(given) == together
+    assert all(o.seconds > 0 for o in outcomes) and max(given) == size
 
 
 def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
@@ -107,7 +107,7 @@ def test_few_files_are_under_way(jobs: list[Job]) -> None:
 
     assert failed(run(jobs, steps(open=opened, pack=pack))) == 0
     # those ahead, the one that is read, the one that is coded, those behind, and one more before they are waited for
-    assert now[0] == 0 and now[1] <= batch.AHEAD + 3 + batch.BEHIND + 1 < len(jobs)
+    assert now[0] == 0 and now[1] <= batch.READ_AHEAD + 3 + batch.WRITE_BEHIND + 1 < len(jobs)
 
 
 def test_an_interrupt_leaves_whole_files(jobs: list[Job]) -> None:

@@ -166,7 +166,7 @@ def test_the_documents_commands_parse() -> None:
     assert len(lines) >= 8
     for line in lines:
         words = shlex.split(line, comments=True)
-        assert cli._build_parser().parse_args(words[1:]).run, line
+        assert cli.build_parser().parse_args(words[1:]).run, line
 
 
 def test_real_weights_at_a_published_rate(monkeypatch, folder, capfd) -> None:

@@ -39,8 +39,8 @@ def test_rows_are_those_of_real_files(folder: Path) -> None:
             assert row.ms_ssim == wanted and 0.5 < wanted < 1
         assert point.psnr == pytest.approx(sum(row.psnr for row in point.rows) / 2)
         assert point.bpp == pytest.approx(sum(row.bpp for row in point.rows) / 2)
-    assert curve.along("psnr") == [(point.bpp, point.psnr) for point in curve.points]
-    assert curve.along("ms-ssim")[0][1] == pytest.approx(-10 * math.log10(1 - curve.points[0].ms_ssim))
+    assert curve.rd_points("psnr") == [(point.bpp, point.psnr) for point in curve.points]
+    assert curve.rd_points("ms-ssim")[0][1] == pytest.approx(-10 * math.log10(1 - curve.points[0].ms_ssim))
 
 
 def test_sources() -> None:
@@ -127,7 +127,7 @@ def test_evaluate_from_python(folder: Path) -> None:
     assert [curve.title for curve in results.curves] == ["JPEG 4:2:0", "mine"]
     assert [curve.title for curve in results.others] == ["LALIC (published)", "VTM-9.1 (published)"]
     wanted = measure(make("jpeg", (20, 40)), load([folder]))
-    assert results.curves[0].along("psnr") == wanted.along("psnr")
+    assert results.curves[0].rd_points("psnr") == wanted.rd_points("psnr")
     assert heard[0].startswith("JPEG 4:2:0 (Pillow") and any("bits per pixel" in line for line in heard)
     assert {comparison.test for comparison in results.comparisons()} == {"mine"}
     with pytest.raises(LalicError, match="published is 'moon', expected one of clic, kodak, tecnick"):

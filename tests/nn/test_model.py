@@ -245,7 +245,7 @@ def test_bad_arguments_name_themselves():
         with pytest.raises(ValueError, match="kernels: expected"):
             LALIC(4, 8, (4, 4, 4, 8, 4, 4), (0, 0, 0, 0), (4, 4), kernels=kernels)
     for widths in ((7,), (8, 0), (12, 10)):
-        with pytest.raises(ValueError, match="aggregation_widths: expected positive numbers whose least is 2 N = 8"):
+        with pytest.raises(ValueError, match="aggregation_widths: expected positive numbers, the smallest 2 N = 8"):
             LALIC(4, 8, (4, 4, 4, 8, 4, 4), (0, 0, 0, 0), (4, 4), aggregation_widths=widths)
     model = tiny()
     for bad in (torch.rand(1, 3, 64, 100), torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64)):

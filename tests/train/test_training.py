@@ -232,7 +232,7 @@ def test_large_crops_are_a_quarter_as_many(pictures):
     crops = Crops([pictures], 64, 8, seed=1)
     batch = crops.part(3, ALL, large=True)
     assert batch.shape == (2, 3, 128, 128) and torch.equal(batch, crops.part(3, ALL, large=True))
-    assert torch.equal(torch.cat([crops.part(3, (i, 2), large=True) for i in (0, 1)]), batch)
+    assert torch.equal(torch.cat([crops.part(3, Share(i, 2), large=True) for i in (0, 1)]), batch)
     recipe = replace(RECIPE, large=3, batch=4)
     assert [step for step in range(9) if recipe.large_crops(step)] == [2, 5, 8]
     assert not any(RECIPE.large_crops(step) for step in range(9))
