@@ -27,16 +27,7 @@ if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
     from lalic.model import LALIC
 
-__all__ = [
-    "MAX_PIXELS",
-    "Prepared",
-    "coded_quality",
-    "decode",
-    "decode_many",
-    "encode",
-    "resolve_device",
-    "shipped_model",
-]
+__all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "resolve_device", "shipped_model"]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 
@@ -276,11 +267,7 @@ def _cropped(x: torch.Tensor, container: Container) -> Image.Image:
 
 
 def symbol_hashes(
-    data: bytes,
-    model: LALIC | None = None,
-    *,
-    device: str | torch.device | None = None,
-    max_pixels: int = MAX_PIXELS,
+    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
 ) -> dict[str, str]:
     """Hashes of a .lalic file's symbols and latents: {"symbols_sha256", "latents_sha256"}, 64 hex digits each.
 

@@ -103,12 +103,7 @@ class Config:
 
 
 FULL = Config(
-    name="full",
-    N=128,
-    M=320,
-    dims=(96, 144, 256, 320, 256, 192),
-    depths=(2, 4, 6, 6),
-    groups=(16, 16, 32, 64, 192),
+    name="full", N=128, M=320, dims=(96, 144, 256, 320, 256, 192), depths=(2, 4, 6, 6), groups=(16, 16, 32, 64, 192)
 )
 """The published model: 66.1 M parameters."""
 

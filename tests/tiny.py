@@ -19,17 +19,17 @@ CHANNELS = 48
 
 
 def astronaut(left: int = 0, top: int = 0, width: int = 512, height: int = 512) -> Image.Image:
-    """A part of the picture that ships."""
+    """A part of the picture that ships, at this position and of this size."""
     with Image.open(resources.files("lalic").joinpath("assets", "astronaut.png").open("rb")) as picture:
         return picture.convert("RGB").crop((left, top, left + width, top + height))
 
 
 @functools.cache
 def tiny(name: str = "slim", qualities: int = 0, lmbda: float = 0.013) -> LALIC:
-    """A model that codes like a linear transform: more lambda, or more quality with gains, gives larger, better files.
+    """A model that codes like a linear transform: files get larger and better with lambda, or with quality.
 
-    name: what its files call it. qualities: anchors of the gains; 0: one quality. lmbda: of a model of one quality.
-    The same arguments give the same object: treat it as read-only, or change a copy.
+    name: in its files. qualities: anchors of the gains; 0: one quality. lmbda: of a model of one quality. Equal
+    arguments return the same object: treat it as read-only, or change a copy.
     """
     torch.manual_seed(0)
     model = LALIC(

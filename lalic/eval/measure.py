@@ -19,30 +19,12 @@ from lalic.codec import resolve_device
 from lalic.errors import LalicError
 from lalic.eval import DEFAULT_CODECS
 from lalic.eval.codecs import Codec, Options, Quality, open_codecs
-from lalic.eval.curves import (
-    Comparison,
-    Curve,
-    Point,
-    ReadCurve,
-    Row,
-    compare_curves,
-    published_for,
-    read_curve,
-)
+from lalic.eval.curves import Comparison, Curve, Point, ReadCurve, Row, compare_curves, published_for, read_curve
 from lalic.files import Name
 from lalic.metrics import psnr
 from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
 
-__all__ = [
-    "Picture",
-    "Results",
-    "caption",
-    "device_name",
-    "evaluate",
-    "load",
-    "measure",
-    "similarity",
-]
+__all__ = ["Picture", "Results", "caption", "device_name", "evaluate", "load", "measure", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -192,11 +174,7 @@ def similarity(a: Image.Image, b: Image.Image) -> float | None:
     return float(ms_ssim(images.to_tensor(a), images.to_tensor(b)))
 
 
-def measure(
-    codec: Codec,
-    pictures: Sequence[Picture],
-    progress: Callable[[Point], None] = lambda point: None,
-) -> Curve:
+def measure(codec: Codec, pictures: Sequence[Picture], progress: Callable[[Point], None] = lambda point: None) -> Curve:
     """Code every picture at every quality of the codec. progress: called with each point.
 
     The first picture is coded once before, without timing, to load libraries and compile kernels.

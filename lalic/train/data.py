@@ -65,13 +65,7 @@ class Crops:
     """
 
     def __init__(
-        self,
-        paths: Iterable[Name],
-        patch: int,
-        batch: int,
-        seed: int,
-        hold_out: int = 50,
-        shrink: float = 1.0,
+        self, paths: Iterable[Name], patch: int, batch: int, seed: int, hold_out: int = 50, shrink: float = 1.0
     ):
         sources = _sources(paths)
         chosen = [i for i in range(len(sources)) if i % hold_out]

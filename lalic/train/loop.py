@@ -29,15 +29,7 @@ from lalic.train.distributed import mean_over, parallel, process_group
 from lalic.train.objective import Objective, balances, check_patch, draw_qualities, lambdas, rate_distortion
 from lalic.train.optimisers import Soap
 from lalic.train.recipe import Recipe, learning_rate
-from lalic.train.start import (
-    BLOCKS,
-    check_kernels,
-    configuration,
-    init_from,
-    linear_start,
-    start_gains,
-    start_weights,
-)
+from lalic.train.start import BLOCKS, check_kernels, configuration, init_from, linear_start, start_gains, start_weights
 
 HELD_OUT_QUALITIES = (10.0, 30.0, 50.0, 70.0, 90.0)
 
@@ -119,17 +111,8 @@ def train(
             count = -(-BLOCKS * 16**2 // recipe.patch**2)
             pictures = Crops(sources, recipe.patch, count, recipe.seed, shrink=recipe.shrink)[0]
             linear_start(network, pictures, recipe.lmbda)
-        trainer = Trainer(
-            network,
-            crops,
-            recipe,
-            folder,
-            process_device,
-            share=share,
-            compiled=compiled,
-            tensorboard=tensorboard,
-            show=show,
-        )
+        options: dict[str, Any] = {"compiled": compiled, "tensorboard": tensorboard, "show": show}
+        trainer = Trainer(network, crops, recipe, folder, process_device, share=share, **options)
         resumed_at = trainer.step if trainer.resume() else None
         if share.number == 0:
             resumed = "" if resumed_at is None else f", resumed at step {resumed_at}"
@@ -406,11 +389,7 @@ class Log:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        columns: list[str],
-        tensorboard: bool = False,
-        show: Callable[[str], None] = print,
+        self, folder: Path, columns: list[str], tensorboard: bool = False, show: Callable[[str], None] = print
     ):
         self.path, self.columns, self._show = folder / "log.csv", columns, show
         self._writer: Any = None

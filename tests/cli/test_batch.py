@@ -1,4 +1,4 @@
-"""Files in a row: stages overlap, the order stays, few are under way, an interrupt leaves whole files."""
+"""Many files: steps overlap, outcomes are in order, few files are in memory, an interrupt leaves whole files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_outcomes_in_order(jobs: list[Job], size: int) -> None:
 
 
 def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
-    """The first file's writing waits until the third has been coded: one after the other, that would never end."""
+    """Writing of the first file waits until the third is coded, which would never end without overlap."""
     third = threading.Event()
 
     def code(values: list[int]) -> list[int]:
@@ -106,7 +106,7 @@ def test_few_files_are_under_way(jobs: list[Job]) -> None:
         return Packed(b"", 1, 1)
 
     assert failed(run(jobs, steps(open=opened, pack=pack))) == 0
-    # those ahead, the one that is read, the one that is coded, those behind, and one more before they are waited for
+    # read ahead, being read, being coded, waiting to be written, and one more before the wait
     assert now[0] == 0 and now[1] <= batch.READ_AHEAD + 3 + batch.WRITE_BEHIND + 1 < len(jobs)
 
 
@@ -154,7 +154,7 @@ def save(path: Path, seed: int = 0) -> None:
 
 
 def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Plain arguments in, outcomes back, nothing printed; one bad file does not stop the rest."""
+    """Plain arguments, outcomes as result, nothing printed; one bad file does not stop the others."""
     for i in range(3):
         save(tmp_path / "in" / f"{i}.png", i)
     (tmp_path / "in" / "1.png").write_bytes(b"no picture")
@@ -206,7 +206,7 @@ def test_a_request_that_cannot_be_starts_nothing(tmp_path: Path, options: dict[s
 
 
 def test_a_picture_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its profile is looked at when it is loaded, and not again when it is coded."""
+    """Its profile is applied when it is loaded, and not again when it is coded."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.new("RGB", (40, 30), (9, 8, 7)).save(tmp_path / "a.png", icc_profile=profile)
     seen: list[Any] = []

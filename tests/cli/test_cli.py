@@ -79,7 +79,7 @@ def test_an_unknown_extension_is_refused_before_decoding(run, here, name, monkey
 def test_unicode_and_odd_names(run, here):
     for name in ("Füße 写真 🐦.png", "-dash.png", " leading space.png", "two.dots.png"):
         picture().save(name)
-        # argparse takes words behind -- as names; a person would write ./-dash.png as well
+        # argparse takes arguments after -- as names
         assert run("compress", "--", name).code == 0
         assert (here / name).with_suffix(".lalic").exists()
 
@@ -319,15 +319,7 @@ def test_info(run, here):
     done = run("info", "a.lalic")
     assert done.code == 0 and done.err == []
     text = "\n".join(done.out)
-    for part in (
-        "a.lalic",
-        "version 1",
-        "slim",
-        tiny().weights_hash().hex(),
-        "40x30",
-        "bits per pixel",
-        "streams ",
-    ):
+    for part in ("a.lalic", "version 1", "slim", tiny().weights_hash().hex(), "40x30", "bits per pixel", "streams "):
         assert part in text
     Path("b.lalic").write_bytes(b"nonsense")
     done = run("info", "a.lalic", "b.lalic", "c.lalic", "--json")

@@ -1,4 +1,4 @@
-"""lalic demo: what it prints, what it leaves, and its search for the JPEG of equal PSNR."""
+"""lalic demo: its output, its files, and its search for the JPEG of equal PSNR."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_jpeg_is_the_smallest_that_is_good_enough(crop, wanted):
         assert decoded.format == "JPEG" and psnr(crop, decoded) == match.psnr
     every = [demo.JpegMatch(crop, quality, s) for quality in range(1, 101) for s in ("4:4:4", "4:2:0")]
     best = min((m for m in every if m.psnr >= wanted), key=lambda m: len(m.data))
-    # PSNR wavers by hundredths of a dB from one quality to the next, which can put the search one step off.
+    # PSNR may fall by hundredths of a dB at the next quality, so the search can be one step off.
     assert match.subsampling == best.subsampling and match.quality - best.quality in (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The option --no-graph, and `graph` of the functions under it."""
+"""The option --no-graph, and the argument `graph` of the functions that it calls."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_it_reaches_both_directions(run, here, monkeypatch):
 
 
 def test_what_a_model_is_asked(monkeypatch):
-    """Of coding once, at several qualities, and in a search; the bytes are the same."""
+    """`graph` reaches the model when coding once, at several qualities, and in a search; the bytes are equal."""
     asked, model = [], tiny(qualities=3)
     for name in ("encode", "encode_latents", "decode"):
         inner = getattr(LALIC, name)

@@ -1,4 +1,4 @@
-"""`lalic compress -q`, `--target-bpp`, `--target-psnr`, and what `lalic info` says of them."""
+"""`lalic compress -q`, `--target-bpp`, `--target-psnr`, and the output of `lalic info` for them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def shipped(monkeypatch):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 64), (64, 64), (65, 127), (130, 3)])
 def test_the_decoder_shows_the_encoders_reconstruction(size):
-    """Of every size: a file is decoded to what the latents of the padded picture give, cropped."""
+    """A file of any size decodes to the synthesis of the padded picture's latents, cropped."""
     model, image = tiny(), picture(*size)
     data = codec.encode(image, model)
     container = parse(data)

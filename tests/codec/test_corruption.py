@@ -16,7 +16,7 @@ from lalic import codec
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError
 
 _SIZES = [(50, 40), (64, 64), (90, 130), (1, 1)]
-_SECONDS = 10.0  # a file here takes milliseconds; the bound only tells a hang from a busy machine
+_SECONDS = 10.0  # a file takes milliseconds; the bound only detects a hang
 
 
 def pictures() -> list[Image.Image]:
@@ -47,7 +47,7 @@ def files() -> list[bytes]:
 
 
 def test_1000_corrupted_files(files):
-    """What happens to files by accident never gets past the checksums."""
+    """Checksums detect all accidental damage."""
     seen = set()
     tracemalloc.start()
     for what, data in corrupted(files, 1000, seed=1):
@@ -67,15 +67,14 @@ def test_1000_corrupted_files(files):
 
 
 def test_files_with_forged_checksums_are_refused_by_the_model(files):
-    """Damage whose checksums were made to fit reaches entropy decoding: streams that do not end where they should, or
-    symbols with another checksum. Nothing comes out, whichever section it was."""
+    """Damage with correct checksums is detected by entropy decoding: streams of another length, or other symbols."""
     messages = [assert_refused(what, data) for what, data in resealed(files, 150, seed=2)]
     assert len(set(messages)) > 1
 
 
 @pytest.mark.parametrize(("width", "height"), [(65535, 512), (8192, 4096), (5000, 5000), (1, 65535), (4096, 64)])
 def test_a_small_file_that_claims_a_large_picture(files, width, height):
-    """Within the limits, so the header is believed; the sections end long before such a picture would be full."""
+    """The header is valid, but the stream is far too short for such a picture."""
     assert_refused(f"{width}x{height}", claiming(files[0], width, height))
 
 
@@ -92,7 +91,7 @@ def test_other_weights_say_so(files):
 
 
 def test_the_files_were_good(files):
-    """Everything above would pass with files that nothing can read."""
+    """The tests above would also pass if no file could be read."""
     for picture, data in zip(pictures(), files, strict=True):
         assert codec.decode(data, tiny()).size == picture.size
     with pytest.raises(BitstreamError):

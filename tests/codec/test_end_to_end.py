@@ -1,4 +1,4 @@
-"""The slim model itself: another process makes the same bytes and pixels, and the weights that ship are of use."""
+"""The slim model: another process makes the same bytes and pixels, and its weights give a recognisable picture."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def test_the_weights_that_ship_make_a_recognisable_picture():
     decoded = lalic.decode(data)
     assert parse(data).model_name == "slim"
     error = np.asarray(decoded, dtype=float) - np.asarray(image, dtype=float)
-    # A picture of its mean colour has 10.3 dB here; 20 dB tells faces and edges, and even first weights do better.
+    # A picture of its mean colour has 10.3 dB; at 20 dB faces and edges are visible.
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 20
     assert len(data) < 256 * 256 * 3 / 8  # below 3 bits per pixel, of 24

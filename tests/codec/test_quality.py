@@ -1,4 +1,4 @@
-"""Files at a chosen quality, and the quality that a size or a PSNR calls for."""
+"""Files at a given quality, and the search for the quality of a size or a PSNR."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GAINED = {"qualities": 3}
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    """Smooth, with some noise: its files shrink evenly with the quality."""
+    """A smooth picture with some noise: the size of its files changes evenly with the quality."""
     rng = np.random.default_rng(3)
     small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((130, 90), Image.Resampling.BICUBIC)
     noise = rng.normal(0, 6, (90, 130, 3))

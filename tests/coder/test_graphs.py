@@ -1,4 +1,4 @@
-"""When a launch becomes a graph, what stays, is dropped and refused: with a stand-in for torch.cuda, on any machine."""
+"""When launches become a graph, which graphs are cached, and errors; with a double of torch.cuda, on any machine."""
 
 from __future__ import annotations
 
@@ -193,11 +193,11 @@ def test_few_capacities_for_all_streams(heads: list[tuple[int, int]], capacity: 
     assert all(groups <= capacity[0] and words <= capacity[1] for groups, words in heads)
 
 
-# A capture, with a stand-in for torch.cuda
+# A capture, with a double of torch.cuda
 
 
 class Cuda:
-    """Notes what is asked of torch.cuda. fail: raised where a capture ends."""
+    """Records calls of torch.cuda. fail: raised when a capture ends."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: Exception | None = None) -> None:
         self.log: list[str] = []
@@ -306,7 +306,7 @@ def test_what_is_kept_is_made_before_and_held(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_run_belongs_to_one_thread_until_it_has_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams go in, launches run and results come out without another thread's in between."""
+    """Writing inputs, running and reading results of one thread are not interrupted by another thread's."""
     log: list[str] = []
     memory = torch.zeros(1)
 

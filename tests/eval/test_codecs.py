@@ -1,4 +1,4 @@
-"""Codecs: each that is installed writes files of its format, and one that is not says what it needs."""
+"""Codecs: installed ones write files of their formats, others name what they need."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_more_quality_is_a_larger_and_better_file(name: str) -> None:
 
 
 def test_subsampling_is_as_the_name_says() -> None:
-    """A picture of red and blue rows one pixel high keeps them at 4:4:4 alone."""
+    """Red and blue rows of one pixel are preserved only at 4:4:4."""
     rows = np.zeros((64, 64, 3), np.uint8)
     rows[::2, :, 0] = rows[1::2, :, 2] = 255
     picture = Image.fromarray(rows)
@@ -108,7 +108,7 @@ def test_lalic_files() -> None:
 
 
 def fake_compressai(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """A stand-in for the package whose only model keeps a picture's quarter."""
+    """A double of the package, whose only model halves pictures."""
     asked: list[dict] = []
 
     class Model(torch.nn.Module):
@@ -156,7 +156,7 @@ def test_compressai_models(monkeypatch: pytest.MonkeyPatch) -> None:
 # VTM
 
 FAKE_VTM = '''#!{python}
-"""Stands in for EncoderAppStatic: writes down its arguments, and gives its input back, at 10 bits as VTM does."""
+"""A double of EncoderAppStatic: logs its arguments, and returns its input, at 10 bits as VTM does."""
 import json, sys
 from pathlib import Path
 
@@ -177,7 +177,7 @@ Path(value("-b")).write_bytes(bytes(1000 - int(value("-q"))))
 
 
 def fake_vtm(tmp_path: Path, wide: bool = True) -> tuple[Path, Path]:
-    """A build of VTM with its folders, and the file that its arguments go to."""
+    """A build of VTM with its folders, and the file with its arguments."""
     encoder, log = tmp_path / "VTM" / "bin" / "EncoderAppStatic", tmp_path / "log.jsonl"
     encoder.parent.mkdir(parents=True)
     encoder.write_text(FAKE_VTM.format(python=sys.executable, log=str(log), wide=wide))

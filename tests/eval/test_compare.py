@@ -1,4 +1,4 @@
-"""`lalic compare`: sizes and PSNR are matched, and the sheet shows what was decoded."""
+"""`lalic compare`: sizes and PSNR are matched, and the sheet shows the decoded pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lalic.eval.side_by_side import coded_at, nearest
 
 
 class Ladder(Codec):
-    """A codec whose file has 100 bytes a quality, or 100 for each below 51, and whose pictures are grey by as much."""
+    """A codec with files of 100 level bytes and grey pictures of that level: the quality, or 51 minus the quality."""
 
     name = title = "ladder"
     version, qualities, bounds = "1", (10, 20, 30), (1, 50)
@@ -53,7 +53,7 @@ def test_real_codecs_meet_a_size_and_a_psnr() -> None:
             match = nearest(codec, picture, what, goal.value(what))
             beside = [coded_at(codec, picture, match.quality + step).value(what) for step in (-1, 1)]
             off = abs(match.value(what) - goal.value(what))
-            # By ratio and by difference agree on neighbours this near; both neighbours are no nearer.
+            # Neighbours are not nearer; ratio and difference agree for values this near.
             assert off <= min(abs(value - goal.value(what)) for value in beside) * 1.02, (name, what)
     assert nearest(make("jpeg"), picture, "bpp", goal.bpp).quality == 50
 
@@ -75,7 +75,7 @@ def test_lalic_meets_a_psnr_to_a_tenth_of_a_quality() -> None:
 def test_what_is_chosen_stays_and_the_rest_follows() -> None:
     picture = astronaut(150, 20, 192, 176)
     found = compare(picture, ["jpeg", "webp:10,60", "jpeg-444"]).matches
-    assert [match.quality for match in found[:3]] == [45, 10, 60]  # amid the ladder; as chosen
+    assert [match.quality for match in found[:3]] == [45, 10, 60]  # the middle default; as given
     assert found[3].bpp == pytest.approx(found[0].bpp, rel=0.05)
     found = compare(picture, ["jpeg", "webp"], 30.0, match="psnr").matches
     assert all(abs(match.psnr - 30) < 0.3 for match in found)
@@ -110,7 +110,7 @@ def test_the_sheet_shows_the_crops() -> None:
 
 
 def test_compare_from_python() -> None:
-    """Plain arguments in, the picture, matches and what was left out back; the sheet needs no more."""
+    """Plain arguments; the result has the picture, the matches and what was left out, all that a sheet needs."""
     picture = astronaut(150, 20, 192, 176)
     both = compare(picture, ["jpeg", LalicCodec(tiny(qualities=3)), "vtm"], 28.0, match="psnr")
     assert np.array_equal(np.asarray(both.picture), np.asarray(picture))

@@ -1,4 +1,4 @@
-"""`lalic eval` from its arguments to its files."""
+"""`lalic eval`: arguments, output and files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAMBDAS = {"1": 0.0005, "2": 0.002, "3": 0.008, "4": 0.03}
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory) -> list[Path]:
-    """Checkpoints of models of one rate, whose files grow and get better with their number."""
+    """Checkpoints of models of one rate; files get larger and better with the number."""
     folder = tmp_path_factory.mktemp("family")
     return [save(folder / f"{name}.pth", tiny(lmbda=lmbda)) for name, lmbda in LAMBDAS.items()]
 
@@ -74,7 +74,7 @@ def test_table_deltas_and_files(run, family, tmp_path) -> None:
     assert [c["anchor"] for c in comparisons[:3]] == ["JPEG 4:2:0", "LALIC (published)", "VTM-9.1 (published)"]
     assert 20 < comparisons[0]["percent"]["pchip"] < 200 and 0 < comparisons[0]["share"] < 1
     assert json.loads((out / "jpeg-4-2-0.json").read_text())["results"]["bpp"]
-    # Without lalic the first codec is compared; a file of ours is read back, and one codec saves nothing over itself.
+    # Without lalic the first codec is compared; a written file is read again, and a codec equals itself.
     again = run("--codecs", "jpeg", "--against", out / "jpeg-4-2-0.json", "--each")
     (line,) = (line for line in again.out.splitlines() if line.startswith("JPEG 4:2:0 against JPEG 4:2:0, PSNR"))
     assert re.search(r"BD-rate [+-]0\.00 % \(pchip\), [+-]0\.00 % \(akima\), .* 100% of both", line)
@@ -104,7 +104,7 @@ def test_a_model_with_a_quality_is_a_curve_of_its_own(run, tmp_path) -> None:
         assert curve["qualities"] == ["3", "40.5", "90"]
         assert curve["results"]["psnr-rgb"] == sorted(curve["results"]["psnr-rgb"])
     one = run("--checkpoint", a, "--codecs", "lalic", "jpeg", "--json")
-    assert [len(curve["qualities"]) for curve in json.loads(one.out)] == [7, 9]  # their ladders
+    assert [len(curve["qualities"]) for curve in json.loads(one.out)] == [7, 9]  # their default qualities
     table = run("--checkpoint", a, "--codecs", "lalic:5,20,60,90", "jpeg")
     assert "lalic against JPEG 4:2:0, PSNR: BD-rate +" in table.out
 
@@ -170,7 +170,7 @@ def test_the_documents_commands_parse() -> None:
 
 
 def test_real_weights_at_a_published_rate(monkeypatch, folder, capfd) -> None:
-    """The model that ships, on one small picture, beside CompressAI's form of a published curve."""
+    """The model that ships, on one small picture, against a published curve."""
     astronaut(200, 60, 128, 128).save(folder / "more" / "arm.png")
     assert cli.main(["eval", str(folder / "more"), "--codecs", "lalic", "--json"]) == 0
     (ours,) = json.loads(capfd.readouterr().out)

@@ -1,4 +1,4 @@
-"""What is said of pictures is true of the files, and CompressAI's form is its form."""
+"""Measurements equal those of the files, and the JSON is in CompressAI's format."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytes
 
 
 def test_evaluate_from_python(folder: Path) -> None:
-    """Plain arguments, a codec of the caller's own among words, and nothing is printed but what `log` is told."""
+    """Plain arguments, names and an object as codecs, and `log` gets all messages."""
     heard: list[str] = []
     ours = LalicCodec(tiny(), title="mine")
     results = evaluate(folder, ["jpeg:20,40", ours], published="kodak", bpp=(0.1, 50), log=heard.append)

@@ -1,4 +1,4 @@
-"""A process of its own that trains: `child.py FOLDER PICTURES STEPS float32|float64`, alone or under torchrun."""
+"""A process that trains: `child.py FOLDER PICTURES STEPS float32|float64`, alone or under torchrun."""
 
 from __future__ import annotations
 

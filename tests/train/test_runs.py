@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own: one that is killed, two that train together, and the command."""
+"""Whole runs in other processes: one that is killed, two that train together, and the command."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_killed_process_resumed_equals_one_that_was_not(pictures, tmp_path, on
     deadline = time.monotonic() + 240
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)  # some steps behind the checkpoint
+    time.sleep(0.2)  # some steps after the checkpoint
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
@@ -131,7 +131,7 @@ def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, 
 
 
 def test_train_from_python_resumes(pictures, tmp_path, capsys, one_thread):
-    """Plain arguments in, what came of the run back; nothing is printed but what `log` is told."""
+    """Plain arguments, a `Run` as result, and `log` gets all messages."""
     heard: list[str] = []
     recipe = Recipe(batch=2, patch=64, steps=1, schedule="trapezoid", decay=0.5)
     model = replace(SLIM, **{key: tuple(v) if isinstance(v, list) else v for key, v in SMALL.items()})

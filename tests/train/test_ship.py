@@ -1,4 +1,4 @@
-"""What ships: weights, log and card of runs that started from one another; and held-out pictures as files."""
+"""Scripts: weights, log and card of runs that started from one another; held-out pictures as files."""
 
 from __future__ import annotations
 

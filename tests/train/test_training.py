@@ -1,4 +1,4 @@
-"""Training: what a batch holds, what a step does, and that a resumed run is the run that was not interrupted."""
+"""Training: batches, steps, and that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_a_folder_of_another_model_is_refused(pictures, tmp_path):
 
 
 def test_crops_are_flipped_and_transposed(tmp_path):
-    """Of a picture that says where its corners were: four of the eight ways it can lie, each in its share."""
+    """Crops of a picture with distinct corners have four of the eight orientations, equally often."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[0, 0], pixels[0, 63], pixels[63, 0], pixels[63, 63] = 50, 100, 150, 200
     for i in range(2):
