@@ -50,7 +50,7 @@ PLACES = (
     ("lalic_kernels.rans", "Decoder", "decode", "entropy decoding"),
 )
 GPU_PLACES = (
-    ("lalic.coder.gpu_slices", "GpuSliceState", "known_part", "contexts"),
+    ("lalic.coder.gpu_slices", "GpuSliceState", "hyper_and_channel", "contexts"),
     ("lalic.coder.gpu_slices", "GpuSliceState", "network", "aggregation"),
     ("lalic_kernels.rans.gpu", "", "encode", "entropy encoding"),
     ("lalic_kernels.rans.gpu", "DeviceDecoder", "decode_channels", "entropy decoding"),

@@ -64,19 +64,19 @@ class HyperEachPass(_Uncached):
 class ChannelEachPass(_Uncached):
     """The channel context's part of the first product once a pass."""
 
-    def known_part(self) -> Tensor:
+    def hyper_and_channel(self) -> Tensor:
         hyper = self.hyper_part()
         if self.k == 0:
             return hyper
         own = self.weights.slices[self.k].channel
-        context = self._by_colour(self.channel_context())
+        context = self._by_parity(self.channel_context())
         return hyper + torch.stack([self.engine.linear(colour, own) for colour in context])
 
 
 class ConvolveAllSlices(_Uncached):
     """A channel context's first convolution over all earlier slices when its turn comes."""
 
-    def arrived(self) -> None:
+    def add_to_later_contexts(self) -> None:
         pass
 
     def context_input(self) -> Tensor:
@@ -99,19 +99,19 @@ class DenseSpatial(_Uncached):
 class SpatialForAnchors(DenseSpatial):
     """That, and as well for the anchors, of zeros, its result replaced by zeros and multiplied."""
 
-    def aggregation(self, x: Tensor, first: object, known: Tensor) -> Tensor:
+    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
         if self.parity == 0:
             g = self.stack.groups[self.k]
-            x = torch.zeros_like(self._dense(known.new_zeros((self.batch, self.height, self.width, g))))
-            first = self.weights.slices[self.k].first
-        return super().aggregation(x, first, known)
+            x = torch.zeros_like(self._dense(x.new_zeros((self.batch, self.height, self.width, g))))
+            first = self.weights.slices[self.k].first_block
+        return super().aggregation(x, first, hyper_and_channel)
 
 
 class FullGrid(_Uncached):
     """The aggregation of both colours in both passes, as the published forward() has it."""
 
-    def aggregation(self, x: Tensor, first: object, known: Tensor) -> Tensor:
-        both = torch.cat((known, self._known[1 - self.parity]))
+    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
+        both = torch.cat((hyper_and_channel, self._hyper_and_channel[1 - self.parity]))
         return super().aggregation(torch.cat((x, x)), first, both)[: self.batch]
 
 
@@ -155,9 +155,9 @@ def loop_of(variant: str) -> Callable[..., Tensor]:
 STEPS = {
     "hyper_parts": "hyper part of the first products",
     "hyper_part": "hyper part of the first products",
-    "known_part": "channel part of the first products",
+    "hyper_and_channel": "channel part of the first products",
     "channel_context": "channel contexts",
-    "arrived": "channel contexts",
+    "add_to_later_contexts": "channel contexts",
     "spatial_context": "spatial contexts",
     "aggregation": "aggregation",
 }

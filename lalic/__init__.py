@@ -5,8 +5,8 @@
 >>> lalic.decode(data).save("again.png")  # doctest: +SKIP
 
 Models: `lalic.slim()` ships with weights, `lalic.load_checkpoint(path)` takes the published files, `lalic.LALIC(...)`
-builds any other. Many files: `lalic.batch`. Measuring and training: `lalic.eval`, `lalic.train`. Names are
-imported on first use, so that `import lalic` and `lalic --help` need not wait for torch.
+builds any other. Many files: `lalic.batch`. Measuring and training: `lalic.eval`, `lalic.train`. Names are imported on
+first use, so that `import lalic` and `lalic --help` do not load torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lalic.hub import load_checkpoint, slim
     from lalic.model import LALIC
 
-_HOMES = {
+_MODULES = {
     "decode": "codec",
     "decode_many": "codec",
     "encode": "codec",
@@ -53,12 +53,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"lalic.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"lalic.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

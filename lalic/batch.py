@@ -1,9 +1,8 @@
-"""Many files in a row: `compress_files`, `decompress_files`, and what became of each.
+"""Many files: `compress_files` and `decompress_files`, which return an `Outcome` for each.
 
-A thread reads and opens what comes next, the caller's thread codes, and others pack and write what is done. Few files
-are under way at once, so memory does not grow with their number. Files are written whole or not at all; an interrupt
-lets those that are being written be finished, and begins no other. While files are worked at, the process shows no
-warnings: those about pictures go to the outcomes.
+One thread reads the next files, the caller's thread codes, and other threads write results. Few files are in memory at
+a time, whatever their number. Files are written whole or not at all; after an interrupt, files that are being written
+are finished, and no other is begun. Meanwhile the process shows no warnings: those about pictures go to the outcomes.
 """
 
 from __future__ import annotations
@@ -32,22 +31,22 @@ from lalic.model import LALIC
 
 __all__ = ["Job", "Outcome", "Packed", "Steps", "compress_files", "decompress_files", "plan", "run"]
 
-AHEAD = 2  # files that are read before their turn, beyond those that are coded together
-WRITERS = 2
-BEHIND = 3  # files that wait to be written
-TOGETHER = 8  # files that a GPU decodes at once
+READ_AHEAD = 2  # files that are read in advance, beyond one batch
+WRITERS = 2  # threads
+WRITE_BEHIND = 3  # files that wait to be written
+GPU_BATCH = 8  # files that a GPU decodes at once
 
 
 @dataclass
 class Outcome:
-    """What became of one file.
+    """Result of one file.
 
     Attributes:
         source, target: names; "-" is standard input or output.
-        width, height: of the picture in pixels. size: bytes that were written. quality: of the .lalic file, None for a
-            model of one quality and for decompressed files. The defaults stand where the file failed.
-        seconds: of work at this file; waiting does not count.
-        warnings: what was ignored about the picture, a sentence each.
+        width, height: of the picture in pixels; 0 if the file failed. size: bytes written.
+        quality: of the .lalic file; None for a model of one quality and for decompressed files.
+        seconds: of work on this file, without waiting.
+        warnings: one sentence for each part of the picture file that was ignored.
         error: why the file failed; None if it was written.
     """
 
@@ -77,14 +76,15 @@ def compress_files(
     overwrite: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
-    """Compress pictures to .lalic files; one that fails does not stop the rest. Returns the outcomes, in order.
+    """Compress pictures to .lalic files. A file that fails does not stop the others. Returns the outcomes in order.
 
-    sources, output: see `plan`. model, device, quality, background, max_pixels, graph: see `lalic.encode`. target_bpp,
-    target_psnr: search the quality for these bits per pixel or this PSNR in dB (`lalic.search`), in place of `quality`.
-    overwrite: replace files that exist. progress: called with each outcome in order, and the number of files.
+    sources, output: arguments of `plan`. model, device, quality, background, max_pixels, graph: of `lalic.encode`.
+    target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB (`lalic.search`), in place
+    of `quality`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
+    files.
 
     Raises `RequestError` before any work for names that clash, a quality that the model does not have, a background
-    that is no colour, and more than one of quality and targets; `LalicError` for a device that is not there.
+    that is no colour, and more than one of quality and targets; `LalicError` for a device that does not exist.
     """
     given = [value for value in (quality, target_bpp, target_psnr) if value is not None]
     if len(given) > 1:
@@ -95,7 +95,7 @@ def compress_files(
         if background is not None:
             images.parse_color(background)
         codec.coded_quality(model or codec.shipped_model(device=device), quality)
-    except LalicError as error:  # said now, and not for each picture
+    except LalicError as error:  # once, not for each picture
         raise RequestError(str(error)) from None
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
@@ -127,23 +127,22 @@ def decompress_files(
     overwrite: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
-    """Decompress .lalic files to pictures; one that fails does not stop the rest. Returns the outcomes, in order.
+    """Decompress .lalic files to pictures. A file that fails does not stop the others. Returns the outcomes in order.
 
-    Pictures are PNG files, or of the format that the extension of `output` stands for, if that names one file. A GPU
-    decodes several files of one size at once. sources, output: see `plan`. model, device, max_pixels, graph: see
-    `lalic.decode`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
-    files.
+    Pictures are PNG files; if `output` names one file, its extension decides the format. A GPU decodes several files of
+    one size at once. sources, output: arguments of `plan`. model, device, max_pixels, graph: of `lalic.decode`.
+    overwrite: replace files that exist. progress: called with each outcome in order, and the number of files.
 
     Raises `RequestError` before any work for names that clash and an extension that Pillow cannot write; `LalicError`
-    for a device that is not there.
+    for a device that does not exist.
     """
     jobs = plan(sources, output, ".png", [".lalic"])
     for extension in sorted({_extension(job) for job in jobs}):
         try:
-            images.dump(Image.new("RGB", (1, 1)), extension)  # said now rather than after decoding
+            images.dump(Image.new("RGB", (1, 1)), extension)  # fails now, not after decoding
         except LalicError as error:
             raise RequestError(str(error)) from None
-    together = TOGETHER if codec.resolve_device(device).type == "cuda" else 1
+    size = GPU_BATCH if codec.resolve_device(device).type == "cuda" else 1
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
     def decode(files: list[bytes]) -> list[Any]:
@@ -154,11 +153,11 @@ def decompress_files(
     def pack(job: Job, picture: Image.Image) -> Packed:
         return Packed(images.dump(picture, _extension(job)), picture.width, picture.height)
 
-    return _outcomes(jobs, Steps(lambda data: data, decode, pack, together), overwrite, progress)
+    return _outcomes(jobs, Steps(lambda data: data, decode, pack, size), overwrite, progress)
 
 
 def _extension(job: Job) -> str:
-    """Of the picture to write; a device such as /dev/null and standard output get PNG."""
+    """Extension of the picture to write; PNG for standard output and a device such as /dev/null."""
     if job.target == STREAM or (os.path.exists(job.target) and not os.path.isfile(job.target)):
         return ".png"
     return os.path.splitext(job.target)[1]
@@ -176,7 +175,7 @@ def _outcomes(
     return outcomes
 
 
-# Which file is read and which is written
+# Which files are read and written
 
 
 @dataclass(frozen=True)
@@ -188,16 +187,16 @@ class Job:
 
 
 def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collection[str]) -> list[Job]:
-    """Which file is read and which is written, all of it before any work starts.
+    """Which file is read and which is written, before any work starts.
 
-    sources: files, folders (searched recursively for the extensions in `take`, hidden names left out) or "-", standard
+    sources: files, folders (searched recursively for the extensions in `take`, without hidden names) or "-", standard
     input.
-    output: None: next to each source, with `suffix` (such as ".lalic") for its own. A name, when there is one source
-    that is a file and `output` is no folder: written there. Otherwise a folder, made if need be, in which the structure
-    below each source folder is mirrored. "-": standard output; it is also the default when the source is "-".
+    output: None: next to each source, with `suffix` (such as ".lalic") in place of its extension. For one source that
+    is a file: the name of the file to write, or a folder. For several: a folder, made if it does not exist, with the
+    structure of each source folder. "-": standard output, which is also the default for the source "-".
 
-    Raises `RequestError` if a source is missing, nothing is found, two sources share a target, or a target is a source.
-    Whether a target exists already is not looked at here.
+    Raises `RequestError` if a source is missing, a folder has no such files, two sources have one target, or a target
+    is a source. It does not check whether targets exist.
     """
     names = [os.fspath(source) for source in sources]
     out = None if output is None else os.fspath(output)
@@ -269,7 +268,7 @@ def _identity(path: str) -> str:
 
 
 class Packed(NamedTuple):
-    """The bytes of a file to write, and what its outcome says of it."""
+    """The bytes of a file to write, and entries of its outcome."""
 
     data: bytes
     width: int
@@ -279,36 +278,36 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done to each file.
+    """The steps for each file.
 
-    open: bytes of the source -> what is coded, in a thread of its own. code: some of those -> as many results, or the
-    error that one met, in the caller's thread. pack: a result -> the bytes to write, in any thread. together: how many
-    `code` is given at most.
+    open: bytes of the source -> input of `code`, in a thread of its own. code: a list of inputs -> a list of results or
+    errors, in the caller's thread. pack: a result -> the bytes to write, in any thread. batch: largest number of inputs
+    for one call of `code`.
     """
 
     open: Callable[[bytes], Any]
     code: Callable[[list[Any]], list[Any]]
     pack: Callable[[Job, Any], Packed]
-    together: int = 1
+    batch: int = 1
 
 
 @dataclass
 class _State:
-    """How far a file is. value: what the last step gave."""
+    """State of one file. value: result of its last step."""
 
     job: Job
     outcome: Outcome
     value: Any = None
 
     def do(self, step: Callable[[], Any]) -> None:
-        """One step, if none has failed; its time and its warnings are the file's."""
+        """Do one step, unless an earlier one failed. Adds its time and warnings to the outcome."""
         if self.outcome.error is not None:
             return
         start = time.perf_counter()
         _thread.warnings = self.outcome.warnings
         try:
             self.value = step()
-        except Exception as error:  # one bad file does not stop the rest
+        except Exception as error:  # one bad file does not stop the others
             self.outcome.error, self.value = error, None
         finally:
             _thread.warnings = None
@@ -319,7 +318,7 @@ _thread = threading.local()
 
 
 def run(jobs: Sequence[Job], steps: Steps, *, overwrite: bool = False) -> Generator[Outcome, None, None]:
-    """Do every job, and give the outcome of each when it is done, in order. Work runs on while the caller looks at one.
+    """Do every job and yield its outcome, in order. Threads go on working while the caller uses an outcome.
 
     overwrite: replace files that exist.
     """
@@ -331,27 +330,27 @@ def run(jobs: Sequence[Job], steps: Steps, *, overwrite: bool = False) -> Genera
             return
         readers = ThreadPoolExecutor(1, "lalic-read")
         writers = ThreadPoolExecutor(WRITERS, "lalic-write")
-        coming: deque[Future[_State]] = deque()
-        going: deque[Future[Outcome]] = deque()
-        rest = iter(jobs)
+        reading: deque[Future[_State]] = deque()
+        writing: deque[Future[Outcome]] = deque()
+        remaining = iter(jobs)
 
-        def read_on() -> None:
-            while len(coming) < steps.together + AHEAD and (job := next(rest, None)) is not None:
-                coming.append(readers.submit(_opened, job, steps, overwrite))
+        def read_ahead() -> None:
+            while len(reading) < steps.batch + READ_AHEAD and (job := next(remaining, None)) is not None:
+                reading.append(readers.submit(_opened, job, steps, overwrite))
 
         try:
-            read_on()
-            while coming:
-                states = [coming.popleft().result() for _ in range(min(steps.together, len(coming)))]
-                read_on()
+            read_ahead()
+            while reading:
+                states = [reading.popleft().result() for _ in range(min(steps.batch, len(reading)))]
+                read_ahead()
                 _code(states, steps)
                 for state in states:
-                    going.append(writers.submit(_written, state, steps, overwrite))
-                while going and (len(going) > BEHIND or going[0].done()):
-                    yield going.popleft().result()
-            while going:
-                yield going.popleft().result()
-        finally:  # also where the caller was interrupted: what is being written is finished, nothing else begun
+                    writing.append(writers.submit(_written, state, steps, overwrite))
+                while writing and (len(writing) > WRITE_BEHIND or writing[0].done()):
+                    yield writing.popleft().result()
+            while writing:
+                yield writing.popleft().result()
+        finally:  # also after an interrupt: files that are being written are finished, no other is begun
             readers.shutdown(wait=True, cancel_futures=True)
             writers.shutdown(wait=True, cancel_futures=True)
 
@@ -369,7 +368,7 @@ def _opened(job: Job, steps: Steps, overwrite: bool) -> _State:
 
 
 def _code(states: list[_State], steps: Steps) -> None:
-    """All of these at once. They share the time, and an error that is of no file alone."""
+    """Code several files at once. They share the time, and an error that is not about one file."""
     good = [state for state in states if state.outcome.error is None]
     if not good:
         return
@@ -397,7 +396,7 @@ def _written(state: _State, steps: Steps, overwrite: bool) -> Outcome:
 
 
 class _warnings_by_thread(warnings.catch_warnings):
-    """Libraries' own warnings are for programmers; those about a picture go to the file that a thread works at."""
+    """Ignores warnings of libraries; those about a picture go to the outcome of the file that the thread works on."""
 
     def __enter__(self) -> None:
         super().__enter__()

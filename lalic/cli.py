@@ -1,12 +1,11 @@
 """The command `lalic`: compress, decompress, info, convert, demo, eval, compare, train.
 
-Exit codes: 0 everything was done; 1 at least one file failed, the others are done; 2 the request itself is wrong, and
-nothing was started; 130 interrupted. What is wrong is said on standard error in one sentence for each file. With
-LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback instead.
+Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started; 130
+interrupted. Standard error has one sentence for each file that failed. With LALIC_TRACEBACK=1 in the environment an
+unexpected error shows its traceback.
 
-Each command is a function of Python that can be called without it: `lalic.batch`, `lalic.hub.convert`, `lalic.demo`,
-`lalic.eval`, `lalic.train`. torch is imported by the commands that need it, so that `lalic --help` and `lalic info`
-answer at once.
+Each command calls a public function: `lalic.batch`, `lalic.hub.convert`, `lalic.demo`, `lalic.eval`, `lalic.train`.
+Only commands that need torch import it, so that `lalic --help` and `lalic info` are fast.
 """
 
 from __future__ import annotations
@@ -44,35 +43,35 @@ _EXIT_CODES = "exit codes: 0 all done, 1 some file failed (the others are done),
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with its errors in one line."""
+    """A parser with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code. argv: the words behind `lalic`, None for `sys.argv`.
+    """Run one command and return the exit code. argv: the arguments of `lalic`, None for those of the process.
 
-    Raises nothing but an unexpected error, and that only with LALIC_TRACEBACK=1.
+    Raises only unexpected errors, and those only with LALIC_TRACEBACK=1.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
-        args = _build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+        args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         _log("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone; nothing more can be said to it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except RequestError as error:
         _log(str(error))
         return 2
-    except Exception as error:  # a person gets a sentence, whatever went wrong
+    except Exception as error:  # users get one sentence for any error
         _log(_message(error))
         return 1
 
@@ -80,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 # The parser
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. `parse_args(...).run` is the function of the command."""
     parser = _Parser(prog="lalic", description="Learned image compression with linear attention.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action=_Version, help="print the release and stop")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -94,7 +94,7 @@ def _build_parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
-    compress.add_argument("--background", metavar="COLOR", help="colour laid below transparent pixels, such as white")
+    compress.add_argument("--background", metavar="COLOR", help="colour below transparent pixels, such as white")
     target = compress.add_mutually_exclusive_group()
     target.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
     target.add_argument(
@@ -106,7 +106,7 @@ def _build_parser() -> argparse.ArgumentParser:
     decompress = commands.add_parser(
         "decompress",
         help=".lalic files to pictures",
-        description="Decompress .lalic files to pictures: PNG, or what the extension of -o says.",
+        description="Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
         epilog=_EXIT_CODES,
     )
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
@@ -125,7 +125,7 @@ def _build_parser() -> argparse.ArgumentParser:
         add_machine_options(command)
 
     info = commands.add_parser(
-        "info", help="what .lalic files hold", description="Check .lalic files and describe them."
+        "info", help="contents of .lalic files", description="Check .lalic files and describe them."
     )
     info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
     info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
@@ -188,7 +188,7 @@ def _log(message: str) -> None:
 
 
 def _message(error: Exception) -> str:
-    """One line for any exception. For one nobody expected, its type too, or its traceback if asked for."""
+    """One line for any exception; with its type for an unexpected one, which is raised with LALIC_TRACEBACK=1."""
     if isinstance(error, WouldOverwrite):
         return f"{error.filename} exists already, --force overwrites it"
     if isinstance(error, OSError) and error.strerror:
@@ -204,13 +204,13 @@ def _message(error: Exception) -> str:
 
 
 def _message_of(source: str, error: Exception) -> str:
-    """The same behind the name of the file that it is about."""
+    """The message of an error about a file, with the file's name."""
     message = _message(error)
     return message if message.startswith(f"{source}: ") else f"{source}: {message}"
 
 
 def _announce_compiling() -> None:
-    """On a terminal, say why the first picture takes so long."""
+    """On a terminal, print a message when kernels are compiled, as that takes long."""
     if sys.stderr.isatty():
         from lalic_kernels import installed
 
@@ -248,13 +248,13 @@ def _decompress(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Set up the process, and return what both directions take. An error about the checkpoint is raised here, once."""
+    """Set up the process, and return the options of both commands. Loads the checkpoint, so its errors come once."""
     if sys.stdout.isatty() and (args.output == STREAM or (args.output is None and STREAM in args.inputs)):
         raise RequestError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
     set_up_process(args.threads)
     if not args.quiet and (args.device or "cpu") == "cpu":
         _announce_compiling()
-    options: dict[str, Any] = {"model": _own_model(args), "device": args.device, "overwrite": args.force}
+    options: dict[str, Any] = {"model": _given_model(args), "device": args.device, "overwrite": args.force}
     if args.max_pixels is not None:
         options["max_pixels"] = args.max_pixels
     if args.no_graph:
@@ -262,8 +262,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _own_model(args: argparse.Namespace) -> LALIC | None:
-    """The model that --checkpoint and --precision ask for; None for the one that ships and that everybody shares."""
+def _given_model(args: argparse.Namespace) -> LALIC | None:
+    """The model of --checkpoint and --precision; None for the shared one that ships."""
     precision = getattr(args, "precision", None)
     if args.checkpoint is None and precision is None:
         return None
@@ -278,7 +278,7 @@ def _run_batch(
     work: Callable[[Callable[[Outcome, int], None]], list[Outcome]],
     line: Callable[[Outcome], str],
 ) -> int:
-    """Print what becomes of each file, behind a progress bar on a terminal. Returns the exit code."""
+    """Print a line for each file, with a progress bar on a terminal. Returns the exit code."""
     from tqdm import tqdm
 
     start, bar = time.perf_counter(), None
@@ -343,7 +343,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """One file as a dict that JSON takes. hashes: from `lalic.codec.symbol_hashes`, or empty."""
+    """One file as a dict for JSON. hashes: from `lalic.codec.symbol_hashes`, or empty."""
     return {
         "file": file,
         "format_version": VERSION,
@@ -362,11 +362,11 @@ def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[s
 
 
 def _symbol_hasher(args: argparse.Namespace) -> Callable[[bytes], dict[str, str]]:
-    """What decodes a file's symbols and hashes them, with the model of --checkpoint or the one that ships."""
+    """A function from a file's bytes to its `symbol_hashes`, with the model of --checkpoint or the one that ships."""
     set_up_process(args.threads)
     from lalic.codec import symbol_hashes
 
-    model = _own_model(args)
+    model = _given_model(args)
     return lambda data: symbol_hashes(data, model, device=args.device)
 
 

@@ -1,9 +1,9 @@
-"""Image <-> bytes: the two functions that most people need.
+"""Pictures to the bytes of .lalic files and back: `encode`, `decode`, `decode_many`.
 
     encode:  picture -> images.load -> pad to multiples of model.downsampling -> model.encode -> Container.pack
-    decode:  bytes -> container.parse -> find the model and check its hash -> model.decode -> crop -> picture
+    decode:  bytes -> container.parse -> choose the model, check its hash -> model.decode -> crop -> picture
 
-Padding repeats the last column to the right and the last row to the bottom; the file keeps the picture's own size.
+Padding repeats the last column to the right and the last row to the bottom; the file has the size before padding.
 """
 
 from __future__ import annotations
@@ -27,16 +27,7 @@ if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
     from lalic.model import LALIC
 
-__all__ = [
-    "MAX_PIXELS",
-    "Prepared",
-    "coded_quality",
-    "decode",
-    "decode_many",
-    "encode",
-    "resolve_device",
-    "shipped_model",
-]
+__all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "resolve_device", "shipped_model"]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 
@@ -44,11 +35,14 @@ _cache: dict[tuple[str, str], LALIC] = {}
 _cache_lock = threading.Lock()
 
 
-def shipped_model(name: str = "slim", device: str | torch.device | None = None) -> LALIC:
-    """The model `name` whose weights ship with the package, in eval mode on `device` (None: the CPU).
+# Models and devices
 
-    Loaded once for each device and then shared, by threads too: treat it as read-only. Raises `LalicError` for a name
-    that does not ship or a device that is not there.
+
+def shipped_model(name: str = "slim", device: str | torch.device | None = None) -> LALIC:
+    """The model `name`, whose weights ship with the package, in eval mode on `device` (None: the CPU).
+
+    It is loaded once for each device and shared between threads: treat it as read-only. Raises `LalicError` for another
+    name, or a device that does not exist.
     """
     if name not in SHIPPED:
         raise LalicError(f"no model named {name!r} ships with this release, expected one of {', '.join(SHIPPED)}")
@@ -63,7 +57,7 @@ def shipped_model(name: str = "slim", device: str | torch.device | None = None) 
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """What "cpu", "cuda", "cuda:N" or None (the CPU) means, with its index. Raises `LalicError` if it is not there."""
+    """The device "cpu", "cuda" or "cuda:N", with its index; None: the CPU. Raises `LalicError` if it does not exist."""
     try:
         target = torch.device("cpu" if device is None else device)
     except RuntimeError:
@@ -79,12 +73,15 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def _check_device(model: LALIC, device: str | torch.device | None) -> torch.device:
-    """Where the model is; a `device` that says otherwise is an error, for a caller's model is not moved silently."""
+    """The model's device. Raises `LalicError` if `device` is another one: a given model is not moved."""
     if device is not None and resolve_device(device) != model.device:
         raise LalicError(
             f"device is {str(device)!r}, but the given model is on {model.device}; move it with model.to(device)"
         )
     return model.device
+
+
+# Encoding
 
 
 def encode(
@@ -99,14 +96,15 @@ def encode(
 ) -> bytes:
     """Compress a picture to the bytes of a .lalic file.
 
-    image: a path, the bytes of a picture file, or a `PIL.Image`; `lalic.images` says what is converted how.
-    model: None for the slim model that ships, or one made by `lalic.load_checkpoint`. device: where the shipped model
-    runs (None: the CPU); a given model runs where it is. quality: 1 to 100, taken to hundredths, None for 50; a model
-    of one quality takes None only. background: colour below transparent pixels, without which they are refused.
-    max_pixels: limit on width * height. graph: as of `decode`. `lalic.search` finds the quality for a size or a PSNR.
+    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`.
+    model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model (None:
+    the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
+    quality takes None only. background: colour below transparent pixels; None: they are an error. max_pixels: limit on
+    width * height. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by
+    one, None for a graph from the second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
 
-    Raises `ImageError` if the picture is refused, `LalicError` if the quality is, `OSError` if a path cannot be opened,
-    `ValueError` for a graph where symbols are not coded on a GPU.
+    Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality or device, `OSError` for a path
+    that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
 
         >>> data = lalic.encode("photo.png")
         >>> lalic.decode(data).save("decoded.png")
@@ -116,9 +114,9 @@ def encode(
 
 
 class Prepared:
-    """A picture ready to be coded, once or at several qualities: it is loaded and analysed once.
+    """A picture to be coded at one or several qualities: it is loaded and analysed once.
 
-    Arguments and errors as of `encode`. picture: what is coded, RGB in sRGB. graph: as given.
+    Arguments and errors are those of `encode`. Attributes: picture, RGB in sRGB; model; graph.
     """
 
     def __init__(
@@ -141,7 +139,7 @@ class Prepared:
         self.graph = graph
 
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
-        """The bytes of a .lalic file. once: no other quality will be asked for, so nothing is kept for that."""
+        """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
         quality = coded_quality(self.model, quality)
         with torch.inference_mode():
             if once and self._latents is None:
@@ -165,14 +163,16 @@ class Prepared:
 
 
 def coded_quality(model: LALIC, quality: float | None) -> float | None:
-    """What a file of this model says and is coded at: hundredths, 50 for None; None for a model of one quality.
+    """The quality of a file of this model: rounded to hundredths, 50 for None; None for a model of one quality.
 
-    Raises `QualityError` beyond 1 to 100, and for any number if the model has one quality only.
+    Raises `QualityError` for a number not in 1 to 100, and for any number if the model has one quality.
     """
-    coded = model.as_qualities(quality, 1)
-    if coded is None:
+    if model.as_qualities(quality, 1) is None:
         return None
     return round(100 * (DEFAULT_QUALITY if quality is None else quality)) / 100
+
+
+# Decoding
 
 
 def decode(
@@ -185,12 +185,13 @@ def decode(
 ) -> Image.Image:
     """Decompress the bytes of a .lalic file to a `PIL.Image` of mode RGB, in sRGB.
 
-    model, device: as in `encode`; the model must be the one that wrote the file. max_pixels: larger pictures are
-    refused before memory is taken. graph: of a model on a GPU, True to make its launches as a CUDA graph, False to make
-    them one by one, None for a graph from the second picture of a size on (docs/gpu.md).
+    model: the one that wrote the file; None for the slim model that ships. device: of the shipped model (None: the
+    CPU). max_pixels: limit on width * height, checked before memory is allocated. graph: of a model on a GPU, True to
+    capture its launches as a CUDA graph, False to launch one by one, None for a graph from the second picture of a
+    size on (docs/gpu.md).
 
-    Raises `ModelMismatchError` if the file wants other weights, `BitstreamError` for anything else that is wrong with
-    it: a file is decoded to the picture that was written, or not at all.
+    Raises `ModelMismatchError` if the file was written with other weights, `BitstreamError` for any other fault: a file
+    is decoded to the picture that was written, or not at all.
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
@@ -206,49 +207,48 @@ def decode_many(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> Iterator[Image.Image | LalicError]:
-    """Decompress the bytes of many .lalic files: for each in turn its picture, or the error that `decode` would raise.
+    """Decompress the bytes of many .lalic files: yields for each its picture, or the error that `decode` would raise.
 
-    Files are taken `batch` at a time. Of those, on a GPU, the ones whose padded sizes are equal are decoded together,
-    which changes no symbol, and no pixel by more than the rounding of the synthesis transform. A damaged file spoils no
-    other. Elsewhere they are decoded one by one. Other arguments as of `decode`; raises `ValueError` for a batch below
-    one, and what is no fault of a file, such as memory that does not suffice.
+    batch: number of files that are read at a time. On a GPU those of one padded size are decoded together; this changes
+    no symbol, and no pixel by more than the rounding of the synthesis transform. A damaged file affects no other. On a
+    CPU they are decoded one by one. The other arguments are those of `decode`. Raises `ValueError` for a batch below
+    one, and errors that are not about a file, such as too little memory.
     """
     if batch < 1:
         raise ValueError(f"batch: expected at least 1, got {batch}")
-    rest = iter(files)
-    while together := list(itertools.islice(rest, batch)):
-        yield from _decode_together(together, model, device, max_pixels, graph)
+    remaining = iter(files)
+    while batch_files := list(itertools.islice(remaining, batch)):
+        yield from _decode_batch(batch_files, model, device, max_pixels, graph)
 
 
-def _decode_together(
+def _decode_batch(
     files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:
-    found: list[Any] = [None] * len(files)
+    results: list[Any] = [None] * len(files)
     groups: dict[tuple[int, int, int], list[tuple[int, Container]]] = {}
     models = {}
     for i, data in enumerate(files):
         try:
             container = parse(data, max_pixels)
-            own = _matching_model(container, model, device)
+            matching = _matching_model(container, model, device)
         except LalicError as error:
-            found[i] = error
+            results[i] = error
             continue
-        models[id(own)] = own
-        groups.setdefault((id(own), *_padded(container, own)), []).append((i, container))
-    for (name, height, width), members in groups.items():
-        own = models[name]
+        models[id(matching)] = matching
+        groups.setdefault((id(matching), *_padded_size(container, matching)), []).append((i, container))
+    for (key, height, width), members in groups.items():
         with torch.inference_mode():
-            pictures = own.decode_batch(
+            pictures = models[key].decode_batch(
                 [_stream(c) for _, c in members], height, width, [c.quality for _, c in members], graph=graph
             )
         for (i, container), x in zip(members, pictures, strict=True):
-            found[i] = x if isinstance(x, LalicError) else _cropped(x, container)
-    return found
+            results[i] = x if isinstance(x, LalicError) else _cropped(x, container)
+    return results
 
 
 def _decode_one(container: Container, model: LALIC, graph: bool | None) -> Image.Image:
     with torch.inference_mode():
-        x = model.decode(_stream(container), *_padded(container, model), container.quality, graph=graph)
+        x = model.decode(_stream(container), *_padded_size(container, model), container.quality, graph=graph)
     return _cropped(x, container)
 
 
@@ -256,8 +256,8 @@ def _stream(container: Container) -> Stream:
     return Stream(container.stream, container.symbol_checksum)
 
 
-def _padded(container: Container, model: LALIC) -> tuple[int, int]:
-    """Height and width of what is coded."""
+def _padded_size(container: Container, model: LALIC) -> tuple[int, int]:
+    """Height and width of the padded picture."""
     step = model.downsampling
     return -(-container.height // step) * step, -(-container.width // step) * step
 
@@ -267,33 +267,29 @@ def _cropped(x: torch.Tensor, container: Container) -> Image.Image:
 
 
 def symbol_hashes(
-    data: bytes,
-    model: LALIC | None = None,
-    *,
-    device: str | torch.device | None = None,
-    max_pixels: int = MAX_PIXELS,
+    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
 ) -> dict[str, str]:
-    """Decode the symbols of a .lalic file, and no picture: {"symbols_sha256", "latents_sha256"}, each 64 hex digits.
+    """Hashes of a .lalic file's symbols and latents: {"symbols_sha256", "latents_sha256"}, 64 hex digits each.
 
     The first is over all symbols as little-endian int32 in coding order; the second over y_hat, symbols plus predicted
-    means, as little-endian float32 (channel, row, column). Two machines that print the same decoded the same, to the
-    last bit. Arguments and errors as in `decode`.
+    means, as little-endian float32 (channel, row, column). They are equal on two machines if and only if both decode
+    the same bits. Arguments and errors are those of `decode`; no picture is made.
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
     with torch.inference_mode():
-        found = model.read(_stream(container), *_padded(container, model))
-    latents = found.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
-    return {"symbols_sha256": found.symbols_sha256, "latents_sha256": hashlib.sha256(latents.tobytes()).hexdigest()}
+        decoded = model.read(_stream(container), *_padded_size(container, model))
+    latents = decoded.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
+    return {"symbols_sha256": decoded.symbols_sha256, "latents_sha256": hashlib.sha256(latents.tobytes()).hexdigest()}
 
 
 def _matching_model(container: Container, model: LALIC | None, device: str | torch.device | None) -> LALIC:
-    """The model that wrote the file: the given one, or one that ships; `ModelMismatchError` if it is not that one."""
-    wants = f"{container.model_name!r} with hash {container.model_hash.hex()}"
+    """The model for the file, the given one or one that ships. Raises `ModelMismatchError` if it did not write it."""
+    writer = f"{container.model_name!r} with hash {container.model_hash.hex()}"
     if model is None:
         if container.model_name not in SHIPPED:
             raise ModelMismatchError(
-                f"the file was written by the model {wants}, which does not ship with this release;"
+                f"the file was written by the model {writer}, which does not ship with this release;"
                 " give its weights (--checkpoint PATH, or model=)"
             )
         model = shipped_model(container.model_name, device)
@@ -301,12 +297,12 @@ def _matching_model(container: Container, model: LALIC | None, device: str | tor
     else:
         _check_device(model, device)
         given = f"the given model is {model.config.name!r} with hash"
-    found = model.weights_hash()
-    if (model.config.name, found) != (container.model_name, container.model_hash):
-        raise ModelMismatchError(f"the file was written by the model {wants}, but {given} {found.hex()}")
+    actual = model.weights_hash()
+    if (model.config.name, actual) != (container.model_name, container.model_hash):
+        raise ModelMismatchError(f"the file was written by the model {writer}, but {given} {actual.hex()}")
     if (container.quality is None) == bool(model.config.qualities):
-        said = "no quality" if container.quality is None else f"quality {container.quality:g}"
-        raise BitstreamError(f"the file names {said}, which its model {model.config.name!r} does not write")
+        quality = "no quality" if container.quality is None else f"quality {container.quality:g}"
+        raise BitstreamError(f"the file names {quality}, which its model {model.config.name!r} does not write")
     return model
 
 

@@ -1,15 +1,15 @@
-"""Model configurations: frozen descriptions from which `lalic.LALIC` is built, and the two that have names."""
+"""Model configurations: the shape of a `lalic.LALIC`, and the two named ones, FULL and SLIM."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
 
-DEFAULT_QUALITY = 50.0  # of a model that has a choice, where nobody chose
+DEFAULT_QUALITY = 50.0  # of a model with gains, if none is given
 
 
 def stride(kernel: int) -> int:
-    """What a convolution of the transforms with this side divides H and W by."""
+    """The number by which a convolution of the transforms with this side divides H and W."""
     return 2 if kernel in (3, 5) else kernel
 
 
@@ -18,21 +18,21 @@ class Config:
     """Shape of a LALIC model.
 
     Attributes:
-        name: what a file's header calls the model; at most 8 characters.
-        N: half the least width inside the entropy-parameter networks.
+        name: name of the model in a file's header; at most 8 characters.
+        N: half of the smallest width inside the entropy-parameter networks.
         M: latent channels; equals ``dims[3]`` and the sum of ``groups``.
         dims: channels of the three analysis stages, the latents, the hyper transform and the hyper latents.
         depths: RWKV blocks of the three analysis stages and of the hyper transform.
         groups: latent channels of each slice, in coding order.
         kernels: side of the convolution in front of each analysis stage and of the latents. 3 and 5 overlap and halve
-            H and W, as published. 1, 2, 4 and 8 are patches that do not overlap and divide H and W by the side: pixel
-            unshuffling and a matrix product. Together they divide by 16. The synthesis mirrors them.
+            H and W, as published. 1, 2, 4 and 8 are patches without overlap and divide H and W by the side. The product
+            of all four divisors is 16. The synthesis has them in reverse order.
         context_depth: RWKV blocks in each channel context (published: 2).
-        context_rate: hidden width of those blocks' channel mix, in multiples of their own (published: 8).
+        context_rate: hidden width of their channel mix, in multiples of their width (published: 8).
         context_width: channels of the hyper parameters and inside the channel contexts; 0 (published): M.
-        aggregation_widths: widths between the blocks of each entropy-parameter network; () (published): two widths on
-            a line from its inputs to its outputs, each at least 2 N. If given, N is half of the least of them.
-        qualities: anchors of the gains (`lalic.nn.gains`) that give one model every quality; 0 (published): no gains.
+        aggregation_widths: widths between the blocks of each entropy-parameter network; () (published): two widths in
+            even steps between its inputs and its outputs, each at least 2 N. If given, N is half of the smallest.
+        qualities: anchors of the gains (`lalic.nn.gains`), with which one model has every quality; 0 (published): none.
     """
 
     name: str
@@ -75,13 +75,13 @@ class Config:
             )
         if not set(self.kernels) <= {1, 2, 3, 4, 5, 8} or math.prod(map(stride, self.kernels)) != 16:
             raise ValueError(
-                "kernels: expected four of 3 and 5, which halve, and 1, 2, 4 and 8, which divide by themselves, "
-                f"so that all divide by 16; got {self.kernels}"
+                "kernels: expected four of 3 and 5, which divide by 2, and 1, 2, 4 and 8, which divide by themselves, "
+                f"with a product of 16; got {self.kernels}"
             )
         widths = self.aggregation_widths
         if widths and (min(widths) < 1 or max(1, min(widths) // 2) != self.N):
             raise ValueError(
-                f"aggregation_widths: expected positive numbers whose least is 2 N = {2 * self.N}, or one more, "
+                f"aggregation_widths: expected positive numbers, the smallest 2 N = {2 * self.N}, or one more, "
                 f"got {widths}"
             )
         if self.dims[3] != self.M:
@@ -95,20 +95,15 @@ class Config:
         return self.context_width or self.M
 
     def named(self) -> Config:
-        """This configuration under the name of the one that it is, whatever its number of qualities; else "custom"."""
-        for known in (FULL, SLIM):
-            if replace(known, qualities=self.qualities) == replace(self, name=known.name):
-                return replace(self, name=known.name)
+        """This configuration named "full" or "slim" if it equals that one but for `qualities`, else "custom"."""
+        for config in (FULL, SLIM):
+            if replace(config, qualities=self.qualities) == replace(self, name=config.name):
+                return replace(self, name=config.name)
         return replace(self, name="custom")
 
 
 FULL = Config(
-    name="full",
-    N=128,
-    M=320,
-    dims=(96, 144, 256, 320, 256, 192),
-    depths=(2, 4, 6, 6),
-    groups=(16, 16, 32, 64, 192),
+    name="full", N=128, M=320, dims=(96, 144, 256, 320, 256, 192), depths=(2, 4, 6, 6), groups=(16, 16, 32, 64, 192)
 )
 """The published model: 66.1 M parameters."""
 
@@ -126,4 +121,4 @@ SLIM = Config(
     kernels=(4, 2, 2, 1),
     aggregation_widths=(128,),
 )
-"""The small model that ships with weights, for people without a GPU: its first stage has a quarter of the sides."""
+"""The small model whose weights ship, for use without a GPU; its first stage has H / 4 and W / 4. 11.1 M parameters."""

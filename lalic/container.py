@@ -1,10 +1,10 @@
 """The .lalic file, format version 1.
 
-All integers are unsigned; fixed-width ones are big-endian, `varint` is LEB128 (7 bits a byte, low bits first, the high
-bit says that another byte follows) in its shortest form.
+All integers are unsigned. Integers of fixed width are big-endian; `varint` is LEB128 (7 bits a byte, low bits first,
+the high bit set if another byte follows) in its shortest form.
 
     field             bytes      meaning
-    magic             4          89 4C 41 4C: a byte that is no ASCII, then "LAL"
+    magic             4          89 4C 41 4C: a byte that is not ASCII, then "LAL"
     version           1          1
     name length       1          1 to 8
     model name        1 to 8     [a-z0-9-], `config.name` of the model
@@ -13,20 +13,19 @@ bit says that another byte follows) in its shortest form.
     quality           2          0 for a model of one quality, else hundredths: 100 to 10000
     length of stream  1 to 4     varint, bytes, below 2^28
     z symbol checksum 2          low bits of the sum of z's decoded symbols, made by the encoder
-    symbol checksum   4          low bits of the sum of all of them, z's and then y's (lalic_kernels/rans/checksum.py)
+    symbol checksum   4          low bits of the sum of all symbols, z's and then y's (lalic_kernels/rans/checksum.py)
     header checksum   4          CRC-32 of all bytes above
     stream            its length hyper latent and latent, entropy-coded together
-    data checksum     4          CRC-32 of all bytes above but the header checksum
+    data checksum     4          CRC-32 of all bytes above except the header checksum
 
-All but the stream is at most 4+1+1+8+8+2+2+2+4+2+4+4+4 = 46 bytes, for any picture (`MAX_OVERHEAD`).
+Everything but the stream has at most 4+1+1+8+8+2+2+2+4+2+4+4+4 = 46 bytes, for any picture (`MAX_OVERHEAD`).
 
-Checksums for three dangers. The header checksum comes first, so that sizes are trusted before memory is taken. The data
-checksum finds damage in the streams; it continues the header's, so that the streams of one file behind the header of
-another are refused even if the lengths agree. (It must leave the header checksum itself out: a CRC run over a message
-and then over that message's own CRC has the same value for every message, and the two would not be tied.) The symbol
-checksums are compared after entropy decoding, on a CPU z's before y is begun: they find an encoder or a decoder that
-departs from the exact arithmetic. None of them keeps out somebody who writes a file on purpose: every field is checked
-for itself besides.
+There are three kinds of checksums. The header checksum is read first, so sizes are checked before memory is allocated.
+The data checksum detects damage in the stream; it continues the header's CRC, so a stream with the header of another
+file is refused, even if the lengths agree. (It leaves the header checksum out: a CRC over a message and then over the
+CRC of that message has the same value for every message.) The symbol checksums are compared after entropy decoding, on
+a CPU z's before y is decoded: they detect an encoder or a decoder that departs from the exact arithmetic. Checksums do
+not protect against files made on purpose, so every field is also checked by itself.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ MAGIC = b"\x89LAL"
 VERSION = 1
 MAX_OVERHEAD = 46
 MAX_SIDE = 65535
-MAX_PIXELS = 2**25  # about 33 million; decoding takes memory in proportion, so a caller raises it knowingly
+MAX_PIXELS = 2**25  # default limit, about 33 million: decoding needs memory in proportion
 _MAX_STREAM = 2**28 - 1  # what a varint of four bytes holds
 _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
@@ -61,11 +60,11 @@ def _pack_varint(value: int) -> bytes:
 
 @dataclass(frozen=True)
 class Container:
-    """What a .lalic file holds. Constructing one checks every field; a bad one raises `ValueError`.
+    """Contents of a .lalic file. The constructor checks every field; a bad one raises `ValueError`.
 
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. width, height: pixels, 1 to 65535.
-    stream: shorter than 2^28 bytes. symbol_checksum: 48 bits, z's 16 above all symbols' 32. quality: None, or 1 to 100
-    in whole hundredths.
+    stream: shorter than 2^28 bytes. symbol_checksum: 48 bits, 16 of z and then 32 of all symbols. quality: None, or 1
+    to 100 in whole hundredths.
     """
 
     model_name: str
@@ -119,7 +118,7 @@ class Container:
 
     @property
     def overhead_bytes(self) -> int:
-        """Bytes of the packed file that are not the stream's."""
+        """Size of the packed file in bytes, without the stream."""
         return len(self._header()) + 8
 
     @property
@@ -134,7 +133,7 @@ class Container:
 
 
 class _Reader:
-    """Takes fields off the front of a header; running out of bytes is a `BitstreamError` about truncation."""
+    """Reads the fields of a header in order. Raises `BitstreamError` if the data ends too early."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
@@ -159,10 +158,10 @@ class _Reader:
 
 
 def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIXELS) -> Container:
-    """Read a whole .lalic file strictly: any byte missing, changed or too many is refused.
+    """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file. max_pixels: limit on width * height, None for no limit beyond 65535 a side. Nothing larger than
-    `data` itself is allocated. Raises `BitstreamError` with one sentence that says what is wrong.
+    `data` is allocated. Raises `BitstreamError` with one sentence about the fault.
     """
     data = memoryview(data).cast("B")
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)] or len(data) == 0:
@@ -185,7 +184,7 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     if struct.unpack(">I", reader.take(4))[0] != header_crc:
         raise BitstreamError("the header is damaged: its checksum does not match")
 
-    # From here on the header is what its writer meant; a hostile writer's checksums match, so each value is checked.
+    # The header is as written. Checksums of a file made on purpose match too, so each value is checked.
     if not _NAME.fullmatch(name):
         raise BitstreamError("the header is invalid: the model name has characters other than a-z, 0-9 and '-'")
     if width == 0 or height == 0:

@@ -1,4 +1,4 @@
-"""`lalic demo`: one picture that ships, through the slim model and back, beside a JPEG of equal PSNR."""
+"""`lalic demo`: compress and decompress the picture that ships, and compare with a JPEG of equal PSNR."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class JpegMatch:
 
 
 def jpeg_of_equal_psnr(picture: Image.Image, wanted: float) -> JpegMatch | None:
-    """The smallest JPEG whose PSNR is at least `wanted` dB, of 4:4:4 and 4:2:0; None if quality 100 stays below.
+    """The smallest JPEG with a PSNR of at least `wanted` dB, in 4:4:4 or 4:2:0; None if quality 100 stays below.
 
-    PSNR is taken to rise with quality, which a binary search needs; where it wavers by some hundredths of a dB the
-    result may be one step of quality off.
+    A binary search, which assumes that PSNR rises with quality; where it falls by some hundredths of a dB the result
+    may be one step of quality too high.
     """
     matches = []
     for subsampling in ("4:4:4", "4:2:0"):
@@ -61,7 +61,7 @@ def jpeg_of_equal_psnr(picture: Image.Image, wanted: float) -> JpegMatch | None:
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    """The result, and the median of its seconds over a few runs; codec calls end on the CPU: nothing is in flight."""
+    """The result of a call, and the median of its seconds in a few runs. Results must be on the CPU."""
     seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()
@@ -71,9 +71,10 @@ def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
 
 
 def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None) -> None:
-    """Compress and decompress the astronaut with the shipped slim model, print what came of it, and keep the pictures.
+    """Compress and decompress the picture that ships with the slim model, print sizes and times, write the pictures.
 
-    out_dir: made if need be; files of an earlier demo in it are replaced. Raises `LalicError` or `OSError`.
+    out_dir: folder, made if it does not exist; files of an earlier demo are replaced. device: None for the CPU. Raises
+    `LalicError` or `OSError`.
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,11 +92,11 @@ def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None)
     ours = psnr(picture, decoded)
 
     target = codec.resolve_device(device)
-    where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if target.type == "cuda":
-        where = torch.cuda.get_device_name(target)
+        machine = torch.cuda.get_device_name(target)
     print(f"picture  astronaut, {picture.width}x{picture.height}, {len(original)} bytes as PNG (NASA, public domain)")
-    print(f"model    slim, {where}; its weights are preliminary, so the numbers below are a beginning")
+    print(f"model    slim, {machine}; its weights are preliminary, so the numbers below are a beginning")
     print(f"lalic    {len(data)} bytes, {8 * len(data) / pixels:.3f} bits per pixel, PSNR {ours:.2f} dB")
     print(
         f"time     encode {encode_seconds:.3f} s, decode {decode_seconds:.3f} s"
@@ -107,12 +108,12 @@ def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None)
         print(f"jpeg     no JPEG of Pillow's reaches {ours:.2f} dB")
     else:
         write_atomic(paths["-jpeg.jpg"], match.data)
-        print(_verdict(match, ours, len(data), pixels))
+        print(_comparison(match, ours, len(data), pixels))
     print(f"files    {folder.resolve()}:")
     print("         " + "  ".join(path.name for path in paths.values() if path.exists()))
 
 
-def _verdict(match: JpegMatch, ours: float, our_bytes: int, pixels: int) -> str:
+def _comparison(match: JpegMatch, ours: float, our_bytes: int, pixels: int) -> str:
     size = len(match.data)
     line = (
         f"jpeg     {size} bytes, {8 * size / pixels:.3f} bits per pixel, PSNR {match.psnr:.2f} dB"

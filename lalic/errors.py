@@ -1,7 +1,7 @@
-"""Every error that lalic raises on purpose for bad input: one base class, one sentence each.
+"""Errors that lalic raises for bad input: one base class, one sentence each.
 
-A caller who wants to survive any bad file catches `LalicError`; the command line prints its message behind the file's
-name and goes on. Programming mistakes (a wrong type passed to a function) stay `TypeError` and `ValueError`.
+Catch `LalicError` to go on after any bad file, as the command line does. Programming mistakes, such as an argument of a
+wrong type, are `TypeError` and `ValueError`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ __all__ = [
 
 
 class LalicError(ValueError):
-    """Base of all errors below. `str(error)` is one sentence without a line break, fit to be shown to a person."""
+    """Base of all errors of lalic. `str(error)` is one sentence without a line break, to be shown to users."""
 
 
 class BitstreamError(LalicError):
-    """A .lalic file, or a section of one, is damaged, truncated, hostile, or of a version that is not read."""
+    """A .lalic file or a stream is damaged, truncated, invalid, or of a version that is not supported."""
 
 
 class ModelMismatchError(BitstreamError):
-    """The file is whole, but was written by other weights than those at hand."""
+    """The file is intact, but was written with other weights than the given ones."""
 
 
 class ImageError(LalicError):
-    """A picture cannot be read, or is of a kind that lalic refuses (the table in `lalic.images` says which)."""
+    """A picture cannot be read, or is of a kind that lalic does not take (table in `lalic.images`)."""
 
 
 class QualityError(LalicError):
-    """A quality is outside 1 to 100, or is given to a model of one quality."""
+    """A quality is outside 1 to 100, or was given for a model of one quality."""
 
 
 class CheckpointError(LalicError):
@@ -42,4 +42,4 @@ class CheckpointError(LalicError):
 
 
 class RequestError(LalicError):
-    """What was asked for cannot be done without losing a file or guessing. Raised before any work starts."""
+    """A request is contradictory, or would overwrite a file. Raised before any work starts."""

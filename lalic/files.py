@@ -1,4 +1,4 @@
-"""Bytes in and out: files on disk are written whole or not at all, and `STREAM` is standard input or output."""
+"""Reading and writing bytes. Files are written whole or not at all; `STREAM` is standard input or output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STREAM = "-"  # stands for standard input or standard output
 
 
 class WouldOverwrite(FileExistsError):
-    """A file exists already, and nobody said that it may be overwritten."""
+    """A file exists already and must not be overwritten."""
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EEXIST, "exists already", path)
@@ -29,7 +29,7 @@ def read(source: str) -> bytes:
 
 
 def write(target: str, data: bytes, *, overwrite: bool = True) -> None:
-    """Write `data` to standard output, or to a file as `write_atomic` does; the file's folder is made if need be."""
+    """Write `data` to standard output, or to a file by `write_atomic`; makes the folder if it does not exist."""
     if target == STREAM:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -39,21 +39,21 @@ def write(target: str, data: bytes, *, overwrite: bool = True) -> None:
 
 
 def write_atomic(path: str | os.PathLike, data: bytes, *, overwrite: bool = True) -> None:
-    """Write `data` to `path` so that nobody ever sees half of it, whatever happens in between.
+    """Write `data` to `path`, whole or not at all.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk, and the file is renamed; on any error
-    the temporary file is removed. With `overwrite=False` an existing file stays, and `WouldOverwrite` is raised even if
-    it appeared a moment ago. Permissions are those of a newly created file (0666 less the umask).
+    The bytes are written to a temporary file in the same folder and flushed to the disk, then the file is renamed; on
+    an error the temporary file is removed. overwrite: False raises `WouldOverwrite` if the file exists, also if it was
+    created meanwhile. Permissions are those of a new file (0666 less the umask).
     """
     path = os.fspath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "is a folder", path)
     if os.path.exists(path) and not os.path.isfile(path):
-        # A device or a pipe (/dev/null, /dev/stdout): nothing there to lose, and renaming over it would destroy it.
+        # A device or a pipe (/dev/null, /dev/stdout): there is no content to lose, and renaming would replace it.
         with open(path, "wb") as stream:
             stream.write(data)
         return
-    # A link is followed, so that the file it points to is replaced and not the link.
+    # Follow links, so that the file is replaced and not the link.
     path = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -72,12 +72,12 @@ def write_atomic(path: str | os.PathLike, data: bytes, *, overwrite: bool = True
 
 
 def _rename_new(temporary: str, path: str) -> None:
-    """Rename, failing if `path` exists. A hard link does both in one step where the file system has them."""
+    """Rename, or raise `WouldOverwrite` if `path` exists. A hard link does both in one step."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise WouldOverwrite(path) from None
-    except OSError:  # a file system without hard links (FAT, some network mounts): a short race remains
+    except OSError:  # a file system without hard links (FAT, some network mounts): not in one step
         if os.path.lexists(path):
             raise WouldOverwrite(path) from None
         os.replace(temporary, path)

@@ -16,8 +16,8 @@ from lalic.nn import checkpoints
 def slim(pretrained: bool = True) -> LALIC:
     """The small model, in eval mode: 256 latent channels in five slices, 11.1 M parameters; `lalic.config.SLIM`.
 
-    With ``pretrained`` the weights that ship with the package, ready to code. Without, fresh weights: train it, then
-    call ``update()``.
+    pretrained: True for the weights that ship, ready to code; False for random weights: train the model, then call
+    ``update()``.
     """
     if not pretrained:
         return LALIC.from_config(SLIM).eval()
@@ -25,10 +25,10 @@ def slim(pretrained: bool = True) -> LALIC:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> LALIC:
-    """A model in eval mode, ready to code, from a .pth file as published or trained, or a .safetensors file.
+    """A model in eval mode, ready to code, from a .pth file (published or trained) or a .safetensors file.
 
-    The configuration is read off the tensors' shapes. Pickled code is never run (``weights_only=True``). Raises
-    ``CheckpointError`` when the file cannot be read or is not a LALIC checkpoint.
+    The configuration follows from the shapes of the tensors. Pickled code is never run (``weights_only=True``). Raises
+    ``CheckpointError`` if the file cannot be read or is not a LALIC checkpoint.
     """
     return LALIC.from_state_dict(checkpoints.read(path))
 
@@ -39,10 +39,10 @@ def load_model(
     device: str | torch.device = "cpu",
     precision: str | None = None,
 ) -> LALIC:
-    """A model of the caller's own, in eval mode and ready to code: of a checkpoint, or the slim one that ships (None).
+    """A new model in eval mode, ready to code: from a checkpoint, or the slim one that ships (None).
 
-    device: where it is moved. precision: of its transforms (`LALIC.set_precision`), None for float32. Raises
-    ``CheckpointError`` when the file cannot be read or is not a LALIC checkpoint.
+    device: of the model. precision: of its transforms (`LALIC.set_precision`), None for float32. Raises
+    ``CheckpointError`` if the file cannot be read or is not a LALIC checkpoint.
     """
     model = slim(pretrained=True) if checkpoint is None else load_checkpoint(checkpoint)
     model = model.to(device).eval()
@@ -50,12 +50,12 @@ def load_model(
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> LALIC:
-    """Write the checkpoint `source` to `target` (.safetensors) with its entropy model as integers; returns the model.
+    """Write the checkpoint `source` to `target` (.safetensors) with its entropy model as integers. Returns the model.
 
-    The coding tables of z are made now, once, if the checkpoint has none, and travel with the weights: machines that
-    make them anew may differ in a last bit, and then refuse each other's files. Raises ``CheckpointError`` if the
-    source cannot be read or is no LALIC checkpoint, or if the target has another ending; ``FileExistsError`` if the
-    target exists and `overwrite` is false.
+    Coding tables of z are made once, if the checkpoint has none, and written too: machines that make them from weights
+    may differ in the last bit, and then cannot read each other's files. Raises ``CheckpointError`` if the source cannot
+    be read or is no LALIC checkpoint, or the target's name has another ending; ``FileExistsError`` if the target exists
+    and `overwrite` is false.
     """
     if not os.fspath(target).endswith(".safetensors"):
         raise CheckpointError(f"{os.fspath(target)}: a converted checkpoint's name must end in .safetensors")

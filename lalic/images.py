@@ -1,32 +1,31 @@
-"""Pictures in and out: whatever Pillow opens becomes 8-bit RGB in sRGB by the rules below, or is refused with a reason.
+"""Loading and saving pictures: what Pillow opens becomes 8-bit RGB in sRGB by these rules, or is refused.
 
-    what comes                                  what happens
-    RGB, RGBX                                   taken as it is
-    grey (L), 1-bit, palette, HSV, YCbCr        converted to RGB, exactly but for HSV's and YCbCr's rounding
+    picture                                     what happens
+    RGB, RGBX                                   unchanged
+    grey (L), 1-bit, palette, HSV, YCbCr        converted to RGB, exactly except for the rounding of HSV and YCbCr
     CMYK, LAB, with an ICC profile              converted to sRGB through the profile
-    CMYK without a profile                      Pillow's plain formula (no ink model: colours are approximate)
+    CMYK without a profile                      Pillow's formula (no ink model: colours are approximate)
     LAB without a profile                       converted to sRGB from D50 L*a*b*
     alpha (RGBA, LA, a transparent palette      accepted if every pixel is opaque; else refused, unless `background`
-      entry or colour), premultiplied or not      names a colour to lay below (blended in sRGB, as browsers do)
+      entry or colour), premultiplied or not      is a colour to blend with (in sRGB, as browsers do)
     16-bit grey (I;16, and I within 0..65535)   v -> round(v / 257), so 0 -> 0 and 65535 -> 255
     32-bit integers (I) outside 0..65535        refused: the range is unknown
-    16-bit RGB, RGBA or grey with alpha (PNG)   Pillow opens these as 8 bit by dropping the low byte, which is at most
-                                                  1 of 255 darker than rounding; taken as opened
+    16-bit RGB, RGBA or grey with alpha (PNG)   opened by Pillow, which drops the low byte: at most 1 of 255 darker than
+                                                  rounding
     floating point (F)                          refused: the range is unknown
-    several frames (GIF, APNG, WebP, TIFF)      refused; of a multi-picture JPEG (MPO, as phones write) and of a layered
-                                                  PSD the main picture is taken
+    several frames (GIF, APNG, WebP, TIFF)      refused; a multi-picture JPEG (MPO, as phones write) and a layered PSD
+                                                  give their main picture
     EPS                                         refused: opening one runs an interpreter
     EXIF orientation                            applied; an unreadable EXIF block is ignored with an `ImageWarning`
-    ICC profile                                 pixels converted to sRGB (perceptual intent); a profile that moves no
-                                                  colour by more than 1 of 255 is taken for sRGB and the pixels stay;
-                                                  one that is broken or does not fit the picture is ignored with an
-                                                  `ImageWarning`
+    ICC profile                                 pixels converted to sRGB (perceptual intent); unchanged if the profile
+                                                  moves no colour by more than 1 of 255; a profile that is broken or
+                                                  does not fit the picture is ignored with an `ImageWarning`
     other metadata, gamma and chromaticity      dropped
       chunks
     more pixels than `max_pixels`               refused before it is decoded
     no picture, truncated, damaged              refused
 
-Every refusal is a `lalic.errors.ImageError` of one sentence. Any size from 1x1 up is fine.
+"Refused" raises `lalic.errors.ImageError`, one sentence. Any size from 1x1 up is accepted.
 """
 
 from __future__ import annotations
@@ -66,13 +65,13 @@ _MODES_OF_RGB = {"RGBX", "P", "HSV", "YCbCr"}
 
 
 class ImageWarning(UserWarning):
-    """Something about a picture was ignored, and the result may differ a little from what was meant."""
+    """A part of a picture file was ignored, and colours or orientation may differ from what was meant."""
 
 
 def parse_color(color: Color) -> tuple[int, int, int]:
-    """A colour as `ImageColor` reads it ("white", "#ffcc00", "rgb(1,2,3)") or three integers 0..255, as (r, g, b).
+    """(r, g, b), 0..255, of a colour name ("white", "#ffcc00", "rgb(1,2,3)": `PIL.ImageColor`) or of three integers.
 
-    Raises `ImageError` for anything else, transparent colours included.
+    Raises `ImageError` for anything else, also for a transparent colour.
     """
     rgb: tuple[int, ...]
     if isinstance(color, str):
@@ -91,12 +90,14 @@ def parse_color(color: Color) -> tuple[int, int, int]:
     return (rgb[0], rgb[1], rgb[2])
 
 
-def load(source: ImageSource, *, background: Color | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the table above.
+# Loading
 
-    background: colour laid below transparent pixels; without it they are refused. max_pixels: limit on width * height.
-    Returns a new `PIL.Image` of mode RGB without any metadata, so that loading it once more is a plain copy. Raises
-    `ImageError`; `OSError` only if a path cannot be opened.
+
+def load(source: ImageSource, *, background: Color | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Load a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the rules of this module.
+
+    background: colour below transparent pixels; None: they are refused. max_pixels: limit on width * height. Returns a
+    new `PIL.Image` of mode RGB in sRGB, without metadata. Raises `ImageError`; `OSError` if a path cannot be opened.
     """
     below = None if background is None else parse_color(background)
     if isinstance(source, Image.Image):
@@ -114,7 +115,7 @@ def _load_stream(stream: IO[bytes], below: tuple[int, int, int] | None, max_pixe
         raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
         raise ImageError(f"the picture is too large: the limit is {max_pixels} pixels") from None
-    except Exception as error:  # decoders meet damage with whatever their parsing trips over
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise _damaged(error) from error
     with image:
         return _convert(image, below, max_pixels)
@@ -142,7 +143,7 @@ def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels:
         image.load()
     except ImageError:
         raise
-    except Exception as error:  # any exception here means that the file could not be decoded
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise _damaged(error) from error
 
     profile = image.info.get("icc_profile")
@@ -151,15 +152,15 @@ def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels:
     image = _to_srgb(_to_8_bit(image), profile)
     if alpha is not None and below is not None:
         image = Image.composite(image, Image.new("RGB", image.size, below), alpha)
-    image.info = {}  # a copy's, and its profile must not be looked at again
+    image.info = {}  # of a copy; its profile must not be applied again
     return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; always a copy, so that the caller's object stays as it was."""
+    """A copy of the picture, rotated by its EXIF orientation."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's EXIF reader raises whatever its parsing trips over
+    except Exception as error:  # Pillow's EXIF reader raises many types for damaged data
         warnings.warn(f"the EXIF data is damaged ({error}); the picture is taken as stored", ImageWarning, stacklevel=4)
         return image.copy()
 
@@ -177,7 +178,7 @@ def _split_alpha(image: Image.Image, flatten: bool) -> tuple[Image.Image, Image.
             image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
         colors = image.convert("RGBA")
         alpha = colors.getchannel("A")
-        # An opaque or flattened grey picture stays grey here, so that its grey ICC profile still fits.
+        # A grey picture stays grey, so that its grey ICC profile still fits.
         if image.mode in ("LA", "L", "1"):
             image.info.pop("transparency", None)
             colors = image.convert("L")
@@ -187,14 +188,14 @@ def _split_alpha(image: Image.Image, flatten: bool) -> tuple[Image.Image, Image.
         return colors, None
     if not flatten:
         raise ImageError(
-            "the picture has transparent pixels, which a .lalic file cannot hold; name a colour to lay below them"
+            "the picture has transparent pixels, which a .lalic file cannot hold; give a colour to put below them"
             " (--background white, or background='white')"
         )
     return colors, alpha
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """One of the 8-bit modes that `_to_srgb` takes: RGB, L, CMYK or LAB."""
+    """The picture in one of the modes of `_to_srgb`: RGB, L, CMYK or LAB."""
     mode = image.mode
     if mode in ("RGB", "L", "CMYK", "LAB"):
         return image
@@ -216,15 +217,15 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in sRGB from mode RGB, L, CMYK or LAB, through the ICC profile if it is sound and fits."""
+    """RGB in sRGB from mode RGB, L, CMYK or LAB, by the ICC profile if it is valid and fits the mode."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             space = source.profile.xcolor_space.strip()
-            fitting = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space)
-            if fitting == "RGB" and image.mode == "L":
+            mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space)
+            if mode == "RGB" and image.mode == "L":
                 image = image.convert("RGB")
-            if fitting != image.mode:
+            if mode != image.mode:
                 raise ImageCms.PyCMSError(f"a {space} profile on a picture of mode {image.mode}")
             transform = ImageCms.buildTransform(
                 source, ImageCms.createProfile("sRGB"), image.mode, "RGB", ImageCms.Intent.PERCEPTUAL
@@ -241,15 +242,18 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether an RGB transform moves no colour of a 17x17x17 lattice by more than one level."""
-    levels = np.linspace(0, 255, 17).round().astype(np.uint8)
-    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(17, 17 * 17, 3)
+    """Whether an RGB transform moves no colour of a 17x17x17 lattice by more than 1 of 255."""
+    values = np.linspace(0, 255, 17).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(values, values, values, indexing="ij"), axis=-1).reshape(17, 17 * 17, 3)
     moved = np.asarray(transform.apply(Image.fromarray(lattice)))
     return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1
 
 
+# Tensors
+
+
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture (H, W) as float32 (1, 3, H, W) in [0, 1], contiguous, on the CPU."""
+    """An RGB picture as float32 (1, 3, H, W) in [0, 1], contiguous, on the CPU. Raises `ImageError` for other modes."""
     import torch
 
     if image.mode != "RGB":
@@ -259,43 +263,45 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def from_tensor(tensor: torch.Tensor) -> Image.Image:
-    """Float (1, 3, H, W) as an RGB picture: clamped to [0, 1], times 255, rounded half up.
+    """The RGB picture of a float tensor (1, 3, H, W): clamped to [0, 1], times 255, rounded half up.
 
-    Raises `ValueError` for another shape or a value that is not finite.
+    Raises `ValueError` for another shape or values that are not finite.
     """
     if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[1] != 3:
         raise ValueError(f"tensor has shape {tuple(tensor.shape)}, expected (1, 3, H, W)")
     pixels = tensor.detach()[0].float().cpu().numpy()
     if not np.isfinite(pixels).all():
         raise ValueError("tensor has values that are not finite, expected numbers in [0, 1]")
-    levels = np.floor(pixels.clip(0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+    rounded = np.floor(pixels.clip(0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(rounded.transpose(1, 2, 0)))
 
+
+# Saving
 
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 95, "subsampling": 0, "optimize": True},
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
-# Formats that only an external program or library reads, or that are no pictures: not looked for in folders.
-_NOT_LOOKED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+# Formats that need an external program, or are no pictures: not searched for in folders.
+_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 
 
 def readable_extensions() -> frozenset[str]:
-    """Lower-case extensions, with their dot, of the files that `lalic compress FOLDER` takes."""
+    """Extensions, lower-case with their dot, of the files that `lalic compress FOLDER` reads."""
     Image.init()
     return frozenset(
         extension.lower()
         for extension, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in _NOT_LOOKED_FOR
+        if name in Image.OPEN and name not in _NOT_SEARCHED_FOR
     )
 
 
 def dump(image: Image.Image, extension: str) -> bytes:
-    """The picture as the bytes of a file of the format that `extension` (".png", any case) stands for.
+    """The bytes of a picture file in the format of `extension` (such as ".png", in any case).
 
-    PNG, TIFF, BMP, WebP (lossless) keep every pixel; JPEG is written at quality 95 and 4:4:4; others as Pillow does by
-    default. Raises `ImageError` for an extension that Pillow cannot write, or a picture that the format cannot hold.
+    PNG, TIFF, BMP and WebP are lossless; JPEG has quality 95 and 4:4:4; others have Pillow's defaults. Raises
+    `ImageError` for an extension that Pillow cannot write, or a picture that the format cannot hold.
     """
     Image.init()
     name = Image.registered_extensions().get(extension.lower())

@@ -1,4 +1,4 @@
-"""One setting of the C library's allocator, for processes that are ours: the command line's."""
+"""A setting of the C library's memory allocator, for the command line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 
 
 def keep_memory() -> bool:
-    """Let freed memory be used again instead of going back to the system; true where that could be set (glibc).
+    """Keep freed memory in the process instead of returning it to the system. Returns whether it was set (glibc only).
 
-    By default glibc asks the system for each tensor above 32 MiB and gives it back when it is freed; the pages are
-    cleared on first touch every time, which takes longer than most element-wise operations on them. The process then
-    keeps its peak for as long as it lives, so a library must not decide this for its host; a command may.
+    By default glibc gets memory for each tensor above 32 MiB from the system and returns it when the tensor is freed.
+    The system clears the pages every time, which takes longer than most element-wise operations on them. With the
+    setting a process keeps its peak of memory, so a library must not set it for its user; a command may.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Figures of merit of pictures."""
+"""Quality metrics of pictures: PSNR. (MS-SSIM, which is also a loss, is in `lalic.nn.ms_ssim`.)"""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["psnr"]
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB of two RGB pictures of equal size: 8 bits, one mean over all three channels.
+    """Peak signal-to-noise ratio in dB of two 8-bit RGB pictures of equal size.
 
-    Infinite if every pixel is the same.
+    The mean square error is over all pixels and channels. Infinite for equal pictures.
     """
     error = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     mean_square = float(np.mean(error**2))

@@ -39,7 +39,9 @@ class _Hyper(nn.Module):
         self.h_s = hyper_synthesis(c)
 
 
-class _LatentCodec(nn.Module):
+class LatentCodec(nn.Module):
+    """The entropy model, under the published names: hyper transforms, prior and slices."""
+
     def __init__(self, c: Config):
         super().__init__()
         self.cache = WeightCache()  # the exact entropy model
@@ -51,32 +53,32 @@ class LALIC(nn.Module):
     """Linear Attention Modeling for Learned Image Compression (Feng et al., CVPR 2025).
 
     Args:
-        N: half the least width inside the entropy-parameter networks.
+        N: half of the smallest width inside the entropy-parameter networks.
         M: latent channels, equal to ``dims[3]``.
-        dims: six channel counts; depths: four block counts; see `lalic.config.Config`.
-        groups: latent channels of each slice; ``None`` is the published 16, 16, 32, 64 and the rest.
-        context_depth, context_rate: blocks of a channel context and their hidden rate (published: 2 and 8).
-        context_width: channels of the hyper parameters and inside the channel contexts; 0, as published, is M.
-        kernels: sides of the convolutions of g_a, and of g_s in reverse; aggregation_widths: inner widths of the
-            entropy-parameter networks, () as published.
-        qualities: anchors of the gains; 0, as published, is a model of one quality.
+        dims, depths: six numbers of channels, four numbers of RWKV blocks (`lalic.config.Config`).
+        groups: latent channels of each slice; ``None``: 16, 16, 32, 64 and the rest, as published.
+        context_depth, context_rate: blocks of a channel context, and their hidden width in multiples of their own.
+        context_width: channels of the hyper parameters and inside the channel contexts; 0: M, as published.
+        kernels: sides of the convolutions of g_a, and of g_s in reverse order.
+        aggregation_widths: inner widths of the entropy-parameter networks; (): as published.
+        qualities: anchors of the gains; 0: a model of one quality, as published.
 
-    Coding (`compress`, `encode` and their inverses) computes the entropy model in exact arithmetic, so that symbols do
-    not depend on the machine; `forward` and training compute it in floating point. ``entropy`` says so: "exact", or
-    "float" for measuring what the exact one costs. Only an exact model's files are portable.
+    Coding (`compress`, `encode` and their inverses) computes the entropy model in exact arithmetic, so symbols do not
+    depend on the machine; `forward` and training compute it in floating point. The attribute ``entropy`` is "exact", or
+    "float" to measure the cost of exact arithmetic. Only files of an exact model are portable.
 
     Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
 
-    ``quality``, where a method takes it, is a number in [1, 100], or a tensor (B,) with one for each picture, if the
-    model has gains (`lalic.nn.gains`); ``None`` is 50 there. Decoding must be told what coding was. ``QualityError``
-    is raised for other numbers, and by a model without gains for anything but ``None``.
+    The argument ``quality`` of a model with gains (`lalic.nn.gains`) is a number in [1, 100], or a tensor (B,) with one
+    for each picture; ``None`` is 50. Decoding needs the quality of encoding. ``QualityError`` is raised for other
+    numbers, and by a model without gains for anything but ``None``.
 
-    ``graph``, where a method takes it, is for a model on a GPU: True for launches captured as a CUDA graph, False for
-    plain ones, ``None`` for what the attribute ``graphs`` says, and if that is ``None`` too, a graph from the second
-    picture of a size on (docs/gpu.md). Elsewhere True raises ``ValueError``.
+    The argument ``graph`` is for a model on a GPU: True to capture the launches as a CUDA graph, False to launch one by
+    one, ``None`` for the value of the attribute ``graphs``; if that is ``None`` too, a graph is captured at the second
+    picture of a size (docs/gpu.md). On other devices True raises ``ValueError``.
     """
 
-    downsampling = 64  # pixels of a side that one hyper latent stands for
+    downsampling = 64  # pixels a side for one hyper latent
 
     def __init__(
         self,
@@ -103,55 +105,55 @@ class LALIC(nn.Module):
         self.config = Config(name="custom", **shape).named()  # type: ignore[arg-type]
         self.g_a = analysis(self.config)
         self.g_s = synthesis(self.config)
-        self.latent_codec = _LatentCodec(self.config)
-        self.h_a = self.latent_codec.hyper.h_a  # the published state dict holds these two twice
+        self.latent_codec = LatentCodec(self.config)
+        self.h_a = self.latent_codec.hyper.h_a  # the published state dict has these two twice
         self.h_s = self.latent_codec.hyper.h_s
         self.gains = Gains(M, qualities) if qualities else None
         self.precision = "float32"
         self.entropy = "exact"
-        self.share = ALL  # of a batch that several processes train on
+        self.share = ALL  # this process's part of a batch in training
         self.graphs: bool | None = None
-        self.cache = WeightCache()  # what is made of weights: tables, graphs, the hash, narrowed transforms
+        self.cache = WeightCache()  # tables, graphs, the hash, transforms in low precision
         self.launch_lock = LaunchLock()
 
     # Weights
 
     @classmethod
     def from_config(cls, config: Config) -> LALIC:
-        """A model of this shape with fresh weights."""
+        """A model of this configuration with random weights, in training mode."""
         return cls(**{f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"})
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> LALIC:
-        """A model ready to code, in eval mode, whose configuration is read off the tensors' shapes.
+        """A model ready to code, in eval mode. The configuration follows from the shapes of the tensors.
 
-        Takes the wrappers and key names of published files, and converted ones. Raises ``CheckpointError`` if it is not
-        a LALIC state dict, or a converted one whose entropy model is not the one that it names.
+        Takes wrappers and key names of published files, and converted checkpoints. Raises ``CheckpointError`` if it is
+        no LALIC state dict, or a converted one with another entropy model than its digest names.
         """
         sd = checkpoints.normalise(state_dict)
         model = cls.from_config(checkpoints.infer_config(sd))
         checkpoints.load_into(model, sd)
         model.update()
-        named = state_dict.get(checkpoints.DIGEST)
-        if named is not None:
-            found = exact_entropy(model.latent_codec).digest()
-            if not isinstance(named, Tensor) or bytes(named.tolist()).hex() != found:
+        expected = state_dict.get(checkpoints.DIGEST)
+        if expected is not None:
+            digest = exact_entropy(model.latent_codec).digest()
+            if not isinstance(expected, Tensor) or bytes(expected.tolist()).hex() != digest:
                 raise CheckpointError(
-                    f"the file's integer weights give an entropy model with digest {found[:16]}..., not the one that "
+                    f"the file's integer weights give an entropy model with digest {digest[:16]}..., not the one that "
                     f"it names: it is damaged, or was converted for other arithmetic than version {exact.VERSION}"
                 )
         return model.eval()
 
     def converted(self) -> dict[str, Tensor]:
-        """State dict with the entropy model's matrices as integers; `from_state_dict` takes it.
+        """State dict with the matrices of the entropy model as integers, for `from_state_dict`.
 
-        The same hash, and the same symbols, as this model. Raises ``ValueError`` before ``update()``.
+        It gives a model with the same hash and the same symbols. Raises ``ValueError`` before ``update()``.
         """
         self.prior_tables()
-        return checkpoints.convert(self, self.config, exact_entropy(self.latent_codec).digest())
+        return checkpoints.convert(self, exact_entropy(self.latent_codec).digest())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``torch.nn.Module.load_state_dict``, taking published key names; coding tables are resized."""
+        """``torch.nn.Module.load_state_dict`` that also takes published key names, and resizes the coding tables."""
         sd = checkpoints.complete(checkpoints.normalise(state_dict), self)
         for name, buffer in list(self.named_buffers()):
             if name.rsplit(".", 1)[-1] in checkpoints.TABLE_BUFFERS and name in sd:
@@ -159,34 +161,32 @@ class LALIC(nn.Module):
         return super().load_state_dict(sd, strict=strict, assign=assign)
 
     def update(self, scale_table: Any = None, force: bool = False) -> bool:
-        """Make the integer coding tables of z from the trained prior; true if they were made.
+        """Make the integer coding tables of z from the trained prior. Returns whether they were made.
 
-        Tables that a checkpoint brought are kept unless ``force``. The tables of y are frozen data and need no update;
-        ``scale_table`` is accepted for the published scripts' sake and must be ``None``.
+        Existing tables, such as those of a checkpoint, stay unless ``force``. The tables of y are constant data;
+        ``scale_table`` exists for published scripts and must be ``None``.
         """
         if scale_table is not None:
             raise ValueError("scale_table: expected None, the Gaussian tables are frozen; got another table")
         prior = self.latent_codec.hyper.entropy_bottleneck
-        if prior._quantized_cdf.numel() and not force:
+        if prior.tables()[0].numel() and not force:
             return False
-        # On the CPU whatever the model's device: tables made twice should not differ in a last bit.
+        # On the CPU for any model's device, as devices differ in the last bit.
         on_cpu = EntropyBottleneck(prior.channels)
         on_cpu.load_state_dict({**prior.state_dict(), **{n: torch.empty(0) for n in checkpoints.PRIOR_TABLES}})
-        cdf, length, offset = bottleneck_cdfs(on_cpu.logits_cumulative, on_cpu.quantiles)
-        device = prior.quantiles.device
-        prior._quantized_cdf, prior._cdf_length, prior._offset = cdf.to(device), length.to(device), offset.to(device)
+        prior.set_tables(*bottleneck_cdfs(on_cpu.logits_cumulative, on_cpu.quantiles))
         return True
 
     def aux_loss(self) -> Tensor:
-        """Loss that trains the prior's quantiles, and nothing else."""
+        """Loss that trains the prior's quantiles only, a scalar."""
         return self.latent_codec.hyper.entropy_bottleneck.auxiliary_loss()
 
     def weights_hash(self) -> bytes:
-        """8 bytes that name what decoding depends on; files carry them.
+        """8 bytes, written to every file, that identify the weights that decoding depends on.
 
-        They cover the arithmetic's version, the integer weights of the entropy model, the coding tables of z and y, the
-        inverse gains and the synthesis transform; not what only an encoder runs. With `entropy` set to "float" they
-        name another model, which cannot read files of this one, nor this one its.
+        They cover the version of the arithmetic, the integer weights of the entropy model, the coding tables of z and
+        y, the inverse gains and the synthesis transform; not what only an encoder runs. With `entropy` set to "float"
+        they differ, and neither model reads the other's files.
         """
         prior = self.latent_codec.hyper.entropy_bottleneck
         weights = [*self.latent_codec.y.named_parameters(), *self.h_s.named_parameters(prefix="hyper")]
@@ -195,25 +195,26 @@ class LALIC(nn.Module):
             synthesis.append(("gains.log_inverses", self.gains.log_inverses))
         tables = [(name, getattr(prior, name)) for name in checkpoints.PRIOR_TABLES]
         plain = [(n, t) for n, t in [*synthesis, *tables] if checkpoints.matters(n)]
-        named = [(n, t) for n, t in [*weights, ("quantiles", prior.quantiles)] if checkpoints.matters(n)]
+        entropy = [(n, t) for n, t in [*weights, ("quantiles", prior.quantiles)] if checkpoints.matters(n)]
 
         def make() -> bytes:
             digest = hashlib.sha256(f"lalic weights 1 {self.entropy} {exact.VERSION}\n".encode())
             digest.update(gaussian_tables().digest())
             if self.entropy == "exact":
                 digest.update(exact_entropy(self.latent_codec).digest().encode())
-            for name, value in plain if self.entropy == "exact" else [*plain, *named]:
+            for name, value in plain if self.entropy == "exact" else [*plain, *entropy]:
                 t = value.detach().cpu().contiguous()
                 digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
                 digest.update(t.flatten().view(torch.uint8).numpy())
             return digest.digest()[:8]
 
-        return self.cache.get("hash", [t for _, t in [*plain, *named]], make, self.entropy)
+        return self.cache.get("hash", [t for _, t in [*plain, *entropy]], make, self.entropy)
 
     def set_precision(self, precision: str) -> LALIC:
-        """Let g_a, h_a and g_s compute in "float32", "bfloat16" or "float16" where no gradients are asked for.
+        """Compute g_a, h_a and g_s in "float32", "bfloat16" or "float16" if there are no gradients. Returns the model.
 
-        Pictures and rates change a little, the meaning of a file does not (`lalic.nn.precision`). Returns the model.
+        Pictures and rates change a little, the meaning of a file does not (`lalic.nn.precision`). Raises ``ValueError``
+        for another name.
         """
         dtype_of(precision)
         self.precision = precision
@@ -222,7 +223,11 @@ class LALIC(nn.Module):
     # Tensors to tensors
 
     def forward(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
-        """x (B, 3, H, W) -> ``{"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}}``; x_hat is not clamped."""
+        """x (B, 3, H, W) -> ``{"x_hat", "likelihoods": {"y", "z"}}``, as the published method.
+
+        x_hat (B, 3, H, W) is not clamped; likelihoods are (B, M, H / 16, W / 16) and (B, C, H / 64, W / 64). In
+        training mode noise replaces rounding for the likelihoods, and rounding passes gradients on.
+        """
         self.check_picture(x)
         qualities = self.as_qualities(quality, x.shape[0])
         y = self.gain(self._transform("g_a", _channels_last(x)), qualities)
@@ -235,7 +240,7 @@ class LALIC(nn.Module):
 
     @torch.no_grad()
     def latents(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: the same for every quality."""
+        """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: equal for every quality."""
         self.check_picture(x)
         return self._transform("g_a", _channels_last(x))
 
@@ -243,16 +248,17 @@ class LALIC(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, quality: float | None = None, *, graph: bool | None = None) -> Stream:
-        """The stream of one picture x (1, 3, H, W), as files hold it: everything in one, so lanes are paid for once.
+        """The stream of one picture x (1, 3, H, W), as files have it: all symbols in one rANS stream.
 
-        On a GPU symbols are coded there, to the same bytes. Raises ``LalicError`` for a picture that cannot be coded.
+        On a GPU symbols are coded on the device, to the same bytes. Raises ``LalicError`` for a picture that cannot be
+        coded with these weights.
         """
         _check_one(x)
         return coder_for(self, self.graphs if graph is None else graph).encode(x, quality)
 
     @torch.no_grad()
     def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> Stream:
-        """`encode` of a picture whose `latents` y (1, M, H / 16, W / 16) are known."""
+        """The stream of one picture, from its `latents` y (1, M, H / 16, W / 16)."""
         _check_one(y)
         return coder_for(self, self.graphs if graph is None else graph).encode_latents(y, quality)
 
@@ -262,13 +268,13 @@ class LALIC(nn.Module):
     ) -> Tensor:
         """Inverse of `encode`: x_hat (1, 3, height, width) clamped to [0, 1].
 
-        Raises ``BitstreamError`` when a stream is malformed or the symbols are not the encoder's; never returns a wrong
-        picture. On a GPU nothing waits for the device before the picture is done, and then what went wrong is raised.
+        Raises ``BitstreamError`` if the stream is malformed or the symbols are not the encoder's; it never returns a
+        wrong picture. On a GPU errors are checked once, when the picture is done.
         """
-        (found,) = self.decode_batch([stream], height, width, [quality], graph=graph)
-        if isinstance(found, BitstreamError):
-            raise found
-        return found
+        (result,) = self.decode_batch([stream], height, width, [quality], graph=graph)
+        if isinstance(result, BitstreamError):
+            raise result
+        return result
 
     @torch.no_grad()
     def decode_batch(
@@ -280,29 +286,32 @@ class LALIC(nn.Module):
         *,
         graph: bool | None = None,
     ) -> list[Tensor | BitstreamError]:
-        """`decode` of several pictures of one size: each picture, or what is wrong with its stream.
+        """Decode several pictures of one size: a list with each picture, or the error of its stream.
 
-        On a GPU all of them go through the launches of one. Raises ``ValueError`` for lists of different lengths.
+        On a GPU the launches of one picture decode all of them. Raises ``ValueError`` for lists of different lengths.
         """
         if len(streams) != len(qualities):
             raise ValueError(
-                f"streams, qualities: expected one of each a picture, got {len(streams)} and {len(qualities)}"
+                f"streams, qualities: expected lists of one length, got {len(streams)} and {len(qualities)}"
             )
-        size = self._latent_size(height, width)
+        size = self._hyper_size(height, width)
         return coder_for(self, self.graphs if graph is None else graph).decode(streams, size, qualities)
 
     @torch.no_grad()
     def read(self, stream: Stream, height: int, width: int) -> Decoded:
-        """`decode` without the synthesis transform. With exact arithmetic the same bits on every machine."""
-        return coder_for(self).read(stream, self._latent_size(height, width))
+        """Decode a stream without the synthesis transform; in exact arithmetic to the same bits on every machine.
+
+        Raises ``BitstreamError`` like `decode`.
+        """
+        return coder_for(self).read(stream, self._hyper_size(height, width))
 
     @torch.no_grad()
     def compress(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
         """x (B, 3, H, W) -> ``{"strings", "shape", "y_hat"}``, as the published method.
 
-        ``strings`` is a list of 2 * slices + 1 lists (each slice's anchors and others, then z) of one ``bytes`` per
-        picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``. Each string stands for itself;
-        `encode` makes the smaller streams that files hold.
+        ``strings`` is a list of 2 * slices + 1 lists (anchors and others of each slice, then z) of one ``bytes`` a
+        picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``; y_hat is (B, M, h, w). Each string
+        is a rANS stream of its own; `encode` makes the smaller streams of files.
         """
         z, passes, y_hat = symbols_of(self, self.latents(x), quality)
         tables = [gaussian_tables()] * len(passes) + [self.prior_tables()]
@@ -324,7 +333,7 @@ class LALIC(nn.Module):
 
     @torch.no_grad()
     def decode_strings(self, strings: Sequence[Sequence[bytes]], shape: Mapping[str, Any]) -> Tensor:
-        """`decompress` up to y_hat (B, M, h, w), which is the encoder's to the last bit."""
+        """Decode ``strings`` of `compress` to y_hat (B, M, h, w), equal to the encoder's. Raises ``BitstreamError``."""
         count = 2 * len(self.config.groups) + 1
         if len(strings) != count or len({len(s) for s in strings}) != 1 or not strings[0]:
             raise ValueError(f"strings: expected {count} lists of one bytes a picture, got {[len(s) for s in strings]}")
@@ -345,12 +354,12 @@ class LALIC(nn.Module):
             return decode_latents(self, z.reshape(batch, channels, *size).to(self.medians), Read(read))
 
     def prior_tables(self) -> rans.CodingTables:
-        """Coding tables of z, a row a channel. Raises ``ValueError`` before ``update()``."""
+        """Coding tables of z, one row for each channel. Raises ``ValueError`` before ``update()``."""
         buffers = self._table_buffers()
         return self.cache.get("z tables", buffers, lambda: rans.CodingTables(*(x.cpu().numpy() for x in buffers)))
 
     def tables(self) -> rans.CodingTables:
-        """Rows of the Gaussian tables and then z's: those of a stream that holds everything."""
+        """Coding tables of a file's stream: Gaussian rows, then z's. Raises ``ValueError`` before ``update()``."""
 
         def make() -> rans.CodingTables:
             return gaussian_tables().concat(self.prior_tables())
@@ -358,65 +367,68 @@ class LALIC(nn.Module):
         return self.cache.get("tables", self._table_buffers(), make)
 
     def _table_buffers(self) -> list[Tensor]:
-        prior = self.latent_codec.hyper.entropy_bottleneck
-        if prior._quantized_cdf.numel() == 0:
+        tables = self.latent_codec.hyper.entropy_bottleneck.tables()
+        if tables[0].numel() == 0:
             raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
-        return [prior._quantized_cdf, prior._cdf_length, prior._offset]
+        return tables
 
-    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Of hyper latents."""
+    def _hyper_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the hyper latents of a picture."""
         step = self.downsampling
         if min(height, width) < step or height % step or width % step:
             raise ValueError(f"height, width: expected positive multiples of {step}, got {height}, {width}")
         return height // step, width // step
 
-    # Steps that coders make
+    # Steps of encoding and decoding
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model's weights."""
         return self.latent_codec.hyper.entropy_bottleneck.quantiles.device
 
     @property
     def medians(self) -> Tensor:
-        """Middles of the hyper latents' distributions, (1, C, 1, 1)."""
+        """Medians of the hyper latents' distributions, (1, C, 1, 1)."""
         return self.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1)
 
     def hyper_latents(self, y: Tensor) -> Tensor:
-        """Gained latents -> hyper latents, not rounded."""
+        """Gained latents (B, M, h, w) -> hyper latents (B, C, h / 4, w / 4), not rounded."""
         return self._transform("h_a", y)
 
     def gain(self, y: Tensor, qualities: Tensor | None) -> Tensor:
-        """Latents as they are coded. qualities: what `as_qualities` gave."""
+        """Latents y (B, M, h, w) -> gained latents, which are coded. qualities: from `as_qualities`."""
         if self.gains is None:
             return y
         assert qualities is not None
         return self.gains.gain(y, qualities)
 
     def synthesise(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
-        """The picture behind decoded latents, not clamped. qualities: what `as_qualities` gave."""
+        """Decoded latents (B, M, h, w) -> pictures (B, 3, H, W), not clamped. qualities: from `as_qualities`."""
         if self.gains is not None:
             assert qualities is not None
             y_hat = self.gains.inverse(y_hat, qualities)
         return self._transform("g_s", y_hat)
 
     def as_qualities(self, quality: float | Sequence[float | None] | Tensor | None, batch: int) -> Tensor | None:
-        """Qualities, looked at: (batch,) float32, on the CPU or where a given tensor is; None for one quality only."""
-        given: Any = quality if isinstance(quality, list | tuple) else [quality]
+        """Checked qualities (batch,) float32, on the CPU or a given tensor's device; None for a model without gains.
+
+        quality: one for all pictures, or one for each; ``None`` is 50. Raises ``QualityError``.
+        """
+        values: Any = quality if isinstance(quality, list | tuple) else [quality]
         if self.gains is None:
-            for one in given:
-                if one is not None:
+            for value in values:
+                if value is not None:
                     name = self.config.name
                     raise QualityError(
-                        f"quality is {one:g}, expected none: the model {name!r} was trained for one quality"
+                        f"quality is {value:g}, expected none: the model {name!r} was trained for one quality"
                     )
             return None
         if isinstance(quality, Tensor):
             return as_qualities(quality, batch)
-        return as_qualities([DEFAULT_QUALITY if q is None else float(q) for q in given], batch)
+        return as_qualities([DEFAULT_QUALITY if q is None else float(q) for q in values], batch)
 
     def check_picture(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless x is a batch of pictures that the model takes."""
+        """Raise ``ValueError`` unless x is (B, 3, H, W) floating point, with H and W multiples of 64."""
         step = self.downsampling
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % step or x.shape[3] % step or x.numel() == 0:
             raise ValueError(
@@ -426,7 +438,7 @@ class LALIC(nn.Module):
             raise ValueError(f"x: expected a floating dtype with values in [0, 1], got {x.dtype}")
 
     def _transform(self, name: str, x: Tensor) -> Tensor:
-        """g_a, h_a or g_s of x; without gradients under the model's precision, with them as autocast says."""
+        """g_a, h_a or g_s of x, without gradients in the model's precision."""
         transform, dtype = getattr(self, name), dtype_of(self.precision)
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
             return transform(x)

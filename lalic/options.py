@@ -1,4 +1,4 @@
-"""Options that several commands share, each defined once. Needs no torch, so that `lalic --help` answers at once."""
+"""Options that several commands share. Imports no torch, so that `lalic --help` is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def positive(text: str) -> int:
-    """An argparse type: a whole number above 0."""
+    """Type for argparse: a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
@@ -32,7 +32,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--checkpoint, of `several` files or one."""
+    """--checkpoint, with one file or with several."""
     if several:
         text = "weights to use instead of those that ship; several files are several models"
         parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help=text)
@@ -55,13 +55,13 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_process(threads: int | None) -> None:
-    """Settings for a process of the command line: freed memory is kept, and `threads` CPU threads compute.
+    """Set up a process of the command line: memory allocator and number of CPU threads.
 
-    threads: None leaves the number to torch. Variables of the environment are read when a library is imported, so they
-    are set for libraries alone that are not imported yet.
+    threads: None for torch's default. Environment variables are read when a library is imported, so they are set only
+    for libraries that are not imported yet.
     """
     keep_memory()
-    # torch's OpenMP threads (libgomp) would spin for milliseconds after each operation, where other threads could work.
+    # Otherwise torch's OpenMP threads (libgomp) spin for milliseconds after each operation and block other threads.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if threads is None:
         return

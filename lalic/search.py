@@ -1,6 +1,7 @@
-"""The quality at which a picture's file has a given size, or a given PSNR, searched by coding it.
+"""Search for the quality at which a picture's file has a given size or a given PSNR.
 
-Every step is a real file: its whole size counts, and PSNR is of what it decodes to. The analysis transform runs once.
+Every step encodes a file; the size is that of the whole file, and PSNR is measured on the decoded picture. The analysis
+transform runs once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LOWEST, _HIGHEST = 100, 10000  # hundredths
 
 
 class Encoded(NamedTuple):
-    """data: the .lalic file. quality: what it was coded at. value: its bits per pixel, or its PSNR in dB."""
+    """Result of a search. data: the .lalic file. quality: of the file. value: its bits per pixel, or its PSNR in dB."""
 
     data: bytes
     quality: float
@@ -34,10 +35,10 @@ class Encoded(NamedTuple):
 def encode_to_bpp(
     image: ImageSource, bpp: float, model: LALIC | None = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
 ) -> Encoded:
-    """The picture's file of `bpp` bits per pixel, as near as `tolerance`, a share of `bpp`.
+    """Encode a picture to a file of `bpp` bits per pixel.
 
-    image, model, options: see `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities
-    1 to 100 do not reach the target, with what they reach.
+    tolerance: allowed difference, relative to `bpp`. image, model, options: arguments of `lalic.encode`. Raises
+    `LalicError` for a model of one quality, and if no quality from 1 to 100 gives the target.
     """
     return _search(image, bpp, model, _bits_per_pixel, tolerance * bpp, "bits per pixel", options)
 
@@ -50,10 +51,10 @@ def encode_to_psnr(
     tolerance: float = PSNR_TOLERANCE,
     **options: Any,
 ) -> Encoded:
-    """The picture's file whose PSNR (`lalic.metrics.psnr`) is `decibels`, as near as `tolerance` dB.
+    """Encode a picture to a file with a PSNR (`lalic.metrics.psnr`) of `decibels`.
 
-    image, model, options: see `lalic.encode`. Raises `LalicError` for a model of one quality, and where the qualities 1
-    to 100 do not reach the target, with what they reach.
+    tolerance: allowed difference in dB. image, model, options: arguments of `lalic.encode`. Raises `LalicError` for a
+    model of one quality, and if no quality from 1 to 100 gives the target.
     """
     return _search(image, decibels, model, _psnr, tolerance, "dB", options)
 
@@ -97,17 +98,17 @@ def _search(
         )
     a, b, halve = _LOWEST, _HIGHEST, False
     while abs(best.value - target) > tolerance and b - a > 1:
-        # Values are nearly a line in the quality (rates in their logarithm), so a guess along it comes near; every
-        # other step halves what is left, in case they are not.
+        # Values (of rates the logarithm) are nearly linear in the quality, so interpolation comes near. Every other
+        # step halves the interval, in case they are not.
         values = [math.log(v) if unit != "dB" else v for v in (low.value, high.value, target)]
-        along = 0.5 if halve or values[0] == values[1] else (values[2] - values[0]) / (values[1] - values[0])
-        middle = min(b - 1, max(a + 1, round(a + along * (b - a))))
+        fraction = 0.5 if halve or values[0] == values[1] else (values[2] - values[0]) / (values[1] - values[0])
+        middle = min(b - 1, max(a + 1, round(a + fraction * (b - a))))
         encoded = at(middle)
         if encoded.value < target:
             a, low = middle, encoded
         else:
             b, high = middle, encoded
-        best = min((best, encoded), key=lambda f: abs(f.value - target))
+        best = min((best, encoded), key=lambda e: abs(e.value - target))
         halve = not halve
     if abs(best.value - target) > tolerance:
         raise LalicError(

@@ -1,4 +1,4 @@
-"""How much of the house one warm `lalic.encode` and `lalic.decode` go through: files and functions of both packages.
+"""Count the files and functions of both packages that a warm `lalic.encode` and `lalic.decode` enter.
 
 python scripts/files_entered.py [-v]
 """
@@ -19,7 +19,7 @@ import lalic_kernels
 
 
 def entered(call: Callable[[], Any]) -> Counter[str]:
-    """Functions of ours that a call enters, by file."""
+    """Number of functions of both packages that a call enters, by file."""
     roots = tuple(str(Path(module.__file__ or "").parent) for module in (lalic, lalic_kernels))
     seen: set[Any] = set()
 

@@ -1,6 +1,6 @@
-"""The pictures that training leaves out, as files: `python scripts/held_out.py DATA... -o FOLDER`.
+"""Write the held-out pictures of training as files: `python scripts/held_out.py DATA... -o FOLDER`.
 
-DATA is what `lalic train` was given. Weights are chosen on these pictures, with the tools that take folders:
+DATA: the arguments of `lalic train`. The files are for choosing weights, with commands that take folders:
 
     lalic eval FOLDER --codecs lalic --checkpoint ONE.safetensors OTHER.safetensors -q 10 30 50 70 90
 """
@@ -18,7 +18,7 @@ from lalic.train.data import Crops
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the pictures as PNG files, numbered in their order; returns the exit code."""
+    """Write the pictures as numbered PNG files. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures that a run is given")

@@ -1,6 +1,6 @@
-"""Makes the data file of gaussian_tables(): `python scripts/make_gaussian_tables.py [FILE]`.
+"""Make the data file of `lalic.coder.tables.gaussian_tables`: `python scripts/make_gaussian_tables.py [FILE]`.
 
-Run once; kept as the record of where the numbers come from. Row i is a zero-mean Gaussian of standard deviation
+It was run once, and documents where the numbers come from. Row i is a zero-mean Gaussian of standard deviation
 s = scale_table()[i]: symbols -c..c with c = ceil(6.10941 s) (the quantile of 0.5e-9), p(k) = Phi((1/2 - |k|)/s) -
 Phi((-1/2 - |k|)/s) in float32, the escape with the mass of both tails. Source: CompressAI 1.2.6, GaussianConditional.
 """
@@ -28,7 +28,7 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def compute_gaussian_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Padded int32 CDFs (64, 3133), lengths (64,), offsets (64,), computed here and now with this machine's erfc."""
+    """Padded int32 CDFs (64, 3133), lengths (64,), offsets (64,), computed with this machine's erfc."""
     scales = scale_table().cpu()
     half_width = torch.ceil(scales * -NormalDist().inv_cdf(TAIL_MASS / 2)).to(torch.int64)
     lengths = 2 * half_width + 1
@@ -40,7 +40,7 @@ def compute_gaussian_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file (default: in lalic/coder) if the numbers are the published ones; else says so and fails."""
+    """Write the file (default: in lalic/coder) if the numbers are the published ones. Returns the exit code."""
     target = Path(arguments[0]) if arguments else Path(tables.__file__).with_name(GAUSSIAN_FILE)
     matrix, lengths, offsets = compute_gaussian_rows()
     if matrix_sha256(matrix) != GAUSSIAN_SHA256:

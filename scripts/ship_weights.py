@@ -1,11 +1,11 @@
-"""Weights of a run, as the package ships them: `python scripts/ship_weights.py RUN [RUN...] --device-time TEXT`.
+"""Put the weights of a run into the package: `python scripts/ship_weights.py RUN [RUN...] --device-time TEXT`.
 
-The last RUN's averaged weights go to lalic/weights/ under their configuration's name, with the logs of all runs, in the
-order in which one started from the other, and a model card that says what can be read off them. What cannot, the words
-about data and limits, stands in `CARD` below.
+The averaged weights of the last RUN go to lalic/weights/ under the name of their configuration, with the logs of all
+runs, in the order in which one started from the other, and a model card. The card's texts on data and limits are in
+this file.
 
---after TEXT goes on from the weights that are there, whose runs' folders need not exist any more: their recipes, steps
-and logs are kept from card and log, and TEXT says what was done to the weights in between, or "no change".
+--after TEXT continues from the weights in the package: recipes, steps and logs of their runs are taken from card and
+log, and TEXT describes what was done to the weights in between, or is "no change".
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lalic.files import write_atomic
 from lalic.nn import checkpoints
 from lalic.train.recipe import Recipe, option
 
-LARGEST = 24_000_000  # bytes of a file that ships
-HOME = Path(__file__).parents[1] / "lalic" / "weights"
+MAX_BYTES = 24_000_000  # of a file of weights
+WEIGHTS = Path(__file__).parents[1] / "lalic" / "weights"
 
 _TABLE = {
     "model": "`lalic.{name}()`: M {M} in groups of {groups}, kernels {kernels}, dims {dims}, depths {depths}, contexts "
@@ -60,14 +60,14 @@ LIMITS = "trained for hours on one CPU core, where such models train for days on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write weights, log and card; returns the exit code. Raises ``CheckpointError`` for what is no finished save."""
+    """Write weights, log and card. Returns the exit code. Raises ``CheckpointError`` for a run without a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, the last one ships")
     parser.add_argument("--device-time", required=True, help='such as "5 hours on one core of an AMD EPYC server"')
-    parser.add_argument("--limits", default=LIMITS, help="what the card says of them")
-    parser.add_argument("--after", metavar="TEXT", help="what was done to the weights there before these runs")
-    parser.add_argument("--to", type=Path, default=HOME, help="folder to write to (default: the package's)")
+    parser.add_argument("--limits", default=LIMITS, help="limits of the weights, for the card")
+    parser.add_argument("--after", metavar="TEXT", help="what was done to the weights in the package before")
+    parser.add_argument("--to", type=Path, default=WEIGHTS, help="folder to write to (default: the package's)")
     args = parser.parse_args(argv)
     print(ship(args.runs, args.device_time, args.limits, args.to, args.after))
     return 0
@@ -76,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path, after: str | None = None) -> str:
     """Write the last run's weights, the logs of all runs and the card to the folder `to`.
 
-    device_time, limits: what the card says of them. after: what was done to the weights that are there before these
-    runs; None: the runs started from nothing. Returns a line that says what was written. Raises ``CheckpointError`` for
-    what is no finished save, for weights that are too large, and for a card without the field that is to be continued.
+    device_time, limits: texts of the card. after: what was done to the weights in `to` before these runs; None: the
+    runs started from random weights. Returns a line on what was written. Raises ``CheckpointError`` for a run without a
+    checkpoint, for weights that are too large, and for a card without a field that is to be continued.
     """
     states = [checkpoints.read(run / "last.pt") for run in runs]
     data = (runs[-1] / "weights.safetensors").read_bytes()
-    if len(data) > LARGEST:
-        raise CheckpointError(f"{runs[-1]}: weights of {len(data)} bytes, expected at most {LARGEST}")
+    if len(data) > MAX_BYTES:
+        raise CheckpointError(f"{runs[-1]}: weights of {len(data)} bytes, expected at most {MAX_BYTES}")
     model = lalic.load_checkpoint(runs[-1] / "weights.safetensors")
     config = model.config
     rows = [_rows(run / "log.csv") for run in runs]
@@ -136,7 +136,7 @@ def _rows(log: Path) -> list[dict[str, str]]:
 
 
 def _field(card: str, name: str) -> str:
-    """What a card says of this field. Raises ``CheckpointError`` if it says nothing."""
+    """The text of a card's field. Raises ``CheckpointError`` if there is no such field."""
     for line in card.splitlines():
         if line.startswith(f"| {name} | "):
             return line.removeprefix(f"| {name} | ").removesuffix(" |")
@@ -144,12 +144,12 @@ def _field(card: str, name: str) -> str:
 
 
 def _recipe(saved: dict[str, Any]) -> Recipe:
-    known = {f.name for f in fields(Recipe)}
-    return Recipe(**{name: value for name, value in saved.items() if name in known})
+    names = {f.name for f in fields(Recipe)}
+    return Recipe(**{name: value for name, value in saved.items() if name in names})
 
 
 def _changes(recipe: Recipe) -> str:
-    """What a recipe says that the default does not, as options of `lalic train`."""
+    """The options of `lalic train` for a recipe's differences from the default."""
     options = []
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
@@ -161,12 +161,12 @@ def _changes(recipe: Recipe) -> str:
 
 
 def _objective(recipe: Recipe, gains: bool) -> str:
-    far = "255^2 * MSE" if recipe.metric == "mse" else "(1 - MS-SSIM)"
+    distortion = "255^2 * MSE" if recipe.metric == "mse" else "(1 - MS-SSIM)"
     if not gains:
-        return f"{recipe.lmbda:g} * {far} + bits per pixel: one point of the rate-distortion curve"
+        return f"{recipe.lmbda:g} * {distortion} + bits per pixel: one point of the rate-distortion curve"
     return (
-        f"lambda * {far} + bits per pixel, every sample at its own quality; lambda {recipe.lowest:g} at quality 1 to "
-        f"{recipe.highest:g} at 100, log-linear"
+        f"lambda * {distortion} + bits per pixel, every sample at its own quality; lambda {recipe.lowest:g} at quality "
+        f"1 to {recipe.highest:g} at 100, log-linear"
     )
 
 

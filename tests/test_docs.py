@@ -69,7 +69,7 @@ def problem(words: list[str]) -> str | None:
     """What is wrong with a command of ours, None if nothing is or it is somebody else's. Nothing is run."""
     if words[0] == "lalic":
         try:
-            cli._build_parser().parse_args(words[1:])
+            cli.build_parser().parse_args(words[1:])
         except SystemExit as stop:
             if stop.code:
                 return f"`{shlex.join(words)}` is not what the command line takes"

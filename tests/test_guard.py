@@ -1,4 +1,4 @@
-"""What a change of structure must leave as it is: outputs, rates and gradients of models, against golden/guard.json.
+"""A change of structure must not change outputs, rates and gradients of models; against golden/guard.json.
 
 Symbols have a guard of their own, the golden streams. `python tests/test_guard.py` writes the file anew: for a change
 of the numbers that was meant, and then the commit says why.

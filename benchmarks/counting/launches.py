@@ -110,7 +110,7 @@ def counting() -> Iterator[Launches]:
 
     places = (
         (ExactEntropy, "_hyper_parameters", "hyper synthesis"),
-        (GpuSliceState, "known_part", "channel contexts"), (GpuSliceState, "network", "aggregation"),
+        (GpuSliceState, "hyper_and_channel", "channel contexts"), (GpuSliceState, "network", "aggregation"),
         (ExactEngine, "head", "Gaussian head"),
         (DeviceDecoder, "decode_channels", "entropy decoding"),
         (DeviceDecoder, "decode_parameters", "entropy decoding"),

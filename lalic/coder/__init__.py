@@ -1,4 +1,4 @@
-"""The seam between a model and bytes: `coder_for` gives what turns pictures into streams and back."""
+"""Between a model and bytes: `coder_for` gives the coder that turns pictures into streams and back."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ __all__ = ["Coder", "Decoded", "Stream", "coder_for"]
 
 
 class Coder(Protocol):
-    """Pictures x are (1, 3, H, W) in [0, 1], latents y (1, M, H / 16, W / 16); a size is that of the hyper latents."""
+    """Turns pictures into streams and back, on the host or on a GPU.
+
+    Pictures x are (1, 3, H, W) float in [0, 1], latents y (1, M, H / 16, W / 16) before gains. A size is (h, w) of the
+    hyper latents, (H / 64, W / 64).
+    """
 
     def encode(self, x: Tensor, quality: float | None) -> Stream:
-        """The stream of one picture. Raises ``LalicError`` for one that cannot be coded with these weights."""
+        """The stream of one picture. Raises ``LalicError`` if it cannot be coded with these weights."""
 
     def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
-        """The same of a picture whose latents are known."""
+        """The stream of one picture, from its latents. Raises ``LalicError`` as `encode`."""
 
     def decode(
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
     ) -> list[Tensor | BitstreamError]:
-        """Pictures of one size, or what is wrong with a stream in its place."""
+        """Pictures of one size. For a stream that is damaged the list has its error in place of a picture."""
 
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
-        """Latents alone. Raises ``BitstreamError``."""
+        """Decode without the synthesis transform. Raises ``BitstreamError`` for a damaged stream."""
 
 
 def coder_for(model: LALIC, graph: bool | None = None) -> Coder:
-    """What codes with a model where it is: on a GPU where Triton is installed, else through the host.
+    """The coder for a model: `GpuCoder` for a model on a GPU if Triton is installed, else `HostCoder`.
 
-    graph: on a GPU, True for launches captured as a CUDA graph, False for plain ones, None for a graph from the second
-    picture of a size on. Raises ``ValueError`` for a graph where there is none.
+    graph: on a GPU, True to capture the launches as a CUDA graph, False to launch one by one, None for a graph from the
+    second picture of a size on. Raises ``ValueError`` for True with a `HostCoder`.
     """
     if codes_on_gpu(model.device):
         from lalic.coder.gpu import GpuCoder
@@ -54,5 +58,5 @@ def coder_for(model: LALIC, graph: bool | None = None) -> Coder:
 
 
 def codes_on_gpu(device: torch.device) -> bool:
-    """Whether symbols are coded where the model is, and not on the host."""
+    """Whether symbols of a model on this device are coded on the device, not on the host."""
     return device.type == "cuda" and installed.TRITON

@@ -1,14 +1,15 @@
 """The arithmetic of coding: engines in floating point and in exact arithmetic, and the exact entropy model.
 
-`lalic.coder.schedule` says what is computed, in which order and what is kept; an engine says how. `FloatEngine` is what
-training and `forward` use. `ExactEngine` gives the same bits on every machine, from z symbols to indexes and means
-(docs/exact-arithmetic.md says what it computes). `ExactEntropy` holds all that a decoder needs of a model before its
-synthesis transform, as integers and settled floats: medians, hyper synthesis, slices. It is made from float weights by
-exact steps alone, so that every machine makes the same one of the same weights, and `digest` names it.
+`lalic.coder.schedule` defines what is computed and in which order; an engine defines how. `FloatEngine` is for training
+and `forward`. `ExactEngine` gives the same bits on every machine, from z symbols to table rows and means
+(docs/exact-arithmetic.md). `ExactEntropy` holds what a decoder needs of a model before the synthesis transform, as
+integers and settled floats: medians, hyper synthesis, slices. Only exact steps make it from float weights, so every
+machine makes the same one from the same weights, and `digest` identifies it.
 
-What is computed besides the exact primitives are single float32 additions, each rounded by itself:
-z_hat = symbol + median; a slice's first product = spatial part with its bias, or the bias alone for anchors,
-+ (hyper part + channel part); a channel context's first convolution = its parts in coding order; y_hat = symbol + mean.
+Beside the exact primitives there are only single float32 additions:
+z_hat = symbol + median; first product of a slice = (spatial part + bias, or the bias alone for anchors)
++ (hyper part + channel part); first convolution of a channel context = its parts in coding order;
+y_hat = symbol + mean.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,9 @@ from lalic.nn.context import SliceStack, full_precision
 from lalic_kernels import exact
 from lalic_kernels.rans import OutputView
 
+if TYPE_CHECKING:
+    from lalic.model import LatentCodec
+
 
 class _Affine(NamedTuple):
     weight: Tensor
@@ -42,7 +46,7 @@ class _Affine(NamedTuple):
 
 
 class FloatEngine:
-    """torch and `lalic_kernels` in floating point, differentiable; what it takes of weights is the weights."""
+    """Floating point, differentiable: torch and `lalic_kernels`. Preparing leaves weights as they are."""
 
     name = "float"
 
@@ -53,7 +57,7 @@ class FloatEngine:
         return _Affine(weight, bias)
 
     def prepare_block(self, block: RWKVBlock) -> RWKVBlock:
-        return block  # it keeps what it derives itself
+        return block  # it caches what it derives from its weights
 
     def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tensors
@@ -82,7 +86,7 @@ FLOAT = FloatEngine()
 
 
 class ExactEngine:
-    """`lalic_kernels.exact` behind the interface of `Engine`; weights are quantised when they are prepared."""
+    """`lalic_kernels.exact` with the interface of `Engine`. Preparing a weight quantises it."""
 
     name = "exact"
 
@@ -109,7 +113,7 @@ class ExactEngine:
         return exact.prepare_entropy_params((mix, bias), (norm_weight, norm_bias), key, receptance, value)
 
     def without_inputs(self, aggregation: exact.ExactEntropyParams) -> exact.ExactEntropyParams:
-        return aggregation  # `aggregation` sees that there are none
+        return aggregation  # `exact.entropy_params` takes inputs of no columns as they are
 
     def linear(self, x: Tensor, weights: exact.ExactLinear) -> Tensor:
         return exact.linear(x, weights, backend=self.backend)
@@ -130,45 +134,48 @@ class ExactEngine:
 EXACT = ExactEngine()
 
 
+# The exact entropy model
+
+
 @dataclass(frozen=True, eq=False)
 class ExactEntropy:
-    """What a decoder computes before the synthesis transform, prepared. Treat it as read-only: it is shared."""
+    """Prepared weights of what a decoder computes before the synthesis transform. Shared: treat it as read-only."""
 
     medians: Tensor  # (C,) of the hyper latents, float32
     hyper: tuple[exact.ExactConv | exact.ExactBlock, ...]  # hyper synthesis, in order
     slices: StackWeights
 
     def hyper_parameters(self, z: Tensor, engine: ExactEngine = EXACT) -> Tensor:
-        """z (B, C, h, w), decoded symbols of any dtype -> hyper parameters (B, M, 4 h, 4 w), channels last."""
+        """Symbols z (B, C, h, w) of any dtype -> hyper parameters (B, M, 4 h, 4 w), channels last."""
         return self._hyper_parameters(z.to(self.medians).permute(0, 2, 3, 1) + self.medians, None, engine)
 
-    def _hyper_parameters(self, x: Tensor, most: Tensor | None, engine: ExactEngine) -> Tensor:
-        """The same of hyper latents x (B, h, w, C); most: `absmax_bits` of `exact.SliceKernels.conv`."""
+    def _hyper_parameters(self, x: Tensor, absmax_bits: Tensor | None, engine: ExactEngine) -> Tensor:
+        """Hyper latents x (B, h, w, C) -> hyper parameters; absmax_bits: of x, for `exact.SliceKernels.conv`."""
         kernels = exact.slice_kernels(x.device, backend=engine.backend)
         for convolves, group in itertools.groupby(self.hyper, lambda layer: isinstance(layer, exact.ExactConv)):
             layers: list[Any] = list(group)
             if not convolves and kernels is not None:
-                x, most = kernels.rwkv_blocks(x, layers)
+                x, absmax_bits = kernels.rwkv_blocks(x, layers)
             elif not convolves:
                 x = exact.rwkv_blocks(x, layers, backend=engine.backend)
             else:
                 for layer in layers:
                     if kernels is not None:
-                        x, most = kernels.conv(x, layer, absmax_bits=most), None
+                        x, absmax_bits = kernels.conv(x, layer, absmax_bits=absmax_bits), None
                     else:
                         x = exact.conv(x, layer, backend=engine.backend)
         return x.permute(0, 3, 1, 2)
 
     def code(self, z: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine = EXACT) -> Tensor:
-        """Run all slices behind z (B, C, h, w), decoded symbols -> y_hat (B, M, 4 h, 4 w), channels last.
+        """Symbols z (B, C, h, w) -> y_hat (B, M, 4 h, 4 w), channels last, through all slices.
 
-        Raises ValueError where something is not finite: on a GPU at the end, with one look for all that was computed.
+        Raises ValueError if a value is not finite; on a GPU one check at the end covers everything.
         """
         with exact.one_check(z.device, backend=engine.backend):
             return self._code(self.hyper_parameters(z, engine), coder, engine)
 
     def code_on_gpu(self, read: Callable[[OutputView], None], size: tuple[int, ...], coder: GpuRead) -> Tensor:
-        """`code` where z is decoded on the GPU too: `read` writes hyper latents of size (B, h, w, C) to a view."""
+        """`code` with z decoded on the GPU: `read` writes hyper latents of this size, (B, h, w, C), to a view."""
         device = self.medians.device
         kernels = exact.slice_kernels(device)
         with exact.one_check(device):
@@ -184,15 +191,15 @@ class ExactEntropy:
         return code_slices(GpuSliceState(self.slices, params, engine, kernels), coder)
 
     def digest(self) -> str:
-        """Hex SHA-256 of all integers and floats in it, their names, and the arithmetic's version."""
-        found = hashlib.sha256(f"exact entropy model {exact.VERSION}\n".encode())
+        """Hex SHA-256 of all integers and floats in it, their names, and the version of the arithmetic."""
+        digest = hashlib.sha256(f"exact entropy model {exact.VERSION}\n".encode())
         for name, value in _entries("", self):
             part = value.digest() if not isinstance(value, Tensor) else _tensor_digest(value)
-            found.update(f"{name} {part}\n".encode())
-        return found.hexdigest()
+            digest.update(f"{name} {part}\n".encode())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> ExactEntropy:
-        """The same on a device."""
+        """A copy on a device."""
         return cast(ExactEntropy, _mapped(self, lambda value: value.to(device)))
 
 
@@ -200,8 +207,12 @@ def _leaf(value: Any) -> bool:
     return isinstance(value, Tensor) or (hasattr(value, "digest") and not isinstance(value, ExactEntropy))
 
 
+# Names in the digest, which files depend on, of fields that are called otherwise in the code.
+_DIGEST_NAMES = {"first_block": "first", "other_blocks": "rest", "to_later_contexts": "spread"}
+
+
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(name, tensor or prepared weight), in the order of fields; `anchors` is `first` again and left out."""
+    """(name, tensor or prepared weight) in the order of fields. `anchor_block` is `first_block` again and left out."""
     if value is None or isinstance(value, int):
         return
     if _leaf(value):
@@ -211,11 +222,13 @@ def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _entries(f"{name}.{i}", item)
     else:
         for field in fields(value):
-            if field.name != "anchors":
-                yield from _entries(f"{name}.{field.name}", getattr(value, field.name))
+            if field.name != "anchor_block":
+                entry = _DIGEST_NAMES.get(field.name, field.name)
+                yield from _entries(f"{name}.{entry}", getattr(value, field.name))
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`value` with each tensor and prepared weight changed."""
     if value is None or isinstance(value, int):
         return value
     if _leaf(value):
@@ -223,41 +236,42 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(_mapped(item, change) for item in value)
     assert is_dataclass(value) and not isinstance(value, type)
-    new = {f.name: _mapped(getattr(value, f.name), change) for f in fields(value) if f.name != "anchors"}
-    result = replace(value, **new)
-    return replace(result, anchors=result.first) if hasattr(value, "anchors") else result  # type: ignore[attr-defined]
+    new = {f.name: _mapped(getattr(value, f.name), change) for f in fields(value) if f.name != "anchor_block"}
+    if "first_block" in new:
+        new["anchor_block"] = new["first_block"]
+    return replace(value, **new)
 
 
 def _tensor_digest(value: Tensor) -> str:
     return hashlib.sha256(value.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def exact_entropy(latent_codec: nn.Module) -> ExactEntropy:
-    """The exact entropy model of `LALIC.latent_codec`, on its device: made once, and anew when a weight changes.
+def exact_entropy(latent_codec: LatentCodec) -> ExactEntropy:
+    """The exact entropy model of `LALIC.latent_codec`, on its device: cached, and made again when a weight changes.
 
     Raises `CheckpointError` if a weight is not finite.
     """
-    hyper, stack = cast(Any, latent_codec).hyper, cast(SliceStack, latent_codec.y)
+    hyper, stack = latent_codec.hyper, latent_codec.y
     quantiles = hyper.entropy_bottleneck.quantiles
     modules = (("hyper", hyper.h_s), ("y", stack))
     named = [(n, p) for top, module in modules for n, p in module.named_parameters(prefix=top)]
     sources = [quantiles, *(p for n, p in named if matters(n))]
-    middle = hyper.entropy_bottleneck.medians
-    return cast(Any, latent_codec).cache.get("exact", sources, lambda: _make(hyper.h_s, stack, middle()))
+    medians = hyper.entropy_bottleneck.medians
+    return latent_codec.cache.get("exact", sources, lambda: _make(hyper.h_s, stack, medians()))
 
 
 def _make(h_s: nn.Sequential, stack: SliceStack, medians: Tensor) -> ExactEntropy:
-    """Always from float32 tensors on the CPU, whatever the model's device and dtype."""
+    """Made from float32 tensors on the CPU, whatever the model's device and dtype."""
     device = medians.device
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for m in (h_s, stack) for p in m.parameters()):
         h_s = copy.deepcopy(h_s).to("cpu", torch.float32)
         stack = copy.deepcopy(stack).to("cpu", torch.float32)
     try:
-        middle = medians.detach().to("cpu", torch.float32, copy=True)
-        if not bool(torch.isfinite(middle).all()):
+        on_cpu = medians.detach().to("cpu", torch.float32, copy=True)
+        if not bool(torch.isfinite(on_cpu).all()):
             raise ValueError("the prior's medians must be finite")
         hyper = tuple(EXACT.prepare_block(m) if isinstance(m, RWKVBlock) else _up(m) for m in h_s)
-        made = ExactEntropy(exact.settle(middle), hyper, make_weights(stack, EXACT))
+        made = ExactEntropy(exact.settle(on_cpu), hyper, make_weights(stack, EXACT))
     except ValueError as error:
         raise CheckpointError(f"the entropy model's weights cannot be made integers: {error}") from error
     return made if device.type == "cpu" else made.to(device)

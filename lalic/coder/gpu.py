@@ -1,11 +1,11 @@
-"""Coding on a GPU, pictures to bytes and back: decoding waits for the device when the pictures are done, and only then.
+"""Coding on a GPU, pictures to bytes and back. docs/gpu.md explains it in full.
 
-One picture or several of one padded size go together through the launches of one. The launches are made plain, or were
-captured as a CUDA graph (`lalic.coder.graphs`) when that size was seen for the second time. docs/gpu.md is the
-whole story.
+Decoding waits for the device once, when the pictures are done. Several pictures of one padded size are decoded by the
+launches of one. At the second request of a size the launches are captured as a CUDA graph (`lalic.coder.graphs`).
 
-Encoding launches everything from the picture, or its latents, to symbols, which can be captured; then the coder of
-`lalic_kernels.rans.gpu` makes the same bytes as a CPU. It looks at numbers on its way, so it is not part of a graph.
+Encoding launches everything from the picture, or its latents, to symbols; this part can be captured. Then the entropy
+coder of `lalic_kernels.rans.gpu` makes the bytes, the same as on a CPU. It reads numbers back from the device, so it is
+not part of a graph.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from lalic_kernels.rans.gpu import DeviceDecoder
 if TYPE_CHECKING:
     from lalic.model import LALIC
 
-MOST_PIXELS = 1 << 22  # of a batch in a graph: beyond, launching takes less time than what is launched
-_GROUP_WORDS = 4096  # words a group of a graph's capacity: the coder itself gives one about 1050
-_GROUPS = (4, 16, 64, 256, 1024)  # few sizes, so that few graphs serve all streams
+MAX_GRAPH_PIXELS = 1 << 22  # of a batch; in larger ones kernels take longer than launches, and a graph gains nothing
+_GROUP_WORDS = 4096  # capacity of a graph in words a group; the entropy coder writes about 1050
+_GROUPS = (4, 16, 64, 256, 1024)  # capacities in groups: few, so that few graphs serve all streams
 
 
 class Decoding(NamedTuple):
-    """Pictures (B, 3, H, W), and of each its fault and its sums (z, everything); whether all was finite."""
+    """Decoded pictures x (B, 3, H, W), for each its fault and its checksums (of z, of all symbols).
+
+    finite: whether all values of the whole batch were finite.
+    """
 
     x: Tensor
     faults: list[ValueError | None]
@@ -47,10 +50,10 @@ class Decoding(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """What is launched of an encoding, on the device.
+    """Symbols of one picture and what is needed to check them, on the device.
 
-    sections: (symbols, rows) of z and of each pass, (n,) int32. absmax: magnitudes of z, of y and of the passes'
-    symbols. sums: of z's symbols and of all, (2,) int64. statuses: as `exact.statuses` gives them.
+    sections: (symbols, table rows) of z and of each pass, each (n,) int32. absmax: largest magnitudes of z, of y and of
+    each pass's symbols. sums: checksums of z and of all symbols, (2,) int64. statuses: from `exact.statuses`.
     """
 
     sections: list[tuple[Tensor, Tensor]]
@@ -60,10 +63,10 @@ class Encoding(NamedTuple):
 
 
 class GpuCoder:
-    """`lalic.coder.Coder` whose symbols are coded where the model is.
+    """The `lalic.coder.Coder` that codes symbols on the model's GPU.
 
-    graph: True for a CUDA graph, False for plain launches, None for a graph from the second picture of a size on.
-    Calls raise ``ValueError`` for a graph where there can be none, `GraphError` if one fails.
+    graph: True for a CUDA graph, False for launches one by one, None for a graph from the second picture of a size on.
+    With True, calls raise ``ValueError`` if no graph is possible, `GraphError` if the capture fails.
     """
 
     def __init__(self, model: LALIC, graph: bool | None = None):
@@ -77,13 +80,13 @@ class GpuCoder:
         return self._encode(x, True, quality)
 
     def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
-        """The stream of a picture's latents y (1, M, h, w)."""
+        """The stream of a picture's latents y (1, M, h, w), before gains."""
         return self._encode(y, False, quality)
 
     def _encode(self, x: Tensor, analyse: bool, quality: float | None) -> Stream:
         model = self.model
         if model.entropy != "exact":
-            self._wants_graph(1, (1, 1))  # raises where one is
+            self._wants_graph(1, (1, 1))  # raises if a graph was asked for
             coder = host.HostCoder(model)
             return coder.encode(x, quality) if analyse else coder.encode_latents(x, quality)
         qualities = model.as_qualities([quality], 1)
@@ -103,36 +106,36 @@ class GpuCoder:
     def decode(
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
     ) -> list[Tensor | BitstreamError]:
-        """Pictures (1, 3, H, W) in [0, 1] of one size of hyper latents, or what is wrong with a stream in its place."""
+        """Pictures (1, 3, H, W) in [0, 1] of one size; for a damaged stream its error. size: of hyper latents."""
         model = self.model
-        model.as_qualities(qualities, len(streams))  # raises for one that is none
+        model.as_qualities(qualities, len(streams))  # raises for an invalid one
         self._wants_graph(len(streams), size)
-        heads = [self._head(stream) for stream in streams]
-        good = [i for i, head in enumerate(heads) if not isinstance(head, BitstreamError)]
-        found: list[Any] = list(heads)
+        sizes = [self._stream_size(stream) for stream in streams]
+        good = [i for i, each in enumerate(sizes) if not isinstance(each, BitstreamError)]
+        results: list[Any] = list(sizes)
         if not good:
-            return found
-        capacity = _capacity([head for head in heads if not isinstance(head, BitstreamError)])
+            return results
+        capacity = _capacity([each for each in sizes if not isinstance(each, BitstreamError)])
         data = [streams[i].data for i in good]
-        done = self._decode(data, size, model.as_qualities([qualities[i] for i in good], len(good)), capacity)
-        if not done.finite and len(good) > 1:  # which of them it was, each says for itself
+        batch = self._decode(data, size, model.as_qualities([qualities[i] for i in good], len(good)), capacity)
+        if not batch.finite and len(good) > 1:  # decode one by one to see which stream it was
             plain = GpuCoder(model, False)
             for i in good:
-                (found[i],) = plain.decode([streams[i]], size, [qualities[i]])
-            return found
-        for i, picture, fault, sums in zip(good, done.x.split(1), done.faults, done.sums, strict=True):
-            if fault is None and not done.finite:
+                (results[i],) = plain.decode([streams[i]], size, [qualities[i]])
+            return results
+        for i, picture, fault, sums in zip(good, batch.x.split(1), batch.faults, batch.sums, strict=True):
+            if fault is None and not batch.finite:
                 fault = exact.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
             try:
                 self._check(streams[i], fault, sums)
-                found[i] = picture
+                results[i] = picture
             except BitstreamError as error:
-                found[i] = error
-        return found
+                results[i] = error
+        return results
 
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
-        """Latents alone. Raises ``BitstreamError``."""
-        model, found = self.model, SymbolChecksum()
+        """Decode without the synthesis transform. Raises ``BitstreamError``. size: of hyper latents."""
+        model, checksum = self.model, SymbolChecksum()
         with as_bitstream_errors(model.entropy):
             decoder = DeviceDecoder(stream.data, model.tables(), model.device)
             rows = z_rows(model.config.dims[5], size[0] * size[1], model.device)
@@ -140,14 +143,14 @@ class GpuCoder:
                 y_hat = decode_latents(model, decoder, size, rows)
             decoder.finish()
         z, *passes = [section[0].cpu() for section in decoder.symbols()]
-        found.add(z)
-        found.end_of_z()
-        found.add(torch.cat(passes))
-        check_symbols(found.value, stream, model.entropy)
-        return Decoded(y_hat, found.sha256.hexdigest())
+        checksum.add(z)
+        checksum.end_of_z()
+        checksum.add(torch.cat(passes))
+        check_symbols(checksum.value, stream, model.entropy)
+        return Decoded(y_hat, checksum.sha256.hexdigest())
 
-    def _head(self, stream: Stream) -> tuple[int, int] | BitstreamError:
-        """Groups and words of a stream, or what is wrong with its header."""
+    def _stream_size(self, stream: Stream) -> tuple[int, int] | BitstreamError:
+        """Groups and words of a stream, or the error in its header."""
         try:
             with as_bitstream_errors(self.model.entropy):
                 return rans_gpu.capacity_of(stream.data)
@@ -179,8 +182,8 @@ class GpuCoder:
     # Graphs
 
     def _wants_graph(self, batch: int, size: tuple[int, int]) -> bool | None:
-        """Whether launches are to be captured: `graph`, but False where they cannot be."""
-        problem = why_plain(self.model, batch, size)
+        """Whether to capture the launches: `graph`, or False if they cannot be captured."""
+        problem = why_no_graph(self.model, batch, size)
         if self.graph and problem:
             raise ValueError(f"graph: expected None or False, because {problem}")
         return False if problem else self.graph
@@ -188,7 +191,7 @@ class GpuCoder:
     def _captured(
         self, batch: int, size: tuple[int, int], key: tuple[Hashable, ...], capture: Callable[[], Graph]
     ) -> Callable[..., Any] | None:
-        """The graph of these launches, or None for plain ones."""
+        """The graph of these launches, or None to launch one by one."""
         wanted = self._wants_graph(batch, size)
         if wanted is False:
             return None
@@ -197,27 +200,27 @@ class GpuCoder:
         return graphs.get((*key, model.precision, model.device, settings()), model.device, capture, wanted)
 
 
-def why_plain(model: LALIC, batch: int, size: tuple[int, int]) -> str:
-    """Why there can be no graph, or nothing."""
+def why_no_graph(model: LALIC, batch: int, size: tuple[int, int]) -> str:
+    """Why launches of this size cannot be captured; empty if they can. size: of hyper latents."""
     if model.entropy != "exact":
         return "the entropy model is computed in floating point"
     if model.precision == "float16":
-        return "float16 has to be looked at before its result can be used"
+        return "float16 has to be checked before its result can be used"
     pixels = batch * size[0] * size[1] * model.downsampling**2
-    if pixels > MOST_PIXELS:
-        return f"{pixels} pixels are more than the {MOST_PIXELS} that a graph pays for"
+    if pixels > MAX_GRAPH_PIXELS:
+        return f"{pixels} pixels are more than {MAX_GRAPH_PIXELS}, where a graph gains nothing"
     if any(t.is_inference() for t in weights_of(model)):
-        return "weights made in torch.inference_mode do not show when they change"
+        return "weights made in torch.inference_mode do not record when they change"
     return ""
 
 
 def weights_of(model: LALIC) -> list[Tensor]:
-    """What a graph is captured of: it serves as long as none of these is written to or replaced."""
+    """The tensors that a graph depends on: it is valid as long as none of them is written to or replaced."""
     return [*model.parameters(), *model.buffers()]
 
 
 def _capacity(heads: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Groups and words of the least of few capacities that takes streams with so many."""
+    """The smallest capacity (groups, words) of a few that takes streams of these (groups, words)."""
     least = max(max(groups, -(-words // _GROUP_WORDS)) for groups, words in heads)
     groups = next((number for number in _GROUPS if number >= least), least)
     return min(groups, _GROUPS[-1]), groups * _GROUP_WORDS
@@ -229,18 +232,18 @@ def _to_device(qualities: Tensor | None, device: torch.device) -> Tensor | None:
 
 @functools.lru_cache(maxsize=32)
 def z_rows(channels: int, positions: int, device: torch.device) -> Tensor:
-    """Rows of the joined tables for z's symbols, (channels * positions,) int32, kept on the device."""
+    """Rows of `LALIC.tables` for z's symbols, (channels * positions,) int32, cached on the device."""
     with torch.inference_mode(False):
         return (host.z_rows(channels, positions) + gaussian_tables().rows).to(device)
 
 
-# Decoding: launches, and what comes after them
+# Decoding: launches, and the check after them
 
 
 class _DecodeGraph(Graph):
-    """The launches of one decode, captured: call it with as many other streams.
+    """The captured launches of one decode; call it with the same number of other streams of this size.
 
-    Static: the decoder's memory, qualities, and the results.
+    Fixed in memory: the decoder's buffers, the qualities, the results.
     """
 
     def __init__(
@@ -264,8 +267,8 @@ class _DecodeGraph(Graph):
 
         with model.launch_lock:
             self.capture(device, lambda: self._write(data, qualities), launch, lambda: [rows, *tensors_of(model)])
-        own = [value for value in vars(self._decoder).values() if isinstance(value, Tensor)]
-        self.bytes += sum(x.untyped_storage().nbytes() for x in own)
+        buffers = [value for value in vars(self._decoder).values() if isinstance(value, Tensor)]
+        self.bytes += sum(x.untyped_storage().nbytes() for x in buffers)
 
     def _write(self, data: list[bytes], qualities: Tensor | None) -> None:
         self._decoder.load(data)
@@ -277,18 +280,18 @@ class _DecodeGraph(Graph):
             self._write(data, qualities)
             self.run()
             x, statuses = self.results
-            return _finish_decoding(x.clone(), self._decoder, statuses)  # the next run writes to the original
+            return _finish_decoding(x.clone(), self._decoder, statuses)  # the next run overwrites x
 
 
 def _launch_decoding(
     model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor, qualities: Tensor | None
 ) -> Tensor:
-    """Everything that a decode launches, (B, 3, H, W)."""
+    """Launch everything of a decode -> pictures (B, 3, H, W)."""
     return model.synthesise(decode_latents(model, decoder, size, rows), qualities).clamp_(0, 1)
 
 
 def decode_latents(model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor) -> Tensor:
-    """y_hat (B, M, 4 h, 4 w) of a decoder's streams; the decoder is to be asked for faults."""
+    """y_hat (B, M, 4 h, 4 w) of a decoder's streams. The caller checks the decoder for faults afterwards."""
     batch, channels = decoder.sums().shape[0], model.config.dims[5]
     if model.entropy != "exact":
         z = decoder.decode(rows).reshape(batch, channels, *size).to(model.medians)
@@ -302,7 +305,7 @@ def decode_latents(model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], 
 
 
 def _finish_decoding(x: Tensor, decoder: DeviceDecoder, statuses: list[Tensor]) -> Decoding:
-    """Waits for the device."""
+    """Wait for the device and collect faults and checksums."""
     faults = decoder.faults()
     return Decoding(x, faults, decoder.sums().tolist(), not any(int(status) for status in statuses))
 
@@ -311,7 +314,7 @@ def _finish_decoding(x: Tensor, decoder: DeviceDecoder, statuses: list[Tensor]) 
 
 
 class _EncodeGraph(Graph):
-    """The launches of one encoding, captured: call it with another picture of the same size."""
+    """The captured launches of one encode; call it with other pictures of this size."""
 
     def __init__(self, model: LALIC, x: Tensor, analyse: bool, size: tuple[int, int], qualities: Tensor | None) -> None:
         device = x.device
@@ -342,25 +345,25 @@ class _EncodeGraph(Graph):
 
 
 def _launch_encoding(model: LALIC, x: Tensor, analyse: bool, qualities: Tensor | None, rows: Tensor) -> Encoding:
-    """Everything between a picture and its symbols."""
+    """Launch everything from a picture, or its latents, to symbols."""
     with exact.statuses(x.device) as statuses:
         y = model.gain(model.latents(x) if analyse else x, qualities)
         z = torch.round(model.hyper_latents(y) - model.medians)
         coder = Collect(y, model.config.groups)
         exact_entropy(model.latent_codec).code(z, coder)
         z_symbols = z.flatten(1).to(torch.int32)
-        sections = [(z_symbols[0], rows), *((symbols[0], of[0]) for symbols, of in coder.sections)]
-        everything = torch.cat([symbols for symbols, _ in sections])[None]
-        sums = torch.cat((symbol_checksum(z_symbols), symbol_checksum(everything)))
+        sections = [(z_symbols[0], rows), *((symbols[0], y_rows[0]) for symbols, y_rows in coder.sections)]
+        all_symbols = torch.cat([symbols for symbols, _ in sections])[None]
+        sums = torch.cat((symbol_checksum(z_symbols), symbol_checksum(all_symbols)))
         absmax = torch.stack((z.abs().amax(), y.abs().amax().to(z), *(each.to(z) for each in coder.absmax)))
     return Encoding(sections, absmax, sums, statuses)
 
 
 def _finish_encoding(model: LALIC, launched: Encoding) -> Stream:
-    """Waits for the device, looks at what could be wrong, and codes."""
+    """Wait for the device, check the symbols, and entropy-code them."""
     absmax = launched.absmax.cpu()
     check_magnitudes("z", absmax[0])
     check_magnitudes("y", absmax[1:])
     if any(int(status) for status in launched.statuses):
-        raise LalicError("the picture cannot be coded with these weights: a number on the way is not finite")
+        raise LalicError("the picture cannot be coded with these weights: an intermediate value is not finite")
     return Stream(rans_gpu.encode(launched.sections, model.tables()), joined_sums(*launched.sums.tolist()))

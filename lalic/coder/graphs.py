@@ -1,8 +1,8 @@
 """CUDA graphs: launches captured once and replayed, cached for each state of a model's weights.
 
-What a graph reads lies where it lay when it was captured. So whatever is cached between calls (prepared weights,
-tables) is made before the capture by running the launches, and held by the graph; what differs between pictures is
-written to memory of the graph's own before each replay. docs/gpu.md says what that means for a model.
+A graph reads the addresses that were captured. So everything that is cached between calls (prepared weights, tables) is
+made before the capture, by running the launches once, and the graph holds it. Inputs are copied to memory of the graph
+before each replay. docs/gpu.md has the consequences for a model.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from lalic.errors import LalicError
 
-FROM_REQUEST = 2  # of a key: the first picture of a size runs plain, as one picture alone does not win a capture back
+FROM_REQUEST = 2  # the first request of a key runs without a graph: capturing costs more than one picture gains
 CAPACITY = 16  # graphs
-SHARE = 4  # graphs take at most one part in so many of a device's memory
-_REMEMBERED = 256  # keys whose requests are counted
+SHARE = 4  # graphs take at most 1 / SHARE of a device's memory
+_COUNTED_KEYS = 256  # requests of at most this many keys are counted
 
 
 class GraphError(LalicError):
-    """Launches that should have become a graph could not."""
+    """Launches could not be captured as a CUDA graph."""
 
 
 class LaunchLock:
-    """A lock that a model's launches are made under: a capture must find caches as it left them.
+    """A lock around a model's launches, so that caches do not change during a capture.
 
-    Copies and pickles are new locks.
+    A copy or a pickle of it is a new lock.
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,10 @@ class LaunchLock:
 
 
 class Graph:
-    """Launches captured once: `run` makes them anew on the current stream, and they write to the same `results`.
+    """Captured launches: `run` replays them on the current stream, and they write to the same `results` each time.
 
-    Whoever runs one holds `lock` from before the inputs are written until the results have been copied and waited for:
-    then it does not matter which stream is current. `bytes` is the device memory that the graph holds.
+    The caller of `run` holds `lock` from before it writes the inputs until it has copied the results and waited for the
+    copy: then any stream may be current. `bytes` is the device memory that the graph holds.
     """
 
     bytes: int
@@ -62,14 +62,14 @@ class Graph:
         launch: Callable[[], Any],
         held: Callable[[], list[Tensor]],
     ) -> None:
-        """Capture what `launch` launches.
+        """Capture the launches of `launch`.
 
-        prepare: puts what the launches read into memory that stays; it is not captured. launch: makes the launches and
-        returns the tensors that they write. held: lists the tensors that outlive a call of `launch` and may be read by
-        it; they live as long as the graph.
+        prepare: writes the inputs of the launches to fixed memory; it is not captured. launch: makes the launches and
+        returns the tensors that they write. held: lists the tensors that outlive a call of `launch` and that it may
+        read; the graph keeps them alive.
 
-        Raises `GraphError` if the capture fails, the device's own ``OutOfMemoryError`` if its memory does not suffice;
-        an error of `launch` while it runs plain stays what it is.
+        Raises `GraphError` if the capture fails, ``torch.OutOfMemoryError`` if the device has too little memory, and
+        any error that `launch` raises before the capture.
         """
         self.device = device
         self.lock = threading.Lock()
@@ -78,7 +78,7 @@ class Graph:
             side = torch.cuda.Stream(device)
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
-                for _ in range(2):  # the first fills caches and compiles kernels; the second finds all that there
+                for _ in range(2):  # the first fills caches and compiles kernels, the second runs as the capture does
                     prepare()
                     launch()
                 prepare()
@@ -97,25 +97,25 @@ class Graph:
             torch.cuda.current_stream(device).wait_stream(side)
         storages = {_storage(x) for x in self._held}
         if any(_storage(x) not in storages for x in held()):
-            raise GraphError("a tensor that the model caches was made during the capture, and holds nothing; a defect")
+            raise GraphError("a tensor that the model caches was made during the capture and has no values: a defect")
         self.bytes = _pool_bytes(self._graph)
 
     def run(self) -> None:
-        """Launch everything on the current stream of the device."""
+        """Replay the launches on the current stream of the device."""
         with torch.cuda.device(self.device):
             self._graph.replay()
 
 
 def _capture(launch: Callable[[], Any], side: Any) -> tuple[Any, Any]:
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on allocating and launching meanwhile.
+    # "thread_local": other threads may allocate and launch during the capture.
     with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         results = launch()
     return graph, results
 
 
 def _pool_bytes(graph: Any) -> int:
-    """Device memory of a graph's own pool."""
+    """Device memory of a graph's memory pool."""
     pool = tuple(graph.pool())
     segments = torch.cuda.memory_snapshot()
     return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == pool)
@@ -126,10 +126,10 @@ def _storage(x: Tensor) -> int:
 
 
 class GraphCache:
-    """Graphs of one state of a model's weights, by what they are of; those used last stay.
+    """Graphs of one state of a model's weights, by key; the least recently used leaves first.
 
-    capacity: of graphs; capacity_bytes: of their memory together. One that alone is larger is not kept, nor captured
-    again.
+    capacity: number of graphs. capacity_bytes: of their memory together, None for a quarter of the device's. A graph
+    that is larger by itself is not cached, and its key is not captured again unless a call asks for it.
     """
 
     def __init__(self, capacity: int = CAPACITY, capacity_bytes: int | None = None) -> None:
@@ -143,16 +143,16 @@ class GraphCache:
         return len(self._graphs)
 
     def get(self, key: Hashable, device: torch.device, make: Callable[[], Any], wanted: bool | None) -> Any | None:
-        """The graph under a key, or None if the launches shall be made plain.
+        """The graph of a key, or None if the launches shall be made one by one.
 
-        wanted: True to capture one now if there is none, None to do so when a key is asked for the second time. Memory
-        that does not suffice for a capture is an error only where it was wanted.
+        make: captures the graph. wanted: True to capture now if there is no graph, None to capture at the second
+        request of the key. Too little memory for a capture is an error only if `wanted` is True.
         """
         with self._lock:
             if key in self._graphs:
                 self._graphs.move_to_end(key)
                 return self._graphs[key]
-            if wanted is None and (key in self._plain or not self._often(key)):
+            if wanted is None and (key in self._plain or not self._is_repeated(key)):
                 return None
             try:
                 made = make()
@@ -170,10 +170,10 @@ class GraphCache:
                 self._graphs.popitem(last=False)
             return made
 
-    def _often(self, key: Hashable) -> bool:
+    def _is_repeated(self, key: Hashable) -> bool:
         count = self._requests.pop(key, 0) + 1
         self._requests[key] = count
-        if len(self._requests) > _REMEMBERED:
+        if len(self._requests) > _COUNTED_KEYS:
             self._requests.popitem(last=False)
         return count >= FROM_REQUEST
 
@@ -183,7 +183,7 @@ def _share(device: torch.device) -> int:
 
 
 def settings() -> tuple[Hashable, ...]:
-    """Of torch, those that decide which kernels its own operations launch: part of a graph's key."""
+    """Settings of torch that decide which kernels its operations launch: part of a graph's key."""
     return (
         torch.is_autocast_enabled("cuda"),
         torch.get_autocast_dtype("cuda"),
@@ -195,7 +195,7 @@ def settings() -> tuple[Hashable, ...]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors that a value of this package leads to: parameters, buffers, what modules and weights cache."""
+    """All tensors reachable from a value of this package: parameters, buffers, and what modules cache."""
     return list(_walk(value, set()))
 
 

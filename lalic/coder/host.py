@@ -1,4 +1,4 @@
-"""Coding through the host: the model computes where it is, symbols are entropy-coded on the CPU, pass by pass."""
+"""Coding through the host: the model computes on its device, symbols are entropy-coded on the CPU, pass by pass."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Symbols(NamedTuple):
-    """What is coded of a batch: (symbols, table rows) of z and of each pass of y, (B, n) int32 on the CPU, and y_hat.
+    """Symbols of a batch: (symbols, table rows) of z and of each pass of y, each (B, n) int32 on the CPU, and y_hat.
 
-    z's rows are those of the prior's tables.
+    z has rows of the prior's tables, y of the Gaussian tables. y_hat: (B, M, h, w).
     """
 
     z: tuple[Tensor, Tensor]
@@ -31,7 +31,7 @@ class Symbols(NamedTuple):
 
 
 def symbols_of(model: LALIC, y: Tensor, quality: float | Tensor | None) -> Symbols:
-    """Symbols of latents y (B, M, h, w). Raises ``LalicError`` for latents that cannot be coded."""
+    """Symbols of latents y (B, M, h, w), before gains. Raises ``LalicError`` for latents that cannot be coded."""
     y = model.gain(y, model.as_qualities(quality, y.shape[0]))
     z = torch.round(model.hyper_latents(y) - model.medians)
     check_magnitudes("z", z)
@@ -43,7 +43,7 @@ def symbols_of(model: LALIC, y: Tensor, quality: float | Tensor | None) -> Symbo
 
 
 def decode_latents(model: LALIC, z: Tensor, coder: PassCoder | GpuRead) -> Tensor:
-    """All slices behind z (B, C, h, w), whole numbers -> y_hat (B, M, 4 h, 4 w)."""
+    """Symbols z (B, C, h, w), in any dtype -> y_hat (B, M, 4 h, 4 w), all slices through the pass coder."""
     if model.entropy == "exact":
         return exact_entropy(model.latent_codec).code(z, coder)
     if model.entropy != "float":
@@ -53,12 +53,12 @@ def decode_latents(model: LALIC, z: Tensor, coder: PassCoder | GpuRead) -> Tenso
 
 
 def z_rows(channels: int, positions: int) -> Tensor:
-    """Row of the prior's tables of every symbol of z, its channel: (channels * positions,) int32."""
+    """Row of the prior's tables for every symbol of z, which is its channel: (channels * positions,) int32."""
     return torch.arange(channels, dtype=torch.int32).repeat_interleave(positions)
 
 
 class HostCoder:
-    """`lalic.coder.Coder` whose symbols go through the host."""
+    """The `lalic.coder.Coder` that codes symbols on the CPU, for a model on any device."""
 
     def __init__(self, model: LALIC):
         self.model = model
@@ -69,32 +69,32 @@ class HostCoder:
 
     def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
         """The stream of a picture's latents y (1, M, h, w)."""
-        found = symbols_of(self.model, y, quality)
-        z, rows = found.z[0][0], found.z[1][0] + gaussian_tables().rows
+        coded = symbols_of(self.model, y, quality)
+        z, rows = coded.z[0][0], coded.z[1][0] + gaussian_tables().rows
         checksum = SymbolChecksum()
         checksum.add(z)
         checksum.end_of_z()
-        for symbols, _ in found.passes:
+        for symbols, _ in coded.passes:
             checksum.add(symbols[0])
-        sections = [(z, rows), *((symbols[0], indexes[0]) for symbols, indexes in found.passes)]
+        sections = [(z, rows), *((symbols[0], indexes[0]) for symbols, indexes in coded.passes)]
         return Stream(rans.encode(sections, self.model.tables()), checksum.value)
 
     def decode(
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
     ) -> list[Tensor | BitstreamError]:
-        """Pictures (1, 3, H, W) in [0, 1] of hyper latents' size, each by itself, or what is wrong with a stream."""
-        found: list[Tensor | BitstreamError] = []
+        """Pictures (1, 3, H, W) in [0, 1], one by one; for a damaged stream its error. size: of hyper latents."""
+        results: list[Tensor | BitstreamError] = []
         for stream, quality in zip(streams, qualities, strict=True):
             try:
                 y_hat = self.read(stream, size).y_hat
             except BitstreamError as error:
-                found.append(error)
+                results.append(error)
             else:
-                found.append(self.model.synthesise(y_hat, self.model.as_qualities(quality, 1)).clamp_(0, 1))
-        return found
+                results.append(self.model.synthesise(y_hat, self.model.as_qualities(quality, 1)).clamp_(0, 1))
+        return results
 
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
-        """Latents alone. Raises ``BitstreamError``."""
+        """Decode without the synthesis transform. Raises ``BitstreamError``. size: of hyper latents."""
         model, checksum = self.model, SymbolChecksum()
 
         def take(indexes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Integer distributions: the frozen Gaussian table, and the quantisation that made it and makes the bottleneck's rows.
+"""Integer distributions for entropy coding: the Gaussian tables that ship, and quantisation of a prior's distributions.
 
-A float distribution decides nothing at coding time. Encoder and decoder need equal integers, and erfc and exp differ in
-the last bit between machines; so the Gaussian rows are shipped as data, and a bottleneck's rows belong to its weights.
+Encoder and decoder need equal integers, and erfc and exp differ in the last bit between machines. So the Gaussian
+tables ship as data, a prior's tables are stored with its weights, and no float distribution is used at coding time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ GAUSSIAN_SHA256 = "482d4620b3eb5802ce87f395fc613344f81fa5e5bfeeedae43cb3416ad9eb
 def gaussian_tables() -> CodingTables:
     """The 64 zero-mean Gaussians of the published model: row i for lalic_kernels.scale_table()[i], symbols -c..c.
 
-    Read from the data file beside this module (made by scripts/make_gaussian_tables.py), never computed. Raises
-    ValueError if the file is not the one this version was published with.
+    Read from a data file that scripts/make_gaussian_tables.py made, never computed. Raises ValueError if the file has
+    been changed.
     """
     data = resources.files(__package__).joinpath(GAUSSIAN_FILE)
     with data.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -41,12 +41,12 @@ def gaussian_tables() -> CodingTables:
 
 
 def pack_rows(matrix: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.uint16]:
-    """The padded rows (R, Lmax) one after the other without padding and without their last entry, which is 65536."""
+    """Padded rows (R, Lmax) as one vector, without padding and without the last entry of each row, which is 65536."""
     return matrix[np.arange(matrix.shape[1]) < lengths[:, None] - 1].astype(np.uint16)
 
 
 def unpack_rows(lower: NDArray[np.uint16], lengths: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The padded int32 matrix (R, max(lengths)) that pack_rows took; zeros after each row's end."""
+    """Inverse of `pack_rows`: the int32 matrix (R, max(lengths)), with zeros after the end of each row."""
     matrix = np.zeros((len(lengths), int(lengths.max())), np.int32)
     matrix[np.arange(matrix.shape[1]) < lengths[:, None] - 1] = lower
     matrix[np.arange(len(lengths)), lengths - 1] = 1 << 16
@@ -102,7 +102,7 @@ def pmf_to_quantized_cdf(pmf: Any, precision: int = 16) -> NDArray[np.int32]:
 
 
 def quantize_rows(pmf: NDArray, tail: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Padded CDF rows (R, max(lengths) + 2): row r quantises pmf[r, :lengths[r]] then the escape's tail[r]."""
+    """Padded CDF rows (R, max(lengths) + 2): row r quantises pmf[r, :lengths[r]], then tail[r] for the escape."""
     matrix = np.zeros((len(lengths), int(lengths.max()) + 2), np.int32)
     for row, length in enumerate(lengths.tolist()):
         matrix[row, : length + 2] = pmf_to_quantized_cdf(np.append(pmf[row, :length], tail[row]))
@@ -110,15 +110,15 @@ def quantize_rows(pmf: NDArray, tail: NDArray, lengths: NDArray[np.int64]) -> ND
 
 
 def bottleneck_cdfs(logits_cumulative: Callable[[Tensor], Tensor], quantiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Integer rows of a factorised prior, one for each channel, as the published EntropyBottleneck.update() makes them.
+    """Integer CDFs of a factorised prior, a row a channel, equal to those of the published EntropyBottleneck.update().
 
     logits_cumulative: the prior's cumulative logits F, (C, 1, n) -> (C, 1, n). quantiles: (C, 1, 3) lower quantile,
         median, upper quantile of each channel.
     Returns the int32 CPU tensors quantized_cdf (C, Lmax + 2), cdf_length (C,), offset (C,): symbol s of channel c
-        (z minus the median, rounded) stands at position s - offset[c].
+        (z minus the median, rounded) has position s - offset[c].
 
-    One oddity is kept, or the tables would not be the published ones: the escape's mass takes the upper tail beyond the
-    last sample of the *longest* channel's grid, not beyond the channel's own last sample.
+    The escape's mass takes the upper tail beyond the last sample of the *longest* channel, not of the channel itself.
+    The published tables do so, and these must equal them.
     Raises ValueError if quantiles has another shape or is not finite.
     """
     if quantiles.dim() != 3 or tuple(quantiles.shape[1:]) != (1, 3) or quantiles.shape[0] == 0:

@@ -1,14 +1,14 @@
-"""The weights of all slices, cut and joined as cached coding wants them, and kept as long as the model's do not change.
+"""The weights of all slices, cut into the parts that coding slice by slice computes one at a time.
 
-The first product of a slice's aggregation is the sum of three parts, because its inputs come at three times: hyper
-parameters before the first slice, channel context once for both passes, spatial context for the second pass alone. A
-channel context's first convolution is the sum of a part for each earlier slice. So that a part is a product by itself:
+The inputs of a slice's first product come at three times: the hyper parameters before the first slice, the channel
+context once for both passes, the spatial context for the second pass only. The first convolution of a channel context
+is a sum over the earlier slices. Each part becomes a product of its own, so that its result can be reused:
 
-    hyper      rows of all slices' first mix that see the hyper parameters        (sum of widths, M)
-    channel    columns of one slice's first mix that see its channel context      (width, 2 g)
-    spatial    columns that see its spatial context, with the mix's bias          (width, 2 g)
-    taps       the checkerboard convolution at its 12 live taps                   (2 g, 12 g)
-    spread     slice k's columns of all later contexts' first convolutions        (M * later slices, g, 3, 3)
+    hyper               columns of all slices' first mix for the hyper parameters           (sum of widths, M)
+    channel             columns of one slice's first mix for its channel context            (width, 2 g)
+    first_block         columns for its spatial context, and the rest of that block         (width, 2 g)
+    taps                the checkerboard convolution at the 12 taps that are not zero       (2 g, 12 g)
+    to_later_contexts   slice k's columns of the first convolution of all later contexts    (M * later slices, g, 3, 3)
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from lalic.nn.context import EntropyParametersBlock, Slice, SliceStack
 
 
 class Engine(Protocol):
-    """How products, convolutions and blocks are evaluated: it first turns weights into what it computes with.
+    """How products, convolutions and blocks are evaluated. `prepare_...` turns weights into what the others take.
 
-    Images are (B, h, w, C), positions (B, P, C). The caller adds parts up itself, in an order it states."""
+    Images are (B, h, w, C), positions (B, P, C). The caller adds the parts, in a fixed order.
+    """
 
     name: str
 
@@ -43,13 +44,13 @@ class Engine(Protocol):
         """mix (O, K), its bias, norm's weight and bias, key, receptance, value -> what `aggregation` takes."""
 
     def without_inputs(self, aggregation: Any) -> Any:
-        """What `prepare_aggregation` gave, for inputs of no columns: m = bias + partial."""
+        """The result of `prepare_aggregation` for inputs without columns: m = bias + partial."""
 
     def linear(self, x: Tensor, weights: Any) -> Tensor:
         """x (..., K) -> (..., O)."""
 
     def conv(self, x: Tensor, weights: Any) -> Tensor:
-        """3x3, padded by zeros. x (B, h, w, C) -> (B, h, w, O)."""
+        """3x3 convolution, padded with zeros. x (B, h, w, C) -> (B, h, w, O)."""
 
     def block(self, x: Tensor, weights: Any) -> Tensor:
         """x (B, h, w, C) -> the same shape."""
@@ -58,36 +59,36 @@ class Engine(Protocol):
         """m = mix x + bias + partial, then LayerNorm, gated network, residual. x (B, P, K), K may be 0 -> (B, P, O)."""
 
     def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """The last aggregation's (B, P, 2 g): scales, or the table rows that they select (int32), and means."""
+        """Output of the last aggregation (B, P, 2 g) -> scales, or their table rows (int32), and means: (B, P, g)."""
 
 
 @dataclass(frozen=True)
 class SliceWeights:
-    """What one slice needs, as an engine prepared it; see the module's text. None where the slice has no such part."""
+    """Weights of one slice, prepared by an engine. None where the slice has no such part."""
 
     width: int  # outputs of the first mix
     taps: Any
-    blocks: tuple[Any, ...]
-    context: Any  # the channel context's last product, (2 g, M)
+    blocks: tuple[Any, ...]  # RWKV blocks of the channel context
+    context: Any  # last product of the channel context, (2 g, M)
     channel: Any
-    first: Any  # aggregation block whose mix sees the spatial context
-    anchors: Any  # the same block where there is none: its mix has no inputs
-    rest: tuple[Any, ...]
-    spread: Any
+    first_block: Any  # of the aggregation; its mix takes the spatial context
+    anchor_block: Any  # the same block for anchors, which have no spatial context: its mix has no inputs
+    other_blocks: tuple[Any, ...]  # of the aggregation
+    to_later_contexts: Any
 
 
 @dataclass(frozen=True)
 class StackWeights:
-    """What all slices need."""
+    """Weights of all slices, prepared by an engine."""
 
     hyper: Any
     slices: tuple[SliceWeights, ...]
 
 
 def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeights:
-    """The weights for an engine: kept in inference until one is written to or replaced; afresh where gradients pass.
+    """The weights prepared for an engine: cached in inference until one changes, made at each call for gradients.
 
-    What is prepared already is returned as it is.
+    Prepared weights are returned unchanged.
     """
     if isinstance(stack, StackWeights):
         return stack
@@ -99,27 +100,28 @@ def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeig
 
 
 def _part(stack: SliceStack, k: int) -> tuple[Slice, list[EntropyParametersBlock]]:
+    """Slice k and the blocks of its aggregation network."""
     part = cast(Slice, stack.latent_codec[f"y{k}"])
     return part, [m for m in part.entropy_parameters if isinstance(m, EntropyParametersBlock)]
 
 
 def _sources(stack: SliceStack) -> list[Tensor]:
-    """Every tensor that `make_weights` reads. The RWKV blocks look after their own."""
-    found: list[Tensor] = []
+    """Every tensor that `make_weights` reads, but for the RWKV blocks, which have caches of their own."""
+    tensors: list[Tensor] = []
     for k in range(len(stack.groups)):
-        found += stack.latent_codec[f"y{k}"].parameters()
+        tensors += stack.latent_codec[f"y{k}"].parameters()
         if k:
             context = cast(nn.Sequential, stack.channel_context[f"y{k}"])
-            found += [*context[0].parameters(), *context[-1].parameters()]
-    return found
+            tensors += [*context[0].parameters(), *context[-1].parameters()]
+    return tensors
 
 
 def make_weights(stack: SliceStack, engine: Engine) -> StackWeights:
-    """The weights as an engine prepares them from the stack's tensors, where they lie."""
+    """The stack's weights prepared by an engine, on the stack's device."""
     hyper, slices = [], []
     for k, g in enumerate(stack.groups):
-        part, (first, *rest) = _part(stack, k)
-        mix, bias, *others = first.tensors()
+        part, (first, *others) = _part(stack, k)
+        mix, bias, *tensors = first.tensors()
         spatial, channel, from_hyper = mix.tensor_split([2 * g, 4 * g if k else 2 * g], dim=1)
         hyper.append(from_hyper)
         blocks: tuple[Any, ...] = ()
@@ -128,7 +130,7 @@ def make_weights(stack: SliceStack, engine: Engine) -> StackWeights:
             _, *body, last = cast(nn.Sequential, stack.channel_context[f"y{k}"])
             blocks = tuple(engine.prepare_block(cast(RWKVBlock, block)) for block in body)
             context = engine.prepare_linear(cast(Tensor, last.weight).flatten(1), cast(Tensor, last.bias))
-        prepared = engine.prepare_aggregation((spatial, bias, *others))
+        prepared = engine.prepare_aggregation((spatial, bias, *tensors))
         slices.append(
             SliceWeights(
                 width=mix.shape[0],
@@ -136,17 +138,17 @@ def make_weights(stack: SliceStack, engine: Engine) -> StackWeights:
                 blocks=blocks,
                 context=context,
                 channel=engine.prepare_linear(channel, None) if k else None,
-                first=prepared,
-                anchors=engine.without_inputs(prepared),
-                rest=tuple(engine.prepare_aggregation(block.tensors()) for block in rest),
-                spread=_spread(stack, engine, k),
+                first_block=prepared,
+                anchor_block=engine.without_inputs(prepared),
+                other_blocks=tuple(engine.prepare_aggregation(block.tensors()) for block in others),
+                to_later_contexts=_to_later_contexts(stack, engine, k),
             )
         )
     return StackWeights(engine.prepare_linear(torch.cat(hyper), None), tuple(slices))
 
 
-def _spread(stack: SliceStack, engine: Engine, k: int) -> Any:
-    """Slice k's part of all later contexts' first convolutions; the first slice's brings their biases."""
+def _to_later_contexts(stack: SliceStack, engine: Engine, k: int) -> Any:
+    """Slice k's part of the first convolution of all later contexts; that of slice 0 has their biases."""
     later = [cast(nn.Sequential, stack.channel_context[f"y{j}"])[0] for j in range(k + 1, len(stack.groups))]
     if not later:
         return None

@@ -1,4 +1,4 @@
-"""`lalic eval` and `lalic compare`: from arguments to calls. Needs no torch, so that `lalic --help` answers at once."""
+"""`lalic eval` and `lalic compare`: from arguments to calls. Imports no torch, so that `lalic --help` is fast."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from lalic.eval.measure import Results
 
 _CODECS = (
-    "lalic, jpeg, jpeg-444, webp, avif, avif-psnr, jxl, heic, vtm, compressai-NAME; behind a colon, its own qualities"
+    "lalic, jpeg, jpeg-444, webp, avif, avif-psnr, jxl, heic, vtm, compressai-NAME; qualities of one after a colon"
 )
 
 
 def register(commands: Any, epilog: str) -> None:
-    """Declare both commands; `commands` is what argparse's `add_subparsers` gives."""
+    """Declare both commands. commands: from argparse's `add_subparsers`. epilog: of their help."""
     evaluate = commands.add_parser(
         "eval",
         help="rate and distortion of files, beside other codecs",
-        description="Compress and decompress pictures, and print bits per pixel of the files, PSNR, MS-SSIM, seconds "
-        "and BD-rates, beside other codecs measured on the spot.",
+        description="Compress and decompress pictures with lalic and other codecs, and print bits per pixel of the "
+        "files, PSNR, MS-SSIM, seconds and BD-rates.",
         epilog=epilog,
     )
     add_arguments(evaluate)
@@ -43,12 +43,12 @@ def register(commands: Any, epilog: str) -> None:
         "compare",
         help="one picture through several codecs, side by side",
         description="Compress a picture with several codecs at matched size or PSNR, and write a sheet of crops (PNG). "
-        "The first codec says what the others are matched to.",
+        "The others are matched to the first codec.",
         epilog=epilog,
     )
     compare.add_argument("input", metavar="IN", help="picture")
     compare.add_argument("codecs", nargs="+", metavar="CODEC[:Q]", help=f"the first leads, unless --target: {_CODECS}")
-    compare.add_argument("--match", choices=("bpp", "psnr"), default="bpp", help="what is to be equal (default bpp)")
+    compare.add_argument("--match", choices=("bpp", "psnr"), default="bpp", help="what is matched (default bpp)")
     compare.add_argument("--target", type=float, metavar="X", help="bits per pixel or dB, for the first codec too")
     compare.add_argument(
         "--crop", action="append", default=[], metavar="X,Y,W,H", help="a crop of the sheet; repeatable"
@@ -63,7 +63,7 @@ def register(commands: Any, epilog: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
-    """The arguments of `lalic eval`; inputs: argparse's word for how many pictures there must be."""
+    """Declare the arguments of `lalic eval`. inputs: argparse's `nargs` of the pictures."""
     parser.add_argument("inputs", nargs=inputs, metavar="IN", help="pictures, or folders of pictures")
     parser.add_argument(
         "--codecs",
@@ -72,21 +72,21 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
         help=f"what to measure (default: {' '.join(DEFAULT_CODECS)}): {_CODECS}",
     )
     parser.add_argument(
-        "--published", choices=("kodak", "clic", "tecnick"), help="the set that IN is: published curves join in"
+        "--published", choices=("kodak", "clic", "tecnick"), help="add published curves for this set of pictures"
     )
     parser.add_argument(
-        "--against", nargs="+", default=[], metavar="FILE", help="more curves, JSON in CompressAI's form"
+        "--against", nargs="+", default=[], metavar="FILE", help="more curves, JSON files in CompressAI's format"
     )
     parser.add_argument("--bpp", nargs=2, type=float, metavar=("LOW", "HIGH"), help="points that count for BD-rates")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for JSON files and plots (PNG, SVG)")
     parser.add_argument("--each", action="store_true", help="a line for each picture too")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
-    parser.add_argument("--name", help="what to call the set of pictures (default: the first input's name)")
+    parser.add_argument("--name", help="name of the set of pictures (default: the first input's name)")
     _add_codec_options(parser)
 
 
 def _add_codec_options(parser: argparse.ArgumentParser) -> None:
-    """lalic's models and where they run, and VTM."""
+    """Declare the options of lalic's models and of VTM."""
     add_checkpoint_option(parser, several=True)
     parser.add_argument("-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100")
     add_precision_option(parser)
@@ -101,7 +101,7 @@ def _codec_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def results_of(args: argparse.Namespace) -> Results:
-    """What the arguments of `lalic eval` ask for, measured; progress goes to standard error."""
+    """Measure with the arguments of `lalic eval`; progress goes to standard error."""
     set_up_process(args.threads)
     from lalic.eval import evaluate
 
@@ -133,7 +133,7 @@ def _run_eval(args: argparse.Namespace) -> int:
 
 
 def _run_compare(args: argparse.Namespace) -> int:
-    """Write the sheet, and the pictures. Returns the exit code, 1 if a codec that was named is not installed."""
+    """Write the sheet and the pictures. Returns the exit code, 1 if a codec that was named is not installed."""
     set_up_process(args.threads)
     from lalic import images
     from lalic.codec import resolve_device
@@ -151,23 +151,23 @@ def _run_compare(args: argparse.Namespace) -> int:
     with open(args.input, "rb") as stream:
         picture = images.load(stream.read())
     boxes = [parse_box(text, picture) for text in args.crop]
-    both = compare(picture, args.codecs, args.target, match=args.match, **_codec_options(args))
-    for message in both.left_out:
+    results = compare(picture, args.codecs, args.target, match=args.match, **_codec_options(args))
+    for message in results.left_out:
         _log(f"left out: {message}")
-    shown = {f"{stem}.png": sheet(picture, both.matches, boxes)}
-    for number, match in enumerate(both.matches, 1):
+    outputs = {f"{stem}.png": sheet(picture, results.matches, boxes)}
+    for number, match in enumerate(results.matches, 1):
         print(f"{match.codec.title}: {match.figures()}; {match.codec.version}")
         if args.pictures:
-            shown[f"{stem}-{number}-{match.codec.name}.png"] = match.coded.picture
+            outputs[f"{stem}-{number}-{match.codec.name}.png"] = match.coded.picture
     print(caption(resolve_device(args.device)))
-    for path, image in shown.items():
+    for path, image in outputs.items():
         out = io.BytesIO()
         image.save(out, "PNG", optimize=True)
         write_atomic(path, out.getvalue(), overwrite=args.force)
         print(f"wrote {path}")
-    return 1 if both.left_out else 0
+    return 1 if results.left_out else 0
 
 
 def _log(message: str) -> None:
-    """On standard error, at once."""
+    """Print to standard error."""
     print(message, file=sys.stderr, flush=True)

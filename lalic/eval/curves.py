@@ -1,4 +1,4 @@
-"""Curves of rate and distortion: what they hold, how two compare, and the files they come from and go to."""
+"""Rate-distortion curves: their points, BD-rates, CompressAI's JSON format, published curves."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Row:
     """One picture at one quality.
 
     width, height: in pixels. size: bytes of the whole file. psnr: dB, over all channels of the 8-bit result; infinite
-    if every pixel is the same. ms_ssim: None if a side is below 161 pixels. Seconds: wall-clock.
+    for equal pictures. ms_ssim: in [0, 1]; None if a side is below 161 pixels. Seconds: wall-clock.
     """
 
     picture: str
@@ -69,9 +69,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """One quality over all pictures; its figures are plain means over the pictures, as is the custom.
+    """One quality over all pictures, with plain means over the pictures, as usual.
 
-    quality: None for a model of one rate. label: what tells this point from the others.
+    quality: None for a model of one rate. label: name of the point.
     """
 
     quality: float | None
@@ -95,25 +95,25 @@ class Point:
 
     @property
     def encode_seconds(self) -> float:
-        """Mean seconds a picture."""
+        """Mean seconds per picture."""
         return statistics.fmean(row.encode_seconds for row in self.rows)
 
     @property
     def decode_seconds(self) -> float | None:
-        """Mean seconds a picture; None if decoding was not timed."""
+        """Mean seconds per picture; None if decoding was not timed."""
         return _mean_or_none([row.decode_seconds for row in self.rows])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one codec in order of rate. name: the codec's; title: in plots; version: library and release."""
+    """The points of one codec in order of rate. name: of the codec. title: in plots. version: library and release."""
 
     name: str
     title: str
     version: str
     points: tuple[Point, ...]
 
-    def along(self, metric: str) -> list[tuple[float, float]]:
+    def rd_points(self, metric: str) -> list[tuple[float, float]]:
         """(bits per pixel, quality in dB) of each point; metric: "psnr" or "ms-ssim". Empty if it was not measured."""
         if metric == "psnr":
             return [(point.bpp, point.psnr) for point in self.points]
@@ -122,12 +122,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class ReadCurve:
-    """A curve that was read and not measured here. points: by metric, (bits per pixel, dB)."""
+    """A curve from a file. points: for each metric, a list of (bits per pixel, dB)."""
 
     title: str
     points: dict[str, list[tuple[float, float]]]
 
-    def along(self, metric: str) -> list[tuple[float, float]]:
+    def rd_points(self, metric: str) -> list[tuple[float, float]]:
         """(bits per pixel, quality in dB) of each point; metric: "psnr" or "ms-ssim". Empty if it has none."""
         return self.points.get(metric, [])
 
@@ -138,19 +138,19 @@ def decibels(value: float) -> float:
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if len(numbers) == len(values) else None
 
 
-# How much smaller one codec's files are than another's at equal quality
+# BD-rates
 
 
 @dataclass(frozen=True)
 class Delta:
     """A BD-rate.
 
-    percent: of rate, negative where the test's files are smaller. low, high: the span of quality in dB that both curves
-    cover. share: of the two curves' whole span; far below 1 the figure says little.
+    percent: difference in rate, negative if the test's files are smaller. low, high: range of quality in dB that both
+    curves cover. share: of that range in the range of either curve; a BD-rate of a small share means little.
     """
 
     percent: float
@@ -160,15 +160,14 @@ class Delta:
 
 
 def bd_rate(anchor: Points, test: Points, method: str = "pchip") -> Delta:
-    """BD-rate of `test` against `anchor`; each is (bits per pixel, quality in dB), at least four points, in any order.
+    """BD-rate of `test` against `anchor`: each at least four points (bits per pixel, quality in dB), in any order.
 
     Source: Bjontegaard, "Calculation of average PSNR differences between RD-curves", VCEG-M33, 2001, with the
-    interpolations that came later: PCHIP, which never overshoots and is the default, or Akima. Computed by the package
-    `bjontegaard`. Rates are averages in the log domain: the result is 10^(mean of log10 R_test - log10 R_anchor) - 1
-    over the span of quality that both curves cover.
+    later interpolations PCHIP, which never overshoots, and Akima. Computed by the package `bjontegaard`. The result is
+    10^(mean of log10 R_test - log10 R_anchor) - 1, over the range of quality that both curves cover.
 
-    method: "pchip" or "akima". Raises `LalicError` for fewer points, for a curve on which more rate does not give more
-    quality, for curves that share no quality, or if the package `bjontegaard` is not installed.
+    method: "pchip" or "akima". Raises `LalicError` for fewer points, for a curve whose quality does not rise with the
+    rate, for curves without a common range of quality, or if the package `bjontegaard` is not installed.
     """
     if method not in METHODS:
         raise LalicError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
@@ -183,7 +182,7 @@ def bd_rate(anchor: Points, test: Points, method: str = "pchip") -> Delta:
             f"the curves share no quality: one covers {values_a[0]:.2f} to {values_a[-1]:.2f} dB, "
             f"the other {values_t[0]:.2f} to {values_t[-1]:.2f} dB"
         )
-    # The package warns of a small overlap; `share` says it instead.
+    # The package warns of a small overlap; `share` gives it instead.
     percent = bjontegaard.bd_rate(
         rates_a, values_a, rates_t, values_t, method=method, require_matching_points=False, min_overlap=0
     )
@@ -192,9 +191,9 @@ def bd_rate(anchor: Points, test: Points, method: str = "pchip") -> Delta:
 
 
 def rate_at(curve: Points, value: float) -> float:
-    """Bits per pixel at which the curve has the quality `value` in dB: PCHIP of the log rate over the quality.
+    """Bits per pixel of a curve at the quality `value` in dB, by PCHIP of the log rate over the quality.
 
-    Raises `LalicError` if the curve does not reach there, or scipy (which comes with `bjontegaard`) is missing.
+    Raises `LalicError` if the curve does not have that quality, or if scipy (installed with `bjontegaard`) is missing.
     """
     try:
         from scipy.interpolate import PchipInterpolator
@@ -211,17 +210,17 @@ def within(curve: Points, low: float, high: float) -> list[tuple[float, float]]:
     return [(rate, value) for rate, value in curve if low <= rate <= high]
 
 
-def _checked(what: str, points: Points, least: int) -> tuple[list[float], list[float]]:
-    """Rates and qualities in order of rate, both strictly rising."""
+def _checked(name: str, points: Points, least: int) -> tuple[list[float], list[float]]:
+    """Rates and qualities in order of rate. Raises `LalicError` unless both rise strictly."""
     if len(points) < least:
-        raise LalicError(f"the {what} has {len(points)} points, expected at least {least}")
+        raise LalicError(f"the {name} has {len(points)} points, expected at least {least}")
     rates, values = (list(map(float, column)) for column in zip(*sorted(points), strict=True))
     if not np.isfinite(rates + values).all() or rates[0] <= 0:
-        raise LalicError(f"the {what} has a point that is not finite or of no rate, expected numbers above 0")
+        raise LalicError(f"the {name} has a point that is not finite or of no rate, expected numbers above 0")
     for i in range(1, len(rates)):
         if rates[i] <= rates[i - 1] or values[i] <= values[i - 1]:
             raise LalicError(
-                f"the {what} goes from {values[i - 1]:.3f} dB at {rates[i - 1]:.4f} bits per pixel to "
+                f"the {name} goes from {values[i - 1]:.3f} dB at {rates[i - 1]:.4f} bits per pixel to "
                 f"{values[i]:.3f} dB at {rates[i]:.4f}, expected more quality for more rate"
             )
     return rates, values
@@ -229,11 +228,11 @@ def _checked(what: str, points: Points, least: int) -> tuple[list[float], list[f
 
 @dataclass(frozen=True)
 class Comparison:
-    """One of our curves, the test, against another, the anchor.
+    """One curve, the test, against another, the anchor.
 
-    percent: BD-rate by method, None where there is none. low, high: dB that both cover. share: see `Delta`. at: for a
-    test of few points (dB of each point, percent of rate that the test takes more or less there). problem: why there is
-    no figure.
+    percent: BD-rate by method, or None. low, high: range of quality in dB that both cover. share: of that range in the
+    range of either curve. at: for a test of few points, (dB, difference of rate in percent) of each. problem: why there
+    is no result.
     """
 
     test: str
@@ -250,17 +249,17 @@ class Comparison:
 def compare_curves(
     tests: Sequence[Curve], anchors: Sequence[Curve | ReadCurve], bpp: tuple[float, float] | None = None
 ) -> list[Comparison]:
-    """Every test against every anchor, by PSNR and by MS-SSIM where both have it.
+    """Every test against every anchor, by PSNR and by MS-SSIM if both have it.
 
-    bpp: only points within these bits per pixel count, on both sides. A test of fewer than four points (a model of one
-    rate) is compared point by point instead, at its own quality.
+    bpp: range of bits per pixel, None for all points. A test of fewer than four points (a model of one rate) is
+    compared point by point, at the quality of each point.
     """
     comparisons = []
     for metric in METRICS:
         for test in tests:
             for anchor in anchors:
-                ours = test.along(metric)
-                theirs = anchor.along(metric)
+                ours = test.rd_points(metric)
+                theirs = anchor.rd_points(metric)
                 if ours and theirs:
                     comparisons.append(_comparison(test.title, anchor.title, metric, ours, theirs, bpp))
     return comparisons
@@ -300,15 +299,14 @@ _FIGURES: dict[str, Callable[[Point | Row], float | None]] = {
 
 
 def compressai_json(curve: Curve, description: str) -> dict[str, Any]:
-    """The curve as CompressAI's evaluation tools print it and its plot tool reads it.
+    """The curve in the JSON format of CompressAI's evaluation and plot tools.
 
         {"name": ..., "description": ..., "results": {"bpp": [...], "psnr-rgb": [...], "ms-ssim-rgb": [...],
          "encoding_time": [...], "decoding_time": [...]}}
 
-    One number a point in each list, means over the pictures; MS-SSIM is a plain value here, not dB. Two keys more,
-    which CompressAI's tools ignore: "qualities", and "pictures", which holds the same results for each picture by its
-    name. A figure that was not measured has no list; one that is not finite (PSNR, where a picture came back the same)
-    is null. description: what a reader must know, such as device and versions.
+    Each list has one number for each point, a mean over the pictures; MS-SSIM is not in dB. CompressAI's tools ignore
+    two more keys: "qualities", and "pictures", the same lists for each picture by name. A metric that was not measured
+    has no list; a number that is not finite (PSNR of equal pictures) is null. description: such as device and versions.
     """
     by_picture: dict[str, list[Row]] = {}
     for point in curve.points:
@@ -333,9 +331,9 @@ def _lists(items: Sequence[Point | Row]) -> dict[str, list[float | None]]:
 
 
 def read_compressai_json(path: Name, metric: str) -> tuple[str, list[tuple[float, float]]]:
-    """Name and points (bits per pixel, dB) of a file in CompressAI's form; metric: "psnr" or "ms-ssim".
+    """Name and points (bits per pixel, dB) of a file in CompressAI's format. metric: "psnr" or "ms-ssim".
 
-    Raises `LalicError` if it is no such file, or does not hold the metric.
+    Raises `LalicError` if it is no such file, or does not have the metric.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -357,7 +355,7 @@ def read_compressai_json(path: Name, metric: str) -> tuple[str, list[tuple[float
 
 
 def read_curve(path: Name) -> ReadCurve:
-    """A file in CompressAI's form, with what it has of both figures of merit. Raises `LalicError` if it has none."""
+    """The curve of a file in CompressAI's format, by PSNR and MS-SSIM. Raises `LalicError` if it has neither."""
     title, points, problems = str(path), {}, []
     for metric in METRICS:
         try:
@@ -374,10 +372,10 @@ def read_curve(path: Name) -> ReadCurve:
 
 @dataclass(frozen=True)
 class Published:
-    """A curve somebody else measured.
+    """A published curve.
 
-    codec: "lalic-published" or "vtm-9.1"; pictures: "kodak", "clic" or "tecnick"; metric: "psnr" or "ms-ssim", both in
-    dB; points: (bits per pixel, dB), rising; source: in words.
+    codec: "lalic-published" or "vtm-9.1". pictures: "kodak", "clic" or "tecnick". metric: "psnr" or "ms-ssim", both in
+    dB. points: (bits per pixel, dB), rising. source: where it was published.
     """
 
     codec: str
@@ -389,7 +387,7 @@ class Published:
 
 
 def published_curves() -> tuple[Published, ...]:
-    """The published curves that ship, with where they are from."""
+    """The published curves that ship with the package, with their sources."""
     text = resources.files("lalic.eval").joinpath("published.json").read_text(encoding="utf-8")
     return tuple(
         Published(**entry | {"points": tuple((float(rate), float(value)) for rate, value in entry["points"])})
@@ -398,17 +396,17 @@ def published_curves() -> tuple[Published, ...]:
 
 
 def published_curve(codec: str, pictures: str, metric: str) -> Published:
-    """The one curve of a codec on a set. Raises `LalicError` if there is none."""
-    everything = published_curves()
-    for curve in everything:
+    """The published curve of a codec on a set. Raises `LalicError` if there is none."""
+    curves = published_curves()
+    for curve in curves:
         if (curve.codec, curve.pictures, curve.metric) == (codec, pictures, metric):
             return curve
-    known = ", ".join(f"{c.codec} {c.pictures} {c.metric}" for c in everything)
-    raise LalicError(f"no {metric} curve of {codec} on {pictures} is published here, expected one of: {known}")
+    names = ", ".join(f"{c.codec} {c.pictures} {c.metric}" for c in curves)
+    raise LalicError(f"no {metric} curve of {codec} on {pictures} ships with lalic, expected one of: {names}")
 
 
 def published_for(pictures: str) -> list[ReadCurve]:
-    """The published curves of a set: "kodak", "clic" or "tecnick"; those of one codec together.
+    """The published curves of a set, "kodak", "clic" or "tecnick": one for each codec, with both metrics.
 
     Raises `LalicError` for another set.
     """

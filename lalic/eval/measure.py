@@ -1,4 +1,4 @@
-"""Pictures through codecs: what each file takes, how near the result is, how long it took."""
+"""`evaluate`: size, distortion and time of pictures with several codecs."""
 
 from __future__ import annotations
 
@@ -19,39 +19,21 @@ from lalic.codec import resolve_device
 from lalic.errors import LalicError
 from lalic.eval import DEFAULT_CODECS
 from lalic.eval.codecs import Codec, Options, Quality, open_codecs
-from lalic.eval.curves import (
-    Comparison,
-    Curve,
-    Point,
-    ReadCurve,
-    Row,
-    compare_curves,
-    published_for,
-    read_curve,
-)
+from lalic.eval.curves import Comparison, Curve, Point, ReadCurve, Row, compare_curves, published_for, read_curve
 from lalic.files import Name
 from lalic.metrics import psnr
 from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
 
-__all__ = [
-    "Picture",
-    "Results",
-    "caption",
-    "device_name",
-    "evaluate",
-    "load",
-    "measure",
-    "similarity",
-]
+__all__ = ["Picture", "Results", "caption", "device_name", "evaluate", "load", "measure", "similarity"]
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one call of `evaluate` measured.
+    """Result of `evaluate`.
 
-    name: of the set of pictures. pictures: how many. caption: device and versions. curves: one for each codec, in the
-    order asked for. others: curves that were read. left_out: a sentence for each codec that could not be measured. bpp:
-    the span that counts for BD-rates, None for all of it.
+    name: of the set of pictures. pictures: their number. caption: device and versions. curves: one for each codec, in
+    the order of the call. others: curves from files. left_out: one sentence for each codec that is not installed. bpp:
+    range of bits per pixel for BD-rates, None for all.
     """
 
     name: str
@@ -63,7 +45,7 @@ class Results:
     bpp: tuple[float, float] | None = None
 
     def comparisons(self) -> list[Comparison]:
-        """lalic's curves against all others; where lalic was not measured, the first curve against them."""
+        """Compare lalic's curves with all others; without lalic, the first curve with all others."""
         tests = [curve for curve in self.curves if curve.name == "lalic"] or self.curves[:1]
         anchors: list[Curve | ReadCurve] = [curve for curve in self.curves if curve not in tests]
         return compare_curves(tests, [*anchors, *self.others], self.bpp)
@@ -82,14 +64,14 @@ def evaluate(
 ) -> Results:
     """Compress and decompress pictures with each codec at each of its qualities.
 
-    pictures: a file or folder, or several, see `load`. codecs: words such as "webp" or "webp:20,40", or codecs
-    as they are (`lalic.eval.codecs`). published: "kodak", "clic" or "tecnick", whose published curves join in. against:
-    more curves, JSON in CompressAI's form. bpp: lowest and highest bits per pixel of the points that count for
-    BD-rates. name: of the set of pictures, None for the first source's. log: called with a line for each codec, each
-    point, and each codec that is left out. options: `lalic.eval.codecs.Options`, such as checkpoints and qualities;
-    several checkpoints of one rate each make one curve.
+    pictures: files and folders (`load`). codecs: names, such as "webp" or "webp:20,40", or objects
+    (`lalic.eval.codecs`). published: "kodak", "clic" or "tecnick", to add published curves of that set. against: more
+    curves, JSON files in CompressAI's format. bpp: lowest and highest bits per pixel of points for BD-rates. name: of
+    the set of pictures, None for that of the first source. log: called with a line for each codec, each point, and each
+    codec that is left out. options: `lalic.eval.codecs.Options`, such as checkpoints and qualities; several checkpoints
+    of one rate each make one curve.
 
-    Raises `LalicError` for what is wrong with the arguments, before anything is measured.
+    Raises `LalicError` for wrong arguments, before anything is measured.
 
         >>> results = evaluate(["kodak/"], ["lalic", "jpeg"], published="kodak")
         >>> [(point.label, point.bpp, point.psnr) for point in results.curves[0].points]
@@ -124,7 +106,7 @@ def _line(point: Point) -> str:
 
 
 def _joined(curves: Sequence[Curve]) -> list[Curve]:
-    """Models of one rate each, published as a family, make one curve together; the others stay."""
+    """The curves, with all models of one rate joined to one curve."""
     single = [curve for curve in curves if curve.name == "lalic" and curve.points[0].quality is None]
     if len(single) < 2:
         return list(curves)
@@ -141,17 +123,17 @@ def _joined(curves: Sequence[Curve]) -> list[Curve]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to measure on. name: its file's, without extension."""
+    """A picture to measure. name: of its file, without extension."""
 
     name: str
     image: Image.Image
 
 
 def load(sources: Iterable[Name]) -> list[Picture]:
-    """The pictures of files and folders (searched recursively, hidden names left out), each folder in order of name.
+    """The pictures of files and folders (searched recursively, without hidden names), each folder in order of name.
 
-    Read by the rules of `lalic.images`. Raises `LalicError` naming a source that is missing or holds none, a file that
-    is refused, or two pictures of one name, which could not be told apart in the results.
+    Loaded by the rules of `lalic.images`. Raises `LalicError` for a missing source, a folder without pictures, a file
+    that is not taken, and two pictures of one name, which results could not distinguish.
     """
     pictures: dict[str, Picture] = {}
     for source in map(Path, sources):
@@ -186,23 +168,16 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def similarity(a: Image.Image, b: Image.Image) -> float | None:
-    """MS-SSIM of two RGB pictures of one size, in [0, 1]; None if a side is below 161 pixels, too few for it.
-
-    In float32, as the field's tools compute it.
-    """
+    """MS-SSIM of two RGB pictures of one size, in [0, 1], computed in float32; None if a side is below 161 pixels."""
     if min(a.size) < MIN_SIDE:
         return None
     return float(ms_ssim(images.to_tensor(a), images.to_tensor(b)))
 
 
-def measure(
-    codec: Codec,
-    pictures: Sequence[Picture],
-    progress: Callable[[Point], None] = lambda point: None,
-) -> Curve:
-    """Every picture at every quality of the codec; `progress` is called with each finished point.
+def measure(codec: Codec, pictures: Sequence[Picture], progress: Callable[[Point], None] = lambda point: None) -> Curve:
+    """Code every picture at every quality of the codec. progress: called with each point.
 
-    The first picture is coded once more before anything is timed: libraries load and kernels compile then.
+    The first picture is coded once before, without timing, to load libraries and compile kernels.
     """
     codec.code(pictures[0].image, codec.qualities[0])
     points = []
@@ -234,7 +209,7 @@ def _row(codec: Codec, quality: Quality, picture: Picture) -> Row:
 
 
 def device_name(device: torch.device) -> str:
-    """Model of the processor with the cores this process may use, or the GPU's name."""
+    """Name of the GPU, or of the processor with the number of cores that this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -251,7 +226,7 @@ def _cpu_model() -> str:
 
 
 def caption(device: torch.device) -> str:
-    """What a figure must say of the machine, in one line: device, threads, lalic, torch, Python."""
+    """One line on the machine, for figures: device, threads, versions of lalic, torch and Python."""
     try:
         release = f"lalic {importlib.metadata.version('lalic')}, "
     except importlib.metadata.PackageNotFoundError:

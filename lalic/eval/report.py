@@ -1,4 +1,4 @@
-"""What was measured, for people: a table, how much smaller our files are than the others', plots, files."""
+"""Reports of measurements: a table, BD-rates, plots, files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LABELS = {"psnr": "PSNR in dB", "ms-ssim": "MS-SSIM in dB"}
 
 
 def text(results: Results, each: bool = False) -> str:
-    """The table, the comparisons, and what they were measured on. each: a line for each picture too."""
+    """The table, the comparisons, and a line on pictures and machine. each: also a line for each picture."""
     lines = [table(results.curves, each), ""]
     lines += [comparison_line(comparison) for comparison in results.comparisons()]
     lines.append(f"{_title(results)}; {results.caption}")
@@ -31,9 +31,10 @@ def text(results: Results, each: bool = False) -> str:
 
 
 def write(results: Results, folder: Path, log: Callable[[str], None] | None = None) -> list[Path]:
-    """A JSON file in CompressAI's form for each codec, the comparisons, and plots where matplotlib is installed.
+    """Write a JSON file in CompressAI's format for each codec, the comparisons, and plots if matplotlib is installed.
 
-    Returns the paths. Files of an earlier call are replaced. log: called with a line for a plot that cannot be made.
+    folder: made if it does not exist; files of an earlier call are replaced. log: called with a message for each plot
+    that cannot be made. Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, Any] = {
@@ -47,8 +48,8 @@ def write(results: Results, folder: Path, log: Callable[[str], None] | None = No
         write_atomic(paths[-1], (json.dumps(content, indent=2) + "\n").encode())
     caption = "; ".join([results.caption, *(f"{curve.title}: {curve.version}" for curve in results.curves)])
     for metric in METRICS:
-        lines = [Line(curve.title, curve.along(metric), ours=curve.name == "lalic") for curve in results.curves]
-        lines += [Line(curve.title, curve.along(metric), published=True) for curve in results.others]
+        lines = [Line(curve.title, curve.rd_points(metric), ours=curve.name == "lalic") for curve in results.curves]
+        lines += [Line(curve.title, curve.rd_points(metric), published=True) for curve in results.others]
         if any(line.points for line in lines):
             try:
                 paths += draw(lines, metric, folder / metric, _title(results), caption)
@@ -75,7 +76,7 @@ def comparison_line(comparison: Comparison) -> str:
 
 
 def table(curves: Sequence[Curve], each: bool = False) -> str:
-    """A line a point, means over the pictures; with `each` a line for each picture below it."""
+    """One line for each point, means over the pictures; with `each` also a line for each picture."""
     lines = []
     for curve in curves:
         lines += [f"{curve.title} ({curve.version})", _HEAD]
@@ -86,11 +87,11 @@ def table(curves: Sequence[Curve], each: bool = False) -> str:
 
 
 def _line(name: str, of: Point | Row) -> str:
-    close, timed = of.ms_ssim, of.decode_seconds
+    ms_ssim, decode_seconds = of.ms_ssim, of.decode_seconds
     cells = [f"{name:>16}", f"{of.bpp:7.4f}", f"{of.psnr:6.3f}"]
-    cells.append(f"{'-':>8}" if close is None else f"{close:8.5f}")
-    cells.append(f"{'-':>6}" if close is None else f"{decibels(close):6.2f}")
-    cells += [f"{of.encode_seconds:7.4f} s", f"{'-':>9}" if timed is None else f"{timed:7.4f} s"]
+    cells.append(f"{'-':>8}" if ms_ssim is None else f"{ms_ssim:8.5f}")
+    cells.append(f"{'-':>6}" if ms_ssim is None else f"{decibels(ms_ssim):6.2f}")
+    cells += [f"{of.encode_seconds:7.4f} s", f"{'-':>9}" if decode_seconds is None else f"{decode_seconds:7.4f} s"]
     return "  " + "  ".join(cells)
 
 
@@ -99,7 +100,7 @@ def _line(name: str, of: Point | Row) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve to draw. points: (bits per pixel, dB). ours: solid and thick. published: dotted, as somebody else's."""
+    """A curve to draw. points: (bits per pixel, dB). ours: solid and thick. published: dotted. Others are dashed."""
 
     title: str
     points: Sequence[tuple[float, float]]
@@ -108,10 +109,10 @@ class Line:
 
 
 def draw(lines: Sequence[Line], metric: str, stem: Path, title: str, caption: str, highest: float = 2.0) -> list[Path]:
-    """Write `stem`.png and `stem`.svg through matplotlib, and return their paths.
+    """Draw `stem`.png and `stem`.svg with matplotlib, and return their paths.
 
-    metric: "psnr" or "ms-ssim". highest: bits per pixel where the axis ends. The same lines give the same SVG,
-    whenever it is drawn. Raises `LalicError` if matplotlib is not installed or there is nothing to draw.
+    metric: "psnr" or "ms-ssim". highest: end of the axis in bits per pixel. The same lines always give the same SVG.
+    Raises `LalicError` if matplotlib is not installed or there is nothing to draw.
     """
     try:
         import matplotlib

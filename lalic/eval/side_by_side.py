@@ -1,4 +1,4 @@
-"""One picture through several codecs at equal size or PSNR: the matches, and a sheet of crops."""
+"""`compare`: one picture with several codecs at equal size or PSNR, and a sheet of crops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MARGIN, _LINE = 8, 18
 
 @dataclass(frozen=True)
 class SideBySide:
-    """A picture and what became of it. left_out: a sentence for each codec that is not installed."""
+    """Result of `compare`. left_out: one sentence for each codec that is not installed."""
 
     picture: Image.Image
     matches: list[Match]
@@ -43,16 +43,16 @@ def compare(
 ) -> SideBySide:
     """Compress one picture with several codecs at equal size or PSNR.
 
-    picture: see `lalic.encode`. codecs: words such as "webp" or "webp:20,40", or codecs as they are
-    (`lalic.eval.codecs`); one with qualities of its own keeps them, any other comes as near to the target as it can.
-    target: bits per pixel (match "bpp") or dB (match "psnr"); None: what the first codec has, at its first quality or
-    in the middle of those it is measured at. options: `lalic.eval.codecs.Options`, such as checkpoints.
+    picture: a path, bytes, or a `PIL.Image` (`lalic.images.load`). codecs: names, such as "webp" or "webp:20,40", or
+    objects (`lalic.eval.codecs`); with qualities given, a codec is measured at them, else as near to the target as
+    possible. match: "bpp" or "psnr". target: bits per pixel or dB; None: the value of the first codec at its first
+    given quality, or at the middle one of its defaults. options: `lalic.eval.codecs.Options`, such as checkpoints.
 
-    Raises `LalicError` for what is wrong with the arguments, `ImageError` if the picture is refused, `OSError` if it
-    cannot be opened.
+    Raises `LalicError` for wrong arguments, `ImageError` for a picture that is not taken, `OSError` if it cannot be
+    opened.
 
-        >>> both = compare("photo.png", ["lalic", "jpeg"], 0.4)
-        >>> sheet(both.picture, both.matches).save("crops.png")
+        >>> results = compare("photo.png", ["lalic", "jpeg"], 0.4)
+        >>> sheet(results.picture, results.matches).save("crops.png")
     """
     if match not in ("bpp", "psnr"):
         raise LalicError(f"match is {match!r}, expected bpp or psnr")
@@ -77,7 +77,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Match:
-    """A picture through a codec at one quality, with its figures. ms_ssim: dB, None for a small picture."""
+    """A picture coded by a codec at one quality. bpp: bits per pixel. psnr, ms_ssim: dB; None for a small picture."""
 
     codec: Codec
     quality: Quality
@@ -91,14 +91,14 @@ class Match:
         return self.bpp if metric == "bpp" else self.psnr
 
     def figures(self) -> str:
-        """One line: quality, bytes, bits per pixel, PSNR, MS-SSIM."""
+        """One line with quality, bytes, bits per pixel, PSNR, MS-SSIM."""
         quality = "" if self.quality is None else f"quality {self.quality:g}, "
         ms_ssim = "" if self.ms_ssim is None else f", MS-SSIM {self.ms_ssim:.2f} dB"
         return f"{quality}{self.coded.size} bytes, {self.bpp:.4f} bits per pixel, PSNR {self.psnr:.2f} dB{ms_ssim}"
 
 
 def coded_at(codec: Codec, picture: Image.Image, quality: Quality) -> Match:
-    """The RGB picture through the codec at this quality."""
+    """Code an RGB picture at a quality, and measure it."""
     coded = codec.code(picture, quality)
     ms_ssim = similarity(picture, coded.picture)
     return Match(
@@ -112,11 +112,10 @@ def coded_at(codec: Codec, picture: Image.Image, quality: Quality) -> Match:
 
 
 def nearest(codec: Codec, picture: Image.Image, metric: str, target: float) -> Match:
-    """The quality whose bits per pixel ("bpp", nearest by ratio) or PSNR ("psnr") is nearest to `target`.
+    """The match whose bits per pixel ("bpp", nearest by ratio) or PSNR ("psnr") is nearest to `target`.
 
-    A binary search in the codec's steps: both are taken to rise along its qualities, and where they waver the result
-    may be a step off. Where the codec does not reach the target it is the end of its range; one of a single rate has no
-    choice.
+    A binary search in the codec's steps, which assumes that both rise with the quality; if not, the result may be one
+    step off. If the codec does not reach the target, the result is the end of its range.
     """
     if None in codec.qualities:
         return coded_at(codec, picture, None)
@@ -160,35 +159,35 @@ def parse_box(text: str, picture: Image.Image) -> Box:
 
 
 def choose_crops(picture: Image.Image) -> list[Box]:
-    """Up to three squares that do not overlap, chosen by the original alone: of the most detail, and of less.
+    """Up to three squares without overlap, chosen in the original: one with most detail, and two with less.
 
-    Detail is the mean absolute difference of neighbours; squares stand on a grid of half their side, and those at the
-    top, at four fifths and at three fifths of all of them by detail are taken, or the next below that is still free.
+    Detail is the mean absolute difference of neighbours. Squares are on a grid of half their side, sorted by detail;
+    the first and those at one fifth and two fifths of the list are taken, or the next one without overlap.
     """
     side = min(_CROP, *picture.size)
     grey = np.asarray(picture.convert("L"), dtype=np.float64)
-    spread = np.zeros_like(grey)
-    spread[:-1] += abs(np.diff(grey, axis=0))
-    spread[:, :-1] += abs(np.diff(grey, axis=1))
-    places = [
+    detail = np.zeros_like(grey)
+    detail[:-1] += abs(np.diff(grey, axis=0))
+    detail[:, :-1] += abs(np.diff(grey, axis=1))
+    corners = [
         (left, top)
         for top in range(0, picture.height - side + 1, max(1, side // 2))
         for left in range(0, picture.width - side + 1, max(1, side // 2))
     ]
-    places.sort(key=lambda at: -spread[at[1] : at[1] + side, at[0] : at[0] + side].sum())
-    taken: list[tuple[int, int]] = []
+    corners.sort(key=lambda at: -detail[at[1] : at[1] + side, at[0] : at[0] + side].sum())
+    chosen: list[tuple[int, int]] = []
     for share in (0.0, 0.2, 0.4):
-        for left, top in places[int(share * len(places)) :]:
-            if all(abs(left - x) >= side or abs(top - y) >= side for x, y in taken):
-                taken.append((left, top))
+        for left, top in corners[int(share * len(corners)) :]:
+            if all(abs(left - x) >= side or abs(top - y) >= side for x, y in chosen):
+                chosen.append((left, top))
                 break
-    return [(left, top, side, side) for left, top in taken]
+    return [(left, top, side, side) for left, top in chosen]
 
 
 def sheet(picture: Image.Image, matches: Sequence[Match], boxes: Sequence[Box] | None = None) -> Image.Image:
-    """Crops twice as large, a row each, in columns of the original and each codec, with its figures on top.
+    """Crops enlarged by two: a row for each box, a column for the original and each codec, with a heading.
 
-    boxes: None for those of `choose_crops`.
+    boxes: None for those of `choose_crops`. Returns an RGB picture.
     """
     boxes = boxes or choose_crops(picture)
     columns = [("original", f"{picture.width}x{picture.height}", picture)]

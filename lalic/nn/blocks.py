@@ -1,7 +1,7 @@
-"""The RWKV block of LALIC: modules that hold its parameters under the published names; `lalic_kernels` computes it.
+"""The RWKV block of LALIC: modules with its parameters under the published names. `lalic_kernels` computes it.
 
-Blocks take and return NCHW tensors, as the published modules do, and compute in NHWC: with
-``torch.channels_last`` memory the change between the two is a change of strides, not a copy.
+Blocks take and return NCHW tensors, as the published modules do, and compute in NHWC. In ``torch.channels_last`` memory
+the change between the two only swaps strides and copies nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lalic_kernels.cache import WeightCache
 
 
 class _DepthwiseWeight(nn.Module):
-    """Holds one depth-wise kernel under the published name ``<branch>.weight``, shape (C, 1, K, K)."""
+    """One depth-wise kernel under the published name ``<branch>.weight``, shape (C, 1, K, K)."""
 
     def __init__(self, dim: int, kernel: int, trained: bool = True):
         super().__init__()
@@ -25,11 +25,11 @@ class _DepthwiseWeight(nn.Module):
 
 
 class OmniShift(nn.Module):
-    """5x5 depth-wise token shift with four branches (identity, 1x1, 3x3, 5x5) folded to one kernel.
+    """5x5 depth-wise token shift: four branches (identity, 1x1, 3x3, 5x5) folded into one kernel.
 
-    The fold is differentiable and made anew at every call, so training runs one convolution instead of three and the
-    result never depends on ``conv5x5_reparam.weight``. That key exists for the published state dict's sake: it is
-    ignored on loading and holds the folded kernel whenever a state dict is taken.
+    The fold is differentiable and made at every call, so training runs one convolution in place of three, and the
+    result never depends on ``conv5x5_reparam.weight``. That key is only there because the published state dict has it:
+    loading ignores it, and a state dict has the folded kernel under it.
     """
 
     def __init__(self, dim: int):
@@ -101,14 +101,14 @@ class RWKVBlock(nn.Module):
     def block_parameters(self) -> BlockParameters:
         """The parameters as `lalic_kernels.rwkv_block` takes them.
 
-        The shifts are folded differentiably for training. Without gradients they are folded once and kept, with what
-        inference derives from them, until a parameter changes.
+        With gradients the shifts are folded at every call. Without, they are folded once and cached until a parameter
+        changes.
         """
-        own = list(self.parameters())
-        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in own)
+        parameters = list(self.parameters())
+        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if differentiable or torch.compiler.is_compiling():
             return self._gather()
-        return self._cache.get("parameters", own, self._gather)
+        return self._cache.get("parameters", parameters, self._gather)
 
     def _gather(self) -> BlockParameters:
         att, ffn = self.att, self.ffn

@@ -18,11 +18,11 @@ _INIT_SCALE = 10.0
 
 
 class EntropyBottleneck(nn.Module):
-    """A learned cumulative function per channel.
+    """A learned cumulative distribution function for each channel.
 
     Args:
         channels: C of the hyper latents.
-        tail_mass: probability left outside the coding table, where ``quantiles`` are trained to lie.
+        tail_mass: probability outside the outer two of the trained ``quantiles``, which end the coding tables.
     """
 
     _offset: Tensor
@@ -51,9 +51,9 @@ class EntropyBottleneck(nn.Module):
         self.likelihood_lower_bound = LowerBound(_LIKELIHOOD_MIN)
 
     def logits_cumulative(self, x: Tensor, *, frozen: bool = False) -> Tensor:
-        """Logits of the cumulative function at x, shape (C, 1, n) -> (C, 1, n).
+        """Logits of the cumulative function at x (C, 1, n) -> (C, 1, n).
 
-        ``frozen`` detaches the function's own parameters: the auxiliary loss moves ``quantiles`` only.
+        frozen: detach the function's parameters, for the auxiliary loss, which trains ``quantiles`` only.
         """
         for i in range(self.layers):
             matrix, bias = getattr(self, f"_matrix{i}"), getattr(self, f"_bias{i}")
@@ -66,23 +66,32 @@ class EntropyBottleneck(nn.Module):
         return x
 
     def medians(self) -> Tensor:
-        """Middle of each channel's distribution, shape (C,)."""
+        """Median of each channel's distribution, (C,), without gradient."""
         return self.quantiles[:, 0, 1].detach()
 
     def likelihood(self, z: Tensor) -> Tensor:
-        """Probability of the unit interval round each value, z (B, C, h, w) -> the same shape, at least 1e-9."""
+        """Probability of the unit interval around each value: z (B, C, h, w) -> same shape, at least 1e-9."""
         B, C, h, w = z.shape
         z = full_precision(z)
         flat = z.transpose(0, 1).reshape(C, 1, -1)
-        # A probability is a difference of close numbers: never in the low precision that autocast would choose.
+        # A probability is a difference of close numbers: autocast must not compute it in low precision.
         with torch.autocast(z.device.type, enabled=False):
             low, high = self.logits_cumulative(flat - 0.5), self.logits_cumulative(flat + 0.5)
         p = lower_bound(torch.sigmoid(high) - torch.sigmoid(low), _LIKELIHOOD_MIN)
         return p.reshape(C, B, h, w).transpose(0, 1)
 
     def auxiliary_loss(self) -> Tensor:
-        """Distance of the quantiles from where the cumulative function reaches the tail masses and one half."""
+        """Distance of the cumulative function at the quantiles from the tail masses and one half, in logits; scalar."""
         return (self.logits_cumulative(self.quantiles, frozen=True) - self.target).abs().sum()
+
+    def tables(self) -> list[Tensor]:
+        """Integer coding tables (CDFs, their lengths, offsets), int32; empty before they are set."""
+        return [self._quantized_cdf, self._cdf_length, self._offset]
+
+    def set_tables(self, cdf: Tensor, length: Tensor, offset: Tensor) -> None:
+        """Set the coding tables, int32, from `lalic.coder.tables.bottleneck_cdfs`; they go to the prior's device."""
+        device = self.quantiles.device
+        self._quantized_cdf, self._cdf_length, self._offset = cdf.to(device), length.to(device), offset.to(device)
 
     def forward(self, z: Tensor, share: Share = ALL) -> tuple[Tensor, Tensor]:
         """z (B, C, h, w) -> (z_hat, likelihoods). Training: noise for the rate, straight-through rounding for z_hat."""

@@ -1,19 +1,19 @@
-"""State dicts as they are found: wrappers and key names of published files, and the configuration behind the shapes.
+"""Checkpoints: key names and wrappers of published files, the configuration of a state dict, converted checkpoints.
 
-Converted checkpoints hold the entropy model's matrices as the integers that coding computes with.
-A matrix `name` of the entropy model (h_s, slices, channel contexts) is kept as three entries:
+A converted checkpoint has the matrices of the entropy model (h_s, slices, channel contexts) as the integers that coding
+computes with, a matrix `name` as three entries:
 
     name.integers    int16, the matrix's shape, within +-8191
     name.exponents   int8 (outputs, parts): a weight is integer 2^(exponent - 12)
-    name.widths      int32 (parts,): how many inputs each part has
+    name.widths      int32 (parts,): number of inputs of each part
 
-Parts are what is a product by itself (`lalic.coder.weights`); most matrices have one. A folded 5x5 shift stands under
-the name of its 5x5 branch, for its branches are not needed any more. Everything else is plain: vectors and the prior
-float32, tables int32, and g_a, h_a, g_s in half precision where that loses nothing. `entropy_digest` holds the SHA-256
-of the exact entropy model, which a reader compares.
+A part is what coding multiplies by itself (`lalic.coder.weights`); most matrices have one. A folded 5x5 shift has the
+name of its 5x5 branch; the other branches are left out. Everything else is plain: vectors and the prior float32, tables
+int32, and g_a, h_a, g_s in half precision if that loses nothing. `entropy_digest` is the SHA-256 of the exact entropy
+model, which loading compares.
 
-Written back to floats, which is exact, such weights give the same integers again: a converted file and its original
-make the same model of what is coded, and differ in `forward` by the rounding to 13 bits.
+The integers convert to floats exactly, and these give the same integers again. So a converted file and its original
+code the same files, and differ in `forward` by the rounding to 13 bits.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import CheckpointError
@@ -34,11 +34,14 @@ from lalic.nn.blocks import OmniShift
 from lalic.nn.context import aggregation_ramp
 from lalic_kernels import exact
 
-DIGEST = "entropy_digest"  # of a converted checkpoint
+if TYPE_CHECKING:
+    from lalic.model import LALIC
+
+DIGEST = "entropy_digest"  # entry of a converted checkpoint
 PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
 TABLE_BUFFERS = (*PRIOR_TABLES, "scale_table")
 _PRIOR = "latent_codec.hyper.entropy_bottleneck."
-_ALIASED = "latent_codec.hyper."  # h_a and h_s appear both under this prefix and at the top
+_ALIASED = "latent_codec.hyper."  # h_a and h_s have names with this prefix and without
 _RENAMES = (
     (re.compile(r"^module\."), ""),
     (re.compile(r"\.downsample\."), ".skip."),
@@ -57,10 +60,9 @@ _BRANCH = re.compile(r"(.*\.omni_shift\.)(alpha|conv1x1\.weight|conv3x3\.weight)
 
 
 def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors under this package's key names, out of whatever wrapper a training script put them in.
+    """The state dict of a checkpoint, without wrappers of training scripts and with this package's key names.
 
-    Integers of a converted checkpoint become floats, exactly. Raises ``CheckpointError`` when there is no state dict
-    inside.
+    Integers of a converted checkpoint become floats, exactly. Raises ``CheckpointError`` if it has no state dict.
     """
     for wrapper in ("state_dict", "model_state_dict"):
         if isinstance(checkpoint.get(wrapper), Mapping):
@@ -79,17 +81,17 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def matters(name: str) -> bool:
-    """Whether a state-dict entry decides what is coded: not a second name, a derived kernel or a published constant."""
+    """Whether a state-dict entry is a weight: not a second name, a derived kernel or a published constant."""
     derived = (
         "conv5x5_reparam" in name or "gaussian_conditional" in name or name.endswith((".mask", ".bound", ".target"))
     )
     return not derived and not name.startswith(("h_a.", "h_s."))
 
 
-def complete(sd: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """``sd`` with what files may leave out: either copy of h_a and h_s, derived kernels, constants, empty tables.
+def complete(sd: dict[str, Tensor], model: LALIC) -> dict[str, Tensor]:
+    """``sd`` with the entries that files may leave out: one copy of h_a and h_s, derived kernels, constants, tables.
 
-    The state dict's own ``conv5x5_reparam`` kernels are dropped: they can be stale, and are never used.
+    Its ``conv5x5_reparam`` kernels are replaced by the model's: they can be out of date, and are never used.
     """
     full = dict(sd)
     for name, value in sd.items():
@@ -111,7 +113,7 @@ def complete(sd: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def infer_config(sd: Mapping[str, Tensor]) -> Config:
-    """The configuration that gives these shapes. Raises ``CheckpointError`` if none does."""
+    """The configuration with these shapes. sd: from `normalise`. Raises ``CheckpointError`` if there is none."""
     try:
         return _infer(sd)
     except (KeyError, IndexError, ValueError) as error:
@@ -120,8 +122,8 @@ def infer_config(sd: Mapping[str, Tensor]) -> Config:
 
 def _infer(sd: Mapping[str, Tensor]) -> Config:
     def convolutions(prefix: str) -> list[int]:
-        found = [re.fullmatch(rf"{re.escape(prefix)}(\d+)\.bias", name) for name in sd]
-        return sorted(int(m[1]) for m in found if m)
+        matches = [re.fullmatch(rf"{re.escape(prefix)}(\d+)\.bias", name) for name in sd]
+        return sorted(int(m[1]) for m in matches if m)
 
     g_a, h_a = convolutions("g_a."), convolutions(_ALIASED + "h_a.")
     if len(g_a) != 4 or len(h_a) != 2:
@@ -153,7 +155,7 @@ def _infer(sd: Mapping[str, Tensor]) -> Config:
 
 
 def _aggregation(sd: Mapping[str, Tensor], k: int) -> list[int]:
-    """Widths of slice k's entropy-parameter network: inputs, those between its blocks, outputs."""
+    """Widths of slice k's entropy-parameter network: inputs, between its blocks, outputs."""
     name = f"latent_codec.y.latent_codec.y{k}.entropy_parameters.{{}}.mix.weight"
     widths = [sd[name.format(0)].shape[1]]
     while (weight := sd.get(name.format(2 * (len(widths) - 1)))) is not None:
@@ -162,14 +164,14 @@ def _aggregation(sd: Mapping[str, Tensor], k: int) -> list[int]:
 
 
 def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator[Config]:
-    """Configurations that may have these networks: those with names, then ramps with each N, then stated widths.
+    """Configurations that may have these networks: the named ones, then ramps for each N, then given widths.
 
-    N are halves of widths, the smallest first: half of the width that a ramp was raised to, or, where none was raised,
-    the largest N that raises none.
+    N is half of a width, the smallest first: of the width that a ramp was raised to, or, if none was raised, the
+    largest N that raises none.
     """
-    for known in (FULL, SLIM):
-        config = Config(name="custom", N=known.N, aggregation_widths=known.aggregation_widths, **shape).named()
-        if config.name == known.name:
+    for named in (FULL, SLIM):
+        config = Config(name="custom", N=named.N, aggregation_widths=named.aggregation_widths, **shape).named()
+        if config.name == named.name:
             yield config
     for N in sorted({w // 2 for widths in networks for w in widths[1:-1] if w > 1}):
         yield Config(name="custom", N=N, **shape)
@@ -177,8 +179,8 @@ def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator
         yield Config(name="custom", N=max(1, min(inner) // 2), aggregation_widths=inner, **shape)
 
 
-def load_into(model: nn.Module, sd: Mapping[str, Tensor]) -> None:
-    """``model.load_state_dict``, strictly, with torch's list of mismatches as a ``CheckpointError`` of one sentence."""
+def load_into(model: LALIC, sd: Mapping[str, Tensor]) -> None:
+    """Strict ``model.load_state_dict`` that raises ``CheckpointError``, one sentence, in place of torch's list."""
     try:
         model.load_state_dict(sd)
     except RuntimeError as error:
@@ -187,7 +189,7 @@ def load_into(model: nn.Module, sd: Mapping[str, Tensor]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Contents of a .pth or .safetensors checkpoint, on the CPU, without running any code from the file.
+    """Contents of a .pth or .safetensors checkpoint, on the CPU. No code in the file is run.
 
     Raises ``CheckpointError`` when the file is missing, is no checkpoint, or holds pickled objects beyond tensors.
     """
@@ -207,11 +209,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(loaded)
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write what decides coding, and nothing else, as safetensors: matrices in half precision, tables as integers.
+def save_weights(model: LALIC, path: str | os.PathLike[str]) -> None:
+    """Write the weights as safetensors: matrices in half precision, vectors, prior and gains in float32, tables int32.
 
-    Load the result with `lalic.load_checkpoint`. The file appears whole or not at all. Small tensors stay float32: the
-    prior's, the gains and the blocks' vectors cost little and their rounding would be felt.
+    `lalic.load_checkpoint` reads the file. It is written whole or not at all.
     """
     tensors = {}
     for name, value in model.state_dict().items():
@@ -223,7 +224,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], overwrite: bool = True) -> None:
-    """Write a safetensors file, whole or not at all. Raises ``FileExistsError`` unless it may overwrite one."""
+    """Write a safetensors file, whole or not at all. Raises ``FileExistsError`` for one that must not be replaced."""
     from safetensors.torch import save
 
     write_atomic(path, save(dict(tensors)), overwrite=overwrite)
@@ -232,10 +233,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], ov
 # Converted checkpoints
 
 
-def convert(model: nn.Module, config: Config, digest: str) -> dict[str, Tensor]:
-    """State dict of a converted checkpoint. digest: hex, of the model's exact entropy model."""
+def convert(model: LALIC, digest: str) -> dict[str, Tensor]:
+    """State dict of a converted checkpoint. digest: of the model's exact entropy model, hex."""
     shifts = {f"{name}.conv5x5.weight": m.kernel() for name, m in model.named_modules() if isinstance(m, OmniShift)}
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if not matters(name):
@@ -245,29 +246,32 @@ def convert(model: nn.Module, config: Config, digest: str) -> dict[str, Tensor]:
                 value = value.float()
             if not name.startswith(_ENTROPY):
                 half = value.half() if value.is_floating_point() and name.startswith(_TRANSFORMS) else value
-                found[name] = half if torch.equal(half.to(value.dtype), value) else value
+                converted[name] = half if torch.equal(half.to(value.dtype), value) else value
             elif value.ndim < 2 and not _BRANCH.fullmatch(name):
-                found[name] = value
+                converted[name] = value
             elif not _BRANCH.fullmatch(name):
                 if name in shifts:
                     value = shifts[name].detach().cpu().float().unsqueeze(1)
                 elif name.endswith("context_prediction.weight"):
                     value = value * model.get_buffer(name.removesuffix("weight") + "mask").cpu()
-                found |= dict(zip((name + s for s in SUFFIXES), _integers(name, value, config), strict=True))
-    found[DIGEST] = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)
-    return {name: value.contiguous() for name, value in found.items()}
+                entries = _integers(name, value, model.config)
+                converted |= dict(zip((name + s for s in SUFFIXES), entries, strict=True))
+    converted[DIGEST] = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)
+    return {name: value.contiguous() for name, value in converted.items()}
 
 
 def _widths(name: str, value: Tensor, config: Config) -> Sequence[int]:
+    """Numbers of inputs of the matrix's parts."""
     if match := _CONTEXT.fullmatch(name):
         return config.groups[: int(match[1])]
     if match := _MIX.fullmatch(name):
-        seen = 2 * config.groups[int(match[1])]
-        return (seen, seen, config.hyper_width) if int(match[1]) else (seen, config.hyper_width)
+        spatial = channel = 2 * config.groups[int(match[1])]
+        return (spatial, channel, config.hyper_width) if int(match[1]) else (spatial, config.hyper_width)
     return (value.shape[1],)
 
 
 def _integers(name: str, value: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, exponents and widths of a matrix."""
     rows = value.transpose(0, 1) if _TRANSPOSED.fullmatch(name) else value
     widths = _widths(name, rows, config)
     parts = [exact.quantise(part, range(1, value.ndim)) for part in rows.split(list(widths), dim=1)]
@@ -277,31 +281,31 @@ def _integers(name: str, value: Tensor, config: Config) -> tuple[Tensor, Tensor,
 
 
 def _unpacked(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The float state dict behind a converted one; any other is returned as it is.
+    """A converted state dict with floats in place of integers; any other unchanged.
 
-    Raises ``CheckpointError`` where integers, exponents and widths do not belong together.
+    Raises ``CheckpointError`` if integers, exponents and widths do not fit together.
     """
-    found = {name: value for name, value in sd.items() if not name.endswith(SUFFIXES) and name != DIGEST}
+    plain = {name: value for name, value in sd.items() if not name.endswith(SUFFIXES) and name != DIGEST}
     for name in sd:
         if name.endswith(SUFFIXES[0]):
             name = name.removesuffix(SUFFIXES[0])
             try:
-                found[name] = _floats(name, *(sd[name + suffix] for suffix in SUFFIXES))
+                plain[name] = _floats(name, *(sd[name + suffix] for suffix in SUFFIXES))
             except (KeyError, RuntimeError, IndexError) as error:
                 raise CheckpointError(
                     f"the integers of {name} cannot be read: {' '.join(str(error).split())}"
                 ) from error
             if name.endswith(".omni_shift.conv5x5.weight"):
-                prefix, channels = name.removesuffix("conv5x5.weight"), found[name].shape[0]
-                found[prefix + "alpha"] = torch.tensor([0.0, 0.0, 0.0, 1.0])
-                found[prefix + "conv1x1.weight"] = torch.zeros(channels, 1, 1, 1)
-                found[prefix + "conv3x3.weight"] = torch.zeros(channels, 1, 3, 3)
-    return found
+                prefix, channels = name.removesuffix("conv5x5.weight"), plain[name].shape[0]
+                plain[prefix + "alpha"] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+                plain[prefix + "conv1x1.weight"] = torch.zeros(channels, 1, 1, 1)
+                plain[prefix + "conv3x3.weight"] = torch.zeros(channels, 1, 3, 3)
+    return plain
 
 
 def _floats(name: str, integers: Tensor, exponents: Tensor, widths: Tensor) -> Tensor:
     rows = integers.transpose(0, 1) if _TRANSPOSED.fullmatch(name) else integers
     scales = exact.power_of_two(exponents.to(torch.int32) - (exact.BITS - 1)).repeat_interleave(widths.long(), dim=1)
-    # A product with a power of two: exact.
+    # A product with a power of two is exact.
     value = rows.float() * scales.reshape(*scales.shape, *[1] * (rows.ndim - 2))
     return value.transpose(0, 1).contiguous() if rows is not integers else value

@@ -1,4 +1,4 @@
-"""What the probability model of one slice is made of: channel context, checkerboard context, parameter aggregation."""
+"""Parts of a slice's probability model: channel context, checkerboard (spatial) context, parameter aggregation."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from lalic_kernels.cache import WeightCache
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64: what is rounded to symbols is never in the low precision of autocast."""
+    """x in float32, or unchanged in float64: values that are rounded to symbols must not be in low precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def pack(x: Tensor, parity: int) -> Tensor:
-    """One colour of the checkerboard. x (B, h, w, C), h and w even -> (B, h, w / 2, C).
+    """Half of the positions, as a checkerboard: x (B, h, w, C), h and w even -> (B, h, w / 2, C).
 
-    Parity 0 takes the anchors, where row + column is even; parity 1 the others. Row r, place j of the result is
-    column 2 j + (r + parity) % 2.
+    Parity 0 takes the anchors, where row + column is even; parity 1 the others. Column j of row r of the result is
+    column 2 j + (r + parity) % 2 of x.
     """
     even, odd = x[:, 0::2, parity::2], x[:, 1::2, 1 - parity :: 2]
     return torch.stack((even, odd), dim=2).flatten(1, 2)
 
 
 def unpack(x: Tensor, parity: int) -> Tensor:
-    """Inverse of `pack`, zero at the other colour. x (B, h, w / 2, C) -> (B, h, w, C)."""
+    """Inverse of `pack`, with zeros at the other positions: x (B, h, w / 2, C) -> (B, h, w, C)."""
     zero = torch.zeros_like(x)
     return interleave(x, zero) if parity == 0 else interleave(zero, x)
 
 
 def interleave(anchors: Tensor, others: Tensor) -> Tensor:
-    """Both colours, as `pack` gives them, put together. Each (B, h, w / 2, C) -> (B, h, w, C)."""
+    """Inverse of `pack` for both parities: anchors and others, each (B, h, w / 2, C) -> (B, h, w, C)."""
     B, h, half, C = anchors.shape
-    places = (anchors[:, 0::2], others[:, 0::2], others[:, 1::2], anchors[:, 1::2])
-    # (B, h/2, w/2, C) each; in an even row the anchor comes first, in an odd row the other.
-    rows = torch.stack([torch.stack(pair, dim=3) for pair in (places[:2], places[2:])], dim=2)
+    # (B, h / 2, w / 2, C) each; in an even row the anchor comes first, in an odd row the other.
+    even, odd = (anchors[:, 0::2], others[:, 0::2]), (others[:, 1::2], anchors[:, 1::2])
+    rows = torch.stack([torch.stack(pair, dim=3) for pair in (even, odd)], dim=2)
     return rows.reshape(B, h, 2 * half, C)
 
 
 CHECKERBOARD_TAPS = tuple((row, column) for row in range(5) for column in range(5) if (row + column) % 2)
-"""The 12 places of a 5x5 kernel that see the other colour, by row and column."""
+"""(row, column) of the 12 taps of a 5x5 kernel that read positions of the other parity."""
 
 
 class CheckerboardConv(nn.Conv2d):
-    """Masked 5x5 convolution: a position sees the 12 taps of the other colour, whose row + column differ in parity."""
+    """5x5 convolution masked to the 12 taps that read positions of the other parity."""
 
     mask: Tensor
 
@@ -64,7 +64,7 @@ class CheckerboardConv(nn.Conv2d):
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=2)
 
     def live_taps(self) -> Tensor:
-        """What the mask leaves of the weight: (cout, 12 cin), taps by row and column, a tap's channels together."""
+        """The weight at the 12 taps that the mask leaves, (cout, 12 cin): by tap, then by channel."""
         rows, columns = zip(*CHECKERBOARD_TAPS, strict=True)
         return self.weight[:, :, rows, columns].transpose(1, 2).flatten(1)
 
@@ -81,14 +81,14 @@ class EntropyParametersBlock(nn.Module):
         self.receptance = nn.Linear(cout, cout, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, P, n) -> (B, P, cout). With n < cin, x holds the last n inputs and the first cin - n are zero."""
+        """x (B, P, n) -> (B, P, cout). With n < cin, x has the last n inputs and the first cin - n are zero."""
         mix, *others = self.tensors()
         return lalic_kernels.entropy_params(x, mix[:, mix.shape[1] - x.shape[2] :], *others)  # type: ignore[misc]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Its weights in the order of `lalic_kernels.entropy_params`, the mix as a matrix (cout, cin)."""
+        """The weights in the order of `lalic_kernels.entropy_params`, the mix as a matrix (cout, cin)."""
         bias = self.mix.bias
-        assert bias is not None  # made with one; a Conv2d's type allows none
+        assert bias is not None  # for mypy
         return (
             self.mix.weight.flatten(1), bias, self.norm.weight, self.norm.bias,
             self.key.weight, self.receptance.weight, self.value.weight,
@@ -96,13 +96,13 @@ class EntropyParametersBlock(nn.Module):
 
 
 def channel_ramp(cin: int, cout: int, least: int) -> list[int]:
-    """Published widths of an aggregation network: a line from cin to cout in float32, rounded down, inner >= least."""
+    """Published widths of an aggregation network: from cin to cout in even steps, rounded down, inner ones >= least."""
     ramp = [int(v) for v in torch.linspace(cin, cout, 4, dtype=torch.float32, device="cpu").tolist()]
     return [cin, max(ramp[1], least), max(ramp[2], least), cout]
 
 
 def aggregation_ramp(c: Config, cin: int, cout: int) -> list[int]:
-    """Widths of an aggregation network, its inputs and outputs among them."""
+    """Widths of an aggregation network from inputs to outputs: given by the configuration, or `channel_ramp`."""
     return [cin, *c.aggregation_widths, cout] if c.aggregation_widths else channel_ramp(cin, cout, 2 * c.N)
 
 
@@ -136,7 +136,7 @@ class GaussianConditional(nn.Module):
 
 
 class LowerBound(nn.Module):
-    """Holds ``bound`` (1,) under its published name."""
+    """A buffer ``bound`` (1,) under its published name."""
 
     bound: Tensor
 
@@ -169,7 +169,7 @@ class SliceStack(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.groups = c.groups
-        self.cache = WeightCache()  # what engines prepare of the weights
+        self.cache = WeightCache()  # weights prepared by engines
         count = range(len(c.groups))
         self.channel_context = nn.ModuleDict({f"y{k}": channel_context(c, k) for k in count if k})
         self.latent_codec = nn.ModuleDict({f"y{k}": Slice(c, k) for k in count})

@@ -1,9 +1,9 @@
 """One model, every quality: a factor for each latent channel before coding, and another after.
 
-Source: Cui et al., "Asymmetric gained deep image compression with continuous rate adaptation", CVPR 2021. Latents times
-`gain` are what is rounded and coded, so large gains mean fine steps; what was decoded, times `inverse`, goes to the
-synthesis transform. Both are vectors, learned at a few anchors and interpolated in the log domain between them, so that
-every quality in [1, 100] has its own. The hyper latents have no gains of their own: they see gained latents.
+Source: Cui et al., "Asymmetric gained deep image compression with continuous rate adaptation", CVPR 2021. Latents are
+multiplied by a gain before they are rounded and coded, so large gains mean fine steps; decoded latents are multiplied
+by an inverse gain before the synthesis transform. Both are vectors (M,), learned at a few anchor qualities and
+interpolated between them in the log domain, for every quality in [1, 100]. The hyper analysis takes gained latents.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LOWEST, HIGHEST = 1.0, 100.0
 
 
 class Gains(nn.Module):
-    """Logs of gains and of inverse gains at anchors that lie evenly on the qualities from 1 to 100.
+    """Logs of gains and of inverse gains, at anchors in even steps from quality 1 to quality 100.
 
     Args:
-        channels: latent channels M. anchors: how many, at least 2; the first is quality 1, the last quality 100.
+        channels: latent channels M. anchors: their number, at least 2.
     """
 
     def __init__(self, channels: int, anchors: int):
@@ -32,15 +32,15 @@ class Gains(nn.Module):
         self.log_inverses = nn.Parameter(torch.zeros(anchors, channels))
 
     def gain(self, y: Tensor, quality: Tensor) -> Tensor:
-        """y (B, M, h, w) as g_a gives it, quality (B,) -> what is coded, float32."""
+        """Latents y (B, M, h, w) from g_a, quality (B,) -> gained latents, float32."""
         return self._scaled(y, self.log_gains, quality)
 
     def inverse(self, y_hat: Tensor, quality: Tensor) -> Tensor:
-        """y_hat (B, M, h, w) as decoded, quality (B,) -> what g_s takes, float32."""
+        """Decoded latents y_hat (B, M, h, w), quality (B,) -> input of g_s, float32."""
         return self._scaled(y_hat, self.log_inverses, quality)
 
     def start(self, step_ratios: Tensor) -> None:
-        """Let gains be `step_ratios` (anchors,) and inverses one over that, in every channel alike."""
+        """Set the gains of all channels to `step_ratios` (anchors,), and the inverse gains to 1 / `step_ratios`."""
         with torch.no_grad():
             self.log_gains.copy_(step_ratios.log()[:, None].expand_as(self.log_gains))
             self.log_inverses.copy_(-self.log_gains)
@@ -48,31 +48,31 @@ class Gains(nn.Module):
     @staticmethod
     def _scaled(x: Tensor, logs: Tensor, quality: Tensor) -> Tensor:
         last = logs.shape[0] - 1
-        place = (quality.to(logs, non_blocking=True) - LOWEST) * (last / (HIGHEST - LOWEST))
-        below = place.floor().clamp(0, last - 1)
-        along = (place - below)[:, None]
+        position = (quality.to(logs, non_blocking=True) - LOWEST) * (last / (HIGHEST - LOWEST))  # in anchors
+        below = position.floor().clamp(0, last - 1)
+        fraction = (position - below)[:, None]
         index = below.long()
-        factors = torch.lerp(logs[index], logs[index + 1], along).exp()
-        # Gains and what they multiply are in float32 whatever autocast says: this is what is rounded to symbols.
+        factors = torch.lerp(logs[index], logs[index + 1], fraction).exp()
+        # Always in float32, also under autocast: the result is rounded to symbols.
         return x.to(torch.promote_types(x.dtype, factors.dtype)) * factors[:, :, None, None]
 
 
 def anchor_qualities(anchors: int) -> Tensor:
-    """The qualities that anchors stand for: (anchors,) from 1 to 100."""
+    """Quality of each anchor: (anchors,) float32, from 1 to 100."""
     return torch.linspace(LOWEST, HIGHEST, anchors)
 
 
 def checked_quality(quality: float) -> float:
-    """The number itself. Raises ``QualityError`` beyond [1, 100]."""
+    """`quality`. Raises ``QualityError`` if it is not in [1, 100]."""
     if not LOWEST <= quality <= HIGHEST:
         raise QualityError(f"quality is {quality:g}, expected {LOWEST:g} to {HIGHEST:g}")
     return quality
 
 
 def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tensor:
-    """One number, or one a picture, as (batch,) float32: on the CPU, or where a given tensor is.
+    """One number, or one for each picture, as (batch,) float32: on the CPU, or on the device of a given tensor.
 
-    Raises ``QualityError`` beyond [1, 100], ``ValueError`` for another count.
+    Raises ``QualityError`` for a number not in [1, 100], ``ValueError`` for another count.
     """
     if not isinstance(quality, Tensor):
         numbers = [quality] if isinstance(quality, int | float) else list(quality)

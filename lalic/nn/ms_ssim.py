@@ -1,8 +1,8 @@
 """Multi-scale structural similarity, as a figure of merit and as a loss.
 
 Source: Wang, Simoncelli, Bovik, "Multiscale structural similarity for image quality assessment", 2003, equation 7, with
-the constants there. Borders and odd sizes as the package pytorch-msssim treats them, so that values can be compared
-with published ones: windows lie wholly inside the picture, and a side of odd length takes one zero at each end before
+its constants. Borders and odd sizes are treated as in the package pytorch-msssim, so that values can be compared with
+published ones: only windows wholly inside the picture count, and a side of odd length gets one zero at each end before
 it is halved.
 """
 
@@ -20,11 +20,11 @@ MIN_SIDE = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1  # 161: below it the coars
 
 
 def ms_ssim(x: torch.Tensor, y: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
-    """MS-SSIM of each pair of pictures: (B, C, H, W) twice, of one floating dtype, to (B,), the mean over channels.
+    """MS-SSIM of each pair of pictures: x, y (B, C, H, W) of one floating dtype -> (B,), the mean over channels.
 
-    data_range: the span of the values, 1 for [0, 1], 255 for 8 bits. H and W are at least `MIN_SIDE`. Differentiable;
-    a scale whose contrast term is negative counts as 0, where the gradient is not finite. In float32 the result of
-    nearly equal pictures is good to about 1e-6; float64 serves where more is wanted.
+    data_range: range of the values, 1 for [0, 1], 255 for 8 bits. H and W are at least `MIN_SIDE`. Differentiable; a
+    negative contrast term counts as 0, where the gradient is not finite. In float32 the error for nearly equal pictures
+    is about 1e-6; use float64 for less.
 
     Raises `ValueError` for another shape or a smaller picture.
     """
@@ -41,7 +41,7 @@ def ms_ssim(x: torch.Tensor, y: torch.Tensor, data_range: float = 1.0) -> torch.
             odd = [side % 2 for side in x.shape[2:]]
             x, y = (F.avg_pool2d(t, 2, padding=odd) for t in (x, y))
         luminance, contrast = _terms(x, y, window, data_range)
-        # Only the coarsest scale has the luminance, and there the product is averaged, not the terms (equation 7).
+        # Only the coarsest scale has the luminance term, and its product is averaged, not the factors (equation 7).
         term = luminance * contrast if scale == len(WEIGHTS) - 1 else contrast
         values.append(term.mean(dim=(2, 3)).relu() ** weight)
     return torch.stack(values).prod(dim=0).mean(dim=1)
@@ -56,7 +56,7 @@ def _gaussian(like: torch.Tensor) -> torch.Tensor:
 def _terms(
     x: torch.Tensor, y: torch.Tensor, window: torch.Tensor, data_range: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Luminance and contrast-structure at each place of the window, (B, C, H - 10, W - 10) each."""
+    """Luminance and contrast-structure terms at each window position, (B, C, H - 10, W - 10) each."""
     C = x.shape[1]
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     down, along = window.view(1, 1, -1, 1).repeat(C, 1, 1, 1), window.view(1, 1, 1, -1).repeat(C, 1, 1, 1)

@@ -1,23 +1,29 @@
-"""Noise that stands for rounding in training, drawn so that processes which share a batch share its noise."""
+"""Noise in place of rounding in training, drawn so that it does not depend on how processes divide a batch."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Share = tuple[int, int]
-"""Which part of a batch this process has: (its number from 0, how many there are)."""
 
-ALL: Share = (0, 1)
+class Share(NamedTuple):
+    """The part of a batch that one process has: its number from 0, and the number of parts."""
+
+    number: int = 0
+    parts: int = 1
+
+
+ALL = Share()
 
 
 def uniform_like(x: Tensor, share: Share = ALL) -> Tensor:
-    """Uniform noise in [-0.5, 0.5) for x, which is one of ``share[1]`` equal parts of a batch.
+    """Uniform noise in [-0.5, 0.5) with the shape and dtype of x, which is one of ``share.parts`` parts of a batch.
 
-    Each process draws for the whole batch and keeps its part: with the same seed, a batch sees the same noise in
-    however many parts it is. Latents are a hundredth of the work, so the rest is no loss.
+    Each process draws noise for the whole batch and takes its part, so the same seed gives the same noise for any
+    number of processes. The time for this is small beside a training step.
     """
-    number, parts = share
     n = x.shape[0]
-    noise = torch.empty((parts * n, *x.shape[1:]), dtype=x.dtype, device=x.device).uniform_(-0.5, 0.5)
-    return noise[number * n : (number + 1) * n]
+    noise = torch.empty((share.parts * n, *x.shape[1:]), dtype=x.dtype, device=x.device).uniform_(-0.5, 0.5)
+    return noise[share.number * n :][:n]

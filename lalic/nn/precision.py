@@ -1,10 +1,10 @@
-"""Which dtype the transforms outside the entropy path compute in, without gradients: the precision policy.
+"""Precision: the dtype in which g_a, h_a and g_s compute without gradients.
 
-Only g_a, h_a and g_s follow it. What decides symbols together with a file's bytes (h_s, contexts, aggregation) never
-does, so a file written under one policy is read under any other, with the same symbols.
+The modules that a decoder needs for symbols (h_s, contexts, aggregation) are not affected, so a file written with one
+precision is read with any other, with the same symbols.
 
-Under a 16-bit policy convolutions, matrix products and the activations between them are in that dtype; LayerNorms,
-shifts, decays, boosts and gammas stay in float32, and all sums are float32.
+With a 16-bit precision, convolutions, matrix products and the activations between them are in that dtype; LayerNorms,
+shifts, decays, boosts and gammas stay float32, and all sums are float32.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _NARROWED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of a policy's name. Raises ``ValueError`` for a name that is none of `PRECISIONS`."""
+    """The dtype of a precision's name. Raises ``ValueError`` for a name that is not in `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     return PRECISIONS[precision]
 
 
 def narrowed(cache: WeightCache, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """transform(x), computed in a 16-bit `dtype` from a copy that is kept under `name`; x and the result are float32.
+    """transform(x), computed in a 16-bit `dtype` by a copy that is cached under `name`; x and result are float32.
 
-    Raises ``LalicError`` where float16 does not hold the values.
+    Raises ``LalicError`` if values are beyond the range of float16.
     """
     narrow = cache.get(name, list(transform.parameters()), lambda: _narrow(transform, dtype), dtype)
     result = narrow(x.to(dtype)).float()

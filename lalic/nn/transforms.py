@@ -9,12 +9,12 @@ from lalic.nn.blocks import RWKVBlock
 
 
 def down(cin: int, cout: int, kernel: int) -> nn.Conv2d:
-    """Convolution that divides H and W: an odd kernel overlaps and halves, an even one, or 1, has patches."""
+    """Convolution that divides H and W: by 2 for kernels 3 and 5, which overlap, else by the kernel, in patches."""
     return nn.Conv2d(cin, cout, kernel, stride=stride(kernel), padding=_padding(kernel))
 
 
 def up(cin: int, cout: int, kernel: int) -> nn.ConvTranspose2d:
-    """Transposed convolution that multiplies H and W by what `down` divides by, exactly."""
+    """Transposed convolution that multiplies H and W by the number that `down` divides by."""
     overlaps = kernel > stride(kernel)
     return nn.ConvTranspose2d(
         cin, cout, kernel, stride=stride(kernel), padding=_padding(kernel), output_padding=int(overlaps)

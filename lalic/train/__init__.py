@@ -2,12 +2,12 @@
 
     >>> lalic.train.train("photos/", "run", lalic.train.preset("slim", steps=100_000))
 
-    data         crops of pictures from folders and tar files, in an order that a seed fixes
-    recipe       what a run depends on besides its pictures
-    start        the configuration and the weights that a run starts from
-    objective    what is minimised
+    data         random crops of pictures from folders and tar files
+    recipe       everything a run depends on but its pictures
+    start        configuration and initial weights
+    objective    the loss
     optimisers   SOAP
-    loop         `train`, its loop, its log
+    loop         `train`, the training loop, the log
     distributed  several processes
 
 Documentation: `docs/training.md`.
@@ -26,7 +26,7 @@ __all__ = ["PRESETS", "Recipe", "Run", "preset", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """`train` and `Run` are imported on first use: they need torch, and the command line's arguments do not."""
+    """Import `train` and `Run` on first use: they need torch, which parsing the command line does not."""
     if name not in ("Run", "train"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lalic.train import loop

@@ -1,4 +1,4 @@
-"""`lalic train`: from arguments to a call of `lalic.train.train`. Needs no torch, so `lalic --help` answers at once."""
+"""`lalic train`: from arguments to a call of `lalic.train.train`. Imports no torch, so that `lalic --help` is fast."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _RECIPE = {
     "warmup": "steps to the peak learning rate",
     "auxiliary_lr": "learning rate of the prior's quantiles",
     "clip": "largest gradient norm",
-    "ema": "decay of the average that is kept; 0: none",
+    "ema": "decay of the averaged weights; 0: none",
     "bf16": "matrix products in bfloat16",
     "seed": "of weights, crops, qualities and noise",
 }
 
 
 def register(commands: Any) -> None:
-    """Declare the command; `commands` is what argparse's `add_subparsers` gives."""
+    """Declare the command. commands: from argparse's `add_subparsers`."""
     parser = commands.add_parser("train", help="train a model")
     add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `lalic train`. What is not given is the preset's, or else `Recipe`'s."""
+    """Declare the arguments of `lalic train`. Defaults come from the preset, or else from `Recipe`."""
     parser.description = (
-        "Train a model. A run is a folder: started again with the same arguments it goes on where it stopped, with "
-        "the same result as if it had not. docs/training.md says more."
+        "Train a model. A run is a folder. Started again with the same arguments it continues where it stopped, with "
+        "the result of an uninterrupted run. Documentation: docs/training.md."
     )
     parser.add_argument("data", nargs="+", help="folders, tar files or pictures to train on")
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run is resumed")
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of lalic.config.Config in which it differs from slim (default: slim)",
     )  # fmt: skip
     parser.add_argument("--qualities", type=int, help="anchors of the gains; 0: one lambda (default: the model's own)")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from; --lambda says its lambda")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from, trained with --lambda")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="recipe to start from; other arguments change it")
 
     recipe = parser.add_argument_group("recipe")
@@ -76,10 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe that the arguments ask for. Raises ``LalicError`` with the option's name for a wrong value."""
+    """The recipe of the arguments. Raises ``LalicError`` with the option's name for a wrong value."""
     given = {f.name: getattr(args, f.name) for f in fields(Recipe)}
     if args.init is not None and args.start is None:
-        given["start"] = "random"  # a preset's start is that of fresh weights
+        given["start"] = "random"  # the start of a preset is for fresh weights
     try:
         return preset(args.preset, **{name: value for name, value in given.items() if value is not None})
     except ValueError as error:

@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def _sources(paths: Iterable[Name]) -> list[tuple[str, bytes | Path]]:
-    """(name, encoded bytes or path) of every picture below ``paths``, in name order within each path."""
+    """(name, encoded bytes or path) of every picture in ``paths``, in order of name within each path."""
     sources: list[tuple[str, bytes | Path]] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -33,7 +33,7 @@ def _sources(paths: Iterable[Name]) -> list[tuple[str, bytes | Path]]:
                 for member in members:
                     if Path(member.name).suffix.lower() in SUFFIXES:
                         file = tar.extractfile(member)
-                        assert file is not None  # isfile() said so
+                        assert file is not None  # as isfile() is true
                         sources.append((f"{path}/{member.name}", file.read()))
         elif path.suffix.lower() in SUFFIXES and path.is_file():
             sources.append((str(path), path))
@@ -49,28 +49,23 @@ def _enlarged(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 class Crops:
-    """Random square crops of all pictures, flipped left to right and transposed, each half of the time.
+    """Random square crops of all pictures, flipped left to right and transposed with a probability of one half each.
 
-    Every epoch visits each picture once, in an order drawn from ``seed`` and the epoch; so what batch ``i`` holds
-    depends on the seed and ``i`` alone, and a resumed run sees what an uninterrupted one would have seen. A batch of
-    large crops is of the first quarter of its pictures. Decoded pictures are kept in memory, 3 bytes a pixel.
+    Every epoch uses each picture once, in an order drawn from ``seed`` and the epoch. So batch ``i`` depends on the
+    seed and ``i`` only, and a resumed run gets the batches of an uninterrupted one. A batch of large crops uses the
+    first quarter of its pictures. Decoded pictures stay in memory, 3 bytes a pixel.
 
     Args:
-        paths: folders, tar files or pictures. patch: side of a crop in pixels. batch: crops a batch.
-        hold_out: every ``hold_out``-th picture is left out of training; `held_out` gives those.
-        shrink: crops are taken up to this many times larger, where the picture allows it, and scaled down.
+        paths: folders, tar files or pictures. patch: side of a crop in pixels. batch: crops a batch. seed: of order
+            and crops.
+        hold_out: every ``hold_out``-th picture is not trained on but returned by `held_out`.
+        shrink: crops are taken up to this many times larger, if the picture is large enough, and scaled down.
 
-    Raises ``ImageError`` when nothing is found; pictures smaller than a crop are enlarged by repeating their edges.
+    Pictures smaller than a crop are enlarged by repeating their edges. Raises ``ImageError`` if there are no pictures.
     """
 
     def __init__(
-        self,
-        paths: Iterable[Name],
-        patch: int,
-        batch: int,
-        seed: int,
-        hold_out: int = 50,
-        shrink: float = 1.0,
+        self, paths: Iterable[Name], patch: int, batch: int, seed: int, hold_out: int = 50, shrink: float = 1.0
     ):
         sources = _sources(paths)
         chosen = [i for i in range(len(sources)) if i % hold_out]
@@ -96,18 +91,18 @@ class Crops:
         return self.part(index, ALL)
 
     def part(self, index: int, share: Share, large: bool = False) -> Tensor:
-        """One process's part of batch ``index``; the others' pictures are not decoded.
+        """One process's part of batch ``index``, float32 (n, 3, side, side) in [0, 1]; others are not decoded.
 
         large: crops of twice the side, a quarter as many.
         """
         side, count = (2 * self.patch, self.batch // 4) if large else (self.patch, self.batch)
-        count //= share[1]
-        first = index * self.batch + share[0] * count
+        count //= share.parts
+        first = index * self.batch + share.number * count
         crops = np.stack([self._crop(number, side) for number in range(first, first + count)])
         return torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
 
     def _crop(self, number: int, patch: int) -> NDArray[np.uint8]:
-        """The crop with this number, counted from the start of training: (patch, patch, 3)."""
+        """Crop ``number``, counted from the start of training: uint8 (patch, patch, 3)."""
         epoch, position = divmod(number, len(self._train))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self._train))
         draw = np.random.default_rng((self.seed, epoch, position))
@@ -124,12 +119,14 @@ class Crops:
         return crop.swapaxes(0, 1) if draw.random() < 0.5 else crop
 
     def held_out_sources(self) -> list[tuple[str, bytes | Path]]:
-        """(name, encoded bytes or path) of every picture left out of training."""
+        """(name, encoded bytes or path) of every held-out picture."""
         return list(self._held_out)
 
     def held_out(self, count: int, side: int = 256) -> list[Tensor]:
-        """The centres of the first ``count`` pictures left out of training, each (1, 3, side, side) or a smaller
-        multiple of 64."""
+        """Centres of the first ``count`` held-out pictures, each float32 (1, 3, h, w) in [0, 1].
+
+        h and w are ``side``, or the largest multiple of 64 in a smaller picture.
+        """
         result = []
         for source in self._held_out[:count]:
             pixels = _enlarged(self._picture(source), 64)

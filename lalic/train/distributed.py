@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 -m lalic train ...
 
-Each process takes its part of every batch; DistributedDataParallel takes the mean of their gradients. Noise and
-qualities are drawn for the whole batch, so a run does what one process with the same recipe would do, but for the order
-of sums. All processes must see the folder of the run.
+Each process has its part of every batch, and DistributedDataParallel averages the gradients. Noise and qualities are
+drawn for the whole batch, so the result is that of one process with the same recipe, but for the order of sums. All
+processes need access to the folder of the run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lalic.nn.noise import ALL, Share
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[tuple[Share, torch.device]]:
-    """Join the processes that torchrun started, gloo on CPUs and NCCL on GPUs; (this one's share, its device).
+def process_group(device: torch.device) -> Iterator[tuple[Share, torch.device]]:
+    """Connect the processes that torchrun started, by gloo on CPUs and NCCL on GPUs: (share, device) of this process.
 
-    Without torchrun, the whole batch and the device as given. Raises ``LalicError`` if a GPU is missing.
+    Without torchrun: the whole batch, and the device as given. Raises ``LalicError`` if a GPU is missing.
     """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield ALL, device
@@ -38,14 +38,14 @@ def together(device: torch.device) -> Iterator[tuple[Share, torch.device]]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield (dist.get_rank(), dist.get_world_size()), device
+        yield Share(dist.get_rank(), dist.get_world_size()), device
     finally:
         dist.destroy_process_group()
 
 
 def parallel(module: nn.Module, share: Share, device: torch.device) -> nn.Module:
-    """The module with gradients that are means over all processes; as it is where there is only one."""
-    if share[1] == 1:
+    """The module with gradients averaged over all processes; the module itself for one process."""
+    if share.parts == 1:
         return module
     devices = [device] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
@@ -53,8 +53,8 @@ def parallel(module: nn.Module, share: Share, device: torch.device) -> nn.Module
 
 def mean_over(values: dict[str, float], share: Share, device: torch.device) -> dict[str, float]:
     """The mean of each value over all processes."""
-    if share[1] == 1:
+    if share.parts == 1:
         return values
     sums = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(sums)
-    return dict(zip(values, (sums / share[1]).tolist(), strict=True))
+    return dict(zip(values, (sums / share.parts).tolist(), strict=True))

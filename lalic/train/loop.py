@@ -1,4 +1,4 @@
-"""Training from Python, `train`, and its loop: optimiser steps, a moving average, a log, checkpoints that resume."""
+"""`train`, and the training loop: optimiser steps, moving average, log, checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -25,35 +25,27 @@ from lalic.nn import checkpoints
 from lalic.nn.ms_ssim import MIN_SIDE
 from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
-from lalic.train.distributed import mean_over, parallel, together
+from lalic.train.distributed import mean_over, parallel, process_group
 from lalic.train.objective import Objective, balances, check_patch, draw_qualities, lambdas, rate_distortion
 from lalic.train.optimisers import Soap
 from lalic.train.recipe import Recipe, learning_rate
-from lalic.train.start import (
-    BLOCKS,
-    check_kernels,
-    configuration,
-    init_from,
-    linear_start,
-    start_gains,
-    start_weights,
-)
+from lalic.train.start import BLOCKS, check_kernels, configuration, init_from, linear_start, start_gains, start_weights
 
 HELD_OUT_QUALITIES = (10.0, 30.0, 50.0, 70.0, 90.0)
 
 
 def _weights(model: LALIC) -> list[Tensor]:
-    """What the main optimiser trains and the moving average follows: all but the prior's quantiles."""
+    """The parameters of the main optimiser and of the moving average: all but the prior's quantiles."""
     return [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a call of `train` came to.
+    """Result of a call of `train`.
 
-    folder: of the run. weights: its file of weights. step: steps done in all. resumed_at: the step at which this call
-    went on, None for a fresh run. last_row: the last row that this call logged; empty where nothing was left to do, and
-    in all processes but the first.
+    folder: of the run. weights: the file with the averaged weights. step: number of steps done. resumed_at: the step at
+    which this call continued, None for a new run. last_row: the last row of the log that this call wrote; empty if
+    there was nothing to do, and in all processes but the first.
     """
 
     folder: Path
@@ -78,17 +70,17 @@ def train(
     tensorboard: bool = False,
     log: Callable[[str], None] | None = print,
 ) -> Run:
-    """Train a model; called again with the same arguments, go on where the run stopped, with the same result.
+    """Train a model. Called again with the same arguments, continue a run that was stopped, with the same result.
 
-    data: folders, tar files or pictures. out: folder of the run. recipe: None for `Recipe()`; `lalic.train.preset`
-    makes those with names. model: "slim", "full", "init" or a JSON file (`lalic.train.start.configuration`), or a
-    configuration. qualities: anchors of the gains, 0 for one lambda, None for the model's own. init: checkpoint to
-    start from, whose lambda is the recipe's. device: None for the CPU; processes that torchrun started take one GPU
-    each. save_every, log_every: steps between checkpoints, and steps that a row of the log stands for. compiled:
-    through `torch.compile`. tensorboard: write its files too. log: called with each row as text; None for silence.
+    data: folders, tar files or pictures. out: folder of the run. recipe: None for `Recipe()`; `lalic.train.preset` has
+    others. model: "slim", "full", "init" or a JSON file (`lalic.train.start.configuration`), or a configuration.
+    qualities: anchors of the gains, 0 for one lambda, None as the configuration. init: checkpoint to start from, which
+    was trained with the recipe's lambda. device: None for the CPU; each process of torchrun takes one GPU. save_every,
+    log_every: steps between checkpoints and between rows of the log. compiled: use `torch.compile`. tensorboard: write
+    its files too. log: called with each row as text; None for no output.
 
     Raises ``LalicError`` for arguments that do not fit, ``ImageError`` for data without pictures, ``CheckpointError``
-    for weights that do not fit and for a folder with a run of another model or recipe, ``FloatingPointError`` when the
+    for weights that do not fit and for a folder with a run of another model or recipe, ``FloatingPointError`` if the
     loss is not finite.
 
         >>> train("photos/", "run", preset("slim", steps=100_000)).weights
@@ -107,7 +99,7 @@ def train(
             raise LalicError("start: expected random beside init, whose weights are not fresh, got linear")
         check_kernels(config)
     sources = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-    with together(resolve_device(device)) as (share, own_device):
+    with process_group(resolve_device(device)) as (share, process_device):
         torch.manual_seed(recipe.seed)
         network = LALIC.from_config(config)
         crops = Crops(sources, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
@@ -119,36 +111,30 @@ def train(
             count = -(-BLOCKS * 16**2 // recipe.patch**2)
             pictures = Crops(sources, recipe.patch, count, recipe.seed, shrink=recipe.shrink)[0]
             linear_start(network, pictures, recipe.lmbda)
-        trainer = Trainer(
-            network,
-            crops,
-            recipe,
-            folder,
-            own_device,
-            share=share,
-            compiled=compiled,
-            tensorboard=tensorboard,
-            show=show,
-        )
+        options: dict[str, Any] = {"compiled": compiled, "tensorboard": tensorboard, "show": show}
+        trainer = Trainer(network, crops, recipe, folder, process_device, share=share, **options)
         resumed_at = trainer.step if trainer.resume() else None
-        if share[0] == 0:
+        if share.number == 0:
             resumed = "" if resumed_at is None else f", resumed at step {resumed_at}"
             show(f"{network.config.name}: {len(crops)} pictures, {recipe.steps} steps{resumed}; {recipe}")
         trainer.run(every=log_every, save_every=save_every)
-        if share[0] == 0:
+        if share.number == 0:
             show(f"weights: {folder / 'weights.safetensors'}")
     return Run(folder, folder / "weights.safetensors", trainer.step, resumed_at, trainer.last_row)
+
+
+# The loop
 
 
 class Trainer:
     """One run in a folder.
 
-    ``last.pt`` is there to resume from, ``plateau.pt`` to give a run more steps than it had, ``weights.safetensors`` to
-    use, ``log.csv`` to look at. Every process of a run makes a Trainer; the first one writes.
+    The folder has ``last.pt`` to resume from, ``plateau.pt`` to continue from with more steps, ``weights.safetensors``
+    to use, and ``log.csv``. Every process of a run has a Trainer; the first process writes.
 
     Args:
-        share: this process's part of every batch (`lalic.train.distributed`). compiled: run the model and its loss
-            through `torch.compile`. tensorboard: write its files too. show: called with each row of the log as text.
+        share: this process's part of every batch. compiled: use `torch.compile` for the model and its loss.
+        tensorboard: write its files too. show: called with each row of the log as text.
     """
 
     def __init__(
@@ -164,11 +150,11 @@ class Trainer:
         tensorboard: bool = False,
         show: Callable[[str], None] = print,
     ):
-        least = (4 if recipe.large else 1) * share[1]
+        least = (4 if recipe.large else 1) * share.parts
         if recipe.batch % least:
             quarter = ", a quarter as many in large crops" if recipe.large else ""
             raise LalicError(
-                f"batch is {recipe.batch}, expected a multiple of {least}, shared by {share[1]} processes{quarter}"
+                f"batch is {recipe.batch}, expected a multiple of {least}, shared by {share.parts} processes{quarter}"
             )
         check_patch(recipe.metric, recipe.patch)
         self.device, self.share = torch.device(device), share
@@ -196,12 +182,12 @@ class Trainer:
         self.last_row: dict[str, Any] = {}
 
     def update(self) -> dict[str, float]:
-        """One optimiser step; this process's figures.
+        """Do one optimiser step. Returns loss, rate and distortion of this process's part of the batch.
 
-        Raises ``FloatingPointError`` when loss or gradient is not finite; the weights then stay as they were.
+        Raises ``FloatingPointError`` if loss or gradient is not finite; the weights are then unchanged.
         """
         self.model.train()
-        # Noise and qualities depend on the step alone: a resumed run draws what the uninterrupted one drew.
+        # Noise and qualities depend on the step only, so that a resumed run draws the same.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         x = self._batch().to(self.device, self.weights[0].dtype)
         for group in self.optimizer.param_groups:
@@ -211,7 +197,7 @@ class Trainer:
         self.auxiliary.zero_grad(set_to_none=True)
         (parts["loss"] + parts["aux"]).backward()
         parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.clip)
-        # One transfer for all figures: on a GPU every one of them waits for the whole step.
+        # One transfer for all numbers: on a GPU each transfer waits for the whole step.
         numbers = dict(zip(parts, torch.stack([v.detach().double() for v in parts.values()]).tolist(), strict=True))
         if not all(math.isfinite(numbers[name]) for name in ("loss", "gradient")):
             raise FloatingPointError(
@@ -221,14 +207,14 @@ class Trainer:
         self.optimizer.step()
         self.auxiliary.step()
         with torch.no_grad():
-            # A young average would hang on to the random start: it follows quickly first.
+            # A smaller decay at first, so that the average forgets the random start.
             decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
         self.step += 1
         return {**numbers, "psnr": -10 * math.log10(max(numbers["mse"], 1e-10))}
 
     def _batch(self) -> Tensor:
-        """This step's pictures; the next step's are cut meanwhile."""
+        """This step's pictures. A thread begins to cut those of the next step."""
         if self._next is None or self._next[0] != self.step:
             self._next = self._cut(self.step)
         x = self._next[1].result()
@@ -239,16 +225,16 @@ class Trainer:
         return step, self._cutter.submit(self.crops.part, step, self.share, self.recipe.large_crops(step))
 
     def _qualities(self, count: int) -> tuple[Tensor | None, float | Tensor, float | Tensor]:
-        """(quality, lambda, factor of the loss) of each of this process's samples; (None, lambda, 1) without gains."""
+        """(qualities, lambdas, factors of the loss) of this process's samples; (None, lambda, 1) without gains."""
         if self.model.gains is None:
             return None, self.recipe.lmbda, 1.0
-        everyone = draw_qualities(self.recipe, self.step, count * self.share[1])
-        quality = everyone[count * self.share[0] :][:count].to(self.device)
+        qualities = draw_qualities(self.recipe, self.step, count * self.share.parts)
+        quality = qualities[count * self.share.number :][:count].to(self.device)
         weights = lambdas(self.recipe, quality)
         return quality, weights, balances(self.recipe, weights)
 
     def averaged(self) -> LALIC:
-        """A copy of the model with the averaged weights and fresh coding tables, in eval mode."""
+        """A copy of the model with the averaged weights and new coding tables, in eval mode."""
         model = LALIC.from_config(self.model.config).to(self.device)
         model.load_state_dict(self.model.state_dict())
         with torch.no_grad():
@@ -257,9 +243,9 @@ class Trainer:
         return model.eval()
 
     def evaluate(self, pictures: list[Tensor]) -> dict[str, float]:
-        """Mean loss, bits a pixel (estimated) and PSNR of the averaged weights over pictures.
+        """Mean ``loss``, ``bpp`` (bits per pixel, estimated) and ``psnr`` (dB) of the averaged weights over pictures.
 
-        With gains the means of `HELD_OUT_QUALITIES`, and ``bpp_q`` and ``psnr_q`` at each of them.
+        pictures: (1, 3, H, W) each. With gains: means over `HELD_OUT_QUALITIES`, and ``bpp_q``, ``psnr_q`` at each.
         """
         model, recipe = self.averaged(), self.recipe
         qualities = (None,) if model.gains is None else HELD_OUT_QUALITIES
@@ -284,7 +270,7 @@ class Trainer:
         return figures
 
     def save(self) -> None:
-        """Write the run's files, each whole or not at all: a run that is killed meanwhile resumes from older ones."""
+        """Write the run's files, each whole or not at all, so that a run that is killed can be resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "recipe": asdict(self.recipe),
@@ -303,12 +289,12 @@ class Trainer:
         write_atomic(self.folder / "last.pt", buffer.getvalue())
 
     def resume(self) -> bool:
-        """Continue from ``last.pt`` if it is there; from ``plateau.pt`` if only that one fits the recipe.
+        """Continue from ``last.pt`` if it exists, or from ``plateau.pt`` if only that one fits the recipe.
 
-        Another number of steps, or another share of them that decays, is another end of the same run, as long as the
-        learning rate does not yet depend on it: before the decay has begun, which a cosine does after its warm-up.
-        ``plateau.pt`` is kept from that moment, so that a run that has ended can be given more steps. Raises
-        ``CheckpointError`` if another recipe made it.
+        ``steps`` and ``decay`` may differ from the saved recipe while the decay of the learning rate has not begun, as
+        nothing has depended on them yet; a cosine begins to decay after the warm-up. ``plateau.pt`` is saved when the
+        decay begins, so that a finished run can continue with more steps. Returns whether it continues. Raises
+        ``CheckpointError`` for a run of another model or recipe.
         """
         wrong: dict[str, Any] = {}
         for path in (self.folder / "last.pt", self.folder / "plateau.pt"):
@@ -316,18 +302,17 @@ class Trainer:
                 continue
             state = checkpoints.read(path)
             if (config := dict(state["config"]) | {"name": ""}) != asdict(self.model.config) | {"name": ""}:
-                own = asdict(self.model.config)
-                changed = {k: (v, own.get(k)) for k, v in config.items() if k != "name" and own.get(k) != v}
+                wanted = asdict(self.model.config)
+                changed = {k: (v, wanted.get(k)) for k, v in config.items() if k != "name" and wanted.get(k) != v}
                 raise CheckpointError(f"{self.folder}: is a run of another model (saved, given): {changed}")
-            known = {f.name for f in fields(Recipe)}
-            saved, given = Recipe(**{k: v for k, v in state["recipe"].items() if k in known}), self.recipe
+            names = {f.name for f in fields(Recipe)}
+            saved, given = Recipe(**{k: v for k, v in state["recipe"].items() if k in names}), self.recipe
             if state["step"] <= min(saved.decay_start, given.decay_start):
                 saved = replace(saved, steps=given.steps, decay=given.decay)
             if saved == given:
                 self._restore(state)
                 return True
-            own = asdict(given)
-            wrong |= {k: (v, own[k]) for k, v in asdict(saved).items() if own[k] != v}
+            wrong |= {k: (v, getattr(given, k)) for k, v in asdict(saved).items() if getattr(given, k) != v}
         if wrong:
             raise CheckpointError(f"{self.folder}: was made with another recipe (saved, given): {wrong}")
         return False
@@ -340,8 +325,11 @@ class Trainer:
         self.step = state["step"]
 
     def run(self, *, every: int = 100, save_every: int = 500, held_out: int = 8) -> None:
-        """Train to ``recipe.steps``, printing and logging every ``every`` steps, saving every ``save_every``."""
-        first = self.share[0] == 0
+        """Train to ``recipe.steps``. every, save_every: steps between rows of the log, and between checkpoints.
+
+        held_out: number of held-out pictures to evaluate when a checkpoint is written.
+        """
+        first = self.share.number == 0
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._log = Log(self.folder, self._columns(), self._tensorboard, self._show)
@@ -353,7 +341,7 @@ class Trainer:
         count = 0
         while self.step < self.recipe.steps:
             if first and self.step == self.recipe.decay_start and saved_at < self.step:
-                self.save()  # which keeps `plateau.pt`
+                self.save()  # writes `plateau.pt`
                 saved_at = self.step
             images += self.recipe.crops(self.step)
             for name, value in self.update().items():
@@ -387,21 +375,21 @@ class Trainer:
         return columns
 
 
+# The log
+
+
 class Log:
-    """Rows of a run by step: in ``log.csv`` in its folder, as lines of text, and for TensorBoard.
+    """The log of a run: rows in ``log.csv``, as text, and for TensorBoard.
 
     Args:
-        folder: of the run. columns: of ``log.csv``, beginning with ``step``. tensorboard: write its files too, in
-            ``folder/tensorboard``; raises ``LalicError`` if the package is not installed. show: called with each row as
-            text.
+        folder: of the run. columns: of ``log.csv``, ``step`` first. tensorboard: also write ``folder/tensorboard``.
+        show: called with each row as text.
+
+    Raises ``LalicError`` if tensorboard is not installed.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        columns: list[str],
-        tensorboard: bool = False,
-        show: Callable[[str], None] = print,
+        self, folder: Path, columns: list[str], tensorboard: bool = False, show: Callable[[str], None] = print
     ):
         self.path, self.columns, self._show = folder / "log.csv", columns, show
         self._writer: Any = None
@@ -413,7 +401,7 @@ class Log:
             self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
 
     def rewind(self, step: int) -> None:
-        """Drop rows behind `step`: a run that was killed may have logged more than it saved."""
+        """Remove rows after `step`: a run that was killed may have logged more than it saved."""
         if not self.path.exists():
             return
         with self.path.open(newline="") as file:
@@ -425,7 +413,7 @@ class Log:
         write_atomic(self.path, text.getvalue().encode())
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write a row everywhere. It has ``step``; what is no column is shown as text only."""
+        """Write a row, which has ``step``. Entries without a column are only shown as text."""
         self._show("  ".join(f"{name} {value}" for name, value in row.items()))
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:

@@ -1,4 +1,4 @@
-"""What training minimises: rate plus distortion, weighted for qualities that are drawn, and the prior's own loss."""
+"""The loss of training: rate plus weighted distortion at random qualities, and the loss of the prior's quantiles."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ Parts = dict[str, Tensor]
 
 
 def lambdas(recipe: Recipe, quality: Tensor) -> Tensor:
-    """Weight of the distortion at each quality, the same shape."""
-    along = (quality - LOWEST) / (HIGHEST - LOWEST)
-    return recipe.lowest * (recipe.highest / recipe.lowest) ** along
+    """Weight of the distortion (lambda) at each quality, same shape."""
+    fraction = (quality - LOWEST) / (HIGHEST - LOWEST)
+    return recipe.lowest * (recipe.highest / recipe.lowest) ** fraction
 
 
 def balances(recipe: Recipe, weights: Tensor) -> Tensor:
-    """What a sample's loss is multiplied by, for its lambda."""
+    """Factor of each sample's loss, from its lambda, same shape (`Recipe.balance`)."""
     return (math.sqrt(recipe.lowest * recipe.highest) / weights) ** recipe.balance
 
 
 def draw_qualities(recipe: Recipe, step: int, count: int) -> Tensor:
-    """Qualities of the ``count`` samples of update ``step``, float32.
+    """Random qualities of the ``count`` samples of update ``step``, float32 (count,).
 
-    One out of each of ``count`` equal parts of [1, 100], in random order: no batch is all of one kind.
+    One from each of ``count`` equal parts of [1, 100], in random order, so that every batch has high and low ones.
     """
     draw = np.random.default_rng((recipe.seed, step, count))
-    along = (draw.permutation(count) + draw.random(count)) / count
-    return torch.from_numpy(LOWEST + (HIGHEST - LOWEST) * along).float()
+    fractions = (draw.permutation(count) + draw.random(count)) / count
+    return torch.from_numpy(LOWEST + (HIGHEST - LOWEST) * fractions).float()
 
 
 def distortion(metric: str, x_hat: Tensor, x: Tensor) -> Tensor:
-    """What lambda multiplies, (B,): 255^2 MSE for "mse", 1 - MS-SSIM for "ms-ssim", as published. x in [0, 1]."""
+    """Distortion of each picture, (B,): 255^2 MSE for "mse", 1 - MS-SSIM for "ms-ssim", as published. x in [0, 1]."""
     if metric == "mse":
         return 255**2 * mean_square(x_hat, x)
     return 1 - ms_ssim(x_hat, x)
@@ -60,25 +60,24 @@ def check_patch(metric: str, patch: int) -> None:
 def rate_distortion(
     out: dict[str, Any], x: Tensor, weights: float | Tensor, factors: float | Tensor = 1.0, metric: str = "mse"
 ) -> Parts:
-    """``loss``, ``bpp`` (bits a pixel) and ``mse`` (of values in [0, 1]) of a forward pass over pictures x, means.
+    """Means of ``loss``, ``bpp`` (bits per pixel) and ``mse`` (values in [0, 1]), for "ms-ssim" of ``ms_ssim`` too.
 
-    weights: lambda, of all samples or (B,); factors: what a sample's loss counts in the mean. With MS-SSIM its mean is
-    there as ``ms_ssim`` too.
+    out: output of `LALIC.forward` for pictures x. weights: lambda, one or (B,). factors: of each sample's loss.
     """
     pixels = x.shape[2] * x.shape[3]
     bpp = -torch.stack([torch.log2(p).flatten(1).sum(1) for p in out["likelihoods"].values()]).sum(0) / pixels
     x_hat = out["x_hat"].to(x.dtype)
-    far = distortion(metric, x_hat, x)
-    loss = (factors * (weights * far + bpp)).mean()
+    distortions = distortion(metric, x_hat, x)
+    loss = (factors * (weights * distortions + bpp)).mean()
     parts = {"loss": loss, "bpp": bpp.mean(), "mse": mean_square(x_hat, x).mean()}
-    return parts if metric == "mse" else {**parts, "ms_ssim": 1 - far.mean()}
+    return parts if metric == "mse" else {**parts, "ms_ssim": 1 - distortions.mean()}
 
 
 class Objective(nn.Module):
-    """A model and its loss in one forward pass: what `torch.compile` and DistributedDataParallel wrap.
+    """A model and its loss in one module, to be wrapped by `torch.compile` and DistributedDataParallel.
 
-    Every parameter that is trained has a part in ``loss + aux``; `aux` reaches the prior's quantiles alone, and they
-    nothing else.
+    Every trained parameter contributes to ``loss + aux``. Only the prior's quantiles contribute to ``aux``, and they
+    contribute to nothing else.
     """
 
     def __init__(self, model: LALIC, metric: str, bf16: bool):

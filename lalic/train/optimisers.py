@@ -1,9 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner, for matrices; Adam for everything else.
 
 Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, algorithm 3. A gradient G (m, n) is
-seen in the eigenbases of the moving averages of G G' and G' G, where its entries are nearly independent and dividing
-each by its own size makes sense. The averages follow at every step, the bases every few, by one step of a power
-iteration.
+rotated to the eigenbases of the moving averages of G G' and G' G, where its entries are nearly independent, so that
+each can be divided by its size. The averages are updated at every step, the bases every few steps by one step of a
+power iteration.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SMALLEST = 8  # with a shorter side, as of the gains' table, it is no matrix but a few vectors
-_LARGEST = 512  # a side longer than this keeps the basis it has: the products would cost more than they bring
+_SMALLEST = 8  # a parameter with a shorter side, such as the gains, is treated as vectors
+_LARGEST = 512  # a longer side is not rotated: the products would cost more than they gain
 
 
 class Soap(torch.optim.Optimizer):
-    """SOAP for matrices, and for convolutions as (first side, the rest); Adam for vectors, stacks, depth-wise kernels.
+    """SOAP for matrices, and for convolutions as matrices (out, the rest); Adam for vectors and depth-wise kernels.
 
-    Matrices of one shape are treated as one batch. Equal gradients give equal updates, so that processes which share
-    their gradients stay together.
+    Matrices of one shape are updated as one batch. Equal gradients give equal updates, so processes that average their
+    gradients keep equal weights.
 
     Args:
         params: parameters, float32. lr: learning rate, on the scale of Adam's. betas: of Adam's two averages; the
-            second is the preconditioner's too. eps: added to the root of the second average.
-        every: steps between renewals of the bases.
-        products: None, or torch.bfloat16: float32 factors of a step's products (covariances, into the bases and out of
-            them) are rounded to it where the processor multiplies that faster. Without such products a CPU stays with
-            float32, and so does a GPU. Sums and results are float32, as are bases, their renewal and all averages. No
-            part of the saved state.
+            second also of the preconditioner. eps: added to the root of the second average.
+        every: steps between updates of the bases.
+        products: None, or torch.bfloat16: on CPUs that multiply bfloat16 faster, factors of the products of a step
+            (covariances, rotations) are rounded to it. Sums, results, bases and averages are float32. Not part of the
+            saved state.
 
     Raises:
         ValueError: `products` is another dtype.
@@ -59,7 +58,7 @@ class Soap(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter; all must have gradients. The first only measures, as in the source."""
+        """Update every parameter; all must have gradients. The first step only sets averages and bases."""
         if closure is not None:
             raise ValueError("closure: expected None, got a function")
         for group in self.param_groups:
@@ -93,7 +92,7 @@ class Soap(torch.optim.Optimizer):
         torch._foreach_addcdiv_(params, first, root, -group["lr"] / (1 - beta1**count))
 
     def _matrices(self, params: list[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
-        """params that are all of one shape as matrices; their state is stacked and belongs to the first of them."""
+        """Update params that have one shape as matrices. Their state is stacked, under the first of them."""
         grad = torch.stack([p.grad.reshape(shape) for p in params if p.grad is not None])
         state = self.state[params[0]]
         beta1, beta2 = group["betas"]
@@ -117,11 +116,11 @@ class Soap(torch.optim.Optimizer):
         torch._foreach_add_(params, [d.reshape(p.shape) for d, p in zip(step, params, strict=True)], alpha=-group["lr"])
         for side in sides:
             if count % group["every"] == 0:
-                self._renew(state, side)
+                self._update_basis(state, side)
 
     @staticmethod
-    def _renew(state: dict[str, Any], side: int) -> None:
-        """Bring a basis nearer to the eigenvectors of its covariance, largest first; the second average follows."""
+    def _update_basis(state: dict[str, Any], side: int) -> None:
+        """Move a basis towards the eigenvectors of its covariance, largest first; reorder the second average too."""
         covariance, basis = state[f"covariance{side}"], state[f"basis{side}"]
         image = covariance @ basis
         order = (basis * image).sum(dim=-2).argsort(dim=-1, descending=True, stable=True)
@@ -134,10 +133,10 @@ class Soap(torch.optim.Optimizer):
 
 @contextmanager
 def _factors_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Let float32 products inside take factors rounded to bfloat16; their sums and results stay float32.
+    """Round the factors of float32 products inside to bfloat16; sums and results stay float32.
 
-    Through torch's setting, which is the process's: copies in bfloat16 would give results in bfloat16 on a CPU. torch
-    2.9 and later has a setting for each kind of product, which must not be mixed with the older one.
+    It changes a setting of torch for the process, as products of bfloat16 copies would have bfloat16 results on a CPU.
+    torch 2.9 and later has a setting for each kind of product, which must not be mixed with the older one.
     """
     if dtype is None:
         yield
@@ -164,9 +163,9 @@ def _covariance(grad: Tensor, side: int) -> Tensor:
 
 
 def _eigenvectors(covariance: Tensor) -> Tensor:
-    """Of each matrix of a batch, largest first, in the batch's dtype.
+    """Eigenvectors of each matrix of a batch, largest eigenvalue first, in the batch's dtype.
 
-    In float64 and at a size of one: in float32, what has few large eigenvalues or is tiny throughout does not converge.
+    Computed in float64 with a largest entry of 1: float32 does not converge for tiny matrices and a few large values.
     """
     wide = covariance.double()
     wide = wide / wide.abs().amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

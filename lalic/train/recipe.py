@@ -1,4 +1,4 @@
-"""What a run depends on besides its pictures: the recipe, its learning rates, and recipes by name."""
+"""The recipe of a run: everything it depends on but its pictures, its learning rates, and recipes by name."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on besides the pictures; saved with it, and compared when it is resumed.
+    """Everything a run depends on but its pictures; saved with the run, and compared when it is resumed.
 
     Attributes:
-        metric: "mse", whose loss is ``lmbda * 255^2 * MSE + bits per pixel``, or "ms-ssim", with 1 - MS-SSIM in place
-            of 255^2 * MSE; for that, lambdas are some hundred times larger, and trained weights the place to start.
-        lmbda: weight of the distortion, of a model of one quality. For one with gains, what the weights that it starts
-            from were trained with.
-        lowest, highest: lambda at quality 1 and 100 of a model with gains; its logarithm is linear between.
-        balance: a sample's loss is multiplied by ``(middle / lambda)^balance``, where the middle is the geometric mean
-            of lowest and highest. Rate and weighted distortion grow about like the root of lambda, so that at 0.5 a
-            percent of the rate weighs the same at every quality, as in a BD-rate; at 0 high lambdas drown low ones.
-        start: of fresh weights: "random", or "linear" (`lalic.train.start`) for kernels that do not overlap.
-        steps, batch, patch: updates, crops an update over all processes, side of a crop in pixels.
-        large: every so many updates the crops have twice the side and are a quarter as many; 0: never. A sequence of
-            tokens is then of more than one length.
-        shrink: crops are of up to this many times the side, drawn log-uniformly, and scaled down; 1: as they are.
-        lr: peak learning rate, reached after ``warmup`` steps. schedule: "cosine" falls to a hundredth from there;
-            "trapezoid" stays, and falls in a line to a hundredth in the last ``decay`` share of the steps; "step"
-            stays, and is a tenth in the last ``decay`` share.
+        metric: "mse": the loss is ``lmbda * 255^2 * MSE + bits per pixel``. "ms-ssim": with 1 - MS-SSIM in place of
+            255^2 * MSE; lambdas are then some hundred times larger, and training should start from trained weights.
+        lmbda: weight of the distortion for a model of one quality. For a model with gains: the lambda that its initial
+            weights were trained with.
+        lowest, highest: lambda at quality 1 and at quality 100 of a model with gains; log-linear between.
+        balance: a sample's loss is multiplied by ``(middle / lambda)^balance``, where middle is the geometric mean of
+            lowest and highest. Rate and weighted distortion grow about as the root of lambda. So with 0.5 one percent
+            of rate counts the same at every quality, as in a BD-rate; with 0 high lambdas dominate.
+        start: of fresh weights: "random", or "linear" (`lalic.train.start`) for kernels without overlap.
+        steps, batch, patch: number of updates, crops an update over all processes, side of a crop in pixels.
+        large: every ``large``-th update has crops of twice the side, a quarter as many, so that the model learns
+            sequences of more than one length; 0: never.
+        shrink: crops are taken up to this many times larger, log-uniformly, and scaled down; 1: never.
+        lr: peak learning rate, reached after ``warmup`` steps.
+        schedule: "cosine" falls to lr / 100 after the warm-up; "trapezoid" is constant, then falls in a line to lr /
+            100 in the last part of the steps, a fraction of ``decay``; "step" is constant, then lr / 10 in that part.
         optimizer: "adam", or "soap" (`lalic.train.optimisers`).
-        auxiliary_lr: Adam's learning rate for the prior's quantiles, which are tens of units from where they start.
-        clip: largest gradient norm. ema: decay of the moving average that is evaluated and shipped; 0: none.
+        auxiliary_lr: Adam's learning rate for the prior's quantiles, which have to move by tens of units.
+        clip: largest gradient norm. ema: decay of the moving average, which is evaluated and saved as weights; 0: none.
         bf16: matrix products and convolutions in bfloat16. seed: of weights, crops, qualities and noise.
     """
 
@@ -100,7 +100,7 @@ class Recipe:
 
 
 def option(name: str) -> str:
-    """The option of `lalic train` for this field."""
+    """The option of `lalic train` for a field of `Recipe`."""
     return "--" + name.replace("lmbda", "lambda").replace("_", "-")
 
 
@@ -110,10 +110,10 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         return recipe.lr * (step + 1) / recipe.warmup
     if recipe.schedule == "step":
         return recipe.lr * (0.1 if step >= recipe.decay_start else 1.0)
-    along = min(1.0, (step - recipe.decay_start) / max(1, recipe.steps - recipe.decay_start))
+    fraction = min(1.0, (step - recipe.decay_start) / max(1, recipe.steps - recipe.decay_start))
     if recipe.schedule == "cosine":
-        return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
-    return recipe.lr * (1 - 0.99 * max(0.0, along))
+        return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fraction)))
+    return recipe.lr * (1 - 0.99 * max(0.0, fraction))
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -126,15 +126,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "soap", "lr": 2e-3, "schedule": "trapezoid", "decay": 0.4, "warmup": 100, "bf16": True,
     },
 }  # fmt: skip
-"""Recipes by name. "published" is the script of the paper's authors: one lambda a model, of 0.0018, 0.0035, 0.0067,
-0.0130, 0.0250 and 0.0483, the learning rate a tenth for the last 4 of 40 passes over the pictures. "slim" is that of
-the weights that ship, whose card says what each of their runs changed."""
+"""Recipes by name. "published": the script of the paper's authors, a model for each lambda of 0.0018, 0.0035, 0.0067,
+0.0130, 0.0250 and 0.0483, and a tenth of the learning rate for the last 4 of 40 epochs. "slim": for the weights that
+ship; their card (lalic/weights/README.md) lists what each run changed."""
 
 
 def preset(name: str | None = None, **changes: Any) -> Recipe:
-    """The recipe of this name, or the default one (None), with changes by field.
+    """A recipe of `PRESETS`, or the default one (None), with changes by field.
 
-    Raises ``ValueError`` for another name and for a value that `Recipe` refuses.
+    Raises ``ValueError`` for another name and for values that `Recipe` does not take.
 
         >>> preset("slim", steps=100_000)
     """

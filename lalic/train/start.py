@@ -1,11 +1,11 @@
-"""What a run starts from: a configuration, and fresh, linear or trained weights.
+"""The start of a run: its configuration, and random, linear or trained weights.
 
-The linear start: transforms that begin as a principal component analysis of training pictures, in stages. A transform
-coder for pictures is first of all a linear one, and that part needs no training. Each convolution of g_a becomes the
-projection of its patches to their principal components, each of g_s the exact inverse. What a stage hands to its blocks
-is half-way whitened, so that they see weak components too; the latents are components over the quantiser's step for one
-lambda. Blocks begin with small gammas, and the slices' networks predict the components' own scales. The model then
-codes like a good block transform from its first step on.
+The linear start sets the transforms to a principal component analysis of training pictures, stage by stage, as the
+linear part of an image transform needs no training. Each convolution of g_a becomes the projection of its patches to
+their principal components, each of g_s the exact inverse. Between stages components are partly whitened, so that weak
+ones reach the blocks too; the latents are components divided by the quantiser's step for one lambda. Blocks start with
+small gammas, and the networks of the slices predict the scales of the components. Then the model codes like a good
+block transform from its first step.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from lalic.nn.gains import anchor_qualities
 from lalic.train.objective import lambdas
 from lalic.train.recipe import Recipe
 
-BLOCKS = 32768  # of 16x16 pixels that a run looks at
+BLOCKS = 32768  # number of 16x16 blocks for the analysis
 GAMMA = 0.1  # of every block: small beside the linear part, large enough for gradients
 LEVEL = 0.3  # RMS of the largest component between stages, in steps of the quantiser
-WHITENING = 0.5  # power of the standard deviations that is divided out between stages
-_LEAST_RATIO = 0.01  # of standard deviations, to the largest
-_SCALES = 0.2, 20.0  # least and largest scale that a slice begins with
-_PREDICTED = 0.7  # of a component's standard deviation: contexts will predict half of its variance
+WHITENING = 0.5  # between stages components are divided by this power of their standard deviation
+_MIN_RATIO = 0.01  # of a standard deviation to the largest
+_SCALES = 0.2, 20.0  # range of the initial scales
+_PREDICTED = 0.7  # initial scale over standard deviation: contexts will predict half of the variance
 
 
 def configuration(name: Name, init: Name | None = None) -> Config:
-    """The configuration with this name: "slim", "full", "init" for that of the checkpoint `init`, or a JSON file.
+    """The configuration "slim" or "full", that of the checkpoint `init` for "init", or one of a JSON file.
 
-    A JSON file has the fields of `lalic.config.Config` in which a model differs from slim. Raises ``LalicError`` if
-    there is no such configuration.
+    A JSON file has the fields of `lalic.config.Config` that differ from slim. Raises ``LalicError`` if there is no such
+    configuration.
     """
     if name == "init":
         if init is None:
@@ -61,11 +61,11 @@ def configuration(name: Name, init: Name | None = None) -> Config:
         ) from None
     except (ValueError, RecursionError) as error:
         raise LalicError(f"model: {name} is no JSON file ({error})") from None
-    known = [f.name for f in fields(Config) if f.name != "name"]
-    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else []
+    names = [f.name for f in fields(Config) if f.name != "name"]
+    unknown = sorted(set(given) - set(names)) if isinstance(given, dict) else []
     if unknown or not isinstance(given, dict):
         what = f"has {', '.join(unknown)}" if unknown else f"is {type(given).__name__}"
-        raise LalicError(f"model: {name} {what}, expected an object with some of {', '.join(known)}")
+        raise LalicError(f"model: {name} {what}, expected an object with some of {', '.join(names)}")
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     try:
         return replace(SLIM, **values).named()
@@ -74,30 +74,30 @@ def configuration(name: Name, init: Name | None = None) -> Config:
 
 
 def start_weights(model: LALIC) -> None:
-    """Let a fresh model's first output be mid-grey instead of black: a thousand steps of finding the mean saved."""
+    """Set the bias of g_s so that a new model's output is mid-grey, not black; this saves a thousand steps."""
     with torch.no_grad():
         cast(nn.ConvTranspose2d, model.g_s[-1]).bias.fill_(0.5)  # type: ignore[union-attr]
 
 
 def start_gains(model: LALIC, recipe: Recipe) -> None:
-    """Gains as high-rate theory has them, where a step is proportional to one over the root of lambda.
+    """Set the gains of high-rate theory, the root of lambda / ``recipe.lmbda``. No change to a model without gains.
 
-    Gains are 1 at ``recipe.lmbda``, which the other weights were trained with; nothing happens to a model without.
+    ``recipe.lmbda`` is the lambda that the other weights were trained with.
     """
     if model.gains is not None:
-        at = lambdas(recipe, anchor_qualities(model.config.qualities))
-        model.gains.start((at / recipe.lmbda).sqrt())
+        anchors = lambdas(recipe, anchor_qualities(model.config.qualities))
+        model.gains.start((anchors / recipe.lmbda).sqrt())
 
 
 def _trained(name: str) -> bool:
-    """Not of the gains, whose anchors may differ, nor a table that is made from the prior."""
+    """Whether it is trained and has one shape in all models: not the gains, nor tables made from the prior."""
     return not name.startswith("gains.") and name.rsplit(".", 1)[-1] not in checkpoints.TABLE_BUFFERS
 
 
 def init_from(model: LALIC, path: Name) -> None:
-    """Take the weights of a checkpoint of the same shape; its gains too, if it has as many anchors.
+    """Copy the weights of a checkpoint of the same shape, and its gains if it has any. Coding tables become empty.
 
-    Raises ``CheckpointError`` if it has another shape.
+    Raises ``CheckpointError`` for another shape or another number of anchors.
     """
     sd = checkpoints.normalise(checkpoints.read(path))
     config = checkpoints.infer_config(sd)
@@ -114,11 +114,10 @@ def init_from(model: LALIC, path: Name) -> None:
     for name, value in model.state_dict().items():
         if name.startswith("gains.") and name not in sd:
             sd[name] = value
-    # The coding tables are made anew from what training makes of the prior.
+    # The coding tables are made from the trained prior, later.
     checkpoints.load_into(model, {n: t.float() if t.is_floating_point() else t for n, t in sd.items()})
-    prior = model.latent_codec.hyper.entropy_bottleneck
-    for name in checkpoints.PRIOR_TABLES:
-        setattr(prior, name, torch.empty(0, dtype=torch.int32))
+    empty = torch.empty(0, dtype=torch.int32)
+    model.latent_codec.hyper.entropy_bottleneck.set_tables(empty, empty, empty)
 
 
 # The linear start
@@ -127,13 +126,13 @@ def init_from(model: LALIC, path: Name) -> None:
 def quantiser_step(lmbda: float) -> float:
     """Step of a uniform quantiser that minimises lambda 255^2 MSE + bits per pixel at high rate, for values in [0, 1].
 
-    The error of a component is step^2 / 12 and falls by a factor of four a bit; MSE is a mean over three colours.
+    The squared error of a component is step^2 / 12, a quarter for each bit more; MSE is a mean over three channels.
     """
     return math.sqrt(12 * 3 / (2 * math.log(2) * lmbda * 255**2))
 
 
 def check_kernels(config: Config) -> None:
-    """Raise ``LalicError`` unless a model's kernels are patches."""
+    """Raise ``LalicError`` if kernels of a model overlap."""
     if any(kernel > stride(kernel) for kernel in config.kernels):
         raise LalicError(
             f"start: linear needs kernels that do not overlap (1, 2, 4, 8), but the model has {config.kernels}; "
@@ -143,16 +142,16 @@ def check_kernels(config: Config) -> None:
 
 @torch.no_grad()
 def linear_start(model: LALIC, pictures: Tensor, lmbda: float) -> None:
-    """Let a model's transforms and scales begin as a principal component analysis of pictures.
+    """Set a model's transforms and initial scales to a principal component analysis of pictures.
 
     Args:
-        model: of a configuration whose kernels are patches (1, 2, 4 or 8). Its hyper transforms, contexts and prior
-            stay as they are; gains, if any, should be one at ``lmbda`` (`start_gains`).
-        pictures: (n, 3, H, W) float in [0, 1], H and W multiples of 16; some ten thousand 16x16 blocks together.
-        lmbda: weight of the distortion that the quantiser's step is right for.
+        model: with kernels without overlap (1, 2, 4 or 8). Hyper transforms, contexts and prior are not changed; gains
+            should be one at ``lmbda`` (`start_gains`).
+        pictures: (n, 3, H, W) float in [0, 1], H and W multiples of 16; ten thousand 16x16 blocks in all are enough.
+        lmbda: weight of the distortion, which determines the quantiser's step.
 
-    With gammas of 0 the synthesis of the analysis would be the pictures' projection to M components. Raises
-    ``LalicError`` for kernels that overlap, pictures of another shape, and pictures of one colour.
+    With gammas of 0, g_s(g_a(x)) would be the projection of x to M components. Raises ``LalicError`` for kernels that
+    overlap, pictures of another shape, and pictures of one colour.
     """
     check_kernels(model.config)
     kernels = model.config.kernels
@@ -163,14 +162,14 @@ def linear_start(model: LALIC, pictures: Tensor, lmbda: float) -> None:
     step = quantiser_step(lmbda)
     mean = pictures.mean((0, 2, 3))
     x = (pictures - mean[:, None, None]).permute(0, 2, 3, 1)
-    before = torch.ones(3)  # what the stage before multiplied its components with
+    before = torch.ones(3)  # factors of the previous stage's components
     for down, up, kernel in zip(downs, ups, kernels, strict=True):
         x = F.pixel_unshuffle(x.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1)  # channels by (c, dy, dx)
         deviations, basis = _components(x.flatten(0, 2), down.out_channels)
         if down is downs[-1]:
             scales = torch.full_like(deviations, 1 / step)
         else:
-            ratios = (deviations / deviations[0]).clamp_min(_LEAST_RATIO)
+            ratios = (deviations / deviations[0]).clamp_min(_MIN_RATIO)
             scales = LEVEL / step * ratios**-WHITENING
         _set(down.weight, basis.T * scales[:, None] / before.repeat_interleave(kernel**2), unread=1)
         _set(up.weight, basis.T / scales[:, None] * before.repeat_interleave(kernel**2), unread=0)
@@ -191,7 +190,7 @@ def _components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Standard deviations (n,) and directions (K, n) of the n = min(count, K) largest components of x (rows, K)."""
     covariance = x.double().T @ x.double() / x.shape[0]
     variances, vectors = torch.linalg.eigh(covariance)
-    if not float(variances[-1]) > 1e-12:  # of values in [0, 1]: below this there is rounding only
+    if not float(variances[-1]) > 1e-12:  # for values in [0, 1], less is rounding only
         raise LalicError("pictures: expected some with a structure, but all are of one colour")
     n = min(count, x.shape[1])
     largest = variances.flip(0)[:n].clamp_min(torch.finfo(torch.float32).eps * float(variances[-1]))
@@ -199,10 +198,10 @@ def _components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _set(weight: Tensor, rows: Tensor, unread: int) -> None:
-    """weight (d, C, k, k) from rows (n, c k k), n <= d and c <= C: a layer may have more channels than components.
+    """Set weight (d, C, k, k) to rows (n, c k k), n <= d and c <= C; there may be more channels than components.
 
-    Those begin small where they are made, and with weights of 0 where they are read, dimension ``unread``. So the
-    inverse stays exact, and both sides have gradients.
+    The other channels get small weights in the layer that makes them, and weights of 0 in the one that reads them,
+    along dimension ``unread``. So the inverse stays exact, and both layers have gradients.
     """
     n, inputs = rows.shape[0], rows.shape[1] // weight[0, 0].numel()
     weight.mul_(0.1)
@@ -211,7 +210,7 @@ def _set(weight: Tensor, rows: Tensor, unread: int) -> None:
 
 
 def _set_scales(model: LALIC, deviations: Tensor) -> None:
-    """Let the slices' networks begin with scales for latents of these standard deviations, and means of 0."""
+    """Set the last biases of the slices' networks to scales for these standard deviations, and to means of 0."""
     predicted = torch.full((model.config.M,), _SCALES[0])
     predicted[: len(deviations)] = deviations * _PREDICTED
     for k, scales in enumerate(predicted.clamp(*_SCALES).split(list(model.config.groups))):

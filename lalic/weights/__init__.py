@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str) -> dict[str, Tensor]:
-    """State dict of the shipped model ``name``. Raises ``CheckpointError`` if no such weights ship."""
+    """State dict of the model ``name`` that ships. Raises ``CheckpointError`` if there are no such weights."""
     import safetensors.torch
 
     file = resources.files(__name__).joinpath(f"{name}.safetensors")

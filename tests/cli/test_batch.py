@@ -1,4 +1,4 @@
-"""Files in a row: stages overlap, the order stays, few are under way, an interrupt leaves whole files."""
+"""Many files: steps overlap, outcomes are in order, few files are in memory, an interrupt leaves whole files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_model import FakeGained, FakeModel
 from PIL import Image, ImageCms
+from tiny import tiny
 
-from lalic import batch
+from lalic import batch, codec
 from lalic.batch import Job, Outcome, Packed, compress_files, decompress_files
 from lalic.errors import LalicError, RequestError
 from lalic.files import WouldOverwrite
@@ -51,8 +51,8 @@ def contents(jobs: list[Job]) -> list[str]:
     return [Path(job.target).read_text() for job in jobs if os.path.exists(job.target)]
 
 
-@pytest.mark.parametrize("together", [1, 5])
-def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
+@pytest.mark.parametrize("size", [1, 5])
+def test_outcomes_in_order(jobs: list[Job], size: int) -> None:
     given: list[int] = []
 
     def code(values: list[int]) -> list[Any]:
@@ -60,7 +60,7 @@ def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
         return [ValueError("seven") if value == 7 else 10 * value for value in values]
 
     Path(jobs[3].source).write_bytes(b"three")
-    outcomes = run(jobs, steps(code=code, together=together))
+    outcomes = run(jobs, steps(code=code, batch=size))
     assert [(o.source, o.target) for o in outcomes] == [(job.source, job.target) for job in jobs]
     good = [i for i in range(12) if i not in (3, 7)]
     assert contents(jobs) == [str(10 * i) for i in good]
@@ -68,11 +68,11 @@ def test_outcomes_in_order(jobs: list[Job], together: int) -> None:
         (10 * i, 1, len(str(10 * i))) for i in good
     ]
     assert "invalid literal" in str(outcomes[3].error) and str(outcomes[7].error) == "seven" and failed(outcomes) == 2
-    assert all(o.seconds > 0 for o in outcomes) and max(given) == together
+    assert all(o.seconds > 0 for o in outcomes) and max(given) == size
 
 
 def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
-    """The first file's writing waits until the third has been coded: one after the other, that would never end."""
+    """Writing of the first file waits until the third is coded, which would never end without overlap."""
     third = threading.Event()
 
     def code(values: list[int]) -> list[int]:
@@ -106,8 +106,8 @@ def test_few_files_are_under_way(jobs: list[Job]) -> None:
         return Packed(b"", 1, 1)
 
     assert failed(run(jobs, steps(open=opened, pack=pack))) == 0
-    # those ahead, the one that is read, the one that is coded, those behind, and one more before they are waited for
-    assert now[0] == 0 and now[1] <= batch.AHEAD + 3 + batch.BEHIND + 1 < len(jobs)
+    # read ahead, being read, being coded, waiting to be written, and one more before the wait
+    assert now[0] == 0 and now[1] <= batch.READ_AHEAD + 3 + batch.WRITE_BEHIND + 1 < len(jobs)
 
 
 def test_an_interrupt_leaves_whole_files(jobs: list[Job]) -> None:
@@ -147,22 +147,22 @@ def test_files_that_exist_are_kept(jobs: list[Job]) -> None:
 # Pictures from Python
 
 
-def save(path: Path, seed: int = 0) -> np.ndarray:
+def save(path: Path, seed: int = 0) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(path)
-    return pixels
 
 
 def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Plain arguments in, outcomes back, nothing printed; one bad file does not stop the rest."""
-    pixels = [save(tmp_path / "in" / f"{i}.png", i) for i in range(3)]
+    """Plain arguments, outcomes as result, nothing printed; one bad file does not stop the others."""
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", i)
     (tmp_path / "in" / "1.png").write_bytes(b"no picture")
     heard: list[tuple[str, int]] = []
     outcomes = compress_files(
         [tmp_path / "in"],
         tmp_path / "out",
-        FakeGained(),
+        tiny(qualities=3),
         quality=100,
         progress=lambda o, n: heard.append((o.source, n)),
     )
@@ -172,17 +172,18 @@ def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture
     first = outcomes[0]
     assert (first.width, first.height, first.quality) == (40, 30, 100) and first.warnings == []
     assert first.size == os.path.getsize(first.target)
-    back = decompress_files([str(tmp_path / "out")], str(tmp_path / "back"), FakeGained())
+    back = decompress_files([str(tmp_path / "out")], str(tmp_path / "back"), tiny(qualities=3))
     assert [(Path(o.target).name, o.width, o.height, o.error) for o in back] == [
         ("0.png", 40, 30, None), ("2.png", 40, 30, None)
     ]  # fmt: skip
     for i in (0, 2):
+        decoded = codec.decode((tmp_path / "out" / f"{i}.lalic").read_bytes(), tiny(qualities=3))
         with Image.open(tmp_path / "back" / f"{i}.png") as image:
-            assert abs(np.asarray(image).astype(int) - pixels[i]).max() <= 2  # 101 levels
+            assert (np.asarray(image) == np.asarray(decoded)).all()
     assert capfd.readouterr() == ("", "")
-    again = compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", FakeGained())
+    again = compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", tiny(qualities=3))
     assert isinstance(again[0].error, WouldOverwrite)
-    assert failed(compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", FakeGained(), overwrite=True)) == 0
+    assert failed(compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", tiny(qualities=3), overwrite=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -196,20 +197,20 @@ def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture
 def test_a_request_that_cannot_be_starts_nothing(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     save(tmp_path / "a.png")
     with pytest.raises(RequestError, match=message):
-        compress_files([tmp_path / "a.png"], model=FakeGained(), **options)
+        compress_files([tmp_path / "a.png"], model=tiny(qualities=3), **options)
     with pytest.raises(RequestError, match="no picture format"):
-        decompress_files([tmp_path / "a.png"], tmp_path / "a.xyz", FakeGained())
+        decompress_files([tmp_path / "a.png"], tmp_path / "a.xyz", tiny(qualities=3))
     with pytest.raises(LalicError, match="device is 'tpu'"):
         compress_files([tmp_path / "a.png"], device="tpu")
     assert os.listdir(tmp_path) == ["a.png"]
 
 
 def test_a_picture_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its profile is looked at when it is loaded, and not again when it is coded."""
+    """Its profile is applied when it is loaded, and not again when it is coded."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.new("RGB", (40, 30), (9, 8, 7)).save(tmp_path / "a.png", icc_profile=profile)
     seen: list[Any] = []
     inner = ImageCms.ImageCmsProfile
     monkeypatch.setattr(ImageCms, "ImageCmsProfile", lambda given: seen.append(given) or inner(given))
-    assert failed(compress_files([tmp_path / "a.png"], model=FakeModel())) == 0
+    assert failed(compress_files([tmp_path / "a.png"], model=tiny())) == 0
     assert sum(isinstance(given, io.BytesIO) for given in seen) == 1

@@ -1,4 +1,4 @@
-"""Writing whole files or none, and finding out what is written where before work starts."""
+"""Writing files whole or not at all, and the plan of what is written where."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The option --no-graph, and `graph` of the functions under it."""
+"""The option --no-graph, and the argument `graph` of the functions that it calls."""
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny
 
-import lalic
 from lalic import codec, search
 from lalic.model import LALIC
 
@@ -29,14 +29,9 @@ def test_it_reaches_both_directions(run, here, monkeypatch):
     assert asked == [("encode", None), ("encode", False), ("decode", None), ("decode", False)]
 
 
-@pytest.fixture(scope="module")
-def slim():
-    return lalic.slim(pretrained=True)
-
-
-def test_what_a_model_is_asked(slim, monkeypatch):
-    """Of coding once, at several qualities, and in a search; the bytes are the same."""
-    asked = []
+def test_what_a_model_is_asked(monkeypatch):
+    """`graph` reaches the model when coding once, at several qualities, and in a search; the bytes are equal."""
+    asked, model = [], tiny(qualities=3)
     for name in ("encode", "encode_latents", "decode"):
         inner = getattr(LALIC, name)
 
@@ -45,15 +40,15 @@ def test_what_a_model_is_asked(slim, monkeypatch):
             return inner(self, *given, **options)
 
         monkeypatch.setattr(LALIC, name, call)
-    plain, without = (codec.encode(picture(), slim, **options) for options in ({}, {"graph": False}))
+    plain, without = (codec.encode(picture(), model, **options) for options in ({}, {"graph": False}))
     assert plain == without and asked == [("encode", None), ("encode", False)]
     asked.clear()
-    quality = codec.Prepared(picture(), slim).encode(50)
-    found = search.encode_to_psnr(picture(), 18.0, slim, tolerance=30.0, graph=False)
+    quality = codec.Prepared(picture(), model).encode(50)
+    found = search.encode_to_psnr(picture(), 18.0, model, tolerance=30.0, graph=False)
     assert quality == plain and found.data and len(asked) == 5
     assert asked[1:] == 2 * [("encode_latents", False), ("decode", False)]
 
 
-def test_a_graph_where_there_can_be_none(slim):
+def test_a_graph_where_there_can_be_none():
     with pytest.raises(ValueError, match="graph: expected None or False"):
-        codec.encode(picture(), slim, graph=True)
+        codec.encode(picture(), tiny(), graph=True)

@@ -1,4 +1,4 @@
-"""The allocator setting: what it does to a process, seen from that process."""
+"""The allocator setting: its effect on a process."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from PIL import Image
+from tiny import save, tiny
 
 from lalic import codec
 
@@ -19,7 +20,8 @@ def test_precision_reaches_a_model_of_its_own(run, here, monkeypatch):
             codec, name, lambda data, model, inner=inner, **more: used.append(model) or inner(data, model, **more)
         )
     assert run("compress", "a.png", "--precision", "bfloat16").code == 0
-    assert run("decompress", "a.lalic", "-o", "b.png", "--precision", "float16", "--checkpoint", __file__).code == 1
+    other = save(here / "other.pth", tiny())  # of another name, so that the file is refused
+    assert run("decompress", "a.lalic", "-o", "b.png", "--precision", "float16", "--checkpoint", other).code == 1
     assert run("decompress", "a.lalic", "-o", "b.png", "--precision", "float16").code == 0
     assert [model.precision for model in used] == ["bfloat16", "float16", "float16"]
     assert codec._cache == {}  # the shared model is not the one that was changed

@@ -1,4 +1,4 @@
-"""Makes bad .lalic files out of good ones: what a disk, a network or a hostile hand does to them."""
+"""Makes bad .lalic files out of good ones, by accidental damage or on purpose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lalic.container import Container, parse
 
 
 def corrupted(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` pairs of (what was done, bytes), none equal to one of `files`. Checksums are left as they fall."""
+    """`count` pairs of (what was done, bytes), none equal to one of `files`. Checksums are not corrected."""
     rng = np.random.default_rng(seed)
     made = 0
     while made < count:
@@ -25,7 +25,7 @@ def corrupted(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, 
 def _one(files: list[bytes], rng: np.random.Generator) -> tuple[str, bytes]:
     data = bytearray(files[rng.integers(len(files))])
     kind = ("flip", "burst", "truncate", "splice", "zeros", "insert", "delete", "swap")[rng.integers(8)]
-    # Half of the damage goes to the first 48 bytes, where it is the most interesting.
+    # Half of the damage is in the first 48 bytes, which have the header.
     at = int(rng.integers(min(48, len(data)) if rng.random() < 0.5 else len(data)))
     if kind == "flip":
         for position in [at, *rng.integers(len(data), size=rng.integers(4))]:
@@ -51,7 +51,7 @@ def _one(files: list[bytes], rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` pairs of (what was done, bytes) whose header and data checksums fit, so that the model sees them."""
+    """`count` pairs of (what was done, bytes) with correct header and data checksums, so that they reach the model."""
     rng = np.random.default_rng(seed)
     containers = [parse(data) for data in files]
     made = 0
@@ -86,12 +86,12 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
 
 
 def claiming(data: bytes, width: int, height: int) -> bytes:
-    """The file with another size in its header, both checksums made to fit."""
+    """The file with another size in its header, with correct checksums."""
     return Container(**{**vars(parse(data)), "width": width, "height": height}).pack()
 
 
 def with_version(data: bytes, version: int) -> bytes:
-    """The file as a later release might have written it, both checksums made to fit."""
+    """The file with another version number, with correct checksums."""
     container = parse(data)
     payload = len(container.stream)
     header = bytearray(data[: len(data) - payload - 8])

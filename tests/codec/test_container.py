@@ -1,4 +1,4 @@
-"""The container: what goes in comes out, at most 48 bytes of overhead, and every other byte string is refused."""
+"""The container: round trips, its overhead, and that every other byte string is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def raw(
     checksum=b"\xc0\xde\xde\xad\xbe\xef",
     tail=b"",
 ) -> bytes:
-    """A file written by a hostile hand that knows the format: any field can be wrong, and all the checksums fit."""
+    """A file made on purpose: any field can be wrong, and all checksums are correct."""
     header = magic + bytes([version, len(name)]) + name + model_hash + width + height + quality + lengths + checksum
     data_crc = zlib.crc32(streams, zlib.crc32(header))
     return header + struct.pack(">I", zlib.crc32(header)) + streams + struct.pack(">I", data_crc) + tail
@@ -77,7 +77,7 @@ def test_qualities_come_back_as_they_were(quality):
 
 
 def test_overhead_is_at_most_46_bytes_in_the_worst_case():
-    """Longest name, largest sides, and a stream whose length takes a four-byte varint."""
+    """Longest name, largest sides, and a stream with a length of a four-byte varint."""
     stream = b"\0" * 2**21  # the shortest such
     worst = Container("abcdefgh", bytes(8), 65535, 65535, stream, 2**48 - 1, 100.0)
     assert len(worst.pack()) - len(stream) == worst.overhead_bytes == MAX_OVERHEAD == 46
@@ -128,10 +128,7 @@ def test_not_a_lalic_file():
 
 @pytest.mark.parametrize("version", [0, 2, 127, 255])
 def test_another_version(version):
-    refused(
-        raw(version=version),
-        rf"format version {version} is not readable by this release, which reads version 1$",
-    )
+    refused(raw(version=version), rf"format version {version} is not readable by this release, which reads version 1$")
 
 
 def test_every_truncation_is_refused_and_says_so():
@@ -167,7 +164,7 @@ def test_flips_in_the_stream_are_called_damage():
 
 
 def test_a_stream_behind_another_files_header_is_refused():
-    """Both files are sound and their streams are equally long, so only a checksum over both parts can tell."""
+    """Both files are good and their streams have one length, so only a checksum over both parts detects it."""
     other = Container("slim", b"12345678", 200, 300, b"S" * 530, 0xC0DEDEADBEEF, 33.25).pack()
     data = SMALL.pack()
     header = len(data) - 534

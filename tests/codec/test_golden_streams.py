@@ -64,14 +64,14 @@ def test_kernels_decode_the_same_symbols(folder, monkeypatch) -> None:
 
 @EACH_FOLDER
 def test_one_of_several_groups(folder) -> None:
-    """Otherwise nothing here would notice how groups share their symbols, or how lanes come to rest."""
+    """One stream has several groups and lanes that end early, so that these parts of the format are tested."""
     parts = layout.unpack(np.frombuffer(parse((STREAMS / folder / "rings.lalic").read_bytes()).stream, np.uint8))
     assert parts.highs.shape[0] > 1 and len(parts.ramp_steps) == 5
 
 
 @EACH_FOLDER
 def test_symbols_that_stay_on_the_device(folder, monkeypatch) -> None:
-    """Triton's interpreter here; on a GPU the model goes there, and this is what it does."""
+    """Decoding on the device: on a GPU, or else in Triton's interpreter."""
     pytest.importorskip("triton", reason="decoding on the device needs triton, which is not installed")
     monkeypatch.setattr(coder, "codes_on_gpu", lambda device: True)
     model = model_of(folder).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -121,7 +121,7 @@ def test_other_colour_spaces(mode):
 def test_lab():
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     image = ImageCms.profileToProfile(Image.fromarray(RGB), srgb, lab, outputMode="LAB")
-    # 8-bit a* and b* are coarse for dark saturated colours; a wrong white point or channel order is off by dozens
+    # 8-bit a* and b* are coarse for dark saturated colours; a wrong white point or channel order differs by dozens
     assert np.abs(pixels(file(image, "TIFF")).astype(int) - RGB).mean() < 2
 
 
@@ -149,7 +149,7 @@ def test_16_bit_colour_keeps_the_high_byte():
     values = np.array([0x0000, 0x00FF, 0x7FFF, 0x8000, 0xFFFF, 0x1234], dtype=">u2")
     expected = (values >> 8).astype(np.uint8)
     assert (pixels(png(2, 1, 16, 2, b"\0" + values.tobytes())).ravel() == expected).all()
-    # At most one level from rounding, as the table says.
+    # At most 1 of 255 from rounding, as in the table.
     every = np.arange(65536)
     assert set(np.unique(np.floor(every / 257 + 0.5).astype(int) - (every >> 8))) <= {-1, 0, 1}
 

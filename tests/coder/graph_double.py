@@ -29,7 +29,7 @@ SKIPPED = {"detach", "empty", "empty_like", "empty_strided", "new_empty"}
 
 
 class Refused(RuntimeError):
-    """What CUDA would not do while it captures."""
+    """An operation that CUDA does not allow during a capture."""
 
 
 class Recorder(TorchDispatchMode):
@@ -38,8 +38,8 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Callable[[], None]] = []
-        self.made: dict[int, Any] = {}  # storages that came to be inside
-        self.known: set[int] = set()  # and those that were there
+        self.made: dict[int, Any] = {}  # storages made during the capture
+        self.known: set[int] = set()  # storages made before
         self.alive: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,7 +57,7 @@ class Recorder(TorchDispatchMode):
         self.alive += [given, results]
         aliased = [r.alias_info for r in func._schema.returns]
         if name in SKIPPED or any(info is not None and not info.is_write for info in aliased):
-            return out  # memory alone, or a view: nothing to run again
+            return out  # an allocation or a view: nothing to replay
         written = any(info is not None for info in aliased)
 
         def step() -> None:
@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):
                 self.alive.append(x)
 
     def spoil(self) -> None:
-        """Overwrite what was made inside: a capture has computed none of it."""
+        """Overwrite what was made during the capture, which computes nothing."""
         for storage in self.made.values():
             whole = torch.empty(0, dtype=torch.uint8).set_(storage)
             whole.fill_(0xFF)  # NaN as a float of any size
@@ -103,14 +103,14 @@ def _place(x: Tensor) -> int:
 
 
 class Double:
-    """In place of `torch.cuda` and its graphs. captures: how many were made; fail: raised by the next captures."""
+    """Replaces `torch.cuda` and its graphs. captures: their number. fail: raised by the next captures."""
 
     def __init__(self) -> None:
         self.captures = 0
         self.replays = 0
         self.fail: Exception | None = None
         self.current: Recorder | None = None
-        self.size = 1000  # bytes that a graph says it takes
+        self.size = 1000  # bytes that a graph reports
 
     def capture(self, launch: Callable[[], Any], side: Any) -> tuple[Any, Any]:
         if self.fail is not None:
@@ -185,7 +185,7 @@ def damaged(stream: bytes, at: float = 0.6) -> bytes:
 
 
 def tiny(groups: tuple[int, ...] = (11,), shape: str = "published") -> LALIC:
-    """One slice and nothing more, as the interpreter takes about a second a kernel."""
+    """One slice only, as the interpreter takes about a second for each kernel."""
     torch.manual_seed(0)
     sizes = (3, 11, (4, 4, 4, 11, 4, 4), (0, 0, 0, 0), groups)
     made = LALIC(*sizes, context_depth=1, context_rate=2, qualities=3, **SHAPES[shape])

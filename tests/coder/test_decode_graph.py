@@ -1,4 +1,4 @@
-"""A captured decode is the plain one, whatever stream it is given: recorded and replayed on the CPU."""
+"""A captured decode equals the plain one for any stream; recorded and replayed on the CPU."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def decode(model: LALIC, file: Stream, quality: float, graph: bool | None) -> Te
 
 
 def here(model: LALIC, file: Stream, quality: float) -> Tensor:
-    """As the CPU decodes it: the same bits, as the transforms of these models are torch's convolutions alone."""
+    """The picture decoded on the CPU: equal to the last bit, as these models' transforms are convolutions only."""
     return model.decode(file, 64, 64, quality)
 
 
 def test_replays_are_decodes(model: LALIC, files: list[Stream]) -> None:
-    """Streams of other pictures, lengths and qualities than the one that was there at the capture; a damaged one."""
+    """Streams of other pictures, lengths and qualities than at the capture; a damaged one."""
     assert len({len(file.data) for file in files}) == 3
     with interpreted() as double:
         for file, quality in zip(files, QUALITIES, strict=True):
@@ -73,7 +73,7 @@ def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[Stre
 
 
 def test_slices_that_see_each_other() -> None:
-    """RWKV blocks and what they keep for one size of picture."""
+    """RWKV blocks and what they cache for one size of picture."""
     model = tiny((4, 7), "patches")
     with torch.inference_mode():
         one, two = (model.encode(picture(i), 70.0) for i in (5, 6))
@@ -85,7 +85,7 @@ def test_slices_that_see_each_other() -> None:
 
 
 def test_a_look_in_a_capture_is_refused(files: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in refuses what a GPU would, and says so in one sentence."""
+    """The double refuses what a GPU refuses, with one sentence."""
     honest = LALIC.synthesise
     monkeypatch.setattr(LALIC, "synthesise", lambda self, y, q: honest(self, y, q if bool(q.sum() > 0) else None))
     with interpreted(), pytest.raises(GraphError, match=r"cannot be captured as a CUDA graph .*not permitted"):
@@ -93,7 +93,7 @@ def test_a_look_in_a_capture_is_refused(files: list[Stream], monkeypatch: pytest
 
 
 def test_another_quality_is_another_picture(files: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a quality that was part of the launches would be found out by the replays above."""
+    """So the replays above would detect a quality that was captured as a constant."""
     model = tiny()
     wanted, honest = here(model, files[1], QUALITIES[1]), LALIC.synthesise
     first = torch.full((1,), QUALITIES[0])

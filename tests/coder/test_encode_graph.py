@@ -1,4 +1,4 @@
-"""Encoding as on a GPU gives the CPU's bytes and checksum, plain and captured; recorded and replayed on the CPU."""
+"""Encoding on a GPU gives the CPU's bytes and checksum, plain and captured; recorded and replayed on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact entropy model: near the float one, independent of batch and backend, converted without a loss, refused."""
+"""The exact entropy model: near the float one, independent of batch and backend, converted without loss."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def photo() -> Tensor:
 
 
 class WithScales(ExactEngine):
-    """Gives coders the scales themselves, which the head keeps for itself."""
+    """An engine whose head gives scales in place of table rows."""
 
     def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         scales, means = parameters.chunk(2, dim=2)
@@ -87,7 +87,7 @@ class WithScales(ExactEngine):
 
 
 class Watch(Collect):
-    """Keeps scales and means as well."""
+    """Also collects scales and means."""
 
     def __init__(self, y: Tensor, groups: tuple[int, ...]):
         super().__init__(y, groups)
@@ -106,7 +106,7 @@ def symbols_and_latents(model: LALIC, batch: int) -> tuple[Tensor, Tensor]:
 
 @EACH
 def test_near_the_float_model(name: str) -> None:
-    """In float64 as the truth, fed the exact model's own y_hat, so that no symbol on an edge falls the other way."""
+    """Compared with float64, which gets the exact model's y_hat, so that no symbol is rounded the other way."""
     model = MODELS[name]()
     z, y = symbols_and_latents(model, 2)
     seen = Watch(y, model.config.groups)
@@ -140,7 +140,7 @@ def test_backends_and_batches_give_the_same_bits(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # the interpreter, of NaN
 def test_one_look_a_picture_for_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU each look waits for it. Here through Triton's interpreter, or a GPU where there is one."""
+    """On a GPU each check waits for the device. In Triton's interpreter, or on a GPU if there is one."""
     state = pytest.importorskip("lalic_kernels.exact.gpu_state", reason="needs triton")
     looks: list[int] = []
     honest = state._raise_for
@@ -221,7 +221,7 @@ def test_every_weight_of_the_entropy_model_changes_digest_and_hash() -> None:
             p.add_(0.25 * (1 + torch.rand(p.shape)))
         seen.add(exact_entropy(model.latent_codec).digest())
         assert len(seen) > 1, name
-    # Each change was seen, and no two models have one digest.
+    # Each change gives another digest.
     assert len(seen) == len(named) + 2
     assert model.weights_hash() != before
 

@@ -1,4 +1,4 @@
-"""A file decodes to the same symbols and means whatever this machine's libraries are told to use; floats do not."""
+"""A file decodes to the same symbols and means with any instructions and threads; floats do not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def slim() -> tuple[LALIC, list[torch.Tensor]]:
 
 
 def settings_here() -> list[dict[str, str]]:
-    """Those of the few that this processor has the instructions for: three at least."""
+    """The settings whose instructions this processor has: at least three."""
     found = [setting for setting in portability.FEW if portability.runs_here(setting)]
     assert len(found) >= 3
     return found
@@ -41,7 +41,7 @@ def settings_here() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """{model: (the encoder's hashes, [what each setting's process made of it])}."""
+    """{model: (the encoder's hashes, [the hashes of each setting's process])}."""
     folder = tmp_path_factory.mktemp("portable")
     expected = {}
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def test_symbols_and_means_are_the_encoders_under_every_setting(results, name: s
 
 
 def test_the_float_model_fails_the_same_test(results) -> None:
-    """Or the settings would not reach what they are meant to change."""
+    """Otherwise the settings would have no effect."""
     differs = [got["float"] != expected["float"] for expected, found in results.values() for got in found]
     in_batches = [
         got["batch"]["float"] != {picture: latents for picture, (_, latents) in expected["float"].items()}

@@ -1,4 +1,4 @@
-"""When a launch becomes a graph, what stays, is dropped and refused: with a stand-in for torch.cuda, on any machine."""
+"""When launches become a graph, which graphs are cached, and errors; with a double of torch.cuda, on any machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lalic.coder import Stream, gpu
-from lalic.coder.gpu import GpuCoder, weights_of, why_plain
+from lalic.coder.gpu import GpuCoder, weights_of, why_no_graph
 from lalic.coder.graphs import Graph, GraphCache, GraphError, tensors_of
 from lalic.model import LALIC
 
@@ -156,19 +156,19 @@ def test_what_a_model_leads_to(model: LALIC) -> None:
 
 
 def test_where_there_can_be_no_graph(model: LALIC) -> None:
-    assert why_plain(model, 1, (8, 12)) == ""
-    assert why_plain(model, 1, (32, 32)) == "" and why_plain(model, 8, (16, 8)) == ""
-    assert "4325376 pixels" in why_plain(model, 1, (33, 32)) and "pixels" in why_plain(model, 9, (16, 8))
+    assert why_no_graph(model, 1, (8, 12)) == ""
+    assert why_no_graph(model, 1, (32, 32)) == "" and why_no_graph(model, 8, (16, 8)) == ""
+    assert "4325376 pixels" in why_no_graph(model, 1, (33, 32)) and "pixels" in why_no_graph(model, 9, (16, 8))
     model.set_precision("float16")
-    assert "float16" in why_plain(model, 1, (1, 1))
+    assert "float16" in why_no_graph(model, 1, (1, 1))
     model.set_precision("float32")
     model.entropy = "float"
-    assert "floating point" in why_plain(model, 1, (1, 1))
+    assert "floating point" in why_no_graph(model, 1, (1, 1))
     with pytest.raises(ValueError, match="graph: expected None or False, because"):
         GpuCoder(model, True).decode([Stream(b"", 0)], (1, 1), [None])
     with torch.inference_mode():
         made = LALIC(3, 6, (4, 4, 4, 6, 4, 4), (0, 0, 0, 0), (6,))
-    assert "inference_mode" in why_plain(made, 1, (1, 1))
+    assert "inference_mode" in why_no_graph(made, 1, (1, 1))
 
 
 def test_a_graph_is_not_asked_for_in_vain(model: LALIC) -> None:
@@ -193,11 +193,11 @@ def test_few_capacities_for_all_streams(heads: list[tuple[int, int]], capacity: 
     assert all(groups <= capacity[0] and words <= capacity[1] for groups, words in heads)
 
 
-# A capture, with a stand-in for torch.cuda
+# A capture, with a double of torch.cuda
 
 
 class Cuda:
-    """Notes what is asked of torch.cuda. fail: raised where a capture ends."""
+    """Records calls of torch.cuda. fail: raised when a capture ends."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: Exception | None = None) -> None:
         self.log: list[str] = []
@@ -306,7 +306,7 @@ def test_what_is_kept_is_made_before_and_held(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_run_belongs_to_one_thread_until_it_has_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams go in, launches run and results come out without another thread's in between."""
+    """Writing inputs, running and reading results of one thread are not interrupted by another thread's."""
     log: list[str] = []
     memory = torch.zeros(1)
 

@@ -1,4 +1,4 @@
-"""Graphs on a real device: as plain launches, files both ways, no wait before the end, threads, bounded memory."""
+"""Graphs on a real device: equal to plain launches and to a CPU, no wait before the end, threads, memory."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_in_a_stream_that_is_not_the_default(model: LALIC, files: list[Stream]) 
 def test_nothing_waits_between_bytes_and_pixels(
     model: LALIC, files: list[Stream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch complains of whatever waits, until the look at the end."""
+    """torch raises for everything that waits, until the check at the end."""
     look = gpu._finish_decoding
 
     def last(*given: object) -> object:

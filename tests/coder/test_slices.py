@@ -1,4 +1,4 @@
-"""Cached coding of slices against the published schedule: values, gradients, symbols; what is kept, and how long."""
+"""Cached coding of slices against the published schedule: values, gradients, symbols, caches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def odd() -> LALIC:
 
 
 def patches() -> LALIC:
-    """The same in slim's shape: two blocks in an aggregation network, contexts of their own width."""
+    """A model of slim's shape: two blocks in an aggregation network, contexts of another width than M."""
     torch.manual_seed(0)
     model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), **SHAPES["patches"])
     model.update()
@@ -63,7 +63,7 @@ def coded(model: LALIC, params: Tensor, coder: object) -> Tensor:
 
 
 class Straight:
-    """Takes latents as they are, so that a symbol on the edge of rounding cannot hide or make a difference."""
+    """Does not round latents, so that no symbol depends on rounding errors."""
 
     def __init__(self, y: Tensor, groups: tuple[int, ...]):
         self.known = Collect(y, groups)
@@ -75,7 +75,7 @@ class Straight:
 
 
 def latents(model: LALIC, dtype: torch.dtype, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """(hyper parameters, y) of random numbers, at a grid that is neither square nor large."""
+    """Random (hyper parameters, y) on a small grid that is not square."""
     channels = model.config.hyper_width, model.config.M
     generator = torch.Generator().manual_seed(3)
     params, y = (torch.randn(batch, c, 4, 10, generator=generator, dtype=dtype) for c in channels)
@@ -85,7 +85,7 @@ def latents(model: LALIC, dtype: torch.dtype, batch: int = 2) -> tuple[Tensor, T
 @EACH
 @pytest.mark.parametrize("full_grid", [False, True])
 def test_equals_the_published_schedule(name: str, full_grid: bool) -> None:
-    """In float64, where only the sums' order can differ: values and all gradients."""
+    """In float64, where only the order of sums differs: values and all gradients."""
     model = copy.deepcopy(MODELS[name]()).double()
     stack = model.latent_codec.y
     found = []
@@ -150,7 +150,7 @@ def test_training_numbers_are_the_coders() -> None:
 
 
 def test_the_encoder_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors have no values: whoever asked for one, for which a GPU's host would wait, would fail."""
+    """Fake tensors have no values, so reading one, for which a GPU's host would wait, fails."""
     model = odd()
     copied: list[Tensor] = []
     monkeypatch.setattr(Tensor, "cpu", lambda x: copied.append(x) or x)
@@ -227,7 +227,7 @@ def test_weights_are_kept_until_one_changes() -> None:
             again = stack_weights(stack, FLOAT)
             assert again is not first and stack_weights(stack, FLOAT) is again
             first = again
-    assert stack_weights(stack, FLOAT) is not first  # gradients pass: made afresh, and differentiable
+    assert stack_weights(stack, FLOAT) is not first  # with gradients: made again, and differentiable
     assert stack_weights(stack, FLOAT).hyper.weight.requires_grad
     with torch.no_grad():
         assert stack_weights(stack, FLOAT) is first and not first.hyper.weight.requires_grad

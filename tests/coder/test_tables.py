@@ -1,4 +1,4 @@
-"""The integer distributions: the Gaussian table and the bottleneck's rows are the published ones, number for number."""
+"""The integer distributions: the Gaussian tables and the prior's rows equal the published ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_gaussian_file_is_small_and_damage_is_noticed(monkeypatch):
 def test_the_script_writes_what_ships_or_nothing(tmp_path, capsys, monkeypatch):
     matrix, lengths, offsets = make_gaussian_tables.compute_gaussian_rows()
     shipped = gaussian_tables()
-    # erfc may differ in its last bit between machines, which moves an entry by one here and there, never more
+    # erfc may differ in its last bit between machines, which changes some entries by one
     np.testing.assert_array_equal(lengths, shipped.lengths)
     np.testing.assert_array_equal(offsets, shipped.offsets)
     assert np.abs(matrix - shipped.padded()).max() <= 4
@@ -125,7 +125,7 @@ def test_pmf_to_quantized_cdf_leaves_no_interval_empty():
         cdf = pmf_to_quantized_cdf((pmf / pmf.sum()).astype(np.float32))
         assert (cdf[0], cdf[-1]) == (0, 65536)
         assert (np.diff(cdf) > 0).all()
-    assert (np.diff(pmf_to_quantized_cdf([1.0] + [0.0] * 255, 8)) == 1).all()  # no room at all
+    assert (np.diff(pmf_to_quantized_cdf([1.0] + [0.0] * 255, 8)) == 1).all()  # no capacity at all
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_bottleneck_rows_are_the_published_ones(golden):
     assert cdf.dtype == length.dtype == offset.dtype == torch.int32
     np.testing.assert_array_equal(length.numpy(), golden["tables._cdf_length"])
     np.testing.assert_array_equal(offset.numpy(), golden["tables._offset"])
-    # tanh and softplus differ in their last bit between processors, which moves an entry by one here and there.
+    # tanh and softplus differ in their last bit between processors, which changes some entries by one.
     assert np.abs(cdf.numpy() - golden["tables._quantized_cdf"]).max() <= 1
     assert rans.CodingTables(cdf, length, offset).rows == 24
 
 
 def test_bottleneck_escape_mass_is_the_longest_channels():
-    """The published oddity: the upper tail counts from the end of the common grid, not from the channel's own end."""
+    """As published, the upper tail begins at the end of the longest channel, not of the channel itself."""
     quantiles = torch.tensor([[[-2.0, 0.0, 2.0]], [[-20.0, 0.0, 20.0]]])
     cdf, length, offset = bottleneck_cdfs(lambda x: x, quantiles)
     assert (length.tolist(), offset.tolist()) == ([7, 43], [-2, -20])

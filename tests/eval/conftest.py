@@ -1,13 +1,9 @@
 """A folder of pictures for the tests of `lalic.eval`."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # fake_model, shared with tests/codec
-
-from eval_pictures import crop
+from tiny import astronaut
 
 
 @pytest.fixture
@@ -15,7 +11,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder of two pictures, in a folder of results that may be written to."""
     path = tmp_path / "pictures"
     (path / "more").mkdir(parents=True)
-    crop(150, 20).save(path / "face.png")
-    crop(300, 250, 200, 170).save(path / "more" / "arm.png")
+    astronaut(150, 20, 192, 176).save(path / "face.png")
+    astronaut(300, 250, 200, 170).save(path / "more" / "arm.png")
     (path / "notes.txt").write_text("no picture")
     return path

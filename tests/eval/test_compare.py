@@ -1,4 +1,4 @@
-"""`lalic compare`: sizes and PSNR are matched, and the sheet shows what was decoded."""
+"""`lalic compare`: sizes and PSNR are matched, and the sheet shows the decoded pictures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from eval_pictures import crop
-from fake_model import FakeGained, FakeModel
 from PIL import Image
+from tiny import astronaut, tiny
 
 from lalic import cli, hub
 from lalic.errors import LalicError
@@ -19,7 +18,7 @@ from lalic.eval.side_by_side import coded_at, nearest
 
 
 class Ladder(Codec):
-    """A codec whose file has 100 bytes a quality, or 100 for each below 51, and whose pictures are grey by as much."""
+    """A codec with files of 100 level bytes and grey pictures of that level: the quality, or 51 minus the quality."""
 
     name = title = "ladder"
     version, qualities, bounds = "1", (10, 20, 30), (1, 50)
@@ -46,7 +45,7 @@ def test_the_nearest_size_is_found(increasing: bool, target: float, level: int |
 
 
 def test_real_codecs_meet_a_size_and_a_psnr() -> None:
-    picture = crop(150, 20)
+    picture = astronaut(150, 20, 192, 176)
     goal = coded_at(make("jpeg"), picture, 50)
     for name in ("jpeg", "webp"):
         codec = make(name)
@@ -54,28 +53,29 @@ def test_real_codecs_meet_a_size_and_a_psnr() -> None:
             match = nearest(codec, picture, what, goal.value(what))
             beside = [coded_at(codec, picture, match.quality + step).value(what) for step in (-1, 1)]
             off = abs(match.value(what) - goal.value(what))
-            # By ratio and by difference agree on neighbours this near; both neighbours are no nearer.
+            # Neighbours are not nearer; ratio and difference agree for values this near.
             assert off <= min(abs(value - goal.value(what)) for value in beside) * 1.02, (name, what)
     assert nearest(make("jpeg"), picture, "bpp", goal.bpp).quality == 50
 
 
 def test_one_rate_has_no_choice() -> None:
-    match = nearest(LalicCodec(FakeModel()), crop(0, 0), "psnr", 30)
-    assert match.quality is None and match.psnr == float("inf")
+    codec, picture = LalicCodec(tiny()), astronaut(0, 0, 192, 176)
+    match = nearest(codec, picture, "psnr", 20)
+    assert match.quality is None and match.psnr == coded_at(codec, picture, None).psnr > 25
 
 
 def test_lalic_meets_a_psnr_to_a_tenth_of_a_quality() -> None:
-    picture, codec = crop(150, 20), LalicCodec(FakeGained())
-    match = nearest(codec, picture, "psnr", 40.0)
+    picture, codec = astronaut(150, 20, 192, 176), LalicCodec(tiny(qualities=3))
+    match = nearest(codec, picture, "psnr", 26.0)
     assert match.quality == round(match.quality, 1) and 1 < match.quality < 100
     beside = [coded_at(codec, picture, round(match.quality + step, 1)).psnr for step in (-1, 1)]
-    assert abs(match.psnr - 40) <= min(abs(value - 40) for value in beside)
+    assert abs(match.psnr - 26) <= min(abs(value - 26) for value in beside)
 
 
 def test_what_is_chosen_stays_and_the_rest_follows() -> None:
-    picture = crop(150, 20)
+    picture = astronaut(150, 20, 192, 176)
     found = compare(picture, ["jpeg", "webp:10,60", "jpeg-444"]).matches
-    assert [match.quality for match in found[:3]] == [45, 10, 60]  # amid the ladder; as chosen
+    assert [match.quality for match in found[:3]] == [45, 10, 60]  # the middle default; as given
     assert found[3].bpp == pytest.approx(found[0].bpp, rel=0.05)
     found = compare(picture, ["jpeg", "webp"], 30.0, match="psnr").matches
     assert all(abs(match.psnr - 30) < 0.3 for match in found)
@@ -96,7 +96,7 @@ def test_crops_are_chosen_by_detail() -> None:
 
 
 def test_the_sheet_shows_the_crops() -> None:
-    picture = crop(150, 20)
+    picture = astronaut(150, 20, 192, 176)
     found = compare(picture, ["jpeg", "webp"]).matches
     boxes = [(10, 20, 100, 80), (60, 90, 100, 80)]
     sheet = np.asarray(side_by_side.sheet(picture, found, boxes))
@@ -110,12 +110,12 @@ def test_the_sheet_shows_the_crops() -> None:
 
 
 def test_compare_from_python() -> None:
-    """Plain arguments in, the picture, matches and what was left out back; the sheet needs no more."""
-    picture = crop(150, 20)
-    both = compare(picture, ["jpeg", LalicCodec(FakeGained()), "vtm"], 30.0, match="psnr")
+    """Plain arguments; the result has the picture, the matches and what was left out, all that a sheet needs."""
+    picture = astronaut(150, 20, 192, 176)
+    both = compare(picture, ["jpeg", LalicCodec(tiny(qualities=3)), "vtm"], 28.0, match="psnr")
     assert np.array_equal(np.asarray(both.picture), np.asarray(picture))
     assert [match.codec.name for match in both.matches] == ["jpeg", "lalic"] and "vtm needs" in both.left_out[0]
-    assert all(abs(match.psnr - 30) < 0.3 for match in both.matches)
+    assert all(abs(match.psnr - 28) < 0.3 for match in both.matches)
     assert both.matches[0].figures().startswith(f"quality {both.matches[0].quality:g}, {both.matches[0].coded.size} b")
     assert side_by_side.sheet(both.picture, both.matches).width == 3 * (2 * 160 + 8) + 8
     for codecs, options, message in (
@@ -130,8 +130,8 @@ def test_compare_from_python() -> None:
 def run(tmp_path, monkeypatch, capfd):
     """Runs `lalic compare` on a picture in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "slim", lambda pretrained: FakeModel())
-    crop(150, 20).save("a.png")
+    monkeypatch.setattr(hub, "slim", lambda pretrained: tiny())
+    astronaut(150, 20, 192, 176).save("a.png")
 
     def call(*words):
         code = cli.main(["compare", *map(str, words)])
@@ -155,8 +155,8 @@ def test_the_command(run, tmp_path) -> None:
     assert again.code == 1 and "a-compare.png exists already, --force overwrites it" in again.err
     assert run(*words, "--force", "--pictures").code == 0
     decoded = [np.asarray(Image.open(tmp_path / f"a-compare-{name}.png")) for name in ("1-jpeg", "2-webp", "3-lalic")]
-    assert np.array_equal(decoded[0], np.asarray(make("jpeg").code(crop(150, 20), 30).picture))
-    assert np.array_equal(decoded[2], np.asarray(crop(150, 20)))  # the stand-in keeps every pixel
+    assert np.array_equal(decoded[0], np.asarray(make("jpeg").code(astronaut(150, 20, 192, 176), 30).picture))
+    assert np.array_equal(decoded[2], np.asarray(LalicCodec(tiny()).code(astronaut(150, 20, 192, 176), None).picture))
 
 
 def test_what_is_wrong_or_missing_is_said(run, monkeypatch, tmp_path) -> None:

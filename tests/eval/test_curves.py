@@ -1,4 +1,4 @@
-"""BD-rates: the published ones come out of the published points, and what cannot be computed is refused."""
+"""BD-rates: published points give the published ones, and errors name what cannot be computed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_codec_that_takes_three_quarters_saves_a_quarter(method: str) -> None:
 
 
 def test_it_is_the_mean_of_the_log_rates_over_what_both_cover() -> None:
-    """By the definition, with scipy's interpolation and a fine sum."""
+    """From the definition, with scipy's interpolation and a fine sum."""
     from scipy.interpolate import PchipInterpolator
 
     a, t = curve(), curve(shift=1.7, factor=1.2, rates=(0.05, 0.15, 0.3, 0.9))

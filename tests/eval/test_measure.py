@@ -1,4 +1,4 @@
-"""What is said of pictures is true of the files, and CompressAI's form is its form."""
+"""Measurements equal those of the files, and the JSON is in CompressAI's format."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from eval_pictures import crop
-from fake_model import FakeModel
 from PIL import Image
+from tiny import astronaut, tiny
 
 from lalic import images
 from lalic.errors import LalicError
@@ -40,8 +39,8 @@ def test_rows_are_those_of_real_files(folder: Path) -> None:
             assert row.ms_ssim == wanted and 0.5 < wanted < 1
         assert point.psnr == pytest.approx(sum(row.psnr for row in point.rows) / 2)
         assert point.bpp == pytest.approx(sum(row.bpp for row in point.rows) / 2)
-    assert curve.along("psnr") == [(point.bpp, point.psnr) for point in curve.points]
-    assert curve.along("ms-ssim")[0][1] == pytest.approx(-10 * math.log10(1 - curve.points[0].ms_ssim))
+    assert curve.rd_points("psnr") == [(point.bpp, point.psnr) for point in curve.points]
+    assert curve.rd_points("ms-ssim")[0][1] == pytest.approx(-10 * math.log10(1 - curve.points[0].ms_ssim))
 
 
 def test_sources() -> None:
@@ -59,15 +58,15 @@ def test_a_folder_without_pictures_and_one_that_is_refused(tmp_path: Path) -> No
         load([tmp_path / "bad"])
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
-        crop(0, 0).save(tmp_path / name / "same.png")
+        astronaut(0, 0, 192, 176).save(tmp_path / name / "same.png")
     with pytest.raises(LalicError, match="called same"):
         load([tmp_path / "x", tmp_path / "y"])
 
 
 def test_small_pictures_have_no_ms_ssim() -> None:
-    small = crop(0, 0, 160, 200)
+    small = astronaut(0, 0, 160, 200)
     assert similarity(small, small) is None
-    whole = crop(0, 0, 161, 200)
+    whole = astronaut(0, 0, 161, 200)
     assert similarity(whole, whole) == pytest.approx(1, abs=1e-6) and decibels(1.0) == math.inf
 
 
@@ -113,22 +112,22 @@ def test_compressais_own_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    codec = LalicCodec(FakeModel())
+    codec = LalicCodec(tiny())
     monkeypatch.setattr(codec, "decode", lambda data: Image.new("RGB", (4, 4)))
     with pytest.raises(LalicError, match="lalic gave"):
         measure(codec, load([folder]))
 
 
 def test_evaluate_from_python(folder: Path) -> None:
-    """Plain arguments, a codec of the caller's own among words, and nothing is printed but what `log` is told."""
+    """Plain arguments, names and an object as codecs, and `log` gets all messages."""
     heard: list[str] = []
-    ours = LalicCodec(FakeModel(), title="mine")
+    ours = LalicCodec(tiny(), title="mine")
     results = evaluate(folder, ["jpeg:20,40", ours], published="kodak", bpp=(0.1, 50), log=heard.append)
     assert (results.name, results.pictures, results.left_out) == ("pictures", 2, [])
     assert [curve.title for curve in results.curves] == ["JPEG 4:2:0", "mine"]
     assert [curve.title for curve in results.others] == ["LALIC (published)", "VTM-9.1 (published)"]
     wanted = measure(make("jpeg", (20, 40)), load([folder]))
-    assert results.curves[0].along("psnr") == wanted.along("psnr")
+    assert results.curves[0].rd_points("psnr") == wanted.rd_points("psnr")
     assert heard[0].startswith("JPEG 4:2:0 (Pillow") and any("bits per pixel" in line for line in heard)
     assert {comparison.test for comparison in results.comparisons()} == {"mine"}
     with pytest.raises(LalicError, match="published is 'moon', expected one of clic, kodak, tecnick"):

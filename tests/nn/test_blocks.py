@@ -1,4 +1,4 @@
-"""RWKV blocks as modules: what inference keeps of them; training through fused ops is training in plain PyTorch."""
+"""RWKV blocks as modules: their cache in inference; training with fused ops equals training in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def image(seed: int = 1) -> Tensor:
 
 
 def by_parts(block: RWKVBlock, x: Tensor) -> Tensor:
-    """What the block gives with nothing kept."""
+    """The block's output without a cache."""
     return copy.deepcopy(block)(x)
 
 
@@ -41,7 +41,7 @@ def assign_data(block: RWKVBlock) -> None:
 
 
 def assign_data_twice(block: RWKVBlock) -> None:
-    """The second tensor may come to lie where the kept result's own once was."""
+    """The second tensor may get the address of the first, from which the cached result was made."""
     for _ in range(2):
         assign_data(block)
 

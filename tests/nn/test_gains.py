@@ -1,4 +1,4 @@
-"""One model, every quality: what gains do to latents, files and names of weights, and what they leave alone."""
+"""Gains: their effect on latents, files and hashes of weights, and what they do not change."""
 
 from __future__ import annotations
 

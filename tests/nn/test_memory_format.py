@@ -1,4 +1,4 @@
-"""Channels stay last from one end of a transform to the other: no step copies an image to another layout."""
+"""Channels stay last throughout a transform: no step copies an image to another layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COPIES = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::contiguous")
 
 
 class Copies(TorchDispatchMode):
-    """Notes every copy of at least `least` elements, and into which layout."""
+    """Records every copy of at least `least` elements, and its layout."""
 
     def __init__(self, least: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def test_no_copy_between_layouts(shape: str, name: str, downsampled: int, height
     for module in transform.children():
         module.register_forward_hook(lambda module, inputs, y: seen.append(y))
     with torch.no_grad():
-        transform(x)  # once before, so that what is kept of the weights is there
+        transform(x)  # once before, to fill the weight caches
         seen.clear()
         with watch:
             y = transform(x)
@@ -54,4 +54,4 @@ def test_no_copy_between_layouts(shape: str, name: str, downsampled: int, height
     assert watch.found == []
     with torch.no_grad(), watch:
         y.contiguous()
-    assert watch.found  # the watch would have seen one
+    assert watch.found  # the recorder does record one

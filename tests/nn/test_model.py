@@ -75,7 +75,7 @@ def test_forward_matches_published(golden, model, size):
 
 
 # Exact arithmetic has factors of 13 bits: relative errors of some 1e-4, at latents up to 20; of a thousand symbols and
-# scales a few may lie so close to an edge that they fall on its other side.
+# scales a few may be so close to an edge that they are rounded the other way.
 @pytest.mark.parametrize(("entropy", "tolerance", "few"), [("float", TOLERANCE, 0.0), ("exact", 1e-2, 0.01)])
 @pytest.mark.parametrize("size", ["64", "128"])
 def test_symbols_and_sizes_match_published(golden, weights, size, entropy, tolerance, few):
@@ -96,7 +96,7 @@ def test_symbols_and_sizes_match_published(golden, weights, size, entropy, toler
 
 
 def test_large_keys_and_negative_decays_in_float32_follow_float64(weights, golden, monkeypatch):
-    """What a trained model may come to: every decay negative, keys beyond 100, two pictures at once."""
+    """Values that a trained model may have: negative decays, keys beyond 100, two pictures at once."""
     hard = dict(weights)
     for name, value in weights.items():
         if name.endswith("att.decay"):
@@ -168,7 +168,7 @@ def test_training_reaches_every_parameter(shape):
     loss = out["x_hat"].square().mean() - sum(p.log().mean() for p in out["likelihoods"].values())
     (loss + model.aux_loss()).backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    # With h = w = 1 in the hyper latents a depth-wise kernel's border sees zeros only, but each kernel has a centre.
+    # With h = w = 1 in the hyper latents a depth-wise kernel's border reads zeros only, but each kernel has a centre.
     # One token has no neighbour to weigh: decay and boost of the hyper transform's blocks get exact zeros there.
     assert not [n for n in silent if not n.endswith(("att.decay", "att.boost"))], silent
 
@@ -245,7 +245,7 @@ def test_bad_arguments_name_themselves():
         with pytest.raises(ValueError, match="kernels: expected"):
             LALIC(4, 8, (4, 4, 4, 8, 4, 4), (0, 0, 0, 0), (4, 4), kernels=kernels)
     for widths in ((7,), (8, 0), (12, 10)):
-        with pytest.raises(ValueError, match="aggregation_widths: expected positive numbers whose least is 2 N = 8"):
+        with pytest.raises(ValueError, match="aggregation_widths: expected positive numbers, the smallest 2 N = 8"):
             LALIC(4, 8, (4, 4, 4, 8, 4, 4), (0, 0, 0, 0), (4, 4), aggregation_widths=widths)
     model = tiny()
     for bad in (torch.rand(1, 3, 64, 100), torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64)):

@@ -10,7 +10,7 @@ from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
 
 
 def _windows(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sum of each 11x11 window that lies inside (H, W)."""
+    """Weighted sum of each 11x11 window inside (H, W)."""
     return (np.lib.stride_tricks.sliding_window_view(picture, (11, 11)) * weights).sum(axis=(2, 3))
 
 
@@ -50,7 +50,7 @@ def test_it_is_the_definition(size: tuple[int, int]) -> None:
     # Same arithmetic in float64 in another order.
     assert float(ms_ssim(x, y)) == pytest.approx(wanted, abs=1e-12)
     # Variances are differences of means of squares, each rounded at 6e-8, beside a constant of 9e-4: relative 1e-4 at
-    # the very worst place, and the mean over places is far better.
+    # the worst position, and the mean over positions is far better.
     assert float(ms_ssim(x.float(), y.float())) == pytest.approx(wanted, abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The precision policy: what it touches, what it leaves alone, and that it is refused where it does not hold."""
+"""Precision: what it changes, what it does not, and that values beyond its range are errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_file_means_the_same_under_every_policy(model, precision: str) -> None
         a, b = writer.decode(sections, 64, 128), reader.decode(sections, 64, 128)
         assert a.dtype == b.dtype == torch.float32
         difference = (a - b).abs()
-        # bfloat16 keeps 8 bits of each activation; that these are single levels of 255 is what the policy is worth.
+        # bfloat16 keeps 8 bits of each activation; in pixels this is 1 of 255, small enough to use.
         assert 0 < difference.max() < (12 / 255 if precision == "bfloat16" else 2 / 255)
         assert difference.mean() < 1 / 255
 

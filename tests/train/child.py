@@ -1,4 +1,4 @@
-"""A process of its own that trains: `child.py FOLDER PICTURES STEPS float32|float64`, alone or under torchrun."""
+"""A process that trains: `child.py FOLDER PICTURES STEPS float32|float64`, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from tiny_run import RECIPE, tiny_model
 
 from lalic.train.data import Crops
-from lalic.train.distributed import together
+from lalic.train.distributed import process_group
 from lalic.train.loop import Trainer
 from lalic.train.recipe import Recipe
 
@@ -24,7 +24,7 @@ def recipe_for(steps: int) -> Recipe:
 def main(folder: str, pictures: str, steps: str, dtype: str) -> None:
     torch.set_num_threads(1)
     recipe = recipe_for(int(steps))
-    with together(torch.device("cpu")) as (share, device):
+    with process_group(torch.device("cpu")) as (share, device):
         crops = Crops([pictures], recipe.patch, recipe.batch, recipe.seed)
         model = tiny_model(QUALITIES).to(getattr(torch, dtype))
         trainer = Trainer(model, crops, recipe, Path(folder), device, share=share)

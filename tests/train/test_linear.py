@@ -1,4 +1,4 @@
-"""The linear start against what a principal component analysis is, and what it is worth to an untrained model."""
+"""The linear start is a principal component analysis, and lets an untrained model code pictures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_synthesis_of_analysis_is_the_identity(more: int, monkeypatch: pytest.Mo
 
 
 def test_what_is_lost_is_what_the_least_components_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one stage that drops something: the mean square error is the sum of the eigenvalues that are left out."""
+    """With one stage that drops components, the mean square error is the sum of their eigenvalues."""
     config = replace(TINY, dims=(48, 192, 24, 24, 6, 5))
     pictures, _ = halves()
     model = started(config, pictures, 0.0, monkeypatch)
@@ -71,7 +71,7 @@ def test_what_is_lost_is_what_the_least_components_hold(monkeypatch: pytest.Monk
 
 
 def test_the_step_minimises_the_loss_at_high_rate() -> None:
-    """Neither a finer nor a coarser quantiser does better on a Gaussian of many steps."""
+    """No finer and no coarser quantiser is better for a Gaussian of many steps."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400_000, generator=generator, dtype=torch.float64) * 0.5
 
@@ -98,7 +98,7 @@ def test_every_parameter_has_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_untrained_slim_codes_a_photo_that_it_has_not_seen() -> None:
-    """To a real file, above 29 dB at the finest quality; the scales fit so far that it is smaller than the pixels."""
+    """A file with more than 29 dB at the highest quality, and smaller than the pixels, as the scales fit."""
     pictures, others = halves()
     torch.manual_seed(0)
     model = LALIC.from_config(SLIM)

@@ -1,4 +1,4 @@
-"""Learning rates, lambdas, drawn qualities; SOAP against what its source says."""
+"""Learning rates, lambdas, random qualities; SOAP against its source."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_soap_of_vectors_is_adam():
 
 
 def test_soap_of_a_matrix_is_adam_in_the_eigenbasis():
-    """Gradients that are diagonal in fixed bases U, V: there the update is Adam's, and zero off the diagonal."""
+    """For gradients that are diagonal in fixed bases U, V, the update is Adam's in them, and zero off the diagonal."""
     torch.manual_seed(1)
     U, V = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] for n in (8, 9))
     p = torch.nn.Parameter(torch.zeros(8, 9, dtype=torch.float64))
@@ -172,7 +172,7 @@ def test_soap_goes_down_a_narrow_valley_faster_than_adam():
 
 
 def test_soap_starts_from_gradients_of_any_size():
-    """Large beside tiny in one matrix, all tiny, and none at all: the first bases are orthogonal, the steps finite."""
+    """Large and tiny values, tiny values only, zeros: the first bases are orthogonal, the steps finite."""
     torch.manual_seed(3)
     mixed = torch.randn(48, 24) * 10.0 ** -torch.linspace(0, 18, 24)
     for gradient in (mixed, torch.randn(48, 24) * 1e-18, torch.zeros(48, 24)):
@@ -188,7 +188,7 @@ def test_soap_starts_from_gradients_of_any_size():
 
 
 def test_soap_bases_follow_a_gradient_that_turns():
-    """After the covariance has turned to another direction, so has the basis: its first column is that direction."""
+    """When the covariance turns to another direction, the first column of the basis becomes that direction."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
     soap = Soap([p], 1e-3, betas=(0.9, 0.9), every=2)
     for direction in (0, 5):
@@ -202,7 +202,7 @@ def test_soap_bases_follow_a_gradient_that_turns():
 
 
 def _least_squares(products: torch.dtype | None, steps: int, stop: int = 0) -> tuple[torch.Tensor, float]:
-    """(weights, what remains of the loss above its least) after SOAP on noisy batches; begun anew at step `stop`."""
+    """(weights, remaining loss above its minimum) after SOAP on noisy batches; restarted at step `stop`."""
     torch.manual_seed(4)
     x = torch.randn(1024, 64) * 10.0 ** -torch.linspace(0, 1, 64) @ torch.linalg.qr(torch.randn(64, 64))[0]
     y = x @ torch.randn(64, 48) + torch.randn(1024, 48)
@@ -245,7 +245,7 @@ def test_soap_with_products_in_bfloat16_converges_as_in_float32(one_thread):
 
 
 def test_soap_with_products_in_bfloat16_resumes_bit_for_bit(one_thread):
-    """Stopped between two renewals of the bases; torch's setting is left as it was."""
+    """Stopped between two updates of the bases; torch's setting is restored."""
     before = torch.get_float32_matmul_precision()
     whole, parts = _least_squares(torch.bfloat16, 35)[0], _least_squares(torch.bfloat16, 35, stop=16)[0]
     assert torch.equal(whole, parts) and torch.get_float32_matmul_precision() == before

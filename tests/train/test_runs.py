@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own: one that is killed, two that train together, and the command."""
+"""Whole runs in other processes: one that is killed, two that train together, and the command."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lalic.cli import main
 from lalic.config import SLIM
 from lalic.errors import LalicError
 from lalic.nn import checkpoints
+from lalic.nn.noise import Share
 from lalic.train import Recipe, train
 from lalic.train.data import Crops
 from lalic.train.loop import Log, Trainer
@@ -62,7 +63,7 @@ def test_a_killed_process_resumed_equals_one_that_was_not(pictures, tmp_path, on
     deadline = time.monotonic() + 240
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)  # some steps behind the checkpoint
+    time.sleep(0.2)  # some steps after the checkpoint
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
@@ -107,9 +108,9 @@ def test_a_batch_must_be_shared_evenly(pictures, tmp_path):
     recipe = recipe_for(2)
     crops = Crops([pictures], 64, 4, 1)
     with pytest.raises(LalicError, match=r"multiple of 3, shared by 3 processes$"):
-        Trainer(tiny_model(), crops, recipe, tmp_path, share=(0, 3))
+        Trainer(tiny_model(), crops, recipe, tmp_path, share=Share(0, 3))
     with pytest.raises(LalicError, match="multiple of 8, shared by 2 processes, a quarter as many in large crops"):
-        Trainer(tiny_model(), crops, replace(recipe, batch=4, large=2), tmp_path, share=(0, 2))
+        Trainer(tiny_model(), crops, replace(recipe, batch=4, large=2), tmp_path, share=Share(0, 2))
 
 
 def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, capsys, one_thread):
@@ -130,7 +131,7 @@ def test_the_command_trains_resumes_and_starts_from_weights(pictures, tmp_path, 
 
 
 def test_train_from_python_resumes(pictures, tmp_path, capsys, one_thread):
-    """Plain arguments in, what came of the run back; nothing is printed but what `log` is told."""
+    """Plain arguments, a `Run` as result, and `log` gets all messages."""
     heard: list[str] = []
     recipe = Recipe(batch=2, patch=64, steps=1, schedule="trapezoid", decay=0.5)
     model = replace(SLIM, **{key: tuple(v) if isinstance(v, list) else v for key, v in SMALL.items()})

@@ -1,4 +1,4 @@
-"""What ships: weights, log and card of runs that started from one another; and held-out pictures as files."""
+"""Scripts: weights, log and card of runs that started from one another; held-out pictures as files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_runs_that_go_on_from_what_ships(runs, tmp_path):
 
 
 def test_large_weights_do_not_ship(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(ship_weights, "LARGEST", 1000)
+    monkeypatch.setattr(ship_weights, "MAX_BYTES", 1000)
     with pytest.raises(CheckpointError, match="at most 1000"):
         ship_weights.ship(runs, "", "", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -74,7 +74,7 @@ def test_large_weights_do_not_ship(runs, tmp_path, monkeypatch):
 
 def test_the_card_in_the_package_is_of_the_weights_beside_it():
     card, data = (HOME / "README.md").read_text(), (HOME / "slim.safetensors").read_bytes()
-    assert len(data) <= ship_weights.LARGEST
+    assert len(data) <= ship_weights.MAX_BYTES
     assert lalic.slim().weights_hash().hex() in card
     named = re.search(r"SHA-256 `([0-9a-f]{64})`", card)
     assert named is not None and named[1] == hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""Training: what a batch holds, what a step does, and that a resumed run is the run that was not interrupted."""
+"""Training: batches, steps, and that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lalic.errors import CheckpointError, ImageError, LalicError
 from lalic.model import LALIC
 from lalic.nn import checkpoints
 from lalic.nn.ms_ssim import ms_ssim
-from lalic.nn.noise import ALL
+from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
 from lalic.train.objective import rate_distortion
 from lalic.train.start import init_from
@@ -224,7 +224,7 @@ def test_crops_may_be_scaled_down(pictures):
     batch = crops[3]
     assert batch.shape == (4, 3, 64, 64) and not torch.equal(batch, Crops([pictures], 64, 4, seed=1)[3])
     assert torch.equal(batch, Crops([pictures], 64, 4, seed=1, shrink=2.0)[3])
-    parts = torch.cat([crops.part(3, (0, 2)), crops.part(3, (1, 2))])
+    parts = torch.cat([crops.part(3, Share(0, 2)), crops.part(3, Share(1, 2))])
     assert torch.equal(parts, batch)
 
 
@@ -232,7 +232,7 @@ def test_large_crops_are_a_quarter_as_many(pictures):
     crops = Crops([pictures], 64, 8, seed=1)
     batch = crops.part(3, ALL, large=True)
     assert batch.shape == (2, 3, 128, 128) and torch.equal(batch, crops.part(3, ALL, large=True))
-    assert torch.equal(torch.cat([crops.part(3, (i, 2), large=True) for i in (0, 1)]), batch)
+    assert torch.equal(torch.cat([crops.part(3, Share(i, 2), large=True) for i in (0, 1)]), batch)
     recipe = replace(RECIPE, large=3, batch=4)
     assert [step for step in range(9) if recipe.large_crops(step)] == [2, 5, 8]
     assert not any(RECIPE.large_crops(step) for step in range(9))
@@ -256,7 +256,7 @@ def test_a_folder_of_another_model_is_refused(pictures, tmp_path):
 
 
 def test_crops_are_flipped_and_transposed(tmp_path):
-    """Of a picture that says where its corners were: four of the eight ways it can lie, each in its share."""
+    """Crops of a picture with distinct corners have four of the eight orientations, equally often."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[0, 0], pixels[0, 63], pixels[63, 0], pixels[63, 63] = 50, 100, 150, 200
     for i in range(2):

@@ -1,18 +1,18 @@
-"""The codecs that are compared, behind one interface, `Codec`.
+"""The codecs that can be measured, with one interface, `Codec`.
 
     name        what it is                                            quality       needs
     lalic       .lalic files; models of `--checkpoint`                1..100        -
     jpeg        Pillow, 4:2:0, progressive, optimised Huffman tables  1..95         -
-    jpeg-444    the same at 4:4:4                                     1..95         -
+    jpeg-444    jpeg at 4:4:4                                         1..95         -
     webp        Pillow, lossy, method 6 (the slowest)                 0..100        Pillow with WebP
     avif        Pillow, libaom, 4:4:4, speed 6                        0..100        Pillow with AVIF
-    avif-psnr   the same with libaom's tune=psnr                      0..100        Pillow with AVIF
+    avif-psnr   avif with libaom's tune=psnr                          0..100        Pillow with AVIF
     jxl         pillow-jxl-plugin, VarDCT, effort 7                   0..99         pillow-jxl-plugin
     heic        pillow-heif, HEVC intra by x265, 4:4:4                0..100        pillow-heif
-    vtm         the VVC reference software                            QP 0..63      its binaries
+    vtm         VTM, the VVC reference software                       QP 0..63      its binaries
     compressai-NAME  CompressAI's pretrained NAME                     1..8          compressai, and its weights
 
-Qualities are each codec's own: equal numbers mean nothing across codecs.
+Each codec has its own scale of qualities; equal numbers of two codecs are not comparable.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ NAMES = ("lalic", *FORMATS, "vtm", "compressai-NAME")
 
 
 def parse(word: str) -> tuple[str, tuple[Quality, ...]]:
-    """A codec as the command line names it: "webp" -> ("webp", ()), "webp:20,40.5" -> ("webp", (20, 40.5)).
+    """Name and qualities of an argument: "webp" -> ("webp", ()), "webp:20,40.5" -> ("webp", (20, 40.5)).
 
-    Raises `LalicError` for another form. Whether there is such a codec is not looked at here.
+    Raises `LalicError` for another form. It does not check whether the codec exists.
     """
     name, colon, rest = word.partition(":")
     try:
@@ -52,10 +52,10 @@ def parse(word: str) -> tuple[str, tuple[Quality, ...]]:
 
 
 def make(name: str, qualities: Sequence[Quality] = ()) -> Codec:
-    """The codec called `name` (jpeg ... heic, compressai-NAME), to be measured at `qualities` (none: its own choice).
+    """The codec `name` (jpeg ... heic, compressai-NAME), to be measured at `qualities` (empty: its defaults).
 
-    Raises `NotInstalled` if something that it needs is not, `LalicError` if there is no such codec or a quality is out
-    of its bounds.
+    Raises `NotInstalled` if something that it needs is missing, `LalicError` for another name or a quality out of
+    bounds.
     """
     codec: Codec
     if name in FORMATS:
@@ -71,11 +71,11 @@ def make(name: str, qualities: Sequence[Quality] = ()) -> Codec:
 
 
 class Options(TypedDict, total=False):
-    """What `open_codecs`, `lalic.eval.evaluate` and `lalic.eval.compare` take for lalic and VTM; all may be left out.
+    """Options of `open_codecs`, `lalic.eval.evaluate` and `lalic.eval.compare` for lalic and VTM; none is required.
 
-    checkpoints: weights of lalic, a codec each; none: the model that ships. qualities: lalic's, 1 to 100. precision: of
-    its transforms, "float32", "bfloat16" or "float16". device: of its models, None for the CPU. vtm: VTM's
-    EncoderAppStatic. vtm_config: its encoder_intra_vtm.cfg, None: looked for in ../cfg beside it.
+    checkpoints: weights of lalic, one codec for each; empty: the model that ships. qualities: of lalic, 1 to 100.
+    precision: of its transforms, "float32", "bfloat16" or "float16". device: of its models, None for the CPU. vtm:
+    VTM's EncoderAppStatic. vtm_config: its encoder_intra_vtm.cfg; None: searched in ../cfg of the binary's folder.
     """
 
     checkpoints: Sequence[Name]
@@ -87,10 +87,10 @@ class Options(TypedDict, total=False):
 
 
 def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tuple[list[Codec], list[str]]:
-    """The codecs that were asked for, and a sentence for each that is not installed.
+    """The codecs with these names, and one sentence for each that is not installed.
 
-    codecs: words such as "webp" or "webp:20,40", or codecs as they are. Raises `LalicError` for a codec that does not
-    exist, a quality out of bounds, a device that is not there, or weights that cannot be read.
+    codecs: names, such as "webp" or "webp:20,40", or objects, which are returned. Raises `LalicError` for a codec or a
+    device that does not exist, a quality out of bounds, or weights that cannot be read.
     """
     opened: list[Codec] = []
     left_out = []
@@ -99,21 +99,21 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
         if isinstance(word, Codec):
             opened.append(word)
             continue
-        name, own = parse(word)
+        name, qualities = parse(word)
         try:
             if name == "lalic":
                 paths: Sequence[Name | None] = checkpoints or [None]
                 for path in paths:
                     model = load_model(path, device=device, precision=options.get("precision"))
                     title = "lalic" if path is None or len(checkpoints) == 1 else f"lalic {Path(path).stem}"
-                    opened.append(LalicCodec(model, own or tuple(options.get("qualities", ())), title))
+                    opened.append(LalicCodec(model, qualities or tuple(options.get("qualities", ())), title))
             elif name == "vtm":
                 if vtm is None:
                     raise NotInstalled("vtm needs VTM's encoder, which --vtm FILE names")
-                opened.append(Vtm(vtm, options.get("vtm_config"), own))
+                opened.append(Vtm(vtm, options.get("vtm_config"), qualities))
                 check_bounds(opened[-1])
             else:
-                opened.append(make(name, own))
+                opened.append(make(name, qualities))
         except NotInstalled as error:
             left_out.append(str(error))
     return opened, left_out

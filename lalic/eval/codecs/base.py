@@ -1,4 +1,4 @@
-"""What a codec is to the measurements: a picture and a quality in, a coded picture, its size and seconds out."""
+"""The interface of a codec: from a picture and a quality to a decoded picture, its size and seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Codec", "Coded", "NotInstalled", "Quality", "check_bounds"]
 
 
 class NotInstalled(LalicError):
-    """A codec cannot be had here; the sentence says what it needs."""
+    """A codec needs something that is not installed, which the message names."""
 
 
 Quality = float | None  # None: the codec has one rate
@@ -21,10 +21,10 @@ Quality = float | None  # None: the codec has one rate
 
 @dataclass(frozen=True)
 class Coded:
-    """A picture that went through a codec.
+    """A coded picture.
 
-    picture: what was decoded, RGB. size: bytes of the whole file. decode_seconds: None if decoding is no step of its
-    own. data: the file, where there is one.
+    picture: the decoded one, RGB. size: bytes of the whole file. decode_seconds: None if decoding is not a separate
+    step. data: the file, if there is one.
     """
 
     picture: Image.Image
@@ -35,11 +35,11 @@ class Coded:
 
 
 class Codec:
-    """One codec. A subclass has `encode` and `decode`, or its own `code`.
+    """One codec. A subclass implements `encode` and `decode`, or `code`.
 
-    name: on the command line. title: in plots. version: library and release. qualities: those that are measured.
-    chosen: whether somebody asked for them, or they are the codec's own choice. bounds: lowest and highest quality,
-    which go in steps of `step`. increasing: whether a larger quality means a larger file. extension: of its files.
+    name: on the command line. title: in plots. version: library and release. qualities: those to measure. chosen: True
+    if the user gave them, False for the codec's defaults. bounds: lowest and highest quality. step: between qualities.
+    increasing: whether a larger quality means a larger file. extension: of its files.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Codec:
     extension: str
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
-        """The file of an RGB picture."""
+        """The bytes of a file of an RGB picture."""
         raise NotImplementedError
 
     def decode(self, data: bytes) -> Image.Image:
-        """The RGB picture of a file."""
+        """The RGB picture of a file's bytes."""
         raise NotImplementedError
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        """Encode and decode, timed; the file stays in memory, so that no disk is timed."""
+        """Encode and decode with timing, in memory."""
         start = time.perf_counter()
         data = self.encode(picture, quality)
         middle = time.perf_counter()
@@ -71,7 +71,7 @@ class Codec:
 
 
 def check_bounds(codec: Codec) -> None:
-    """Raise `LalicError` if a quality of the codec is out of its bounds, or between two that there are."""
+    """Raise `LalicError` if a quality of the codec is out of its bounds, or no whole number where that is needed."""
     low, high = codec.bounds
     for quality in codec.qualities:
         if quality is None:

@@ -1,4 +1,4 @@
-"""CompressAI's pretrained models as codecs, where the package and its weights are at hand."""
+"""CompressAI's pretrained models as codecs, if the package is installed and its weights can be loaded."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _STEP = 64
 class CompressAICodec(Codec):
     """`compressai-NAME`: the model NAME of CompressAI's zoo, trained for MSE, at its qualities.
 
-    The size counts the coded strings alone, as CompressAI's own tools count, for it has no file format: some bytes less
-    than a file would take. Raises `NotInstalled` without the package, `LalicError` if it has no such model.
+    CompressAI has no file format, so the size is that of the coded strings, as in its own tools: some bytes less than a
+    file. Raises `NotInstalled` without the package, `LalicError` if it has no such model.
     """
 
     extension = ""  # no file format
@@ -37,15 +37,16 @@ class CompressAICodec(Codec):
             raise NotInstalled(f"{name} needs compressai, which is not installed (pip install compressai)") from None
         self.name, self.title = name, name.removeprefix("compressai-")
         self.version = f"compressai {importlib.metadata.version('compressai')}"
-        # Those of variable rate are called in another way, and have no published weights.
-        known = {key: build for key, build in zoo.image_models.items() if not key.endswith("-vbr")}
-        if self.title not in known:
-            raise LalicError(f"there is no codec {name!r}, expected compressai- and one of {', '.join(sorted(known))}")
-        self._build = known[self.title]
+        # Models of variable rate have another interface, and no published weights.
+        builders = {key: build for key, build in zoo.image_models.items() if not key.endswith("-vbr")}
+        if self.title not in builders:
+            names = ", ".join(sorted(builders))
+            raise LalicError(f"there is no codec {name!r}, expected compressai- and one of {names}")
+        self._build = builders[self.title]
         self._models: dict[int, Any] = {}
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        """Encode and decode with the model of this quality, which is loaded once, before anything is timed.
+        """Encode and decode with the model of this quality, which is loaded once and without timing.
 
         Raises `LalicError` if it cannot be loaded.
         """
@@ -54,7 +55,7 @@ class CompressAICodec(Codec):
         if q not in self._models:
             try:
                 self._models[q] = self._build(quality=q, metric="mse", pretrained=True).eval()
-            except Exception as error:  # no such quality, no network, a damaged download: whatever the package meets
+            except Exception as error:  # such as no such quality, no network, a damaged download
                 raise LalicError(f"{self.name} cannot be loaded at quality {q} ({error})") from error
         model, x = self._models[q], images.to_tensor(picture)
         height, width = x.shape[-2:]

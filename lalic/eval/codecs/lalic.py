@@ -1,4 +1,4 @@
-"""Our own files."""
+"""lalic's files as a codec."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ __all__ = ["LalicCodec"]
 
 
 class LalicCodec(Codec):
-    """.lalic files of one model, at `qualities` (none: a choice of our own). Raises `LalicError` for a quality that the
-    model does not have."""
+    """.lalic files of one model, at `qualities` (empty: defaults).
+
+    Raises `LalicError` for a quality that the model does not have.
+    """
 
     name, extension = "lalic", ".lalic"
     bounds = (1, 100)

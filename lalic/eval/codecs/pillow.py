@@ -1,4 +1,4 @@
-"""Formats that Pillow writes and reads: JPEG, WebP, AVIF, and through plug-ins JPEG XL and HEVC."""
+"""Formats that Pillow writes and reads: JPEG, WebP, AVIF, and with plug-ins JPEG XL and HEVC."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["FORMATS", "PillowCodec"]
 
 @dataclass
 class PillowCodec(Codec):
-    """A format that Pillow writes and reads, by itself or through a plug-in: ``PillowCodec(name, **FORMATS[name])``.
+    """A format that Pillow writes and reads, by itself or with a plug-in: ``PillowCodec(name, **FORMATS[name])``.
 
-    Raises `NotInstalled` if Pillow was built without it, or its plug-in is not there.
+    Raises `NotInstalled` if Pillow was built without it, or its plug-in is not installed.
     """
 
     name: str
@@ -31,30 +31,30 @@ class PillowCodec(Codec):
     qualities: tuple[Quality, ...]
     options: dict[str, Any] = field(default_factory=dict)
     bounds: tuple[float, float] = (0, 100)
-    feature: tuple[str, str] | None = None  # what Pillow's build must have, and the library's name
+    feature: tuple[str, str] | None = None  # name in `PIL.features`, and of the library
     plugin: tuple[str, str] | None = None  # module and distribution
-    start: Callable[[Any], str | None] = lambda module: None  # registers it; may name the coder in it
+    start: Callable[[Any], str | None] = lambda module: None  # registers the plug-in; may return its encoder's name
 
     def __post_init__(self) -> None:
         if self.plugin is not None:
             module, distribution = self.plugin
             try:
-                inside = self.start(importlib.import_module(module))
+                encoder = self.start(importlib.import_module(module))
             except ImportError:
                 raise NotInstalled(
                     f"{self.name} needs {distribution}, which is not installed (pip install {distribution})"
                 ) from None
             self.version = f"{distribution} {importlib.metadata.version(distribution)}"
-            self.version += f", {inside}" if inside else ""
+            self.version += f", {encoder}" if encoder else ""
             return
         assert self.feature is not None
-        word, library = self.feature
-        if not features.check(word):
+        feature, library = self.feature
+        if not features.check(feature):
             raise NotInstalled(f"{self.name} needs {library}, which this Pillow was built without")
-        if word == "jpg" and features.check("libjpeg_turbo"):
-            word, library = "libjpeg_turbo", "libjpeg-turbo"
-        self.version = f"Pillow {importlib.metadata.version('pillow')}, {library} {features.version(word)}"
-        self.version += _libaom() if word == "avif" else ""
+        if feature == "jpg" and features.check("libjpeg_turbo"):
+            feature, library = "libjpeg_turbo", "libjpeg-turbo"
+        self.version = f"Pillow {importlib.metadata.version('pillow')}, {library} {features.version(feature)}"
+        self.version += _libaom() if feature == "avif" else ""
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
         out = io.BytesIO()
@@ -68,17 +68,17 @@ class PillowCodec(Codec):
 
 
 def _libaom() -> str:
-    """ ", libaom VERSION"; empty where Pillow, whose own module alone has the version, does not give it."""
+    """ ", libaom VERSION", from Pillow's AVIF module; empty if it does not have the version."""
     versions = getattr(importlib.import_module("PIL._avif"), "codec_versions", lambda: "")()
     match = re.search(r"aom \[[^]]*\]:v?([\w.]+)", versions)
     return f", libaom {match[1]}" if match else ""
 
 
-# The ladders take Kodak from about 0.1 to 2 bits per pixel where the format reaches so far.
+# The qualities give about 0.1 to 2 bits per pixel on Kodak, as far as the format allows.
 _JPEG = {"format": "JPEG", "extension": ".jpg", "bounds": (1, 95), "feature": ("jpg", "libjpeg")}
 _AVIF = {"format": "AVIF", "extension": ".avif", "feature": ("avif", "libavif")}
 _AVIF_OPTIONS = {"codec": "aom", "speed": 6, "subsampling": "4:4:4"}
-_AVIF_LADDER = (10, 20, 30, 40, 50, 60, 70, 80)
+_AVIF_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80)
 FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": _JPEG
     | {
@@ -100,11 +100,11 @@ FORMATS: dict[str, dict[str, Any]] = {
         "options": {"method": 6},
         "feature": ("webp", "libwebp"),
     },
-    "avif": _AVIF | {"title": "AVIF 4:4:4", "qualities": _AVIF_LADDER, "options": _AVIF_OPTIONS},
+    "avif": _AVIF | {"title": "AVIF 4:4:4", "qualities": _AVIF_QUALITIES, "options": _AVIF_OPTIONS},
     "avif-psnr": _AVIF
     | {
         "title": "AVIF 4:4:4, tune=psnr",
-        "qualities": _AVIF_LADDER,
+        "qualities": _AVIF_QUALITIES,
         "options": _AVIF_OPTIONS | {"advanced": {"tune": "psnr"}},
     },
     "jxl": {
@@ -112,7 +112,7 @@ FORMATS: dict[str, dict[str, Any]] = {
         "format": "JXL",
         "extension": ".jxl",
         "qualities": (5, 10, 20, 40, 60, 75, 85, 90),
-        "bounds": (0, 99),  # 100 is another coder, without loss
+        "bounds": (0, 99),  # 100 is lossless, another coder
         "options": {"effort": 7},
         "plugin": ("pillow_jxl", "pillow-jxl-plugin"),
     },

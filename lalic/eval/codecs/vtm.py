@@ -1,12 +1,12 @@
-"""VTM, the reference software of VVC, for who has built it: the command of LALIC's supplement, word for word.
+"""VTM, the reference software of VVC, built by the user, with the exact command of LALIC's supplement:
 
     EncoderAppStatic -i input.yuv -c encoder_intra_vtm.cfg -o output.yuv -b output.bin -wdt W -hgt H -q QP
         --InputBitDepth=8 -fr 1 -f 1 --InputChromaFormat=444              QP 22 27 32 37 42 47
 
-The supplement says "in YUV space" and no more of it. Here YUV is BT.709 in full range at 8 bits, planes one behind the
-other, as in CompressAI's runner of the same encoder, which the published Kodak points come from; but rounded to the
-nearest with grey at 128 (H.273), where that runner cuts off. VTM refuses pictures whose sides are no multiples of 8, so
-for those alone `--ConformanceWindowMode=1` is added, which pads inside the encoder and crops in the file.
+The supplement gives no details of the YUV space. This module uses BT.709 in full range at 8 bits, one plane after the
+other, like CompressAI's script for this encoder, from which the published Kodak points come; but it rounds to the
+nearest, with grey at 128 (H.273), where that script truncates. VTM takes only sides that are multiples of 8, so for
+other sides `--ConformanceWindowMode=1` is added, with which the encoder pads and the file crops.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lalic.files import Name
 __all__ = ["QPS", "Vtm", "command", "to_rgb", "to_yuv"]
 
 QPS = (22, 27, 32, 37, 42, 47)
-_SMALLEST_UNIT = 8  # VTM's pictures are made of coding units of at least this side
+_SMALLEST_UNIT = 8  # side of VTM's smallest coding unit, in pixels
 _KR, _KB = 0.2126, 0.0722  # BT.709
 
 
@@ -41,7 +41,7 @@ def to_yuv(picture: Image.Image) -> np.ndarray:
 
 
 def to_rgb(planes: np.ndarray, depth: int = 8) -> Image.Image:
-    """(3, H, W) integers, BT.709 in full range, 8 bits scaled by 2^(depth - 8) as VTM scales them -> RGB picture."""
+    """Integers (3, H, W), BT.709 in full range, 8 bits scaled by 2^(depth - 8), VTM's scaling -> RGB picture."""
     y, cb, cr = planes.astype(np.float64) / 2 ** (depth - 8)
     r = y + 2 * (1 - _KR) * (cr - 128)
     b = y + 2 * (1 - _KB) * (cb - 128)
@@ -53,35 +53,21 @@ def to_rgb(planes: np.ndarray, depth: int = 8) -> Image.Image:
 def command(
     encoder: Path, config: Path, source: Path, decoded: Path, stream: Path, width: int, height: int, qp: int
 ) -> list[str]:
-    """The arguments of the supplement's command, and the one that odd sizes need."""
+    """The arguments of the supplement's command, and one more for sides that are no multiples of 8."""
     arguments = [
-        encoder,
-        "-i",
-        source,
-        "-c",
-        config,
-        "-o",
-        decoded,
-        "-b",
-        stream,
-        "-wdt",
-        width,
-        "-hgt",
-        height,
-        "-q",
-        qp,
-    ]
-    arguments += ["--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444"]
+        encoder, "-i", source, "-c", config, "-o", decoded, "-b", stream, "-wdt", width, "-hgt", height, "-q", qp,
+        "--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444",
+    ]  # fmt: skip
     if width % _SMALLEST_UNIT or height % _SMALLEST_UNIT:
         arguments.append("--ConformanceWindowMode=1")
     return [str(argument) for argument in arguments]
 
 
 class Vtm(Codec):
-    """VTM's encoder at each QP; the picture is the encoder's own reconstruction, the time of decoding is not taken.
+    """VTM's encoder at each QP. The picture is the encoder's reconstruction; decoding is not timed.
 
-    encoder: EncoderAppStatic. config: cfg/encoder_intra_vtm.cfg of the same release (None: looked for beside the
-    binary's folder, ../cfg). Raises `LalicError` if either is missing.
+    encoder: EncoderAppStatic. config: cfg/encoder_intra_vtm.cfg of the same release; None: searched in ../cfg of the
+    binary's folder. qualities: QPs, empty for those of the supplement. Raises `LalicError` if either file is missing.
     """
 
     name, title, extension = "vtm", "VTM", ".bin"
@@ -98,7 +84,7 @@ class Vtm(Codec):
         self.qualities, self.chosen = tuple(qualities) or QPS, bool(qualities)
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        """Encode in a folder of its own. Raises `LalicError` with VTM's last line if it fails."""
+        """Encode in a temporary folder. Raises `LalicError` with VTM's last line of output if it fails."""
         assert quality is not None
         width, height = picture.size
         with tempfile.TemporaryDirectory(prefix="lalic-vtm-") as folder:
@@ -120,7 +106,7 @@ class Vtm(Codec):
         return done.stdout
 
     def _read(self, path: Path, width: int, height: int) -> Image.Image:
-        """The reconstruction: 8 bits a sample, or 16 that hold as many as the configuration computes with."""
+        """The reconstruction, which has 8 or 16 bits per sample, depending on the configuration."""
         count = 3 * width * height
         size = path.stat().st_size if path.exists() else 0
         if size not in (count, 2 * count):
@@ -130,16 +116,16 @@ class Vtm(Codec):
         return to_rgb(planes, self._depth() if wide else 8)
 
     def _depth(self) -> int:
-        """Bits of the reconstruction, which VTM writes as it computes unless its configuration says otherwise."""
+        """Bits of the reconstruction's samples: the output depth of the configuration, or else its internal depth."""
         text = self.config.read_text(errors="replace")
         for key in ("OutputBitDepth", "InternalBitDepth"):
             match = re.search(rf"^\s*{key}\s*:\s*(\d+)", text, re.MULTILINE)
             if match and int(match[1]):
                 return int(match[1])
-        raise LalicError(f"vtm: {self.config} does not say InternalBitDepth, expected a number of bits")
+        raise LalicError(f"vtm: {self.config} has no InternalBitDepth, expected a number of bits")
 
     def _version(self) -> str:
-        """VTM prints "VVCSoftware: VTM Encoder Version 9.1 ..." without arguments too, where it then fails."""
+        """The version that VTM prints when it is started, "VVCSoftware: VTM Encoder Version 9.1 ..."."""
         try:
             printed = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
         except OSError as error:
