@@ -148,7 +148,7 @@ def test_bottleneck_rows_are_the_published_ones(golden):
 
 
 def test_bottleneck_escape_mass_is_the_longest_channels():
-    """As published, the upper tail begins at the end of the longest channel, not of the channel itself."""
+    """The upper tail begins at the end of the longest channel, not of the channel itself, as in the published code."""
     quantiles = torch.tensor([[[-2.0, 0.0, 2.0]], [[-20.0, 0.0, 20.0]]])
     cdf, length, offset = bottleneck_cdfs(lambda x: x, quantiles)
     assert (length.tolist(), offset.tolist()) == ([7, 43], [-2, -20])
