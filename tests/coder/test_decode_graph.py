@@ -57,9 +57,9 @@ def test_replays_are_decodes(model: LALIC, files: list[Stream]) -> None:
 
 
 def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[Stream]) -> None:
-    """Equal sizes go together; damage of one, in its words or its header, is its own and spoils no other.
+    """Pictures of one size are decoded together; a damaged stream, in its words or its header, affects no other.
 
-    A batch's convolutions may round otherwise than one picture's; symbols are compared by checksums to the last bit.
+    The convolutions of a batch may round differently; symbols are compared by checksums, to the last bit.
     """
     streams = [files[0], Stream(damaged(files[1].data), files[1].checksum), Stream(b"\xff\xff", 0), files[2]]
     qualities = [QUALITIES[0], QUALITIES[1], 50.0, QUALITIES[2]]
@@ -69,7 +69,7 @@ def test_a_batch_and_what_is_wrong_with_its_files(model: LALIC, files: list[Stre
     assert [isinstance(x, BitstreamError) for x in found] == [False, True, True, False]
     assert (found[0] - here(model, files[0], QUALITIES[0])).abs().max() < 1e-5
     assert (found[3] - here(model, files[2], QUALITIES[2])).abs().max() < 1e-5
-    assert "begins with 255" in str(found[2])
+    assert "groups of 2^255 lanes" in str(found[2])
 
 
 def test_slices_that_see_each_other() -> None:
