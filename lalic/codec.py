@@ -195,7 +195,9 @@ def decode(
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    return _decode_one(container, model, graph)
+    with torch.inference_mode():
+        x = model.decode(_stream(container), *_padded_size(container, model), container.quality, graph=graph)
+    return _cropped(x, container)
 
 
 def decode_many(
@@ -244,12 +246,6 @@ def _decode_batch(
         for (i, container), x in zip(members, pictures, strict=True):
             results[i] = x if isinstance(x, LalicError) else _cropped(x, container)
     return results
-
-
-def _decode_one(container: Container, model: LALIC, graph: bool | None) -> Image.Image:
-    with torch.inference_mode():
-        x = model.decode(_stream(container), *_padded_size(container, model), container.quality, graph=graph)
-    return _cropped(x, container)
 
 
 def _stream(container: Container) -> Stream:

@@ -29,7 +29,7 @@ class Coder(Protocol):
         """The stream of one picture. Raises ``LalicError`` if it cannot be coded with these weights."""
 
     def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
-        """The stream of one picture, from its latents. Raises ``LalicError`` as `encode`."""
+        """The stream of one picture, from its latents. Raises ``LalicError`` like `encode`."""
 
     def decode(
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]

@@ -53,8 +53,7 @@ class FloatEngine:
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> _Affine:
         return _Affine(weight, bias)
 
-    def prepare_conv(self, weight: Tensor, bias: Tensor | None) -> _Affine:
-        return _Affine(weight, bias)
+    prepare_conv = prepare_linear
 
     def prepare_block(self, block: RWKVBlock) -> RWKVBlock:
         return block  # it caches what it derives from its weights

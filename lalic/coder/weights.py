@@ -1,6 +1,6 @@
 """The weights of all slices, cut into the parts that coding slice by slice computes one at a time.
 
-The inputs of a slice's first product come at three times: the hyper parameters before the first slice, the channel
+The inputs of a slice's first product are known at three times: the hyper parameters before the first slice, the channel
 context once for both passes, the spatial context for the second pass only. The first convolution of a channel context
 is a sum over the earlier slices. Each part becomes a product of its own, so that its result can be reused:
 
