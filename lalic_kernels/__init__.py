@@ -8,8 +8,8 @@ from lalic_kernels.gaussian import gaussian_likelihood, scale_index, scale_table
 from lalic_kernels.mix.op import channel_mix, spatial_mix
 from lalic_kernels.shift.op import fold_token_shift, norm_shift, token_shift
 
-# Some public ops and their folders share a name. Importing the folder's op first and binding the function here last
-# makes `lalic_kernels.biwkv` the function, while `from lalic_kernels.biwkv.reference import biwkv` goes on to work.
+# Some ops have the name of their folder. After the imports above `lalic_kernels.biwkv` is the function, and
+# `from lalic_kernels.biwkv.reference import biwkv` still works.
 __all__ = [
     "BackendUnavailable",
     "BlockParameters",

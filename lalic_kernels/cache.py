@@ -1,4 +1,4 @@
-"""The weight cache: what is made from weights once, and made again when one of them changes."""
+"""The weight cache: results computed from weights once, and again when one of the weights changes."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from torch import Tensor
 
 
 class WeightCache:
-    """Results made from weights, by name. Copies and pickles start empty; threads wait for one another.
+    """Results computed from weights, by name. Thread-safe; copies and pickles start empty.
 
-    A result serves as long as none of its tensors is written to or replaced. An assignment to .data shows in the
-    storage, any other change in the version. The tensors are held (detached) beside the result, so that no other can
-    come to lie where one of them was. Tensors made in torch.inference_mode count no writes: nothing is cached for them.
+    A result is valid until one of its weights is replaced or written to. An assignment to .data changes the storage,
+    any other write changes the version. The cache holds the weights (detached), so that no new tensor can get the
+    memory of an old one. Tensors made in torch.inference_mode have no version: nothing is cached for them.
 
     Args:
-        size: how many results there may be, of which the least recently used leaves first; None for any number.
+        size: the largest number of results; the least recently used one is dropped first. None for no limit.
     """
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
         self._lock = threading.RLock()
-        self._found: dict[Hashable, tuple[Any, list[Tensor], Any]] = {}
+        self._entries: dict[Hashable, tuple[Any, list[Tensor], Any]] = {}
 
     def __reduce__(self) -> tuple[type[WeightCache], tuple[int | None]]:
         return WeightCache, (self.size,)
 
     def __iter__(self) -> Iterator[Hashable]:
-        return iter(tuple(self._found))
+        return iter(tuple(self._entries))
 
-    def get(self, name: Hashable, tensors: Sequence[Tensor], make: Callable[[], Any], about: Hashable = None) -> Any:
-        """What was made under a name, or `make()` without gradients; made again too where `about` is another."""
+    def get(self, name: Hashable, tensors: Sequence[Tensor], make: Callable[[], Any], options: Hashable = None) -> Any:
+        """The cached result of a name, or `make()` without gradients. `options`: other things the result depends on."""
         if any(t.is_inference() for t in tensors):
             with torch.no_grad():
                 return make()
-        key = about, [(t.untyped_storage()._cdata, t._version, t.dtype, t.device) for t in tensors]
+        key = options, [(t.untyped_storage()._cdata, t._version, t.dtype, t.device) for t in tensors]
         with self._lock:
-            found = self._found.get(name)
-            if found is None or found[0] != key:
+            entry = self._entries.get(name)
+            if entry is None or entry[0] != key:
                 with torch.inference_mode(False), torch.no_grad():
-                    found = key, [t.detach() for t in tensors], make()
+                    entry = key, [t.detach() for t in tensors], make()
             if self.size is not None:
-                self._found.pop(name, None)  # to the end, as the one used last
-                while len(self._found) >= self.size:
-                    del self._found[next(iter(self._found))]
-            self._found[name] = found
-            return found[2]
+                self._entries.pop(name, None)  # moves to the end: used last
+                while len(self._entries) >= self.size:
+                    del self._entries[next(iter(self._entries))]
+            self._entries[name] = entry
+            return entry[2]

@@ -1,10 +1,10 @@
-"""Argument checks of every op, in one place: type, layout, shape, dtype, device; and torch.autocast's dtypes.
+"""Argument checks of every op (type, layout, shape, dtype, device), and the dtypes of torch.autocast.
 
-A failed check raises one sentence that names the argument, says what it is and what was expected: TypeError for
-something that is no tensor or has the wrong dtype, ValueError for layout, shape and device. Strides are never an error:
-ops take any strided tensor and copy what their kernels cannot read in place.
+The message of a failed check names the argument, what it was and what was expected. TypeError: not a tensor, or a wrong
+dtype. ValueError: layout, shape or device. Strides are never an error: ops take any strided tensor and copy what their
+kernels cannot read in place.
 
-Everything here is plain Python on sizes and types, so that torch.compile traces through it.
+All checks are plain Python on sizes and types, so that torch.compile traces through them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
-    """Check shapes against patterns such as "B T C", "5 5" or "2*Cout Cout", and return the sizes that the names took.
+    """Check shapes against patterns such as "B T C", "5 5" or "2*Cout Cout", and return the size of each name.
 
     Args:
         op: the op's name, for messages.
-        arguments: (argument name, tensor, pattern). A name takes its size at its first appearance; later appearances
-            must agree. "2*N" means twice the size N, which must have appeared. A number stands for itself.
+        arguments: (argument name, tensor, pattern). The first axis with a name sets its size; later axes of that name
+            must agree. "2*N" means twice the size N, which must be set already. A number means itself.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -43,11 +43,11 @@ def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
                 f"but has {value.dim()}: {tuple(value.shape)}"
             )
         for axis, size in zip(axes, value.shape, strict=True):
-            wanted = _size(axis, size, sizes)
-            if size != wanted:
-                taken = ", ".join(f"{key} = {number}" for key, number in sizes.items())
+            expected = _size(axis, size, sizes)
+            if size != expected:
+                given = ", ".join(f"{key} = {number}" for key, number in sizes.items())
                 raise ValueError(
-                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + taken if taken else ''}, "
+                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + given if given else ''}, "
                     f"but has shape {tuple(value.shape)}"
                 )
     return sizes
@@ -70,7 +70,7 @@ def _show(pattern: str) -> str:
 
 
 def same_shape(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.Size:
-    """Check that all arguments are strided tensors of the first one's shape, whatever it is, and return it.
+    """Check that all arguments are strided tensors of one shape, and return it.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -103,13 +103,13 @@ def dtype_in(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype], 
 
 
 def result_dtype(op: str, dtype: torch.dtype | None, name: str, value: Tensor) -> None:
-    """Check the dtype asked for a result: None, that of the tensor `name`, or a 16-bit one beside float32."""
+    """Check a requested result dtype: None, the dtype of the tensor `name`, or a 16-bit one if that is float32."""
     narrower = (torch.float16, torch.bfloat16) if value.dtype == torch.float32 else ()
     allowed = (value.dtype, *narrower)
     if dtype is not None and dtype not in allowed:
         options = " or ".join(("None", *map(_dtype, allowed)))
-        found = _dtype(dtype) if isinstance(dtype, torch.dtype) else f"a {type(dtype).__name__}"
-        raise TypeError(f"{op}: dtype must be {options} beside {_dtype(value.dtype)} {name}, but is {found}")
+        what = _dtype(dtype) if isinstance(dtype, torch.dtype) else f"a {type(dtype).__name__}"
+        raise TypeError(f"{op}: dtype must be {options} beside {_dtype(value.dtype)} {name}, but is {what}")
 
 
 def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.device:
@@ -127,8 +127,8 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# Autocast. The rule of ops whose time is memory traffic and whose arithmetic is float32: nothing is narrowed, and
-# arguments that differ in dtype, because autocast narrowed some of them on their way here, are promoted to the widest.
+# Autocast. Ops that are limited by memory traffic and compute in float32 narrow nothing: if autocast has narrowed some
+# of their arguments before, all are promoted to the widest dtype.
 
 
 def autocast_enabled(device: torch.device) -> bool:
@@ -137,12 +137,12 @@ def autocast_enabled(device: torch.device) -> bool:
 
 
 def no_autocast(device: torch.device) -> torch.autocast:
-    """Inside an op the dtypes are settled; autocast would change a result's dtype behind the registered one's back."""
+    """Switch autocast off: inside an op it would give a result another dtype than the registered one."""
     return torch.autocast(device_type=device.type, enabled=False)
 
 
 def widest(*tensors: Tensor | None) -> list[Any]:
-    """Tensors promoted to their widest dtype; float16 with bfloat16 is float32. None stays, no float: all stay."""
+    """Tensors promoted to their widest dtype (float16 with bfloat16: float32). All unchanged if one is not floating."""
     wide: torch.dtype | None = None
     for x in tensors:
         if x is None:
@@ -154,7 +154,7 @@ def widest(*tensors: Tensor | None) -> list[Any]:
 
 
 def beside(data: Tensor, parameter: Tensor) -> Tensor:
-    """A parameter in a dtype that ops take beside `data`: its own where that is data's or float32, else the wider."""
+    """A parameter in a dtype that ops accept with `data`: unchanged in data's dtype or float32, else promoted."""
     if parameter.dtype in (data.dtype, torch.float32) or parameter.dtype not in FLOATING:
         return parameter
     return parameter.to(torch.promote_types(data.dtype, torch.float32))

@@ -1,17 +1,16 @@
-"""Which implementation runs. This docstring is the rule; `python -m lalic_kernels.info` prints its outcome here.
+"""The rule for which implementation (backend) runs. `python -m lalic_kernels.info` prints the choices on this machine.
 
-1. `backend="..."` given: that implementation, or BackendUnavailable if it cannot run here. Never another one.
-       "triton"     Triton kernels. CUDA tensors (on CPU tensors only in Triton's interpreter); not float64.
-       "cpu"        code compiled for the CPU by numba. CPU tensors; not float64; only where the op has it.
+1. `backend="..."` given: that implementation, or BackendUnavailable if it cannot run. Never another one.
+       "triton"     Triton kernels. CUDA tensors (CPU tensors only in Triton's interpreter); not float64.
+       "cpu"        code compiled for the CPU by numba. CPU tensors; not float64; only if the op has such code.
        "torch"      plain torch operations. Every device and floating dtype.
        "reference"  the definition. Every device and floating dtype; may need quadratic memory.
-2. Otherwise, tensors on CUDA: "triton"; "torch" for float64, which the kernels do not compute in, and where Triton is
-   not installed.
-3. Otherwise, tensors on the CPU: "cpu" where the op has it and numba is installed, float64 excepted; else "torch".
-   biwkv takes "torch" also where w or u is beyond what its compiled code can hold (biwkv/cpu.py, supports()).
-4. Otherwise (other devices): "torch".
+2. CUDA tensors: "triton"; but "torch" for float64, which the kernels do not support, or without Triton.
+3. CPU tensors: "cpu" if the op has such code, numba is installed and the dtype is not float64; else "torch".
+   biwkv also takes "torch" if w or u is outside the range of its compiled code (biwkv/cpu.py, supports()).
+4. Other devices: "torch".
 
-No environment variable and no timing takes part, so an encoder and a decoder on equal machines choose alike.
+The rule uses no environment variable and no timing, so an encoder and a decoder on equal machines choose the same.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ BACKENDS = ("triton", "cpu", "torch", "reference")
 
 
 class BackendUnavailable(RuntimeError):
-    """The implementation asked for with `backend=` cannot run here, or not on these tensors."""
+    """The implementation requested with `backend=` cannot run on this machine or on these tensors."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """What the rule knows of an op: its name, and whether it has compiled CPU code."""
+    """What the rule needs to know about an op: its name, and whether it has compiled CPU code."""
 
     name: str
     cpu: bool = False
 
 
 def choose(op: Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """The implementation that the rule chooses for a device type and dtype, and the reason in a few words."""
+    """The implementation chosen for a device type and dtype, and the reason in a few words."""
     if device_type == "cuda":
         if dtype == torch.float64:
             return "torch", "float64 is not computed in kernels"

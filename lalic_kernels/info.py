@@ -1,7 +1,4 @@
-"""What is installed, which GPU there is, and which implementation each op will use: `python -m lalic_kernels.info`.
-
-Made to be pasted into a bug report.
-"""
+"""`python -m lalic_kernels.info`: installed packages, devices, and the implementation of each op, for a bug report."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import sys
 
 import torch
 
-import lalic_kernels  # noqa: F401  (importing it enters every op into OPS)
+import lalic_kernels  # noqa: F401  (the import registers every op in OPS)
 from lalic_kernels import dispatch, installed, rans
 from lalic_kernels.biwkv.op import CPU_RANGE
 from lalic_kernels.exact import op as exact_op
@@ -22,18 +19,18 @@ _PACKAGES = ("lalic", "torch", "triton", "numba", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package that matters, "not installed" where it is missing."""
-    found = {"python": sys.version.split()[0]}
+    """The version of Python and of each package that is used; "not installed" for a missing package."""
+    result = {"python": sys.version.split()[0]}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            result[name] = "not installed"
+    return result
 
 
 def devices() -> list[str]:
-    """A line for the processor and one for each CUDA device."""
+    """One line for the processor and one for each CUDA device."""
     lines = [f"cpu: {platform.machine()}, {torch.get_num_threads()} torch threads"]
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
@@ -51,22 +48,22 @@ def devices() -> list[str]:
 
 
 def missing() -> list[str]:
-    """What is not there and what its absence means."""
+    """What is missing, and the consequence."""
     lines = []
     if not installed.TRITON:
-        lines.append("triton: no kernels on CUDA tensors; plain torch serves there")
+        lines.append("triton: no kernels on CUDA tensors; plain torch is used instead")
     if not installed.NUMBA:
-        lines.append("numba: no compiled code for the CPU; plain torch serves there, several times slower for biwkv")
+        lines.append("numba: no compiled code for the CPU; plain torch is used instead, several times slower for biwkv")
     if not torch.cuda.is_available():
         lines.append("a CUDA device: the Triton kernels cannot run (except in Triton's interpreter, for tests)")
     return lines
 
 
 def choices() -> list[tuple[str, str, str, str, str]]:
-    """(op, device type, dtypes, implementation, reason) of every op: the rule of `lalic_kernels.dispatch`, applied.
+    """(op, device type, dtypes, implementation, reason) of every op, by the rule of `lalic_kernels.dispatch`.
 
-    The entropy coder and the exact arithmetic, whose implementations all give the same bytes, have a rule of their own:
-    compiled where possible.
+    All implementations of the entropy coder and of the exact arithmetic give the same bytes. Their rule is: compiled
+    code if possible.
     """
     rows = []
     for op in OPS.values():
@@ -99,8 +96,8 @@ def report() -> str:
     lines.append(f"  biwkv on the CPU takes torch instead of cpu where {CPU_RANGE}")
     lines.append("backward")
     lines += [f"  {name}: {how}" for name, how in backwards().items()]
-    absent = missing()
-    lines += ["missing", *(f"  {line}" for line in absent)] if absent else ["missing: nothing"]
+    missing_lines = missing()
+    lines += ["missing", *(f"  {line}" for line in missing_lines)] if missing_lines else ["missing: nothing"]
     return "\n".join(lines)
 
 

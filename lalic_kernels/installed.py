@@ -1,6 +1,6 @@
-"""Whether Triton and numba are installed, without importing them: each op also works on machines without either.
+"""Whether Triton and numba are installed, found without importing them. Every op also works without both.
 
-What is compiled with one of them is imported where it is called.
+Code that needs one of them is imported inside the function that calls it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def interpreting() -> bool:
-    """Whether Triton runs kernels in its Python interpreter, on CPU tensors: TRITON_INTERPRET, read at its import."""
+    """Whether Triton interprets kernels in Python, on CPU tensors. Triton reads TRITON_INTERPRET at its import."""
     return TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def on_compiling(warn: Callable[[], None]) -> None:
-    """Have `warn` called when numba compiles for the first time in this process.
+    """Call `warn` once, when numba first compiles in this process.
 
-    Compiling takes long and happens only where no cached code fits this processor. Imports numba; does nothing where
-    there is none.
+    numba compiles, which takes long, only if no cached code fits this processor. Imports numba; without it, does
+    nothing.
     """
     if not NUMBA:
         return
     from numba.core import event
 
-    class FirstTime(event.Listener):
+    class FirstCompilation(event.Listener):
         def __init__(self) -> None:
             self.warned = False
 
@@ -41,4 +41,4 @@ def on_compiling(warn: Callable[[], None]) -> None:
         def on_end(self, event: Any) -> None:
             pass
 
-    event.register("numba:compile", FirstTime())
+    event.register("numba:compile", FirstCompilation())

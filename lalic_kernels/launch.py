@@ -1,6 +1,6 @@
-"""Launch configurations: small frozen tables beside each op, chosen by size alone, never by timing.
+"""Launch configurations: each op has a small frozen table. The size alone selects an entry, never a timing.
 
-An encoder and a decoder must do the same arithmetic in the same order, so nothing here may depend on what ran before.
+An encoder and a decoder must do the same arithmetic in the same order, so a choice must not depend on earlier calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch configuration of one kernel: its compile-time constants, warps and pipeline stages."""
+    """A launch configuration of a kernel: its compile-time constants, warps and pipeline stages."""
 
     constants: tuple[tuple[str, int], ...]
     num_warps: int = 4
@@ -33,12 +33,12 @@ def blocks(size: int, block: int) -> int:
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
-    """Make a CUDA device current for a launch, so that a second GPU works; nothing to do for others."""
+    """Make a CUDA device current for a launch, so that a second GPU works; no effect for other devices."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def architecture(device: torch.device) -> str:
-    """The name of a device's architecture in launch tables, as "cuda 90" or "hip gfx942"; "any" for the interpreter."""
+    """The name of a device's architecture in launch tables: "cuda 90", "hip gfx942"; "any" in the interpreter."""
     if device.type != "cuda":
         return "any"
     properties = torch.cuda.get_device_properties(device)

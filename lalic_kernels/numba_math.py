@@ -1,11 +1,11 @@
-"""float32 arithmetic inside numba functions: numbers one by one, and vectors of 16. Importing this module needs numba.
+"""float32 arithmetic inside numba functions: on scalars, and on vectors of 16. Importing this module needs numba.
 
-Arrays are float32, or uint16 that holds bfloat16; which of the two is known when a function is compiled, and costs
-nothing. Loops over the functions of single numbers vectorise.
+Arrays are float32, or uint16 that holds bfloat16. The choice is made when a function is compiled and costs no time.
+Loops over the scalar functions vectorise.
 
-The vectors are for where numba's own vectoriser does badly: a loop that keeps several accumulators over many rows has
-too many pointers for the compiler to prove apart, so it stays scalar. These functions say what is wanted: each is one
-instruction on a machine with 512-bit registers and two or four elsewhere.
+numba does not vectorise a loop with several accumulators over many rows: the compiler cannot prove that so many
+pointers do not overlap. Such loops use the vector functions. Each is one instruction on a machine with 512-bit
+registers, two or four on others.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _LN2_HI = f32(0.693359375)
 _LN2_LO = f32(-2.12194440e-4)
 _LOWEST = f32(-87.0)
 
-# 'contract' lets a*b+c become one fused operation; nothing else is relaxed, so infinities and order keep their meaning.
+# 'contract' allows a*b+c as one fused operation. Nothing else is relaxed: infinities and the order of sums stay.
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @njit(inline="always")
 def exp(x):
-    """exp for float32 in plain arithmetic, so that the loop round it vectorises; 1e-7 relative, 0 below -87."""
+    """exp for float32 in plain arithmetic, so that a loop over it vectorises; error 1e-7 relative, 0 below -87."""
     clipped = max(x, _LOWEST)
     n = np.floor(clipped * _LOG2E + f32(0.5))
     r = clipped - n * _LN2_HI
@@ -47,7 +47,7 @@ def exp(x):
 
 @njit(inline="always")
 def exp_double(x):
-    """exp for float64 up to 700 in plain arithmetic; 1e-15 relative, 0 below -700."""
+    """exp for float64 up to 700 in plain arithmetic; error 1e-15 relative, 0 below -700."""
     n = np.floor(x * 1.4426950408889634 + 0.5)
     r = x - n * 0.6931471803691238
     r = r - n * 1.9082149292705877e-10
@@ -70,17 +70,17 @@ def exp_double(x):
 
 @njit(inline="always")
 def sigmoid(x):
-    """1 / (1 + exp(-x)) without overflow on either side."""
+    """1 / (1 + exp(-x)) without overflow."""
     z = exp(-abs(x))
     return (f32(1.0) if x >= f32(0.0) else z) / (f32(1.0) + z)
 
 
 def wide(x):
-    """An element, float32 or bfloat16, as float32."""
+    """An array element, float32 or bfloat16, as float32."""
 
 
 def stored(row, value):
-    """A float32 value as row holds it: as it is, or bfloat16, rounded to nearest, ties to even, a NaN staying one."""
+    """A float32 value in the dtype of `row`: unchanged, or rounded to bfloat16 (nearest, ties to even, NaN stays)."""
 
 
 @overload(wide)
@@ -100,12 +100,12 @@ def _typed_stored(row, value):
 @njit(inline="always")
 def _rounded(value):
     bits = np.float32(value).view(np.uint32)
-    word = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    quiet = np.uint32(bits | np.uint32(0x400000))
-    return np.uint16((word if value == value else quiet) >> np.uint32(16))
+    rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    quiet_nan = np.uint32(bits | np.uint32(0x400000))
+    return np.uint16((rounded if value == value else quiet_nan) >> np.uint32(16))
 
 
-# Vectors of 16 numbers.
+# Vectors of 16 float32 numbers.
 
 LANES = 16
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -137,7 +137,7 @@ def _floats(value: float) -> ir.Constant:
     return ir.Constant(_FLOATS, [value] * LANES)
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
+def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
@@ -148,8 +148,8 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     wide = array.dtype == types.float32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
-        value = builder.load(place)
+        address = _address(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
+        value = builder.load(address)
         value.align = 4 if wide else 2
         if wide:
             return value
@@ -160,7 +160,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write elements index .. index + 15; to bfloat16 rounded to nearest, ties to even, a NaN staying one."""
+    """Write elements index .. index + 15; a bfloat16 array gets them rounded to nearest, ties to even, NaN stays."""
     wide = array.dtype == types.float32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -169,11 +169,11 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
             bits = builder.bitcast(value, _WORDS)
             odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
             rounded = builder.add(builder.add(bits, _words(0x7FFF)), odd)
-            quiet = builder.or_(bits, _words(0x400000))
-            bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+            quiet_nan = builder.or_(bits, _words(0x400000))
+            bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
             value = builder.trunc(builder.lshr(bits, _words(16)), _HALVES)
-        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
-        builder.store(value, place).align = 4 if wide else 2
+        address = _address(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
+        builder.store(value, address).align = 4 if wide else 2
         return context.get_dummy_value()
 
     return types.none(array, types.intp, value), codegen
@@ -181,16 +181,16 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the memory of element `index` ahead of its use; an index behind the array's end does no harm."""
+    """Prefetch the memory of element `index`. An index past the array's end is allowed."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        place, word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer()), ir.IntType(32)
+        address, word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer()), ir.IntType(32)
         function = builder.module.globals.get("llvm.prefetch.p0")
         if function is None:
-            kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+            kind = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
             function = ir.Function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, word(0), word(3), word(1)])  # to read, to stay near, data
+        builder.call(function, [address, word(0), word(3), word(1)])  # for a read, high locality, data cache
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen
@@ -206,7 +206,7 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once where the machine can."""
+    """a * b + c, rounded once if the machine has such an instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _fma(builder, *args)
@@ -229,7 +229,7 @@ add, sub, mul, div = (intrinsic(_elementwise(name)) for name in ("fadd", "fsub",
 
 @intrinsic
 def larger(typingctx: Any, a: Any, b: Any) -> Any:
-    """b where b > a, else a: of two numbers the larger, and a where either is NaN, as Python's max(a, b)."""
+    """b where b > a, else a: the larger one, and a where one is NaN, like Python's max(a, b)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", args[1], args[0]), args[1], args[0])
@@ -259,13 +259,12 @@ def minus_abs(typingctx: Any, a: Any) -> Any:
 
 @intrinsic
 def exp16(typingctx: Any, x: Any) -> Any:
-    """exp of 16 numbers, computed as `exp` does: 1e-7 relative for x up to 88; 0 for x of -87 or less and for NaN."""
+    """exp of 16 numbers by the method of `exp`: error 1e-7 relative for x up to 88; 0 for x <= -87 and for NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = args[0]
-        # Beside 1.5 * 2**23 a float32 has no digits behind the point, so the sum rounds x / log(2) to an integer n; the
-        # 127 more are the bias of an exponent, and n + 127 then stands in the lowest bits, from where a shift moves it
-        # into the place of the exponent and everything else out.
+        # A float32 of size 1.5 * 2**23 has no fraction bits, so this sum rounds x / log(2) to an integer n. 127 is the
+        # exponent's bias: the lowest bits are then n + 127, and a left shift by 23 moves them into the exponent field.
         shift = _floats(1.5 * 2**23 + 127)
         moved = _fma(builder, x, _floats(1.4426950408889634), shift)
         scale = builder.bitcast(builder.shl(builder.bitcast(moved, _WORDS), _words(23)), _FLOATS)
@@ -284,7 +283,7 @@ def exp16(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def splat(typingctx: Any, value: Any) -> Any:
-    """16 times the same float32."""
+    """A vector of 16 equal float32 numbers."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), args[0], ir.Constant(ir.IntType(32), 0))
@@ -295,7 +294,7 @@ def splat(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def total(typingctx: Any, vector: Any) -> Any:
-    """The sum of all 16, by halves."""
+    """The sum of all 16, by adding halves."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value, size = args[0], LANES
@@ -303,10 +302,10 @@ def total(typingctx: Any, vector: Any) -> Any:
             size //= 2
 
             def half(start: int, value: Any = value, size: int = size) -> Any:
-                places = ir.Constant(
+                lanes = ir.Constant(
                     ir.VectorType(ir.IntType(32), size), [ir.IntType(32)(start + n) for n in range(size)]
                 )
-                return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), places)
+                return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes)
 
             value = builder.fadd(half(0), half(size))
         return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))

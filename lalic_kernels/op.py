@@ -1,11 +1,11 @@
-"""Registration of ops: one call of `register` an op, with all that torch and this package want to know of it.
+"""Registration of ops with torch: one call of `register` for each op.
 
-Ops live in the namespace torch.ops.lalic_kernels. The gradient of an op is a second op, so that torch.compile and
-AOTAutograd see two opaque calls and need not trace into either.
+Ops are in the namespace torch.ops.lalic_kernels. The gradient of an op is a second op, so that torch.compile and
+AOTAutograd see two opaque calls and need not trace into them.
 
-torch's dispatcher costs tens of microseconds a call, so a call that nobody watches passes it by: its implementation is
-called, in an autograd.Function where a gradient is wanted. Whoever does watch sees the registered op: torch.compile,
-torch.func's transforms, torch.jit.trace, the profiler, modes (FakeTensorMode, FlopCounterMode) and tensor subclasses.
+torch's dispatcher costs tens of microseconds per call, so a plain eager call goes directly to the implementation, in an
+autograd.Function if a gradient is needed. The registered op is called only if something observes it: torch.compile,
+torch.func transforms, torch.jit.trace, the profiler, modes (FakeTensorMode, FlopCounterMode) or tensor subclasses.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _Rule = Callable[..., tuple[Any, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredOp(Op):
-    """What `register` makes of an op.
+    """An op after its registration.
 
     Attributes:
         gradient: how its gradient is computed, in words.
-        call: the op, called with all arguments of its schema, by position.
-        call_backward: its gradient; arguments as `register` says, an empty tensor for the gradient of None.
+        call: the op; takes all arguments of its schema, by position.
+        call_backward: its gradient; takes the arguments of `backward` in `register`, returns an empty tensor for None.
         forward, backward: the implementations of both.
-        bytes: the formula that `bytes_of` takes.
+        bytes: the formula that `bytes_of` uses.
     """
 
     gradient: str
@@ -63,43 +63,43 @@ def register(
     passes: str = "",
     vmap: tuple[Callable[[Callable[..., Any]], _Rule], Callable[[Callable[..., Any]], _Rule]] | None = None,
 ) -> RegisteredOp:
-    """Register an op and its gradient, and enter it into `OPS`.
+    """Register an op and its gradient, and add it to `OPS`.
 
     Args:
-        name: without namespace; the gradient's is name + "_backward".
-        schema: e.g. "(Tensor x, Tensor? gate, str? backend) -> Tensor"; several results have names, and those after the
-            first are there for the gradient alone.
-        forward: the implementation, for every device; returns fresh contiguous tensors.
-        backward: the gradient's implementation. It gets the tensors of `saves`, in their order, the gradient of the
-            first result, and the rest of `saves`. It returns the gradient of each argument that is a tensor of `saves`,
-            contiguous and in the argument's shape and dtype, or None for an argument that is None.
+        name: without the namespace; the gradient is called name + "_backward".
+        schema: e.g. "(Tensor x, Tensor? gate, str? backend) -> Tensor". Several results must have names; those after
+            the first are only for the gradient.
+        forward: the implementation for every device; returns new contiguous tensors.
+        backward: the implementation of the gradient. Its arguments: the tensors of `saves` in order, the gradient of
+            the first result, the other values of `saves`. It returns, for each op argument that is a tensor of `saves`,
+            the gradient, contiguous and with the argument's shape and dtype, or None if the argument is None.
         saves: names of arguments and of results after the first.
-        like: the argument whose shape, dtype and device the result has, or a function of the op's arguments that
-            returns empty tensors of the results' shapes, dtypes and device.
-        flops: the op's floating-point operations, for torch.utils.flop_counter; it gets shapes in place of tensors.
-        bytes: the bytes that the op moves at least, inputs read once and outputs written once; it gets tensors.
+        like: the name of the argument that has the result's shape, dtype and device; or a function of the op's
+            arguments that returns empty tensors with the shapes, dtypes and device of the results.
+        flops: the op's floating-point operations, for torch.utils.flop_counter; takes shapes in place of tensors.
+        bytes: the fewest bytes that the op moves: inputs read once, outputs written once; takes tensors.
         gradient: how the gradient is computed, in words, for `lalic_kernels.info`.
         cpu: whether the op has compiled CPU code.
-        passes: an argument whose gradient is that of the result, if there is one.
-        vmap: from a callable with the op's arguments, and with its gradient's, the rule of torch.vmap for it. Without
-            one torch.vmap makes a call a slice.
+        passes: an argument that gets the result's gradient unchanged, if there is one.
+        vmap: two functions that return the torch.vmap rule of a callable, one for the op, one for its gradient. Without
+            them, torch.vmap makes one call per slice.
 
     Returns:
         The op.
     """
-    # The schema's types by name: of arguments, and of arguments and named results.
+    # The schema's types by name: of the arguments, and of the arguments and named results.
     parts = [part.rsplit(" ", 1) for part in schema[1 : schema.index(")")].split(", ")]
     types = {each: kind for kind, each in parts}
     results = [part.split() for part in schema.rpartition("-> ")[2].strip("()").split(", ")]
     all_types = types | {each: kind for kind, *named in results for each in named}
-    # What is saved, tensors and the rest; of the tensors the arguments, which get gradients; where all of these are.
+    # Saved tensors; saved values of other types; the arguments that get gradients; positions of arguments and results.
     tensors = [each for each in saves if all_types[each].startswith("Tensor")]
     options = [each for each in saves if each not in tensors]
-    wanted = [each for each in tensors if each in types]
+    differentiable = [each for each in tensors if each in types]
     index = {each: i for i, each in enumerate(all_types)}
 
     def backward_filled(*arguments: Any) -> tuple[Tensor, ...]:
-        """The gradients; an empty tensor in place of None, which no registered op can return."""
+        """The gradients, with an empty tensor for None, which a registered op cannot return."""
         grads = backward(*arguments)
         return tuple(arguments[len(tensors)].new_empty(0) if grad is None else grad for grad in grads)
 
@@ -110,15 +110,15 @@ def register(
 
     def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         grad = arguments[len(tensors)]
-        given = [x for x, each in zip(arguments, tensors, strict=False) if each in types]
+        inputs = [x for x, each in zip(arguments, tensors, strict=False) if each in types]
         return tuple(
             grad.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-            for x in given
+            for x in inputs
         )
 
     declared = [f"{all_types[each]} {each}" for each in tensors]
     declared += ["Tensor grad", *(f"{all_types[each]} {each}" for each in options)]
-    returned = ", ".join(["Tensor"] * len(wanted))
+    returned = ", ".join(["Tensor"] * len(differentiable))
     op = _define(name, schema, forward, fake)
     op_backward = _define(
         f"{name}_backward",
@@ -128,26 +128,26 @@ def register(
     )
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        everything = (*inputs, *output) if isinstance(output, tuple) else inputs
-        ctx.set_materialize_grads(False)  # results that are saved have no gradient; zeros of their size cost time
-        ctx.save_for_backward(*(everything[index[each]] for each in tensors))
-        ctx.options = [everything[index[each]] for each in options]
+        values = (*inputs, *output) if isinstance(output, tuple) else inputs
+        ctx.set_materialize_grads(False)  # saved results have no gradient, and making zeros would cost time
+        ctx.save_for_backward(*(values[index[each]] for each in tensors))
+        ctx.options = [values[index[each]] for each in options]
 
     def differentiate(ctx: Any, call: Callable[..., Any], grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The gradient of each argument, from that of the first result."""
-        found: list[Tensor | None] = [None] * len(types)
-        if grad is None:  # what stands behind the result has none
-            return tuple(found)
+        """The gradient of each argument, from the gradient of the first result."""
+        grads: list[Tensor | None] = [None] * len(types)
+        if grad is None:
+            return tuple(grads)
         saved = ctx.saved_tensors
-        given = dict(zip(tensors, saved, strict=True))
-        for each, value in zip(wanted, call(*saved, grad, *ctx.options), strict=True):
-            found[index[each]] = None if given[each] is None else value
+        saved_by_name = dict(zip(tensors, saved, strict=True))
+        for each, value in zip(differentiable, call(*saved, grad, *ctx.options), strict=True):
+            grads[index[each]] = None if saved_by_name[each] is None else value
         if passes and ctx.needs_input_grad[index[passes]]:
-            found[index[passes]] = grad
-        return tuple(found)
+            grads[index[passes]] = grad
+        return tuple(grads)
 
     class Eager(torch.autograd.Function):
-        """The op for a call that nobody watches."""
+        """The op in a plain eager call, without the dispatcher."""
 
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
@@ -162,7 +162,7 @@ def register(
             return differentiate(ctx, call_backward, grad)
 
     class UnderTransforms(torch.autograd.Function):
-        """The op for torch.func's transforms, which do not know a registered op's gradient."""
+        """The op for torch.func transforms, which do not use a registered op's gradient."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
@@ -175,7 +175,7 @@ def register(
             return differentiate(ctx, BackwardUnderTransforms.apply, grad)
 
     class BackwardUnderTransforms(torch.autograd.Function):
-        """The gradient for them: torch.func.grad always takes one in a form to differentiate."""
+        """The gradient for torch.func transforms: torch.func.grad always expects it to be differentiable."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
@@ -194,7 +194,7 @@ def register(
             return op(*arguments)
         if torch._C._are_functorch_transforms_active():
             return UnderTransforms.apply(*arguments)
-        if _watched(arguments):
+        if _observed(arguments):
             return op(*arguments)
         return Eager.apply(*arguments) if _wants_gradient(arguments) else forward(*arguments)
 
@@ -204,11 +204,11 @@ def register(
         if torch._C._are_functorch_transforms_active():
             return BackwardUnderTransforms.apply(*arguments)
         if _wants_gradient(arguments):
-            # torch would warn and go on with a wrong second derivative.
+            # torch would only warn, and compute a wrong second derivative.
             refuse_second_derivative(name)
-        # torch.autograd.grad(is_grads_batched=True) has batched gradients of its own kind, in no transform.
+        # torch.autograd.grad(is_grads_batched=True) makes batched gradients without a transform.
         batched = torch._C._functorch.is_legacy_batchedtensor(arguments[len(tensors)])
-        return op_backward(*arguments) if batched or _watched(arguments) else backward_filled(*arguments)
+        return op_backward(*arguments) if batched or _observed(arguments) else backward_filled(*arguments)
 
     rule, rule_backward = vmap or (_slice_by_slice, _slice_by_slice)
     UnderTransforms.vmap = staticmethod(rule(UnderTransforms.apply))  # type: ignore[method-assign]
@@ -231,8 +231,8 @@ def register(
 def _define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register an op without gradient, and return it.
 
-    Not a `torch.library.custom_op`, which is the same but for two things: its first call imports the whole compiler, a
-    second of a process that only wants to see a picture, and every call compares all storages.
+    `torch.library.custom_op` would do the same, but its first call imports the whole compiler (about a second), and
+    every call compares all storages.
     """
     full = f"{NAMESPACE}::{name}"
     torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -241,8 +241,8 @@ def _define(name: str, schema: str, implementation: Callable[..., Any], fake: Ca
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def _watched(arguments: tuple[Any, ...]) -> bool:
-    """Whether anybody wants to see an op in torch's dispatcher: a mode, a tracer, the profiler, a tensor's own type."""
+def _observed(arguments: tuple[Any, ...]) -> bool:
+    """Whether a call must go through torch's dispatcher: for a mode, a tracer, the profiler or a tensor subclass."""
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return True
     if torch._C._get_tracing_state() is not None or torch.autograd.profiler._is_profiler_enabled:
@@ -250,7 +250,7 @@ def _watched(arguments: tuple[Any, ...]) -> bool:
     for x in arguments:
         kind = type(x)
         if kind is Tensor or kind is torch.nn.Parameter:
-            if not (x.is_cpu or x.is_cuda) or x.is_neg():  # such as meta tensors; a sign that is still to be applied
+            if not (x.is_cpu or x.is_cuda) or x.is_neg():  # e.g. a meta tensor; a negation not applied yet
                 return True
         elif isinstance(x, Tensor):
             return True
@@ -262,22 +262,26 @@ def _wants_gradient(arguments: tuple[Any, ...]) -> bool:
 
 
 def _slice_by_slice(op: Callable[..., Any]) -> _Rule:
-    """The rule of torch.vmap that makes a call a slice."""
+    """The torch.vmap rule that makes one call per slice."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        found = [
+        results = [
             op(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
-        if isinstance(found[0], Tensor):
-            return torch.stack(found), 0
-        return tuple(torch.stack(each) for each in zip(*found, strict=True)), (0,) * len(found[0])
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(torch.stack(each) for each in zip(*results, strict=True)), (0,) * len(results[0])
 
     return rule
 
 
 def refuse_second_derivative(name: str) -> NoReturn:
-    """Raise what a second derivative through an op is answered with."""
+    """Raise the error for a second derivative through an op.
+
+    Raises:
+        NotImplementedError: always.
+    """
     raise NotImplementedError(
         f"{name}: there is no second derivative, so its gradient cannot be taken with create_graph=True; "
         "call it without, or use backend='reference', which is plain torch"
@@ -285,11 +289,11 @@ def refuse_second_derivative(name: str) -> NoReturn:
 
 
 def recompute(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Gradients of function(*inputs) for the upstream gradient `grad`, by running it again under autograd.
+    """Gradients of function(*inputs) for the upstream gradient `grad`, by running the function again under autograd.
 
-    Gradients come back contiguous and in their input's dtype; an input that does not take part gets zeros.
+    Each gradient is contiguous, in its input's dtype; zeros for an input that the function does not use.
     """
-    # Under a dispatch mode torch has switched autograd off.
+    # Under a dispatch mode torch switches autograd off.
     autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     views = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False)
     with autograd, views, torch.enable_grad(), no_autocast(grad.device):
@@ -303,10 +307,10 @@ def recompute(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: T
 
 
 def bytes_of(name: str, *tensors: Tensor | None, **options: Any) -> int:
-    """The bytes that op `name` must move at least for these arguments (meta tensors do), e.g. dtype=torch.bfloat16."""
+    """The fewest bytes that op `name` can move. `tensors` may be meta tensors; options: e.g. dtype=torch.bfloat16."""
     return OPS[name].bytes(*tensors, **options)
 
 
 def nbytes(*tensors: Tensor | None) -> int:
-    """Bytes of the elements of tensors, whatever their strides; None has none."""
+    """Bytes of all elements of the tensors, for any strides; 0 for None."""
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)

@@ -1,7 +1,7 @@
-"""Run a compiled, GIL-free kernel over a range of independent work items on as many threads as torch uses.
+"""Run a compiled kernel that releases the GIL over independent work items, on as many threads as torch uses.
 
-numba's own ``parallel=True`` is not used: it multiplies compile time, brings a second OpenMP runtime into a process
-that forks data-loader workers, and one of its threading layers aborts when two Python threads call it at once.
+numba's own ``parallel=True`` is not used: it multiplies compile time, loads a second OpenMP runtime into a process that
+forks data-loader workers, and one of its threading layers aborts when two Python threads call it at once.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _pool_size = 0
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
-    """The shared pool, grown when more threads are asked for than it has."""
+    """The shared pool, replaced by a larger one if it has too few threads."""
     global _pool, _pool_size
     with _lock:
         if _pool is None or _pool_size < threads:
-            # An old, smaller pool is left to finish what it runs; it is collected afterwards.
+            # A smaller old pool finishes its work; then it is garbage-collected.
             _pool, _pool_size = ThreadPoolExecutor(threads, thread_name_prefix="lalic-kernels"), threads
         return _pool
 
 
 def _forget_pool() -> None:
-    """A forked child has the pool's bookkeeping but none of its threads."""
+    """Start without a pool in a forked child, which has the pool's state but none of its threads."""
     global _pool, _pool_size, _lock
     _lock, _pool, _pool_size = threading.Lock(), None, 0
 
@@ -40,16 +40,16 @@ if hasattr(os, "register_at_fork"):
 
 
 def flat_array(x: torch.Tensor) -> np.ndarray:
-    """All elements of a contiguous CPU tensor as compiled code takes them, without a copy; bfloat16 as uint16."""
+    """All elements of a contiguous CPU tensor as a flat array, without a copy; bfloat16 as uint16."""
     flat = x.detach().view(-1)
     return flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy()
 
 
 def run_ranges(kernel: Callable[[int, int], None], items: int, *, least: int = 1) -> None:
-    """Call ``kernel(start, stop)`` so that the ranges cover ``0 .. items``, one range a thread.
+    """Call ``kernel(start, stop)`` so that the ranges cover ``0 .. items``, one range per thread.
 
-    ``least`` is the smallest range worth a thread of its own. The number of threads follows
-    ``torch.get_num_threads()``. An exception raised in any range is raised here.
+    ``least`` is the smallest range that is worth a thread. There are at most ``torch.get_num_threads()`` threads. An
+    exception in any range is raised again by this function.
     """
     threads = max(1, min(torch.get_num_threads(), items // max(1, least)))
     if threads == 1:

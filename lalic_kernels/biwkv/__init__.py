@@ -1,1 +1,1 @@
-"""BiWKV: linear attention with a decay per channel, in both directions. The function is `lalic_kernels.biwkv`."""
+"""BiWKV: linear attention in both directions with a decay per channel."""

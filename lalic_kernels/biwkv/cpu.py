@@ -1,12 +1,12 @@
-"""Bidirectional WKV for CPUs: compiled with numba, linear in T, forward and backward, computed in float32.
+"""BiWKV for CPUs: compiled by numba, linear in T, forward and backward, in float32.
 
-The sequence is cut into chunks. Inside a chunk the weights ``exp(-w * distance)`` stay within ``exp(+-RANGE)``, so one
-exponential per element against a per-chunk, per-channel maximum serves both directions, numerator and denominator.
-Between chunks the running sums are (float64 mantissa, float64 exponent), because a float32 decay factor applied
-a thousand times over would drift. The chain over chunks is short; the two passes over the elements run on all threads.
+The sequence is cut into chunks. Inside a chunk the weights exp(-w * distance) stay within exp(+-RANGE), so one
+exponential per element, relative to the maximum of its chunk and channel, is enough for both directions, numerator and
+denominator. Between chunks the running sums have a float64 mantissa and exponent, because a float32 decay factor
+applied a thousand times would drift. The loop over chunks is short; the passes over elements run on all threads.
 
-Every intermediate stays in range when ``max|w| * chunk <= RANGE`` and ``max|u| <= RANGE``, whatever k is; ``supports``
-tells. Outside, ``lalic_kernels.biwkv`` takes the log-space torch path (see README.md in this folder).
+For any k, every intermediate result stays in range if max|w| * chunk <= RANGE and max|u| <= RANGE (`supports`).
+Otherwise `lalic_kernels.biwkv` takes the torch path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MIN_CHUNK = 4
 
 
 def chunk_length(w: Tensor, T: int) -> int:
-    """Longest usable chunk for decays ``w`` (C,): 64, less where ``max|w| * 64`` leaves the range, 0 if none."""
+    """The longest possible chunk for decays w (C,): 64 tokens, fewer if max|w| * 64 > RANGE, 0 if none is possible."""
     largest = float(w.abs().max()) if w.numel() else 0.0
     length = min(CHUNK, T)
     if largest * length > RANGE:
@@ -41,19 +41,19 @@ def chunk_length(w: Tensor, T: int) -> int:
 
 
 def supports(w: Tensor, u: Tensor, T: int) -> bool:
-    """Whether the fast form stays in range for these parameters; depends on w, u and T only, never on k or v."""
-    in_range = u.numel() == 0 or float(u.abs().max()) <= RANGE  # False for NaN and infinity as well
+    """Whether the compiled code stays in range for these w (C,), u (C,) and T, for any k and v."""
+    in_range = u.numel() == 0 or float(u.abs().max()) <= RANGE  # also False for NaN and infinity
     return in_range and (T == 0 or chunk_length(w, T) > 0)
 
 
 class _States:
-    """Scratch of one scan: per chunk and channel the summaries, and what enters from either side."""
+    """Work space of one scan: for each chunk and channel its sums, and the sums that enter it from both sides."""
 
     def __init__(self, items: int, width: int):
         self.top = np.empty((items, width), np.float64)
         self.sums = [np.empty((items, width), np.float32) for _ in range(4)]
-        empty = [np.empty((items, width), t) for t in (np.float32, np.float32, np.float64) * 2]
-        self.entering = tuple(empty)  # l1, l2, lm, r1, r2, rm
+        arrays = [np.empty((items, width), t) for t in (np.float32, np.float32, np.float64) * 2]
+        self.entering = tuple(arrays)  # l1, l2, lm, r1, r2, rm
 
     def chain(self, w: np.ndarray, chunk: int, T: int, per: int, batch: int) -> None:
         run_ranges(lambda i, j: loops.chain(w, chunk, T, per, i, j, self.top, *self.sums, *self.entering), batch)
@@ -62,7 +62,7 @@ class _States:
 class _Call:
     """Sizes and factors of one call, and its first pass over the elements.
 
-    Arrays over channels have whole blocks of 16 channels, `width`; behind the last channel w, u, k and v count as 0.
+    Arrays over channels are padded to `width`, a multiple of 16; after the last channel w, u, k and v are 0.
     """
 
     def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor):
@@ -71,7 +71,7 @@ class _Call:
         if self.chunk == 0 or not supports(w, u, self.T):
             raise ValueError(
                 f"w, u: the compiled path needs max|w| * {_MIN_CHUNK} <= {RANGE} and max|u| <= {RANGE}, "
-                f"got max|w| = {float(w.abs().max()):g}, max|u| = {float(u.abs().max()):g}"
+                f"but max|w| = {float(w.abs().max()):g} and max|u| = {float(u.abs().max()):g}"
             )
         self.k, self.v = flat_array(k), flat_array(v)
         self.per = -(-self.T // self.chunk)
@@ -83,24 +83,28 @@ class _Call:
         self.sizes = self.T, self.C, self.chunk
 
     def over_chunks(self, kernel: Any) -> None:
-        """kernel(start, stop) over all chunks; below some ten thousand elements a thread costs more than it saves."""
+        """Call kernel(start, stop) for ranges that cover all chunks, each of at least 16384 elements."""
         run_ranges(kernel, self.items, least=max(1, 16384 // (self.chunk * self.C)))
 
-    def summaries(self, own: np.ndarray | None) -> _States:
+    def summaries(self, peak_v: np.ndarray | None) -> _States:
         x = _States(self.items, self.width)
-        self.over_chunks(lambda i, j: loops.summaries(self.k, self.v, self.em1, *self.sizes, i, j, x.top, *x.sums, own))
+        self.over_chunks(
+            lambda i, j: loops.summaries(self.k, self.v, self.em1, *self.sizes, i, j, x.top, *x.sums, peak_v)
+        )
         return x
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
-    """y (B, T, C) from w, u (C,) float32 and k, v (B, T, C), all contiguous on the CPU, k, v and y of one dtype.
+    """y (B, T, C) from w, u (C,) float32 and k, v (B, T, C), all contiguous on the CPU; with gate, sigmoid(gate) * y.
 
-    That is float32 or bfloat16, which is widened where it is read and rounded once. With `gate`, as k, the result is
-    sigmoid(gate) * y. Raises ``ValueError`` where ``supports(w, u, T)`` is false.
+    k, v, gate and y have one dtype, float32 or bfloat16. bfloat16 is computed in float32 and rounded once.
+
+    Raises:
+        ValueError: w or u is out of range (`supports`).
     """
     if k.numel() == 0:
         return torch.empty_like(k)
-    if k.shape[1] == 1:  # one token: its weight cancels exactly, which rounding would not quite do
+    if k.shape[1] == 1:  # one token: its weight cancels exactly
         return v.clone() if gate is None else torch.sigmoid(gate) * v
     call = _Call(w, u, k, v)
     y = torch.empty_like(k)
@@ -118,12 +122,11 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
 def backward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(gw, gu (C,) float32, gk, gv, ggate (B, T, C) in k's dtype); ``forward``'s inputs and the gradient of its result.
+    """(gw, gu (C,) float32, gk, gv, ggate (B, T, C) in k's dtype or None) from `forward`'s inputs and gy (B, T, C).
 
-    k, v, gy and gate are all float32 or all bfloat16. Arithmetic is float32; bfloat16 is widened where it is read and
-    rounded once, where a gradient is written. The forward sums are recomputed. Work space of k's shape: y and
-    gy / denominator in float32, which for float32 live where gv and gk will be. Deterministic: parts of gw and gu per
-    chunk are added in a fixed order in float64. ``ggate`` is None without a gate.
+    k, v, gy and gate are all float32 or all bfloat16. Arithmetic is float32; bfloat16 gradients are rounded once. The
+    forward sums are recomputed. Work space of k's shape: y and gy / denominator in float32; for float32 they use the
+    memory of gv and gk. Deterministic: the chunks' parts of gw and gu are added in a fixed order in float64.
     """
     if k.numel() == 0:
         empty = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), torch.zeros_like(v)
@@ -132,26 +135,26 @@ def backward(
         zeros = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k)
         if gate is None:
             return *zeros, gy.clone(), None
-        s = torch.sigmoid(gate.float())  # what meets it is float32 as well
+        s = torch.sigmoid(gate.float())  # the other factors are float32 too
         return *zeros, (gy * s).to(v.dtype), (gy.float() * v * s * (1 - s)).to(gate.dtype)
     call = _Call(w, u, k, v)
     B, T, C, chunk, per, shape = call.B, call.T, call.C, call.chunk, call.per, (call.items, call.width)
-    own, centre = np.empty(shape, np.float32), np.empty((B, call.width), np.float32)
-    x = call.summaries(own)
-    run_ranges(lambda i, j: loops.recentre(call.w, chunk, per, i, j, x.top, *x.sums, own, centre), B)
+    peak_v, centre = np.empty(shape, np.float32), np.empty((B, call.width), np.float32)
+    x = call.summaries(peak_v)
+    run_ranges(lambda i, j: loops.recentre(call.w, chunk, per, i, j, x.top, *x.sums, peak_v, centre), B)
     x.chain(call.w, chunk, T, per, B)
     gv, gk, ggate = torch.empty_like(v), torch.empty_like(k), None if gate is None else torch.empty_like(gate)
-    of_k, of_v, upstream = flat_array(gk), flat_array(gv), flat_array(gy)
-    if k.dtype == torch.float32:  # y and q are read for the last time where the gradients of v and k are written
-        y, q = of_v, of_k
+    flat_gk, flat_gv, upstream = flat_array(gk), flat_array(gv), flat_array(gy)
+    if k.dtype == torch.float32:  # y and q may be overwritten when the gradients of v and k are written
+        y, q = flat_gv, flat_gk
     else:
         y, q = np.empty(k.numel(), np.float32), np.empty(k.numel(), np.float32)
-    receptance, of_gate = (None if a is None else flat_array(a) for a in (gate, ggate))
+    receptance, flat_ggate = (None if a is None else flat_array(a) for a in (gate, ggate))
     base, unit, g = np.empty(shape, np.float32), np.empty(shape, np.float32), _States(*shape)
     call.over_chunks(
         lambda i, j: loops.gradient_summaries(
             call.k, call.v, receptance, upstream, call.em1, call.eu, *call.sizes, i, j,
-            x.top, *x.entering, centre, y, q, of_gate, base, g.top, unit, *g.sums,
+            x.top, *x.entering, centre, y, q, flat_ggate, base, g.top, unit, *g.sums,
         )
     )  # fmt: skip
     g.chain(call.w, chunk, T, per, B)
@@ -159,7 +162,7 @@ def backward(
     call.over_chunks(
         lambda i, j: loops.gradients(
             call.k, call.v, y, q, base, unit, centre, call.w, call.em1, call.eu, *call.sizes, i, j,
-            x.top, *x.entering, g.top, *g.entering, of_k, of_v, gw, gu,
+            x.top, *x.entering, g.top, *g.entering, flat_gk, flat_gv, gw, gu,
         )
     )  # fmt: skip
     total_w, total_u = (torch.from_numpy(part.sum(0, dtype=np.float64)[:C].astype(np.float32)) for part in (gw, gu))

@@ -1,13 +1,13 @@
-"""The loops of BiWKV's CPU path, compiled by numba: no allocation of k's size, no threads; `cpu.py` calls them.
+"""The loops of BiWKV's CPU path, compiled by numba. They use no threads and allocate nothing of k's size.
 
-A pass goes chunk by chunk, in a chunk block by block of LANES channels, in a block token by token: so running sums stay
-in registers, and what one direction leaves for the other stays in the nearest cache. The lines of the next block are
-asked for meanwhile, since a row's blocks are too far apart for the machine to guess. Channels that fill no block pass
-through copies (`edge`) with zeros behind them. Arrays of k's shape are flat, those of states (items, whole blocks).
+A pass loops over chunks, then over blocks of LANES channels, then over tokens: running sums stay in registers, and the
+results of one direction stay in the nearest cache for the other. The next block is prefetched, because the hardware
+does not predict such large steps. The last channels, if they do not fill a block, are copied to arrays `edge_*` and
+followed by zeros. Arrays of k's shape are flat; arrays of states are (items, channels in whole blocks).
 
-An argument that may be None makes another compiled version, in which what it stands for costs nothing. So does a dtype:
-where k, v, gate, y, the upstream gradient and the gradients of k, v and gate may be uint16 that holds bfloat16, what is
-read is widened on its way in and what is written is rounded on its way out.
+numba compiles one version for None and one for an array, so an argument that is None costs nothing. k, v, gate, y, the
+upstream gradient and the gradients of k, v and gate may be uint16 that holds bfloat16: it is converted to float32 when
+read, and rounded when written.
 """
 
 from __future__ import annotations
@@ -42,23 +42,24 @@ f32 = np.float32
 
 @njit(inline="always")
 def _add(running, step, value):
-    """running * exp(-w) + value, where step is exp(-w) - 1, so that the factor near one is not rounded."""
+    """running * exp(-w) + value, with step = exp(-w) - 1: a factor close to one would lose digits."""
     return add(running, fma(running, step, value))
 
 
 @njit(**OPTIONS)
 def _copy(x, at, stride, out, to, step, length, count):
-    """`count` channels of a stretch of tokens, from x with `stride` elements a token to out with `step`."""
+    """Copy `count` channels of `length` tokens from x[at:] to out[to:], with `stride` and `step` elements per token."""
     for t in range(length):
         for c in range(count):
             out[to + t * step + c] = x[at + t * stride + c]
 
 
 @njit(**OPTIONS)
-def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
-    """Per chunk and channel: maximum of k, and the sums of (p v, p) decayed to the chunk's right and left edge.
+def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, peak_v):
+    """Per chunk and channel: the maximum of k, and the sums of (p v, p) decayed to the chunk's right and left edge.
 
-    With `own` (items, whole blocks) it is given v at the maximum of k; the sums are of p (v - own), see `recentre`.
+    If `peak_v` (items, channels in whole blocks) is not None, it gets v at the maximum of k, and the sums are of
+    p (v - peak_v), for `recentre`.
     """
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
     p, m = np.empty(chunk * LANES, np.float32), np.empty(LANES, np.float32)
@@ -73,8 +74,9 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
                 _copy(k, at, C, edge_k, 0, LANES, length, C - c)
                 _copy(v, at, C, edge_v, 0, LANES, length, C - c)
                 keys, values, at, stride = edge_k, edge_v, 0, LANES
+            # The largest key, and the value there.
             peak, middle = splat(f32(-np.inf)), splat(f32(0.0))
-            if own is None:
+            if peak_v is None:
                 for t in range(length):
                     prefetch(keys, at + t * stride + LANES)
                     prefetch(values, at + t * stride + LANES)
@@ -86,10 +88,11 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
                     key = load(keys, at + t * stride)
                     middle = where_above(key, peak, load(values, at + t * stride), middle)
                     peak = larger(peak, key)
-                store(own[item], c, middle)
+                store(peak_v[item], c, middle)
             store(m, 0, peak)
             for i in range(LANES):
                 top[item, c + i] = m[i]
+            # Sums to the right.
             step = load(em1, c)
             s1 = splat(f32(0.0))
             s2 = s1
@@ -97,16 +100,17 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
                 e = exp16(sub(load(keys, at + t * stride), peak))
                 store(p, t * LANES, e)
                 value = load(values, at + t * stride)
-                if own is not None:
+                if peak_v is not None:
                     value = sub(value, middle)
                 s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
             store(x1, c, s1)
             store(x2, c, s2)
+            # Sums to the left.
             s1 = splat(f32(0.0))
             s2 = s1
             for t in range(length - 1, -1, -1):
                 e, value = load(p, t * LANES), load(values, at + t * stride)
-                if own is not None:
+                if peak_v is not None:
                     value = sub(value, middle)
                 s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
             store(y1, c, s1)
@@ -114,14 +118,15 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, own):
 
 
 @njit(**OPTIONS)
-def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, own, centre):
-    """Choose `centre` (B, C), y as seen from the middle, and make chunks' sums of p (v - own) ones of p (v - centre).
+def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, peak_v, centre):
+    """Set `centre` (B, C) to y in the middle of the sequence, and change the sums to sums of p (v - centre).
 
-    The gradients of w and k are differences, sums of p q (v - y). Where keys are sharp all but one weight are tiny and
-    v - y nearly cancels; measured from a value that most rows are close to, it keeps its digits.
+    The gradients of w and k are sums of p q (v - y). With sharp keys one weight is large and all others are tiny, and
+    v - y nearly cancels. Relative to a value that most rows are close to, it stays accurate.
     """
     C = w.shape[0]
     for b in range(start, stop):
+        # y in the middle: the largest exponent, then the sums.
         middle = per // 2
         step = w * chunk
         peak, num, den = np.full(C, -np.inf), np.zeros(C), np.zeros(C)
@@ -134,16 +139,17 @@ def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, own, centre):
             i = b * per + j
             gap = float(middle - 1 - j if j < middle else j - middle)
             s1, s2 = (a1[i], a2[i]) if j < middle else (b1[i], b2[i])
-            row, z = top[i], own[i]
+            row, z = top[i], peak_v[i]
             for c in range(C):
                 e = np.float64(exp(f32(row[c] - gap * step[c] - peak[c])))
                 num[c] += e * (np.float64(s1[c]) + np.float64(s2[c]) * z[c])
                 den[c] += e * s2[c]
         for c in range(C):
             centre[b, c] = f32(num[c] / den[c])
+        # The chunks' sums relative to it.
         for i in range(b * per, (b + 1) * per):
             for c in range(C):
-                z = np.float64(own[i, c]) - np.float64(centre[b, c])
+                z = np.float64(peak_v[i, c]) - np.float64(centre[b, c])
                 a1[i, c] = f32(a1[i, c] + z * a2[i, c])
                 b1[i, c] = f32(b1[i, c] + z * b2[i, c])
 
@@ -152,7 +158,7 @@ def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, own, centre):
 def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2, rm):
     """For batch items start..stop: the sums that enter each chunk from the left (l) and from the right (r).
 
-    A sum is mantissa * exp(exponent). The exponent follows the larger of what comes in and what the chunk adds.
+    A sum is mantissa * exp(exponent); the exponent is the larger one of the entering sum and of the chunk's sum.
     """
     C = w.shape[0]
     s1, s2, m, e = np.empty(C), np.empty(C), np.empty(C), np.empty(C)
@@ -166,7 +172,7 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                 c1, c2 = (a1[j], a2[j]) if side == 0 else (b1[j], b2[j])
                 length = min(chunk, T - (j - b * per) * chunk)
                 peak = top[j]
-                # A loop of its own, over few arrays, is one that the compiler makes vectors of.
+                # In a separate loop over few arrays, which the compiler vectorises.
                 for c in range(C):
                     e[c] = exp_double(-abs(m[c] - w[c] * length - peak[c]))
                 for c in range(C):
@@ -174,18 +180,19 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                     o2[c] = f32(s2[c])
                     om[c] = m[c]
                     carried = m[c] - w[c] * length
-                    ahead = carried >= peak[c]
-                    old, new = (1.0, e[c]) if ahead else (e[c], 1.0)
+                    larger_carry = carried >= peak[c]
+                    old, new = (1.0, e[c]) if larger_carry else (e[c], 1.0)
                     s1[c] = s1[c] * old + new * c1[c]
                     s2[c] = s2[c] * old + new * c2[c]
-                    m[c] = carried if ahead else peak[c]
+                    m[c] = carried if larger_carry else peak[c]
 
 
 @njit(**OPTIONS)
 def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, l1, l2, s):
-    """A chunk's pass from the left: to s, per token, p, and the sums of (p v, p) up to and with the token's own.
+    """A chunk's pass from the left: write p and the sums of (p v, p) from the left, token included, to s.
 
-    s is (length, 3, LANES). `units` holds what k is measured from and the exponent of the sums that enter, less that.
+    s is (length, 3, LANES). `units` has the reference exponent of k, and the exponent of the entering sums relative to
+    it.
     """
     ref, scale = load(units, 0), exp16(load(units, LANES))
     s1, s2 = mul(load(l1, c), scale), mul(load(l2, c), scale)
@@ -198,16 +205,16 @@ def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, 
             value = sub(value, middle)
         prefetch(keys, at + t * stride + LANES)
         prefetch(values, at + t * stride + LANES)
-        own = mul(eu, e)
+        self_weight = mul(eu, e)
         store(s, 3 * LANES * t, e)
-        store(s, 3 * LANES * t + LANES, fma(own, value, s1))
-        store(s, 3 * LANES * t + 2 * LANES, add(own, s2))
+        store(s, 3 * LANES * t + LANES, fma(self_weight, value, s1))
+        store(s, 3 * LANES * t + 2 * LANES, add(self_weight, s2))
         s1, s2 = _add(s1, em, mul(e, value)), _add(s2, em, e)
 
 
 @njit(**OPTIONS)
 def _units(top, lm, rm, c, units):
-    """The largest of a chunk's and the entering sums' exponents, and the entering ones less that: (3, LANES)."""
+    """Write to units (3, LANES): the largest of a chunk's exponents, then those of the entering sums relative to it."""
     for i in range(LANES):
         ref = f32(max(top[c + i], lm[c + i], rm[c + i]))
         units[i] = ref
@@ -217,7 +224,7 @@ def _units(top, lm, rm, c, units):
 
 @njit(**OPTIONS)
 def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y):
-    """y = numerator / denominator, times sigmoid(gate) if there is one."""
+    """Write y = numerator / denominator, times sigmoid(gate) if there is a gate."""
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
     s, units = np.empty(3 * chunk * LANES, np.float32), np.empty(3 * LANES, np.float32)
     edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
@@ -237,6 +244,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                     _copy(gate, at, C, edge_gate, 0, LANES, length, C - c)
                     gates = edge_gate
                 keys, values, result, at, stride = edge_k, edge_v, edge_y, 0, LANES
+            # From the left, then from the right; divide and gate.
             _units(top[item], lm[item], rm[item], c, units)
             _from_left(keys, values, at, stride, length, None, em1, eu, c, units, l1[item], l2[item], s)
             step, scale = load(em1, c), exp16(load(units, 2 * LANES))
@@ -247,7 +255,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                 prefetch(result, at + t * stride + LANES)
                 if gate is None:
                     store(result, at + t * stride, div(num, den))
-                else:  # sigmoid(r) is (1 or z) / (1 + z); its division is y's own
+                else:  # sigmoid(r) is (1 or z) / (1 + z), with one division for both quotients
                     prefetch(gates, at + t * stride + LANES)
                     r = load(gates, at + t * stride)
                     z = exp16(minus_abs(r))
@@ -261,18 +269,17 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
 @njit(**OPTIONS)
 def gradient_summaries(
     k, v, gate, gy, em1, eu, T, C, chunk, start, stop,
-    ktop, l1, l2, lm, r1, r2, rm, centre, y, q, of_gate, base, top, unit, a1, a2, b1, b2,
+    ktop, l1, l2, lm, r1, r2, rm, centre, y, q, ggate, base, top, unit, a1, a2, b1, b2,
 ):  # fmt: skip
-    """y and q = gy / den per element, both float32, and the chunks' sums of (q, q y), relative to exp(top).
+    """Write y and q = gy / den per element, both float32, and the chunks' sums of (q, q y), relative to exp(top).
 
-    y is measured from `centre` (B, whole blocks), den relative to exp(base). With a gate, of_gate is its gradient and
-    q is gy sigmoid(gate) / den. ``unit`` is a power of two that takes a chunk's reciprocal denominators to at most one,
-    which is what ``top`` is relative to.
+    y is relative to `centre` (B, channels in whole blocks), den to exp(base). With a gate, ggate gets its gradient
+    and q is gy sigmoid(gate) / den. `unit` is a power of two for which unit / den <= 1 in the chunk; `top` includes it.
     """
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
     s, units = np.empty(3 * chunk * LANES, np.float32), np.empty(3 * LANES, np.float32)
     edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
-    edge_g, edge_gate, edge_of_gate = np.zeros_like(edge_k), np.zeros_like(edge_k), np.empty_like(edge_k)
+    edge_g, edge_gate, edge_ggate = np.zeros_like(edge_k), np.zeros_like(edge_k), np.empty_like(edge_k)
     edge_y, edge_q = np.empty(chunk * LANES, np.float32), np.empty(chunk * LANES, np.float32)
     largest = np.empty(LANES, np.float32)
     bits = largest.view(np.int32)
@@ -283,16 +290,17 @@ def gradient_summaries(
         for c in range(0, C, LANES):
             keys, values, upstream, results, quotients, at, stride = k, v, gy, y, q, begin + c, C
             if gate is not None:
-                gates, gate_results = gate, of_gate
+                gates, gate_results = gate, ggate
             if c == whole:
                 _copy(k, at, C, edge_k, 0, LANES, length, C - c)
                 _copy(v, at, C, edge_v, 0, LANES, length, C - c)
                 _copy(gy, at, C, edge_g, 0, LANES, length, C - c)
                 if gate is not None:
                     _copy(gate, at, C, edge_gate, 0, LANES, length, C - c)
-                    gates, gate_results = edge_gate, edge_of_gate
+                    gates, gate_results = edge_gate, edge_ggate
                 keys, values, upstream, at, stride = edge_k, edge_v, edge_g, 0, LANES
                 results, quotients = edge_y, edge_q
+            # The forward again: from the left, then from the right. Sums of (q, q y) to the left.
             _units(ktop[item], lm[item], rm[item], c, units)
             _from_left(keys, values, at, stride, length, centre[b], em1, eu, c, units, l1[item], l2[item], s)
             step, scale, middle = load(em1, c), exp16(load(units, 2 * LANES)), load(centre[b], c)
@@ -325,6 +333,7 @@ def gradient_summaries(
                 s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
             store(b1[item], c, g1)
             store(b2[item], c, g2)
+            # Sums of (q, q y) to the right.
             g1 = zero
             g2 = g1
             for t in range(length):
@@ -332,9 +341,10 @@ def gradient_summaries(
                 g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, out))
             store(a1[item], c, g1)
             store(a2[item], c, g2)
+            # The unit, from the largest 1 / den.
             store(largest, 0, peak)
             for i in range(LANES):
-                n = min((bits[i] >> 23) - 126, 126)  # 2**n is more than the largest
+                n = min((bits[i] >> 23) - 126, 126)  # 2**n exceeds the largest
                 scalar = np.int32((127 - n) << 23).view(np.float32)
                 unit[item, c + i], base[item, c + i] = scalar, units[i]
                 top[item, c + i] = n * math.log(2.0) - np.float64(units[i])
@@ -346,7 +356,7 @@ def gradient_summaries(
                 _copy(edge_y, 0, LANES, y, begin + c, C, length, C - c)
                 _copy(edge_q, 0, LANES, q, begin + c, C, length, C - c)
                 if gate is not None:
-                    _copy(edge_of_gate, 0, LANES, of_gate, begin + c, C, length, C - c)
+                    _copy(edge_ggate, 0, LANES, ggate, begin + c, C, length, C - c)
 
 
 @njit(**OPTIONS)
@@ -354,13 +364,12 @@ def gradients(
     k, v, y, q, base, unit, centre, w, em1, eu, T, C, chunk, start, stop,
     ktop, kl1, kl2, klm, kr1, kr2, krm, gtop, gl1, gl2, glm, gr1, gr2, grm, gk, gv, gw, gu,
 ):  # fmt: skip
-    """gk, gv per element; gw, gu per chunk. x marks sums of (p v, p), g the transposed sums of (q, q y).
+    """Write gk, gv per element, and gw, gu per chunk. x: sums of (p v, p); g: transposed sums of (q, q y).
 
-    The four running sums have an exponent each. The products that are formed (an x-sum from one side with a g-sum from
-    the other) are sums of true weights, at most one each, so their exponents cancel. Other pairs are not formed.
-    gw uses that (|t - i| - 1) counts the positions strictly between i and t: at each position the x-sum from one side
-    meets the g-sum from the other. v and y are measured from `centre`. In float32 gv and gk may lie where y and q do:
-    a chunk is read before it is written.
+    Each of the four running sums has an exponent. An x-sum from one side is only multiplied with a g-sum from the other
+    side: such products are sums of true weights, at most one each, so their exponents cancel. (|t - i| - 1) counts the
+    positions strictly between i and t, so gw is a sum of such products over positions. v and y are relative to
+    `centre`. In float32 gv and gk may use the memory of y and q: a chunk is read before it is written.
     """
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
     left, f = np.empty(6 * chunk * LANES, np.float32), np.empty(14 * LANES, np.float32)
@@ -371,14 +380,15 @@ def gradients(
         b, first = item // per, (item % per) * chunk
         length, begin = min(chunk, T - first), (b * T + first) * C
         for c in range(0, C, LANES):
-            keys, values, results, quotients, of_k, of_v, at, stride = k, v, y, q, gk, gv, begin + c, C
+            keys, values, results, quotients, gk_out, gv_out, at, stride = k, v, y, q, gk, gv, begin + c, C
             if c == whole:
                 _copy(k, at, C, edge_k, 0, LANES, length, C - c)
                 _copy(v, at, C, edge_v, 0, LANES, length, C - c)
                 _copy(y, at, C, edge_y, 0, LANES, length, C - c)
                 _copy(q, at, C, edge_q, 0, LANES, length, C - c)
                 keys, values, results, quotients = edge_k, edge_v, edge_y, edge_q
-                of_k, of_v, at, stride = edge_gk, edge_gv, 0, LANES
+                gk_out, gv_out, at, stride = edge_gk, edge_gv, 0, LANES
+            # Exponents of all sums and products.
             for i in range(LANES):
                 n = c + i
                 k0, g0 = ktop[item, n], gtop[item, n]
@@ -398,13 +408,14 @@ def gradients(
                 f[11 * LANES + i] = f32(xr + gl - w[n])
                 f[12 * LANES + i] = f32(k0 - base[item, n])
                 f[13 * LANES + i] = f32(k0)
-            top, step, middle, own = load(f, 13 * LANES), load(em1, c), load(centre[b], c), load(unit[item], c)
+            # From the left: store the running sums before each token.
+            top, step, middle, scale_g = load(f, 13 * LANES), load(em1, c), load(centre[b], c), load(unit[item], c)
             scale = exp16(load(f, 0))
             x1, x2 = mul(load(kl1[item], c), scale), mul(load(kl2[item], c), scale)
             scale = exp16(load(f, LANES))
             g1, g2 = mul(load(gl1[item], c), scale), mul(load(gl2[item], c), scale)
-            # The chunk's own scale inside a running sum.
-            of_x, of_g = exp16(load(f, 4 * LANES)), mul(exp16(load(f, 5 * LANES)), own)
+            # The scale of the chunk's elements in a running sum.
+            x_scale, g_scale = exp16(load(f, 4 * LANES)), mul(exp16(load(f, 5 * LANES)), scale_g)
             for t in range(length):
                 place, n = at + t * stride, 6 * LANES * t
                 e, x = exp16(sub(load(keys, place), top)), sub(load(values, place), middle)
@@ -418,15 +429,16 @@ def gradients(
                 store(left, n + 3 * LANES, x2)
                 store(left, n + 4 * LANES, g1)
                 store(left, n + 5 * LANES, g2)
-                e, g = mul(e, of_x), mul(load(quotients, place), of_g)
+                e, g = mul(e, x_scale), mul(load(quotients, place), g_scale)
                 x1, x2 = _add(x1, step, mul(e, x)), _add(x2, step, e)
                 g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, load(results, place)))
+            # From the right: combine both sides.
             scale = exp16(load(f, 2 * LANES))
             x1, x2 = mul(load(kr1[item], c), scale), mul(load(kr2[item], c), scale)
             scale = exp16(load(f, 3 * LANES))
             g1, g2 = mul(load(gr1[item], c), scale), mul(load(gr2[item], c), scale)
-            of_x, of_g = exp16(load(f, 6 * LANES)), mul(exp16(load(f, 7 * LANES)), own)
-            # What takes products of two units to true weights.
+            x_scale, g_scale = exp16(load(f, 6 * LANES)), mul(exp16(load(f, 7 * LANES)), scale_g)
+            # Factors that turn products of two units into true weights.
             from_left, from_right = exp16(load(f, 8 * LANES)), exp16(load(f, 9 * LANES))
             over_left, over_right = exp16(load(f, 10 * LANES)), exp16(load(f, 11 * LANES))
             diagonal = mul(load(eu, c), exp16(load(f, 12 * LANES)))
@@ -434,28 +446,20 @@ def gradients(
             sum_u = sum_w
             for t in range(length - 1, -1, -1):
                 place, n = at + t * stride, 6 * LANES * t
-                e, x, left1, left2 = (
-                    load(left, n),
-                    load(left, n + LANES),
-                    load(left, n + 2 * LANES),
-                    load(left, n + 3 * LANES),
-                )
-                above1, above2, g, out = (
-                    load(left, n + 4 * LANES),
-                    load(left, n + 5 * LANES),
-                    load(quotients, place),
-                    load(results, place),
-                )
-                s1 = mul(e, fma(above1, from_left, mul(g1, from_right)))
-                s2 = mul(e, fma(above2, from_left, mul(g2, from_right)))
+                e, x = load(left, n), load(left, n + LANES)
+                left_x1, left_x2 = load(left, n + 2 * LANES), load(left, n + 3 * LANES)
+                left_g1, left_g2 = load(left, n + 4 * LANES), load(left, n + 5 * LANES)
+                g, out = load(quotients, place), load(results, place)
+                s1 = mul(e, fma(left_g1, from_left, mul(g1, from_right)))
+                s2 = mul(e, fma(left_g2, from_left, mul(g2, from_right)))
                 direct = mul(mul(diagonal, e), g)
                 direct_k = mul(direct, sub(x, out))
-                store(of_k, place, add(sub(mul(x, s1), s2), direct_k))
-                store(of_v, place, add(s1, direct))
+                store(gk_out, place, add(sub(mul(x, s1), s2), direct_k))
+                store(gv_out, place, add(s1, direct))
                 sum_u = add(sum_u, direct_k)
-                between = mul(over_left, sub(mul(left1, g1), mul(left2, g2)))
-                sum_w = add(sum_w, fma(over_right, sub(mul(x1, above1), mul(x2, above2)), between))
-                e, g = mul(e, of_x), mul(g, of_g)
+                between = mul(over_left, sub(mul(left_x1, g1), mul(left_x2, g2)))
+                sum_w = add(sum_w, fma(over_right, sub(mul(x1, left_g1), mul(x2, left_g2)), between))
+                e, g = mul(e, x_scale), mul(g, g_scale)
                 x1, x2 = _add(x1, step, mul(e, x)), _add(x2, step, e)
                 g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, out))
             store(gw[item], c, sub(splat(f32(0.0)), sum_w))

@@ -1,15 +1,15 @@
 """BiWKV on a GPU: the launches of its Triton kernels, forward and backward, and their table, launches.json.
 
-The choice of a launch depends on device, dtype and shape alone, never on what ran before, so results are the same from
-run to run. `python -m benchmarks.tune biwkv` measures an architecture's own rows; until somebody did, "any" serves.
+The choice of a launch depends on device, dtype and shape only, so results are the same from run to run.
+`python -m benchmarks.tune biwkv` measures rows for an architecture; without such rows those of "any" are used.
 
-A row of the table is for one of three uses:
+A row of the table has one of three uses:
 
-* "forward": chunk_sums and rows. GROUPS groups of four tokens make a chunk. Counted in tokens.
-* "backward": chunk_sums and the gradient kernels. LENGTH tokens make a chunk. Counted in tokens.
-* "scan": PIECE chunks at a time. Counted in chunks; for every dtype, because states are float32.
+* "forward": chunk_sums and rows. A chunk has GROUPS groups of four tokens. Sizes are tokens.
+* "backward": chunk_sums and the gradient kernels. A chunk has LENGTH tokens. Sizes are tokens.
+* "scan": PIECE chunks at a time. Sizes are chunks. For every dtype, because states are float32.
 
-From `start` tokens (or chunks) on, until the next row's start, it is the one that is used.
+A row is used for sizes from its `start` up to the next row's start.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONSTANTS = {"forward": ("GROUPS", "BLOCK_C"), "backward": ("LENGTH", "BLOCK_C")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. `architecture` is "any", or as "cuda 90" or "hip gfx942"; itemsize is None for "scan"."""
+    """A row of the table. architecture: "any", "cuda 90", "hip gfx942", ...; itemsize: None for "scan"."""
 
     use: str
     architecture: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """The launches of one call, and whether channels come in whole 16-byte vectors (VEC of them, else 1)."""
+    """The launches of one call, tokens per chunk, and channels in a 16-byte vector (1 if C is not a multiple)."""
 
     rows: Launch
     scan: Launch
@@ -52,21 +52,25 @@ class Choice:
 
 
 def parse(table: Iterable[dict[str, Any]]) -> tuple[Row, ...]:
-    """Rows from what the file holds. Raises ValueError for a row that no kernel could be launched with."""
+    """The rows of the file's content.
+
+    Raises:
+        ValueError: a size is not a power of two, a row appears twice, or sizes from 0 on are not covered.
+    """
     rows = []
-    for found in table:
-        use, constants = found["use"], tuple((name, found[name]) for name in CONSTANTS[found["use"]])
-        sizes = [*(number for _, number in constants), found["num_warps"]]
+    for entry in table:
+        use, constants = entry["use"], tuple((name, entry[name]) for name in CONSTANTS[entry["use"]])
+        sizes = [*(number for _, number in constants), entry["num_warps"]]
         if any(number < 1 or number & (number - 1) for number in sizes):
-            raise ValueError(f"launches.json: a size or a number of warps is no power of two in {found}")
-        launch = Launch(constants, num_warps=found["num_warps"])
-        rows.append(Row(use, found["architecture"], found["itemsize"], found["start"], launch))
+            raise ValueError(f"launches.json: sizes and num_warps must be powers of two, but one is not in {entry}")
+        launch = Launch(constants, num_warps=entry["num_warps"])
+        rows.append(Row(use, entry["architecture"], entry["itemsize"], entry["start"], launch))
     keys = [(row.use, row.architecture, row.itemsize, row.start) for row in rows]
     if len(set(keys)) < len(keys):
-        raise ValueError("launches.json: two rows for one use, architecture, itemsize and start")
-    firsts = {(row.use, row.architecture, row.itemsize) for row in rows if row.start == 0}
-    if {key[:3] for key in keys} != firsts:
-        raise ValueError("launches.json: rows that start above 0 without one that starts there")
+        raise ValueError("launches.json: there are two rows for one use, architecture, itemsize and start")
+    at_zero = {(row.use, row.architecture, row.itemsize) for row in rows if row.start == 0}
+    if {key[:3] for key in keys} != at_zero:
+        raise ValueError("launches.json: one row of each use, architecture and itemsize must have start 0")
     return tuple(rows)
 
 
@@ -75,14 +79,14 @@ JOIN = Launch((("BLOCK", 256),), num_warps=4)
 
 
 def find(use: str, arch: str, itemsize: int | None, size: int) -> Launch:
-    """The launch for `size` tokens or chunks: of the architecture's own rows where it has any, else of "any"."""
+    """The launch for `size` tokens or chunks, from the rows of the architecture if there are any, else of "any"."""
     fitting = [row for row in TABLE if row.use == use and row.itemsize == itemsize and row.start <= size]
     rows = [row for row in fitting if row.architecture == arch] or [row for row in fitting if row.architecture == "any"]
     return max(rows, key=lambda row: row.start).launch
 
 
 def choose(arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
-    """The configuration for T tokens and C channels of `itemsize` bytes."""
+    """The forward's configuration for T tokens and C channels of `itemsize` bytes."""
     rows = find("forward", arch, itemsize, tokens)
     return complete(rows, PER_GROUP * rows["GROUPS"], arch, tokens, channels, itemsize)
 
@@ -94,21 +98,21 @@ def choose_backward(arch: str, tokens: int, channels: int, itemsize: int) -> Cho
 
 
 def sums_of(rows: Launch, itemsize: int) -> Launch:
-    """The backward's launch of chunk_sums: a group of tokens and 16 bytes of channels a thread, for wide loads."""
+    """The backward's launch of chunk_sums: each thread has a group of tokens and 16 bytes of channels."""
     groups, block_c = rows["LENGTH"] // PER_GROUP, rows["BLOCK_C"]
     warps = max(1, groups * block_c * itemsize // (16 * 32))
     return Launch((("GROUPS", groups), ("BLOCK_C", block_c)), num_warps=warps)
 
 
 def complete(rows: Launch, chunk: int, arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
-    """A call's launches, the one by chunks given."""
+    """A call's launches, from the launch of its chunks."""
     vec = 16 // itemsize
     scan = find("scan", arch, None, blocks(tokens, chunk))
     return Choice(rows, scan, chunk, vec if channels % vec == 0 else 1)
 
 
 def make_factors(w: Tensor, u: Tensor, choice: Choice) -> Tensor:
-    """The powers of exp(w) for a launch configuration; contiguous float32 w and u. A caller may cache them."""
+    """The powers of exp(w) for a launch configuration, (2 GROUPS + 4, C) float32; w, u (C,) contiguous float32."""
     from lalic_kernels.biwkv import kernels
 
     groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
@@ -123,15 +127,15 @@ def make_factors(w: Tensor, u: Tensor, choice: Choice) -> Tensor:
 def forward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, factors: Tensor | None = None
 ) -> Tensor:
-    """y, or sigmoid(gate) * y, (B, T, C) in k's dtype; w, u (C,) of any dtype, k, v and gate (B, T, C) of one.
+    """y, or sigmoid(gate) * y, (B, T, C) in k's dtype; w, u (C,) in any dtype, k, v and gate (B, T, C) in one.
 
-    factors: what `make_factors` returned for w and u and these sizes, or None to make it here. Four launches, or three.
+    factors: the result of `make_factors` for w, u and these sizes, which saves one of four launches; or None.
     """
     from lalic_kernels.biwkv import kernels
 
     batch, tokens, channels = k.shape
     w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
-    gates = k if gate is None else gate.contiguous()  # without a gate nothing is read through its pointer
+    gates = k if gate is None else gate.contiguous()  # without a gate its pointer is not read
     choice = choose(architecture(k.device), tokens, channels, k.element_size())
     groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
     chunks, across = blocks(tokens, choice.chunk), blocks(channels, block_c)
@@ -159,11 +163,11 @@ def forward(
 def backward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, grad: Tensor, gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(grad_w, grad_u float32, grad_k, grad_v, grad_gate or None); arguments as `forward`'s, grad as k.
+    """(grad_w, grad_u (C,) float32; grad_k, grad_v, grad_gate or None, as k) from `forward`'s arguments and grad.
 
-    What the forward computed on its way is computed again, not stored. Work space: two float32 tensors of k's shape,
-    which only the logarithmic form touches, and 50 floats per chunk and channel. Bit-identical from run to run:
-    shares of grad_w and grad_u are added in one order, in float64.
+    The forward's intermediate results are computed again. Work space: two float32 tensors of k's shape, used only by
+    the logarithmic form, and 50 floats per chunk and channel. Bit-identical from run to run: partial sums of grad_w and
+    grad_u are added in a fixed order in float64.
     """
     from lalic_kernels.biwkv import kernels, kernels_backward
 
@@ -186,11 +190,11 @@ def backward(
     peaks, centre = floats(batch, chunks, channels), floats(batch, channels)
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
     gated = gate is not None
-    # Without a gate nothing is read or written through its pointers.
+    # Without a gate its pointers are not used.
     gates, grad_gate = (gate, torch.empty_like(k)) if gate is not None else (k, grad_k)
     sizes = (tokens, channels, chunks, plane)
     rows = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False, "GATED": gated}
-    of_sums = {"GROUPS": length // per, "BLOCK_C": block_c, "VEC": choice.vec, "FAST_ONLY": False, "CENTRED": True}
+    sums_options = {"GROUPS": length // per, "BLOCK_C": block_c, "VEC": choice.vec, "FAST_ONLY": False, "CENTRED": True}
     scan = choice.scan.options()
     by_chunk, by_item = (across, batch * chunks), (batch, blocks(channels, choice.scan["BLOCK_C"]))
     with on(k.device):
@@ -199,7 +203,7 @@ def backward(
                 w, u, factors, channels, GROUPS=groups, PER_GROUP=tokens_each, BLOCK_C=block_c, num_warps=4
             )
         kernels.chunk_sums_kernel[by_chunk](
-            w, k, v, grouped, sums, peaks, *sizes, **of_sums,
+            w, k, v, grouped, sums, peaks, *sizes, **sums_options,
             num_warps=sums_of(choice.rows, k.element_size()).num_warps,
         )  # fmt: skip
         kernels.chunk_scan_kernel[by_item](

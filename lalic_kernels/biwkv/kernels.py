@@ -1,27 +1,25 @@
 """Triton kernels of BiWKV's forward: factors, sums of chunks, their running sums, rows.
 
-float32 arithmetic; float64 between chunks.
+Arithmetic is float32; float64 between chunks. k, v, y are contiguous (B, T, C). A chunk has 4 GROUPS tokens. A thread
+takes the four tokens of a group and 16 bytes of channels, so that most of a running sum needs no other thread.
 
-Tensors are contiguous, tokens major: k, v, y are (B, T, C). A chunk has 4 GROUPS tokens; a thread takes the four tokens
-of a group times as many channels as 16 bytes hold, so that most of a running sum needs no other thread.
-
-* `factors` is float32 (2 GROUPS + 4, C), with n = 4 tokens a group, L = 4 GROUPS, |w| L <= 20:
-  rows U(g) = exp(n w (g - o)) and W(g) = exp(-n w (g - o')), where o, o' = GROUPS, 0 for w >= 0, else 0, GROUPS,
-  so that none exceeds one; then exp(-w), kappa = exp(n w + |w| L), exp(u), and whether this block of channels takes the
-  fast form (1) or the logarithmic one (0). kappa U(g) W(h) = exp(-n w (h - 1 - g)): the weight of group g seen from h.
-* `sums` and `entering` are float32 (6, B, chunks, C): numerator a, denominator b, exponent e, meaning (a, b) exp(e), of
-  what goes right and of what goes left. README.md has the equations.
+* `factors` is float32 (2 GROUPS + 4, C), with n = 4 tokens per group, L = 4 GROUPS, |w| L <= 20. Its rows:
+  U(g) = exp(n w (g - o)) and W(g) = exp(-n w (g - o')), where (o, o') = (GROUPS, 0) for w >= 0, else (0, GROUPS), so
+  that none exceeds one; then exp(-w), kappa = exp(n w + |w| L), exp(u), and the form of this block of channels: fast
+  (1) or logarithmic (0). kappa U(g) W(h) = exp(-n w (h - 1 - g)) is the weight of group g at group h.
+* `sums` and `entering` are float32 (6, B, chunks, C): numerator a, denominator b, exponent e, which mean (a, b) exp(e),
+  for the direction to the right, then for the direction to the left. README.md has the equations.
 """
 
 import triton
 import triton.language as tl
 
-# The exponent of "nothing": finite, so that differences stay numbers, and below any key that is not itself absurd.
-NOTHING = tl.constexpr(-1.0e38)
+# The exponent of an empty sum: finite, so that differences are never NaN, and below any sensible key.
+EMPTY = tl.constexpr(-1.0e38)
 # The fast form's range: max|w| times the tokens of a chunk, and max|u|.
 RANGE = tl.constexpr(20.0)
 
-# A size of one must stay a number with a type, not become a compile-time constant.
+# Not specialised: a size of 1 must not become a compile-time constant without a type.
 SIZES = ["tokens", "channels", "chunks"]
 
 
@@ -35,13 +33,13 @@ def factors_kernel(
     PER_GROUP: tl.constexpr,  # tokens a group
     BLOCK_C: tl.constexpr,
 ):
-    """The powers of exp(w) that all programs share, from float64, and each block's form. Grid (blocks of C,)."""
+    """Write the powers of exp(w), computed in float64, and the form of each block of channels. Grid (blocks of C,)."""
     # Parameters of a block of channels, and its form.
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
     w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
-    within = (tl.abs(w) * (PER_GROUP * GROUPS) <= RANGE) & (tl.abs(u) <= RANGE)  # a NaN is not
+    within = (tl.abs(w) * (PER_GROUP * GROUPS) <= RANGE) & (tl.abs(u) <= RANGE)  # False for NaN
     fast = tl.min(within.to(tl.int32), axis=0)
     # Powers of exp(w) by group, U and W: [GROUPS, BLOCK_C].
     w = tl.where(within, w, 0.0).to(tl.float64) * PER_GROUP
@@ -49,11 +47,11 @@ def factors_kernel(
     g = tl.arange(0, GROUPS)[:, None].to(tl.float64)
     start_up = tl.where(w >= 0, GROUPS, 0).to(tl.float64)
     start_down = GROUPS - start_up
-    place = factors_ptr + tl.arange(0, GROUPS)[:, None] * channels + c[None, :]
+    table = factors_ptr + tl.arange(0, GROUPS)[:, None] * channels + c[None, :]
     inside = c_in[None, :] & (g >= 0)
-    tl.store(place, tl.exp(w[None, :] * (g - start_up[None, :])).to(tl.float32), mask=inside)
-    tl.store(place + GROUPS * channels, tl.exp(-w[None, :] * (g - start_down[None, :])).to(tl.float32), mask=inside)
-    # The rows behind them, a number a channel: [BLOCK_C].
+    tl.store(table, tl.exp(w[None, :] * (g - start_up[None, :])).to(tl.float32), mask=inside)
+    tl.store(table + GROUPS * channels, tl.exp(-w[None, :] * (g - start_down[None, :])).to(tl.float32), mask=inside)
+    # The last four rows: [BLOCK_C].
     last = factors_ptr + 2 * GROUPS * channels + c
     tl.store(last, tl.exp(-w / PER_GROUP).to(tl.float32), mask=c_in)
     tl.store(last + channels, tl.exp(w + tl.abs(w) * GROUPS).to(tl.float32), mask=c_in)
@@ -61,20 +59,22 @@ def factors_kernel(
     tl.store(last + 3 * channels, tl.where(c_in, fast, 0).to(tl.float32), mask=c_in)
 
 
-# The logarithmic form: any finite w and u, many exponentials an element. Every exponent has its row's or its sum's
-# largest taken out first, so no weight exceeds one.
+# The logarithmic form: for any finite w and u, with many exponentials per element. The largest exponent of a row or sum
+# is subtracted first, so no weight exceeds one.
 
 
 @triton.jit
-def log_chunk_sums(w, k_ptr, v_ptr, out, plane, left, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Write a chunk's sums to `out`: going right, token i is LENGTH - 1 - i steps further than the nearest; left, i.
+def log_chunk_sums(
+    w, k_ptr, v_ptr, out, plane, remaining, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write a chunk's sums to `out`: token i is decayed by LENGTH - 1 - i steps to the right, by i steps to the left.
 
-    k_ptr and v_ptr point to the chunk's first token, `left` is the number of tokens from there on.
+    k_ptr and v_ptr point to the chunk's first token; `remaining` is the number of tokens from there to the end.
     """
-    count = tl.minimum(left, LENGTH)
+    count = tl.minimum(remaining, LENGTH)
     for direction in range(2):
         # The largest exponent of the chunk, [BLOCK_C].
-        e = tl.full([BLOCK_C], NOTHING, tl.float32)
+        e = tl.full([BLOCK_C], EMPTY, tl.float32)
         for i in range(count):
             steps = tl.where(direction == 0, LENGTH - 1 - i, i).to(tl.float32)
             k = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
@@ -96,43 +96,44 @@ def log_chunk_sums(w, k_ptr, v_ptr, out, plane, left, channels, c, c_in, LENGTH:
 
 @triton.jit
 def log_row(
-    w, u, k_ptr, v_ptr, state, plane, row, left, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
+    w, u, k_ptr, v_ptr, state, plane, row, remaining, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """(numerator, denominator), [rows, BLOCK_C], of the tokens `row` of a chunk: y = numerator / denominator.
 
-    Two passes over the chunk's tokens: the rows' largest exponents, then the sums. `state` points to what enters.
+    Two passes over the chunk's tokens: the rows' largest exponents, then the sums. `state` points to the chunk's
+    entering sums.
     """
-    # The rows' own tokens, and the exponents of what enters from either side.
+    # Load the rows' tokens, and the exponents of the sums that enter from both sides.
     offset = row[:, None] * channels + c[None, :]
-    inside = (row < left)[:, None] & c_in[None, :]
+    inside = (row < remaining)[:, None] & c_in[None, :]
     k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
     v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
-    e_left = tl.load(state + 2 * plane, mask=c_in, other=NOTHING)[None, :]  # [1, BLOCK_C]
-    e_right = tl.load(state + 5 * plane, mask=c_in, other=NOTHING)[None, :]  # [1, BLOCK_C]
+    e_left = tl.load(state + 2 * plane, mask=c_in, other=EMPTY)[None, :]  # [1, BLOCK_C]
+    e_right = tl.load(state + 5 * plane, mask=c_in, other=EMPTY)[None, :]  # [1, BLOCK_C]
     decay_left = row[:, None].to(tl.float32) * w[None, :]
     decay_right = (LENGTH - 1 - row)[:, None].to(tl.float32) * w[None, :]
-    # The rows' largest exponents: own, entering, then every token of the chunk.
-    top = tl.maximum(k + u[None, :], tl.maximum(e_left - decay_left, e_right - decay_right))
-    count = tl.minimum(left, LENGTH)
+    # The rows' largest exponents: of the token itself, the entering sums, then every token of the chunk.
+    e_max = tl.maximum(k + u[None, :], tl.maximum(e_left - decay_left, e_right - decay_right))
+    count = tl.minimum(remaining, LENGTH)
     for i in range(count):
         k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
         gap = tl.abs(row - i)
         reach = k_i[None, :] - (gap - 1)[:, None].to(tl.float32) * w[None, :]
-        top = tl.maximum(top, tl.where((gap > 0)[:, None], reach, NOTHING))
-    # The sums relative to them: own, entering, then every token of the chunk.
-    den = tl.exp(tl.minimum((k - top) + u[None, :], 1.0))
+        e_max = tl.maximum(e_max, tl.where((gap > 0)[:, None], reach, EMPTY))
+    # The sums relative to them, in the same order.
+    den = tl.exp(tl.minimum((k - e_max) + u[None, :], 1.0))
     num = den * v
-    scale = tl.exp(tl.minimum((e_left - top) - decay_left, 1.0))
+    scale = tl.exp(tl.minimum((e_left - e_max) - decay_left, 1.0))
     num += scale * tl.load(state, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
     den += scale * tl.load(state + plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
-    scale = tl.exp(tl.minimum((e_right - top) - decay_right, 1.0))
+    scale = tl.exp(tl.minimum((e_right - e_max) - decay_right, 1.0))
     num += scale * tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
     den += scale * tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
     for i in range(count):
         k_i = tl.load(k_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
         v_i = tl.load(v_ptr + i * channels + c, mask=c_in, other=0.0).to(tl.float32)  # [BLOCK_C]
         gap = tl.abs(row - i)
-        p = tl.exp(tl.minimum((k_i[None, :] - top) - (gap - 1)[:, None].to(tl.float32) * w[None, :], 1.0))
+        p = tl.exp(tl.minimum((k_i[None, :] - e_max) - (gap - 1)[:, None].to(tl.float32) * w[None, :], 1.0))
         p = tl.where((gap > 0)[:, None], p, 0.0)
         num += p * v_i[None, :]
         den += p
@@ -157,14 +158,15 @@ def chunk_sums_kernel(
     GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     VEC: tl.constexpr,  # C is a multiple of it
-    FAST_ONLY: tl.constexpr,  # leaves the logarithmic form out, to count instructions
-    CENTRED: tl.constexpr,  # sums of p (v - peak), which `chunk_scan_kernel` goes on from
+    FAST_ONLY: tl.constexpr,  # without the logarithmic form, to count instructions
+    CENTRED: tl.constexpr,  # sums of p (v - peak), for the backward
 ):
-    """Each chunk's sum as the first token after it sees it, and as the last token before it does.
+    """Each chunk's sum, decayed to the first token after it, and to the last token before it.
 
-    The fast form leaves out kappa W(GROUPS) and kappa U(-1), which the scan puts in. Grid (blocks of C, B * chunks).
+    The fast form leaves out the factors kappa W(GROUPS) and kappa U(-1), which the scan multiplies in. Grid (blocks of
+    C, B * chunks).
     """
-    # Where the chunk is.
+    # The chunk's position.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -173,24 +175,24 @@ def chunk_sums_kernel(
     program = tl.program_id(1).to(tl.int64)
     chunk = program % chunks
     start = (program // chunks * tokens + chunk * LENGTH) * channels
-    left = (tokens - chunk * LENGTH).to(tl.int32)  # tokens from the chunk's first one on
+    remaining = (tokens - chunk * LENGTH).to(tl.int32)  # tokens from the chunk's first one to the end
     w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     out = sums_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
-        # Load keys and values, the four tokens of each group apart.
+        # Load keys and values: one tensor for each of the four tokens of a group.
         g = tl.arange(0, GROUPS)
         offset = (4 * g)[:, None] * channels + c[None, :]
-        in0 = (4 * g < left)[:, None] & c_in[None, :]
-        in1 = (4 * g + 1 < left)[:, None] & c_in[None, :]
-        in2 = (4 * g + 2 < left)[:, None] & c_in[None, :]
-        in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
+        in0 = (4 * g < remaining)[:, None] & c_in[None, :]
+        in1 = (4 * g + 1 < remaining)[:, None] & c_in[None, :]
+        in2 = (4 * g + 2 < remaining)[:, None] & c_in[None, :]
+        in3 = (4 * g + 3 < remaining)[:, None] & c_in[None, :]
         k_ptr += start
         v_ptr += start
-        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k0 = tl.load(k_ptr + offset, mask=in0, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
         v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
         v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
         v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
@@ -200,20 +202,20 @@ def chunk_sums_kernel(
         up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
         down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
         step = tl.load(factors_ptr + 2 * GROUPS * channels + c, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
-        # Where weights grow with distance, headroom for their growth, so that no sum exceeds that of |v|.
+        # The largest key; values relative to the value at that key.
         e = tl.max(tl.maximum(tl.maximum(k0, k1), tl.maximum(k2, k3)), axis=0)
-        # Values from the one at the chunk's largest key.
         if CENTRED:
-            z = tl.maximum(tl.where(k0 == e[None, :], v0, NOTHING), tl.where(k1 == e[None, :], v1, NOTHING))
-            z = tl.maximum(z, tl.where(k2 == e[None, :], v2, NOTHING))
-            z = tl.max(tl.maximum(z, tl.where(k3 == e[None, :], v3, NOTHING)), axis=0)
+            z = tl.maximum(tl.where(k0 == e[None, :], v0, EMPTY), tl.where(k1 == e[None, :], v1, EMPTY))
+            z = tl.maximum(z, tl.where(k2 == e[None, :], v2, EMPTY))
+            z = tl.max(tl.maximum(z, tl.where(k3 == e[None, :], v3, EMPTY)), axis=0)
             tl.store(peaks_ptr + program * channels + c, z, mask=c_in)
             v0 -= z[None, :]
             v1 -= z[None, :]
             v2 -= z[None, :]
             v3 -= z[None, :]
+        # The exponent has headroom if weights grow with distance, so that no sum exceeds that of |v|.
         e = tl.where(c_in, e + tl.maximum(-w, 0.0) * LENGTH, 0.0)
-        # Sums of p, going right and going left: [GROUPS, BLOCK_C] to [BLOCK_C].
+        # Sums of p, to the right and to the left: [GROUPS, BLOCK_C] to [BLOCK_C].
         p0 = tl.exp(k0 - e[None, :])
         p1 = tl.exp(k1 - e[None, :])
         p2 = tl.exp(k2 - e[None, :])
@@ -230,46 +232,46 @@ def chunk_sums_kernel(
         tl.store(out + 2 * plane, e, mask=c_in)
         tl.store(out + 5 * plane, e, mask=c_in)
     else:
-        # The logarithmic form, which measures values from zero.
+        # The logarithmic form, with values relative to zero.
         if CENTRED:
             tl.store(peaks_ptr + program * channels + c, tl.zeros([BLOCK_C], tl.float32), mask=c_in)
-        log_chunk_sums(w, k_ptr + start, v_ptr + start, out, plane, left, channels, c, c_in, LENGTH, BLOCK_C)
+        log_chunk_sums(w, k_ptr + start, v_ptr + start, out, plane, remaining, channels, c, c_in, LENGTH, BLOCK_C)
 
 
 @triton.jit
-def _max_before(inclusive, before, inclusive_here, before_here):
+def _max_before(inclusive, before, next_inclusive, next_before):
     """Running maximum, with and without the last element."""
-    return tl.maximum(inclusive, inclusive_here), tl.maximum(inclusive, before_here)
+    return tl.maximum(inclusive, next_inclusive), tl.maximum(inclusive, next_before)
 
 
 @triton.jit
-def _recurrence(f, a, b, f_here, a_here, b_here):
-    """s -> f s + (a, b), twice."""
-    return f * f_here, a * f_here + a_here, b * f_here + b_here
+def _recurrence(f, a, b, next_f, next_a, next_b):
+    """Two steps s -> f s + (a, b) as one."""
+    return f * next_f, a * next_f + next_a, b * next_f + next_b
 
 
 @triton.jit
 def running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Inclusive running sums of states along axis 0, [PIECE, BLOCK_C] float64, after a carried one; and the new carry.
+    """Inclusive running sums of states along axis 0, [PIECE, BLOCK_C] float64, after a carry; and the new carry.
 
-    Each place costs a decay of `decay` [BLOCK_C]. With x_j = e_j + j decay and X its running maximum, the sum at j is
-    sum_i (a_i, b_i) exp(x_i - X_j) times exp(X_j - j decay): a recurrence of factors exp(X_{j-1} - X_j) <= 1.
+    `decay` [BLOCK_C] is the decay per position. With x_j = e_j + j decay and X its running maximum, the sum at j is
+    sum_i (a_i, b_i) exp(x_i - X_j) times exp(X_j - j decay): a recurrence with factors exp(X_{j-1} - X_j) <= 1.
     """
     # The running maximum of exponents, with and without the last: [PIECE, BLOCK_C].
     j = tl.arange(0, PIECE)[:, None].to(tl.float64)
     x = e + j * decay[None, :]
-    before = tl.full([PIECE, BLOCK_C], NOTHING, tl.float64)
-    top, top_before = tl.associative_scan((x, before), 0, _max_before)
+    before = tl.full([PIECE, BLOCK_C], EMPTY, tl.float64)
+    e_max, e_max_before = tl.associative_scan((x, before), 0, _max_before)
     carried = (e_carry - decay)[None, :]
-    top = tl.maximum(top, carried)
-    top_before = tl.maximum(top_before, carried)
-    # The recurrence, and what was carried.
-    here = tl.exp(x - top)
-    f, a, b = tl.associative_scan((tl.exp(top_before - top), a * here, b * here), 0, _recurrence)
+    e_max = tl.maximum(e_max, carried)
+    e_max_before = tl.maximum(e_max_before, carried)
+    # The recurrence, and the carry's part.
+    scale = tl.exp(x - e_max)
+    f, a, b = tl.associative_scan((tl.exp(e_max_before - e_max), a * scale, b * scale), 0, _recurrence)
     a += f * a_carry[None, :]
     b += f * b_carry[None, :]
-    e = top - j * decay[None, :]
-    # What the next piece carries: [BLOCK_C].
+    e = e_max - j * decay[None, :]
+    # The carry for the next piece: [BLOCK_C].
     last = j == PIECE - 1
     a_carry = tl.sum(tl.where(last, a, 0.0), axis=0)
     b_carry = tl.sum(tl.where(last, b, 0.0), axis=0)
@@ -281,38 +283,38 @@ def running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE: tl.constexp
 def middle_row(
     sums, peaks, plane, chunks, channels, decay, to_right, to_left, c_in, PIECE: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """y as seen from between the two middle chunks, [BLOCK_C] float32: what the backward measures v and y from.
+    """y at the boundary of the two middle chunks, [BLOCK_C] float32. The backward computes v and y relative to it.
 
-    The gradients of w and k are differences, sums of p q (v - y). Where keys are sharp all but one weight are tiny and
-    v - y nearly cancels; measured from a value that most rows are close to, it keeps its digits. How good this value
-    is decides about digits alone, so float32 does.
+    The gradients of w and k are sums of p q (v - y). With sharp keys one weight is large and all others are tiny, and
+    v - y nearly cancels. Relative to a value that most rows are close to, it stays accurate. The value itself need not
+    be accurate, so float32 is enough.
     """
-    # Each row adds up every PIECE-th chunk, with a running largest exponent.
+    # Each row sums every PIECE-th chunk, with a running maximum of exponents.
     row = tl.arange(0, PIECE)[:, None]
     num = tl.zeros([PIECE, BLOCK_C], tl.float32)
     den = tl.zeros([PIECE, BLOCK_C], tl.float32)
-    top = tl.full([PIECE, BLOCK_C], NOTHING, tl.float32)
+    e_max = tl.full([PIECE, BLOCK_C], EMPTY, tl.float32)
     middle = chunks // 2
     for start in range(0, chunks, PIECE):
         j = start + row
         mask = (j < chunks) & c_in[None, :]
         before = j < middle
-        place = j.to(tl.int64) * channels
-        source = sums + place + tl.where(before, 0, 3 * plane)
+        at = j.to(tl.int64) * channels
+        source = sums + at + tl.where(before, 0, 3 * plane)
         gap = tl.where(before, middle - 1 - j, j - middle).to(tl.float32)
         factor = tl.where(before, to_right, to_left)
         a = tl.load(source, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
         b = tl.load(source + plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
-        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING) - gap * decay[None, :]  # [PIECE, BLOCK_C]
-        a = (a + tl.load(peaks + place, mask=mask, other=0.0) * b) * factor  # [PIECE, BLOCK_C]
-        new = tl.maximum(top, e)
-        old, here = tl.exp(top - new), tl.exp(e - new)
-        num = num * old + a * here
-        den = den * old + b * factor * here
-        top = new
-    # The rows together: [BLOCK_C].
-    here = tl.exp(top - tl.max(top, axis=0)[None, :])
-    num, den = tl.sum(num * here, axis=0), tl.sum(den * here, axis=0)
+        e = tl.load(source + 2 * plane, mask=mask, other=EMPTY) - gap * decay[None, :]  # [PIECE, BLOCK_C]
+        a = (a + tl.load(peaks + at, mask=mask, other=0.0) * b) * factor  # [PIECE, BLOCK_C]
+        new_max = tl.maximum(e_max, e)
+        old_scale, scale = tl.exp(e_max - new_max), tl.exp(e - new_max)
+        num = num * old_scale + a * scale
+        den = den * old_scale + b * factor * scale
+        e_max = new_max
+    # Add the rows: [BLOCK_C].
+    scale = tl.exp(e_max - tl.max(e_max, axis=0)[None, :])
+    num, den = tl.sum(num * scale, axis=0), tl.sum(den * scale, axis=0)
     return tl.where(den > 0.0, num / tl.where(den > 0.0, den, 1.0), 0.0)
 
 
@@ -323,23 +325,23 @@ def chunk_scan_kernel(
     factors_ptr,  # (2 GROUPS + 4, C) float32
     sums_ptr,  # (6, B, chunks, C) float32
     entering_ptr,  # (6, B, chunks, C) float32, written
-    own_ptr,  # (6, B, chunks, C) float32, written if BACKWARD: an exponent for each direction
-    peaks_ptr,  # (B, chunks, C) float32, read if BACKWARD: what the sums' v is measured from
-    centre_ptr,  # (B, C) float32, written if BACKWARD: what `entering` and `own` have it measured from
+    own_ptr,  # (6, B, chunks, C) float32, written if BACKWARD: `entering` with an exponent for each direction
+    peaks_ptr,  # (B, chunks, C) float32, read if BACKWARD: v is relative to it in `sums`
+    centre_ptr,  # (B, C) float32, written if BACKWARD: v is relative to it in `entering` and `own`
     channels,  # C
     chunks,
     plane,  # B * chunks * C
     GROUPS: tl.constexpr,
-    PER_GROUP: tl.constexpr,  # tokens a group of the sums
-    FOLDED: tl.constexpr,  # tokens a group of the rows
+    PER_GROUP: tl.constexpr,  # tokens per group of the sums
+    FOLDED: tl.constexpr,  # tokens per group of the rows
     BACKWARD: tl.constexpr,
     PIECE: tl.constexpr,  # chunks at a time
     BLOCK_C: tl.constexpr,
 ):
-    """What enters each chunk from its left and from its right. float64: a float32 factor a chunk would drift.
+    """The sums that enter each chunk from its left and from its right. In float64: float32 decay factors would drift.
 
-    For blocks of the fast form both come relative to one exponent, which bounds every weight of the chunk's rows by
-    one, and times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
+    In the fast form both sums are relative to one exponent, such that no weight of the chunk's rows exceeds one, and
+    times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
     """
     LENGTH: tl.constexpr = PER_GROUP * GROUPS
     # Decays and factors of a block of channels, [BLOCK_C].
@@ -359,7 +361,7 @@ def chunk_scan_kernel(
     to_left = tl.where(fast, kappa * from_left, 1.0)[None, :]
     from_left = tl.exp(-near * FOLDED - shrink)
     headroom = growth + tl.maximum(tl.load(u_ptr + c, mask=c_in, other=0.0), 0.0).to(tl.float64)  # [BLOCK_C]
-    # What values are measured from.
+    # The value that v and y are relative to.
     plane = plane.to(tl.int64)
     base = item * chunks * channels + c[None, :]
     row = tl.arange(0, PIECE)[:, None]
@@ -374,14 +376,14 @@ def chunk_scan_kernel(
     # From the left: running states of the chunks before each chunk.
     a_carry = tl.zeros([BLOCK_C], tl.float64)
     b_carry = tl.zeros([BLOCK_C], tl.float64)
-    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    e_carry = tl.full([BLOCK_C], EMPTY, tl.float64)
     for start in range(0, chunks, PIECE):
         j = start + row
         mask = (j >= 1) & (j < chunks) & c_in[None, :]
         source = sums_ptr + base + (j - 1).to(tl.int64) * channels
         a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_right  # [PIECE, BLOCK_C]
         b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_right  # [PIECE, BLOCK_C]
-        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=EMPTY).to(tl.float64)  # [PIECE, BLOCK_C]
         if BACKWARD:
             peak = tl.load(peaks_ptr + base + (j - 1).to(tl.int64) * channels, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
             a += (peak.to(tl.float64) - centre[None, :].to(tl.float64)) * b
@@ -398,40 +400,39 @@ def chunk_scan_kernel(
             tl.store(target, (a * scale).to(tl.float32), mask=mask)
             tl.store(target + plane, (b * scale).to(tl.float32), mask=mask)
             tl.store(target + 2 * plane, e32, mask=mask)
-    tl.debug_barrier()  # other threads of this program read what was just written
+    tl.debug_barrier()  # other threads of this program will read what was written
 
-    # From the right: running states of the chunks behind each chunk; there both directions meet.
+    # From the right: running states of the chunks after each chunk; then join both directions.
     a_carry = tl.zeros([BLOCK_C], tl.float64)
     b_carry = tl.zeros([BLOCK_C], tl.float64)
-    e_carry = tl.full([BLOCK_C], NOTHING, tl.float64)
+    e_carry = tl.full([BLOCK_C], EMPTY, tl.float64)
     for start in range(0, chunks, PIECE):
         j = chunks - 1 - start - row
         mask = (j >= 0) & (j < chunks - 1) & c_in[None, :]
         source = sums_ptr + 3 * plane + base + (j + 1).to(tl.int64) * channels
         a = tl.load(source, mask=mask, other=0.0).to(tl.float64) * to_left  # [PIECE, BLOCK_C]
         b = tl.load(source + plane, mask=mask, other=0.0).to(tl.float64) * to_left  # [PIECE, BLOCK_C]
-        e = tl.load(source + 2 * plane, mask=mask, other=NOTHING).to(tl.float64)  # [PIECE, BLOCK_C]
+        e = tl.load(source + 2 * plane, mask=mask, other=EMPTY).to(tl.float64)  # [PIECE, BLOCK_C]
         if BACKWARD:
             peak = tl.load(peaks_ptr + base + (j + 1).to(tl.int64) * channels, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
             a += (peak.to(tl.float64) - centre[None, :].to(tl.float64)) * b
         a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
         mask = (j >= 0) & c_in[None, :]
-        here = base + j.to(tl.int64) * channels
-        target = entering_ptr + here
+        at = base + j.to(tl.int64) * channels
+        target = entering_ptr + at
         a_left = tl.load(target, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
         b_left = tl.load(target + plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
         e_left = tl.load(target + 2 * plane, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
-        own = tl.load(sums_ptr + 2 * plane + here, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
+        e_chunk = tl.load(sums_ptr + 2 * plane + at, mask=mask, other=0.0)  # [PIECE, BLOCK_C]
         if BACKWARD:
             e32 = e.to(tl.float32)
             scale = tl.exp(e - e32.to(tl.float64))
-            tl.store(own_ptr + here + 3 * plane, (a * scale).to(tl.float32), mask=mask)
-            tl.store(own_ptr + here + 4 * plane, (b * scale).to(tl.float32), mask=mask)
-            tl.store(own_ptr + here + 5 * plane, e32, mask=mask)
-        # One exponent for both sides in the fast form, from here on.
-        # `own` holds the growth already.
-        wide = tl.maximum(tl.maximum(e, e_left.to(tl.float64)) + growth[None, :], own.to(tl.float64))
-        ref = (wide + (headroom - growth)[None, :]).to(tl.float32)
+            tl.store(own_ptr + at + 3 * plane, (a * scale).to(tl.float32), mask=mask)
+            tl.store(own_ptr + at + 4 * plane, (b * scale).to(tl.float32), mask=mask)
+            tl.store(own_ptr + at + 5 * plane, e32, mask=mask)
+        # In the fast form one exponent for both sides. e_chunk includes the growth already.
+        e_max = tl.maximum(tl.maximum(e, e_left.to(tl.float64)) + growth[None, :], e_chunk.to(tl.float64))
+        ref = (e_max + (headroom - growth)[None, :]).to(tl.float32)
         e_right = tl.where(fast[None, :], ref, e.to(tl.float32))
         scale = tl.exp(tl.minimum(e - e_right.to(tl.float64), 1.0)) * tl.where(fast, from_right, 1.0)[None, :]
         tl.store(target + 3 * plane, (a * scale).to(tl.float32), mask=mask)
@@ -445,16 +446,16 @@ def chunk_scan_kernel(
 
 
 @triton.jit
-def sums_before(a, a_before, b, b_before, a_here, a_before_here, b_here, b_before_here):
+def sums_before(a, a_before, b, b_before, next_a, next_a_before, next_b, next_b_before):
     """Two running sums, each with and without the last element: no subtraction, so no cancellation."""
-    return a + a_here, a + a_before_here, b + b_here, b + b_before_here
+    return a + next_a, a + next_a_before, b + next_b, b + next_b_before
 
 
 @triton.jit
 def row_values(num, den, gate_ptr, mask, GATED: tl.constexpr):
-    """num / den, times sigmoid(gate) if GATED, for one exponential more and no division more.
+    """num / den, times sigmoid(gate) if GATED, which needs one more exponential but no more division.
 
-    sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): the exponential is of nothing positive, so it does not overflow.
+    sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): no exponential has a positive argument, so none overflows.
     """
     if GATED:
         gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)  # [rows, BLOCK_C]
@@ -481,11 +482,11 @@ def rows_kernel(
     GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     VEC: tl.constexpr,  # C is a multiple of it
-    FAST_ONLY: tl.constexpr,  # leaves the logarithmic form out, to count instructions
-    GATED: tl.constexpr,  # sigmoid(gate) * y in place of y
+    FAST_ONLY: tl.constexpr,  # without the logarithmic form, to count instructions
+    GATED: tl.constexpr,  # sigmoid(gate) * y instead of y
 ):
     """y for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
-    # Where the chunk is.
+    # The chunk's position.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
     first = tl.program_id(0) * BLOCK_C
@@ -494,7 +495,7 @@ def rows_kernel(
     program = tl.program_id(1).to(tl.int64)
     chunk = program % chunks
     start = (program // chunks * tokens + chunk * LENGTH) * channels
-    left = (tokens - chunk * LENGTH).to(tl.int32)
+    remaining = (tokens - chunk * LENGTH).to(tl.int32)
     k_ptr += start
     v_ptr += start
     gate_ptr += start
@@ -504,20 +505,20 @@ def rows_kernel(
     state = entering_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
-        # Load keys and values, the four tokens of each group apart.
-        in0 = (4 * g < left)[:, None] & c_in[None, :]
-        in1 = (4 * g + 1 < left)[:, None] & c_in[None, :]
-        in2 = (4 * g + 2 < left)[:, None] & c_in[None, :]
-        in3 = (4 * g + 3 < left)[:, None] & c_in[None, :]
-        k0 = tl.load(k_ptr + offset, mask=in0, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=NOTHING).to(tl.float32)  # [GROUPS, BLOCK_C]
+        # Load keys and values: one tensor for each of the four tokens of a group.
+        in0 = (4 * g < remaining)[:, None] & c_in[None, :]
+        in1 = (4 * g + 1 < remaining)[:, None] & c_in[None, :]
+        in2 = (4 * g + 2 < remaining)[:, None] & c_in[None, :]
+        in3 = (4 * g + 3 < remaining)[:, None] & c_in[None, :]
+        k0 = tl.load(k_ptr + offset, mask=in0, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
+        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
         v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
         v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
         v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
         v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        # Load the powers of exp(w), and the exponent that everything is relative to.
+        # Load the powers of exp(w), and the exponent that all sums are relative to.
         table = g[:, None] * channels + c[None, :]
         up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
         down = tl.load(factors_ptr + GROUPS * channels + table, mask=c_in[None, :], other=1.0)  # [GROUPS, BLOCK_C]
@@ -526,7 +527,7 @@ def rows_kernel(
         kappa = tl.load(constants + channels, mask=c_in, other=1.0)[None, :]  # [1, BLOCK_C]
         bonus = tl.load(constants + 2 * channels, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
         ref = tl.load(state + 2 * plane, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
-        # Weights, and weighted values.
+        # Weights p, and weighted values: from here on v is p v.
         p0 = tl.exp(k0 - ref)
         p1 = tl.exp(k1 - ref)
         p2 = tl.exp(k2 - ref)
@@ -535,14 +536,15 @@ def rows_kernel(
         v1 *= p1
         v2 *= p2
         v3 *= p3
-        # From here on v stands for p v. What comes from the left, as the first token of each group sees it.
+        # Sums from the left, at the first token of each group.
         a = (((v0 * step + v1) * step + v2) * step + v3) * up
         b = (((p0 * step + p1) * step + p2) * step + p3) * up
-        nothing = tl.zeros([GROUPS, BLOCK_C], tl.float32)
-        a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before)
+        zeros = tl.zeros([GROUPS, BLOCK_C], tl.float32)
+        a, num, b, den = tl.associative_scan((a, zeros, b, zeros), 0, sums_before)
         num = (num + tl.load(state, mask=c_in, other=0.0)[None, :]) * (kappa * down)  # [1, BLOCK_C]
-        # what enters: [1, BLOCK_C]
+        # state: [1, BLOCK_C]
         den = (den + tl.load(state + plane, mask=c_in, other=1.0)[None, :]) * (kappa * down)
+        # The four tokens of each group: the sums from the left, and the token itself.
         num0 = num + bonus * v0
         den0 = den + bonus * p0
         num = num * step + v0
@@ -555,13 +557,14 @@ def rows_kernel(
         den2 = den + bonus * p2
         num3 = num * step + v2 + bonus * v3
         den3 = den * step + p2 + bonus * p3
-        # What comes from the right, as the last token of each group sees it.
+        # Sums from the right, at the last token of each group.
         a = (((v3 * step + v2) * step + v1) * step + v0) * down
         b = (((p3 * step + p2) * step + p1) * step + p0) * down
-        a, num, b, den = tl.associative_scan((a, nothing, b, nothing), 0, sums_before, reverse=True)
-        # what enters: [1, BLOCK_C]
+        a, num, b, den = tl.associative_scan((a, zeros, b, zeros), 0, sums_before, reverse=True)
+        # state: [1, BLOCK_C]
         num = (num + tl.load(state + 3 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
         den = (den + tl.load(state + 4 * plane, mask=c_in, other=0.0)[None, :]) * (kappa * up)
+        # The four tokens of each group: add the sums from the right, divide, gate.
         y3 = row_values(num3 + num, den3 + den, gate_ptr + offset + 3 * channels, in3, GATED)
         num = num * step + v3
         den = den * step + p3
@@ -576,13 +579,13 @@ def rows_kernel(
         tl.store(y_ptr + offset + 2 * channels, y2.to(y_ptr.dtype.element_ty), mask=in2)
         tl.store(y_ptr + offset + 3 * channels, y3.to(y_ptr.dtype.element_ty), mask=in3)
     else:
-        # The logarithmic form, every fourth row at a time.
+        # The logarithmic form, a quarter of the rows at a time.
         w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
         u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
-        for place in range(4):
+        for i in range(4):
             num, den = log_row(
-                w, u, k_ptr, v_ptr, state, plane, 4 * g + place, left, channels, c, c_in, LENGTH, BLOCK_C
+                w, u, k_ptr, v_ptr, state, plane, 4 * g + i, remaining, channels, c, c_in, LENGTH, BLOCK_C
             )
-            mask = (4 * g + place < left)[:, None] & c_in[None, :]
-            y = row_values(num, den, gate_ptr + offset + place * channels, mask, GATED)
-            tl.store(y_ptr + offset + place * channels, y.to(y_ptr.dtype.element_ty), mask=mask)
+            mask = (4 * g + i < remaining)[:, None] & c_in[None, :]
+            y = row_values(num, den, gate_ptr + offset + i * channels, mask, GATED)
+            tl.store(y_ptr + offset + i * channels, y.to(y_ptr.dtype.element_ty), mask=mask)

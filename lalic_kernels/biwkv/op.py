@@ -13,7 +13,7 @@ from lalic_kernels.biwkv import cpu, gpu, reference, torch_path
 from lalic_kernels.op import nbytes, recompute, register
 
 CPU_RANGE = (
-    f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path takes any"
+    f"w or u is outside its range (about |w| <= {cpu.RANGE / 4:g}, |u| <= {cpu.RANGE:g}); the torch path has no limit"
 )
 _Rule = Callable[..., tuple[Any, Any]]
 
@@ -27,24 +27,26 @@ def biwkv(
     L(t, i) = k_i - (|t - i| - 1) w for i != t and L(t, t) = u + k_t. Time and memory are linear in T.
 
     Args:
-        w: decay per step, shape (C,), any sign. A model that learns a decay divides it by T before the call.
-        u: bonus of a token for itself, shape (C,), any sign.
+        w: decay per step, shape (C,), any sign, in k's dtype or float32. A model that learns a decay divides it by T.
+        u: bonus of a token for itself, shape (C,), any sign, in k's dtype or float32.
         k: keys, shape (B, T, C), float16, bfloat16, float32 or float64, any strides.
-        v: values, of k's shape and dtype, any strides.
-        gate: of k's shape and dtype, any strides, or None. With it the result is sigmoid(gate) * y, in one pass.
+        v: values, k's shape and dtype, any strides.
+        gate: k's shape and dtype, any strides, or None. With it the result is sigmoid(gate) * y, in one pass.
         backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
         y, or sigmoid(gate) * y, shape (B, T, C), contiguous, in k's dtype. float16 and bfloat16 are computed in float32
-        and rounded once; w and u may stay float32 beside them, which they should: decay / T is subnormal in float16.
+        and rounded once. Keep w and u in float32: decay / T is subnormal in float16.
 
-    Inside `torch.autocast` data are not narrowed: k, v and gate that differ are promoted to the widest of them, as
-    torch's promoting operations do, and w and u may have any floating dtype. Outside, dtypes that differ are an error.
+    Inside `torch.autocast` nothing is narrowed: k, v and gate of different dtypes are promoted to the widest, and w and
+    u may have any floating dtype. Outside, different dtypes are an error.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
+
+    Source: Bi-WKV of Vision-RWKV (Duan et al., 2024), as used by LALIC.
 
     Example:
         >>> w, u = torch.rand(96) / 64, torch.rand(96) / 64
@@ -73,7 +75,7 @@ def biwkv(
 
 
 def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str | None) -> str:
-    """The rule of `dispatch`, and the one thing it cannot know: the compiled CPU code needs w and u within a range."""
+    """The rule of `dispatch`; but "torch" if w or u is outside the range of the compiled CPU code."""
     chosen = dispatch.resolve(OP, backend, k.device.type, k.dtype)
     if chosen == "cpu" and not cpu.supports(w, u, k.shape[1]):
         if backend == "cpu":
@@ -86,13 +88,13 @@ def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, ba
     chosen = _choose(w, u, k, backend)
     if k.numel() == 0:
         return torch.empty_like(k, memory_format=torch.contiguous_format)
-    if k.shape[1] == 1:  # a token's weight for itself cancels, exactly
+    if k.shape[1] == 1:  # the only weight cancels exactly
         return v.clone(memory_format=torch.contiguous_format) if gate is None else _gated(v, gate).contiguous()
     if chosen == "triton":
         return gpu.forward(w, u, k, v, gate)
     if chosen == "cpu":
         given = () if gate is None else (gate,)
-        if k.dtype == torch.bfloat16:  # the compiled code reads and writes it
+        if k.dtype == torch.bfloat16:  # the compiled code supports it directly
             return cpu.forward(*_plain(w, u), *(x.contiguous() for x in (k, v, *given)))
         return cpu.forward(*_plain(w, u, k, v, *given)).to(k.dtype)
     return torch_path.biwkv(w, u, k, v, gate).contiguous()
@@ -103,14 +105,14 @@ def _gated(y: Tensor, gate: Tensor) -> Tensor:
 
 
 def _plain(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous float32, as compiled CPU code takes them."""
+    """Contiguous float32 tensors, which compiled CPU code needs."""
     return [x.float().contiguous() for x in tensors]
 
 
 def _backward(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str | None
 ) -> list[Tensor | None]:
-    """Gradients of w, u, k, v and gate, each in its argument's dtype; None without a gate."""
+    """Gradients of w, u, k, v and gate, each in its argument's dtype; the last is None without a gate."""
     given = () if gate is None else (gate,)
     inputs = (w, u, k, v, *given)
     chosen = _choose(w, u, k, backend)
@@ -138,16 +140,15 @@ def _backward(
     return results if gate is not None else [*results, None]
 
 
-# torch.vmap: the mapped dimension is folded into the batch, or into the channels, and one call is made.
+# torch.vmap: the mapped dimension is folded into the batch or into the channels, and one call is made.
 #
-# Channels are independent of each other and have each their own w and u, so that a mapped dimension of any argument can
-# be folded into them; that copies k and v where it is not there already. The batch shares w and u: folding into it
-# copies nothing, and is what happens where neither is mapped. The gradients of w and u are sums over the batch, of
-# which vmap wants one each, so the backward folds into the channels always.
+# If w and u are not mapped, the mapped dimension becomes part of the batch, without a copy. Otherwise it becomes part
+# of the channels, which are independent and each have a w and u; this may copy k and v. The gradients of w and u are
+# sums over the batch, and vmap needs one sum per slice: the backward always folds into the channels.
 
 
 def _mapped(x: Tensor, dim: int | None, axis: int, size: int) -> Tensor:
-    """x with the mapped dimension at `axis`, made by repetition where there is none."""
+    """x with the mapped dimension at `axis`; repeated along it if x is not mapped."""
     if dim is not None:
         return x.movedim(dim, axis)
     x = x.unsqueeze(axis)
@@ -166,7 +167,7 @@ def _into_channels(x: Tensor | None, dim: int | None, size: int, parameter: bool
 
 
 def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
-    """The rule of op(w, u, k, v, gate, backend) -> y."""
+    """The torch.vmap rule of op(w, u, k, v, gate, backend) -> y."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size, (*tensors, backend) = info.batch_size, arguments
@@ -175,8 +176,7 @@ def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
             y = op(*tensors[:2], *data, backend)
             return y.unflatten(0, (size, y.shape[0] // size)), 0
         folded = [
-            _into_channels(x, dim, size, place < 2)
-            for place, (x, dim) in enumerate(zip(tensors, in_dims[:5], strict=True))
+            _into_channels(x, dim, size, i < 2) for i, (x, dim) in enumerate(zip(tensors, in_dims[:5], strict=True))
         ]
         y = op(*folded, backend)
         return y.unflatten(2, (size, y.shape[2] // size)), 2
@@ -185,13 +185,12 @@ def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
 
 
 def _backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
-    """The rule of op(w, u, k, v, gate, grad, backend) -> gradients of the first five, the last empty without a gate."""
+    """The torch.vmap rule of op(w, u, k, v, gate, grad, backend) -> gradients of the first five arguments."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size, (*tensors, backend) = info.batch_size, arguments
         folded = [
-            _into_channels(x, dim, size, place < 2)
-            for place, (x, dim) in enumerate(zip(tensors, in_dims[:6], strict=True))
+            _into_channels(x, dim, size, i < 2) for i, (x, dim) in enumerate(zip(tensors, in_dims[:6], strict=True))
         ]
         *grads, grad_gate = op(*folded, backend)
         channels = grads[0].shape[0] // size
@@ -204,8 +203,8 @@ def _backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
 
 
 def _flops(w: Any, u: Any, k: Any, v: Any, gate: Any, *_: Any, **__: Any) -> int:
-    # As the paper's supplement counts: 29 operations an element, exponentials and divisions one each. The gate adds an
-    # exponential, an addition, a division and a product.
+    # As in the paper's supplement: 29 operations per element; an exponential or a division counts as one. The gate adds
+    # an exponential, an addition, a division and a product.
     return (29 if gate is None else 33) * k[0] * k[1] * k[2]
 
 

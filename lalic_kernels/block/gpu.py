@@ -1,4 +1,4 @@
-"""The block in inference on a GPU: eight launches, and nothing made from parameters twice."""
+"""The block in inference on a GPU: eight launches. What is computed from parameters is cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Weights(NamedTuple):
-    """Matrices in the stream's dtype; norms, taps and gammas in float32; all contiguous."""
+    """A block's parameters for the kernels, contiguous: matrices in x's dtype; norms, taps and gammas in float32."""
 
     norm1: tuple[Tensor, Tensor, Tensor]
     kvr: Tensor
@@ -30,7 +30,7 @@ class Weights(NamedTuple):
 
 
 class Powers(NamedTuple):
-    """decay / T, boost / T, and BiWKV's table of them."""
+    """decay / T, boost / T, and BiWKV's table of their powers."""
 
     w: Tensor
     u: Tensor
@@ -39,7 +39,7 @@ class Powers(NamedTuple):
 
 @torch.no_grad()
 def weights(p: BlockParameters, dtype: torch.dtype) -> Weights:
-    """What is made of the parameters for a dtype."""
+    """The parameters in the kernels' layout, for a dtype of x."""
 
     def plain(x: Tensor, to: torch.dtype = torch.float32) -> Tensor:
         return x.detach().to(to).contiguous()
@@ -57,7 +57,7 @@ def weights(p: BlockParameters, dtype: torch.dtype) -> Weights:
 
 @torch.no_grad()
 def powers(p: BlockParameters, tokens: int, itemsize: int) -> Powers:
-    """What is made of decay and boost for a number of tokens."""
+    """decay, boost and their powers for a number of tokens."""
     w, u = (x.detach().float() / tokens for x in (p.decay, p.boost))
     arch = architecture(w.device)
     choice = biwkv.choose(arch, tokens, w.shape[0], itemsize)
@@ -65,7 +65,7 @@ def powers(p: BlockParameters, tokens: int, itemsize: int) -> Powers:
 
 
 def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:
-    """x (B, H, W, C), contiguous, at least two tokens, no float64; no gradients."""
+    """The block without gradients. x (B, H, W, C): contiguous, at least two tokens, not float64."""
     batch, height, width, channels = x.shape
     tokens, dtype = height * width, x.dtype
     w: Weights = p.cache.get(("weights", dtype), p.tensors(), lambda: weights(p, dtype))
@@ -78,6 +78,6 @@ def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:
     shift.norm_shift(x, *w.norm2, s, p.eps)
     flat, residual = s.view(-1, channels), x.view(-1, channels)
     result = mix.channel_mix(flat, *w.channel, residual, w.gamma2)
-    if result is None:  # too wide for the kernel's table
+    if result is None:  # no launch configuration for so many channels
         result = torch_path.channel_forward(flat, *w.channel, residual, w.gamma2)
     return result.view_as(x)

@@ -25,24 +25,24 @@ CACHE_SIZE = 8
 
 @dataclass(frozen=True, eq=False)
 class BlockParameters:
-    """The tensors of one RWKV block of C channels and F hidden ones, checked when they are put together.
+    """The tensors of one RWKV block with C channels and F hidden channels, checked by the constructor.
 
     Each is float16, bfloat16, float32 or float64, all on one device. They may require gradients, and may be results of
-    other operations, as a folded shift is. In inference on a GPU what the kernels want of them (k, v and r's matrices
-    in one, the shift's taps in the kernel's order, BiWKV's powers) is made at the first call of a dtype and number of
-    tokens, on the stream that is current then, and made again after a tensor was written to.
+    other operations, such as a folded shift. In inference on a GPU a cache holds them in the kernels' layout (matrices
+    of k, v and r as one, taps transposed, BiWKV's powers). It is filled at the first call for a dtype and number of
+    tokens, on the current stream, and filled again after a tensor was written to.
 
     Attributes:
         norm1_weight, norm1_bias, norm2_weight, norm2_bias: LayerNorms, shape (C,).
         shift1, shift2: depth-wise kernels, shape (C, 5, 5); see `lalic_kernels.fold_token_shift`.
         decay, boost: shape (C,), not yet divided by the number of tokens.
         key, value, receptance, output: the spatial mix's matrices, shape (C, C).
-        channel_key, channel_receptance, channel_value: the channel mix's, shapes (F, C), (C, C), (C, F).
-        gamma1, gamma2: what the two halves are multiplied with, shape (C,).
-        eps: of the LayerNorms.
+        channel_key, channel_receptance, channel_value: the channel mix's matrices, shapes (F, C), (C, C), (C, F).
+        gamma1, gamma2: factors of the two halves, shape (C,).
+        eps: added to the LayerNorms' variances.
 
     Raises:
-        TypeError: a tensor is none, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a tensor's shape or device does not fit, or eps is negative.
     """
 
@@ -64,13 +64,13 @@ class BlockParameters:
     channel_value: Tensor
     gamma2: Tensor
     eps: float = field(default=1e-5, kw_only=True)
-    # A matrix for each dtype, and BiWKV's powers for each number of tokens: of a few sizes of pictures.
+    # Weights for each dtype, and BiWKV's powers for each number of tokens, i.e. for a few image sizes.
     cache: WeightCache = field(default_factory=lambda: WeightCache(CACHE_SIZE), init=False, repr=False)
     _tensors: tuple[Tensor, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         named = [(name, getattr(self, name)) for name in SHAPES]
-        # The first one says what C is, the next with F what F is.
+        # The first tensor sets C, and the first with an F sets F.
         checks.shapes("BlockParameters", *((name, value, SHAPES[name]) for name, value in named))
         for name, value in named:
             checks.floating("BlockParameters", name, value)
@@ -85,36 +85,35 @@ class BlockParameters:
         return self.norm1_weight.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in the order of the attributes."""
+        """All tensors, in the order of the attributes."""
         return self._tensors
 
     def to(self, dtype: torch.dtype) -> BlockParameters:
-        """Parameters with every tensor in a dtype."""
+        """A copy with every tensor in a dtype."""
         cast: dict[str, Any] = {name: getattr(self, name).to(dtype) for name in SHAPES}
         return BlockParameters(**cast, eps=self.eps)
 
 
 def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = None) -> Tensor:
-    """a = x + gamma1 * SpatialMix(Shift1(LN1(x))); result a + gamma2 * ChannelMix(Shift2(LN2(a))).
+    """One RWKV block: a = x + gamma1 * SpatialMix(Shift1(LN1(x))); result a + gamma2 * ChannelMix(Shift2(LN2(a))).
 
-    Four ops: `norm_shift`, `spatial_mix`, `norm_shift`, `channel_mix`. For training each saves its inputs, four
-    images a block, and its backward computes the rest again. Without gradients on a GPU the same kernels are launched
-    one after the other, eight in all, on what the cache of `parameters` has ready; torch.compile, autocast, float64 and
-    images of one token take the four ops there too.
+    Four ops: `norm_shift`, `spatial_mix`, `norm_shift`, `channel_mix`. For training each saves its inputs, four images
+    per block, and its backward computes the rest again. Without gradients on a GPU, eight kernels are launched directly
+    on cached weights; but torch.compile, autocast, float64 and images of one token always take the four ops.
 
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
         parameters: of C channels; each in x's dtype or float32.
-        backend: None for the rule in `lalic_kernels.dispatch`, or one of its names: each op follows it.
+        backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference", for each op.
 
     Returns:
-        Shape (B, H, W, C), contiguous, in x's dtype. Inside `torch.autocast` the shifts' results and the
-        mixes' products are in its dtype.
+        Shape (B, H, W, C), contiguous, in x's dtype. Inside `torch.autocast` the shifts' results and the mixes'
+        products are in autocast's dtype.
 
     Raises:
-        TypeError: x is no tensor, parameters are no BlockParameters, or a dtype does not fit.
+        TypeError: x is not a tensor, parameters is not a BlockParameters, or a dtype does not fit.
         ValueError: a shape or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Source: LALIC (Feng et al., 2025).
     """
@@ -142,14 +141,14 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype for the shifts' results: autocast's, to which the mixes would cast a float32 one, or None for x's."""
+    """The dtype for the shifts' results: autocast's for a float32 x, so that the mixes need no cast; None for x's."""
     if x.dtype != torch.float32 or not checks.autocast_enabled(x.device):
         return None
     return torch.get_autocast_dtype(x.device.type)
 
 
 def _needs_ops(x: Tensor, p: BlockParameters) -> bool:
-    """Whether gradients, a compiler or autocast want to see registered ops."""
+    """Whether gradients, torch.compile or autocast need the registered ops."""
     if torch.compiler.is_compiling() or checks.autocast_enabled(x.device):
         return True
     return torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in p.tensors()))

@@ -1,4 +1,4 @@
-"""The RWKV block by its definition, put together from the references of its parts."""
+"""The RWKV block by its definition, composed of the references of its parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:
-    """a = x + gamma1 * SpatialMix(Shift1(LN1(x))); result a + gamma2 * ChannelMix(Shift2(LN2(a))).
+    """One RWKV block: a = x + gamma1 * SpatialMix(Shift1(LN1(x))); result a + gamma2 * ChannelMix(Shift2(LN2(a))).
 
     Args:
         x: image, shape (B, H, W, C), in the parameters' dtype.

@@ -1,1 +1,1 @@
-"""The entropy-parameter block. The function is `lalic_kernels.entropy_params`."""
+"""The entropy-parameter block: `entropy_params`."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lalic_kernels.launch import Launch, blocks, on
 
-# Products of float32 run on the ordinary units and need more registers an element than those of 16-bit types.
+# float32 products do not use the tensor cores and need more registers per element than 16-bit types.
 LAUNCHES = {
     "float32": Launch((("BLOCK_M", 32), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4),
     "float16": Launch((("BLOCK_M", 64), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
@@ -27,14 +27,14 @@ def entropy_params(
     partial: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Arguments as `lalic_kernels.entropy_params`, all but partial in x's dtype, any strides; four launches."""
+    """`lalic_kernels.entropy_params` in four launches. All arguments but partial are in x's dtype; any strides."""
     from lalic_kernels.entropy_params import kernels
 
     rows, n_in, n_out = x.shape[0] * x.shape[1], x.shape[2], mix_weight.shape[0]
     launch = LAUNCHES["float32" if x.dtype == torch.float32 else "float16"]
     x, mix_weight, key, receptance, value = (t.contiguous() for t in (x, mix_weight, key, receptance, value))
     mix_bias, norm_weight, norm_bias = mix_bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
-    known = mix_bias if partial is None else partial.contiguous()
+    added = mix_bias if partial is None else partial.contiguous()
     m = torch.empty((rows, n_out), dtype=torch.float32, device=x.device)
     n = torch.empty((rows, n_out), dtype=x.dtype, device=x.device)
     hidden = torch.empty((rows, 2 * n_out), dtype=x.dtype, device=x.device)
@@ -42,7 +42,7 @@ def entropy_params(
     down, across = blocks(rows, launch["BLOCK_M"]), blocks(n_out, launch["BLOCK_N"])
     with on(x.device):
         kernels.linear_kernel[(down, across)](
-            x, mix_weight, mix_bias, known, m, rows, n_in, n_out,
+            x, mix_weight, mix_bias, added, m, rows, n_in, n_out,
             HAS_BIAS=True, HAS_PARTIAL=partial is not None, SQUARED_RELU=False, **launch.options(),
         )  # fmt: skip
         kernels.layer_norm_kernel[(blocks(rows, NORM_LAUNCH["BLOCK_M"]),)](

@@ -1,6 +1,6 @@
-"""Triton kernels of the entropy-parameter block's forward: linear (with epilogue), LayerNorm, gated sum.
+"""Triton kernels of the entropy-parameter block's forward: linear layer, LayerNorm, gated sum.
 
-Matrices are contiguous and row-major, rows are positions. Products accumulate in float32; float32 inputs are multiplied
+Matrices are contiguous and row-major; rows are positions. Products accumulate in float32; float32 inputs are multiplied
 as IEEE float32 (no TF32), because the results select the entropy coder's tables. Any width works: edges are masked.
 """
 
@@ -27,7 +27,7 @@ def linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = x @ matrix^T, then + bias, + partial, relu()^2, each where asked for. Width may be 0.
+    """y = x @ matrix^T, then + bias, + partial, relu()^2, each if its flag is set. Width may be 0.
 
     Grid (blocks of rows, blocks of outputs).
     """
@@ -35,7 +35,7 @@ def linear_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     y = product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
-    # What is added, and relu()^2; write.
+    # Bias, partial and relu()^2; write.
     if HAS_BIAS:
         y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]  # [BLOCK_M, BLOCK_N]
     mask = (row < rows)[:, None] & (n < outputs)[None, :]
@@ -60,7 +60,7 @@ def layer_norm_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """n = (m - mean) / sqrt(variance + eps) * weight + bias, row by row; the variance from centred values.
+    """n = (m - mean) / sqrt(variance + eps) * weight + bias for each row; the variance is of centred values.
 
     Grid (blocks of rows,).
     """
@@ -73,7 +73,7 @@ def layer_norm_kernel(
         c = start + tl.arange(0, BLOCK_N)
         total += tl.load(m_ptr + base + c[None, :], mask=row_in & (c < width)[None, :], other=0.0)  # [BLOCK_M, BLOCK_N]
     mean = tl.sum(total, axis=1) / width
-    # Its deviation, from centred values: [BLOCK_M].
+    # 1 / standard deviation of each row: [BLOCK_M].
     squares = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, width, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)

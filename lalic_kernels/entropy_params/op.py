@@ -27,18 +27,18 @@ def entropy_params(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """m = M x + b + partial; n = LayerNorm(m); result m + sigmoid(R n) * (V relu(K n)^2), each position on its own.
+    """m = M x + b + partial; n = LayerNorm(m); result m + sigmoid(R n) * (V relu(K n)^2), for each position.
 
     Args:
-        x: features, shape (B, P, Cin), float16, bfloat16, float32 or float64, any strides. Cin may be 0.
-        mix_weight, mix_bias: shapes (Cout, Cin) and (Cout,). This and the following in x's dtype, or in float32 (then
-            they are rounded to x's dtype first, as autocast would do).
+        x: features, shape (B, P, Cin), P positions, float16, bfloat16, float32 or float64, any strides. Cin may be 0.
+        mix_weight, mix_bias: shapes (Cout, Cin) and (Cout,). All weights are in x's dtype, or in float32 (then they are
+            rounded to x's dtype first, as autocast would do).
         norm_weight, norm_bias: LayerNorm's scale and shift, shapes (Cout,).
         key: shape (2 Cout, Cout).
         receptance: shape (Cout, Cout).
         value: shape (Cout, 2 Cout).
-        partial: the part of the first product that is known already, of inputs that x leaves out; shape (B, P, Cout),
-            in x's dtype or float32. None for nothing.
+        partial: the first product's part from inputs that are not in x; shape (B, P, Cout), in x's dtype or float32.
+            None for nothing.
         eps: added to LayerNorm's variance.
         backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "torch", "reference".
 
@@ -47,9 +47,11 @@ def entropy_params(
         and the hidden layer are stored in x's dtype. float32 products are IEEE float32, not TF32.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
+
+    Source: LALIC (Feng et al., 2025), entropy-parameter aggregation.
 
     Example:
         >>> i, o = 40, 24
@@ -101,7 +103,7 @@ def _by_torch(
     *,
     eps: float,
 ) -> Tensor:
-    """By torch's own operations, differentiable: CPUs, float64. One dtype, but for partial; a contiguous result."""
+    """The block by torch operations, differentiable: for CPUs and float64. One dtype, except partial; contiguous."""
     with checks.no_autocast(x.device):
         m = F.linear(x, mix_weight, mix_bias)
         if partial is not None:
@@ -136,8 +138,8 @@ def _forward(
 def _backward(*arguments: Any) -> list[Tensor | None]:
     """Gradients of x, the weights and partial (None without it). Arguments: these, the result's gradient, and eps."""
     *inputs, partial, grad, eps = arguments
-    given = inputs if partial is None else [*inputs, partial]
-    grads = recompute(lambda *tensors: _by_torch(*tensors, eps=eps), given, grad)
+    inputs = inputs if partial is None else [*inputs, partial]
+    grads = recompute(lambda *tensors: _by_torch(*tensors, eps=eps), inputs, grad)
     return [*grads, *([None] if partial is None else [])]
 
 

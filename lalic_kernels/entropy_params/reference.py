@@ -20,7 +20,7 @@ def entropy_params(
     *,
     eps: float = 1e-5,
 ) -> Tensor:
-    """m = M x + b + partial; n = LayerNorm(m); out = m + sigmoid(R n) * (V relu(K n)^2), each position on its own.
+    """m = M x + b + partial; n = LayerNorm(m); out = m + sigmoid(R n) * (V relu(K n)^2), for each position.
 
     Args:
         x: features, shape (B, P, Cin), P positions, any floating dtype.
@@ -29,7 +29,7 @@ def entropy_params(
         key: shape (2 Cout, Cout).
         receptance: shape (Cout, Cout).
         value: shape (Cout, 2 Cout).
-        partial: what other inputs contribute to m, shape (B, P, Cout); None for nothing.
+        partial: the contribution of other inputs to m, shape (B, P, Cout); None for nothing.
         eps: added to the variance (the mean of squared deviations) before the square root.
 
     Returns:

@@ -268,7 +268,7 @@ def _rwkv_block(x: Tensor, block: ExactBlock) -> Tensor:
     tokens, size = height * width, batch * height * width
     own: _Block = block.cache.get("cpu", (), lambda: _make_block(block))
     # of the last number of tokens
-    factors = block.cache.get("cpu wkv", (), lambda: wkv_factors(*block.per_token(tokens), tokens), about=tokens)
+    factors = block.cache.get("cpu wkv", (), lambda: wkv_factors(*block.per_token(tokens), tokens), options=tokens)
     flat, offset = array(x).reshape(-1, channels), norm_offset(channels)
     s = shift(layer_norm(flat, *own.norm1).reshape(x.shape), *own.shift1).reshape(flat.shape)
     mixed = wkv(_multiply(s, own.mix)[0].numpy(), factors, batch)

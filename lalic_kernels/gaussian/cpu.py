@@ -1,6 +1,6 @@
-"""The likelihood on CPUs through compiled code (`cpu_loops.py`): arguments to flat float32 arrays, threads.
+"""The Gaussian likelihood on CPUs: calls of the compiled code in `cpu_loops.py`.
 
-16-bit arguments go through a float32 copy. Every element is on its own, so threads change no bit.
+16-bit arguments are copied to float32. Elements are independent, so the number of threads does not change the bits.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lalic_kernels.threads import run_ranges
 
-_LEAST_ELEMENTS = 16384  # below some ten thousand a thread costs more than it saves
+_LEAST_ELEMENTS = 16384  # with fewer elements a thread costs more than it saves
 
 
 def forward(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
-    """The likelihood, float32, of y's shape; arguments of one shape, any strides, not float64."""
+    """The likelihood, float32, in y's shape. Arguments: one shape, any strides, not float64."""
     from lalic_kernels.gaussian import cpu_loops
 
     out = torch.empty(y.shape, dtype=torch.float32)
@@ -31,13 +31,13 @@ def backward(y: Tensor, scales: Tensor, means: Tensor, grad: Tensor) -> tuple[Te
     from lalic_kernels.gaussian import cpu_loops
 
     arrays = [_flat(x) for x in (y, scales, means, grad)]
-    found = [torch.empty(y.shape, dtype=torch.float32) for _ in range(3)]
-    results = [x.view(-1).numpy() for x in found]
+    grads = [torch.empty(y.shape, dtype=torch.float32) for _ in range(3)]
+    results = [x.view(-1).numpy() for x in grads]
     run_ranges(
         lambda start, stop: cpu_loops.gradients(*arrays, start, stop, *results), y.numel(), least=_LEAST_ELEMENTS
     )
-    a, b, c = (x.to(like.dtype) for x, like in zip(found, (y, scales, means), strict=True))
-    return a, b, c
+    grad_y, grad_scales, grad_means = (x.to(like.dtype) for x, like in zip(grads, (y, scales, means), strict=True))
+    return grad_y, grad_scales, grad_means
 
 
 def _flat(x: Tensor):

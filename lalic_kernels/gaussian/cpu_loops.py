@@ -1,6 +1,6 @@
-"""The likelihood's loops on CPUs, compiled by numba: one pass over memory each, float32; `cpu.py` calls them.
+"""The Gaussian likelihood's loops on CPUs, compiled by numba: each is one pass over memory, in float32.
 
-The arithmetic is that of `kernels.py`, where the tail's formula is explained.
+The arithmetic is that of `kernels.py`, which explains the formula of the tail.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from lalic_kernels.numba_math import OPTIONS, exp, f32
 
 _SCALE_MIN, _MASS_MIN = f32(SCALE_MIN), f32(LIKELIHOOD_MIN)
 _DENSITY = f32(0.3989422804014327)
-BLOCK = 1024  # elements that `gradients` computes before it writes them
+BLOCK = 1024  # elements in the work space of `gradients`
 
 
 @njit(inline="always")
 def _tail(z, falling):
+    """Q(z) for z >= 0, from falling = exp(-z^2 / 2)."""
     r = f32(1.0) / (z + f32(3.5))
     t = f32(1.0) - f32(7.0) * r
     p = f32(0.00011068939784308895)
@@ -34,7 +35,8 @@ def _tail(z, falling):
 
 
 @njit(inline="always")
-def _ends(y, scale, mean):
+def _mass(y, scale, mean):
+    """The mass before its bound; 1 / s, the interval's ends a and b in units of s, exp(-a^2 / 2), exp(-b^2 / 2)."""
     v = abs(y - mean)
     s = _SCALE_MIN if scale < _SCALE_MIN else scale
     per_s = f32(1.0) / s
@@ -47,33 +49,34 @@ def _ends(y, scale, mean):
 
 @njit(**OPTIONS)
 def likelihoods(y, scales, means, start, stop, out):
-    """out[start:stop]; all (n,) float32."""
+    """Write out[start:stop]; all arrays (n,) float32."""
     y, scales, means, out = y[start:stop], scales[start:stop], means[start:stop], out[start:stop]
     for i in range(out.size):
-        mass, _, _, _, _, _ = _ends(y[i], scales[i], means[i])
+        mass, _, _, _, _, _ = _mass(y[i], scales[i], means[i])
         out[i] = _MASS_MIN if mass < _MASS_MIN else mass
 
 
 @njit(**OPTIONS)
-def gradients(y, scales, means, grad, start, stop, of_y, of_scales, of_means):
-    """The three gradients from start to stop; all (n,) float32.
+def gradients(y, scales, means, grad, start, stop, grad_y, grad_scales, grad_means):
+    """Write the three gradients from start to stop; all arrays (n,) float32.
 
-    By way of one small array: seven arrays at once are more than the compiler tells apart, and it would not vectorise.
+    Blocks are computed in one small array first: the compiler cannot prove that seven arrays do not overlap, and would
+    not vectorise.
     """
-    found = np.empty(2 * BLOCK, np.float32)
-    first, second = found[:BLOCK], found[BLOCK:]
+    block = np.empty(2 * BLOCK, np.float32)
+    block_y, block_scales = block[:BLOCK], block[BLOCK:]
     for begin in range(start, stop, BLOCK):
         end = min(begin + BLOCK, stop)
         y_, scales_, means_, grad_ = y[begin:end], scales[begin:end], means[begin:end], grad[begin:end]
         for i in range(end - begin):
             scale, g = scales_[i], grad_[i]
-            mass, per_s, a, b, at_a, at_b = _ends(y_[i], scale, means_[i])
+            mass, per_s, a, b, at_a, at_b = _mass(y_[i], scale, means_[i])
             passing = g if (mass >= _MASS_MIN) | (g < f32(0.0)) else f32(0.0)
             passing = passing * (_DENSITY * per_s)
-            of_v = passing * (at_b - at_a)  # zero where y is the mean
-            first[i] = -of_v if y_[i] < means_[i] else of_v
-            of_s = passing * (a * at_a - b * at_b)
-            second[i] = of_s if (scale >= _SCALE_MIN) | (of_s < f32(0.0)) else f32(0.0)
-        of_y[begin:end] = first[: end - begin]
-        of_means[begin:end] = -first[: end - begin]
-        of_scales[begin:end] = second[: end - begin]
+            grad_v = passing * (at_b - at_a)  # zero where y is the mean
+            block_y[i] = -grad_v if y_[i] < means_[i] else grad_v
+            grad_s = passing * (a * at_a - b * at_b)
+            block_scales[i] = grad_s if (scale >= _SCALE_MIN) | (grad_s < f32(0.0)) else f32(0.0)
+        grad_y[begin:end] = block_y[: end - begin]
+        grad_means[begin:end] = -block_y[: end - begin]
+        grad_scales[begin:end] = block_scales[: end - begin]

@@ -11,14 +11,14 @@ from torch import Tensor
 from lalic_kernels.gaussian.reference import LIKELIHOOD_MIN, SCALE_MIN
 from lalic_kernels.launch import Launch, blocks, on
 
-# 1024 elements a program, eight a thread: 16-byte vectors of float32 where columns and strides allow.
+# 1024 elements per program, 8 per thread; 16-byte vectors of float32 if columns and strides are multiples of 4.
 VECTORS = Launch((("GROUPS", 256), ("VEC", 4)), num_warps=4)
 SINGLE = Launch((("GROUPS", 1024), ("VEC", 1)), num_warps=4)
 BOUNDS = {"SCALE_MIN": SCALE_MIN, "MASS_MIN": LIKELIHOOD_MIN}
 
 
 def forward(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
-    """The likelihood, float32, of y's shape; arguments of one shape, any strides, not float64, not empty."""
+    """The likelihood, float32, in y's shape. Arguments: one shape, any strides, not float64, not empty."""
     from lalic_kernels.gaussian import kernels
 
     out = torch.empty(y.shape, dtype=torch.float32, device=y.device)
@@ -27,16 +27,18 @@ def forward(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
 
 
 def backward(y: Tensor, scales: Tensor, means: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, scales and means, contiguous, each in its argument's dtype; grad float32, as y otherwise."""
+    """Gradients of y, scales and means, contiguous, each in its argument's dtype; grad is float32 in y's shape."""
     from lalic_kernels.gaussian import kernels
 
-    of_y, of_scales, of_means = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (y, scales, means))
-    _launch(kernels.grad_likelihood_kernel, (y, scales, means, grad), (of_y, of_scales, of_means))
-    return of_y, of_scales, of_means
+    grad_y, grad_scales, grad_means = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (y, scales, means)
+    )
+    _launch(kernels.grad_likelihood_kernel, (y, scales, means, grad), (grad_y, grad_scales, grad_means))
+    return grad_y, grad_scales, grad_means
 
 
 def _launch(kernel: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-    """A kernel on inputs of one shape, read in place where rows are; contiguous outputs."""
+    """Launch a kernel on inputs of one shape, without a copy if their strides allow, and contiguous outputs."""
     if all(x.is_contiguous() for x in inputs):
         inputs = tuple(x.view(1, -1) for x in inputs)
     else:
@@ -54,7 +56,7 @@ def _launch(kernel: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """x as (rows, columns), its last dimension the columns: a view where its strides allow, else a copy."""
+    """x as (rows, columns), where columns is its last dimension: a view if its strides allow, else a copy."""
     columns = x.shape[-1]
     steps = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
     nested = all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(steps))

@@ -11,32 +11,32 @@ from lalic_kernels import checks, dispatch
 from lalic_kernels.gaussian import cpu, gpu, reference
 from lalic_kernels.op import nbytes, recompute, register
 
-# float32's error is at most (r0 + r1 b^2) 2^-23 of the upper tail Q(a), for gradients of the two densities' sum:
-# README.md, "Numerical bounds".
+# (r0, r1): the float32 error is at most (r0 + r1 b^2) 2^-23 times the upper tail Q(a); for gradients, times the sum of
+# the two densities. README.md, "Numerical bounds".
 ROUNDINGS = (8.0, 2.0)
 
 
 def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor, *, backend: str | None = None) -> Tensor:
-    """Probability mass of the unit interval round y under a normal distribution, at least 1e-9.
+    """Probability mass of the unit interval around y under a normal distribution, at least 1e-9.
 
     v = |y - mean|, s = max(scale, 0.11), p = max(Phi((0.5 - v) / s) - Phi((-0.5 - v) / s), 1e-9). Both maxima pass a
-    gradient where the value is at least the bound or where the gradient is negative, i.e. a step of descent would raise
-    it. One pass over memory forward and one backward; for training the three arguments are saved, nothing else.
+    gradient if the value is at least the bound, or if the gradient is negative, so that a descent step raises the
+    value. Forward and backward are one pass over memory each. For training only the three arguments are saved.
 
     Args:
-        y: the value as the decoder will have it, i.e. already rounded (round(y - mean) + mean) or, in training, with
-            additive noise. Any shape and strides, float16, bfloat16, float32 or float64.
-        scales, means: of y's shape, each of any of these dtypes.
-        backend: None for the rule in `lalic_kernels.dispatch`, or one of its names.
+        y: the value that the decoder will have: rounded (round(y - mean) + mean) or, in training, with additive noise.
+            Any shape and strides, float16, bfloat16, float32 or float64.
+        scales, means: y's shape, each in any of these dtypes.
+        backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
-        The likelihood, of y's shape, contiguous: float64 if an argument is, else float32, because 1e-9 is zero in
-        float16. Gradients are in their argument's dtype. There is no second derivative, but of the reference's.
+        The likelihood, y's shape, contiguous: float64 if an argument is, else float32, because 1e-9 is zero in float16.
+        Gradients are in their argument's dtype. Only the reference has a second derivative.
 
     Raises:
-        TypeError: an argument is no tensor, or not of a floating dtype.
+        TypeError: an argument is not a tensor, or its dtype is not floating.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
 
     Source: Balle et al., 2018; constants and gradients of the bounds as in CompressAI's GaussianConditional.
 
@@ -90,8 +90,8 @@ OP = register(
     backward=_backward,
     saves=("y", "scales", "means", "backend"),
     like=lambda y, scales, means, backend: torch.empty(y.shape, dtype=_wide(y, scales, means), device=y.device),
-    # As in the kernel: for each of two tails a polynomial of 18 operations and 7 round it, an exponential counting as
-    # one and 2 before it; 13 for the rest, a division counting as one.
+    # As in the kernel. Each of two tails: 18 for the polynomial, 7 around it, 1 for the exponential, 2 before it. 13
+    # for all else. A division counts as 1.
     flops=lambda y, *_, **__: 69 * math.prod(y),
     bytes=lambda y, scales, means: nbytes(y, scales, means) + y.numel() * _wide(y, scales, means).itemsize,
     gradient="like the forward for triton and cpu; otherwise autograd through the reference, recomputed",

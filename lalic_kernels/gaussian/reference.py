@@ -14,19 +14,21 @@ LIKELIHOOD_MIN = 1e-9
 
 
 def scale_table() -> Tensor:
-    """The 64 standard deviations for which tables exist, float32, rising from 0.11 to 256, shape (64,).
+    """The 64 standard deviations that have coding tables, float32, from 0.11 up to 256, shape (64,).
 
-    The logarithms are spaced evenly *in float32* and exponentiated in float32. The same table made in float64 and
-    rounded differs in most entries, and a difference in one entry can change a coded symbol's table.
+    Their logarithms are spaced evenly *in float32*, and exponentiated in float32. A table computed in float64 and then
+    rounded differs in most entries, and one different entry can change a coded symbol's table.
+
+    Source: Balle et al., 2018; constants as in CompressAI's GaussianConditional.
     """
     return torch.exp(torch.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS, dtype=torch.float32))
 
 
 def scale_index(scales: Tensor) -> Tensor:
-    """Index of the first table entry that is at least the scale, 63 where there is none.
+    """Index of the first entry of `scale_table()` that is at least the scale, 63 if there is none.
 
     Args:
-        scales: raw scales of any shape and floating dtype; anything up to 0.11, negative values too, gets index 0.
+        scales: raw scales of any shape and floating dtype. Scales up to 0.11, also negative ones, get index 0.
 
     Returns:
         int32 of the same shape, values 0..63: 63 minus the number of the first 63 entries that are >= the scale.
@@ -37,7 +39,7 @@ def scale_index(scales: Tensor) -> Tensor:
 
 
 class _LowerBound(torch.autograd.Function):
-    """max(x, bound), whose gradient passes where x >= bound or where a step of descent would raise x."""
+    """max(x, bound) with the gradient that `lower_bound` describes."""
 
     @staticmethod
     def forward(ctx, x: Tensor, bound: float) -> Tensor:
@@ -55,7 +57,7 @@ class _LowerBound(torch.autograd.Function):
 def lower_bound(x: Tensor, bound: float) -> Tensor:
     """max(x, bound). The gradient passes where x >= bound or the gradient is negative, and is zero elsewhere.
 
-    With a plain maximum a value below the bound would never learn to come back above it.
+    With a plain maximum, training could never raise a value that is below the bound.
     """
     return _LowerBound.apply(x, bound)
 
@@ -65,18 +67,18 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
-    """Probability mass of the unit interval round y under a normal distribution.
+    """Probability mass of the unit interval around y under a normal distribution.
 
-    v = |y - mean|, s = max(scale, 0.11), p = max(Phi((0.5 - v) / s) - Phi((-0.5 - v) / s), 1e-9). Both maxima pass
-    gradients as `lower_bound` says. Taking v >= 0 keeps both arguments in the tail where erfc is accurate.
+    v = |y - mean|, s = max(scale, 0.11), p = max(Phi((0.5 - v) / s) - Phi((-0.5 - v) / s), 1e-9). Both maxima have the
+    gradient of `lower_bound`. Because v >= 0, both arguments are in the tail where erfc is accurate.
 
     Args:
-        y: the value as the decoder will have it, i.e. already rounded (round(y - mean) + mean) or, in training, with
-            additive noise; any shape.
-        scales, means: of the same shape as y.
+        y: the value that the decoder will have: rounded (round(y - mean) + mean) or, in training, with additive noise;
+            any shape.
+        scales, means: y's shape.
 
     Returns:
-        The likelihood, of y's shape: float64 if an argument is, else float32, because 1e-9 is zero in float16.
+        The likelihood, y's shape: float64 if an argument is, else float32, because 1e-9 is zero in float16.
 
     Source: Balle et al., 2018; constants as in CompressAI's GaussianConditional.
     """

@@ -1,7 +1,7 @@
-"""The channel mix on CPUs: torch's matrix products, and compiled code (`cpu_loops.py`) for what stands between them.
+"""The channel mix on CPUs: torch's matrix products, and compiled code (`cpu_loops.py`) between them.
 
-float32 and bfloat16; plain x86-64 cannot convert float16, which takes `torch_path.py`. The same bits on any number of
-threads, as far as torch's products give them.
+For float32 and bfloat16; float16 takes `torch_path.py`, because plain x86-64 cannot convert it. The bits do not depend
+on the number of threads, if those of torch's products do not.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from lalic_kernels.mix import torch_path
-from lalic_kernels.mix.torch_path import add_product_, dtype_of, stretches
+from lalic_kernels.mix.torch_path import add_product_, dtype_of, token_chunks
 from lalic_kernels.threads import flat_array, run_ranges
 
-# Below some ten thousand elements a thread costs more than it saves.
+# With fewer elements a thread costs more than it saves.
 _LEAST_ELEMENTS = 16384
 
 Saved = tuple[Tensor, Tensor, Tensor]
-"""Of all tokens: K x (rows, F), V relu(K x)^2 and R x (rows, C)."""
+"""For all tokens: K x (rows, F), V relu(K x)^2 (rows, C) and R x (rows, C)."""
 
 
 def computes_in_torch(x: Tensor, residual: Tensor | None) -> bool:
-    """Whether a dtype is one that the compiled code does not know; nothing is saved then."""
+    """Whether a dtype is not supported by the compiled code; then nothing is saved."""
     return torch.float16 in (x.dtype, x.dtype if residual is None else residual.dtype)
 
 
@@ -37,18 +37,18 @@ def forward(
     gamma: Tensor | None,
     saved: Saved | None = None,
 ) -> Tensor:
-    """x (rows, C) -> (rows, C) in the residual's dtype or x's. Contiguous arguments, as in `reference.py`.
+    """The channel mix of x (rows, C), shape (rows, C), in the residual's dtype or x's. Contiguous arguments.
 
-    saved: where a backward's inputs go, or None for nowhere; never with float16.
+    saved: tensors that get the backward's inputs, or None; must be None for float16.
     """
     if computes_in_torch(x, residual):
         return torch_path.channel_forward(x, key, receptance, value, residual, gamma)
     from lalic_kernels.mix import cpu_loops
 
     out = torch.empty(x.shape, dtype=dtype_of(x, residual))
-    target, rest = _array(out), None if residual is None else _array(residual)
+    target, added = _array(out), None if residual is None else _array(residual)
     factor = None if gamma is None else gamma.detach().float().numpy()
-    for part in stretches(x, key.shape[0]):
+    for part in token_chunks(x, key.shape[0]):
         tokens = x[part]
         if saved is None:
             hidden = torch.mm(tokens, key.t())
@@ -61,7 +61,7 @@ def forward(
             _over_elements(cpu_loops.squared, before, hidden)
             torch.mm(hidden, value.t(), out=mixed)
             torch.mm(tokens, receptance.t(), out=gate)
-        arguments = (_array(mixed), _array(gate), None if rest is None else rest[part], factor)
+        arguments = (_array(mixed), _array(gate), None if added is None else added[part], factor)
         _over_rows(cpu_loops.finish, arguments, target[part])
     return out
 
@@ -69,27 +69,30 @@ def forward(
 def backward(
     x: Tensor, key: Tensor, receptance: Tensor, value: Tensor, gamma: Tensor | None, grad: Tensor, saved: Saved
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """`torch_path.channel_backward` from what `forward` saved: the same sums, with fewer roundings between them."""
+    """Gradients of x, key, receptance, value and gamma (None without gamma), from what `forward` saved.
+
+    The same sums as in `torch_path.channel_backward`, with fewer roundings between them.
+    """
     from lalic_kernels.mix import cpu_loops
 
     grad_x = torch.empty_like(x)
     sums = [torch.zeros(matrix.shape, dtype=torch.float32) for matrix in (key, receptance, value)]
     factor = torch.ones(x.shape[1]) if gamma is None else gamma.detach().float()
     scaled = (factor[:, None] * value).to(x.dtype)
-    for part in stretches(x, 2 * key.shape[0]):
+    for part in token_chunks(x, 2 * key.shape[0]):
         before, mixed, gate = (t[part] for t in saved)
-        hidden, gated, of_gate = torch.empty_like(before), torch.empty_like(gate), torch.empty_like(gate)
+        hidden, gated, grad_gate = torch.empty_like(before), torch.empty_like(gate), torch.empty_like(gate)
         _over_elements(cpu_loops.squared, before, hidden)
         arguments = (_array(grad[part]), _array(mixed), _array(gate), factor.numpy())
-        _over_rows(cpu_loops.gate_gradient, arguments, _array(gated), _array(of_gate))
-        # gated^T h is the gradient of value but for gamma, and all that gamma's own needs.
+        _over_rows(cpu_loops.gate_gradient, arguments, _array(gated), _array(grad_gate))
+        # gated^T h: times gamma it is the gradient of value; times value and summed, that of gamma.
         add_product_(sums[2], gated, hidden)
-        of_hidden = torch.mm(gated, scaled)
-        _over_elements(cpu_loops.hidden_gradient, before, of_hidden)
-        add_product_(sums[0], of_hidden, x[part])
-        add_product_(sums[1], of_gate, x[part])
-        torch.mm(of_hidden, key, out=grad_x[part])
-        grad_x[part].addmm_(of_gate, receptance)
+        grad_hidden = torch.mm(gated, scaled)
+        _over_elements(cpu_loops.hidden_gradient, before, grad_hidden)
+        add_product_(sums[0], grad_hidden, x[part])
+        add_product_(sums[1], grad_gate, x[part])
+        torch.mm(grad_hidden, key, out=grad_x[part])
+        grad_x[part].addmm_(grad_gate, receptance)
     grad_gamma = None
     if gamma is not None:
         grad_gamma = (sums[2] * value).sum(1).to(gamma.dtype)
@@ -102,13 +105,13 @@ def _array(x: Tensor) -> np.ndarray:
     return flat_array(x).reshape(x.shape)
 
 
-def _over_elements(loop: Any, x: Tensor, *to: Tensor) -> None:
-    """loop(x, start, stop, *to) over all elements."""
-    flat, targets = flat_array(x), [flat_array(t) for t in to]
+def _over_elements(loop: Any, x: Tensor, *outputs: Tensor) -> None:
+    """Call loop(x, start, stop, *outputs) for ranges that cover all elements."""
+    flat, targets = flat_array(x), [flat_array(t) for t in outputs]
     run_ranges(lambda i, j: loop(flat, i, j, *targets), flat.size, least=_LEAST_ELEMENTS)
 
 
-def _over_rows(loop: Any, arguments: tuple[Any, ...], *to: np.ndarray) -> None:
-    """loop(*arguments, start, stop, *to) over all rows."""
-    rows, channels = to[0].shape
-    run_ranges(lambda i, j: loop(*arguments, i, j, *to), rows, least=-(-_LEAST_ELEMENTS // channels))
+def _over_rows(loop: Any, arguments: tuple[Any, ...], *outputs: np.ndarray) -> None:
+    """Call loop(*arguments, start, stop, *outputs) for ranges that cover all rows."""
+    rows, channels = outputs[0].shape
+    run_ranges(lambda i, j: loop(*arguments, i, j, *outputs), rows, least=-(-_LEAST_ELEMENTS // channels))

@@ -1,4 +1,4 @@
-"""What stands between the channel mix's matrix products on CPUs, compiled by numba: passes over a stretch of tokens.
+"""The channel mix's elementwise steps between its matrix products on CPUs, compiled by numba.
 
 Arrays are float32, or uint16 that holds bfloat16; computed in float32 and rounded once.
 """
@@ -12,7 +12,7 @@ from lalic_kernels.numba_math import OPTIONS, f32, sigmoid, stored, wide
 
 @njit(**OPTIONS)
 def square_relu(hidden, start, stop):
-    """hidden[start:stop] = relu(hidden)^2, flat; a NaN stays one."""
+    """hidden[start:stop] = relu(hidden)^2, flat; NaN stays NaN."""
     part = hidden[start:stop]
     for i in range(part.size):
         x = wide(part[i])
@@ -22,9 +22,9 @@ def square_relu(hidden, start, stop):
 
 @njit(**OPTIONS)
 def finish(mixed, gate, residual, gamma, start, stop, out):
-    """Rows start..stop of out = residual + gamma * sigmoid(gate) * mixed; without residual and gamma where it is None.
+    """Rows start..stop of out = residual + gamma * sigmoid(gate) * mixed, or sigmoid(gate) * mixed for residual None.
 
-    All (rows, C) but gamma, (C,) float32.
+    gamma (C,) float32; all others (rows, C).
     """
     for t in range(start, stop):
         m, g, to = mixed[t], gate[t], out[t]
@@ -39,7 +39,7 @@ def finish(mixed, gate, residual, gamma, start, stop, out):
 
 @njit(**OPTIONS)
 def squared(before, start, stop, out):
-    """out[start:stop] = relu(before)^2, flat, as `square_relu` but to another place."""
+    """out[start:stop] = relu(before)^2, flat; NaN stays NaN."""
     part, to = before[start:stop], out[start:stop]
     for i in range(part.size):
         x = wide(part[i])
@@ -49,7 +49,7 @@ def squared(before, start, stop, out):
 
 @njit(**OPTIONS)
 def hidden_gradient(before, start, stop, grad):
-    """grad[start:stop] *= 2 relu(before), flat: from the gradient of relu(before)^2 to that of before."""
+    """grad[start:stop] *= 2 relu(before), flat: turns the gradient of relu(before)^2 into that of before."""
     part, to = before[start:stop], grad[start:stop]
     for i in range(part.size):
         x = wide(part[i])
@@ -58,15 +58,15 @@ def hidden_gradient(before, start, stop, grad):
 
 
 @njit(**OPTIONS)
-def gate_gradient(grad, mixed, gate, gamma, start, stop, gated, of_gate):
-    """Rows start..stop of gated = grad sigmoid(gate), and of the gradient of gate; gamma is a factor of that alone.
+def gate_gradient(grad, mixed, gate, gamma, start, stop, gated, grad_gate):
+    """Rows start..stop of gated = grad sigmoid(gate), and of grad_gate = gamma gated (1 - sigmoid(gate)) mixed.
 
-    All (rows, C) but gamma, (C,) float32, ones where there is none.
+    gamma (C,) float32, ones for none; all others (rows, C).
     """
     for t in range(start, stop):
-        g, m, r, to, result = grad[t], mixed[t], gate[t], gated[t], of_gate[t]
+        g, m, r, to, result = grad[t], mixed[t], gate[t], gated[t], grad_gate[t]
         for c in range(m.size):
             s = sigmoid(wide(r[c]))
             upstream = wide(g[c]) * s
             to[c] = stored(gated, upstream)
-            result[c] = stored(of_gate, gamma[c] * upstream * (f32(1.0) - s) * wide(m[c]))
+            result[c] = stored(grad_gate, gamma[c] * upstream * (f32(1.0) - s) * wide(m[c]))

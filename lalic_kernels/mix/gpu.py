@@ -1,7 +1,7 @@
-"""The two mixes on a GPU: launches of their Triton kernels, and their frozen tables, by architecture and shape.
+"""The two mixes on a GPU: launches of their Triton kernels, and frozen launch tables by architecture and shape.
 
-For the channel mix a program has all C channels of BLOCK_M tokens in registers, so its table goes by C. Wider than its
-widest row, not even 16 tokens fit, and torch's matrix products over stretches of tokens serve (`torch_path.py`).
+In the channel mix a program holds all C channels of BLOCK_M tokens in registers, so its table is indexed by C. For C
+beyond the table not even 16 tokens fit, and torch's matrix products over chunks of tokens are used (`torch_path.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lalic_kernels.mix.torch_path import dtype_of
 
 
 def split(channels: int) -> tuple[int, int]:
-    """(main, rest): powers of two, at least 16 (rest may be 0), whose sum covers the channels with little to spare."""
+    """(main, rest): two powers of two, at least 16 (rest may be 0); their sum is `channels` or slightly more."""
     main = max(16, 1 << (channels.bit_length() - 1))
     over = max(channels - main, 0)
     rest = max(16, 1 << (over - 1).bit_length()) if over else 0
     return main, rest
 
 
-# A launch has at least so many programs before a program takes several blocks of outputs: two on each of 132 units.
+# A program takes several blocks of outputs only if the launch has at least this many programs: 2 for 132 processors.
 PROGRAMS = 264
 
 
@@ -32,8 +32,8 @@ def _linear(block_m: int, block_n: int, block_k: int, warps: int, stages: int, h
     return Launch(constants, num_warps=warps, num_stages=stages)
 
 
-# (architecture or "any", at most so many channels with their padding, elements in a 16-byte vector) -> configuration.
-# None: any number of channels. Vectors of one element need a register an address, so their tiles are small.
+# (architecture or "any", largest number of channels with padding, elements in a 16-byte vector) -> configuration.
+# None: any number of channels. With vectors of one element each address needs a register, so tiles are small.
 LINEAR: dict[tuple[str, int | None, int], Launch] = {
     ("any", 96, 8): _linear(128, 32, 32, 4, 2),
     ("any", 160, 8): _linear(64, 32, 32, 4, 2),
@@ -46,7 +46,7 @@ LINEAR: dict[tuple[str, int | None, int], Launch] = {
 
 @dataclass(frozen=True)
 class LinearChoice:
-    """The launch of one product: main + rest powers of two that cover C, vec channels a 16-byte vector (or 1)."""
+    """The launch of one product: `split` of C; vec channels in a 16-byte vector (or 1); `per` blocks per program."""
 
     launch: Launch
     main: int
@@ -57,7 +57,7 @@ class LinearChoice:
 
 
 def choose_linear(arch: str, rows: int, channels: int, planes: int, itemsize: int) -> LinearChoice:
-    """The configuration for so many rows, C channels and planes of C outputs."""
+    """The configuration for a number of rows, C channels and `planes` planes of C outputs each."""
     main, rest = split(channels)
     vec = 16 // itemsize if channels % (16 // itemsize) == 0 else 1
     limits = [n for _, n, v in LINEAR if v == vec and n is not None and n >= main + rest]
@@ -74,9 +74,9 @@ def choose_linear(arch: str, rows: int, channels: int, planes: int, itemsize: in
 def linear(
     x: Tensor, matrix: Tensor, planes: int, residual: Tensor | None = None, gamma: Tensor | None = None
 ) -> Tensor:
-    """The kernel: x (B, T, C) @ matrix^T as (planes, B, T, C); for one plane (B, T, C), or residual + gamma * it.
+    """x (B, T, C) @ matrix^T, shape (planes, B, T, C); for one plane (B, T, C), and residual + gamma * () if given.
 
-    Contiguous arguments; matrix (planes * C, C) in x's dtype, gamma float32.
+    Contiguous arguments; matrix (planes * C, C) in x's dtype, gamma (C,) float32.
     """
     from lalic_kernels.mix import kernels
 
@@ -98,8 +98,8 @@ def _channel(block_m: int, block_h: int, block_k: int, warps: int, stages: int, 
     return Launch(constants, num_warps=warps, num_stages=stages)
 
 
-# (architecture or "any", at most so many channels with their padding, elements in a 16-byte vector) -> configuration.
-# Vectors of one element need a register an address, so their tiles are small and x is not held.
+# (architecture or "any", largest number of channels with padding, elements in a 16-byte vector) -> configuration.
+# With vectors of one element each address needs a register, so tiles are small and x is not held in registers.
 CHANNEL: dict[tuple[str, int, int], Launch] = {
     ("any", 96, 8): _channel(128, 32, 32, 8, 2),
     ("any", 160, 8): _channel(64, 32, 32, 8, 1),
@@ -116,7 +116,7 @@ CHANNEL: dict[tuple[str, int, int], Launch] = {
 
 @dataclass(frozen=True)
 class ChannelChoice:
-    """The launch of one call: main + rest powers of two that cover C, and vec channels a 16-byte vector (or 1)."""
+    """The launch of one call: `split` of C, and vec channels in a 16-byte vector (or 1)."""
 
     launch: Launch
     main: int
@@ -125,7 +125,7 @@ class ChannelChoice:
 
 
 def choose_channel(arch: str, channels: int, hidden: int, itemsize: int) -> ChannelChoice | None:
-    """The configuration for C channels and a hidden layer's width; None where torch's products are taken."""
+    """The configuration for C channels and a hidden layer's width; None if torch's products must be used."""
     main, rest = split(channels)
     vec = 16 // itemsize
     if channels % vec or hidden % vec:
@@ -139,7 +139,7 @@ def choose_channel(arch: str, channels: int, hidden: int, itemsize: int) -> Chan
 def channel_mix(
     x: Tensor, key: Tensor, receptance: Tensor, value: Tensor, residual: Tensor | None, gamma: Tensor | None
 ) -> Tensor | None:
-    """The kernel on contiguous x (rows, C), gamma float32; None where its table leaves the shape to torch."""
+    """The channel mix of contiguous x (rows, C), gamma float32; None if the launch table has no entry for the shape."""
     from lalic_kernels.mix import kernels
 
     (rows, channels), hidden = x.shape, key.shape[0]

@@ -1,8 +1,8 @@
 """Triton kernels of the two mixes: the spatial mix's products, and the channel mix's forward in one launch.
 
-Matrices are contiguous and row-major, rows are tokens. Products accumulate in float32; float32 inputs are multiplied as
-IEEE float32. Where a tile has all C channels, they are MAIN + REST powers of two (96 = 64 + 32, 144 = 128 + 16), so
-that the model's widths have no padding; other widths are masked.
+Matrices are contiguous and row-major; rows are tokens. Products accumulate in float32; float32 inputs are multiplied as
+IEEE float32. A tile of all C channels has two parts, MAIN and REST, both powers of two (96 = 64 + 32, 144 = 128 + 16),
+so that the model's widths need no padding; other widths are masked.
 """
 
 import triton
@@ -20,22 +20,19 @@ def rows_linear_kernel(
     y_ptr,  # (PLANES, rows, C), written
     rows,
     channels,  # C, at most MAIN + REST if HELD
-    per,  # blocks of outputs a program
+    per,  # blocks of outputs per program
     VEC: tl.constexpr,  # C is a multiple of it
     PLANES: tl.constexpr,
     RESIDUAL: tl.constexpr,  # only with one plane
-    HELD: tl.constexpr,  # 1: a program reads its rows of x once; 0: for each block of outputs
+    HELD: tl.constexpr,  # 1: a program reads its rows of x once; 0: again for each block of outputs
     MAIN: tl.constexpr,
     REST: tl.constexpr,  # 0 for none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # unless HELD
+    BLOCK_K: tl.constexpr,  # used only without HELD
 ):
-    """y = x @ matrix^T, or residual + gamma * (), a plane for each C outputs. Grid (blocks of rows, groups of blocks).
-
-    Sums are float32; float32 inputs are multiplied as IEEE float32.
-    """
-    # A block of rows, in registers for all outputs if HELD.
+    """y = x @ matrix^T, or residual + gamma * (). C outputs form a plane. Grid (blocks of rows, groups of blocks)."""
+    # A block of rows; with HELD it stays in registers.
     channels = (channels // VEC) * VEC
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c0 = tl.arange(0, MAIN)
@@ -73,7 +70,7 @@ def _finish(
     mixed, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels,
     RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y = sigmoid(x @ receptance^T) * mixed, then residual + gamma * (), for the channels c."""
+    """Write y = sigmoid(x @ receptance^T) * mixed, or residual + gamma * (), for the channels c."""
     # The gate: [BLOCK_M, BLOCK_N] float32.
     gate = product(x_ptr, receptance_ptr, row, c, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
     y = sigmoid_stable(gate) * mixed
@@ -101,18 +98,18 @@ def channel_mix_kernel(
     hidden,
     VEC: tl.constexpr,  # C and hidden are multiples of it
     RESIDUAL: tl.constexpr,
-    HELD: tl.constexpr,  # 1: x stays in registers for all of the hidden layer; 0: it is read again for each block
+    HELD: tl.constexpr,  # 1: x stays in registers; 0: it is read again for each block of the hidden layer
     MAIN: tl.constexpr,
     REST: tl.constexpr,  # 0 for none
     BLOCK_M: tl.constexpr,
-    BLOCK_H: tl.constexpr,  # of the hidden layer at a time
-    BLOCK_K: tl.constexpr,  # of the gate's product
+    BLOCK_H: tl.constexpr,  # hidden channels at a time
+    BLOCK_K: tl.constexpr,  # input channels at a time in the gate's product
 ):
     """y = sigmoid(x @ receptance^T) * (relu(x @ key^T)^2 @ value^T), or residual + gamma * ().
 
     Grid (blocks of rows,). The hidden layer is rounded to x's dtype before the second product, as if it were stored.
     """
-    # A block of rows, all channels in two parts: sums [BLOCK_M, MAIN] and [BLOCK_M, REST].
+    # A block of rows, all channels in two parts; sums [BLOCK_M, MAIN] and [BLOCK_M, REST].
     channels = (channels // VEC) * VEC
     hidden = (hidden // VEC) * VEC
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -134,13 +131,13 @@ def channel_mix_kernel(
                 a = tl.dot(x1, transposed_of(key_ptr, h, c1, hidden, channels), a, input_precision="ieee")
         else:
             a = product(x_ptr, key_ptr, row, h, rows, channels, hidden, BLOCK_M, BLOCK_H, BLOCK_K)
-        # Relu and square, and the product with value onto the sums.
+        # Squared relu; add the product with value to the sums.
         a = tl.maximum(a, 0.0)
         a = (a * a).to(x_ptr.dtype.element_ty)
         acc0 = tl.dot(a, transposed_of(value_ptr, c0, h, channels, hidden), acc0, input_precision="ieee")
         if REST > 0:
             acc1 = tl.dot(a, transposed_of(value_ptr, c1, h, channels, hidden), acc1, input_precision="ieee")
-    # The gate, residual and gamma, for either part.
+    # Gate, residual and gamma, for each part.
     _finish(
         acc0, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c0, rows, channels,
         RESIDUAL, BLOCK_M, MAIN, BLOCK_K,

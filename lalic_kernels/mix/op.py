@@ -9,7 +9,7 @@ from lalic_kernels import checks, dispatch
 from lalic_kernels.mix import cpu, gpu, reference, torch_path
 from lalic_kernels.op import nbytes, register
 
-# What one mix may save for its backward on a CPU; a block has two of them, and a model as many as it has blocks.
+# The most that one mix may save for its backward on a CPU. A block has two mixes.
 SAVED_BYTES = 128 << 20
 
 
@@ -26,34 +26,35 @@ def spatial_mix(
     gamma: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """o = O (sigmoid(R x) * BiWKV(decay / T, boost / T, K x, V x)), T = H * W; o itself, or residual + gamma * o.
+    """o = O (sigmoid(R x) * BiWKV(decay / T, boost / T, K x, V x)), T = H * W; returns o, or residual + gamma * o.
 
-    On a GPU one product makes k, v and r, BiWKV applies the gate as it writes, and the output's product adds the
-    residual as it writes. For training x, the parameters and gamma are saved; compiled CPU code also saves k, v, r and
-    the gated result, where these take at most 128 MiB.
+    On a GPU one product computes k, v and r, BiWKV applies the gate, and the output's product adds the residual. For
+    training x, the parameters and gamma are saved; compiled CPU code also saves k, v, r and the gated result, if these
+    take at most 128 MiB.
 
     Args:
-        x: image, shifted already, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides; tokens are
-            its pixels in row-major order.
-        decay, boost: parameters of the model, shape (C,), in x's dtype or float32. They are divided by T here, in
-            float32.
+        x: shifted image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides; tokens are its pixels
+            in row-major order.
+        decay, boost: parameters of the model, shape (C,), in x's dtype or float32, not yet divided by T.
         key, value, receptance, output: shape (C, C), rows are outputs. In x's dtype, or in float32 (then they are
             rounded to x's dtype first).
         residual: shape (B, H, W, C), in x's dtype or float32, or None.
-        gamma: shape (C,), in x's dtype or float32; with residual, and only with it.
+        gamma: shape (C,), in x's dtype or float32; must be given if residual is, and only then.
         backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu" (BiWKV compiled by numba,
-            products by torch), "torch", "reference". BiWKV gets the same.
+            products by torch), "torch", "reference". BiWKV uses the same backend.
 
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. k, v, r and y are rounded to x's
         dtype; sums are float32. float32 products are IEEE float32. Inside `torch.autocast` x and the matrices are cast
-        as for F.linear, the rest is not.
+        as for F.linear, other arguments are not.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
-        ValueError: a shape, layout or device does not fit, residual comes without gamma or gamma without residual, or
-            there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit, only one of residual and gamma is given, or there is no
+            backend of that name.
+        BackendUnavailable: the requested backend cannot run on this machine.
+
+    Source: LALIC (Feng et al., 2025), RWKV block, spatial half.
 
     Example:
         >>> x, m = torch.randn(1, 4, 6, 16), torch.randn(4, 16, 16)
@@ -69,7 +70,7 @@ def spatial_mix(
         *((name, matrix, "C C") for name, matrix in matrices.items()),
         *_patterns(residual, gamma),
     )
-    x, (key, value, receptance, output) = _settled("spatial_mix", x, matrices, residual, gamma)
+    x, (key, value, receptance, output) = _in_one_dtype("spatial_mix", x, matrices, residual, gamma)
     checks.same_device("spatial_mix", ("x", x), *named)
     for name, vector in named:
         checks.dtype_in("spatial_mix", name, vector, (x.dtype, torch.float32), "beside x")
@@ -92,20 +93,20 @@ def channel_mix(
     gamma: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """m = sigmoid(R x) * (V relu(K x)^2), each token on its own; m itself, or residual + gamma * m.
+    """m = sigmoid(R x) * (V relu(K x)^2) for each token; returns m, or residual + gamma * m.
 
-    The hidden layer relu(K x)^2 never goes to memory as a whole, neither forward nor backward: on a GPU it stays inside
-    the one kernel, elsewhere it is made and used a stretch of tokens at a time. For training x, the matrices and gamma
-    are saved; compiled CPU code also saves K x, R x and V relu(K x)^2, where these take at most 128 MiB.
+    The whole hidden layer relu(K x)^2 is never in memory, neither forward nor backward: on a GPU it stays inside one
+    kernel, otherwise it is computed for a chunk of tokens at a time. For training x, the matrices and gamma are saved;
+    compiled CPU code also saves K x, R x and V relu(K x)^2, if these take at most 128 MiB.
 
     Args:
-        x: image, shifted already, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
-        key: shape (F, C), F the width of the hidden layer. This and the following two in x's dtype, or in float32 (then
-            they are rounded to x's dtype first).
+        x: shifted image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
+        key: shape (F, C), F the width of the hidden layer. key, receptance and value are in x's dtype, or in float32
+            (then they are rounded to x's dtype first).
         receptance: shape (C, C).
         value: shape (C, F).
         residual: shape (B, H, W, C), in x's dtype or float32, or None.
-        gamma: shape (C,), in x's dtype or float32; with residual, and only with it.
+        gamma: shape (C,), in x's dtype or float32; must be given if residual is, and only then.
         backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
@@ -114,10 +115,12 @@ def channel_mix(
         float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma are not.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
-        ValueError: a shape, layout or device does not fit, residual comes without gamma or gamma without residual, or
-            there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
+        ValueError: a shape, layout or device does not fit, only one of residual and gamma is given, or there is no
+            backend of that name.
+        BackendUnavailable: the requested backend cannot run on this machine.
+
+    Source: LALIC (Feng et al., 2025), RWKV block, channel half.
 
     Example:
         >>> x, key, value = torch.randn(1, 4, 6, 16), torch.randn(64, 16), torch.randn(16, 64)
@@ -130,7 +133,7 @@ def channel_mix(
         ("x", x, "B H W C"), ("key", key, "F C"), ("receptance", receptance, "C C"), ("value", value, "C F"),
         *_patterns(residual, gamma),
     )  # fmt: skip
-    x, (key, receptance, value) = _settled("channel_mix", x, matrices, residual, gamma)
+    x, (key, receptance, value) = _in_one_dtype("channel_mix", x, matrices, residual, gamma)
     chosen = dispatch.resolve(CHANNEL_MIX, backend, x.device.type, x.dtype)
     if chosen == "reference":
         return reference.channel_mix(x, key, receptance, value, residual, gamma)
@@ -138,17 +141,17 @@ def channel_mix(
     return CHANNEL_MIX.call(x, key, receptance, value, residual, gamma, saving, chosen)[0]
 
 
-def _settled(
+def _in_one_dtype(
     op: str, x: Tensor, matrices: dict[str, Tensor], residual: Tensor | None, gamma: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x and the matrices in one dtype: autocast's where that is on, as F.linear has it, else x's.
+    """x and the matrices in one dtype: autocast's if it is on, like F.linear, else x's.
 
     Raises:
         TypeError, ValueError: a dtype or device does not fit, or one of residual and gamma is missing.
     """
     if (residual is None) != (gamma is None):
-        given, absent = ("residual", "gamma") if gamma is None else ("gamma", "residual")
-        raise ValueError(f"{op}: {absent} must be given with {given}, but is None")
+        given, missing = ("residual", "gamma") if gamma is None else ("gamma", "residual")
+        raise ValueError(f"{op}: {missing} must be given with {given}, but is None")
     dtype = checks.floating(op, "x", x)
     both = () if residual is None or gamma is None else (("residual", residual), ("gamma", gamma))
     checks.same_device(op, ("x", x), *matrices.items(), *both)
@@ -163,27 +166,27 @@ def _settled(
 
 
 def _patterns(residual: Tensor | None, gamma: Tensor | None) -> tuple[tuple[str, Tensor, str], ...]:
-    """What `checks.shapes` needs to know of those of the two that are given."""
-    found = (("residual", residual, "B H W C"), ("gamma", gamma, "C"))
-    return tuple((name, value, pattern) for name, value, pattern in found if value is not None)
+    """Arguments of `checks.shapes` for residual and gamma, if they are given."""
+    optional = (("residual", residual, "B H W C"), ("gamma", gamma, "C"))
+    return tuple((name, value, pattern) for name, value, pattern in optional if value is not None)
 
 
 def saves_activations(chosen: str, x: Tensor, width: int, *others: Tensor | None) -> bool:
-    """Whether training saves what a mix computes on its way: the one rule.
+    """Whether a mix saves its intermediate results for the backward.
 
-    On a GPU and for large images a backward computes it again, as memory is what limits training there. Compiled CPU
-    code saves it, as long as that is at most `SAVED_BYTES` a mix.
+    Compiled CPU code saves them if they take at most `SAVED_BYTES` per mix. For larger images, and on a GPU, where
+    memory limits training, the backward computes them again.
 
     Args:
         chosen: the backend.
         x: in the dtype of the products.
-        width: elements a token that would be saved.
-        others: what may require gradients beside x; not the residual, whose gradient needs nothing.
+        width: number of elements per token to save.
+        others: arguments other than x that may require gradients; not the residual, whose gradient needs nothing.
     """
     if chosen != "cpu" or x.dtype == torch.float16 or not torch.is_grad_enabled():
         return False
-    wanted = any(t is not None and t.requires_grad for t in (x, *others))
-    return wanted and x.shape[:3].numel() * width * x.element_size() <= SAVED_BYTES
+    training = any(t is not None and t.requires_grad for t in (x, *others))
+    return training and x.shape[:3].numel() * width * x.element_size() <= SAVED_BYTES
 
 
 def _spatial_mix(
@@ -204,19 +207,19 @@ def _spatial_mix(
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=torch_path.dtype_of(x, residual), device=x.device), *nothing
     tokens = x.flatten(1, 2).contiguous()
-    rest = None if residual is None else residual.flatten(1, 2).contiguous()
+    added = None if residual is None else residual.flatten(1, 2).contiguous()
     if dispatch.resolve(SPATIAL_MIX, backend, x.device.type, x.dtype) == "triton":
         kvr = gpu.linear(tokens, torch.cat((key, value, receptance)), 3)
         y = torch_path.biwkv(decay, boost, kvr, backend)
         scale = None if gamma is None else gamma.float().contiguous()
-        result = gpu.linear(y, output.contiguous(), 1, rest, scale).view(x.shape)
+        result = gpu.linear(y, output.contiguous(), 1, added, scale).view(x.shape)
     else:
         with checks.no_autocast(x.device):
-            # BiWKV's compiled code widens float16 as a whole: better a stretch, while it is in the cache.
+            # BiWKV's compiled code would convert all of float16 k, v, r: convert chunks while they are in the cache.
             wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else None
             kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
             y = torch_path.biwkv(decay, boost, kvr, backend)
-            result = torch_path.project(y, output, rest, gamma).view(x.shape)
+            result = torch_path.project(y, output, added, gamma).view(x.shape)
     return result, *((kvr, y) if saving else nothing)
 
 
@@ -234,17 +237,17 @@ def _spatial_mix_backward(
     grad: Tensor,
     backend: str | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of all but the residual; None for gamma without gamma. kvr, y: as the forward saved them, or empty."""
-    given = (x, decay, boost, key, value, receptance, output)
+    """Gradients of all arguments up to gamma (None without gamma). kvr, y: from the forward, or empty."""
+    inputs = (x, decay, boost, key, value, receptance, output)
     if x.numel() == 0:
-        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in given]
+        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]
         return *zeros, None if gamma is None else torch.zeros_like(gamma)
     matrices = (key.contiguous(), value.contiguous(), receptance.contiguous(), output.contiguous())
     tokens, upstream = x.flatten(1, 2).contiguous(), grad.flatten(1, 2).contiguous()
     with torch.no_grad(), checks.no_autocast(x.device):
         saved = (kvr, y) if kvr.numel() else None
-        of_x, *grads = torch_path.spatial_backward(tokens, decay, boost, matrices, gamma, upstream, backend, saved)
-    return of_x.view(x.shape), *grads
+        grad_x, *grads = torch_path.spatial_backward(tokens, decay, boost, matrices, gamma, upstream, backend, saved)
+    return grad_x.view(x.shape), *grads
 
 
 def _spatial_mix_fake(x, decay, boost, key, value, receptance, output, residual, gamma, saving, backend):
@@ -264,7 +267,7 @@ SPATIAL_MIX = register(
     saves=("x", "decay", "boost", "key", "value", "receptance", "output", "gamma", "kvr", "y", "backend"),
     passes="residual",
     like=_spatial_mix_fake,
-    # Four products, and BiWKV with its gate as that op counts.
+    # Four products, and BiWKV with its gate, counted as in that op.
     flops=lambda x, *_, **__: x[0] * x[1] * x[2] * x[3] * (8 * x[3] + 33),
     bytes=lambda x, decay, boost, key, value, receptance, output, residual=None, gamma=None: (
         nbytes(x, decay, boost, key, value, receptance, output, residual, gamma)
@@ -285,25 +288,25 @@ def _channel_mix(
     saving: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The result; with `saving` also what `cpu.backward` takes, else three empty tensors."""
+    """The result; with `saving` also the three tensors that `cpu.backward` needs, else empty tensors."""
     nothing = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     chosen = dispatch.resolve(CHANNEL_MIX, backend, x.device.type, x.dtype)
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=torch_path.dtype_of(x, residual), device=x.device), *nothing
     flat = x.flatten(0, 2).contiguous()
-    rest = None if residual is None else residual.flatten(0, 2).contiguous()
+    added = None if residual is None else residual.flatten(0, 2).contiguous()
     key, receptance, value = key.contiguous(), receptance.contiguous(), value.contiguous()
     if chosen == "triton":
         scale = None if gamma is None else gamma.float().contiguous()
-        if (found := gpu.channel_mix(flat, key, receptance, value, rest, scale)) is not None:
-            return found.view(x.shape), *nothing
+        if (result := gpu.channel_mix(flat, key, receptance, value, added, scale)) is not None:
+            return result.view(x.shape), *nothing
     with checks.no_autocast(x.device):
         if chosen != "cpu":
-            return torch_path.channel_forward(flat, key, receptance, value, rest, gamma).view(x.shape), *nothing
+            return torch_path.channel_forward(flat, key, receptance, value, added, gamma).view(x.shape), *nothing
         saved = None
-        if saving and not cpu.computes_in_torch(flat, rest):
+        if saving and not cpu.computes_in_torch(flat, added):
             saved = flat.new_empty((flat.shape[0], key.shape[0])), torch.empty_like(flat), torch.empty_like(flat)
-        return cpu.forward(flat, key, receptance, value, rest, gamma, saved).view(x.shape), *(saved or nothing)
+        return cpu.forward(flat, key, receptance, value, added, gamma, saved).view(x.shape), *(saved or nothing)
 
 
 def _channel_mix_backward(
@@ -317,15 +320,15 @@ def _channel_mix_backward(
     gate: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, key, receptance, value and gamma (None without); before, mixed, gate as saved, or empty."""
+    """Gradients of x, key, receptance, value and gamma (None without gamma). before, mixed, gate: saved, or empty."""
     flat, upstream = x.flatten(0, 2).contiguous(), grad.flatten(0, 2).contiguous()
     matrices = key.contiguous(), receptance.contiguous(), value.contiguous()
     with torch.no_grad(), checks.no_autocast(x.device):
         if before.numel():
-            of_x, *grads = cpu.backward(flat, *matrices, gamma, upstream, (before, mixed, gate))
+            grad_x, *grads = cpu.backward(flat, *matrices, gamma, upstream, (before, mixed, gate))
         else:
-            of_x, *grads = torch_path.channel_backward(flat, *matrices, gamma, upstream)
-    return of_x.view(x.shape), *grads
+            grad_x, *grads = torch_path.channel_backward(flat, *matrices, gamma, upstream)
+    return grad_x.view(x.shape), *grads
 
 
 def _channel_mix_fake(x, key, receptance, value, residual, gamma, saving, backend):
@@ -350,6 +353,6 @@ CHANNEL_MIX = register(
         nbytes(x, key, receptance, value, residual, gamma)
         + x.numel() * (x if residual is None else residual).element_size()
     ),
-    gradient="torch's matrix products over stretches of tokens; saved for cpu, else computed again (CUDA too)",
+    gradient="torch's matrix products over chunks of tokens; saved for cpu, else computed again (CUDA too)",
     cpu=True,
 )

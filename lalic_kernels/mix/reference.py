@@ -1,4 +1,4 @@
-"""The two mixes by their definition: what is in an RWKV block's halves after LayerNorm and shift."""
+"""The two mixes by their definition: the halves of an RWKV block after LayerNorm and shift."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def spatial_mix(
     residual: Tensor | None = None,
     gamma: Tensor | None = None,
 ) -> Tensor:
-    """o = O (sigmoid(R x) * BiWKV(decay / T, boost / T, K x, V x)), T = H * W; o itself, or residual + gamma * o.
+    """o = O (sigmoid(R x) * BiWKV(decay / T, boost / T, K x, V x)), T = H * W; returns o, or residual + gamma * o.
 
     Args:
         x: shifted image, shape (B, H, W, C); tokens are its pixels in row-major order.
-        decay, boost: parameters of the model, shape (C,); they are divided by T here.
+        decay, boost: parameters of the model, shape (C,), not yet divided by T.
         key, value, receptance, output: matrices of shape (C, C), rows are outputs, no biases.
         residual: shape (B, H, W, C), or None.
         gamma: shape (C,), or None.
@@ -50,7 +50,7 @@ def channel_mix(
     residual: Tensor | None = None,
     gamma: Tensor | None = None,
 ) -> Tensor:
-    """m = sigmoid(R x) * (V relu(K x)^2); the result is m, or residual + gamma * m.
+    """m = sigmoid(R x) * (V relu(K x)^2); returns m, or residual + gamma * m.
 
     Args:
         x: shifted image, shape (B, H, W, C).

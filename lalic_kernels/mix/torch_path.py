@@ -1,10 +1,9 @@
 """The two mixes through torch's matrix products, and the backward of all paths.
 
-For float64, for float16 on CPUs and CPUs without numba, and for widths beyond the kernels' tables. No tensor of the
-channel mix's whole hidden layer: tokens go by in stretches. BiWKV, inside the spatial mix, is the op of that name.
+For float64, for CPUs with float16 or without numba, and for widths beyond the kernels' tables. Tokens are processed in
+chunks, so that the channel mix's hidden layer is never in memory as a whole. BiWKV is the op of that name.
 
-Tensors are contiguous and of one dtype, but for residual and gamma. Rows are tokens. The planes k, v, r are one tensor
-(3, B, T, C), which BiWKV takes as it is.
+Tensors are contiguous and of one dtype, except residual and gamma. Rows are tokens. k, v, r: one tensor (3, B, T, C).
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from torch import Tensor
 
 from lalic_kernels.biwkv.op import OP as BIWKV
 
-# Work space of a stretch of tokens: on a CPU small enough to stay in a core's cache, on a GPU in its L2.
-STRETCH_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
+# Work space for a chunk of tokens. It fits a core's cache on a CPU, and the L2 cache on a GPU.
+CHUNK_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
 
 Matrices = tuple[Tensor, Tensor, Tensor, Tensor]  # key, value, receptance, output
 
 
 def dtype_of(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    """The result's dtype: the residual's, so that a float32 stream stays float32 beside 16-bit products."""
+    """The result's dtype: the residual's if there is one, so that float32 activations stay float32."""
     return x.dtype if residual is None else residual.dtype
 
 
 def sums_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums over stretches."""
+    """The dtype of sums over chunks of tokens."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def stretches(x: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the rows of x (rows, C) that keep a work space of `width` elements a row within bounds."""
-    capacity = STRETCH_BYTES["cuda" if x.device.type == "cuda" else "cpu"]
+def token_chunks(x: Tensor, width: int) -> Iterator[slice]:
+    """Slices of the rows of x (rows, C), each small enough for a work space of `width` elements per row."""
+    capacity = CHUNK_BYTES["cuda" if x.device.type == "cuda" else "cpu"]
     step = max(64, capacity // (max(width, 1) * x.element_size()) // 64 * 64)
     for start in range(0, x.shape[0], step):
         yield slice(start, min(start + step, x.shape[0]))
@@ -50,7 +49,7 @@ def finish(mixed: Tensor, residual: Tensor | None, gamma: Tensor | None, out: Te
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a^T b for a (rows, m), b (rows, n); total may be of a wider dtype than they are."""
+    """total += a^T b for a (rows, m), b (rows, n); total (m, n) may have a wider dtype."""
     if total.dtype == a.dtype:
         total.addmm_(a.t(), b)
     else:
@@ -58,16 +57,16 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def planes(x: Tensor, matrices: Matrices, dtype: torch.dtype | None = None) -> Tensor:
-    """k, v, r: shape (3, B, T, C) from x (B, T, C), in its dtype, or rounded to it and stored in a wider one."""
-    found = torch.empty((3, *x.shape), dtype=dtype or x.dtype, device=x.device)
+    """k, v, r, shape (3, B, T, C), from x (B, T, C): rounded to x's dtype and stored in `dtype`, or x's for None."""
+    kvr = torch.empty((3, *x.shape), dtype=dtype or x.dtype, device=x.device)
     flat = x.flatten(0, 1)
-    for matrix, plane in zip(matrices, found.flatten(1, 2), strict=False):
+    for matrix, plane in zip(matrices, kvr.flatten(1, 2), strict=False):
         if plane.dtype == x.dtype:
             torch.mm(flat, matrix.t(), out=plane)
-        else:  # a stretch at a time, which is widened while it is in the cache
-            for rows in stretches(flat, 2 * flat.shape[1]):
+        else:  # convert each chunk while it is in the cache
+            for rows in token_chunks(flat, 2 * flat.shape[1]):
                 plane[rows].copy_(torch.mm(flat[rows], matrix.t()))
-    return found
+    return kvr
 
 
 def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor, backend: str | None) -> Tensor:
@@ -77,18 +76,18 @@ def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor, backend: str | None) -> Ten
 
 
 def by_tokens(decay: Tensor, boost: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """decay / T and boost / T in float32 (float64 beside float64): in float16 they would be subnormal."""
+    """decay / T and boost / T in float32 (float64 for a float64 k): in float16 they would be subnormal."""
     wide, tokens = sums_dtype(k), k.shape[1]
     return decay.to(wide) / tokens, boost.to(wide) / tokens
 
 
 def project(y: Tensor, output: Tensor, residual: Tensor | None, gamma: Tensor | None) -> Tensor:
-    """y @ output^T, or residual + gamma * (), shape (B, T, C). y is rounded to output's dtype if it is wider."""
+    """y @ output^T, or residual + gamma * (), shape (B, T, C). A wider y is rounded to output's dtype first."""
     out = torch.empty(y.shape, dtype=dtype_of(output, residual), device=y.device)
     flat, flat_out = y.flatten(0, 1), out.flatten(0, 1)
-    rest = None if residual is None else residual.flatten(0, 1)
-    for rows in stretches(flat, 2 * flat.shape[1]):
-        part = None if rest is None else rest[rows]
+    added = None if residual is None else residual.flatten(0, 1)
+    for rows in token_chunks(flat, 2 * flat.shape[1]):
+        part = None if added is None else added[rows]
         finish(torch.mm(flat[rows].to(output.dtype), output.t()), part, gamma, flat_out[rows])
     return out
 
@@ -106,7 +105,7 @@ def spatial_backward(
     """Gradients of x, decay, boost, key, value, receptance, output and gamma (None without gamma); x is (B, T, C).
 
     saved: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward, or None to compute them again. With
-    A = grad^T y the gradient of output is gamma A, and that of gamma needs no more than A: the row sums of A * output.
+    A = grad^T y the gradient of output is gamma A, and that of gamma is the row sums of A * output.
     """
     wide = sums_dtype(x)
     output = matrices[3]
@@ -131,17 +130,19 @@ def spatial_backward(
         add_product_(total, flat, flat_x)
         grad_x.addmm_(flat, matrix)
     tokens = x.shape[1]
-    found = [total.to(x.dtype) for total in sums]
-    shares = (grad_w / tokens).to(decay.dtype), (grad_u / tokens).to(boost.dtype)
-    return grad_x.view_as(x), *shares, found[0], found[1], found[2], found[3], grad_gamma
+    grad_key, grad_value, grad_receptance, grad_output = (total.to(x.dtype) for total in sums)
+    grad_decay, grad_boost = (grad_w / tokens).to(decay.dtype), (grad_u / tokens).to(boost.dtype)
+    return (
+        grad_x.view_as(x), grad_decay, grad_boost, grad_key, grad_value, grad_receptance, grad_output, grad_gamma,
+    )  # fmt: skip
 
 
 def channel_forward(
     x: Tensor, key: Tensor, receptance: Tensor, value: Tensor, residual: Tensor | None, gamma: Tensor | None
 ) -> Tensor:
-    """x (rows, C) -> (rows, C) in the residual's dtype or x's. Arguments as in `reference.py`."""
+    """The channel mix of x (rows, C), shape (rows, C), in the residual's dtype or x's."""
     out = torch.empty(x.shape, dtype=dtype_of(x, residual), device=x.device)
-    for rows in stretches(x, key.shape[0]):
+    for rows in token_chunks(x, key.shape[0]):
         part = x[rows]
         hidden = F.linear(part, key).relu_()
         mixed = F.linear(hidden.mul_(hidden), value).mul_(F.linear(part, receptance).sigmoid_())
@@ -154,18 +155,18 @@ def channel_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, key, receptance, value and gamma (None without gamma) for the result's gradient (rows, C).
 
-    With m = g * z, g = sigmoid(R x), z = V h, h = p^2, p = relu(K x): all of it is computed again, a stretch at a time,
-    and the gradients of the matrices are added up in float32, in one order.
+    m = g * z, g = sigmoid(R x), z = V h, h = p^2, p = relu(K x) are computed again for each chunk of tokens. The
+    gradients of the matrices are summed in float32 in a fixed order.
     """
     wide = sums_dtype(x)
     grad_x = torch.empty_like(x)
     sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in (key, receptance, value)]
-    for rows in stretches(x, 2 * key.shape[0]):
+    for rows in token_chunks(x, 2 * key.shape[0]):
         part, upstream = x[rows], grad[rows].to(x.dtype)
         p = F.linear(part, key).relu_()
         hidden = p.square()
         gate = F.linear(part, receptance).sigmoid_()
-        # (gate * upstream)^T h is the gradient of value but for gamma, and all that gamma's own needs.
+        # (gate * upstream)^T h: times gamma it is the gradient of value; times value and summed, that of gamma.
         add_product_(sums[2], upstream * gate, hidden)
         if gamma is not None:
             upstream = upstream * gamma.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Entropy coding with groups of interleaved rANS states over frozen integer distributions; the stream is in README.md.
+"""Entropy coding with groups of interleaved rANS states and fixed integer distributions. README.md defines the stream.
 
 >>> import numpy as np
 >>> from lalic_kernels import rans

@@ -1,15 +1,14 @@
-"""Compiled loops (numba) of the coder; cpu.py calls them.
+"""Compiled loops (numba) of the coder.
 
-Lanes take their symbols one after the other here, each its word at once: the order of words is the same. Every array
-access is bounded by a check written here, as numba itself makes none: rows by the index check, table entries by
-CodingTables' own validation, words by `end` once for each step of a group (a group's words have padding behind them),
-halving by the words that each group's start has taken.
+The lanes of a step run one after the other, each with its word: the order of words is that of the reference. numba
+checks no array bounds, so this file does: rows by the index check, table entries by CodingTables' validation, words by
+`end` once per step of a group (the words are padded), halving by the words that each lane has read at the start.
 
-Unsigned integers address arrays, which spares numba's test for negative subscripts; mixed with signed 64-bit ones they
-would turn into float64, hence the typed constants. `control` is (working, left, place in ramp_steps, section, ramp).
+Array indices are unsigned, which saves numba's test for negative ones. Unsigned mixed with signed 64-bit integers would
+become float64, hence the typed constants. `control` is (working, steps_left, index in ramp_steps, section, ramp).
 
-Compiled when first called, and kept on disk (numba uses the package's __pycache__, or NUMBA_CACHE_DIR, or the user's
-cache folder, whichever can be written).
+Functions are compiled at their first call and cached on disk (in the package's __pycache__, NUMBA_CACHE_DIR, or the
+user's cache folder).
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from lalic_kernels.rans import reference as ref
 _U = np.uint64
 _ZERO, _ONE, _SIXTEEN, _LOW16, _LOWER = _U(0), _U(1), _U(16), _U(0xFFFF), _U(1 << 16)
 _BAD_INDEX, _BAD_LANE, _OUT_OF_WORDS = ref.BAD_INDEX, ref.BAD_LANE, ref.OUT_OF_WORDS
-_ENTRY = np.uint32(0xFFFFFF)  # of what the coarse table holds
-WORKING, _LEFT, _AHEAD, _SECTION, _RAMP = 0, 1, 2, 3, 4
+_ENTRY = np.uint32(0xFFFFFF)  # mask of the interval number in the coarse table
+WORKING, _STEPS_LEFT, _STEP, _SECTION, _RAMP = 0, 1, 2, 3, 4
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    # numpy's error model has no test for a zero divisor; a frequency is never zero
+    # numpy's error model does not test for a zero divisor; a frequency is never zero.
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
-        # numba found no folder it may write to: the function is then compiled anew in each process
+        # numba found no folder to write to: the function is compiled again in each process.
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @_compiled
 def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
-    """A field of `width` bits from a lane of the first group, or OUT_OF_WORDS."""
+    """Decode a field of `width` bits from a lane of the first group; returns it or OUT_OF_WORDS."""
     state = _U(x[0, lane])
     slot = state & _LOW16
-    rest = _SIXTEEN - _U(width)
-    value = slot >> rest
-    state = ((state >> _SIXTEEN) << rest) + (slot & ((_ONE << rest) - _ONE))
+    shift = _SIXTEEN - _U(width)
+    value = slot >> shift
+    state = ((state >> _SIXTEEN) << shift) + (slot & ((_ONE << shift) - _ONE))
     if state < _LOWER:
         if at[0] >= end[0]:
             return _OUT_OF_WORDS
@@ -57,6 +56,7 @@ def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _halve(x, words, at, control, steps):  # type: ignore[no-untyped-def]
+    """Stop the upper half of the working lanes, as in reference.py; returns 0 or BAD_LANE."""
     half = control[WORKING] >> 1
     for group in range(len(x)):
         for lane in range(half, 2 * half):
@@ -67,23 +67,26 @@ def _halve(x, words, at, control, steps):  # type: ignore[no-untyped-def]
         for lane in range(half):
             words[at[group] + lane] = np.uint16(x[group, half + lane])
     control[WORKING] = half
-    control[_LEFT] = -1
+    control[_STEPS_LEFT] = -1
     if half > 1:
-        control[_LEFT] = steps[control[_AHEAD]]
-        control[_AHEAD] += 1
+        control[_STEPS_LEFT] = steps[control[_STEP]]
+        control[_STEP] += 1
     return 0
 
 
 @_compiled
 def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out):  # type: ignore[no-untyped-def]
-    """Symbols with table rows (n,), escapes as their rows' last position; returns how many of these, or a fault."""
+    """Decode symbols with table rows (n,); returns the number of escapes or a fault.
+
+    An escape is decoded as the last position of its row.
+    """
     limit = np.uint32(len(bias))
     for row in rows:
         if np.uint32(row) >= limit:
             return _BAD_INDEX
     if control[_SECTION] == control[_RAMP]:
-        control[_LEFT] = steps[0]
-        control[_AHEAD] = 1
+        control[_STEPS_LEFT] = steps[0]
+        control[_STEP] = 1
     control[_SECTION] += 1
     lanes = _U(x.shape[1])
     flat = x.reshape(x.size)
@@ -91,41 +94,43 @@ def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out): 
     begin = _ZERO
     total = _U(len(rows))
     while True:
-        while control[_LEFT] == 0:
+        while control[_STEPS_LEFT] == 0:
             if _halve(x, words, at, control, steps) < 0:
                 return _BAD_LANE
         if begin >= total:
             return np.int64(escapes)
         working = _U(control[WORKING])
-        if control[_LEFT] > 0:
-            control[_LEFT] -= 1
+        if control[_STEPS_LEFT] > 0:
+            control[_STEPS_LEFT] -= 1
         for group in range(len(at)):
             if begin >= total:
                 break
-            own_lanes = _U(group) * lanes
+            first_lane = _U(group) * lanes
             word_at = _U(at[group])
             active = min(working, total - begin)
             for lane in range(active):
-                own = _U(np.uint32(rows[begin + lane]))
-                state = _U(flat[own_lanes + lane])
+                row = _U(np.uint32(rows[begin + lane]))
+                state = _U(flat[first_lane + lane])
+                # The interval of the state's slot.
                 slot = state & _LOW16
-                entry = _U(coarse[(own << _U(8)) + (slot >> _U(8))] & _ENTRY)
+                entry = _U(coarse[(row << _U(8)) + (slot >> _U(8))] & _ENTRY)
                 interval = _U(packed[entry])
                 low = interval & _LOW16
                 less = interval >> _SIXTEEN  # frequency - 1
-                while slot - low > less:  # ends within the row: its last interval reaches 65536
+                while slot - low > less:  # ends in this row, whose last interval ends at 65536
                     entry += _ONE
                     interval = _U(packed[entry])
                     low = interval & _LOW16
                     less = interval >> _SIXTEEN
                 escapes += (low + less + _ONE) >> _SIXTEEN
-                out[begin + lane] = np.int32(np.int64(entry) + bias[own])
+                out[begin + lane] = np.int32(np.int64(entry) + bias[row])
+                # The next state, with a word if it is too small.
                 state = (less + _ONE) * (state >> _SIXTEEN) + (slot - low)
                 word = _U(words[word_at])
                 if state < _LOWER:
                     state = (state << _SIXTEEN) | word
                     word_at += _ONE
-                flat[own_lanes + lane] = np.uint32(state)
+                flat[first_lane + lane] = np.uint32(state)
             at[group] = np.int64(word_at)
             if at[group] > end[group]:
                 return _OUT_OF_WORDS
@@ -134,6 +139,7 @@ def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out): 
 
 @_compiled
 def fields(x, words, at, end, working, widths, values):  # type: ignore[no-untyped-def]
+    """Decode fields of `widths` (n,) bits into values (n,); returns 0 or OUT_OF_WORDS."""
     for number in range(len(widths)):
         values[number] = _field(x, number % working, widths[number], words, at, end)
         if values[number] < 0:
@@ -143,12 +149,12 @@ def fields(x, words, at, end, working, widths, values):  # type: ignore[no-untyp
 
 @_compiled
 def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ignore[no-untyped-def]
-    """Fills `entries` with each symbol's interval; returns the number of escapes or BAD_INDEX, and the code length."""
+    """Fill `entries` with each symbol's interval; returns the number of escapes or BAD_INDEX, and the code length."""
     limit = np.uint32(len(start))
     escapes = 0
     cost = _ZERO
     for i in range(len(symbols)):
-        index = np.uint32(rows[i])  # a negative one becomes a large one
+        index = np.uint32(rows[i])  # a negative index becomes a large one
         if index >= limit:
             return _BAD_INDEX, cost
         row = _U(index)
@@ -165,27 +171,29 @@ def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ign
 
 @_compiled
 def _push_step(entries, begin, end, x, group, words, free):  # type: ignore[no-untyped-def]
+    """Encode one interval in each of a group's first lanes."""
     at = _U(free[group])
     first = _U(begin)
     lane = _U(end - begin)
-    own = _U(group) * _U(x.shape[1])
+    first_lane = _U(group) * _U(x.shape[1])
     flat = x.reshape(x.size)
     while lane > _ZERO:
         lane -= _ONE
         interval = _U(entries[first + lane])
         freq = (interval >> _SIXTEEN) + _ONE
-        state = _U(flat[own + lane])
-        words[at - _ONE] = np.uint16(state)  # always written, kept only if the state is full
+        state = _U(flat[first_lane + lane])
+        words[at - _ONE] = np.uint16(state)  # kept only if the state is too large
         if (state >> _SIXTEEN) >= freq:
             at -= _ONE
             state >>= _SIXTEEN
         quotient = _U(np.uint32(state) // np.uint32(freq))
-        flat[own + lane] = np.uint32((quotient << _SIXTEEN) + (state - quotient * freq) + (interval & _LOW16))
+        flat[first_lane + lane] = np.uint32((quotient << _SIXTEEN) + (state - quotient * freq) + (interval & _LOW16))
     free[group] = np.int64(at)
 
 
 @_compiled
 def _push_list(entries, begin, end, shared, working, x, words, free):  # type: ignore[no-untyped-def]
+    """Encode entries[begin:end] from the last to the first, in steps of `working` lanes of each group."""
     groups = len(x) if shared else 1
     chunk = (end - begin + working - 1) // working - 1
     while chunk >= 0:
@@ -196,7 +204,7 @@ def _push_list(entries, begin, end, shared, working, x, words, free):  # type: i
 
 @_compiled
 def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
-    """Encoder.ramp of reference.py; `steps` from two working lanes up. Returns (-1, 0) if the lists do not suffice."""
+    """`Encoder.ramp` of reference.py; `steps` starts with two working lanes. Returns (-1, 0) if lists are too short."""
     groups = len(x)
     working = 1
     level = 0
@@ -207,8 +215,8 @@ def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: i
             continue
         left = bounds[number + 1] - begin
         while left > 0:
-            across = working * groups
-            if left % (2 * across) == 0:
+            step = working * groups
+            if left % (2 * step) == 0:
                 enough = True
                 for group in range(groups):
                     if ends[group] - free[group] < working:
@@ -224,30 +232,31 @@ def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: i
                         return number, left
                     level += 1
                     continue
-            rest = (left - 1) // across * across
-            _push_list(entries, begin + rest, begin + left, True, working, x, words, free)
+            remaining = (left - 1) // step * step
+            _push_list(entries, begin + remaining, begin + left, True, working, x, words, free)
             if level > 0:
                 steps[level - 1] += 1
-            left = rest
+            left = remaining
     return -1, 0
 
 
 @_compiled
 def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
-    """Encodes all lists; returns the number of the list in which lanes begin to halve, or -1."""
+    """Encode all lists; returns the number of the list in which lanes begin to halve, or -1."""
     number, left = -1, 0
     if x.shape[1] > 1:
         number, left = _push_ramp(entries, bounds, shared, x, words, free, ends, steps)
-    rest = number
+    whole = number  # lists that are still whole
     if number < 0:
         x[:] = 65536
         free[:] = ends
-        rest = len(shared)
+        whole = len(shared)
     else:
         _push_list(entries, bounds[number], bounds[number] + left, True, x.shape[1], x, words, free)
-    while rest > 0:
-        rest -= 1
-        _push_list(entries, bounds[rest], bounds[rest + 1], shared[rest], x.shape[1], x, words, free)
+    while whole > 0:
+        whole -= 1
+        _push_list(entries, bounds[whole], bounds[whole + 1], shared[whole], x.shape[1], x, words, free)
+    # The final states' low halves.
     for group in range(len(x)):
         free[group] -= x.shape[1]
         for lane in range(x.shape[1]):
@@ -257,7 +266,7 @@ def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[
 
 @_compiled
 def add_up(symbols, first, start, stop):  # type: ignore[no-untyped-def]
-    """The checksum's sum over symbols[start:stop] int32, that of symbols[i] at place first + i."""
+    """The checksum's sum over symbols[start:stop] int32, where symbols[i] has index first + i."""
     total = _U(0)
     for i in range(start, stop):
         x = (_U(first + i) << _U(32)) + _U(np.uint32(symbols[i]))

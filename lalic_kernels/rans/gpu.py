@@ -1,4 +1,4 @@
-"""The coder on a GPU: what launches kernels.py. Decoding waits for the device at its end only."""
+"""The coder on a GPU: the launches of kernels.py. Decoding synchronises only at its end."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from lalic_kernels.rans.op import FAULTS, check_lanes, check_tables, parts_of
 from lalic_kernels.rans.tables import CodingTables
 from lalic_kernels.rans.view import OutputView
 
-# One warp a group: its lanes agree on the order of their words without a barrier.
+# One warp per group: its lanes can order their words without a barrier.
 LAUNCHES = {
     "rows": Launch((("LANES", GROUP), ("BLOCK", 1024)), num_warps=4),
     "symbols": Launch((("LANES", GROUP), ("BLOCK", 256)), num_warps=1),
     "values": Launch((("LANES", GROUP), ("BLOCK", 1024)), num_warps=4),
     "push": Launch((("LANES", GROUP),), num_warps=1),
 }
-_NOT_FINITE, _EMPTY = -16, -17  # beside what reference.py returns
-# Causes before what follows from them.
+_NOT_FINITE, _EMPTY = -16, -17  # in addition to the codes of reference.py
+# In order: a cause comes before the faults that it leads to.
 _FAULTS = {
-    _EMPTY: "the stream is empty, but symbols are asked of it",
+    _EMPTY: "the stream is empty, but symbols are requested",
     _NOT_FINITE: "scales and means must be finite, but hold an infinity or NaN",
-    reference.BAD_INDEX: "an index lies outside the tables",
+    reference.BAD_INDEX: "an index is outside the tables",
 } | FAULTS
 _FIXED, _CONTROL, _RAMP_STEPS = (int(n) for n in (kernels.FIXED, kernels.CONTROL, kernels.RAMP_STEPS))
-_AT, _END, _WORKING, _LEFT = (int(n) for n in (kernels.AT, kernels.END, kernels.WORKING, kernels.LEFT))
+_AT, _END, _WORKING, _STEPS_LEFT = (int(n) for n in (kernels.AT, kernels.END, kernels.WORKING, kernels.STEPS_LEFT))
 _SECTION, _RAMP, _GROUPS = (int(n) for n in (kernels.SECTION, kernels.RAMP, kernels.GROUPS))
 
 
 class DeviceTables:
-    """`CodingTables` on a device, unsigned numbers as the signed ones of the same bits."""
+    """`CodingTables` on a device; unsigned integers become signed ones with the same bits."""
 
     def __init__(self, tables: CodingTables, device: torch.device) -> None:
         def put(array: Any) -> Tensor:
@@ -59,14 +59,14 @@ _on_device: weakref.WeakKeyDictionary[CodingTables, dict[torch.device, DeviceTab
 
 def device_tables(tables: CodingTables, device: torch.device) -> DeviceTables:
     """`tables` on a device, copied once."""
-    found = _on_device.setdefault(tables, {})
-    if device not in found:
-        found[device] = DeviceTables(tables, device)
-    return found[device]
+    copies = _on_device.setdefault(tables, {})
+    if device not in copies:
+        copies[device] = DeviceTables(tables, device)
+    return copies[device]
 
 
 def check_device(device: torch.device) -> None:
-    """Raises BackendUnavailable where kernels cannot run."""
+    """Raise BackendUnavailable if kernels cannot run on the device."""
     if not installed.TRITON or (device.type != "cuda" and not installed.interpreting()):
         raise BackendUnavailable(
             f"the GPU coder needs triton and a CUDA device, or triton's interpreter; "
@@ -80,19 +80,24 @@ def _thresholds(device: torch.device) -> Tensor:
 
 
 class DeviceDecoder:
-    """Reads one stream or several at once on a GPU: a decode call for each section, in order, then finish().
+    """Decoder of one stream, or of several at once, on a GPU: one decode call for each section, then finish().
 
-    data: bytes-like, the stream; or a list of B streams, of pictures of one size, decoded with the launches of one.
-    tables: those of the encoder. device: of the tensors. capacity: groups and words of the largest stream that `load`
-    shall take; None for no more than these need. What is launched depends on the number of streams, the sections'
-    lengths and the capacity, not on what the streams say. Nothing waits for the device before finish().
+    Launches depend on the number of streams, the sections' lengths and the capacity, not on the streams' content. Only
+    finish() waits for the device. A section takes three launches, and allocates only its results: scratch memory is
+    reused, and grows with the largest section. Run launches once before a graph capture of them.
 
-    A section is three launches, and takes no memory but its results': scratch is kept, and grows with the largest
-    section so far. To capture launches, run them once before.
+    After a fault the symbols are meaningless, but as many as requested, and finish() raises RansError.
 
-    After a fault the symbols are meaningless but there are as many as asked for, and finish() raises RansError.
-    Raises RansError at once for a header that cannot be right, ValueError for streams larger than a given capacity,
-    BackendUnavailable where Triton cannot run.
+    Args:
+        data: bytes-like, the stream; or a list of B streams of images of one size, decoded together.
+        tables: those of the encoder.
+        device: the device of all tensors.
+        capacity: (groups, words) of the largest stream that `load` can take; None: as large as these streams.
+
+    Raises:
+        RansError: a stream's header is damaged.
+        ValueError: a stream exceeds the capacity, or an argument does not fit.
+        BackendUnavailable: Triton cannot run on the device.
     """
 
     def __init__(
@@ -112,26 +117,28 @@ class DeviceDecoder:
         if capacity is None:
             full = [part for part in parts if part is not None]
             capacity = max((len(p.highs) for p in full), default=1), max((len(p.words) for p in full), default=1)
-        self._groups, self._words_most = capacity
+        self._groups, self._max_words = capacity
         if min(capacity) < 1:
             raise ValueError(f"capacity must be numbers of groups and words of at least 1, but is {capacity}")
-        # One piece of memory and one copy: sums, heads, words; each row of words aligned to 16 bytes.
+        # One allocation and one copy for sums, heads and words; each row of words is aligned to 16 bytes.
         self._head = _FIXED + (_CONTROL + GROUP) * self._groups
-        self._words_stride = (self._words_most + 16) // 8 * 8
+        self._words_stride = (self._max_words + 16) // 8 * 8
         sizes = [blocks(self._streams, 2) * 8, self._streams * self._head, self._streams * self._words_stride // 2]
         self._bounds = np.cumsum([0, *sizes]).tolist()
         self._memory = torch.empty(self._bounds[-1], dtype=torch.int32, device=device)
         sums, self._heads, words = self._memory.split(sizes)
         self._sums = sums.view(torch.int64)[: 2 * self._streams].view(-1, 2)
         self._words = words.view(torch.int16)
-        self._found: list[Tensor] = []
+        self._symbols: list[Tensor] = []
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
         self._start(parts)
 
     def load(self, data: bytes | Sequence[bytes]) -> None:
-        """Begin with as many other streams in the same memory, so that what has been captured serves again.
+        """Start with other streams in the same memory, so that captured launches can be replayed.
 
-        Raises RansError as the constructor, ValueError for another number of streams or one larger than the capacity.
+        Raises:
+            RansError: a stream's header is damaged.
+            ValueError: there is another number of streams, or one exceeds the capacity.
         """
         parts = _all_parts(data)
         if len(parts) != self._streams:
@@ -140,25 +147,29 @@ class DeviceDecoder:
 
     def _start(self, parts: list[layout.Parts | None]) -> None:
         for part in parts:
-            if part is not None and (len(part.highs) > self._groups or len(part.words) > self._words_most):
+            if part is not None and (len(part.highs) > self._groups or len(part.words) > self._max_words):
                 raise ValueError(
-                    f"data must be streams of 1 to {self._groups} groups and {self._words_most} words, but one has "
+                    f"data must be streams of 1 to {self._groups} groups and {self._max_words} words, but one has "
                     f"{len(part.highs)} and {len(part.words)}"
                 )
         self._fresh = True
-        self._first = 0  # place of the next section's first symbol
+        self._first = 0  # index of the next section's first symbol
         joined = np.zeros(self._bounds[-1], np.int32)
         heads = joined[self._bounds[1] : self._bounds[2]].reshape(-1, self._head)
         words = joined[self._bounds[2] :].view(np.uint16).reshape(-1, self._words_stride)
-        for part, head, own in zip(parts, heads, words, strict=True):
-            _fill(part, head, own, self._groups)
-        # From pageable memory, so it has been read when this returns, and nothing waits for what the device does.
+        for part, head, row in zip(parts, heads, words, strict=True):
+            _fill(part, head, row, self._groups)
+        # From pageable memory: it has been read when copy_ returns, without waiting for earlier work on the device.
         self._memory.copy_(torch.from_numpy(joined), non_blocking=True)
 
     def decode(self, indexes: Tensor) -> Tensor:
-        """The next section's symbols, int32 on the device: (n,) of a single stream, (B, n) of a list.
+        """The next section's symbols, int32 on the device: (n,) for a single stream, (B, n) for a list.
 
-        indexes: int32 on the device, each symbol's table row: (n,) for all streams alike, or (B, n).
+        Args:
+            indexes: each symbol's table row, int32 on the device: (n,) for all streams, or (B, n).
+
+        Raises:
+            ValueError: indexes do not fit.
         """
         size = tuple(indexes.shape)
         if (
@@ -175,10 +186,15 @@ class DeviceDecoder:
         return symbols[0] if self._single else symbols
 
     def decode_channels(self, rows: Tensor, medians: Tensor, view: OutputView) -> None:
-        """The next section's values, symbol + median, to a view of all positions.
+        """Write the next section's values, symbol + median, to a view of all positions.
 
-        rows: int32 (n,) or (B, n) on the device, of symbols channel by channel, each at all positions. medians: (g,)
-        float32.
+        Args:
+            rows: table rows, int32 (n,) or (B, n) on the device, channel by channel, each at all positions.
+            medians: (g,) float32.
+            view: of images (B, h, w, g).
+
+        Raises:
+            ValueError: shapes do not fit.
         """
         if medians.shape != view.image.shape[3:] or rows.shape[-1] != view.positions * len(medians):
             raise ValueError(
@@ -189,11 +205,19 @@ class DeviceDecoder:
         self._section(rows.contiguous(), size[-1], size[-1] if len(size) == 2 else 0, medians, view)
 
     def decode_parameters(self, parameters: Tensor, view: OutputView | None = None) -> Tensor:
-        """The next section's values, symbol + mean, (B, P, g) float32 on the device; or to a view, whose image returns.
+        """The next section's values, symbol + mean, (B, P, g) float32; with a view they are written to its image.
 
-        parameters: (B, P, 2 g) float32 on the device, at each of P positions g scales and then g means. A symbol's
-        table row is that of its scale in exact arithmetic; the section has the symbols channel by channel, each at all
-        positions. finish() raises NotFinite if a scale or mean is an infinity or NaN.
+        Args:
+            parameters: (B, P, 2 g) float32 on the device: at each of P positions g scales, then g means. A symbol's
+                table row is the exact scale index of its scale. Symbols are coded channel by channel, each at all
+                positions. finish() raises NotFinite if a scale or mean is infinite or NaN.
+            view: of images (B, h, w, g) with P positions, or None.
+
+        Returns:
+            The values, or the view's image.
+
+        Raises:
+            ValueError: shapes, dtype, device or the tables do not fit.
         """
         size = tuple(parameters.shape)
         if parameters.dtype != torch.float32 or parameters.device != self.device or len(size) != 3 or size[2] % 2:
@@ -218,31 +242,31 @@ class DeviceDecoder:
 
     def symbols(self) -> list[Tensor]:
         """The symbols of each section so far, (B, n) int32 on the device, in coding order."""
-        return self._found
+        return self._symbols
 
     def sums(self) -> Tensor:
-        """`symbol_checksum` of the first section with symbols and of all so far: (B, 2) int64 on the device."""
+        """`symbol_checksum` of the first section with symbols, and of all so far: (B, 2) int64 on the device."""
         return self._sums
 
     def _section(
         self, source: Tensor, count: int, stride: int, medians: Tensor | None = None, view: OutputView | None = None
     ) -> Tensor:
-        """The next section's symbols (B, count). source: parameters if there is a view without medians, else rows."""
+        """The next section's symbols (B, count). source: parameters for a view without medians, else rows."""
         out = torch.empty((self._streams, count), dtype=torch.int32, device=self.device)
-        if self._fresh:  # not in load(), after which captured launches write to the same tensors
-            self._fresh, self._found = False, []
-        self._found.append(out)
+        if self._fresh:  # not done in load(): replayed launches after it write to the same tensors
+            self._fresh, self._symbols = False, []
+        self._symbols.append(out)
         if count == 0:
             return out
         t, heads, words = self._tables, self._heads, self._words
-        given = view is not None and medians is None
-        offsets = "means" if given else "" if view is None else "medians"
+        by_scale = view is not None and medians is None
+        offsets = "means" if by_scale else "" if view is None else "medians"
         positions = 1 if view is None else view.positions
         rows, numbers, raw = self._scratch_of(count)
         with on(self.device):
             kernels.rans_rows_kernel[(blocks(count, LAUNCHES["rows"]["BLOCK"]), self._streams)](
                 source, _thresholds(self.device), rows, heads, count, positions, stride, self._groups, t.rows,
-                PARAMETERS=given, **LAUNCHES["rows"].options(),
+                PARAMETERS=by_scale, **LAUNCHES["rows"].options(),
             )  # fmt: skip
             kernels.rans_symbols_kernel[(self._groups, self._streams)](
                 heads, words, rows, t.coarse, t.packed, t.bias, t.offset, t.escape, numbers, raw, out,
@@ -259,7 +283,7 @@ class DeviceDecoder:
         return out
 
     def _scratch_of(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """rows, numbers and raw, for a section of `count` symbols a stream."""
+        """Scratch tensors rows, numbers and raw for a section of `count` symbols per stream."""
         n = self._streams * count
         if n > self._scratch.numel() // 4:
             self._scratch = torch.empty(4 * n, dtype=torch.int32, device=self.device)
@@ -267,20 +291,28 @@ class DeviceDecoder:
         return rows, numbers, raw.view(torch.int64)
 
     def faults(self) -> list[ValueError | None]:
-        """What is wrong with each stream, None where nothing is: waits for the device, and raises nothing."""
+        """The fault of each stream, or None. Waits for the device; raises nothing."""
         heads = self._heads.cpu().view(self._streams, -1).numpy()
         return [_fault(head, self._groups) for head in heads]
 
     def finish(self) -> None:
-        """Waits for the device. Raises RansError as `Decoder` would have, there or in decode(); of several streams it
-        names the first that has a fault, counted from 0. NotFinite for parameters that were not finite."""
+        """Wait for the device, and raise the first stream's fault, if there is one.
+
+        Raises:
+            RansError: a stream is damaged. Of several streams the message names the first, counted from 0.
+            NotFinite: parameters were not finite.
+        """
         for number, fault in enumerate(self.faults()):
             if fault is not None:
                 raise fault if self._single else type(fault)(f"picture {number}: {fault}")
 
 
 def capacity_of(data: bytes) -> tuple[int, int]:
-    """Groups and words of a stream, at least one of each. Raises RansError for a header that cannot be right."""
+    """(groups, words) of a stream, each at least 1.
+
+    Raises:
+        RansError: the stream's header is damaged.
+    """
     parts = parts_of(data)
     return (1, 1) if parts is None else (len(parts.highs), len(parts.words))
 
@@ -292,43 +324,43 @@ def _all_parts(data: bytes | Sequence[bytes]) -> list[layout.Parts | None]:
     return [parts_of(stream) for stream in streams]
 
 
-def _fill(part: layout.Parts | None, head: Any, words: Any, groups_most: int) -> None:
-    """A stream's row of heads, and of words as uint16, from zeros. An empty stream begins with its fault."""
-    control = head[_FIXED : _FIXED + _CONTROL * groups_most].reshape(-1, _CONTROL)
-    states = head[_FIXED + _CONTROL * groups_most :].view(np.uint32).reshape(-1, GROUP)
+def _fill(part: layout.Parts | None, head: Any, words: Any, max_groups: int) -> None:
+    """Fill a stream's rows of heads and words, which are zero. An empty stream begins with a fault."""
+    control = head[_FIXED : _FIXED + _CONTROL * max_groups].reshape(-1, _CONTROL)
+    states = head[_FIXED + _CONTROL * max_groups :].view(np.uint32).reshape(-1, GROUP)
     states[:] = layout.LOWER
     if part is None:
         head[int(kernels.FAULTS)] = 1 << -_EMPTY
-        control[0, [_WORKING, _LEFT, _RAMP, _GROUPS]] = GROUP, -1, -1, 1
+        control[0, [_WORKING, _STEPS_LEFT, _RAMP, _GROUPS]] = GROUP, -1, -1, 1
         return
     groups, lanes = part.highs.shape
     first = part.words[part.bounds[:-1, None] + np.arange(lanes)]
     states[:groups, :lanes] = part.highs << np.uint32(16) | first
     rows = control[:groups]
     rows[:, _AT], rows[:, _END] = part.bounds[:-1] + lanes, part.bounds[1:]
-    rows[:, _WORKING], rows[:, _LEFT], rows[:, _RAMP] = lanes, -1, part.ramp
+    rows[:, _WORKING], rows[:, _STEPS_LEFT], rows[:, _RAMP] = lanes, -1, part.ramp
     rows[:, _GROUPS] = groups
     head[_RAMP_STEPS : _RAMP_STEPS + len(part.ramp_steps)] = np.minimum(part.ramp_steps, 1 << 30)
     words[: len(part.words)] = part.words
 
 
-def _fault(head: Any, groups_most: int) -> ValueError | None:
-    """What a stream's row of heads says at the end."""
-    control = head[_FIXED : _FIXED + _CONTROL * groups_most].reshape(-1, _CONTROL)
-    faults, asked = int(head[int(kernels.FAULTS)]), int(control[0, _SECTION]) > 0
-    if not asked:
+def _fault(head: Any, max_groups: int) -> ValueError | None:
+    """The fault of a stream after its last section, from its row of heads."""
+    control = head[_FIXED : _FIXED + _CONTROL * max_groups].reshape(-1, _CONTROL)
+    faults, decoded = int(head[int(kernels.FAULTS)]), int(control[0, _SECTION]) > 0
+    if not decoded:
         empty = bool(faults >> -_EMPTY & 1)
-        return None if empty else RansError("the stream holds something, but no symbols were asked of it")
-    for code, sentence in _FAULTS.items():
+        return None if empty else RansError("the stream is not empty, but no symbols were requested")
+    for code, message in _FAULTS.items():
         if faults >> -code & 1:
-            return NotFinite(sentence) if code == _NOT_FINITE else RansError(sentence)
+            return NotFinite(message) if code == _NOT_FINITE else RansError(message)
     control = control[: int(control[0, _GROUPS])]
     left = control[:, _END] - control[:, _AT]
     if (left < 0).any():
         return RansError(FAULTS[reference.OUT_OF_WORDS])
     if left.any():
         return RansError(f"{int(left.sum())} words of the stream are left after its last symbol")
-    states = head[_FIXED + _CONTROL * groups_most :].reshape(-1, GROUP)[: len(control)]
+    states = head[_FIXED + _CONTROL * max_groups :].reshape(-1, GROUP)[: len(control)]
     if (states[:, : int(control[0, _WORKING])] != layout.LOWER).any():
         return RansError("the states do not return to their start: the stream is damaged or for other tables")
     return None
@@ -340,13 +372,22 @@ def _fault(head: Any, groups_most: int) -> ValueError | None:
 def encode(
     sections: Iterable[tuple[Tensor, Tensor]], tables: CodingTables, *, lanes: tuple[int, int] | None = None
 ) -> bytes:
-    """One stream with the symbols of all sections: the bytes of `lalic_kernels.rans.encode`.
+    """Encode all sections into one stream, with the bytes of `lalic_kernels.rans.encode`.
 
-    sections: pairs (symbols, indexes) of int32 tensors (n,) on one device. lanes: as (groups, lanes of a group), or
-    None for the encoder's choice.
+    Small parts run on the host, after a synchronisation: the choice of lanes, the escapes, and the end of the stream,
+    where only some lanes work.
 
-    What depends on few numbers runs on the host, and waits: the choice of lanes, escapes, and the end of the stream,
-    whose lanes come to work one after the other. Raises ValueError for indexes outside the tables or other lanes.
+    Args:
+        sections: pairs (symbols, indexes) of int32 tensors (n,) on one device.
+        tables: the distributions.
+        lanes: (groups, lanes per group), or None for the encoder's choice.
+
+    Returns:
+        The stream; b"" if there are no symbols.
+
+    Raises:
+        ValueError: an index is outside the tables, or a stream cannot have such lanes.
+        BackendUnavailable: Triton cannot run on the device.
     """
     check_tables(tables)
     if lanes is not None:
@@ -360,7 +401,7 @@ def encode(
     symbols = torch.cat([part for part, _ in pairs])
     rows = torch.cat([part for _, part in pairs])
     if int(rows.min()) < 0 or int(rows.max()) >= t.rows:
-        raise ValueError(f"indexes must lie in 0..{t.rows - 1}, but run from {int(rows.min())} to {int(rows.max())}")
+        raise ValueError(f"indexes must lie in 0..{t.rows - 1}, but range from {int(rows.min())} to {int(rows.max())}")
     last = t.escape[rows].long()
     position = symbols.long() - t.offset[rows]
     escaped = (position < 0) | (position >= last)
@@ -368,23 +409,22 @@ def encode(
     entries = priced.to(torch.int32)  # the low half
     lists: list[tuple[Tensor, bool]] = []
     sizes = [part.numel() for part, _ in pairs]
-    for number, (own, outside) in enumerate(zip(entries.split(sizes), escaped.split(sizes), strict=True)):
-        last_ones, values, of_rows = (
-            part.cpu().numpy() for part in (own[outside], *(each[outside] for each in pairs[number]))
-        )
-        raw = reference.raw_values(last_ones.view(np.uint32), values, of_rows, tables)
-        fields = reference.section_lists(last_ones.view(np.uint32), raw)[1:]
-        lists += [(own, True), *((torch.from_numpy(part.view(np.int32)).to(device), False) for part, _ in fields)]
+    for pair, section, outside in zip(pairs, entries.split(sizes), escaped.split(sizes), strict=True):
+        escape_entries, escape_symbols, escape_rows = (part[outside].cpu().numpy() for part in (section, *pair))
+        raw = reference.raw_values(escape_entries.view(np.uint32), escape_symbols, escape_rows, tables)
+        fields = reference.section_lists(escape_entries.view(np.uint32), raw)[1:]
+        lists += [(section, True), *((torch.from_numpy(part.view(np.int32)).to(device), False) for part, _ in fields)]
     return _push(lists, *(lanes or layout.choose_lanes(int((priced >> 32).sum()))))
 
 
 def _push(lists: list[tuple[Tensor, bool]], groups: int, lanes: int) -> bytes:
+    """Encode lists: their end on the host, until all lanes work; the others on the device."""
     device = lists[0][0].device
     entries = torch.cat([part for part, _ in lists])
     on_host = np.split(entries.cpu().numpy().view(np.uint32), np.cumsum([len(part) for part, _ in lists])[:-1])
     shared = [whole for _, whole in lists]
     end = reference.begin_push(list(zip(on_host, shared, strict=True)), groups, lanes)
-    # The first lists, and of the one where all lanes work its first symbols.
+    # The lists for the device: whole ones, then the first symbols of the one in which all lanes began to work.
     sizes = [len(part) for part, _ in lists[: end.number]] + ([end.left] if end.left else [])
     begins = np.cumsum([0, *(len(part) for part, _ in lists)])
     bounds = np.append(begins[: len(sizes)], begins[len(sizes) - 1] + sizes[-1] if sizes else 0)
@@ -402,10 +442,10 @@ def _push(lists: list[tuple[Tensor, bool]], groups: int, lanes: int) -> bytes:
             torch.tensor([*shared[: len(sizes)], True], dtype=torch.int32, device=device), state, words, free,
             len(sizes), groups, lanes, **LAUNCHES["push"].options(),
         )  # fmt: skip
-    taken, done = free.cpu().tolist(), words.cpu().numpy().view(np.uint16)
+    starts, written = free.cpu().tolist(), words.cpu().numpy().view(np.uint16)
     parts = [
-        np.concatenate([done[begin:top], np.array(rest[::-1], np.uint16)])
-        for begin, top, rest in zip(taken, ends.tolist(), end.out, strict=True)
+        np.concatenate([written[start:stop], np.array(last_words[::-1], np.uint16)])
+        for start, stop, last_words in zip(starts, ends.tolist(), end.out, strict=True)
     ]
     highs = state.cpu().numpy().view(np.uint32)[:, :lanes]
     bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

@@ -1,18 +1,18 @@
-"""The coder and the checksum in Triton. reference.py says what a stream means, gpu.py what is launched.
+"""The coder and the checksum in Triton. reference.py defines the stream, gpu.py launches these kernels.
 
-Decoding a section of a batch of streams is three launches; the second dimension of every grid is the stream:
+Decoding a section of a batch of streams takes three launches; the second dimension of every grid is the stream:
 
     rows     table rows of all symbols, from indexes or from scales
-    symbols  a group of lanes a program, which is a warp; its last program decodes escapes
-    values   symbols plus means, in the order in which they are wanted; the checksum's sums
+    symbols  one program, a warp, for each group of lanes; the last program to finish decodes the escapes
+    values   symbols plus means, in the order of the image; the checksum's sums
 
-LANES is 32 for all streams: in one with fewer lanes the rest never work. Between sections everything stays on the
-device, so launches are the same for all streams: the grid of `symbols` has as many programs as there may be groups.
+LANES is 32 for all streams; a stream with fewer lanes leaves the others idle. All state stays on the device between
+sections, so launches are the same for all streams: the grid of `symbols` has one program for each possible group.
 
-A stream's state is a row of `heads`, int32: FIXED numbers (faults as bits, programs of `symbols` that have ended,
-escapes of the section, unused, 8 steps of the ramp, unused); CONTROL numbers for each group (next word, end of its
-words, working lanes, steps until they halve or -1, place in the ramp, section, section of the ramp, groups); 32 states
-for each group, uint32 held as int32. Faults are kept from section to section.
+A stream's state is a row of `heads`, int32: FIXED numbers (fault bits, programs of `symbols` that have ended, escapes
+of the section, unused, 8 steps of the ramp, unused); CONTROL numbers for each group (next word, end of its words,
+working lanes, steps until they halve or -1, index in the ramp, section, section of the ramp, groups); 32 states for
+each group, uint32 stored as int32. Fault bits are never cleared.
 """
 
 import triton
@@ -25,17 +25,17 @@ FAULTS = tl.constexpr(0)
 DECODED = tl.constexpr(1)
 ESCAPES = tl.constexpr(2)
 RAMP_STEPS = tl.constexpr(4)
-FIXED = tl.constexpr(16)  # numbers in front of the groups'
+FIXED = tl.constexpr(16)  # numbers before those of the groups
 AT = tl.constexpr(0)
 END = tl.constexpr(1)
 WORKING = tl.constexpr(2)
-LEFT = tl.constexpr(3)
-AHEAD = tl.constexpr(4)
+STEPS_LEFT = tl.constexpr(3)
+STEP = tl.constexpr(4)
 SECTION = tl.constexpr(5)
 RAMP = tl.constexpr(6)
 GROUPS = tl.constexpr(7)
 CONTROL = tl.constexpr(8)
-# Bits of faults, 1 << -code of what reference.py returns; gpu.py has more.
+# Fault bits, 1 << -code for the codes of reference.py.
 BAD_INDEX = tl.constexpr(1 << 1)
 BAD_COUNT = tl.constexpr(1 << 2)
 BAD_DIGIT = tl.constexpr(1 << 3)
@@ -45,21 +45,21 @@ NOT_FINITE = tl.constexpr(1 << 16)
 _FIRST, _SECOND = tl.constexpr(MIX_FIRST), tl.constexpr(MIX_SECOND)
 
 
-# What several kernels do
+# Functions of several kernels
 
 
 @triton.jit
-def _blame(head_ptr, fault):
-    """Marks a fault of the stream."""
+def _set_fault(head_ptr, fault):
+    """Set a fault bit of the stream."""
     tl.atomic_or(head_ptr + FAULTS, fault, sem="relaxed")
 
 
 @triton.jit
 def _is_last(head_ptr, counter, programs):
-    """Whether all other programs have come by here; then what they stored is seen, and the counter is set back.
+    """Whether this is the last program to get here; then it sees the stores of all others. Resets the counter.
 
-    All threads' stores come before the barrier, then one takes the ticket, as release and acquire for the whole device
-    (in PTX bar.warp.sync or bar.sync, then atom.global.acq_rel.gpu), and the others learn of it behind a barrier.
+    All threads' stores come before the barrier. Then one thread increments the counter with release and acquire for the
+    whole device (PTX: bar.warp.sync or bar.sync, then atom.global.acq_rel.gpu), and the others get it after a barrier.
     """
     tl.debug_barrier()
     last = tl.atomic_add(head_ptr + counter, 1, sem="acq_rel", scope="gpu") == programs - 1
@@ -70,28 +70,28 @@ def _is_last(head_ptr, counter, programs):
 
 @triton.jit
 def _refill(x, mask, words_ptr, at, end):
-    """x and the next word's place after lanes in `mask` whose states are small have taken words, lane by lane."""
+    """Let the lanes in `mask` with too small states read words, lane by lane; returns x and the next word's index."""
     need = (mask & (x < 65536)).to(tl.int32)
-    place = at + tl.cumsum(need, 0) - need
-    word = tl.load(words_ptr + place, mask=(need != 0) & (place < end), other=0).to(tl.uint32) & 0xFFFF  # [LANES]
+    i = at + tl.cumsum(need, 0) - need
+    word = tl.load(words_ptr + i, mask=(need != 0) & (i < end), other=0).to(tl.uint32) & 0xFFFF  # [LANES]
     return tl.where(need != 0, (x << 16) | word, x), at + tl.sum(need, 0)
 
 
 @triton.jit
 def _field(x, mask, width, words_ptr, at, end):
-    """A field of `width` bits from each lane in `mask`; x and the next word's place after it."""
-    rest = (16 - width).to(tl.uint32)
+    """Decode a field of `width` bits in each lane in `mask`; returns it, x and the next word's index."""
+    shift = (16 - width).to(tl.uint32)
     slot = x & 0xFFFF
-    value = tl.where(mask, (slot >> rest).to(tl.int32), 0)
-    after = ((x >> 16) << rest) + (slot & ((tl.full(rest.shape, 1, tl.uint32) << rest) - 1))
+    value = tl.where(mask, (slot >> shift).to(tl.int32), 0)
+    after = ((x >> 16) << shift) + (slot & ((tl.full(shift.shape, 1, tl.uint32) << shift) - 1))
     x, at = _refill(tl.where(mask, after, x), mask, words_ptr, at, end)
     return value, x, at
 
 
 @triton.jit
-def _mixed(places, symbols):
-    """The terms of the checksum, int64: places and symbols int32."""
-    x = (places.to(tl.int64) << 32) + (symbols.to(tl.int64) & 0xFFFFFFFF)
+def _mixed(indices, symbols):
+    """The terms of the checksum, int64; indices and symbols int32."""
+    x = (indices.to(tl.int64) << 32) + (symbols.to(tl.int64) & 0xFFFFFFFF)
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _FIRST
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _SECOND
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -102,13 +102,13 @@ def _mixed(places, symbols):
 
 @triton.jit
 def rans_rows_kernel(
-    source_ptr,  # indexes int32, or with PARAMETERS float32 (B, positions, 2 g): scales, and then means
+    source_ptr,  # indexes int32, or with PARAMETERS float32 (B, positions, 2 g): scales, then means
     thresholds_ptr,  # (63,) float32
     rows_ptr,  # (B, count), written
     heads_ptr,
     count,
     positions,
-    stride,  # of a stream's indexes or parameters
+    stride,  # between the streams' indexes or parameters
     groups_capacity,
     table_rows,
     PARAMETERS: tl.constexpr,
@@ -116,25 +116,26 @@ def rans_rows_kernel(
     BLOCK: tl.constexpr,
 ):
     """Table rows of symbols in coding order: channel by channel, each at all positions. Grid (blocks of count, B)."""
+    # A block of a stream's symbols.
     stream = tl.program_id(1).to(tl.int64)
     source_ptr += stream * stride
     head_ptr = heads_ptr + stream * (FIXED + (CONTROL + LANES) * groups_capacity)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     if PARAMETERS:
-        # the row of a scale, by a binary search among thresholds
+        # The row of each scale, by binary search in the thresholds.
         channel = i // positions
-        place = (i - channel * positions) * (2 * (count // positions)) + channel
-        scale = tl.load(source_ptr + place, mask=inside, other=0.0)  # [BLOCK]
+        offset = (i - channel * positions) * (2 * (count // positions)) + channel
+        scale = tl.load(source_ptr + offset, mask=inside, other=0.0)  # [BLOCK]
         if tl.max(magnitude(scale), 0) >= INFINITY:
-            _blame(head_ptr, NOT_FINITE)
+            _set_fault(head_ptr, NOT_FINITE)
         row = threshold_index(thresholds_ptr, scale)
     else:
-        # rows as they are given, if they are rows
+        # The given rows, after a check.
         given = tl.load(source_ptr + i, mask=inside, other=0)  # [BLOCK]
         row = tl.minimum(tl.maximum(given, 0), table_rows - 1)
         if tl.sum((row != given).to(tl.int32), 0) > 0:
-            _blame(head_ptr, BAD_INDEX)
+            _set_fault(head_ptr, BAD_INDEX)
     tl.store(rows_ptr + stream * count + i, row, mask=inside)
 
 
@@ -143,10 +144,10 @@ def _escapes(
     head_ptr, words_ptr, rows_ptr, offset_ptr, escape_ptr, numbers_ptr, raw_ptr, symbols_ptr,
     count, groups_capacity, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The values of escapes, whose rows stand as -1 - row. One program."""
+    """Decode the values of escapes, whose rows are stored as -1 - row. One program."""
     control_ptr = head_ptr + FIXED
     x_ptr = control_ptr + groups_capacity * CONTROL
-    # which symbols they are
+    # Find the escapes.
     found = 0
     for begin in range(0, count, BLOCK):
         i = begin + tl.arange(0, BLOCK)
@@ -160,7 +161,7 @@ def _escapes(
     end = tl.load(control_ptr + END)
     working = tl.load(control_ptr + WORKING)
     faults = 0
-    # numbers of digits, which stand above the values' 36 bits until those are complete
+    # The numbers of digits, stored above the values' 36 bits.
     for begin in range(0, found, working):
         mask = (lane < working) & (begin + lane < found)
         digits, x, at = _field(x, mask, tl.full((LANES,), 4, tl.int32), words_ptr, at, end)
@@ -168,7 +169,7 @@ def _escapes(
             faults |= BAD_COUNT
         digits = tl.minimum(digits, 9).to(tl.int64)
         tl.store(raw_ptr + begin + lane, digits << 40, mask=mask)
-    # 16, 16 and 4 bits of the values, low ones first
+    # 16, 16 and 4 bits of the values, low bits first.
     for part in tl.static_range(3):
         tl.debug_barrier()
         for begin in range(0, found, working):
@@ -179,7 +180,7 @@ def _escapes(
             value, x, at = _field(x, mask, width, words_ptr, at, end)
             tl.store(raw_ptr + begin + lane, raw | (value.to(tl.int64) << (16 * part)), mask=mask)
     tl.debug_barrier()
-    # symbols
+    # Check the values, and write symbols.
     for begin in range(0, found, LANES):
         mask = begin + lane < found
         raw = tl.load(raw_ptr + begin + lane, mask=mask, other=0)  # [LANES]
@@ -200,15 +201,15 @@ def _escapes(
     tl.store(x_ptr + lane, x.to(tl.int32, bitcast=True))
     tl.store(control_ptr + AT, at)
     if faults > 0:
-        _blame(head_ptr, faults)
+        _set_fault(head_ptr, faults)
 
 
 @triton.jit
 def rans_symbols_kernel(
     heads_ptr,
     words_ptr,
-    rows_ptr,  # (B, count); of escapes -1 - row is written
-    coarse_ptr,  # tables, as CodingTables has them
+    rows_ptr,  # (B, count); those of escapes are overwritten with -1 - row
+    coarse_ptr,  # arrays of CodingTables
     packed_ptr,
     bias_ptr,
     offset_ptr,
@@ -218,11 +219,12 @@ def rans_symbols_kernel(
     symbols_ptr,  # (B, count), written
     count,
     groups_capacity,
-    words_capacity,  # of a stream's row of words
+    words_capacity,  # words in a stream's row
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A group's share of a section's symbols. Grid (groups_capacity, B)."""
+    """A group's symbols of a section. Grid (groups_capacity, B)."""
+    # Load the group's state: [LANES], and numbers.
     group = tl.program_id(0)
     stream = tl.program_id(1).to(tl.int64)
     head_ptr = heads_ptr + stream * (FIXED + (CONTROL + LANES) * groups_capacity)
@@ -239,73 +241,75 @@ def rans_symbols_kernel(
     at = tl.load(control_ptr + AT)
     end = tl.load(control_ptr + END)
     working = tl.load(control_ptr + WORKING)
-    left = tl.load(control_ptr + LEFT)
-    ahead = tl.load(control_ptr + AHEAD)
+    steps_left = tl.load(control_ptr + STEPS_LEFT)
+    step_index = tl.load(control_ptr + STEP)
     section = tl.load(control_ptr + SECTION)
     if section == tl.load(control_ptr + RAMP):
-        left = tl.load(head_ptr + RAMP_STEPS)
-        ahead = 1
+        steps_left = tl.load(head_ptr + RAMP_STEPS)
+        step_index = 1
     escapes = 0
     faults = 0
     begin = 0
-    mine = group * working + lane
-    row = tl.load(rows_ptr + mine, mask=(lane < working) & (mine < count), other=0)  # [LANES]
-    while (begin < count) | (left == 0):
-        # the upper half of the lanes give their low halves back as words, and rest
-        halves = left == 0
-        while left == 0:
+    current = group * working + lane
+    row = tl.load(rows_ptr + current, mask=(lane < working) & (current < count), other=0)  # [LANES]
+    while (begin < count) | (steps_left == 0):
+        # Stop the upper half of the working lanes, and return the low halves of their states to the words.
+        halves = steps_left == 0
+        while steps_left == 0:
             half = working >> 1
-            rests = (lane >= half) & (lane < working)
-            if tl.sum((rests & ((x >> 16) != 1)).to(tl.int32), 0) > 0:
+            stops = (lane >= half) & (lane < working)
+            if tl.sum((stops & ((x >> 16) != 1)).to(tl.int32), 0) > 0:
                 faults |= BAD_LANE
             at -= half
-            tl.store(words_ptr + at + lane - half, (x & 0xFFFF).to(tl.int16), mask=rests & (at + lane - half < end))
-            tl.debug_barrier()  # other threads read them
+            tl.store(words_ptr + at + lane - half, (x & 0xFFFF).to(tl.int16), mask=stops & (at + lane - half < end))
+            tl.debug_barrier()  # other threads will read them
             working = half
-            left = -1
+            steps_left = -1
             if half > 1:
-                left = tl.load(head_ptr + RAMP_STEPS + ahead)
-                ahead += 1
-        # rows of this step, and of the next, so that waiting for memory overlaps with this one
-        mine = begin + group * working + lane
-        mask = (lane < working) & (mine < count)
+                steps_left = tl.load(head_ptr + RAMP_STEPS + step_index)
+                step_index += 1
+        # Load the rows of the next step, so that the wait for memory overlaps with this step.
+        current = begin + group * working + lane
+        mask = (lane < working) & (current < count)
         if halves:
-            row = tl.load(rows_ptr + mine, mask=mask, other=0)  # [LANES]
-        later = mine + groups * working
-        following = tl.load(rows_ptr + later, mask=(lane < working) & (later < count), other=0)  # [LANES]
-        # the interval that a state's slot lies in: a binary search between its bin's first interval and its last
+            row = tl.load(rows_ptr + current, mask=mask, other=0)  # [LANES]
+        next_i = current + groups * working
+        next_row = tl.load(rows_ptr + next_i, mask=(lane < working) & (next_i < count), other=0)  # [LANES]
+        # The interval of each state's slot: a binary search in the intervals of its bin.
         slot = x & 0xFFFF
         bins = tl.load(coarse_ptr + row * 256 + (slot >> 8).to(tl.int32))  # [LANES]
         entry = bins & 0xFFFFFF
         more = tl.where(mask, (bins >> 24) & 0xFF, 0)
         while tl.max(more, 0) > 0:
             half_way = (more + 1) >> 1
-            below = (tl.load(packed_ptr + entry + half_way).to(tl.uint32, bitcast=True) & 0xFFFF) <= slot
+            below = (tl.load(packed_ptr + entry + half_way).to(tl.uint32, bitcast=True) & 0xFFFF) <= slot  # [LANES]
             entry = tl.where(below, entry + half_way, entry)
             more = tl.where(below, more - half_way, tl.maximum(half_way - 1, 0))
         interval = tl.load(packed_ptr + entry).to(tl.uint32, bitcast=True)  # [LANES]
-        # the state after it, and the symbol
+        # The next state, and the symbol.
         low = interval & 0xFFFF
         freq = (interval >> 16) + 1
         x, at = _refill(tl.where(mask, freq * (x >> 16) + slot - low, x), mask, words_ptr, at, end)
-        tl.store(symbols_ptr + mine, entry + tl.load(bias_ptr + row), mask=mask)
+        tl.store(symbols_ptr + current, entry + tl.load(bias_ptr + row), mask=mask)
         escaped = mask & (low + freq == 65536)
-        tl.store(rows_ptr + mine, -1 - row, mask=escaped)
+        tl.store(rows_ptr + current, -1 - row, mask=escaped)
         escapes += tl.sum(escaped.to(tl.int32), 0)
-        row = following
-        left -= ((left > 0) & (begin < count)).to(tl.int32)
+        row = next_row
+        steps_left -= ((steps_left > 0) & (begin < count)).to(tl.int32)
         begin += groups * working
+    # Write the group's state.
     tl.store(x_ptr + lane, x.to(tl.int32, bitcast=True))
     tl.store(control_ptr + AT, at)
     tl.store(control_ptr + WORKING, working)
-    tl.store(control_ptr + LEFT, left)
-    tl.store(control_ptr + AHEAD, ahead)
+    tl.store(control_ptr + STEPS_LEFT, steps_left)
+    tl.store(control_ptr + STEP, step_index)
     tl.store(control_ptr + SECTION, section + 1)
     if escapes > 0:
         tl.atomic_add(head_ptr + ESCAPES, escapes, sem="relaxed")
     if faults > 0:
-        _blame(head_ptr, faults)
-    if _is_last(head_ptr, DECODED, groups):  # noqa: SIM102 - the load has to come after the ticket
+        _set_fault(head_ptr, faults)
+    # The last program of the stream decodes the escapes.
+    if _is_last(head_ptr, DECODED, groups):  # noqa: SIM102 - the load must come after the counter
         if tl.load(head_ptr + ESCAPES) > 0:
             tl.store(head_ptr + ESCAPES, 0)
             _escapes(
@@ -317,44 +321,44 @@ def rans_symbols_kernel(
 @triton.jit
 def rans_values_kernel(
     symbols_ptr,  # (B, count)
-    parameters_ptr,  # "means": (B, positions, 2 g), scales and then means; "medians": (g,)
+    parameters_ptr,  # "means": (B, positions, 2 g), scales, then means; "medians": (g,)
     values_ptr,  # with OFFSETS, written: symbols + means or medians, positions value_stride apart
-    absmax_ptr,  # (B,) int32, with ABSMAX: raised to the bits of each picture's largest absolute value
-    sums_ptr,  # (B, 2) int64: the checksum of the first section, and of all
+    absmax_ptr,  # (B,) int32, with ABSMAX: raised to the bits of each image's largest absolute value
+    sums_ptr,  # (B, 2) int64, added to: the checksum of the first section, and of all sections
     heads_ptr,
     count,
     positions,
     first,  # symbols before this section
     groups_capacity,
-    area,  # positions from one picture's values to the next's
+    area,  # positions of an image
     value_stride,
-    half,  # of the width of the image that values are of, where positions are those of a colour; else 0
+    half,  # half of the image's width if positions are those of a colour; else 0
     colour,
-    OFFSETS: tl.constexpr,  # "means", "medians", or "" for symbols alone
+    OFFSETS: tl.constexpr,  # "means", "medians", or "" for symbols only
     ABSMAX: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What follows decoding: values to their places, checksums. Grid (blocks of count, B)."""
+    """After decoding: write the values, add up the checksums. Grid (blocks of count, B)."""
+    # A block of symbols. They are stored channel by channel; values are written position by position.
     stream = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     symbols_ptr += stream * count
-    # symbols come channel by channel, values go position by position
-    place = i
+    index = i
     if OFFSETS != "":
         width = count // positions
         position = i // width
         channel = i - position * width
-        place = channel * positions + position
-    symbol = tl.load(symbols_ptr + place, mask=inside, other=0)  # [BLOCK]
+        index = channel * positions + position
+    symbol = tl.load(symbols_ptr + index, mask=inside, other=0)  # [BLOCK]
     if OFFSETS != "":
-        # values
+        # Values, and their largest magnitude.
         if OFFSETS == "means":
             means_ptr = parameters_ptr + stream * count * 2 + i + (position + 1) * width
             offset = tl.load(means_ptr, mask=inside, other=0.0)  # [BLOCK]
             if tl.max(magnitude(offset), 0) >= INFINITY:
-                _blame(heads_ptr + stream * (FIXED + (CONTROL + LANES) * groups_capacity), NOT_FINITE)
+                _set_fault(heads_ptr + stream * (FIXED + (CONTROL + LANES) * groups_capacity), NOT_FINITE)
         else:
             offset = tl.load(parameters_ptr + channel, mask=inside, other=0.0)  # [BLOCK]
         value = symbol.to(tl.float32) + offset
@@ -366,8 +370,8 @@ def rans_values_kernel(
         if ABSMAX:
             bits = tl.max(tl.where(inside, magnitude(value), 0), 0)
             tl.atomic_max(absmax_ptr + stream, bits, sem="relaxed")
-    # checksum
-    total = tl.sum(tl.where(inside, _mixed(place + first, symbol), 0), 0)
+    # Checksum.
+    total = tl.sum(tl.where(inside, _mixed(index + first, symbol), 0), 0)
     tl.atomic_add(sums_ptr + 2 * stream + 1, total, sem="relaxed")
     if first == 0:
         tl.atomic_add(sums_ptr + 2 * stream, total, sem="relaxed")
@@ -379,17 +383,17 @@ def rans_values_kernel(
 @triton.jit
 def rans_push_kernel(
     entries_ptr,  # (n,) packed intervals of all lists
-    bounds_ptr,  # (lists + 1,) where each list begins
-    shared_ptr,  # (lists + 1,) whether all groups share it; else the first has it alone
-    x_ptr,  # (groups, LANES), the states; their upper halves are written
+    bounds_ptr,  # (lists + 1,) the first interval of each list
+    shared_ptr,  # (lists + 1,) whether all groups share a list; otherwise only the first group codes it
+    x_ptr,  # (groups, LANES), the states; overwritten with their upper halves
     words_ptr,
-    free_ptr,  # (groups,) end of what is free of each group's words; written
+    free_ptr,  # (groups,) the end of the free part of each group's words; updated
     lists,
     groups,
     lanes,
     LANES: tl.constexpr,
 ):
-    """Encodes the first `lists` lists with `lanes` lanes a group, from the last to the first; words go below `free`.
+    """Encode the first `lists` lists with `lanes` lanes per group, from the last to the first. Words go below `free`.
 
     A program is a group of lanes, and one warp. Grid (groups,).
     """
@@ -398,7 +402,7 @@ def rans_push_kernel(
     x = tl.load(x_ptr + group * LANES + lane).to(tl.uint32, bitcast=True)  # [LANES]
     free = tl.load(free_ptr + group)
     for back in range(0, lists):
-        # a group's share of a list
+        # This group's part of a list.
         number = lists - 1 - back
         begin = tl.load(bounds_ptr + number)
         end = tl.load(bounds_ptr + number + 1)
@@ -411,24 +415,25 @@ def rans_push_kernel(
             i = first + (steps - 1 - step) * stride + lane
             mask = (i < end) & (lane < lanes)
             interval = tl.load(entries_ptr + i, mask=mask, other=0).to(tl.uint32, bitcast=True)  # [LANES]
-            # full states put out a word; the decoder takes words in the order of lanes, so the first lane's is on top
+            # A state that is too large writes a word. The decoder reads lane by lane: lane 0's word has the lowest index.
             freq = (interval >> 16) + 1
             full = mask & ((x >> 16) >= freq)
-            put = full.to(tl.int32)
-            count = tl.sum(put, 0)
-            place = free - count + tl.cumsum(put, 0) - put
-            tl.store(words_ptr + place, (x & 0xFFFF).to(tl.int16), mask=full)
+            writes = full.to(tl.int32)
+            count = tl.sum(writes, 0)
+            to = free - count + tl.cumsum(writes, 0) - writes
+            tl.store(words_ptr + to, (x & 0xFFFF).to(tl.int16), mask=full)
             free -= count
             x = tl.where(full, x >> 16, x)
-            # the states after it
+            # The next states.
             after = ((x // freq) << 16) + x % freq + (interval & 0xFFFF)
             x = tl.where(mask, after, x)
+    # Write the final states.
     tl.store(words_ptr + free - lanes + lane, (x & 0xFFFF).to(tl.int16), mask=lane < lanes)
     tl.store(x_ptr + group * LANES + lane, (x >> 16).to(tl.int32, bitcast=True))
     tl.store(free_ptr + group, free - lanes)
 
 
-# The checksum of symbols by itself
+# The checksum alone
 
 
 @triton.jit
@@ -439,12 +444,9 @@ def checksum_kernel(
     first,
     BLOCK: tl.constexpr,
 ):
-    """One program adds up a block of one row: integers, so the order of the atomics is of no consequence.
-
-    Grid (blocks of count, B).
-    """
+    """Add a block of a row to its sum. The order of integer atomics does not matter. Grid (blocks of count, B)."""
     row = tl.program_id(1)
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < count
-    symbols = tl.load(symbols_ptr + row.to(tl.int64) * count + places, mask=inside, other=0)  # [BLOCK]
-    tl.atomic_add(totals_ptr + row, tl.sum(tl.where(inside, _mixed(places + first, symbols), 0), 0))
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    symbols = tl.load(symbols_ptr + row.to(tl.int64) * count + i, mask=inside, other=0)  # [BLOCK]
+    tl.atomic_add(totals_ptr + row, tl.sum(tl.where(inside, _mixed(i + first, symbols), 0), 0))

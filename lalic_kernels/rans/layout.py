@@ -1,4 +1,4 @@
-"""A stream's parts, and what an encoder chooses, all in integers: every back end shares this file."""
+"""The parts of a stream, and the choices of an encoder, all in integers. Every backend uses this file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 from lalic_kernels.rans.tables import COST_UNIT
 
-GROUP = 32  # lanes of a group when there is more than one: a GPU's warp
+GROUP = 32  # lanes per group if there are several groups: a warp of a GPU
 MAX_GROUPS = 1024
-LANE_BYTES = 64  # payload for each lane: a lane costs 0.65 bytes, which is 1 % of it
-LOWER = 1 << 16
-# An escape's value is below 2^33, as symbols and offsets are int32: nine hexadecimal digits.
+LANE_BYTES = 64  # payload per lane: a lane costs 0.65 bytes, which is 1 % of it
+LOWER = 1 << 16  # the smallest state; encoding begins with it
+# An escape's value is below 2^33, because symbols and offsets are int32: nine hexadecimal digits.
 MAX_DIGITS = 9
-# Factors of the checksum's mixing function (checksum.py), as int64, which wraps as uint64 does.
+# Factors of the checksum's mixing function (checksum.py), as int64, whose products wrap like those of uint64.
 MIX_FIRST, MIX_SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 class RansError(ValueError):
-    """A stream that no encoder wrote, or not for these tables and indexes. The message is one sentence."""
+    """A damaged stream, or one for other tables or indexes."""
 
 
 def choose_lanes(cost: int) -> tuple[int, int]:
-    """(groups, lanes of a group) for symbols of code length `cost` in 2^-24 bit: 1 % of the payload goes to lanes."""
+    """(groups, lanes per group) for symbols of code length `cost` in 2^-24 bit: lanes cost 1 % of the payload."""
     lanes = (cost >> (COST_UNIT + 3)) // LANE_BYTES
     if lanes >= GROUP:
         return min(lanes // GROUP, MAX_GROUPS), GROUP
@@ -41,27 +41,27 @@ def field_entries(values: NDArray[np.int64], widths: NDArray[np.int64] | int) ->
 
 
 def count_digits(raw: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of hexadecimal digits of each raw value (k,); none for 0."""
+    """Number of hexadecimal digits of each raw value (k,); 0 for 0."""
     return np.searchsorted(16 ** np.arange(MAX_DIGITS + 1, dtype=np.int64), raw, side="right")
 
 
 def escape_entries(raw: NDArray[np.int64], digits: NDArray[np.int64]) -> list[NDArray[np.uint32]]:
-    """The four lists of escaped values: numbers of digits, and 16, 16 and 4 bits of the values, low ones first."""
+    """The four field lists of escaped values: numbers of digits; then 16, 16 and 4 bits of values, low bits first."""
     lists = [field_entries(digits, 4)]
-    for first, most in ((0, 16), (16, 16), (32, 4)):
-        widths = np.clip(4 * digits - first, 0, most)
+    for first, bits in ((0, 16), (16, 16), (32, 4)):
+        widths = np.clip(4 * digits - first, 0, bits)
         lists.append(field_entries((raw >> first) & ((np.int64(1) << widths) - 1), widths))
     return lists
 
 
 @dataclass
 class Parts:
-    """A stream taken apart, or to be put together.
+    """The parts of a stream.
 
-    ramp: the section, among those with symbols, in which the number of working lanes begins to halve, or -1.
-    ramp_steps: steps in that section's symbols with all lanes, then steps with a half, a quarter, ... two.
-    highs: (groups, lanes) uint32, 1 to 65535, the upper halves with which lanes start.
-    words: (W,) uint16, all groups'; group g has words[bounds[g] : bounds[g + 1]].
+    ramp: the section, counted among those with symbols, in which the number of working lanes begins to halve, or -1.
+    ramp_steps: steps in that section's symbols with all lanes, then steps with a half, a quarter, ... two of them.
+    highs: (groups, lanes) uint32, 1 to 65535, the upper halves of the lanes' first states.
+    words: (W,) uint16 of all groups; group g has words[bounds[g] : bounds[g + 1]].
     """
 
     ramp: int
@@ -72,7 +72,7 @@ class Parts:
 
 
 def pack(parts: Parts) -> bytes:
-    """The stream."""
+    """The stream with these parts."""
     groups, lanes = parts.highs.shape
     out = bytearray([lanes.bit_length() - 1])
     counts = np.diff(parts.bounds)[:-1].tolist() if groups > 1 else []
@@ -84,34 +84,39 @@ def pack(parts: Parts) -> bytes:
 
 
 def _packed_highs(highs: NDArray[np.uint32]) -> bytes:
-    """For each lane a nibble, how many bits its number has below the leading one; then those bits."""
-    if len(highs) <= GROUP:  # numpy's calls would be a third of a small stream's encoding
-        nibbles = field = place = 0
+    """For each lane a nibble with the number of bits below the leading one; then these bits of all lanes."""
+    if len(highs) <= GROUP:  # calls of numpy would take a third of a small stream's encoding time
+        nibbles = field = total = 0
         for lane, high in enumerate(highs.tolist()):
             bits = high.bit_length() - 1
             nibbles |= bits << 4 * lane
-            field |= (high ^ 1 << bits) << place
-            place += bits
-        return nibbles.to_bytes((len(highs) + 1) // 2, "little") + field.to_bytes((place + 7) // 8, "little")
+            field |= (high ^ 1 << bits) << total
+            total += bits
+        return nibbles.to_bytes((len(highs) + 1) // 2, "little") + field.to_bytes((total + 7) // 8, "little")
     lengths = np.frexp(highs.astype(np.float64))[1].astype(np.int64) - 1  # exact
     halves = np.zeros((len(highs) + 1) // 2 * 2, np.uint8)
     halves[: len(highs)] = lengths
-    spread = (highs[:, None] >> np.arange(16)) & 1
-    below = np.packbits(spread[np.arange(16) < lengths[:, None]].astype(np.uint8), bitorder="little")
+    bits_of = (highs[:, None] >> np.arange(16)) & 1
+    below = np.packbits(bits_of[np.arange(16) < lengths[:, None]].astype(np.uint8), bitorder="little")
     return (halves[0::2] | halves[1::2] << 4).tobytes() + below.tobytes()
 
 
 def unpack(stream: NDArray[np.uint8]) -> Parts:
-    """Inverse of `pack`, strictly; nothing larger than a few times the stream is made. Raises RansError."""
+    """The strict inverse of `pack`. Memory use is a small multiple of the stream's size.
+
+    Raises:
+        RansError: no encoder writes such a stream.
+    """
+    # Header: lanes, groups, ramp, words of each group.
     log, at = int(stream[0]), 1
     if log > 5:
-        raise RansError(f"the stream begins with {log}, and a group has at most 2^5 lanes")
+        raise RansError(f"the stream has groups of 2^{log} lanes, more than 2^5")
     lanes, groups = 1 << log, 1
     if lanes == GROUP:
         more, at = _read_varint(stream, at)
         groups += more
         if groups > MAX_GROUPS:
-            raise RansError(f"the stream says that it has {groups} groups, more than {MAX_GROUPS}")
+            raise RansError(f"the stream has {groups} groups, more than {MAX_GROUPS}")
     ramp, at = _read_varint(stream, at)
     numbers = []
     for _ in range((log if ramp else 0) + groups - 1):
@@ -119,7 +124,8 @@ def unpack(stream: NDArray[np.uint8]) -> Parts:
         numbers.append(number)
     ramp_steps, counts = numbers[: log if ramp else 0], numbers[log if ramp else 0 :]
     if ramp and not log:
-        raise RansError("the stream has a single lane, and says that lanes halve")
+        raise RansError("the stream has a single lane, but a section in which lanes halve")
+    # The lanes' first states.
     packed = stream[at : at + (groups * lanes + 1) // 2]
     at += (groups * lanes + 1) // 2
     nibbles = np.zeros((groups * lanes + 1) // 2 * 2, np.int64)
@@ -139,14 +145,13 @@ def unpack(stream: NDArray[np.uint8]) -> Parts:
     byte, ones = begins >> 3, np.int64(1) << bits
     window = field[byte] | field[byte + 1] << 8 | field[byte + 2] << 16
     highs = (window >> (begins & 7)) & (ones - 1) | ones
+    # Words.
     left = len(stream) - at
     if left % 2:
         raise RansError("the stream ends within a word")
     counts.append(left // 2 - sum(counts))
-    if min(counts) < lanes:  # the last one's is negative where the others claim too much
-        raise RansError(
-            f"a group of the stream has {max(min(counts), 0)} words, fewer than its {lanes} lanes start with"
-        )
+    if min(counts) < lanes:  # the last count is negative if the others are too large
+        raise RansError(f"a group of the stream has {max(min(counts), 0)} words, fewer than its {lanes} lanes need")
     words = stream[at:].view("<u2").astype(np.uint16)
     bounds = np.array([0, *itertools.accumulate(counts)], np.int64)
     return Parts(ramp - 1, ramp_steps, highs.reshape(groups, lanes).astype(np.uint32), words, bounds)
@@ -163,14 +168,14 @@ def _varint(value: int) -> bytes:
 
 def _read_varint(stream: NDArray[np.uint8], at: int) -> tuple[int, int]:
     value = 0
-    for place in range(4):
+    for digit in range(4):
         if at >= len(stream):
             raise RansError("the stream ends within its header")
         byte = int(stream[at])
         at += 1
-        value |= (byte & 0x7F) << (7 * place)
+        value |= (byte & 0x7F) << (7 * digit)
         if byte < 0x80:
-            if byte == 0 and place:
+            if byte == 0 and digit:
                 raise RansError("a number in the stream's header is not in its shortest form")
             return value, at
     raise RansError("a number in the stream's header has more than four bytes")

@@ -1,4 +1,4 @@
-"""The public functions: arguments, choice of back end, errors. README.md says what a stream is."""
+"""The rANS coder's public functions: argument checks, choice of backend, errors. README.md defines the stream."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lalic_kernels.rans.tables import COST_UNIT, CodingTables, integer_array
 _BACKENDS = ("numba", "numpy")
 FAULTS = {
     reference.OUT_OF_WORDS: "the stream ends before its symbols do",
-    reference.BAD_COUNT: "an escaped value claims more digits than an int32 has",
+    reference.BAD_COUNT: "an escaped value has more digits than an int32",
     reference.BAD_DIGIT: "an escaped value begins with a zero digit",
     reference.TOO_LARGE: "an escaped value does not fit int32",
-    reference.BAD_LANE: "a lane that comes to rest is not where encoding begins",
+    reference.BAD_LANE: "a lane does not end in the state in which encoding begins",
 }
 
 
@@ -36,7 +36,7 @@ def _numba_backend() -> ModuleType | None:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names that `backend=` takes here, the one which `backend=None` stands for first."""
+    """The values of `backend=` that work on this machine; the first one is the default."""
     return _BACKENDS if _numba_backend() is not None else _BACKENDS[1:]
 
 
@@ -52,7 +52,7 @@ def _backend(name: str | None) -> Any:
 
 
 def check_tables(tables: Any) -> None:
-    """Raises ValueError for anything but CodingTables."""
+    """Raise ValueError if `tables` is not CodingTables."""
     if not isinstance(tables, CodingTables):
         raise ValueError(f"tables must be CodingTables, but it is {type(tables).__name__}")
 
@@ -73,16 +73,17 @@ def _check_section(number: int, section: Any) -> tuple[NDArray[np.int32], NDArra
 
 
 def check_lanes(lanes: tuple[int, int]) -> None:
-    """Raises ValueError unless (groups, lanes of a group) is what a stream can have."""
-    groups, each = lanes
-    if not (1 <= each <= GROUP and not each & (each - 1) and 1 <= groups <= (MAX_GROUPS if each == GROUP else 1)):
+    """Raise ValueError if a stream cannot have these (groups, lanes per group)."""
+    groups, per_group = lanes
+    max_groups = MAX_GROUPS if per_group == GROUP else 1
+    if not (1 <= per_group <= GROUP and not per_group & (per_group - 1) and 1 <= groups <= max_groups):
         raise ValueError(
             f"lanes must be (1, a power of two up to {GROUP}) or (up to {MAX_GROUPS} groups, {GROUP}), but is {lanes}"
         )
 
 
 def _index_error(name: str, indexes: NDArray[np.int32], tables: CodingTables) -> ValueError:
-    return ValueError(f"{name} must lie in 0..{tables.rows - 1}, but run from {indexes.min()} to {indexes.max()}")
+    return ValueError(f"{name} must lie in 0..{tables.rows - 1}, but range from {indexes.min()} to {indexes.max()}")
 
 
 def encode(
@@ -92,26 +93,32 @@ def encode(
     lanes: tuple[int, int] | None = None,
     backend: str | None = None,
 ) -> bytes:
-    """One stream with the symbols of all sections, to be decoded section by section in the same order.
+    """Encode all sections into one stream, to be decoded section by section in the same order.
 
-    sections: pairs (symbols, indexes) of int32 arrays or CPU tensors (n,), any n; symbols[i] is coded with row
-        indexes[i] of `tables`. Any int32 symbol can be coded; those outside their row cost some bytes each.
-    lanes: (groups, lanes of a group) that decode at the same time: a power of two up to 32 lanes, and 32 where there
-        are several groups (up to 1024); None spends 1 % of the payload on them.
-    backend: None (the compiled coder where numba is installed, else numpy), "numba" or "numpy". The bytes are equal,
-        and equal to those of `gpu.encode` for tensors on a GPU.
+    Args:
+        sections: pairs (symbols, indexes) of int32 arrays or CPU tensors (n,), any n; symbols[i] is coded with row
+            indexes[i] of `tables`. Any int32 symbol can be coded; one outside of its row costs a few bytes.
+        tables: the distributions.
+        lanes: (groups, lanes per group) that decode in parallel: one group of 1, 2, 4, 8, 16 or 32 lanes, or up to 1024
+            groups of 32. None: as many as cost 1 % of the payload.
+        backend: None ("numba" if it is installed, else "numpy"), "numba" or "numpy". All give the same bytes, and so
+            does `gpu.encode` for tensors on a GPU.
 
-    No symbols at all make b"". Raises ValueError, naming the argument, for arguments that do not fit.
+    Returns:
+        The stream; b"" if there are no symbols.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
     """
     check_tables(tables)
     coder = _backend(backend)
     if lanes is not None:
         check_lanes(lanes)
-    lists: list[reference.List] = []
+    lists: list[reference.Intervals] = []
     total = 0
     for number, section in enumerate(sections):
         symbols, indexes = _check_section(number, section)
-        if not len(symbols):  # a section without symbols leaves no trace
+        if not len(symbols):  # a section without symbols adds nothing to the stream
             continue
         entries = np.empty(len(symbols), np.uint32)
         escapes, cost = coder.look_up(symbols, indexes, tables, entries)
@@ -128,12 +135,18 @@ def encode(
 
 
 class Decoder:
-    """Reads a stream of encode(): decode() once for each section, in the encoder's order, then finish().
+    """Decoder of a stream of encode(): call decode() once for each section, in the encoder's order, then finish().
 
-    data: bytes-like; the stream, nothing before or after it. tables: those of the encoder. backend: as for encode().
+    Memory use is a small multiple of len(data) and of the number of requested symbols, for any content of the stream.
 
-    Raises RansError for a stream that cannot be right; after one, the decoder is of no more use and says so. Memory
-    taken is a small multiple of len(data) and of the symbols asked for, whatever the stream says.
+    Args:
+        data: bytes-like; the stream, with nothing before or after it.
+        tables: those of the encoder.
+        backend: None ("numba" if it is installed, else "numpy"), "numba" or "numpy".
+
+    Raises:
+        RansError: the stream is damaged. Every later call raises RansError too.
+        ValueError: an argument does not fit.
     """
 
     def __init__(self, data: bytes, tables: CodingTables, *, backend: str | None = None) -> None:
@@ -148,7 +161,9 @@ class Decoder:
     def decode(self, indexes: Any) -> NDArray[np.int32]:
         """The next section's symbols, int32 (n,), for its `indexes` (n,), an int32 array or CPU tensor.
 
-        Raises ValueError for indexes outside the tables' rows, RansError if the stream cannot be right.
+        Raises:
+            ValueError: an index is not a row of the tables.
+            RansError: the stream is damaged.
         """
         self._check_open()
         rows = integer_array(indexes, "indexes")
@@ -156,24 +171,24 @@ class Decoder:
         if len(rows) == 0:
             return out
         if self._state is None:
-            raise self._fault(f"the stream is empty, but {len(rows)} symbols are asked of it")
+            raise self._fault(f"the stream is empty, but {len(rows)} symbols are requested")
         self._empty = False
-        found = self._coder.decode_section(self._state, rows, self._tables, out)
-        if found == reference.BAD_INDEX:
+        fault = self._coder.decode_section(self._state, rows, self._tables, out)
+        if fault == reference.BAD_INDEX:
             self._closed = "decode() was called with indexes outside the tables before"
             raise _index_error("indexes", rows, self._tables)
-        if found < 0:
-            raise self._fault(FAULTS[found])
+        if fault < 0:
+            raise self._fault(FAULTS[fault])
         return out
 
     def finish(self) -> None:
-        """Raises RansError unless the whole stream has been used and all states are where encoding may begin."""
+        """Raise RansError if words of the stream are left, or a final state is not the one where encoding begins."""
         self._check_open()
         self._closed = "finish() has been called already"
         if self._state is None:
             return
         if self._empty:
-            raise RansError("the stream holds something, but no symbols were asked of it")
+            raise RansError("the stream is not empty, but no symbols were requested")
         left = reference.words_left(self._state)
         if left:
             raise RansError(f"{left} words of the stream are left after its last symbol")
@@ -184,13 +199,18 @@ class Decoder:
         if self._closed:
             raise RansError(f"this decoder cannot go on: {self._closed}")
 
-    def _fault(self, sentence: str) -> RansError:
-        self._closed = sentence
-        return RansError(sentence)
+    def _fault(self, message: str) -> RansError:
+        self._closed = message
+        return RansError(message)
 
 
 def parts_of(data: Any) -> layout.Parts | None:
-    """The parts of a stream, None for an empty one. Raises ValueError for what is no bytes, RansError."""
+    """The parts of a stream; None for an empty one.
+
+    Raises:
+        ValueError: data is not bytes-like.
+        RansError: the stream is damaged.
+    """
     try:
         stream = np.frombuffer(data, np.uint8)
     except (TypeError, ValueError, BufferError) as error:
@@ -199,9 +219,10 @@ def parts_of(data: Any) -> layout.Parts | None:
 
 
 def ideal_bits(symbols: Any, indexes: Any, tables: CodingTables) -> float:
-    """Code length in bits of symbols (n,) with rows indexes (n,): -log2 of the integer probabilities, plus escapes.
+    """Code length in bits of symbols (n,) with table rows indexes (n,): -log2 of the probabilities, plus escapes.
 
-    Raises ValueError, naming the argument, for arguments that do not fit.
+    Raises:
+        ValueError: an argument does not fit; the message names it.
     """
     check_tables(tables)
     symbols, indexes = _check_section(0, (symbols, indexes))

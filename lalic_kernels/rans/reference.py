@@ -1,13 +1,13 @@
-"""The coder's definition in numpy, a step of a group at a time. cpu.py and gpu.py make the same bytes faster.
+"""The coder's definition in numpy, one step of a group at a time. cpu.py and gpu.py give the same bytes, faster.
 
-A step lets some of a group's first lanes take one interval each, of `freq` slots from `low`; lanes hold states x:
+In a step each of a group's first lanes codes one interval, of `freq` slots from `low` on. A lane has a state x:
 
-    decode   slot = x mod 65536 lies in [low, low + freq);   x <- freq (x >> 16) + slot - low
+    decode   slot = x mod 65536 is in [low, low + freq);   x <- freq (x >> 16) + slot - low
              then, lane by lane: if x < 65536:   x <- x 65536 + next word
-    encode   the same backwards:  if x >= 65536 freq: put out x mod 65536, x <- x >> 16
+    encode   the same backwards:  if x >= 65536 freq: write the word x mod 65536, x <- x >> 16
              x <- (x div freq) 65536 + (x mod freq) + low
 
-Near the end the lanes that work halve again and again: those that rest give words back, which the others take.
+Near the end the number of working lanes halves several times: lanes that stop return a word, which the others read.
 Source: J. Duda, "Asymmetric numeral systems", arXiv:1311.2540; interleaving: F. Giesen, "Interleaved entropy coders",
 arXiv:1402.3392; the values of escapes: CompressAI's rans interface.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lalic_kernels.rans.layout import LOWER, MAX_DIGITS, Parts, count_digits, escape_entries
 from lalic_kernels.rans.tables import CodingTables
 
-# What is returned in place of a result when a stream or an argument cannot be right.
+# Returned instead of a result for a damaged stream or a wrong argument.
 BAD_INDEX = -1
 BAD_COUNT = -2
 BAD_DIGIT = -3
@@ -30,16 +30,18 @@ TOO_LARGE = -4
 BAD_LANE = -5
 OUT_OF_WORDS = -6
 
-# Intervals to code, packed, and whether all groups share them; else the first group has them alone.
-List = tuple[NDArray[np.uint32], bool]
+# Packed intervals to code, and whether all groups share them; otherwise only the first group codes them.
+Intervals = tuple[NDArray[np.uint32], bool]
 
 
 @dataclass
 class State:
-    """Where decoding stands: x (groups, lanes) uint32, and for each group the next word and the last one's end.
+    """The state of decoding.
 
-    working: lanes of each group that still take symbols. left: steps until they halve, -1 for no such end. ahead: steps
-    with half of them, and so on. section: number of the next section, ramp: of the one in which halving begins.
+    x: (groups, lanes) uint32. at, end: the index of each group's next word, and the end of its words.
+    working: lanes of each group that still decode. steps_left: steps until their number halves, -1 for never.
+    later_steps: steps with a half of them, a quarter, and so on. section: the next section. ramp: the section in which
+    halving begins.
     """
 
     x: NDArray[np.uint32]
@@ -47,29 +49,29 @@ class State:
     at: NDArray[np.int64]
     end: NDArray[np.int64]
     working: int
-    left: int
-    ahead: list[int]
+    steps_left: int
+    later_steps: list[int]
     section: int
     ramp: int
 
 
 def start(parts: Parts) -> State:
-    """The state with which decoding begins: every lane's first word taken."""
+    """The first state of decoding, after every lane has read its first word."""
     lanes = parts.highs.shape[1]
     at, end = parts.bounds[:-1].copy(), parts.bounds[1:].copy()
     state = State(parts.highs.copy(), parts.words.copy(), at, end, lanes, -1, parts.ramp_steps.copy(), 0, parts.ramp)
     for group in range(len(state.x)):
-        _refill(state, group, state.x[group].astype(np.int64))  # unpack has seen to it that there are enough words
+        _refill(state, group, state.x[group].astype(np.int64))  # unpack has checked that there are enough words
     return state
 
 
 def ended(state: State) -> bool:
-    """Whether every lane is where encoding begins: those that worked to the end at 65536."""
+    """Whether all lanes that worked to the end have the state 65536, with which encoding begins."""
     return bool((state.x[:, : state.working] == LOWER).all())
 
 
 def words_left(state: State) -> int:
-    """How many words no lane has taken."""
+    """The number of words that were not read."""
     return int((state.end - state.at).sum())
 
 
@@ -78,7 +80,7 @@ class _OutOfWords(Exception):
 
 
 def _refill(state: State, group: int, x: NDArray[np.int64]) -> None:
-    """Gives words to those of the first lanes whose states x became small, and stores all of x."""
+    """Let those of the first lanes whose states x are too small read a word, and store x."""
     low = np.flatnonzero(x < LOWER)
     if len(low) > state.end[group] - state.at[group]:
         raise _OutOfWords
@@ -88,16 +90,19 @@ def _refill(state: State, group: int, x: NDArray[np.int64]) -> None:
 
 
 def _halve(state: State) -> bool:
-    """The upper half of the working lanes give their low halves back as words, and rest; False if they cannot."""
+    """Stop the upper half of the working lanes, and return the low halves of their states to the words.
+
+    Returns False if such a lane is not in a state in which encoding begins.
+    """
     half = state.working // 2
-    resting = state.x[:, half : state.working]
-    if (resting >> np.uint32(16) != 1).any():
+    stopping = state.x[:, half : state.working]
+    if (stopping >> np.uint32(16) != 1).any():
         return False
-    for group, at in enumerate(state.at):  # over words that were taken: at the start a group's lanes took one each
-        state.words[at - half : at] = resting[group] & np.uint32(0xFFFF)
+    for group, at in enumerate(state.at):  # overwrites words that were read: each lane has read at least one
+        state.words[at - half : at] = stopping[group] & np.uint32(0xFFFF)
     state.at -= half
     state.working = half
-    state.left = state.ahead.pop(0) if half > 1 else -1
+    state.steps_left = state.later_steps.pop(0) if half > 1 else -1
     return True
 
 
@@ -105,11 +110,11 @@ def _halve(state: State) -> bool:
 
 
 def decode_section(state: State, rows: NDArray[np.int32], tables: CodingTables, out: NDArray[np.int32]) -> int:
-    """Decodes a section of symbols with table rows (n,) into `out` (n,); returns 0 or what is wrong."""
+    """Decode a section of symbols with table rows (n,) into `out` (n,); returns 0 or a fault."""
     if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < tables.rows:
         return BAD_INDEX
     try:
-        position = _positions_of(state, rows, tables)
+        position = _positions(state, rows, tables)
         if position is None:
             return BAD_LANE
         state.section += 1
@@ -129,33 +134,33 @@ def decode_section(state: State, rows: NDArray[np.int32], tables: CodingTables, 
 
 
 def escaped_values(raw: NDArray[np.int64], rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64]:
-    """The symbols that raw values (k,) of table rows (k,) stand for."""
+    """The symbols (k,) of raw values (k,) with table rows (k,)."""
     first = tables.offset[rows].astype(np.int64)
     return np.where(raw & 1, first - (raw + 1) // 2, first + tables.escape[rows] + raw // 2)
 
 
-def _positions_of(state: State, rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64] | None:
-    """Positions in their rows (n,) of the symbols with table rows (n,), which all groups share; None for BAD_LANE."""
+def _positions(state: State, rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64] | None:
+    """Decode the positions (n,) of symbols in their table rows (n,), with all groups; None for BAD_LANE."""
     if state.section == state.ramp:
-        state.left = state.ahead.pop(0)
+        state.steps_left = state.later_steps.pop(0)
     entry = np.empty(len(rows), np.int64)
     begin = 0
     while True:
-        while state.left == 0:
+        while state.steps_left == 0:
             if not _halve(state):
                 return None
         if begin >= len(rows):
             return entry - tables.start[rows]
         for group in range(len(state.x)):
-            taken = rows[begin : begin + state.working]
-            if len(taken):
-                entry[begin : begin + len(taken)] = _step(state, group, taken, tables)
-                begin += len(taken)
-        state.left -= state.left > 0
+            step_rows = rows[begin : begin + state.working]
+            if len(step_rows):
+                entry[begin : begin + len(step_rows)] = _step(state, group, step_rows, tables)
+                begin += len(step_rows)
+        state.steps_left -= state.steps_left > 0
 
 
 def _step(state: State, group: int, rows: NDArray[np.int32], tables: CodingTables) -> NDArray[np.int64]:
-    """One symbol for each of a group's first lanes, as numbers of intervals."""
+    """Decode one symbol in each of a group's first lanes; returns interval numbers."""
     x = state.x[group, : len(rows)].astype(np.int64)
     slot = x & 0xFFFF
     bins = tables.coarse[rows * 256 + (slot >> 8)].astype(np.int64)
@@ -171,18 +176,18 @@ def _step(state: State, group: int, rows: NDArray[np.int32], tables: CodingTable
 
 
 def _escapes(state: State, count: int) -> NDArray[np.int64] | int:
-    """The raw values of `count` escapes, or what is wrong with them."""
+    """Decode the raw values of `count` escapes; or return a fault."""
     digits = _fields(state, np.full(count, 4))
     if (digits > MAX_DIGITS).any():
         return BAD_COUNT
     raw = np.zeros(count, np.int64)
-    for first, most in ((0, 16), (16, 16), (32, 4)):
-        raw |= _fields(state, np.clip(4 * digits - first, 0, most)) << first
+    for first, bits in ((0, 16), (16, 16), (32, 4)):
+        raw |= _fields(state, np.clip(4 * digits - first, 0, bits)) << first
     return BAD_DIGIT if (count_digits(raw) != digits).any() else raw
 
 
 def _fields(state: State, widths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Values of fields of `widths` (n,) bits, 0 to 16 each, which the first group has."""
+    """Decode fields of `widths` (n,) bits, 0 to 16 each, from the first group."""
     values = np.zeros(len(widths), np.int64)
     for begin in range(0, len(widths), state.working):
         width = widths[begin : begin + state.working]
@@ -199,9 +204,9 @@ def _fields(state: State, widths: NDArray[np.int64]) -> NDArray[np.int64]:
 def look_up(
     symbols: NDArray[np.int32], rows: NDArray[np.int32], tables: CodingTables, entries: NDArray[np.uint32]
 ) -> tuple[int, int]:
-    """Fills `entries` (n,) with each symbol's packed interval, its row's last one for a symbol outside.
+    """Fill `entries` (n,) with each symbol's packed interval; for an escape, the last interval of its row.
 
-    Returns the number of those or BAD_INDEX, and the intervals' code length in 2^-24 bit.
+    Returns the number of escapes or BAD_INDEX, and the intervals' code length in 2^-24 bit.
     """
     if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < tables.rows:
         return BAD_INDEX, 0
@@ -216,22 +221,22 @@ def look_up(
 def raw_values(
     entries: NDArray[np.uint32], symbols: NDArray[np.int32], rows: NDArray[np.int32], tables: CodingTables
 ) -> NDArray[np.int64]:
-    """The raw values (k,) of those of `symbols` (n,) whose intervals (n,) are their rows' last, in order."""
+    """The raw values (k,) of the escapes among `symbols` (n,), those with the last interval of their row, in order."""
     # Only a row's last interval ends at 65536.
     at = np.flatnonzero((entries >> np.uint32(16)) + (entries & np.uint32(0xFFFF)) == LOWER - 1)
     position = symbols[at].astype(np.int64) - tables.offset[rows[at]]
     return np.where(position < 0, -2 * position - 1, 2 * (position - tables.escape[rows[at]]))
 
 
-def section_lists(entries: NDArray[np.uint32], raw: NDArray[np.int64]) -> list[List]:
-    """What codes a section, in the decoder's order: intervals of all symbols, then fields of escapes' raw values."""
+def section_lists(entries: NDArray[np.uint32], raw: NDArray[np.int64]) -> list[Intervals]:
+    """A section in the decoder's order: the intervals of all symbols, then the fields of the escapes' raw values."""
     if not len(raw):
         return [(entries, True)]
     return [(entries, True), *((fields, False) for fields in escape_entries(raw, count_digits(raw)))]
 
 
 class Encoder:
-    """States x (groups, lanes), and the words put out so far, for each group the last one last."""
+    """States x (groups, lanes), and the words of each group in the order of writing."""
 
     def __init__(self, groups: int, lanes: int) -> None:
         self.groups, self.lanes = groups, lanes
@@ -239,7 +244,7 @@ class Encoder:
         self.out: list[list[int]] = [[] for _ in range(groups)]
 
     def step(self, group: int, entries: NDArray[np.uint32]) -> None:
-        """One interval for each of a group's first lanes."""
+        """Encode one interval in each of a group's first lanes."""
         packed = entries.astype(np.int64)
         freq, low = (packed >> 16) + 1, packed & 0xFFFF
         x = self.x[group, : len(packed)]
@@ -249,16 +254,16 @@ class Encoder:
         self.x[group, : len(packed)] = (x // freq << 16) + x % freq + low
 
     def code(self, entries: NDArray[np.uint32], shared: bool, working: int) -> None:
-        """A list, or the rest of one, in steps of `working` lanes of each group, from the last to the first."""
+        """Encode a list of intervals from the last to the first, in steps of `working` lanes of each group."""
         groups = self.groups if shared else 1
         for chunk in range(-(-len(entries) // working) - 1, -1, -1):
             self.step(chunk % groups, entries[chunk * working : (chunk + 1) * working])
 
-    def ramp(self, lists: list[List]) -> tuple[int, int, list[int]] | None:
-        """Codes the end with ever more lanes, each new one starting with a word of those before.
+    def ramp(self, lists: list[Intervals]) -> tuple[int, int, list[int]] | None:
+        """Encode the end of the lists while the number of working lanes grows from 1; a new lane starts with a word.
 
-        Returns the number of the list in which all lanes have come to work, how many of its symbols are left, and
-        `ramp_steps` as in `Parts`; None if the lists do not suffice.
+        Returns the number of the list in which all lanes work at last, how many of its symbols are left, and
+        `ramp_steps` of `Parts`; None if the lists are too short.
         """
         working, steps = 1, [0]
         for number in range(len(lists) - 1, -1, -1):
@@ -268,8 +273,8 @@ class Encoder:
                 continue
             left = len(entries)
             while left:
-                across = working * self.groups
-                if left % (2 * across) == 0 and min(map(len, self.out)) >= working:
+                step = working * self.groups
+                if left % (2 * step) == 0 and min(map(len, self.out)) >= working:
                     for group, words in enumerate(self.out):
                         self.x[group, working : 2 * working] = LOWER + np.array(words[: -working - 1 : -1])
                         del words[-working:]
@@ -278,7 +283,7 @@ class Encoder:
                         return number, left, [left // (working * self.groups), *steps[:0:-1]]
                     steps.append(0)
                     continue
-                begin = (left - 1) // across * across
+                begin = (left - 1) // step * step
                 self.code(entries[begin:left], True, working)
                 steps[-1] += 1
                 left = begin
@@ -286,9 +291,12 @@ class Encoder:
 
 
 @dataclass
-class Begun:
-    """An encoder whose lanes all work: x (groups, lanes), words put out so far, how many lists are still whole, and how
-    many symbols of the next are left; `ramp` and `ramp_steps` as in `Parts`."""
+class FullEncoder:
+    """An encoder after its ramp, when all lanes work.
+
+    x: (groups, lanes). out: the words so far. number: lists that are not begun. left: symbols left of the next list.
+    ramp, ramp_steps: those of `Parts`.
+    """
 
     x: NDArray[np.int64]
     out: list[list[int]]
@@ -298,27 +306,27 @@ class Begun:
     ramp_steps: list[int]
 
 
-def begin_push(lists: list[List], groups: int, lanes: int) -> Begun:
-    """Codes the end of the lists, up to where all lanes work; nothing, if they do so from the start."""
+def begin_push(lists: list[Intervals], groups: int, lanes: int) -> FullEncoder:
+    """Encode the end of the lists until all lanes work; nothing if the lists are too short for a ramp."""
     encoder = Encoder(groups, lanes)
-    found = encoder.ramp(lists) if lanes > 1 else None
-    if found is None:
+    ramp = encoder.ramp(lists) if lanes > 1 else None
+    if ramp is None:
         encoder = Encoder(groups, lanes)
-        return Begun(encoder.x, encoder.out, len(lists), 0, -1, [])
-    number, left, steps = found
-    return Begun(encoder.x, encoder.out, number, left, sum(shared for _, shared in lists[:number]), steps)
+        return FullEncoder(encoder.x, encoder.out, len(lists), 0, -1, [])
+    number, left, steps = ramp
+    return FullEncoder(encoder.x, encoder.out, number, left, sum(shared for _, shared in lists[:number]), steps)
 
 
 def push(
-    lists: list[List], groups: int, lanes: int
+    lists: list[Intervals], groups: int, lanes: int
 ) -> tuple[NDArray[np.uint32], list[NDArray[np.uint16]], int, list[int]]:
-    """Encodes lists; returns the states' upper halves (groups, lanes), each group's words, `ramp` and `ramp_steps`."""
-    begun = begin_push(lists, groups, lanes)
+    """Encode lists; returns the states' upper halves (groups, lanes), each group's words, `ramp` and `ramp_steps`."""
+    full = begin_push(lists, groups, lanes)
     encoder = Encoder(groups, lanes)
-    encoder.x, encoder.out = begun.x, begun.out
-    if begun.left:
-        encoder.code(lists[begun.number][0][: begun.left], True, lanes)
-    for entries, shared in lists[: begun.number][::-1]:
+    encoder.x, encoder.out = full.x, full.out
+    if full.left:
+        encoder.code(lists[full.number][0][: full.left], True, lanes)
+    for entries, shared in lists[: full.number][::-1]:
         encoder.code(entries, shared, lanes)
     words = [np.array([*(x & 0xFFFF), *out[::-1]], np.uint16) for x, out in zip(encoder.x, encoder.out, strict=True)]
-    return (encoder.x >> 16).astype(np.uint32), words, begun.ramp, begun.ramp_steps
+    return (encoder.x >> 16).astype(np.uint32), words, full.ramp, full.ramp_steps

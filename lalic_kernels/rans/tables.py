@@ -1,4 +1,4 @@
-"""Frozen integer distributions in the layout which the coder reads."""
+"""Fixed integer distributions in the coder's layout."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 
 PRECISION = 16
 TOTAL = 1 << PRECISION
-COARSE_BITS = 8  # a 256-entry look-up a row stays in the cache; a full 65536-entry one does not
+COARSE_BITS = 8  # a table of 256 entries per row stays in the cache; one of 65536 would not
 COST_UNIT = 24  # code lengths are summed in units of 2^-24 bit: integers, so every backend gets the same sum
 
 _INT32 = np.iinfo(np.int32)
 
 
 def integer_array(value: Any, name: str, ndim: int = 1) -> NDArray[np.int32]:
-    """`value` as a C-contiguous, writable int32 array (a copy only where it has to be one).
+    """`value` as a C-contiguous, writable, aligned int32 array; a copy only if necessary.
 
-    Accepts numpy arrays, CPU tensors and sequences of integers; raises ValueError, naming the argument, otherwise.
-    Always writable and aligned, because numba compiles a second version of a function for arrays that are not.
+    Accepts numpy arrays, CPU tensors and sequences of integers. For read-only or unaligned arrays numba would compile a
+    second version of each function.
+
+    Raises:
+        ValueError: the value is something else; the message has `name`.
     """
     device = getattr(value, "device", None)
-    if hasattr(value, "detach"):  # a tensor, told by its shape so that this module need not import torch
+    if hasattr(value, "detach"):  # a tensor; this module does not import torch
         if getattr(device, "type", "cpu") != "cpu":
             raise ValueError(f"{name} must be a numpy array or a CPU tensor, but it is a tensor on {device}")
         value = value.detach().numpy()
@@ -38,31 +41,34 @@ def integer_array(value: Any, name: str, ndim: int = 1) -> NDArray[np.int32]:
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} must hold integers, but its dtype is {array.dtype}")
     if array.dtype != np.int32 and (int(array.min()) < _INT32.min or int(array.max()) > _INT32.max):
-        raise ValueError(f"{name} must fit int32, but its values run from {array.min()} to {array.max()}")
-    if array.dtype == np.int32 and array.flags.carray:  # so it is most often, and require() takes longer
+        raise ValueError(f"{name} must fit int32, but its values range from {array.min()} to {array.max()}")
+    if array.dtype == np.int32 and array.flags.carray:  # the most frequent case; require() takes longer
         return array
     return np.require(array, np.int32, ["C", "A", "W"])
 
 
 class CodingTables:
-    """Rows of 16-bit cumulative distributions, checked once and laid out for every back end.
+    """Rows of 16-bit cumulative distributions, checked once, in the layout of every backend.
 
-    cdf: integers (R, Lmax); row r counts up strictly from 0 to 65536 in its first lengths[r] entries, the rest of the
-        row is ignored (the padded layout of CompressAI's `_quantized_cdf`).
-    lengths: integers (R,), 3 <= lengths[r] <= Lmax. A row of length L has L - 1 intervals: position p < L - 2 stands
-        for the symbol offsets[r] + p, the last one, p = L - 2, is the escape for every symbol outside that range.
-    offsets: integers (R,), the symbol at position 0.
-
-    Arrays and CPU tensors are accepted. Raises ValueError, naming the argument, for anything that does not fit.
     Treat an instance as immutable: coders keep references to its arrays.
 
-    Attributes, for E intervals of all rows one after the other:
-        packed: (E,) uint32, frequency - 1 in the high half, the interval's start in the low.
-        priced: (E,) uint64, code length in 2^-24 bit in the high half, `packed` in the low.
-        coarse: (256 R,) uint32, for each bin of 256 slots the first interval in the low 24 bits, how many more it has
-            in the high 8.
+    Args:
+        cdf: integers (R, Lmax), array or CPU tensor. Row r increases strictly from 0 to 65536 in its first lengths[r]
+            entries; the entries after them are ignored (the padded layout of CompressAI's `_quantized_cdf`).
+        lengths: integers (R,), 3 <= lengths[r] <= Lmax. A row of length L has L - 1 intervals: position p < L - 2 is
+            the symbol offsets[r] + p; the last one, p = L - 2, is the escape for all other symbols.
+        offsets: integers (R,), the symbol at position 0.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+
+    Attributes, for the E intervals of all rows, one after the other:
+        packed: (E,) uint32, frequency - 1 in the high half, the interval's start in the low half.
+        priced: (E,) uint64, code length in 2^-24 bit in the high half, `packed` in the low half.
+        coarse: (256 R,) uint32, for each bin of 256 slots the first interval in the low 24 bits, and the number of
+            further intervals in the high 8 bits.
         start, offset, escape, bias: (R,) int32: first interval, symbol at position 0, position of the escape, and
-            symbol less interval number.
+            symbol - interval number.
     """
 
     def __init__(self, cdf: Any, lengths: Any, offsets: Any) -> None:
@@ -88,7 +94,7 @@ class CodingTables:
         bad = np.flatnonzero((cdf_array[:, 0] != 0) | (cdf_array[np.arange(rows), length_array - 1] != TOTAL))
         if bad.size:
             raise ValueError(f"cdf rows must run from 0 to {TOTAL}, but row {bad[0]} does not")
-        # int64: a difference of two hostile int32 values must not wrap
+        # int64, because a difference of two int32 values can overflow
         bad = np.flatnonzero(((np.diff(cdf_array.astype(np.int64), axis=1) <= 0) & inside[:, 1:]).any(axis=1))
         if bad.size:
             raise ValueError(f"cdf rows must increase strictly, but row {bad[0]} does not")
@@ -100,7 +106,7 @@ class CodingTables:
         self._fill(lower.astype(np.int64), (upper - lower).astype(np.int64), counts, offset_array)
 
     def _fill(self, lower: NDArray, freq: NDArray, counts: NDArray, offsets: NDArray) -> None:
-        """Builds the arrays the coders read from intervals that are known to be good."""
+        """Build the coders' arrays from valid intervals."""
         rows = len(counts)
         start = np.concatenate([[0], np.cumsum(counts)])[:-1]
         self._lower, self._freq = lower, freq  # (E,) int64, all rows one after the other
@@ -154,7 +160,7 @@ class CodingTables:
         return joined
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of every number that decides the bytes: equal digests, equal streams."""
+        """SHA-256 (32 bytes) of all numbers that determine the stream: equal digests, equal streams."""
         sha = hashlib.sha256(b"lalic rans tables, 16 bit")
         sha.update(np.array([self.rows], "<u4").tobytes())
         sha.update((self._counts + 1).astype("<u4").tobytes())

@@ -1,7 +1,7 @@
-"""The token shift and the normalised shift on CPUs through compiled code (`cpu_loops.py`): arguments to flat arrays.
+"""The token shift and the normalised shift on CPUs: calls of the compiled code in `cpu_loops.py`.
 
-float32 and bfloat16 are read and written as they are, also beside one another, computed in float32; float16 goes
-through a float32 copy, since plain x86-64 cannot convert it. The same bits on any number of threads.
+Arithmetic is float32. float32 and bfloat16 are read and written directly, also mixed; float16 needs a float32 copy,
+because plain x86-64 cannot convert it. Results have the same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lalic_kernels.threads import flat_array, run_ranges
 
-# Below some ten thousand elements a thread costs more than it saves; a range starts by filling its ring, four lines.
+# With less work a thread costs more than it saves. A range must first read four lines into its ring buffer.
 _LEAST_ELEMENTS, _LEAST_LINES = 16384, 4
-_SHARE_LINES = 16  # lines of a share of the weight's gradient: by size alone, so that threads do not matter
+_PART_LINES = 16  # image lines per partial sum of the weight's gradient: fixed, so that threads do not matter
 
 
 def forward(
@@ -25,8 +25,9 @@ def forward(
     eps: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The shift of x (B, H, W, C), any strides, by weight (C, 5, 5); with norm_weight and norm_bias (C,) of its
-    LayerNorm. Contiguous, in `dtype`, or in x's for None; not empty.
+    """The shift of x (B, H, W, C), any strides, not empty, by weight (C, 5, 5).
+
+    With norm_weight and norm_bias (C,): the shift of x's LayerNorm. The result is contiguous, in `dtype` (None: x's).
     """
     from lalic_kernels.shift import cpu_loops
 
@@ -53,41 +54,42 @@ def backward(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, in its dtype, and of the weight (C, 5, 5), float32; with a norm those of norm_weight and of
-    norm_bias, (C,) float32, too. Arguments as `forward`; grad in x's dtype or another.
+    """Gradients of x, in its dtype, and of weight (C, 5, 5) float32; with a norm also of norm_weight and norm_bias.
 
-    Sums over pixels are made in shares, each of some lines of an image, which are added in one order, in float64.
+    x (B, H, W, C), any strides; weight (C, 5, 5); grad (B, H, W, C) in any dtype but float64; norm_weight, norm_bias
+    and their gradients (C,), the latter float32. Partial sums, each over _PART_LINES lines of an image, are added in
+    a fixed order in float64.
     """
     from lalic_kernels.shift import cpu_loops
 
     if x.dtype == torch.float16:
-        of_x, *rest = backward(x.float(), weight, grad, norm_weight, norm_bias, eps)
-        return of_x.to(x.dtype), *rest
+        grad_x, *grad_parameters = backward(x.float(), weight, grad, norm_weight, norm_bias, eps)
+        return grad_x.to(x.dtype), *grad_parameters
     batch, height, width, channels = x.shape
     x, grad = x.detach().contiguous(), grad.detach().contiguous()
     grad = grad.float() if grad.dtype == torch.float16 else grad
-    of_x = torch.empty_like(x)
-    items, across, normed = batch * -(-height // _SHARE_LINES), -(-channels // 16), norm_weight is not None
-    parts = np.empty((items, across, 25, 16), np.float32)
-    norm_parts = np.empty((items if normed else 0, 2, across * 16), np.float32)
+    grad_x = torch.empty_like(x)
+    items, c_blocks, normed = batch * -(-height // _PART_LINES), -(-channels // 16), norm_weight is not None
+    parts = np.empty((items, c_blocks, 25, 16), np.float32)
+    norm_parts = np.empty((items if normed else 0, 2, c_blocks * 16), np.float32)
     arguments = (
         flat_array(x), _padded(norm_weight, channels), _padded(norm_bias, channels), np.float32(eps), normed,
-        blocked_taps(weight.flip(1, 2)), flat_array(grad), flat_array(of_x), parts.reshape(-1), norm_parts.reshape(-1),
-        height, width, channels, _SHARE_LINES,
+        blocked_taps(weight.flip(1, 2)), flat_array(grad), flat_array(grad_x),
+        parts.reshape(-1), norm_parts.reshape(-1), height, width, channels, _PART_LINES,
     )  # fmt: skip
     run_ranges(lambda start, stop: cpu_loops.gradient_lines(*arguments, start, stop), items)
-    of_weight = _added(parts).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
-    of_norm = _added(norm_parts)[:, :channels] if normed else ()
-    return of_x, *(torch.from_numpy(np.ascontiguousarray(found)) for found in (of_weight, *of_norm))
+    grad_weight = _total(parts).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
+    grad_norm = _total(norm_parts)[:, :channels] if normed else ()
+    return grad_x, *(torch.from_numpy(np.ascontiguousarray(array)) for array in (grad_weight, *grad_norm))
 
 
-def _added(parts: np.ndarray) -> np.ndarray:
-    """Shares (items, ...) added in one order."""
+def _total(parts: np.ndarray) -> np.ndarray:
+    """Partial sums (items, ...) added in a fixed order."""
     return parts.sum(0, dtype=np.float64).astype(np.float32)
 
 
 def blocked_taps(weight: Tensor) -> np.ndarray:
-    """weight (C, 5, 5) as (C / 16, 25, 16), flat, in float32, zeros behind the last channel."""
+    """weight (C, 5, 5) as flat float32 (ceil(C / 16), 25, 16), zeros after the last channel."""
     channels = weight.shape[0]
     taps = np.zeros((-(-channels // 16) * 16, 25), np.float32)
     taps[:channels] = weight.detach().float().reshape(channels, 25).numpy()
@@ -95,8 +97,8 @@ def blocked_taps(weight: Tensor) -> np.ndarray:
 
 
 def _padded(vector: Tensor | None, channels: int) -> np.ndarray:
-    """A vector over channels with zeros up to whole blocks of 16; zeros alone for None."""
-    found = np.zeros(-(-channels // 16) * 16, np.float32)
+    """A vector (C,) padded with zeros to whole blocks of 16; all zeros for None."""
+    padded = np.zeros(-(-channels // 16) * 16, np.float32)
     if vector is not None:
-        found[:channels] = vector.detach().float().numpy()
-    return found
+        padded[:channels] = vector.detach().float().numpy()
+    return padded

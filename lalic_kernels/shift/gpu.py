@@ -1,4 +1,4 @@
-"""The shift on a GPU: launches of its Triton kernels, with and without the LayerNorm, forward and backward."""
+"""The token shift on a GPU: launches of its Triton kernels, with and without the LayerNorm, forward and backward."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from lalic_kernels.launch import Launch, blocks, on
 
-# The forward's tile, by the number of pixels B * H * W. Fewer pixels: smaller tiles and the channels dealt out to
-# several programs, each of which finds the statistics anew, so that a GPU's processors all have work.
+# The forward's tile depends on the number of pixels B * H * W. For few pixels tiles are smaller and several programs
+# share the channels of a tile, so that all processors of a GPU have work; each computes the statistics again.
 MANY_PIXELS = 16384
 BLOCK_C = 32
 
 
-# Two warps where a thread has eight neighbouring channels (vectors of 16-bit types), else four, for registers' sake.
+# Two warps if a thread has eight neighbouring channels (vectors of 16-bit types); otherwise four, to save registers.
 def _tile(rows: int, warps: int) -> Launch:
     return Launch((("ROWS", rows), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=warps)
 
@@ -24,55 +24,55 @@ TILES: dict[tuple[str, int], Launch] = {
     ("few", 8): _tile(4, 2),
     ("few", 4): _tile(4, 4),
 }
-SPLIT = 2  # blocks of channels a program where pixels are few
+SPLIT = 2  # blocks of channels per program for few pixels
 TAPS = Launch((("ROWS", 32), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=4)
-NORM_STEPS = 8  # blocks of pixels a program of the norm's backward
-_HELD = 4096  # elements that a block of statistics holds in registers
+NORM_STEPS = 8  # blocks of pixels per program in the norm's backward
+_REGISTER_ELEMENTS = 4096  # elements in registers when statistics are computed
 
 
 def taps(weight: Tensor) -> Tensor:
-    """weight (C, 5, 5) as the kernels read it: (25, C), contiguous, float32, zeros up to whole blocks of channels."""
+    """weight (C, 5, 5) in the kernels' layout: (25, C), contiguous, float32, padded with zeros to whole blocks of C."""
     channels = weight.shape[0]
-    found = weight.detach().reshape(channels, 25).t().float()
+    by_tap = weight.detach().reshape(channels, 25).t().float()
     missing = -channels % BLOCK_C
-    return torch.nn.functional.pad(found, (0, missing)) if missing else found.contiguous()
+    return torch.nn.functional.pad(by_tap, (0, missing)) if missing else by_tap.contiguous()
 
 
 def tile(pixels: int, vec: int) -> tuple[Launch, bool]:
-    """The forward's tile for a number of pixels and a width of vectors; whether its channels are dealt out."""
+    """The forward's tile for a number of pixels and a vector width, and whether several programs share its channels."""
     size = "many" if pixels >= MANY_PIXELS else "few"
     return TILES[size, 8 if vec == 8 else 4], size == "few"
 
 
 def over_channels(channels: int, tile: Launch, vec: int) -> dict[str, int]:
-    """Constants of what takes all channels of a few pixels at once, for the warps of a tile.
+    """Kernel constants for the statistics: all channels of a few pixels at once.
 
-    Fewer pixels where there are no vectors: each element then needs registers for its own address and test.
+    Without vectors fewer pixels, because each element then needs registers for its address and its mask.
     """
     all_c = 1 << max(4, (channels - 1).bit_length())
-    held = _HELD if vec > 1 else _HELD // 4
-    return {"ALL_C": all_c, "PIXELS": max(1, min(16, held * tile.num_warps // (4 * all_c)))}
+    elements = _REGISTER_ELEMENTS if vec > 1 else _REGISTER_ELEMENTS // 4
+    return {"ALL_C": all_c, "PIXELS": max(1, min(16, elements * tile.num_warps // (4 * all_c)))}
 
 
 def vector(channels: int, itemsize: int) -> int:
-    """Channels that one 16-byte access moves, 1 where C is no multiple of them."""
+    """The number of channels in one 16-byte access; 1 if C is not a multiple of it."""
     whole = 16 // itemsize
     return whole if channels % whole == 0 else 1
 
 
 def shift(x: Tensor, taps: Tensor, out: Tensor, *, turned: bool = False) -> None:
-    """out = the shift of x by taps as `taps` returns them; with `turned` by the kernel turned by 180 degrees.
+    """Write the shift of x to out. taps: from `taps`; with `turned` the kernel is turned by 180 degrees. One launch.
 
-    x, out: (B, H, W, C), contiguous, one dtype, not the same memory, not empty. One launch, nothing else.
+    x, out: (B, H, W, C), contiguous, one dtype, not the same memory, not empty.
     """
     _shift(x, None, taps, out, 0.0, turned)
 
 
 def norm_shift(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, taps: Tensor, out: Tensor, eps: float = 1e-5) -> None:
-    """out = the shift, by taps as `taps` returns them, of x's LayerNorm.
+    """Write the shift of x's LayerNorm to out. taps: from `taps`. One launch, and one allocation of scratch memory.
 
     x, out: (B, H, W, C), contiguous, one dtype, not the same memory, not empty. norm_weight, norm_bias: (C,) float32,
-    contiguous. One launch, nothing else, besides asking the allocator for the programs' scratch.
+    contiguous.
     """
     _shift(x, (norm_weight, norm_bias), taps, out, eps, False)
 
@@ -82,11 +82,11 @@ def _shift(x: Tensor, norm: tuple[Tensor, Tensor] | None, taps: Tensor, out: Ten
 
     batch, height, width, channels = x.shape
     vec = vector(channels, x.element_size())
-    launch, dealt = tile(batch * height * width, vec)
+    launch, shared = tile(batch * height * width, vec)
     rows, columns = launch["ROWS"], launch["COLUMNS"]
-    across = blocks(channels, launch["BLOCK_C"])
-    split = SPLIT if dealt else across
-    tiles, splits = batch * blocks(height, rows) * blocks(width, columns), blocks(across, split)
+    c_blocks = blocks(channels, launch["BLOCK_C"])
+    split = SPLIT if shared else c_blocks
+    tiles, splits = batch * blocks(height, rows) * blocks(width, columns), blocks(c_blocks, split)
     statistics = taps
     if norm is not None:
         scratch = tiles * splits * 2 * (rows + 4) * (columns + 4)
@@ -102,8 +102,8 @@ def _shift(x: Tensor, norm: tuple[Tensor, Tensor] | None, taps: Tensor, out: Ten
 def grad_weight(x: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
     """Gradient of the weight, (C, 5, 5) float32, from x and the result's gradient, both (B, H, W, C), contiguous.
 
-    `norm`: norm_weight, norm_bias (C,) float32, and the statistics as `grad_norm` returns them. Shares of tiles are
-    added in one order, in float64.
+    `norm`: norm_weight and norm_bias (C,) float32, and the statistics from `grad_norm`. The partial sums of the tiles
+    are added in a fixed order in float64.
     """
     from lalic_kernels.shift import kernels_backward
 
@@ -119,9 +119,10 @@ def grad_weight(x: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor] | N
 
 
 def grad_norm(x: Tensor, norm_weight: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the LayerNorm: `grad`, the normalised image's gradient, becomes that of x, in place.
+    """Backward of the LayerNorm: changes `grad` in place, from the normalised image's gradient to that of x.
 
-    Returns (gradients of norm_weight and of norm_bias, (C,) float32, and the statistics (2, B H W) float32).
+    x, grad (B, H, W, C) contiguous, norm_weight (C,) float32. Returns the gradients of norm_weight and norm_bias, (C,)
+    float32, and the statistics (mean, 1 / standard deviation), (2, B H W) float32.
     """
     from lalic_kernels.shift import kernels_backward
 
@@ -137,5 +138,5 @@ def grad_norm(x: Tensor, norm_weight: Tensor, grad: Tensor, eps: float) -> tuple
             x, norm_weight, grad, statistics, parts, pixels, channels, eps,
             VEC=vec, **constants, num_warps=TAPS.num_warps,
         )  # fmt: skip
-    of_weight, of_bias = parts.sum(0, dtype=torch.float64).to(torch.float32)
-    return of_weight, of_bias, statistics
+    grad_norm_weight, grad_norm_bias = parts.sum(0, dtype=torch.float64).to(torch.float32)
+    return grad_norm_weight, grad_norm_bias, statistics

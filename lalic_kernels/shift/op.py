@@ -18,17 +18,18 @@ def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Ten
 
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
-        weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32; see `fold_token_shift`.
+        weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32, e.g. from `fold_token_shift`.
         backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
-        Shape (B, H, W, C), contiguous, in x's dtype. Triton and compiled CPU code compute in float32 and
-        round once.
+        Shape (B, H, W, C), contiguous, in x's dtype. Triton and compiled CPU code compute in float32 and round once.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
+
+    Source: Omni-Shift of Restore-RWKV (Yang et al., 2024), as used by LALIC.
 
     Example:
         >>> token_shift(torch.randn(1, 8, 12, 96), torch.randn(96, 5, 5)).shape
@@ -58,27 +59,29 @@ def norm_shift(
 ) -> Tensor:
     """LayerNorm over channels, then a depth-wise 5x5 correlation with zero padding; channels last.
 
-    The normalised image is never written to memory. Zeros are padded after the norm, as a convolution behind a
-    LayerNorm has it.
+    The normalised image is never written to memory. The padding's zeros come after the norm, like those of a
+    convolution that follows a LayerNorm.
 
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
         norm_weight: scale of the norm, shape (C,), in x's dtype or float32.
         norm_bias: offset of the norm, shape (C,), in x's dtype or float32.
-        weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32; see `fold_token_shift`.
+        weight: one kernel per channel, shape (C, 5, 5), in x's dtype or float32, e.g. from `fold_token_shift`.
         eps: added to the variance, at least 0.
-        dtype: of the result. None is x's; beside a float32 x it may be float16 or bfloat16, which saves what follows
-            a cast. The gradient of x stays in x's dtype.
+        dtype: dtype of the result, None for x's. For a float32 x it may be float16 or bfloat16, which saves a cast
+            later. The gradient of x is in x's dtype.
         backend: None for the rule in `lalic_kernels.dispatch`, or "triton", "cpu", "torch", "reference".
 
     Returns:
-        Shape (B, H, W, C), contiguous, in `dtype`. Triton and compiled CPU code compute in float32 and round once, so
-        that a 16-bit result of a float32 x has the bits of the float32 result, cast.
+        Shape (B, H, W, C), contiguous, in `dtype`. Triton and compiled CPU code compute in float32 and round once: a
+        16-bit result for a float32 x has the bits of the float32 result after a cast.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype or `dtype` does not fit.
+        TypeError: an argument is not a tensor, or its dtype or `dtype` does not fit.
         ValueError: a shape, layout or device does not fit, eps is negative, or there is no backend of that name.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the requested backend cannot run on this machine.
+
+    Source: the first two layers of each half of a Bi-RWKV block in LALIC (Feng et al., 2025).
 
     Example:
         >>> norm_shift(torch.randn(1, 8, 12, 96), torch.ones(96), torch.zeros(96), torch.randn(96, 5, 5)).shape
@@ -105,20 +108,22 @@ def fold_token_shift(alpha: Tensor, w1: Tensor, w3: Tensor, w5: Tensor) -> Tenso
     """Fold Omni-Shift's branches, alpha[0] identity + alpha[1] 1x1 + alpha[2] 3x3 + alpha[3] 5x5, into one 5x5 kernel.
 
     Args:
-        alpha: shape (4,).
+        alpha: shape (4,), floating dtype; all arguments have one dtype.
         w1, w3, w5: depth-wise kernels, shapes (C, n, n) or (C, 1, n, n) for n = 1, 3, 5.
 
     Returns:
-        Shape (C, 5, 5). Differentiable in every argument.
+        Shape (C, 5, 5), in that dtype. Differentiable in every argument.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype does not fit.
+        TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape, layout or device does not fit.
+
+    Source: Omni-Shift of Restore-RWKV (Yang et al., 2024).
     """
 
     def pattern(kernel: Tensor, size: int) -> str:
-        middle = " 1" if isinstance(kernel, Tensor) and kernel.dim() == 4 else ""
-        return f"C{middle} {size} {size}"
+        inputs = " 1" if isinstance(kernel, Tensor) and kernel.dim() == 4 else ""
+        return f"C{inputs} {size} {size}"
 
     kernels = (("w5", w5, 5), ("w3", w3, 3), ("w1", w1, 1))
     checks.shapes(
@@ -134,14 +139,14 @@ def fold_token_shift(alpha: Tensor, w1: Tensor, w3: Tensor, w5: Tensor) -> Tenso
 
 
 def _token_shift_by_torch(x: Tensor, weight: Tensor) -> Tensor:
-    """By torch's depth-wise convolution, differentiable: other devices, float64, machines without numba."""
+    """The token shift by torch's depth-wise convolution, differentiable: for other devices, float64, without numba."""
     with checks.no_autocast(x.device):
         y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype).unsqueeze(1), padding=2, groups=x.shape[3])
     return y.permute(0, 2, 3, 1).contiguous()
 
 
 def _norm_shift_by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """By torch's LayerNorm and convolution, differentiable, for the same."""
+    """The normalised shift by torch's LayerNorm and depth-wise convolution, differentiable."""
     with checks.no_autocast(x.device):
         normed = F.layer_norm(x, (x.shape[3],), norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     return _token_shift_by_torch(normed, weight)
@@ -165,8 +170,8 @@ def _token_shift_backward(x: Tensor, weight: Tensor, grad: Tensor, backend: str 
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
     chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, x.dtype)
     if chosen == "cpu":
-        of_image, of_weight = cpu.backward(x, weight, grad)
-        return of_image, of_weight.to(weight.dtype)
+        grad_x, grad_weight = cpu.backward(x, weight, grad)
+        return grad_x, grad_weight.to(weight.dtype)
     if chosen == "triton":
         x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         gpu.shift(grad, gpu.taps(weight), grad_x, turned=True)
@@ -219,16 +224,16 @@ def _norm_shift_backward(
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
     chosen = dispatch.resolve(NORM_SHIFT, backend, x.device.type, x.dtype)
     if chosen == "cpu":
-        of_x, of_weight, of_scale, of_offset = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
-        return of_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
-    grad = grad.to(x.dtype)  # only compiled code reads a gradient of another dtype as it is
+        grad_x, grad_weight, grad_scale, grad_offset = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
+        return grad_x, grad_scale.to(norm_weight.dtype), grad_offset.to(norm_bias.dtype), grad_weight.to(weight.dtype)
+    grad = grad.to(x.dtype)  # only compiled CPU code reads a gradient of another dtype
     if chosen == "triton":
         x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
         gpu.shift(grad, gpu.taps(weight), grad_x, turned=True)
-        of_scale, of_offset, statistics = gpu.grad_norm(x, scale, grad_x, eps)
-        of_weight = gpu.grad_weight(x, grad, (scale, offset, statistics))
-        return grad_x, of_scale.to(norm_weight.dtype), of_offset.to(norm_bias.dtype), of_weight.to(weight.dtype)
+        grad_scale, grad_offset, statistics = gpu.grad_norm(x, scale, grad_x, eps)
+        grad_weight = gpu.grad_weight(x, grad, (scale, offset, statistics))
+        return grad_x, grad_scale.to(norm_weight.dtype), grad_offset.to(norm_bias.dtype), grad_weight.to(weight.dtype)
     return tuple(recompute(functools.partial(_norm_shift_by_torch, eps=eps), inputs, grad))
 
 

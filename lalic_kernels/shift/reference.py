@@ -1,4 +1,4 @@
-"""Token shift (Omni-Shift) by its definition: a depth-wise 5x5 correlation, after a LayerNorm or not; its folding."""
+"""Token shift (Omni-Shift) by its definition: a depth-wise 5x5 correlation, with or without a LayerNorm; folding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def norm_shift(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
     Returns:
         Shape (B, H, W, C).
 
-    Source: the head of a Bi-RWKV block in LALIC: LayerNorm, then Omni-Shift (Restore-RWKV, Yang et al., 2024).
+    Source: the first two layers of each half of a Bi-RWKV block in LALIC: LayerNorm, then Omni-Shift (Restore-RWKV,
+    Yang et al., 2024).
     """
     centred = x - x.mean(-1, keepdim=True)
     variance = (centred * centred).mean(-1, keepdim=True)

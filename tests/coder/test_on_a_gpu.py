@@ -149,7 +149,7 @@ def test_memory_is_bounded() -> None:
             own.decode(file, 64, width, 50.0, graph=True)
     assert len(graphs) == 16 and all(isinstance(graph, gpu._DecodeGraph) for graph in graphs._graphs.values())
     full = torch.cuda.memory_reserved()
-    own.cache._found.clear()
+    own.cache._entries.clear()
     del graphs
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < full

@@ -123,12 +123,12 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
     """Neither forward nor backward has a tensor larger than the image or a stretch's work space."""
     arguments = make(CHANNEL_MIX, (1, 16, 64, 24, 8), torch.float32, "cpu")
     x, key, receptance, value, residual, gamma = arguments.values()
-    monkeypatch.setitem(torch_path.STRETCH_BYTES, "cpu", 4 * 64 * key.shape[0])
+    monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 4 * 64 * key.shape[0])
     image, nothing = x.numel(), [x.new_empty(0)] * 3
     forward = (x, key, receptance, value, residual, gamma, False, "torch")
     assert _largest(lambda: op._channel_mix(*forward)) == image
     assert _largest(lambda: op._channel_mix_backward(x, key, receptance, value, gamma, *nothing, residual)) == image
-    monkeypatch.setitem(torch_path.STRETCH_BYTES, "cpu", 1 << 40)
+    monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1 << 40)
     assert _largest(lambda: op._channel_mix(*forward)) == 8 * image
 
 
@@ -197,7 +197,7 @@ def test_what_is_saved_has_a_bound() -> None:
 
 
 @MIXES
-def test_stretches_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (2, 9, 17, 6, 2) if spec is CHANNEL_MIX else (2, 9, 17, 6)
     arguments = make(spec, sizes, torch.float32, "cpu")
 
@@ -207,7 +207,7 @@ def test_stretches_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None
         return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
 
     whole = results()
-    monkeypatch.setitem(torch_path.STRETCH_BYTES, "cpu", 1)  # the least: 64 tokens at a time
+    monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1)  # the least: 64 tokens at a time
     for one, other in zip(whole, results(), strict=True):
         # The same sums of 306 terms, in five parts.
         assert (one - other).abs().max() <= 32 * EPS32 * one.abs().max()

@@ -319,7 +319,7 @@ def test_each_fault_has_its_sentence(backend):
     refused(good[:2], "too few for the states of its 1 lanes")
     refused(good[:5], "has 0 words, fewer than its 1 lanes")
     refused(b"\x06" + good[1:], r"begins with 6, and a group has at most 2\^5 lanes")
-    refused(b"\x00\x01" + good[2:], "single lane, and says that lanes halve")
+    refused(b"\x00\x01" + good[2:], "single lane, but a section in which lanes halve")
     refused(b"\x05\x80\x08\x00", "1025 groups, more than 1024")
     refused(b"\x05\x80\x00\x00", "not in its shortest form")
     refused(b"\x05\xff\xff\xff\xff\x01", "more than four bytes")
