@@ -24,7 +24,11 @@ _LN2_LO = f32(-2.12194440e-4)
 _LOWEST = f32(-87.0)
 
 # 'contract' allows a*b+c as one fused operation. Nothing else is relaxed: infinities and the order of sums stay.
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+_CODE: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
+OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+# For functions that only compiled code calls: without the wrapper and the cache file that a call from Python needs (such
+# a call would crash), they take a third less time to compile.
+CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}
 
 
 @njit(inline="always")

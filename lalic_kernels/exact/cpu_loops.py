@@ -16,13 +16,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.cpu_product import LANES, multiply
 
 f32, i32, f64 = np.float32, np.int32, np.float64
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # for what only compiled code calls, see numba_math
 STRIP = 64  # rows at a time, a multiple of cpu_product.ROWS
 CHUNK = n.CHUNK
 _TINY, _HUGE, _ZERO, _ONE = f32(n.TINY), f32(n.HUGE), f32(0.0), f32(1.0)
@@ -120,7 +124,21 @@ def exp64(x):
 # Single rows
 
 
-@njit(**OPTIONS)
+@intrinsic
+def copy(typing, row, out):  # type: ignore[no-untyped-def]
+    """out = row, contiguous, of one dtype and length. For `out[:] = row` numba compiles its errors too, for 2 s."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        source, target = (
+            context.make_array(kind)(context, builder, x) for kind, x in zip(signature.args, args, strict=True)
+        )
+        cgutils.raw_memcpy(builder, target.data, source.data, source.nitems, source.itemsize)
+        return context.get_dummy_value()
+
+    return types.none(row, out), codegen
+
+
+@njit(**_CALLEE)
 def bits_of(row):
     """Magnitude bits of one row (K,)."""
     raw, m = row.view(np.int32), i32(0)
@@ -129,7 +147,7 @@ def bits_of(row):
     return m
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def quantise_row(row, bits, q):
     """One row (K,) as integers in q (K' >= K) int16 by magnitude bits; the rest of q is left."""
     scale, out = power(i32(12) - exponent_of(bits, _LEAST_EXPONENT)), q[: row.shape[0]]
@@ -140,7 +158,7 @@ def quantise_row(row, bits, q):
         out[c] = np.int16(i32((y + _ROUND) - _ROUND))
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def finish_row(row, bits, scales, bias):
     """In place: sums (O,) of integers that had these magnitude bits become floats; scales 2^(exponent - 12)."""
     scale = power(exponent_of(bits, _LEAST_EXPONENT) - i32(12))
@@ -148,7 +166,7 @@ def finish_row(row, bits, scales, bias):
         row[c] = settle(row[c] * scale * scales[c] + bias[c])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def square_row(row):
     """In place: squared ReLU."""
     for c in range(row.shape[0]):
@@ -156,14 +174,14 @@ def square_row(row):
         row[c] = settle(v * v)
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def gate_row(r, row):
     """In place: sigmoid(r) row."""
     for c in range(row.shape[0]):
         row[c] = settle(sigmoid(r[c]) * row[c])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def add_row(row, change, gamma, out):
     """out = row + gamma change; gamma (C,) settled, or (0,) for 1."""
     if gamma.shape[0] == 0:
@@ -174,7 +192,7 @@ def add_row(row, change, gamma, out):
             out[c] = settle(row[c] + settle(gamma[c] * change[c]))
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def normalise_row(row, weight, bias, offset, q, out):
     """`reference.layer_norm` of one row (C,) to out, which may be the row; its magnitude bits.
 
@@ -229,7 +247,7 @@ def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
         bits[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def scale_index(scales, thresholds, index):
     """How many of the 63 thresholds are less than each scale, by halving."""
     for i in range(index.shape[0]):
@@ -247,13 +265,13 @@ def head_rows(x, thresholds, start, stop, bits, index, mean):
     for r in range(start, stop):
         bits[r] = bits_of(x[r])
         scale_index(x[r, :width], thresholds, index[r])
-        mean[r, :] = x[r, width:]
+        copy(x[r, width:], mean[r])
 
 
 # Products with what surrounds them: rows go in strips, which stay in the cache
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _integers(factor):
     """Work space for a strip's integers (STRIP, K), and for its sums (STRIP, O)."""
     w = factor[0]
@@ -275,7 +293,7 @@ def linear_rows(x, factor, start, stop, bits, y):
         for i in range(count):
             row = sums[i, :outputs]
             finish_row(row, bits[first + i], scales, bias)
-            y[first + i, :] = row
+            copy(row, y[first + i])
 
 
 @njit(**OPTIONS)
@@ -297,7 +315,7 @@ def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, star
             normalise_row(out, weight, norm_bias, offset, q_norm, normal[first + i])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y):
     """y[first..] += gamma sigmoid(R x) V relu(K x)^2 for the strip x in q and bits; hidden is K and R together."""
     w, scales, bias, chunk = hidden
@@ -359,7 +377,7 @@ def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamm
             if x.shape[1]:
                 finish_row(row, given_bits[first + i], scales, bias)
             else:
-                row[:] = bias
+                copy(bias, row)
                 given_bits[first + i] = 0
             if has_partial:
                 part = partial[first + i]
@@ -367,7 +385,7 @@ def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamm
                 for c in range(channels):
                     m[c] = row[c] + part[c]
             else:
-                m[:] = row
+                copy(row, m)
             normalise_row(m, weight, norm_bias, offset, q_norm, normal)
             bits[i] = bits_of(normal)
             quantise_row(normal, bits[i], q[i])
@@ -385,7 +403,7 @@ def quantise_image(x, absmax_bits, size, start, stop, q):
         quantise_row(x[r], absmax_bits[r // size], q[r])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _gather(x, taps, height, width, image, i, j, out):
     """out[t C:] = pixel (i, j) + tap t of x (B H W, C), zeros outside the image."""
     channels = x.shape[1]
@@ -393,7 +411,7 @@ def _gather(x, taps, height, width, image, i, j, out):
         a, b = i + taps[t, 0], j + taps[t, 1]
         part = out[t * channels : (t + 1) * channels]
         if 0 <= a < height and 0 <= b < width:
-            part[:] = x[(image * height + a) * width + b]
+            copy(x[(image * height + a) * width + b], part)
         else:
             part[:] = np.int16(0)
 
@@ -419,7 +437,7 @@ def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, fact
             out = y[image, corner[0] + rest // across * out_step, corner[1] + rest % across * out_step]
             row = sums[r, : y.shape[3]]
             finish_row(row, absmax_bits[image], scales, bias)
-            out[:] = row
+            copy(row, out)
 
 
 @njit(**OPTIONS)
@@ -448,7 +466,7 @@ def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
                 out[c] = i32((y + _ROUND) - _ROUND)
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _five_taps(q, taps, n, sums):
     """sums (n,) += the products of five neighbouring pixels of n channels with five taps, both flat."""
     for c in range(n):
@@ -461,7 +479,7 @@ def _five_taps(q, taps, n, sums):
         )
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _one_tap(q, taps, n, sums):
     """The same of one pixel and tap."""
     for c in range(n):
@@ -515,21 +533,21 @@ def max_keys(kvr, tokens, start, stop, max_key):
     channels = max_key.shape[1]
     for b in range(start, stop):
         m = max_key[b]
-        m[:] = kvr[b * tokens, :channels]
+        copy(kvr[b * tokens, :channels], m)
         for t in range(1, tokens):
             row = kvr[b * tokens + t, :channels]
             for c in range(channels):
                 m[c] = max(m[c], row[c])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _add(total, decay, x):
     """total = total decay + x, of every channel."""
     for c in range(total.shape[0]):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _put(total, decay, x, before):
     """`_add`, with what `total` was in `before`."""
     for c in range(total.shape[0]):
@@ -537,7 +555,7 @@ def _put(total, decay, x, before):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _join(total, decay, x, before):
     """`_add`, with what `total` was added to `before`."""
     for c in range(total.shape[0]):

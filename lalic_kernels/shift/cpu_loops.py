@@ -35,7 +35,9 @@ from lalic_kernels.numba_math import (
 )
 
 PIXELS = 4  # pixels whose sums are in registers at the same time
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # see numba_math
 
 
 @intrinsic
@@ -70,7 +72,7 @@ def _four_pixels(typingctx, ring, rows, taps, tap, out, place, stride):  # type:
     return signature, codegen
 
 
-@njit(**_OPTIONS)
+@njit(**_CALLEE)
 def _read_line(
     x, first, norm_weight, norm_bias, eps, normed, ring, slot, means, factors, width, padded, channels, pixel
 ):
@@ -118,14 +120,14 @@ def _read_line(
             store(ring, place + c * padded, fma(h, load(norm_weight, c), load(norm_bias, c)))
 
 
-@njit(**_OPTIONS)
+@njit(**_CALLEE)
 def _last(x, start, count, pixel):
     """Copy the last `count` channels, fewer than 16, to pixel[:16], followed by zeros."""
     for c in range(16):
         pixel[c] = wide(x[start + c]) if c < count else f32(0.0)
 
 
-@njit(**_OPTIONS)
+@njit(**_CALLEE)
 def _line(ring, size, i, width, padded, channels, taps, out, first, spill):
     """Write the 5x5 sums of line i to out[first:]; the ring holds lines i - 2 to i + 2."""
     r0, r1, r2, r3, r4 = (
@@ -172,7 +174,7 @@ def forward_lines(x, norm_weight, norm_bias, eps, normed, taps, y, height, width
         _line(ring, size, i, width, padded, channels, taps, y, line * width * channels, spill)
 
 
-@njit(**_OPTIONS)
+@njit(**_CALLEE)
 def _write_gradient(
     line, x, first, norm_weight, normed, means, factors, grad_x, part, at, width, channels, pixel, spill
 ):  # fmt: skip
