@@ -188,7 +188,7 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                     m[c] = carried if larger_carry else peak[c]
 
 
-@njit(**CALLEE)
+@njit(inline="always")
 def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, l1, l2, s):
     """A chunk's pass from the left: write p and the sums of (p v, p) from the left, token included, to s.
 
@@ -213,7 +213,7 @@ def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, 
         s1, s2 = _add(s1, em, mul(e, value)), _add(s2, em, e)
 
 
-@njit(**CALLEE)
+@njit(inline="always")
 def _units(top, lm, rm, c, units):
     """Write to units (3, LANES): the largest of a chunk's exponents, then those of the entering sums relative to it."""
     for i in range(LANES):

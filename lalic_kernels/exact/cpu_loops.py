@@ -166,7 +166,7 @@ def finish_row(row, bits, scales, bias):
         row[c] = settle(row[c] * scale * scales[c] + bias[c])
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def square_row(row):
     """In place: squared ReLU."""
     for c in range(row.shape[0]):
@@ -247,7 +247,7 @@ def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
         bits[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def scale_index(scales, thresholds, index):
     """How many of the 63 thresholds are less than each scale, by halving."""
     for i in range(index.shape[0]):
@@ -271,7 +271,7 @@ def head_rows(x, thresholds, start, stop, bits, index, mean):
 # Products with what surrounds them: rows go in strips, which stay in the cache
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def _integers(factor):
     """Work space for a strip's integers (STRIP, K), and for its sums (STRIP, O)."""
     w = factor[0]
@@ -403,7 +403,7 @@ def quantise_image(x, absmax_bits, size, start, stop, q):
         quantise_row(x[r], absmax_bits[r // size], q[r])
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def _gather(x, taps, height, width, image, i, j, out):
     """out[t C:] = pixel (i, j) + tap t of x (B H W, C), zeros outside the image."""
     channels = x.shape[1]
@@ -466,7 +466,7 @@ def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
                 out[c] = i32((y + _ROUND) - _ROUND)
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def _five_taps(q, taps, n, sums):
     """sums (n,) += the products of five neighbouring pixels of n channels with five taps, both flat."""
     for c in range(n):
@@ -479,7 +479,7 @@ def _five_taps(q, taps, n, sums):
         )
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def _one_tap(q, taps, n, sums):
     """The same of one pixel and tap."""
     for c in range(n):

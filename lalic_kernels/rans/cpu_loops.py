@@ -173,7 +173,7 @@ def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ign
     return escapes, cost
 
 
-@numba.njit(**_CALLEE)
+@numba.njit(inline="always")
 def _push_step(entries, begin, end, x, group, words, free):  # type: ignore[no-untyped-def]
     """Encode one interval in each of a group's first lanes."""
     at = _U(free[group])
@@ -206,7 +206,7 @@ def _push_list(entries, begin, end, shared, working, x, words, free):  # type: i
         chunk -= 1
 
 
-@numba.njit(**_CALLEE)
+@numba.njit(inline="always")
 def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
     """`Encoder.ramp` of reference.py; `steps` starts with two working lanes. Returns (-1, 0) if lists are too short."""
     groups = len(x)

@@ -72,7 +72,7 @@ def _four_pixels(typingctx, ring, rows, taps, tap, out, place, stride):  # type:
     return signature, codegen
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def _read_line(
     x, first, norm_weight, norm_bias, eps, normed, ring, slot, means, factors, width, padded, channels, pixel
 ):
@@ -127,7 +127,7 @@ def _last(x, start, count, pixel):
         pixel[c] = wide(x[start + c]) if c < count else f32(0.0)
 
 
-@njit(**_CALLEE)
+@njit(inline="always")
 def _line(ring, size, i, width, padded, channels, taps, out, first, spill):
     """Write the 5x5 sums of line i to out[first:]; the ring holds lines i - 2 to i + 2."""
     r0, r1, r2, r3, r4 = (
