@@ -231,9 +231,7 @@ def wkv_factors(w: Tensor, u: Tensor, tokens: int) -> tuple[np.ndarray, np.ndarr
     limit = n.DECAY_RANGE / tokens
     w64 = w.detach().double().clamp(-limit, limit)
     boosts = u.detach().double().clamp(-n.BOOST_RANGE, n.BOOST_RANGE)
-    decay, jump, boost = (np.empty(w.shape[0]) for _ in range(3))
-    for exponent, factor in ((-w64, decay), (-w64 * min(n.CHUNK, tokens), jump), (boosts, boost)):
-        loops.exps(exponent.numpy(), factor)
+    decay, jump, boost = reference.exp64(torch.stack((-w64, -w64 * min(n.CHUNK, tokens), boosts))).numpy()
     return decay, jump, boost
 
 
@@ -242,10 +240,9 @@ def wkv(kvr: np.ndarray, factors: tuple[np.ndarray, np.ndarray, np.ndarray], bat
     decay, jump, boost = factors
     channels, tokens = decay.shape[0], kvr.shape[0] // batch
     chunks, width = -(-tokens // n.CHUNK), n.CHUNK * channels
-    max_key = np.empty((batch, channels), np.float32)
+    max_key = kvr.reshape(batch, tokens, 3 * channels)[:, :, :channels].max(axis=1)
     weights, sums = np.empty((batch, tokens, 2, channels)), np.empty((batch * chunks, 4, channels))
     y = np.empty((batch * tokens, channels), np.float32)
-    over(lambda i, j: loops.max_keys(kvr, tokens, i, j, max_key), batch, 0.2 * tokens * channels)
     over(lambda i, j: loops.summaries(kvr, max_key, decay, i, j, weights, sums), batch * chunks, 5 * width)
     over(lambda i, j: loops.chain(jump, chunks, i, j, sums), batch, 4 * chunks * channels)
     over(lambda i, j: loops.values(kvr, weights, decay, boost, i, j, sums, y), batch * chunks, 7 * width)

@@ -102,7 +102,7 @@ def sigmoid(x):
 
 @njit(inline="always")
 def exp64(x):
-    """`reference._exp64` of one value."""
+    """`reference.exp64` of one value."""
     shifted = x * _LOG2E_64 + _ROUND_64
     turns = shifted - _ROUND_64
     r = x - turns * _LN2_HIGH_64
@@ -518,26 +518,6 @@ def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, st
 # Bidirectional WKV: float64, in the definition's order. Three passes: weights and each chunk's sums; the sums that
 # enter a chunk from either side; the values. Inner loops run over channels and touch few arrays each: with more than a
 # handful the compiler gives up proving them apart and does not vectorise.
-
-
-@njit(**OPTIONS)
-def exps(x, y):
-    """y = exp64(x), elementwise."""
-    for c in range(x.shape[0]):
-        y[c] = exp64(x[c])
-
-
-@njit(**OPTIONS)
-def max_keys(kvr, tokens, start, stop, max_key):
-    """max_key (B, C) = the largest k of each channel over images start..stop; kvr as in `summaries`."""
-    channels = max_key.shape[1]
-    for b in range(start, stop):
-        m = max_key[b]
-        copy(kvr[b * tokens, :channels], m)
-        for t in range(1, tokens):
-            row = kvr[b * tokens + t, :channels]
-            for c in range(channels):
-                m[c] = max(m[c], row[c])
 
 
 @njit(**_CALLEE)
