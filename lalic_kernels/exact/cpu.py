@@ -308,7 +308,7 @@ def _make_entropy(block: ExactEntropyParams) -> _Entropy:
 
 
 def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
-    """x (..., Cin), partial (..., Cout) -> (..., Cout), in one call of compiled code."""
+    """x (..., Cin), partial (..., Cout) -> (..., Cout)."""
     require(x)
     own: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
     channels = own.norm[0].shape[0]
@@ -322,14 +322,17 @@ def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None 
         require(partial)
         added = array(partial).reshape(-1, channels)
     count, offset = rows.shape[0], norm_offset(channels)
-    y, bits = np.empty((count, channels), np.float32), np.empty(count, np.int32)
-    over(
-        lambda i, j: loops.entropy_rows(
-            rows, added, own.mix, *own.norm, offset, own.hidden, own.value, _NO_GAMMA, i, j, bits, y
-        ),
-        count,
-        _product_cost(own.mix, own.hidden, own.value) + 5 * channels,
-    )  # fmt: skip
+    y, normal, bits = (
+        np.empty((count, channels), np.float32),
+        np.empty((count, channels), np.float32),
+        np.empty(count, np.int32),
+    )
+
+    def part(i: int, j: int) -> None:
+        loops.mix_norm_rows(rows, added, own.mix, *own.norm, offset, i, j, bits, y, normal)
+        loops.channel_mix_rows(normal, own.hidden, own.value, _NO_GAMMA, i, j, y)
+
+    over(part, count, _product_cost(own.mix, own.hidden, own.value) + 5 * channels)
     require_finite(bits)
     return torch.from_numpy(y).reshape(shape)
 

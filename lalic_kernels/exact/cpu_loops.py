@@ -315,82 +315,69 @@ def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, star
             normalise_row(out, weight, norm_bias, offset, q_norm, normal[first + i])
 
 
-@njit(**_CALLEE)
-def _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y):
-    """y[first..] += gamma sigmoid(R x) V relu(K x)^2 for the strip x in q and bits; hidden is K and R together."""
-    w, scales, bias, chunk = hidden
-    value_w, value_scales, value_bias, value_chunk = value
-    channels = y.shape[1]
-    terms = scales.shape[0] - channels
-    multiply(q, w, chunk, count, inner)
-    for i in range(count):
-        finish_row(inner[i, : scales.shape[0]], bits[i], scales, bias)
-        row = inner[i, :terms]
-        square_row(row)
-        bits[i] = bits_of(row)
-        quantise_row(row, bits[i], inner_q[i])
-    multiply(inner_q, value_w, value_chunk, count, outer)
-    for i in range(count):
-        row = outer[i, :channels]
-        finish_row(row, bits[i], value_scales, value_bias)
-        gate_row(inner[i, terms : terms + channels], row)
-        add_row(y[first + i], row, gamma, y[first + i])
-
-
 @njit(**OPTIONS)
 def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
-    """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite."""
+    """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite. hidden is K and R together."""
+    w, scales, bias, chunk = hidden
+    value_w, value_scales, value_bias, value_chunk = value
     q, inner = _integers(hidden)
     inner_q, outer = _integers(value)
+    channels = y.shape[1]
+    terms = scales.shape[0] - channels
     bits = np.empty(STRIP, np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
         for i in range(count):
             bits[i] = bits_of(x[first + i])
             quantise_row(x[first + i], bits[i], q[i])
-        _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
+        multiply(q, w, chunk, count, inner)
+        for i in range(count):
+            finish_row(inner[i, : scales.shape[0]], bits[i], scales, bias)
+            row = inner[i, :terms]
+            square_row(row)
+            bits[i] = bits_of(row)
+            quantise_row(row, bits[i], inner_q[i])
+        multiply(inner_q, value_w, value_chunk, count, outer)
+        for i in range(count):
+            row = outer[i, :channels]
+            finish_row(row, bits[i], value_scales, value_bias)
+            gate_row(inner[i, terms : terms + channels], row)
+            add_row(y[first + i], row, gamma, y[first + i])
 
 
 @njit(**OPTIONS)
-def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamma, start, stop, given_bits, y):
-    """An entropy-parameter block: y (R, C) of x (R, K) and of partial (R, C) or (0, C), a part of m from elsewhere.
+def mix_norm_rows(x, partial, mix, weight, norm_bias, offset, start, stop, bits, y, normal):
+    """y (R, C) = x W^T + bias + partial, and its LayerNorm; x (R, K), K may be 0, partial (R, C) or (0, C).
 
-    K may be 0. given_bits (R,): magnitude bits of x's and partial's rows. gamma is (0,).
+    bits (R,): magnitude bits of x's and partial's rows.
     """
     w, scales, bias, chunk = mix
-    mix_q, sums = _integers(mix)
-    q, inner = _integers(hidden)
-    inner_q, outer = _integers(value)
-    channels, has_partial = y.shape[1], partial.shape[0] > 0
-    bits, q_norm, normal = np.empty(STRIP, np.int32), np.empty(channels, np.int32), np.empty(channels, np.float32)
+    q, sums = _integers(mix)
+    channels, has_partial, q_norm = y.shape[1], partial.shape[0] > 0, np.empty(y.shape[1], np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
-        # the mix's product
+        # the product
         if x.shape[1]:
             for i in range(count):
-                given_bits[first + i] = bits_of(x[first + i])
-                quantise_row(x[first + i], given_bits[first + i], mix_q[i])
-            multiply(mix_q, w, chunk, count, sums)
-        # m, kept in y, and its LayerNorm
+                bits[first + i] = bits_of(x[first + i])
+                quantise_row(x[first + i], bits[first + i], q[i])
+            multiply(q, w, chunk, count, sums)
+        # the sum and its LayerNorm
         for i in range(count):
-            m, row = y[first + i], sums[i, :channels]
+            out, row = y[first + i], sums[i, :channels]
             if x.shape[1]:
-                finish_row(row, given_bits[first + i], scales, bias)
+                finish_row(row, bits[first + i], scales, bias)
             else:
                 copy(bias, row)
-                given_bits[first + i] = 0
+                bits[first + i] = 0
             if has_partial:
                 part = partial[first + i]
-                given_bits[first + i] = max(given_bits[first + i], bits_of(part))
+                bits[first + i] = max(bits[first + i], bits_of(part))
                 for c in range(channels):
-                    m[c] = row[c] + part[c]
+                    out[c] = row[c] + part[c]
             else:
-                copy(row, m)
-            normalise_row(m, weight, norm_bias, offset, q_norm, normal)
-            bits[i] = bits_of(normal)
-            quantise_row(normal, bits[i], q[i])
-        # the rest, added to m
-        _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
+                copy(row, out)
+            normalise_row(out, weight, norm_bias, offset, q_norm, normal[first + i])
 
 
 # Convolution and depth-wise shift
