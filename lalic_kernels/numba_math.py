@@ -24,7 +24,11 @@ _LN2_LO = f32(-2.12194440e-4)
 _LOWEST = f32(-87.0)
 
 # 'contract' allows a*b+c as one fused operation. Nothing else is relaxed: infinities and the order of sums stay.
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+_CODE: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
+OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+# For functions that only compiled code calls: without the wrapper and the cache file that a call from Python needs
+# (such a call would crash), they take a third less time to compile.
+CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}
 
 
 @njit(inline="always")
@@ -108,7 +112,7 @@ def _rounded(value):
 # Vectors of 16 float32 numbers.
 
 LANES = 16
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+VECTOR_VALUE = ir.VectorType(ir.FloatType(), LANES)
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
 
@@ -126,7 +130,7 @@ VECTOR = _Vector()
 @register_model(_Vector)
 class _Model(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, VECTOR_VALUE)
 
 
 def _words(value: int) -> ir.Constant:
@@ -134,7 +138,7 @@ def _words(value: int) -> ir.Constant:
 
 
 def _floats(value: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [value] * LANES)
+    return ir.Constant(VECTOR_VALUE, [value] * LANES)
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Any) -> Any:
@@ -142,18 +146,36 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any, vect
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
+def emit_load(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """The instructions of `load`, for other intrinsics; kind is the array's numba type."""
+    wide = kind.dtype == types.float32
+    value = builder.load(_address(context, builder, kind, array, index, VECTOR_VALUE if wide else _HALVES))
+    value.align = 4 if wide else 2
+    if wide:
+        return value
+    return builder.bitcast(builder.shl(builder.zext(value, _WORDS), _words(16)), VECTOR_VALUE)
+
+
+def emit_store(context: Any, builder: Any, kind: Any, array: Any, index: Any, value: Any) -> None:
+    """The instructions of `store`, for other intrinsics; kind is the array's numba type."""
+    wide = kind.dtype == types.float32
+    if not wide:
+        bits = builder.bitcast(value, _WORDS)
+        odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
+        rounded = builder.add(builder.add(bits, _words(0x7FFF)), odd)
+        quiet_nan = builder.or_(bits, _words(0x400000))
+        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
+        value = builder.trunc(builder.lshr(bits, _words(16)), _HALVES)
+    address = _address(context, builder, kind, array, index, VECTOR_VALUE if wide else _HALVES)
+    builder.store(value, address).align = 4 if wide else 2
+
+
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """Elements index .. index + 15 of a one-dimensional contiguous array: float32, or uint16 that holds bfloat16."""
-    wide = array.dtype == types.float32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = _address(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
-        value = builder.load(address)
-        value.align = 4 if wide else 2
-        if wide:
-            return value
-        return builder.bitcast(builder.shl(builder.zext(value, _WORDS), _words(16)), _FLOATS)
+        return emit_load(context, builder, signature.args[0], *args)
 
     return VECTOR(array, types.intp), codegen
 
@@ -161,19 +183,9 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write elements index .. index + 15; a bfloat16 array gets them rounded to nearest, ties to even, NaN stays."""
-    wide = array.dtype == types.float32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[2]
-        if not wide:
-            bits = builder.bitcast(value, _WORDS)
-            odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
-            rounded = builder.add(builder.add(bits, _words(0x7FFF)), odd)
-            quiet_nan = builder.or_(bits, _words(0x400000))
-            bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
-            value = builder.trunc(builder.lshr(bits, _words(16)), _HALVES)
-        address = _address(context, builder, signature.args[0], args[0], args[1], _FLOATS if wide else _HALVES)
-        builder.store(value, address).align = 4 if wide else 2
+        emit_store(context, builder, signature.args[0], *args)
         return context.get_dummy_value()
 
     return types.none(array, types.intp, value), codegen
@@ -196,11 +208,12 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     return types.none(array, types.intp), codegen
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """The instruction of `fma`, for other intrinsics."""
     name = f"llvm.fmuladd.v{LANES}f32"
     function = builder.module.globals.get(name)
     if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
+        function = ir.Function(builder.module, ir.FunctionType(VECTOR_VALUE, [VECTOR_VALUE] * 3), name)
     return builder.call(function, [a, b, c])
 
 
@@ -209,7 +222,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once if the machine has such an instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fma(builder, *args)
+        return emit_fma(builder, *args)
 
     return VECTOR(VECTOR, VECTOR, VECTOR), codegen
 
@@ -252,7 +265,7 @@ def minus_abs(typingctx: Any, a: Any) -> Any:
     """-abs(a)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.or_(builder.bitcast(args[0], _WORDS), _words(0x80000000)), _FLOATS)
+        return builder.bitcast(builder.or_(builder.bitcast(args[0], _WORDS), _words(0x80000000)), VECTOR_VALUE)
 
     return VECTOR(VECTOR), codegen
 
@@ -266,15 +279,15 @@ def exp16(typingctx: Any, x: Any) -> Any:
         # A float32 of size 1.5 * 2**23 has no fraction bits, so this sum rounds x / log(2) to an integer n. 127 is the
         # exponent's bias: the lowest bits are then n + 127, and a left shift by 23 moves them into the exponent field.
         shift = _floats(1.5 * 2**23 + 127)
-        moved = _fma(builder, x, _floats(1.4426950408889634), shift)
-        scale = builder.bitcast(builder.shl(builder.bitcast(moved, _WORDS), _words(23)), _FLOATS)
+        moved = emit_fma(builder, x, _floats(1.4426950408889634), shift)
+        scale = builder.bitcast(builder.shl(builder.bitcast(moved, _WORDS), _words(23)), VECTOR_VALUE)
         n = builder.fsub(moved, shift)
-        r = _fma(builder, n, _floats(-0.693359375), x)
-        r = _fma(builder, n, _floats(2.12194440e-4), r)
+        r = emit_fma(builder, n, _floats(-0.693359375), x)
+        r = emit_fma(builder, n, _floats(2.12194440e-4), r)
         p = _floats(1.9875691500e-4)
         for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-            p = _fma(builder, p, r, _floats(c))
-        y = builder.fadd(_fma(builder, builder.fmul(p, r), r, r), _floats(1.0))
+            p = emit_fma(builder, p, r, _floats(c))
+        y = builder.fadd(emit_fma(builder, builder.fmul(p, r), r, r), _floats(1.0))
         above = builder.fcmp_ordered(">", x, _floats(-87.0))
         return builder.select(above, builder.fmul(y, scale), _floats(0.0))
 
@@ -286,8 +299,8 @@ def splat(typingctx: Any, value: Any) -> Any:
     """A vector of 16 equal float32 numbers."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), _words(0))
+        first = builder.insert_element(ir.Constant(VECTOR_VALUE, ir.Undefined), args[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, ir.Constant(VECTOR_VALUE, ir.Undefined), _words(0))
 
     return VECTOR(types.float32), codegen
 

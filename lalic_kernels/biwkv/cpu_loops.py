@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from lalic_kernels.numba_math import (
+    CALLEE,
     LANES,
     OPTIONS,
     add,
@@ -38,6 +39,7 @@ from lalic_kernels.numba_math import (
 )
 
 f32 = np.float32
+START, STEP = np.int64(0), np.int64(LANES)  # of a copy; plain integers would make other versions of `_copy`
 
 
 @njit(inline="always")
@@ -46,7 +48,7 @@ def _add(running, step, value):
     return add(running, fma(running, step, value))
 
 
-@njit(**OPTIONS)
+@njit(**CALLEE)
 def _copy(x, at, stride, out, to, step, length, count):
     """Copy `count` channels of `length` tokens from x[at:] to out[to:], with `stride` and `step` elements per token."""
     for t in range(length):
@@ -71,8 +73,8 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, peak_v):
         for c in range(0, C, LANES):
             keys, values, at, stride = k, v, begin + c, C
             if c == whole:
-                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
-                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
+                _copy(k, at, C, edge_k, START, STEP, length, C - c)
+                _copy(v, at, C, edge_v, START, STEP, length, C - c)
                 keys, values, at, stride = edge_k, edge_v, 0, LANES
             # The largest key, and the value there.
             peak, middle = splat(f32(-np.inf)), splat(f32(0.0))
@@ -187,7 +189,7 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                     m[c] = carried if larger_carry else peak[c]
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, l1, l2, s):
     """A chunk's pass from the left: write p and the sums of (p v, p) from the left, token included, to s.
 
@@ -212,7 +214,7 @@ def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, 
         s1, s2 = _add(s1, em, mul(e, value)), _add(s2, em, e)
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _units(top, lm, rm, c, units):
     """Write to units (3, LANES): the largest of a chunk's exponents, then those of the entering sums relative to it."""
     for i in range(LANES):
@@ -238,10 +240,10 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
             if gate is not None:
                 gates = gate
             if c == whole:
-                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
-                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
+                _copy(k, at, C, edge_k, START, STEP, length, C - c)
+                _copy(v, at, C, edge_v, START, STEP, length, C - c)
                 if gate is not None:
-                    _copy(gate, at, C, edge_gate, 0, LANES, length, C - c)
+                    _copy(gate, at, C, edge_gate, START, STEP, length, C - c)
                     gates = edge_gate
                 keys, values, result, at, stride = edge_k, edge_v, edge_y, 0, LANES
             # From the left, then from the right; divide and gate.
@@ -263,7 +265,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                     store(result, at + t * stride, mul(half, where_above(r, zero, one, z)))
                 s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
             if c == whole:
-                _copy(edge_y, 0, LANES, y, begin + c, C, length, C - c)
+                _copy(edge_y, START, STEP, y, begin + c, C, length, C - c)
 
 
 @njit(**OPTIONS)
@@ -292,11 +294,11 @@ def gradient_summaries(
             if gate is not None:
                 gates, gate_results = gate, ggate
             if c == whole:
-                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
-                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
-                _copy(gy, at, C, edge_g, 0, LANES, length, C - c)
+                _copy(k, at, C, edge_k, START, STEP, length, C - c)
+                _copy(v, at, C, edge_v, START, STEP, length, C - c)
+                _copy(gy, at, C, edge_g, START, STEP, length, C - c)
                 if gate is not None:
-                    _copy(gate, at, C, edge_gate, 0, LANES, length, C - c)
+                    _copy(gate, at, C, edge_gate, START, STEP, length, C - c)
                     gates, gate_results = edge_gate, edge_ggate
                 keys, values, upstream, at, stride = edge_k, edge_v, edge_g, 0, LANES
                 results, quotients = edge_y, edge_q
@@ -353,10 +355,10 @@ def gradient_summaries(
                 b1[item, c + i] *= scalar
                 b2[item, c + i] *= scalar
             if c == whole:
-                _copy(edge_y, 0, LANES, y, begin + c, C, length, C - c)
-                _copy(edge_q, 0, LANES, q, begin + c, C, length, C - c)
+                _copy(edge_y, START, STEP, y, begin + c, C, length, C - c)
+                _copy(edge_q, START, STEP, q, begin + c, C, length, C - c)
                 if gate is not None:
-                    _copy(edge_ggate, 0, LANES, ggate, begin + c, C, length, C - c)
+                    _copy(edge_ggate, START, STEP, ggate, begin + c, C, length, C - c)
 
 
 @njit(**OPTIONS)
@@ -382,10 +384,10 @@ def gradients(
         for c in range(0, C, LANES):
             keys, values, results, quotients, gk_out, gv_out, at, stride = k, v, y, q, gk, gv, begin + c, C
             if c == whole:
-                _copy(k, at, C, edge_k, 0, LANES, length, C - c)
-                _copy(v, at, C, edge_v, 0, LANES, length, C - c)
-                _copy(y, at, C, edge_y, 0, LANES, length, C - c)
-                _copy(q, at, C, edge_q, 0, LANES, length, C - c)
+                _copy(k, at, C, edge_k, START, STEP, length, C - c)
+                _copy(v, at, C, edge_v, START, STEP, length, C - c)
+                _copy(y, at, C, edge_y, START, STEP, length, C - c)
+                _copy(q, at, C, edge_q, START, STEP, length, C - c)
                 keys, values, results, quotients = edge_k, edge_v, edge_y, edge_q
                 gk_out, gv_out, at, stride = edge_gk, edge_gv, 0, LANES
             # Exponents of all sums and products.
@@ -465,5 +467,5 @@ def gradients(
             store(gw[item], c, sub(splat(f32(0.0)), sum_w))
             store(gu[item], c, sum_u)
             if c == whole:
-                _copy(edge_gk, 0, LANES, gk, begin + c, C, length, C - c)
-                _copy(edge_gv, 0, LANES, gv, begin + c, C, length, C - c)
+                _copy(edge_gk, START, STEP, gk, begin + c, C, length, C - c)
+                _copy(edge_gv, START, STEP, gv, begin + c, C, length, C - c)

@@ -232,9 +232,7 @@ def wkv_factors(w: Tensor, u: Tensor, tokens: int) -> tuple[np.ndarray, np.ndarr
     limit = n.DECAY_RANGE / tokens
     w64 = w.detach().double().clamp(-limit, limit)
     boosts = u.detach().double().clamp(-n.BOOST_RANGE, n.BOOST_RANGE)
-    decay, jump, boost = (np.empty(w.shape[0]) for _ in range(3))
-    for exponent, factor in ((-w64, decay), (-w64 * min(n.CHUNK, tokens), jump), (boosts, boost)):
-        loops.exps(exponent.numpy(), factor)
+    decay, jump, boost = reference.exp64(torch.stack((-w64, -w64 * min(n.CHUNK, tokens), boosts))).numpy()
     return decay, jump, boost
 
 
@@ -243,10 +241,9 @@ def wkv(kvr: np.ndarray, factors: tuple[np.ndarray, np.ndarray, np.ndarray], bat
     decay, jump, boost = factors
     channels, tokens = decay.shape[0], kvr.shape[0] // batch
     chunks, width = -(-tokens // n.CHUNK), n.CHUNK * channels
-    max_key = np.empty((batch, channels), np.float32)
+    max_key = kvr.reshape(batch, tokens, 3 * channels)[:, :, :channels].max(axis=1)
     weights, sums = np.empty((batch, tokens, 2, channels)), np.empty((batch * chunks, 4, channels))
     y = np.empty((batch * tokens, channels), np.float32)
-    over(lambda i, j: loops.max_keys(kvr, tokens, i, j, max_key), batch, 0.2 * tokens * channels)
     over(lambda i, j: loops.summaries(kvr, max_key, decay, i, j, weights, sums), batch * chunks, 5 * width)
     over(lambda i, j: loops.chain(jump, chunks, i, j, sums), batch, 4 * chunks * channels)
     over(lambda i, j: loops.values(kvr, weights, decay, boost, i, j, sums, y), batch * chunks, 7 * width)
@@ -310,10 +307,10 @@ def _make_entropy(block: ExactEntropyParams) -> _Entropy:
 
 
 def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
-    """x (..., Cin), partial (..., Cout) -> (..., Cout), in one call of compiled code."""
+    """x (..., Cin), partial (..., Cout) -> (..., Cout)."""
     require_float32(x)
-    b: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
-    channels = b.norm[0].shape[0]
+    own: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
+    channels = own.norm[0].shape[0]
     reference.check_norm(block.norm_weight)
     shape = (*x.shape[:-1], channels)
     if 0 in shape:
@@ -324,14 +321,17 @@ def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None 
         require_float32(partial)
         added = array(partial).reshape(-1, channels)
     count, offset = rows.shape[0], norm_offset(channels)
-    y, bits = np.empty((count, channels), np.float32), np.empty(count, np.int32)
-    over(
-        lambda i, j: loops.entropy_rows(
-            rows, added, b.mix, *b.norm, offset, b.hidden, b.value, _NO_GAMMA, i, j, bits, y
-        ),
-        count,
-        _product_cost(b.mix, b.hidden, b.value) + 5 * channels,
-    )  # fmt: skip
+    y, normal, bits = (
+        np.empty((count, channels), np.float32),
+        np.empty((count, channels), np.float32),
+        np.empty(count, np.int32),
+    )
+
+    def part(i: int, j: int) -> None:
+        loops.mix_norm_rows(rows, added, own.mix, *own.norm, offset, i, j, bits, y, normal)
+        loops.channel_mix_rows(normal, own.hidden, own.value, _NO_GAMMA, i, j, y)
+
+    over(part, count, _product_cost(own.mix, own.hidden, own.value) + 5 * channels)
     require_finite(bits)
     return torch.from_numpy(y).reshape(shape)
 

@@ -15,13 +15,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.cpu_product import LANES, multiply
 
 f32, i32, f64 = np.float32, np.int32, np.float64
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # for what only compiled code calls, see numba_math
 STRIP = 64  # rows at a time, a multiple of cpu_product.ROWS
 CHUNK = n.CHUNK
 _TINY, _HUGE, _ZERO, _ONE = f32(n.TINY), f32(n.HUGE), f32(0.0), f32(1.0)
@@ -97,7 +101,7 @@ def sigmoid(x):
 
 @njit(inline="always")
 def exp64(x):
-    """`reference._exp64` of one value."""
+    """`reference.exp64` of one value."""
     shifted = x * _LOG2E_64 + _ROUND_64
     turns = shifted - _ROUND_64
     r = x - turns * _LN2_HIGH_64
@@ -119,7 +123,21 @@ def exp64(x):
 # Single rows
 
 
-@njit(**OPTIONS)
+@intrinsic
+def copy(typing, row, out):  # type: ignore[no-untyped-def]
+    """out = row, contiguous, of one dtype and length. For `out[:] = row` numba compiles its errors too, for 2 s."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        source, target = (
+            context.make_array(kind)(context, builder, x) for kind, x in zip(signature.args, args, strict=True)
+        )
+        cgutils.raw_memcpy(builder, target.data, source.data, source.nitems, source.itemsize)
+        return context.get_dummy_value()
+
+    return types.none(row, out), codegen
+
+
+@njit(**_CALLEE)
 def bits_of(row):
     """Magnitude bits of one row (K,)."""
     raw, m = row.view(np.int32), i32(0)
@@ -128,7 +146,7 @@ def bits_of(row):
     return m
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def quantise_row(row, bits, q):
     """Write the integers of one row (K,) with these magnitude bits to q[:K] int16."""
     scale, out = power(i32(12) - exponent_of(bits, _MIN_EXPONENT)), q[: row.shape[0]]
@@ -139,7 +157,7 @@ def quantise_row(row, bits, q):
         out[c] = np.int16(i32((y + _ROUND) - _ROUND))
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def finish_row(row, bits, scales, bias):
     """In place: turn sums (O,) into floats. bits: magnitude bits of the input row; scales 2^(exponent - 12)."""
     scale = power(exponent_of(bits, _MIN_EXPONENT) - i32(12))
@@ -147,7 +165,7 @@ def finish_row(row, bits, scales, bias):
         row[c] = settle(row[c] * scale * scales[c] + bias[c])
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def square_row(row):
     """In place: squared ReLU."""
     for c in range(row.shape[0]):
@@ -155,14 +173,14 @@ def square_row(row):
         row[c] = settle(v * v)
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def gate_row(r, row):
     """In place: sigmoid(r) row."""
     for c in range(row.shape[0]):
         row[c] = settle(sigmoid(r[c]) * row[c])
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def add_row(row, change, gamma, out):
     """out = row + gamma change; gamma (C,) settled, or (0,) for 1."""
     if gamma.shape[0] == 0:
@@ -173,7 +191,7 @@ def add_row(row, change, gamma, out):
             out[c] = settle(row[c] + settle(gamma[c] * change[c]))
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def normalise_row(row, weight, bias, offset, q, out):
     """Write `reference.layer_norm` of one row (C,) to out, which may be the row. Returns the row's magnitude bits.
 
@@ -228,7 +246,7 @@ def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
         bits[r] = normalise_row(x[r], weight, bias, offset, q, y[r])
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def scale_index(scales, thresholds, index):
     """The number of the 63 thresholds that are below each scale, by bisection."""
     for i in range(index.shape[0]):
@@ -246,15 +264,15 @@ def head_rows(x, thresholds, start, stop, bits, index, mean):
     for r in range(start, stop):
         bits[r] = bits_of(x[r])
         scale_index(x[r, :width], thresholds, index[r])
-        mean[r, :] = x[r, width:]
+        copy(x[r, width:], mean[r])
 
 
 # Products with quantisation and epilogues, in strips of rows that stay in the cache
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _work_space(factor):
-    """Work space for a strip's integers (STRIP, K) and its sums (STRIP, O)."""
+    """Work space for a strip's integers (STRIP, K), and for its sums (STRIP, O)."""
     w = factor[0]
     return np.empty((STRIP, 2 * w.shape[1]), np.int16), np.empty((STRIP, LANES * w.shape[0]), np.float32)
 
@@ -274,7 +292,7 @@ def linear_rows(x, factor, start, stop, bits, y):
         for i in range(count):
             row = sums[i, :outputs]
             finish_row(row, bits[first + i], scales, bias)
-            y[first + i, :] = row
+            copy(row, y[first + i])
 
 
 @njit(**OPTIONS)
@@ -297,81 +315,68 @@ def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, star
 
 
 @njit(**OPTIONS)
-def _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y):
-    """y[first:] += gamma sigmoid(R x) V relu(K x)^2 for a strip of x in q and bits; hidden: the factor of K and R."""
+def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
+    """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite. hidden is K and R together."""
     w, scales, bias, chunk = hidden
     value_w, value_scales, value_bias, value_chunk = value
-    channels = y.shape[1]
-    terms = scales.shape[0] - channels
-    multiply(q, w, chunk, count, inner)
-    for i in range(count):
-        finish_row(inner[i, : scales.shape[0]], bits[i], scales, bias)
-        row = inner[i, :terms]
-        square_row(row)
-        bits[i] = bits_of(row)
-        quantise_row(row, bits[i], inner_q[i])
-    multiply(inner_q, value_w, value_chunk, count, outer)
-    for i in range(count):
-        row = outer[i, :channels]
-        finish_row(row, bits[i], value_scales, value_bias)
-        gate_row(inner[i, terms : terms + channels], row)
-        add_row(y[first + i], row, gamma, y[first + i])
-
-
-@njit(**OPTIONS)
-def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
-    """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite."""
     q, inner = _work_space(hidden)
     inner_q, outer = _work_space(value)
+    channels = y.shape[1]
+    terms = scales.shape[0] - channels
     bits = np.empty(STRIP, np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
         for i in range(count):
             bits[i] = bits_of(x[first + i])
             quantise_row(x[first + i], bits[i], q[i])
-        _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
+        multiply(q, w, chunk, count, inner)
+        for i in range(count):
+            finish_row(inner[i, : scales.shape[0]], bits[i], scales, bias)
+            row = inner[i, :terms]
+            square_row(row)
+            bits[i] = bits_of(row)
+            quantise_row(row, bits[i], inner_q[i])
+        multiply(inner_q, value_w, value_chunk, count, outer)
+        for i in range(count):
+            row = outer[i, :channels]
+            finish_row(row, bits[i], value_scales, value_bias)
+            gate_row(inner[i, terms : terms + channels], row)
+            add_row(y[first + i], row, gamma, y[first + i])
 
 
 @njit(**OPTIONS)
-def entropy_rows(x, partial, mix, weight, norm_bias, offset, hidden, value, gamma, start, stop, input_bits, y):
-    """An entropy-parameter block: y (R, C) of x (R, K) and partial (R, C), which is added to the mix; (0, C) for none.
+def mix_norm_rows(x, partial, mix, weight, norm_bias, offset, start, stop, bits, y, normal):
+    """y (R, C) = x W^T + bias + partial, and its LayerNorm; x (R, K), K may be 0, partial (R, C) or (0, C).
 
-    K may be 0. input_bits (R,) get the magnitude bits of x's and partial's rows. gamma is (0,).
+    bits (R,): magnitude bits of x's and partial's rows.
     """
     w, scales, bias, chunk = mix
-    mix_q, sums = _work_space(mix)
-    q, inner = _work_space(hidden)
-    inner_q, outer = _work_space(value)
-    channels, has_partial = y.shape[1], partial.shape[0] > 0
-    bits, q_norm, normal = np.empty(STRIP, np.int32), np.empty(channels, np.int32), np.empty(channels, np.float32)
+    q, sums = _work_space(mix)
+    channels, has_partial, q_norm = y.shape[1], partial.shape[0] > 0, np.empty(y.shape[1], np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
-        # The mix's product.
+        # the product
         if x.shape[1]:
             for i in range(count):
-                input_bits[first + i] = bits_of(x[first + i])
-                quantise_row(x[first + i], input_bits[first + i], mix_q[i])
-            multiply(mix_q, w, chunk, count, sums)
-        # m, stored in y, and its LayerNorm.
+                bits[first + i] = bits_of(x[first + i])
+                quantise_row(x[first + i], bits[first + i], q[i])
+            multiply(q, w, chunk, count, sums)
+        # the sum and its LayerNorm
         for i in range(count):
-            m, row = y[first + i], sums[i, :channels]
+            out, row = y[first + i], sums[i, :channels]
             if x.shape[1]:
-                finish_row(row, input_bits[first + i], scales, bias)
+                finish_row(row, bits[first + i], scales, bias)
             else:
-                row[:] = bias
-                input_bits[first + i] = 0
+                copy(bias, row)
+                bits[first + i] = 0
             if has_partial:
                 part = partial[first + i]
-                input_bits[first + i] = max(input_bits[first + i], bits_of(part))
+                bits[first + i] = max(bits[first + i], bits_of(part))
                 for c in range(channels):
-                    m[c] = row[c] + part[c]
+                    out[c] = row[c] + part[c]
             else:
-                m[:] = row
-            normalise_row(m, weight, norm_bias, offset, q_norm, normal)
-            bits[i] = bits_of(normal)
-            quantise_row(normal, bits[i], q[i])
-        # Add the gated product to m.
-        _gated(q, bits, count, hidden, value, gamma, first, inner_q, inner, outer, y)
+                copy(row, out)
+            normalise_row(out, weight, norm_bias, offset, q_norm, normal[first + i])
 
 
 # Convolution and depth-wise shift
@@ -384,7 +389,7 @@ def quantise_image(x, absmax_bits, size, start, stop, q):
         quantise_row(x[r], absmax_bits[r // size], q[r])
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _gather(x, taps, height, width, image, i, j, out):
     """out[t C:] = pixel (i, j) + tap t of x (B H W, C), zeros outside the image."""
     channels = x.shape[1]
@@ -392,7 +397,7 @@ def _gather(x, taps, height, width, image, i, j, out):
         a, b = i + taps[t, 0], j + taps[t, 1]
         part = out[t * channels : (t + 1) * channels]
         if 0 <= a < height and 0 <= b < width:
-            part[:] = x[(image * height + a) * width + b]
+            copy(x[(image * height + a) * width + b], part)
         else:
             part[:] = np.int16(0)
 
@@ -418,7 +423,7 @@ def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, fact
             out = y[image, corner[0] + pixel // columns * out_step, corner[1] + pixel % columns * out_step]
             row = sums[r, : y.shape[3]]
             finish_row(row, absmax_bits[image], scales, bias)
-            out[:] = row
+            copy(row, out)
 
 
 @njit(**OPTIONS)
@@ -447,7 +452,7 @@ def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
                 out[c] = i32((y + _ROUND) - _ROUND)
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _five_taps(q, taps, n, sums):
     """sums (n,) += the products of five neighbouring pixels of n channels with five taps, both flat."""
     for c in range(n):
@@ -460,7 +465,7 @@ def _five_taps(q, taps, n, sums):
         )
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _one_tap(q, taps, n, sums):
     """sums (n,) += the products of one pixel of n channels with one tap."""
     for c in range(n):
@@ -501,34 +506,14 @@ def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, st
 # the compiler cannot prove that they do not overlap, and does not vectorise.
 
 
-@njit(**OPTIONS)
-def exps(x, y):
-    """y = exp64(x), elementwise."""
-    for c in range(x.shape[0]):
-        y[c] = exp64(x[c])
-
-
-@njit(**OPTIONS)
-def max_keys(kvr, tokens, start, stop, max_key):
-    """max_key (B, C) = the largest k of each channel, for images start..stop; kvr (B T, 3 C)."""
-    channels = max_key.shape[1]
-    for b in range(start, stop):
-        m = max_key[b]
-        m[:] = kvr[b * tokens, :channels]
-        for t in range(1, tokens):
-            row = kvr[b * tokens + t, :channels]
-            for c in range(channels):
-                m[c] = max(m[c], row[c])
-
-
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _add(total, decay, x):
     """total = total decay + x, for every channel."""
     for c in range(total.shape[0]):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _put(total, decay, x, before):
     """Copy `total` to `before`, then `_add`."""
     for c in range(total.shape[0]):
@@ -536,7 +521,7 @@ def _put(total, decay, x, before):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**OPTIONS)
+@njit(**_CALLEE)
 def _join(total, decay, x, before):
     """Add `total` to `before`, then `_add`."""
     for c in range(total.shape[0]):

@@ -380,7 +380,7 @@ class _Images:
         max_key = zeros(self.flat.device, self.images, channels)
         mix = self._mix_by_rows if rows_pay(self.rows, 6 * channels**2) else self._mix
         kvr = mix(norm, block, max_key).reshape(self.images, self.tokens, 3 * channels)
-        # Cached for the last number of tokens.
+        # of the last number of tokens
         w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(self.tokens), options=self.tokens)
         norm = self._output(wkv(w, u, kvr, max_key).reshape(self.rows, channels), block, status)
         if rows_pay(self.rows, 2 * channels * (channels + 2 * inner)):

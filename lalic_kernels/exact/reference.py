@@ -139,7 +139,7 @@ def _exp(x: Tensor) -> Tensor:
     return y * power_of_two(turns.to(torch.int32))
 
 
-def _exp64(x: Tensor) -> Tensor:
+def exp64(x: Tensor) -> Tensor:
     """exp in float64 for |x| up to 300; relative error about 1e-14."""
     turns = torch.round(x * n.LOG2E_64)
     r = x - turns * n.LN2_HIGH_64
@@ -196,10 +196,10 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate_by: Tensor | None = N
         return torch.empty_like(k)
     limit = n.DECAY_RANGE / tokens
     w64 = w.double().clamp(-limit, limit)
-    decay, jump = _exp64(-w64), _exp64(-w64 * min(n.CHUNK, tokens))
-    boost = _exp64(u.double().clamp(-n.BOOST_RANGE, n.BOOST_RANGE))
+    decay, jump = exp64(-w64), exp64(-w64 * min(n.CHUNK, tokens))
+    boost = exp64(u.double().clamp(-n.BOOST_RANGE, n.BOOST_RANGE))
     k64 = k.double()
-    p = _exp64((k64 - k64.amax(dim=1, keepdim=True)).clamp(min=n.EXP64_FLOOR))
+    p = exp64((k64 - k64.amax(dim=1, keepdim=True)).clamp(min=n.EXP64_FLOOR))
     pv = p * settle(v).double()
     chunks = -(-tokens // n.CHUNK)
     missing = chunks * n.CHUNK - tokens  # padded with tokens of weight 0, which add exactly 0 to every sum

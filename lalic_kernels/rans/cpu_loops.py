@@ -28,16 +28,20 @@ _ENTRY = np.uint32(0xFFFFFF)  # mask of the interval number in the coarse table
 WORKING, _STEPS_LEFT, _STEP, _SECTION, _RAMP = 0, 1, 2, 3, 4
 
 
+# numpy's error model does not test for a zero divisor; a frequency is never zero.
+_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # for what only compiled code calls, see numba_math
+
+
 def _compiled(function: Callable[..., Any]) -> Any:
-    # numpy's error model does not test for a zero divisor; a frequency is never zero.
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        return numba.njit(**_CODE, cache=True, nogil=True)(function)
     except RuntimeError:
         # numba found no folder to write to: the function is compiled again in each process.
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(**_CODE, nogil=True)(function)
 
 
-@_compiled
+@numba.njit(**_CALLEE)
 def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
     """Decode a field of `width` bits from a lane of the first group; returns it or OUT_OF_WORDS."""
     state = _U(x[0, lane])
@@ -54,7 +58,7 @@ def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
     return np.int64(value)
 
 
-@_compiled
+@numba.njit(**_CALLEE)
 def _halve(x, words, at, control, steps):  # type: ignore[no-untyped-def]
     """Stop the upper half of the working lanes, as in reference.py; returns 0 or BAD_LANE."""
     half = control[WORKING] >> 1
@@ -169,7 +173,7 @@ def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ign
     return escapes, cost
 
 
-@_compiled
+@numba.njit(inline="always")
 def _push_step(entries, begin, end, x, group, words, free):  # type: ignore[no-untyped-def]
     """Encode one interval in each of a group's first lanes."""
     at = _U(free[group])
@@ -191,7 +195,7 @@ def _push_step(entries, begin, end, x, group, words, free):  # type: ignore[no-u
     free[group] = np.int64(at)
 
 
-@_compiled
+@numba.njit(**_CALLEE)
 def _push_list(entries, begin, end, shared, working, x, words, free):  # type: ignore[no-untyped-def]
     """Encode entries[begin:end] from the last to the first, in steps of `working` lanes of each group."""
     groups = len(x) if shared else 1
@@ -202,16 +206,16 @@ def _push_list(entries, begin, end, shared, working, x, words, free):  # type: i
         chunk -= 1
 
 
-@_compiled
+@numba.njit(inline="always")
 def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
     """`Encoder.ramp` of reference.py; `steps` starts with two working lanes. Returns (-1, 0) if lists are too short."""
     groups = len(x)
-    working = 1
+    working = np.int64(1)
     level = 0
     for number in range(len(shared) - 1, -1, -1):
         begin = bounds[number]
         if not shared[number]:
-            _push_list(entries, begin, bounds[number + 1], False, working, x, words, free)
+            _push_list(entries, begin, bounds[number + 1], shared[number], working, x, words, free)
             continue
         left = bounds[number + 1] - begin
         while left > 0:
@@ -233,7 +237,7 @@ def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: i
                     level += 1
                     continue
             remaining = (left - 1) // step * step
-            _push_list(entries, begin + remaining, begin + left, True, working, x, words, free)
+            _push_list(entries, begin + remaining, begin + left, shared[number], working, x, words, free)
             if level > 0:
                 steps[level - 1] += 1
             left = remaining
@@ -249,10 +253,11 @@ def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[
     whole = number  # lists that are still whole
     if number < 0:
         x[:] = 65536
-        free[:] = ends
+        for group in range(len(x)):
+            free[group] = ends[group]
         whole = len(shared)
     else:
-        _push_list(entries, bounds[number], bounds[number] + left, True, x.shape[1], x, words, free)
+        _push_list(entries, bounds[number], bounds[number] + left, shared[number], x.shape[1], x, words, free)
     while whole > 0:
         whole -= 1
         _push_list(entries, bounds[whole], bounds[whole + 1], shared[whole], x.shape[1], x, words, free)

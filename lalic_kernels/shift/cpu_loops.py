@@ -13,49 +13,66 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-from lalic_kernels.numba_math import add, f32, fma, load, mul, splat, store, sub, total, wide
+from lalic_kernels.numba_math import (
+    VECTOR_VALUE,
+    add,
+    emit_fma,
+    emit_load,
+    emit_store,
+    f32,
+    fma,
+    load,
+    mul,
+    splat,
+    store,
+    sub,
+    total,
+    wide,
+)
 
 PIXELS = 4  # pixels whose sums are in registers at the same time
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # see numba_math
+
+
+@intrinsic
+def _four_pixels(typingctx, ring, rows, taps, tap, out, place, stride):  # type: ignore[no-untyped-def]
+    """Write the sums over all 25 taps for four pixels and 16 channels from out[place] on, `stride` apart.
+
+    rows: where the five lines' pixels begin in the ring. tap: where this block's taps begin. These are instructions
+    for LLVM, because numba would need seconds to compile the 200 calls of `load` and `fma`.
+    """
+    index = types.intp
+    signature = types.none(ring, types.UniTuple(index, 5), taps, index, out, index, index)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        ring, rows, taps, tap, out, place, stride = args
+        ring_type, _, taps_type, _, out_type, _, _ = signature.args
+
+        def after(start: Any, elements: int) -> Any:
+            return builder.add(start, ir.Constant(start.type, elements))
+
+        sums = [ir.Constant(VECTOR_VALUE, [0.0] * 16)] * PIXELS
+        for row in range(5):
+            first = builder.extract_value(rows, row)
+            pixels = [emit_load(context, builder, ring_type, ring, after(first, 16 * n)) for n in range(PIXELS + 4)]
+            for column in range(5):
+                weight = emit_load(context, builder, taps_type, taps, after(tap, 80 * row + 16 * column))
+                sums = [emit_fma(builder, pixels[n + column], weight, sums[n]) for n in range(PIXELS)]
+        for value in sums:
+            emit_store(context, builder, out_type, out, place, value)
+            place = builder.add(place, stride)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @njit(inline="always")
-def _row_of_taps(ring, r, taps, t, a0, a1, a2, a3):
-    """Add one row of five taps to the sums of four neighbouring pixels."""
-    x0, x1, x2, x3 = load(ring, r), load(ring, r + 16), load(ring, r + 32), load(ring, r + 48)
-    x4, x5, x6, x7 = load(ring, r + 64), load(ring, r + 80), load(ring, r + 96), load(ring, r + 112)
-    w = load(taps, t)
-    a0, a1, a2, a3 = fma(x0, w, a0), fma(x1, w, a1), fma(x2, w, a2), fma(x3, w, a3)
-    w = load(taps, t + 16)
-    a0, a1, a2, a3 = fma(x1, w, a0), fma(x2, w, a1), fma(x3, w, a2), fma(x4, w, a3)
-    w = load(taps, t + 32)
-    a0, a1, a2, a3 = fma(x2, w, a0), fma(x3, w, a1), fma(x4, w, a2), fma(x5, w, a3)
-    w = load(taps, t + 48)
-    a0, a1, a2, a3 = fma(x3, w, a0), fma(x4, w, a1), fma(x5, w, a2), fma(x6, w, a3)
-    w = load(taps, t + 64)
-    a0, a1, a2, a3 = fma(x4, w, a0), fma(x5, w, a1), fma(x6, w, a2), fma(x7, w, a3)
-    return a0, a1, a2, a3
-
-
-@njit(inline="always")
-def _four_pixels(ring, r0, r1, r2, r3, r4, taps, t, out, place, stride):
-    """The sums over all 25 taps for four pixels and 16 channels, written from out[place] on, `stride` apart."""
-    a0 = splat(f32(0.0))
-    a1, a2, a3 = a0, a0, a0
-    a0, a1, a2, a3 = _row_of_taps(ring, r0, taps, t, a0, a1, a2, a3)
-    a0, a1, a2, a3 = _row_of_taps(ring, r1, taps, t + 80, a0, a1, a2, a3)
-    a0, a1, a2, a3 = _row_of_taps(ring, r2, taps, t + 160, a0, a1, a2, a3)
-    a0, a1, a2, a3 = _row_of_taps(ring, r3, taps, t + 240, a0, a1, a2, a3)
-    a0, a1, a2, a3 = _row_of_taps(ring, r4, taps, t + 320, a0, a1, a2, a3)
-    store(out, place, a0)
-    store(out, place + stride, a1)
-    store(out, place + 2 * stride, a2)
-    store(out, place + 3 * stride, a3)
-
-
-@njit(**_OPTIONS)
 def _read_line(
     x, first, norm_weight, norm_bias, eps, normed, ring, slot, means, factors, width, padded, channels, pixel
 ):
@@ -103,14 +120,14 @@ def _read_line(
             store(ring, place + c * padded, fma(h, load(norm_weight, c), load(norm_bias, c)))
 
 
-@njit(**_OPTIONS)
+@njit(**_CALLEE)
 def _last(x, start, count, pixel):
     """Copy the last `count` channels, fewer than 16, to pixel[:16], followed by zeros."""
     for c in range(16):
         pixel[c] = wide(x[start + c]) if c < count else f32(0.0)
 
 
-@njit(**_OPTIONS)
+@njit(inline="always")
 def _line(ring, size, i, width, padded, channels, taps, out, first, spill):
     """Write the 5x5 sums of line i to out[first:]; the ring holds lines i - 2 to i + 2."""
     r0, r1, r2, r3, r4 = (
@@ -124,10 +141,10 @@ def _line(ring, size, i, width, padded, channels, taps, out, first, spill):
             for j in range(0, inner, PIXELS):
                 q = block + j * 16
                 place = first + j * channels + c
-                _four_pixels(ring, r0 + q, r1 + q, r2 + q, r3 + q, r4 + q, taps, c * 25, out, place, channels)
+                _four_pixels(ring, (r0 + q, r1 + q, r2 + q, r3 + q, r4 + q), taps, c * 25, out, place, channels)
         for j in range(inner if full else 0, width, PIXELS):
             q = block + j * 16
-            _four_pixels(ring, r0 + q, r1 + q, r2 + q, r3 + q, r4 + q, taps, c * 25, spill, 0, 16)
+            _four_pixels(ring, (r0 + q, r1 + q, r2 + q, r3 + q, r4 + q), taps, c * 25, spill, 0, 16)
             for p in range(min(PIXELS, width - j)):
                 place = first + (j + p) * channels + c
                 for n in range(min(16, channels - c)):
@@ -157,7 +174,7 @@ def forward_lines(x, norm_weight, norm_bias, eps, normed, taps, y, height, width
         _line(ring, size, i, width, padded, channels, taps, y, line * width * channels, spill)
 
 
-@njit(**_OPTIONS)
+@njit(**_CALLEE)
 def _write_gradient(
     line, x, first, norm_weight, normed, means, factors, grad_x, part, at, width, channels, pixel, spill
 ):  # fmt: skip

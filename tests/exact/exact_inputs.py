@@ -97,9 +97,16 @@ class Cpu:
     """The definition's steps in the compiled loops, which are parts of blocks and are called row by row."""
 
     def __init__(self) -> None:
-        from lalic_kernels.exact import cpu
+        from numba import njit
+
+        from lalic_kernels.exact import cpu, cpu_loops
 
         self.cpu = cpu
+        # Compiled again, since loops that only compiled code calls have no entry for Python.
+        self.square_row, self.gate_row, self.add_row = (
+            njit(**cpu_loops.OPTIONS)(loop.py_func)
+            for loop in (cpu_loops.square_row, cpu_loops.gate_row, cpu_loops.add_row)
+        )
 
     def depthwise(self, x: Tensor, weights: exact.ExactDepthwise) -> Tensor:
         return torch.from_numpy(self.cpu.shift(self.cpu.array(x), *self.cpu.shift_taps(weights)))
@@ -113,19 +120,19 @@ class Cpu:
 
     def squared_relu(self, x: Tensor) -> Tensor:
         y = x.clone()
-        self.cpu.loops.square_row(y.numpy().reshape(-1))
+        self.square_row(y.numpy().reshape(-1))
         return y
 
     def gate(self, r: Tensor, x: Tensor) -> Tensor:
         y = x.clone()
-        self.cpu.loops.gate_row(r.numpy().reshape(-1), y.numpy().reshape(-1))
+        self.gate_row(r.numpy().reshape(-1), y.numpy().reshape(-1))
         return y
 
     def residual(self, x: Tensor, change: Tensor, gamma: Tensor | None = None) -> Tensor:
         scale = np.empty(0, np.float32) if gamma is None else self.cpu.array(exact.settle(gamma))
         y = torch.empty_like(x)
         for row, more, out in zip(*(a.numpy().reshape(-1, x.shape[-1]) for a in (x, change, y)), strict=True):
-            self.cpu.loops.add_row(row, more, scale, out)
+            self.add_row(row, more, scale, out)
         return y
 
     def gated_biwkv(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
