@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 from tiny import astronaut, tiny
 
 import lalic
@@ -46,6 +46,18 @@ def test_more_quality_is_a_larger_and_better_file(name: str) -> None:
     low, high = (psnr(picture, each.picture) for each in coded)
     assert 18 < low < high - 3
     assert re.search(r" \d+\.\d+", codec.version) and list(codec.qualities) == sorted(codec.qualities)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp", "avif"])
+def test_a_files_metadata_is_no_codecs_cost(name: str, tmp_path: Path) -> None:
+    """A colour profile that a picture brings would make the file of a codec that keeps it some kilobytes larger."""
+    codec, pixels = installed(name), astronaut(150, 20, 64, 64)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels.save(tmp_path / "with.png", icc_profile=profile)
+    pixels.save(tmp_path / "without.png")
+    with_profile, without = (images.load(tmp_path / file) for file in ("with.png", "without.png"))
+    quality = codec.qualities[2]
+    assert codec.code(with_profile, quality).data == codec.code(without, quality).data
 
 
 def test_subsampling_is_as_the_name_says() -> None:
