@@ -36,6 +36,7 @@ def model(checkpoint):
     return lalic.load_checkpoint(checkpoint)
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_bytes_and_pixels(model, checkpoint, tmp_path):
     image = astronaut(150, 30, 130, 65)
     image.save(tmp_path / "in.png")

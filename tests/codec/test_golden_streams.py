@@ -52,6 +52,7 @@ def test_symbols_are_those_of_the_day_they_were_written(folder, backend, monkeyp
         assert codec.decode(data, model).size == size
 
 
+@pytest.mark.slow
 @EACH_FOLDER
 def test_kernels_decode_the_same_symbols(folder, monkeypatch) -> None:
     """Triton's interpreter (on a GPU the kernels themselves) gets one file of 64x64: it is slow."""
@@ -69,6 +70,7 @@ def test_one_of_several_groups(folder) -> None:
     assert parts.highs.shape[0] > 1 and len(parts.ramp_steps) == 5
 
 
+@pytest.mark.slow
 @EACH_FOLDER
 def test_symbols_that_stay_on_the_device(folder, monkeypatch) -> None:
     """Decoding on the device: on a GPU, or else in Triton's interpreter."""

@@ -293,6 +293,7 @@ def test_prepared_weights_follow_the_model_and_are_shared() -> None:
     assert exact_entropy(copy.deepcopy(model.double()).latent_codec).medians.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slim", "published"])
 def test_the_rate_is_the_float_models(name: str) -> None:
     """Ideal code length under the same integer tables, within 0.1 % in the mean over eight pictures.

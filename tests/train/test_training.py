@@ -197,6 +197,7 @@ def test_without_an_average_the_weights_are_the_average(pictures, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(run.average, run.weights, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_training_takes_the_same_step(pictures, tmp_path, monkeypatch):
     """Traced, differentiated by AOTAutograd and run operator by operator: all of torch.compile but its code."""
     graphs = []
