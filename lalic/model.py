@@ -131,7 +131,8 @@ class LALIC(nn.Module):
         no LALIC state dict, or a converted one with another entropy model than its digest names.
         """
         sd = checkpoints.normalise(state_dict)
-        model = cls.from_config(checkpoints.infer_config(sd))
+        with checkpoints.Uninitialised():
+            model = cls.from_config(checkpoints.infer_config(sd))
         checkpoints.load_into(model, sd)
         model.update()
         expected = state_dict.get(checkpoints.DIGEST)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import CheckpointError
@@ -177,6 +178,18 @@ def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator
         yield Config(name="custom", N=N, **shape)
     if networks and (inner := tuple(networks[0][1:-1])):
         yield Config(name="custom", N=max(1, min(inner) // 2), aggregation_widths=inner, **shape)
+
+
+class Uninitialised(TorchFunctionMode):
+    """In this context modules are made without drawing initial weights, for a model that is loaded next."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def load_into(model: LALIC, sd: Mapping[str, Tensor]) -> None:

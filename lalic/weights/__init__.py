@@ -18,7 +18,8 @@ def load(name: str) -> dict[str, Tensor]:
     file = resources.files(__name__).joinpath(f"{name}.safetensors")
     if not file.is_file():
         raise CheckpointError(f"name: no weights named {name!r} ship with this package, expected one of {shipped()}")
-    return safetensors.torch.load(file.read_bytes())
+    with resources.as_file(file) as path:
+        return safetensors.torch.load_file(path)
 
 
 def shipped() -> list[str]:
