@@ -47,7 +47,7 @@ def test_an_architecture_takes_its_own_rows_by_size() -> None:
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"num_warps": 3}, "no power of two"), ({"start": 7}, "without one that starts there")],
+    [({"num_warps": 3}, "must be powers of two"), ({"start": 7}, "must have start 0")],
 )
 def test_rows_that_cannot_be_launched_are_refused(change: dict, sentence: str) -> None:
     row = {"use": "forward", "architecture": "any", "itemsize": 2, "start": 0, "GROUPS": 16, "BLOCK_C": 32}
