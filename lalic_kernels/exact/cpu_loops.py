@@ -452,7 +452,7 @@ def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
                 out[c] = i32((y + _ROUND) - _ROUND)
 
 
-@njit(inline="always")
+@njit(**_CALLEE)
 def _five_taps(q, taps, n, sums):
     """sums (n,) += the products of five neighbouring pixels of n channels with five taps, both flat."""
     for c in range(n):
@@ -465,7 +465,7 @@ def _five_taps(q, taps, n, sums):
         )
 
 
-@njit(inline="always")
+@njit(**_CALLEE)
 def _one_tap(q, taps, n, sums):
     """sums (n,) += the products of one pixel of n channels with one tap."""
     for c in range(n):
