@@ -25,8 +25,8 @@ from lalic.coder.stream import Decoded, Stream, SymbolChecksum, as_bitstream_err
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import BitstreamError, LalicError
 from lalic_kernels import exact
+from lalic_kernels.rans import CodingTables, symbol_checksum
 from lalic_kernels.rans import gpu as rans_gpu
-from lalic_kernels.rans import symbol_checksum
 from lalic_kernels.rans.gpu import DeviceDecoder
 
 if TYPE_CHECKING:
@@ -93,13 +93,14 @@ class GpuCoder:
         step = model.downsampling if analyse else model.downsampling // 16
         size = (x.shape[2] // step, x.shape[3] // step)
         key = ("encode", analyse, size, x.dtype)
-        captured = self._captured(1, size, key, lambda: _EncodeGraph(model, x, analyse, size, qualities))
+        wanted = self._wants_graph(1, size)
+        captured = self._captured(wanted, key, lambda: _EncodeGraph(model, x, analyse, size, qualities))
         if captured is not None:
             return captured(x, qualities)
         rows = z_rows(model.config.dims[5], size[0] * size[1], x.device)
         with model.launch_lock:
             launched = _launch_encoding(model, x, analyse, _to_device(qualities, x.device), rows)
-        return _finish_encoding(model, launched)
+        return _finish_encoding(model.tables(), launched)
 
     # Decoding
 
@@ -108,8 +109,8 @@ class GpuCoder:
     ) -> list[Tensor | BitstreamError]:
         """Pictures (1, 3, H, W) in [0, 1] of one size; for a damaged stream its error. size: of hyper latents."""
         model = self.model
-        model.as_qualities(qualities, len(streams))  # raises for an invalid one
-        self._wants_graph(len(streams), size)
+        checked = model.as_qualities(qualities, len(streams))
+        wanted = self._wants_graph(len(streams), size)
         sizes = [self._stream_size(stream) for stream in streams]
         good = [i for i, each in enumerate(sizes) if not isinstance(each, BitstreamError)]
         results: list[Any] = list(sizes)
@@ -117,7 +118,7 @@ class GpuCoder:
             return results
         capacity = _capacity([each for each in sizes if not isinstance(each, BitstreamError)])
         data = [streams[i].data for i in good]
-        batch = self._decode(data, size, model.as_qualities([qualities[i] for i in good], len(good)), capacity)
+        batch = self._decode(data, size, None if checked is None else checked[good], capacity, wanted)
         if not batch.finite and len(good) > 1:  # decode one by one to see which stream it was
             plain = GpuCoder(model, False)
             for i in good:
@@ -164,11 +165,16 @@ class GpuCoder:
         check_symbols(joined_sums(*sums), stream, self.model.entropy)
 
     def _decode(
-        self, data: list[bytes], size: tuple[int, int], qualities: Tensor | None, capacity: tuple[int, int]
+        self,
+        data: list[bytes],
+        size: tuple[int, int],
+        qualities: Tensor | None,
+        capacity: tuple[int, int],
+        wanted: bool | None,
     ) -> Decoding:
         model, device = self.model, self.model.device
         captured = self._captured(
-            len(data), size, ("decode", len(data), size, capacity),
+            wanted, ("decode", len(data), size, capacity),
             lambda: _DecodeGraph(model, data, size, qualities, capacity),
         )  # fmt: skip
         if captured is not None:
@@ -189,10 +195,9 @@ class GpuCoder:
         return False if problem else self.graph
 
     def _captured(
-        self, batch: int, size: tuple[int, int], key: tuple[Hashable, ...], capture: Callable[[], Graph]
+        self, wanted: bool | None, key: tuple[Hashable, ...], capture: Callable[[], Graph]
     ) -> Callable[..., Any] | None:
-        """The graph of these launches, or None to launch one by one."""
-        wanted = self._wants_graph(batch, size)
+        """The graph of these launches, or None to launch one by one. wanted: from `_wants_graph`."""
         if wanted is False:
             return None
         model = self.model
@@ -321,7 +326,7 @@ class _EncodeGraph(Graph):
         with torch.inference_mode(False):
             self._x = torch.empty(x.shape, dtype=x.dtype, device=device)
             self._qualities = None if qualities is None else torch.empty(1, device=device)
-        self._model = model
+        self._tables = model.tables()  # and not the model, which has this graph in its cache
         rows = z_rows(model.config.dims[5], size[0] * size[1], device)
         with model.launch_lock:
             self.capture(
@@ -341,7 +346,7 @@ class _EncodeGraph(Graph):
         with self.lock, torch.cuda.device(self.device):
             self._write(x, qualities)
             self.run()
-            return _finish_encoding(self._model, self.results)
+            return _finish_encoding(self._tables, self.results)
 
 
 def _launch_encoding(model: LALIC, x: Tensor, analyse: bool, qualities: Tensor | None, rows: Tensor) -> Encoding:
@@ -359,11 +364,11 @@ def _launch_encoding(model: LALIC, x: Tensor, analyse: bool, qualities: Tensor |
     return Encoding(sections, absmax, sums, statuses)
 
 
-def _finish_encoding(model: LALIC, launched: Encoding) -> Stream:
+def _finish_encoding(tables: CodingTables, launched: Encoding) -> Stream:
     """Wait for the device, check the symbols, and entropy-code them."""
     absmax = launched.absmax.cpu()
     check_magnitudes("z", absmax[0])
     check_magnitudes("y", absmax[1:])
     if any(int(status) for status in launched.statuses):
         raise LalicError("the picture cannot be coded with these weights: an intermediate value is not finite")
-    return Stream(rans_gpu.encode(launched.sections, model.tables()), joined_sums(*launched.sums.tolist()))
+    return Stream(rans_gpu.encode(launched.sections, tables), joined_sums(*launched.sums.tolist()))
