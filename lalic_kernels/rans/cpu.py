@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lalic_kernels.rans import cpu_loops as loops
 from lalic_kernels.rans import reference as ref
-from lalic_kernels.rans.layout import LOWER, MAX_DIGITS, Parts, count_digits
+from lalic_kernels.rans.layout import LOWER, Parts
 from lalic_kernels.rans.tables import CodingTables
 
 
@@ -59,24 +59,18 @@ def decode_section(state: State, rows: NDArray[np.int32], tables: CodingTables, 
         return int(escapes)
     escaped = np.flatnonzero(out - tables.offset[rows].astype(np.int64) == tables.escape[rows])
 
-    def fields(widths: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        values = np.empty(len(escaped), np.int64)
-        fault = loops.fields(state.x, state.words, state.at, state.end, state.control[loops.WORKING], widths, values)
-        return None if fault else values
+    def fields(widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        values = np.empty(len(widths), np.int64)
+        if loops.fields(state.x, state.words, state.at, state.end, state.control[loops.WORKING], widths, values):
+            raise ref.OutOfWords
+        return values
 
-    digits = fields(np.full(len(escaped), 4))
-    if digits is None:
+    try:
+        raw = ref.raw_escapes(fields, len(escaped))
+    except ref.OutOfWords:
         return ref.OUT_OF_WORDS
-    if (digits > MAX_DIGITS).any():
-        return ref.BAD_COUNT
-    raw = np.zeros(len(escaped), np.int64)
-    for first, bits in ((0, 16), (16, 16), (32, 4)):
-        part = fields(np.clip(4 * digits - first, 0, bits))
-        if part is None:
-            return ref.OUT_OF_WORDS
-        raw |= part << first
-    if (count_digits(raw) != digits).any():
-        return ref.BAD_DIGIT
+    if isinstance(raw, int):
+        return raw
     value = ref.escaped_values(raw, rows[escaped], tables)
     if (value != value.astype(np.int32)).any():
         return ref.TOO_LARGE

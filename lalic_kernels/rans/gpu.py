@@ -407,12 +407,16 @@ def encode(
     escaped = (position < 0) | (position >= last)
     priced = t.priced[t.start[rows] + torch.where(escaped, last, position)]
     entries = priced.to(torch.int32)  # the low half
-    lists: list[tuple[Tensor, bool]] = []
+    # All escapes in one copy to the host, where they are divided among their sections.
     sizes = [part.numel() for part, _ in pairs]
-    for pair, section, outside in zip(pairs, entries.split(sizes), escaped.split(sizes), strict=True):
-        escape_entries, escape_symbols, escape_rows = (part[outside].cpu().numpy() for part in (section, *pair))
-        raw = reference.raw_values(escape_entries.view(np.uint32), escape_symbols, escape_rows, tables)
-        fields = reference.section_lists(escape_entries.view(np.uint32), raw)[1:]
+    indexes = escaped.nonzero()[:, 0]
+    escapes = torch.stack((indexes.to(torch.int32), entries[indexes], symbols[indexes], rows[indexes])).cpu().numpy()
+    ends = np.searchsorted(escapes[0], np.cumsum(sizes)[:-1])
+    lists: list[tuple[Tensor, bool]] = []
+    for section, (_, *parts) in zip(entries.split(sizes), np.split(escapes, ends, axis=1), strict=True):
+        escape_entries, escape_symbols, escape_rows = parts[0].view(np.uint32), *parts[1:]
+        raw = reference.raw_values(escape_entries, escape_symbols, escape_rows, tables)
+        fields = reference.section_lists(escape_entries, raw)[1:]
         lists += [(section, True), *((torch.from_numpy(part.view(np.int32)).to(device), False) for part, _ in fields)]
     return _push(lists, *(lanes or layout.choose_lanes(int((priced >> 32).sum()))))
 

@@ -14,6 +14,7 @@ arXiv:1402.3392; the values of escapes: CompressAI's rans interface.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,7 @@ def words_left(state: State) -> int:
     return int((state.end - state.at).sum())
 
 
-class _OutOfWords(Exception):
+class OutOfWords(Exception):
     """A lane needs a word, and its group has none."""
 
 
@@ -83,7 +84,7 @@ def _refill(state: State, group: int, x: NDArray[np.int64]) -> None:
     """Let those of the first lanes whose states x are too small read a word, and store x."""
     low = np.flatnonzero(x < LOWER)
     if len(low) > state.end[group] - state.at[group]:
-        raise _OutOfWords
+        raise OutOfWords
     x[low] = x[low] << 16 | state.words[state.at[group] : state.at[group] + len(low)]
     state.at[group] += len(low)
     state.x[group, : len(x)] = x
@@ -121,11 +122,11 @@ def decode_section(state: State, rows: NDArray[np.int32], tables: CodingTables, 
         value = tables.offset[rows].astype(np.int64) + position
         escaped = np.flatnonzero(position == tables.escape[rows])
         if len(escaped):
-            raw = _escapes(state, len(escaped))
+            raw = raw_escapes(lambda widths: _fields(state, widths), len(escaped))
             if isinstance(raw, int):
                 return raw
             value[escaped] = escaped_values(raw, rows[escaped], tables)
-    except _OutOfWords:
+    except OutOfWords:
         return OUT_OF_WORDS
     if (value != value.astype(np.int32)).any():
         return TOO_LARGE
@@ -175,14 +176,14 @@ def _step(state: State, group: int, rows: NDArray[np.int32], tables: CodingTable
     return entry
 
 
-def _escapes(state: State, count: int) -> NDArray[np.int64] | int:
-    """Decode the raw values of `count` escapes; or return a fault."""
-    digits = _fields(state, np.full(count, 4))
+def raw_escapes(fields: Callable[[NDArray[np.int64]], NDArray[np.int64]], count: int) -> NDArray[np.int64] | int:
+    """Decode the raw values of `count` escapes; or return a fault. fields: decodes fields of given widths (n,)."""
+    digits = fields(np.full(count, 4))
     if (digits > MAX_DIGITS).any():
         return BAD_COUNT
     raw = np.zeros(count, np.int64)
     for first, bits in ((0, 16), (16, 16), (32, 4)):
-        raw |= _fields(state, np.clip(4 * digits - first, 0, bits)) << first
+        raw |= fields(np.clip(4 * digits - first, 0, bits)) << first
     return BAD_DIGIT if (count_digits(raw) != digits).any() else raw
 
 
