@@ -41,7 +41,7 @@ from lalic.model import LALIC
 MODELS = {"full": FULL, "full-bfloat16": FULL, "slim": SLIM, "tiny": TINY}
 SIZES = ("768x512", "1920x1080", "3840x2160")
 QUICK = ("128x64",)
-BYTES_A_PIXEL = 1500  # that coding takes at most, before it was measured (benchmarks/scaling.py)
+BYTES_A_PIXEL = 1500  # that coding takes at most, before it was measured (benchmarks/paper/scaling.py)
 Row = dict[str, Any]
 
 

@@ -98,14 +98,9 @@ def _time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     before = torch.get_num_threads()
     device = records.check(parser, arguments)
     try:
-        record = records.environment(device) | {"quick": arguments.quick}
-        record["rows"] = measure_all(Setting(device, quick=arguments.quick))
+        records.time_rows("exact_model", device, arguments, measure_all)
     finally:
         torch.set_num_threads(before)
-    print(records.header(record))
-    print(records.table("exact_model", record["rows"]))
-    if arguments.save:
-        records.keep(record, arguments.results)
     return 0
 
 

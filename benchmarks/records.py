@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, Setting
 from lalic.eval.measure import device_name
 
 FORMAT = 1
@@ -177,6 +177,18 @@ def keep(record: dict[str, Any], folder: Path | None = None) -> None:
 
 
 # Reading
+
+
+def time_rows(
+    entry: str, device: torch.device, options: argparse.Namespace, measure_all: Callable[[Setting], list[Row]]
+) -> None:
+    """Measure an entry of its own command, print the table, and with --save append the record."""
+    record = environment(device) | {"quick": options.quick}  # before the measurement: the date is that of its start
+    record["rows"] = measure_all(Setting(device, quick=options.quick))
+    print(header(record))
+    print(table(entry, record["rows"]))
+    if options.save:
+        keep(record, options.results)
 
 
 def load(folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -312,12 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nothing counted depends on the machine, so the record stands with the other counts.
         records.keep(records.counted(op="slices", counted=counted), options.results)
     if options.time:
-        record = records.environment(device) | {"quick": options.quick}
-        record["rows"] = measure_all(Setting(device, quick=options.quick))
-        print(records.header(record))
-        print(records.table("slices", record["rows"]))
-        if options.save:
-            records.keep(record, options.results)
+        records.time_rows("slices", device, options, measure_all)
     return 0
 
 

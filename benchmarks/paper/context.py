@@ -265,12 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.save:
         records.keep(records.counted(op="context", counted=counted), options.results)
     if options.time:
-        record = records.environment(device) | {"quick": options.quick}
-        record["rows"] = measure_all(Setting(device, quick=options.quick))
-        print(records.header(record))
-        print(records.table("context", record["rows"]))
-        if options.save:
-            records.keep(record, options.results)
+        records.time_rows("context", device, options, measure_all)
     return 0
 
 
