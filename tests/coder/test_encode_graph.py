@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -28,3 +31,19 @@ def test_replays_give_the_bytes_of_a_cpu() -> None:
             assert (double.captures, double.replays) == (1, 4)
             found = GpuCoder(model, False).encode_latents(model.latents(picture(1)), QUALITIES[1])
             assert found == files[1] and double.captures == 1
+
+
+def test_a_model_that_is_dropped_takes_its_graphs_with_it() -> None:
+    """At once, and not when Python's collector finds a circle: they hold memory of a device."""
+    model = tiny()
+    gone = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        with interpreted() as double, torch.inference_mode():
+            GpuCoder(model, True).encode(picture(0), 50.0)
+            assert double.captures == 1
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
