@@ -24,7 +24,7 @@ from benchmarks.cases import HEIGHT, WIDTH
 from benchmarks.measure import Call, Case, Row, Setting, WrongResult, measure
 from benchmarks.portability import ENTROPIES, ideal_code_length
 from lalic import images
-from lalic.codec import _pad
+from lalic.codec import pad
 from lalic.coder.engines import ExactEngine, exact_entropy
 from lalic.coder.host import decode_latents
 from lalic.coder.schedule import Read
@@ -114,7 +114,7 @@ def _bits(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     rows = []
     with torch.inference_mode():
         for path in paths:
-            x = _pad(images.to_tensor(images.load(path)), model.downsampling)
+            x = pad(images.to_tensor(images.load(path)), model.downsampling)
             row: dict[str, str | float] = {"picture": path.stem}
             for entropy in ENTROPIES:
                 model.entropy = entropy

@@ -220,9 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(records.header(record))
     rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        from lalic.codec import _pad
+        from lalic.codec import pad
 
-        pictures = ((p.stem, _pad(images.to_tensor(images.load(p)), model.downsampling)) for p in paths)
+        pictures = ((p.stem, pad(images.to_tensor(images.load(p)), model.downsampling)) for p in paths)
         expected = prepare(Path(scratch) / "all", model, pictures)
         chosen = FEW if arguments.few else SETTINGS
         left_out = [setting for setting in chosen if not runs_here(setting)]

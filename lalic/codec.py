@@ -159,7 +159,7 @@ class Prepared:
         ).pack()
 
     def _tensor(self) -> torch.Tensor:
-        return _pad(images.to_tensor(self.picture).to(self._device), self.model.downsampling)
+        return pad(images.to_tensor(self.picture).to(self._device), self.model.downsampling)
 
 
 def coded_quality(model: LALIC, quality: float | None) -> float | None:
@@ -302,7 +302,7 @@ def _matching_model(container: Container, model: LALIC | None, device: str | tor
     return model
 
 
-def _pad(x: torch.Tensor, step: int) -> torch.Tensor:
+def pad(x: torch.Tensor, step: int) -> torch.Tensor:
     """(1, 3, H, W) with its last row and column repeated until both sides are multiples of `step`."""
     height, width = x.shape[-2:]
     return torch.nn.functional.pad(x, (0, -width % step, 0, -height % step), mode="replicate")
