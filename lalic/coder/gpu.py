@@ -118,7 +118,9 @@ class GpuCoder:
             return results
         capacity = _capacity([each for each in sizes if not isinstance(each, BitstreamError)])
         data = [streams[i].data for i in good]
-        batch = self._decode(data, size, None if checked is None else checked[good], capacity, wanted)
+        if checked is not None and len(good) < len(streams):
+            checked = checked[good]
+        batch = self._decode(data, size, checked, capacity, wanted)
         if not batch.finite and len(good) > 1:  # decode one by one to see which stream it was
             plain = GpuCoder(model, False)
             for i in good:
