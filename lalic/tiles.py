@@ -32,10 +32,6 @@ class Box(NamedTuple):
     def height(self) -> int:
         return self.bottom - self.top
 
-    def meets(self, other: Box) -> bool:
-        """Whether the two have a pixel in common."""
-        return not self.intersection(other).empty
-
     def intersection(self, other: Box) -> Box:
         return Box(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
 
@@ -45,10 +41,6 @@ class Box(NamedTuple):
 
     def moved(self, x: int, y: int) -> Box:
         return Box(self.left + x, self.top + y, self.right + x, self.bottom + y)
-
-    def divided(self, step: int) -> Box:
-        """The same in units of `step` pixels, all sides being multiples of it."""
-        return Box(*(side // step for side in self))
 
 
 @dataclass(frozen=True)
