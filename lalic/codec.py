@@ -5,9 +5,9 @@
     decode:  bytes -> container.parse -> choose the model, check its hash -> for each tile: model.read; for each window:
              model.synthesise -> the tile's part -> picture
 
-A picture of at most `ONE_TILE` pixels is one tile and one window. A larger one is coded window by window (`lalic.tiles`),
-so memory does not grow with it. Padding repeats the last column to the right and the last row to the bottom, up to a
-multiple of 64; the file has the size before padding.
+A picture of at most `ONE_TILE` pixels is one tile and one window. A larger one is coded window by window
+(`lalic.tiles`), so memory does not grow with it. Padding repeats the last column to the right and the last row to the
+bottom, up to a multiple of 64; the file has the size before padding.
 """
 
 from __future__ import annotations
@@ -110,9 +110,10 @@ def encode(
     image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`.
     model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
-    quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip: leave out
-    metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by
-    one, None for a graph from the second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
+    quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip: leave
+    out metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height. graph: of
+    a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a graph from the
+    second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
 
     Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality or device, `OSError` for a path
     that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
@@ -226,13 +227,13 @@ def decode(
 ) -> Image.Image:
     """Decompress the bytes of a .lalic file to a `PIL.Image` in sRGB, of mode RGB, RGBA, or L if it was grey.
 
-    model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in pixels,
-    the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a picture of
-    at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by this factor, by
-    averaging; it takes the time of the whole, and the memory of the smaller one. device: of the shipped model (None: the
-    CPU). max_pixels: limit on width * height of the whole picture, checked before memory is allocated. graph: of a model
-    on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a graph from the second
-    picture of a size on (docs/gpu.md).
+    model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in
+    pixels, the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a
+    picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by this
+    factor, by averaging; it takes the time of the whole, and the memory of the smaller one. device: of the shipped
+    model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory is allocated.
+    graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a
+    graph from the second picture of a size on (docs/gpu.md).
 
     Raises `ModelMismatchError` if the file was written with other weights, `BitstreamError` for any other fault: a file
     is decoded to the picture that was written, or not at all. Raises `RequestError` for a region that is not inside the

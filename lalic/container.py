@@ -1,7 +1,7 @@
 """The .lalic file, format version 1. docs/format.md is the specification; this module reads and writes its bytes.
 
-All integers are unsigned. Integers of fixed width are big-endian; a varint is LEB128 (7 bits a byte, low bits first, the
-high bit set if another byte follows) in its shortest form.
+All integers are unsigned. Integers of fixed width are big-endian; a varint is LEB128 (7 bits a byte, low bits first,
+the high bit set if another byte follows) in its shortest form.
 
     field             bytes      meaning
     magic             4          89 4C 41 4C: a byte that is not ASCII, then "LAL"
@@ -19,15 +19,15 @@ A capital letter is a box that a reader must know; other boxes may be skipped. E
 comes, and I before it:
 
     I  tile index     side of a tile / 64, margin of a window / 64, then the length of each tile: all varints
-    P  picture        the tiles, row by row. Each: checksum of z's symbols (2 bytes), of all symbols (4), the stream, and
-                      a CRC-32 of these. Without I the picture is one tile. P alone has no checksum after its payload.
+    P  picture        the tiles, row by row. Each: checksum of z's symbols (2 bytes), of all symbols (4), the stream,
+                      and a CRC-32 of these. Without I the picture is one tile. P has no checksum after its payload.
     A  alpha          a PNG file of mode L or 1 with the picture's size
     others            compressed by zlib (`lalic.metadata`): e EXIF, x XMP, t text, r resolution, c colour
 
 Every CRC-32 but the header's is continued from the header checksum, so a part of another file is refused. Checksums do
-not protect against files made on purpose, so every field is also checked by itself. The header comes first, so sizes are
-checked before memory is allocated. Symbol checksums (lalic_kernels/rans/checksum.py) are compared after entropy decoding:
-they detect an encoder or a decoder that departs from the exact arithmetic.
+not protect against files made on purpose, so every field is also checked by itself. The header comes first, so sizes
+are checked before memory is allocated. Symbol checksums (lalic_kernels/rans/checksum.py) are compared after entropy
+decoding: they detect an encoder or a decoder that departs from the exact arithmetic.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Container:
     """Contents of a .lalic file. The constructor checks every field; a bad one raises `ValueError`.
 
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. grid: size of the picture and its division.
-    tiles: one for each tile of the grid, row by row. quality: None, or 1 to 100 in whole hundredths. grey: the picture is grey. alpha: a PNG file. metadata:
-    uncompressed contents of boxes by their letter, of "e", "x", "t", "r", "c".
+    tiles: one for each tile of the grid, row by row. quality: None, or 1 to 100 in whole hundredths. grey: the picture
+    is grey. alpha: a PNG file. metadata: uncompressed contents of boxes by their letter, of "e", "x", "t", "r", "c".
     """
 
     model_name: str

@@ -1,9 +1,10 @@
 """Tiles and windows: how a large picture is divided, so that memory does not grow with it and a part can be decoded.
 
 A picture has one grid of latents. Its tiles are squares of `tile` pixels from the top left, smaller at the right and at
-the bottom; each is entropy-coded by itself. The transforms run on windows: a tile with a margin on each side, which takes
-part in the computation and is cut off. At the picture's edges a window is moved inside, so all windows of a picture have
-one size. BiWKV divides decays by the number of tokens, so a window of fixed size also keeps a model where it was trained.
+the bottom; each is entropy-coded by itself. The transforms run on windows: a tile with a margin on each side, which
+takes part in the computation and is cut off. At the picture's edges a window is moved inside, so all windows of a
+picture have one size. BiWKV divides decays by the number of tokens, so a window of fixed size also keeps a model where
+it was trained.
 """
 
 from __future__ import annotations

@@ -35,11 +35,8 @@ def big(value: int, size: int = 4) -> bytes:
 class File:
     """A file made on purpose: any field can be wrong, and all checksums are correct."""
 
-    def __init__(
-        self, magic=b"\x89LAL", version=VERSION, flags=2, name=b"slim", model_hash=b"12345678", quality=big(3325, 2),
-        width=varint(300), height=varint(200),
-    ) -> None:  # fmt: skip
-        header = magic + bytes([version, flags, len(name)]) + name + model_hash + quality + width + height
+    def __init__(self, version=VERSION, flags=2, name=b"slim", quality=3325, width=b"\xac\2", height=b"\xc8\1") -> None:
+        header = b"\x89LAL" + bytes([version, flags, len(name)]) + name + b"12345678" + big(quality, 2) + width + height
         self.crc = zlib.crc32(header)
         self.data = header + big(self.crc)
 
@@ -197,12 +194,12 @@ HOSTILE = {
     "one pixel too many": (File(width=varint(2**14), height=varint(2**14 + 1)).picture(b""), r"too large"),
     "a side without end": (File(width=b"\xff" * 10).picture(b""), r"the header is damaged: a number is not a varint"),
     "a side not minimal": (File(width=b"\x9e\0").picture(b""), r"the header is damaged: a number is not a varint"),
-    "beyond the end": (File().picture(b"s", length=2**28), r"'P' is invalid|truncated: its \d+ bytes end inside tile 0"),
+    "beyond the end": (File().picture(b"s", length=2**28), r"truncated: its \d+ bytes end inside tile 0"),
     "one beyond the end": (File().picture(b"s" * 530, length=541), r"truncated: its \d+ bytes end inside tile 0"),
     "too short": (File().picture(b"s" * 530, length=539), r"tile 0 of the picture is damaged"),
     "no room for checksums": (File().picture(b"", length=9), r"'P' is invalid"),
-    "quality below 1": (File(quality=big(99, 2)).picture(b""), r"its quality is 99, expected 0 or 100 to 10000"),
-    "quality above 100": (File(quality=big(10001, 2)).picture(b""), r"its quality is 10001"),
+    "quality below 1": (File(quality=99).picture(b""), r"its quality is 99, expected 0 or 100 to 10000"),
+    "quality above 100": (File(quality=10001).picture(b""), r"its quality is 10001"),
     "no name": (File(name=b"").picture(b""), r"name has 0 characters"),
     "long name": (File(name=b"abcdefghi").picture(b""), r"name has 9 characters"),
     "control characters": (File(name=b"sl\x1b[m").picture(b""), r"characters other than"),
@@ -214,7 +211,7 @@ HOSTILE = {
     "tiles of side 0": (File(flags=4).box("I", bytes(8)).picture(b""), r"'I' is invalid: its tiles have side 0"),
     "too few lengths": (File(flags=4).box("I", INDEX + bytes(5)), r"cannot hold the lengths of 6 tiles|truncated"),
     "too many lengths": (File(flags=4).box("I", INDEX + bytes(7)), r"longer than the lengths of 6 tiles"),
-    "lengths that do not fill": (File(flags=4).box("I", INDEX + bytes([10] * 6)).picture(b""), r"'P' is invalid: tiles"),
+    "lengths that do not fill": (File(flags=4).box("I", INDEX + bytes([10] * 6)).picture(b""), r"'P' is invalid"),
     "a tile below its checksums": (
         File(flags=4).box("I", INDEX + bytes([9, 11, 10, 10, 10, 10])).picture(*[b""] * 6), r"'P' is invalid"
     ),
