@@ -110,10 +110,10 @@ def encode(
     image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`.
     model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
-    quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip: leave
-    out metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height. graph: of
-    a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a graph from the
-    second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
+    quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
+    leave out metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height.
+    graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a
+    graph from the second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
 
     Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality or device, `OSError` for a path
     that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
@@ -229,8 +229,8 @@ def decode(
 
     model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in
     pixels, the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a
-    picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by this
-    factor, by averaging; it takes the time of the whole, and the memory of the smaller one. device: of the shipped
+    picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by
+    this factor, by averaging; it takes the time of the whole, and the memory of the smaller one. device: of the shipped
     model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory is allocated.
     graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a
     graph from the second picture of a size on (docs/gpu.md).
