@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lalic import codec
-from lalic.container import parse
 from lalic.errors import LalicError
 from lalic.images import ImageSource
 from lalic.metrics import psnr
@@ -60,12 +59,13 @@ def encode_to_psnr(
 
 
 def _bits_per_pixel(prepared: codec.Prepared, data: bytes) -> float:
-    return parse(data, None).bits_per_pixel
+    return 8 * len(data) / math.prod(prepared.picture.image.size)
 
 
 def _psnr(prepared: codec.Prepared, data: bytes) -> float:
-    limit = math.prod(prepared.picture.size)
-    return psnr(prepared.picture, codec.decode(data, prepared.model, max_pixels=limit, graph=prepared.graph))
+    limit = math.prod(prepared.picture.image.size)
+    decoded = codec.decode(data, prepared.model, max_pixels=limit, graph=prepared.graph)
+    return psnr(prepared.picture.image.convert("RGB"), decoded.convert("RGB"))
 
 
 def _search(
