@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
 from PIL import Image, PngImagePlugin
 
 from lalic.errors import BitstreamError
@@ -15,12 +16,12 @@ from lalic.tiles import Box
 __all__ = ["decode_alpha", "encode_alpha", "fill_transparent", "strips"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_STRIP_PIXELS = 2**22
+_STRIP_PIXELS = 2**20
 _INFLATE_BYTES = 2**20  # at a time, to count what a PNG file holds
 
 
 def strips(size: tuple[int, int]) -> Iterator[Box]:
-    """Full-width strips of a picture from top to bottom, of about 4 megapixels and an even number of rows each."""
+    """Full-width strips of a picture from top to bottom, of about a megapixel and an even number of rows each."""
     width, height = size
     rows = 2 * max(1, _STRIP_PIXELS // (2 * width))
     for top in range(0, height, rows):
@@ -42,11 +43,10 @@ def fill_transparent(image: Image.Image, alpha: Image.Image) -> None:
     half = (-(-image.width // 2), -(-image.height // 2))
     coarse, coarse_alpha = Image.new(image.mode, half), Image.new("L", half)
     for box in strips(image.size):
-        part = image.crop(box)
-        part.putalpha(alpha.crop(box).point(_VISIBLE))
-        part = part.reduce(2)  # averages are weighted by alpha, so hidden colours do not count
-        coarse.paste(part.convert(image.mode), (0, box.top // 2))
-        coarse_alpha.paste(part.getchannel("A"), (0, box.top // 2))
+        averages, visible = _halved(np.asarray(image.crop(box)), np.asarray(alpha.crop(box)) > 0)
+        size = (averages.shape[1], averages.shape[0])
+        coarse.paste(Image.frombytes(image.mode, size, averages.tobytes()), (0, box.top // 2))
+        coarse_alpha.paste(Image.frombytes("L", size, visible.tobytes()), (0, box.top // 2))
     fill_transparent(coarse, coarse_alpha)
     for box in strips(image.size):
         source = (0, box.top / 2, box.right / 2, box.bottom / 2)
@@ -54,8 +54,22 @@ def fill_transparent(image: Image.Image, alpha: Image.Image) -> None:
         image.paste(smooth, box, alpha.crop(box).point(_HIDDEN))
 
 
-_VISIBLE = [0] + 255 * [255]
 _HIDDEN = [255] + 255 * [0]
+
+
+def _halved(pixels: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averages of the visible pixels in squares of 2x2, and an alpha channel: 255 where a square has any.
+
+    pixels: uint8 (height, width) or (height, width, 3); visible: bool (height, width). Both results are uint8, the
+    first (height / 2, width / 2, channels), rounded up.
+    """
+    height, width = visible.shape
+    pad = [(0, height % 2), (0, width % 2), (0, 0)]
+    weights = np.pad(visible[..., None], pad).astype(np.uint16)
+    sums = np.pad(pixels.reshape(height, width, -1), pad) * weights
+    count, sums = (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2] for a in (weights, sums))
+    averages = (sums + count // 2) // np.maximum(count, 1)
+    return averages.astype(np.uint8), (count > 0) * np.uint8(255)
 
 
 # Storage
@@ -66,7 +80,7 @@ def encode_alpha(alpha: Image.Image) -> bytes:
     if not any(alpha.histogram()[1:255]):
         alpha = alpha.convert("1", dither=Image.Dither.NONE)
     out = io.BytesIO()
-    alpha.save(out, "PNG", compress_level=9)
+    alpha.save(out, "PNG", compress_level=7)  # 9 saves 3 % more in four times the time
     return out.getvalue()
 
 

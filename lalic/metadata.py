@@ -31,6 +31,7 @@ from lalic.errors import BitstreamError, ImageWarning
 __all__ = ["ORIENTATION", "attach", "collect", "describe", "note_conversion", "orientation", "save_options"]
 
 ORIENTATION = 0x0112
+_X_RESOLUTION = 0x011A
 _COLOR_SPACE, _INTEROP_INDEX = 0xA001, 0x0001
 _THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
 # Tags of a TIFF that speak of the picture and not of how the file stores it; the sub-IFDs EXIF and GPS are among them.
@@ -133,7 +134,7 @@ def _xmp(image: Image.Image) -> bytes:
         xmp = xmp.encode("utf-8", "replace")
     if not isinstance(xmp, bytes):
         return b""
-    return re.sub(rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
+    return re.sub(rb"""((?<!/)tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
 
 
 def _text_box(image: Image.Image) -> bytes:
@@ -161,6 +162,10 @@ def _texts(image: Image.Image) -> dict[str, str]:
 
 
 def _resolution(image: Image.Image, turned: bool) -> bytes:
+    if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
+        return b""  # Pillow has it from EXIF, which is kept, or has made it up
+    if hasattr(image, "tag_v2") and _X_RESOLUTION not in image.tag_v2:
+        return b""  # Pillow has made it up
     try:
         across, down = (round(10000 * float(dpi)) for dpi in image.info["dpi"])
         if across > 0 and down > 0:
@@ -340,7 +345,8 @@ def _png_chunks(image: Image.Image, xmp: bytes) -> PngImagePlugin.PngInfo:
     return chunks
 
 
-def _tiff_tags(exif: bytes, xmp: bytes) -> Image.Exif:
+def _tiff_tags(exif: bytes, xmp: bytes) -> bytes:
+    """EXIF data of the tags that go into a TIFF file, XMP being one of them."""
     tags = Image.Exif()
     try:
         tags.load(exif)
@@ -350,7 +356,7 @@ def _tiff_tags(exif: bytes, xmp: bytes) -> Image.Exif:
         tags = Image.Exif()
     if xmp:
         tags[_TIFF_XMP] = xmp
-    return tags
+    return tags.tobytes() if len(tags) else b""
 
 
 # For people
