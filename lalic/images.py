@@ -21,8 +21,8 @@
     several frames (GIF, APNG, WebP, TIFF)      refused; a multi-picture JPEG (MPO, as phones write) and a layered PSD
                                                   give their main picture
     EPS                                         refused: opening one runs an interpreter
-    EXIF orientation                            applied, and reset to 1 in EXIF and XMP; a broken EXIF block is dropped
-                                                  with an `ImageWarning`
+    orientation in EXIF, or else in XMP         applied, and reset to 1 in both; a broken EXIF block is dropped with an
+                                                  `ImageWarning`
     ICC profile                                 pixels converted to sRGB (perceptual intent), grey ones by the curve of
                                                   the profile's greys; unchanged if the profile moves no colour by more
                                                   than 1 of 255; a profile that is broken or does not fit the picture is
@@ -78,7 +78,6 @@ ImageSource = str | os.PathLike | bytes | Image.Image
 Color = str | tuple[int, int, int]
 
 _MAIN_PICTURE_FIRST = {"MPO", "PSD"}
-_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _MODES_OF_RGB = {"RGBX", "P", "HSV", "YCbCr"}
 
 
@@ -237,7 +236,7 @@ def _convert(
         raise _damaged(error) from error
 
     profile = source.info.get("icc_profile")
-    orientation = metadata.orientation(source)
+    orientation = 1 if turned else metadata.orientation(source)
     boxes = {} if strip else metadata.collect(source, turned or orientation)
     image = replace(pixels)
     if orientation in _TURNS:
@@ -249,14 +248,14 @@ def _convert(
     image = replace(converted)
     if name is not None and not strip:
         metadata.note_conversion(boxes, name)
+    if image is own:
+        image = image.copy()
+    image.info = {}
     if alpha is not None and below is not None:
         if image.mode == "L" and len(set(below)) > 1:
             image = replace(image.convert("RGB"))
         _flatten(image, alpha, below)
         alpha = None
-    if image is own:
-        image = image.copy()
-    image.info = {}
     return Picture(image, alpha, boxes)
 
 
@@ -280,7 +279,7 @@ _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 def _load_pixels(source: Image.Image, stream: IO[bytes] | None) -> Image.Image:
     """The loaded picture, samples of 16 bits being rounded to 8 where Pillow would drop the low byte."""
     raw = {_raw_mode(tile) for tile in getattr(source, "tile", ())}
-    raw_mode = raw.pop() if len(raw) == 1 and stream is not None and source.format in ("PNG", "TIFF") else ""
+    raw_mode = str(raw.pop()) if len(raw) == 1 and source.format in ("PNG", "TIFF") and stream is not None else ""
     if raw_mode == _BOTH_BYTES_OF_LA:
         _set_raw_mode(source, "RGBA")
         source.load()
@@ -344,7 +343,7 @@ def _image(mode: str, pixels: np.ndarray) -> Image.Image:
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The picture without transparency, and its alpha channel (mode L), None if every pixel is opaque."""
     mode = image.mode
-    if mode not in _ALPHA_MODES and "transparency" not in image.info:
+    if not image.has_transparency_data:
         return image, None
     if mode.startswith("I"):
         clear = image.info["transparency"]  # 16-bit grey PNG: one value is the transparent one

@@ -32,7 +32,7 @@ __all__ = ["ORIENTATION", "attach", "collect", "describe", "note_conversion", "o
 
 ORIENTATION = 0x0112
 _X_RESOLUTION = 0x011A
-_COLOR_SPACE, _INTEROP_INDEX = 0xA001, 0x0001
+_COLOR_SPACE, _INTEROP_INDEX, _MAKER_NOTE = 0xA001, 0x0001, 0x927C
 _THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
 # Tags of a TIFF that speak of the picture and not of how the file stores it; the sub-IFDs EXIF and GPS are among them.
 _ABOUT_THE_PICTURE = {
@@ -43,6 +43,7 @@ _TIFF_XMP = 700
 _EXIF_PREFIX = b"Exif\0\0"
 _HEX_EXIF = "Raw profile type exif"  # how ImageMagick writes EXIF to a PNG
 _PNG_XMP = "XML:com.adobe.xmp"
+_XMP_ORIENTATION = rb"""((?<!/)tiff:Orientation\s*(?:=\s*["']|>)\s*)([1-8])"""
 _MAX_BOX = 2**24
 _JPEG_SEGMENT = 65533  # bytes of contents
 _JPEG_XMP = _JPEG_SEGMENT - 29
@@ -65,13 +66,18 @@ def _warn(message: str) -> None:
 
 
 def orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation of a loaded picture, 1 if it has none; None, with an `ImageWarning`, if EXIF is damaged."""
+    """The orientation of a loaded picture, 1 to 8: of EXIF, else of XMP, else 1.
+
+    None, with an `ImageWarning`, if the EXIF data is damaged.
+    """
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION)
     except Exception as error:  # Pillow's EXIF reader raises many types for damaged data
         _warn(f"the EXIF data is damaged ({error}); the picture is taken as stored")
         return None
-    return value if isinstance(value, int) else 1
+    if value is None and (found := re.search(_XMP_ORIENTATION, _xmp(image))):
+        value = int(found[2])
+    return value if value in range(1, 9) else 1
 
 
 def collect(image: Image.Image, orientation: int | None = 1) -> dict[str, bytes]:
@@ -81,7 +87,7 @@ def collect(image: Image.Image, orientation: int | None = 1) -> dict[str, bytes]
     """
     boxes = {
         "e": b"" if orientation is None else _exif(image),
-        "x": _xmp(image),
+        "x": re.sub(_XMP_ORIENTATION, rb"\g<1>1", _xmp(image)),
         "t": _text_box(image),
         "r": _resolution(image, orientation in (5, 6, 7, 8)),
     }
@@ -121,7 +127,7 @@ def _about_the_picture(tags: Image.Exif) -> Image.Exif:
     kept = Image.Exif()
     for tag in _ABOUT_THE_PICTURE & set(tags):
         if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            offsets = (ExifTags.IFD.MakerNote, ExifTags.IFD.Interop)
+            offsets = (_MAKER_NOTE, ExifTags.IFD.Interop)
             kept[tag] = {key: value for key, value in tags.get_ifd(tag).items() if key not in offsets}
         else:
             kept[tag] = tags[tag]
@@ -132,9 +138,7 @@ def _xmp(image: Image.Image) -> bytes:
     xmp = image.info.get("xmp") or image.info.get(_PNG_XMP) or b""
     if isinstance(xmp, str):
         xmp = xmp.encode("utf-8", "replace")
-    if not isinstance(xmp, bytes):
-        return b""
-    return re.sub(rb"""((?<!/)tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
+    return xmp if isinstance(xmp, bytes) else b""
 
 
 def _text_box(image: Image.Image) -> bytes:
@@ -307,12 +311,14 @@ def save_options(image: Image.Image, format: str) -> dict[str, Any]:
     if format == "PNG":
         return {"pnginfo": _png_chunks(image, xmp)} | _given(exif=exif, dpi=dpi)
     if format == "JPEG":
-        comment = _texts(image).get("comment", _texts(image).get("Comment", "")).encode()
-        exif = _at_most(_JPEG_SEGMENT, exif, "EXIF data")
-        xmp = _at_most(_JPEG_XMP, xmp, "XMP data")
-        comment = _at_most(_JPEG_SEGMENT, comment, "the comment")
-        dpi = dpi if dpi and max(dpi) < 2**16 else None
-        return _given(exif=exif, xmp=xmp, dpi=dpi) | ({"comment": comment} if comment or "comment" in info else {})
+        texts = _texts(image)
+        comment = texts.get("comment", texts.get("Comment", "")).encode()
+        boxes = {  # given also where empty, as Pillow would take some from `info`
+            "exif": _at_most(_JPEG_SEGMENT, exif, "EXIF data"),
+            "xmp": _at_most(_JPEG_XMP, xmp, "XMP data"),
+            "comment": _at_most(_JPEG_SEGMENT, comment, "the comment"),
+        }
+        return boxes | _given(dpi=dpi if dpi and max(dpi) < 2**16 else None)
     if format in ("WEBP", "AVIF"):
         return _given(exif=exif, xmp=xmp)
     if format == "TIFF":
