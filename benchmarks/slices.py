@@ -27,10 +27,9 @@ from benchmarks.counting import Place, labelled
 from benchmarks.counting.operations import Operations, without_memory
 from benchmarks.measure import Call, Case, Row, Setting, measure, within
 from benchmarks.peers import slices as published
-from lalic.coder import schedule, weights
+from lalic.coder import schedule
 from lalic.coder.engines import FLOAT
-from lalic.coder.schedule import PassCoder, SliceState, code_slices
-from lalic.coder.weights import Engine
+from lalic.coder.schedule import Engine, PassCoder, SliceState, code_slices
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.context import SliceStack, pack, unpack
@@ -99,27 +98,26 @@ class DenseSpatial(_Uncached):
 class SpatialForAnchors(DenseSpatial):
     """That, and as well for the anchors, of zeros, its result replaced by zeros and multiplied."""
 
-    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
+    def aggregation(self, x: Tensor, hyper_and_channel: Tensor) -> Tensor:
         if self.parity == 0:
             g = self.stack.groups[self.k]
             x = torch.zeros_like(self._dense(x.new_zeros((self.batch, self.height, self.width, g))))
-            first = self.weights.slices[self.k].first_block
-        return super().aggregation(x, first, hyper_and_channel)
+        return super().aggregation(x, hyper_and_channel)
 
 
 class FullGrid(_Uncached):
     """The aggregation of both colours in both passes, as the published forward() has it."""
 
-    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
+    def aggregation(self, x: Tensor, hyper_and_channel: Tensor) -> Tensor:
         both = torch.cat((hyper_and_channel, self._hyper_and_channel[1 - self.parity]))
-        return super().aggregation(torch.cat((x, x)), first, both)[: self.batch]
+        return super().aggregation(torch.cat((x, x)), both)[: self.batch]
 
 
 class WeightsEachTime(_Uncached):
     """Cut and joined weights made for every picture."""
 
     def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
-        with mock.patch.object(schedule, "stack_weights", weights.make_weights):
+        with mock.patch.object(schedule, "stack_weights", schedule.make_weights):
             super().__init__(stack, params, engine)
 
 
@@ -206,7 +204,7 @@ def count(what: str, variant: str = "all kept") -> Counted:
         params = torch.empty(1, FULL.M, HEIGHT // 16, WIDTH // 16).contiguous(memory_format=torch.channels_last)
         stack = model.latent_codec.y
         if variant != "weights prepared for every picture":
-            weights.stack_weights(stack, FLOAT)
+            schedule.stack_weights(stack, FLOAT)
         places = _places(model, VARIANTS.get(variant, SliceState))
         with (
             seen,

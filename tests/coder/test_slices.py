@@ -15,8 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import lalic
 from lalic.coder.engines import FLOAT
-from lalic.coder.schedule import Collect, Estimate, Read, SliceState, code_slices, neighbours
-from lalic.coder.weights import stack_weights
+from lalic.coder.schedule import Collect, Estimate, Read, SliceState, code_slices, neighbours, stack_weights
 from lalic.errors import BitstreamError
 from lalic.model import LALIC
 from lalic.nn.context import pack
