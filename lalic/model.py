@@ -202,7 +202,7 @@ class LALIC(nn.Module):
             for name, value in plain if self.entropy == "exact" else [*plain, *entropy]:
                 t = value.detach().cpu().contiguous()
                 digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-                digest.update(t.flatten().view(torch.uint8).numpy())
+                digest.update(t.flatten().view(torch.uint8).numpy().data)
             return digest.digest()[:8]
 
         return self.cache.get("hash", [t for _, t in [*plain, *entropy]], make, self.entropy)

@@ -248,17 +248,18 @@ def convert(model: LALIC, digest: str) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if not matters(name):
+            entropy = name.startswith(_ENTROPY)
+            if not matters(name) or (entropy and _BRANCH.fullmatch(name)):
                 continue
             value = value.detach().cpu()
             if value.is_floating_point():
                 value = value.float()
-            if not name.startswith(_ENTROPY):
+            if not entropy:
                 half = value.half() if value.is_floating_point() and name.startswith(_TRANSFORMS) else value
                 converted[name] = half if torch.equal(half.to(value.dtype), value) else value
-            elif value.ndim < 2 and not _BRANCH.fullmatch(name):
+            elif value.ndim < 2:
                 converted[name] = value
-            elif not _BRANCH.fullmatch(name):
+            else:
                 if name in shifts:
                     value = shifts[name].detach().cpu().float().unsqueeze(1)
                 elif name.endswith("context_prediction.weight"):
