@@ -10,7 +10,7 @@ implementation for GPUs runs, with its launches left out, so that every allocati
 and matrix products of libraries take for themselves, and what an allocator rounds up, is not seen, on either side.
 
 `peak_bytes` measures a call on this machine; `training --measure` runs a step for real on the CPU, each side in a fresh
-process, and reads the largest resident set.
+process.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import os
 import re
-import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import records
+from benchmarks import records, report
 from benchmarks.counting import Parts, launches
 from benchmarks.counting.operations import Size
 from benchmarks.measure import in_fresh_process
@@ -262,25 +260,22 @@ def _status(key: str) -> int:
     return 1024 * int(found[1])
 
 
-def _resident(name: str, batch: int, size: int, is_plain: bool) -> int:
-    """Bytes that two steps add to the largest resident set of this process."""
-    torch.set_num_threads(2)
+def _resident(name: str, batch: int, size: int, is_plain: bool) -> int | None:
+    """Bytes that two steps add to what this process holds."""
     torch.manual_seed(0)
     with plain() if is_plain else contextlib.nullcontext():
         model = LALIC.from_config(CONFIGS[name])
         optimizer = torch.optim.Adam(model.parameters(), foreach=False)
-        loss = model_loss(batch, size)
-        # A small step first, so that code that is compiled or loaded at first use does not count.
-        loss_small = model_loss(1, 64)
-        for call in (loss_small, None, loss, loss):
-            if call is None:
-                gc.collect()
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                continue
-            optimizer.zero_grad(set_to_none=True)
-            call(model).backward()
-            optimizer.step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+        def steps(loss: Callable[[nn.Module], Tensor], count: int) -> None:
+            for _ in range(count):
+                optimizer.zero_grad(set_to_none=True)
+                loss(model).backward()
+                optimizer.step()
+
+        steps(model_loss(1, 64), 1)  # what is compiled or loaded at first use does not count
+        gc.collect()
+        return peak_bytes(lambda: steps(model_loss(batch, size), 2), torch.device("cpu"))
 
 
 def measure(name: str, batch: int, size: int) -> dict[str, Any]:
@@ -297,7 +292,7 @@ def measure(name: str, batch: int, size: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was asked for. Returns 0, or 1 if a training step of ours needs more than half; usage exits with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counting.memory", description="Memory, counted.")
+    parser = records.parser("counting.memory", "Memory, counted.", where=False)
     parser.add_argument("what", choices=("training", "decode"))
     parser.add_argument("--model", choices=CONFIGS, default="full", help="the model to count (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="training: pictures (default %(default)s)")
@@ -305,7 +300,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", action="store_true", help="training: also run slim here, two pictures of 256x256")
     parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"), help="decode: the picture")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="decode: transforms'")
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     return _training(options) if options.what == "training" else _decode(options)
 
@@ -314,17 +308,13 @@ def _training(options: argparse.Namespace) -> int:
     title = f"counted, {options.model}, {options.batch} x {options.side} x {options.side}"
     counted = {title: count_model(CONFIGS[options.model], options.batch, options.side)}
     measured = {"measured on the CPU, slim, 2 x 256 x 256": measure("slim", 2, 256)} if options.measure else {}
-    rows = counted | measured
-    for name, row in rows.items():
-        plain_mib, ours_mib = (f"{row[side]['peak'] / 2**20:.0f} MiB" for side in ("plain", "ours"))
-        print(f"{name}: plain {plain_mib}, ours {ours_mib}, ratio {row['ratio']:.3f}")
-    print(json.dumps(rows))
-    if options.save:
-        records.keep(records.counted(memory=counted), options.results)
-        if measured:
-            here = records.environment(torch.device("cpu")) | {"quick": False, "memory": measured}
-            records.keep(here, options.results)
-    return int(any(row["ratio"] > 0.5 for row in rows.values()))
+    found = [records.counted(memory=counted)]
+    if measured:
+        found.append(records.environment(torch.device("cpu")) | {"memory": measured})
+    for record in found:
+        report.show(record)
+        records.keep(record, options)
+    return int(any(row["ratio"] > 0.5 for row in (counted | measured).values()))
 
 
 def _decode(options: argparse.Namespace) -> int:
@@ -335,10 +325,9 @@ def _decode(options: argparse.Namespace) -> int:
     print(f"{options.model}, {options.size[0]}x{options.size[1]}, {options.precision}")
     for part, peak in sorted(found.items(), key=lambda item: item[1]):
         print(f"{peak:8.1f}  bytes a pixel, {part}")
-    if options.save:
-        what = {"model": options.model, "size": list(options.size), "precision": options.precision}
-        what["bytes_a_pixel"] = {part: round(peak, 2) for part, peak in found.items()}
-        records.keep(records.counted(decode_memory=what), options.results)
+    what = {"model": options.model, "size": list(options.size), "precision": options.precision}
+    what["bytes_a_pixel"] = {part: round(peak, 2) for part, peak in found.items()}
+    records.keep(records.counted(decode_memory=what), options)
     return 0
 
 

@@ -5,17 +5,14 @@ torch's counter and our ops' formulas say), ATen calls (views left out, an op of
 context, its spatial context and its two aggregations at half the positions; hyper parameters' part is in slice 0.
 
 The published network's size (`FAT`) alone as well: with the cache, recomputing the slices so far, and recomputing all
-slices each time, as the published decoder does. `--time` measures each slice of each model on this machine, and the
-cache against recomputing; results are compared before.
+slices each time, as the published decoder does. `python -m benchmarks.run context` times each slice of
+each model, and the cache against recomputing; results are compared before.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
-import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,9 +25,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import records
 from benchmarks.counting import operations
 from benchmarks.counting.operations import parameters, without_memory
-from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from benchmarks.measure import Call, Case, Setting, within
 from benchmarks.paper.channel_transformer import FAT, ChannelTransformer, TransformerState
-from benchmarks.paper.context_models import ContextModel, TransformerContext, make
+from benchmarks.paper.context_models import CONTEXT_MODELS, ContextModel, TransformerContext
 from lalic.config import FULL, SLIM, Config
 from lalic.nn.context import pack, unpack
 
@@ -66,7 +63,7 @@ def predict(
 def count_model(name: str, options: dict[str, int]) -> Counted:
     """A context model of the full configuration."""
     with torch.device("meta"):
-        model = make(name, FULL, **options)
+        model = CONTEXT_MODELS[name](FULL, **options)
     with FakeTensorMode(), torch.no_grad():
         without_memory(model)
         hyper, y = torch.empty(1, FULL.M, *SIZE), torch.empty(1, FULL.M, *SIZE)
@@ -129,7 +126,7 @@ class Subject:
     def __init__(self, name: str, options: dict[str, int], config: Config, size: tuple[int, int], device: torch.device):
         torch.manual_seed(0)
         self.label = label_of(name, options)
-        self.model = make(name, config, **options).to(device).eval()
+        self.model = CONTEXT_MODELS[name](config, **options).to(device).eval()
         self.hyper = torch.randn(1, config.hyper_width, *size, device=device)
         self.slices = torch.randn(1, config.M, *size, device=device).split(list(config.groups), dim=1)
         self.state = self.model.start(self.hyper)
@@ -180,7 +177,14 @@ def model_cases(setting: Setting) -> Iterator[Case]:
         yield Case(f"prediction of slice {k}", tuple(calls))
 
 
+@torch.no_grad()
 def cases(setting: Setting) -> Iterator[Case]:
+    """The prediction of each slice by each model, then each step of the transformer."""
+    yield from model_cases(setting)
+    yield from transformer_cases(setting)
+
+
+def transformer_cases(setting: Setting) -> Iterator[Case]:
     """A case a slice: a step with the cache against recomputing; the published size, or a tiny one if quick."""
     config = replace(FAT, width=32, heads=2, depth=2, hyper=16) if setting.quick else FAT
     size = (8, 12) if setting.quick else SIZE
@@ -214,25 +218,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         )
 
 
-def measure_all(setting: Setting) -> list[Row]:
-    """Rows of every slice."""
-    with torch.no_grad():
-        every = itertools.chain(model_cases(setting), cases(setting))
-        return [found for case in every for found in measure("context", case, setting)]
-
-
 # The command
-
-
-def lines(counted: Sequence[Counted]) -> Iterator[str]:
-    """The counts as text."""
-    for found in counted:
-        macs, calls = found["macs"], found["calls"]
-        yield f"{found['model']}: {found['parameters'] / 1e6:.2f} M parameters"
-        yield f"    GMAC       {sum(macs) / 1e9:7.2f}  = " + " + ".join(f"{x / 1e9:.2f}" for x in macs)
-        yield f"    ATen calls {sum(calls):7d}  = " + " + ".join(map(str, calls))
-        if "cache MiB" in found:
-            yield f"    cache      {found['cache MiB']:7.1f} MiB"
 
 
 def markdown(counted: Sequence[Counted]) -> str:
@@ -248,24 +234,10 @@ def markdown(counted: Sequence[Counted]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper.context", description="Cost of the context models."
-    )
-    parser.add_argument(
-        "--time", action="store_true", help="measure each slice on this machine, and the cache against recomputing"
-    )
-    records.add_where(parser)
-    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
-    records.add_saving(parser)
-    options = parser.parse_args(argv)
-    device = records.check(parser, options, timed=options.time)
+    options = records.parser("paper.context", "Cost of the context models.", where=False).parse_args(argv)
     counted = [count_model(*model) for model in MODELS] + count_transformer()
-    print("\n".join(map(json.dumps, counted) if options.json else lines(counted)))
-    if options.save:
-        records.keep(records.counted(op="context", counted=counted), options.results)
-    if options.time:
-        records.time_rows("context", device, options, measure_all)
+    print(markdown(counted))
+    records.keep(records.counted(op="context", counted=counted), options)
     return 0
 
 

@@ -13,7 +13,7 @@ from test_records import check_mechanisms
 from benchmarks import measure
 from benchmarks.counting import memory, operations
 from benchmarks.counting.memory import Live
-from benchmarks.measure import WrongResult
+from benchmarks.measure import Setting, WrongResult
 from benchmarks.paper import mechanism_definitions as definitions
 from benchmarks.paper import mechanisms as sweep
 from benchmarks.paper import selective_scan as scan
@@ -42,29 +42,6 @@ def test_mix_equals_the_definition(name: str, length: int) -> None:
     assert want.shape == (length, mechanism.width)
     # Two float64 evaluations of one formula on numbers of order one: a hundred roundings of 2e-16 at the most.
     assert (mechanism.mix(*parts) - want).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_is_projections_then_the_mechanism(name: str) -> None:
-    mechanism, _ = made(name, width_of(name), 64)
-    x = torch.randn(64, mechanism.width, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    parts = mechanism.project(x)
-    y = mechanism(x)
-    assert y.shape == x.shape
-    # Numbers of order ten pass through both shifts.
-    assert (y - mechanism.definition(*parts)).abs().max() < 1e-11
-    if "shift" in name:
-        shifted = definitions.shift(x, mechanism.before, grid(64))
-        for part, want in zip(parts[1:], mechanism.inner.project(shifted), strict=True):
-            assert (part - want).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_projections_are_of_the_scale_of_the_samples(name: str) -> None:
-    """What is timed is like what a layer would hand on: the same shapes."""
-    mechanism, parts = made(name, width_of(name), 64)
-    projected = mechanism.project(torch.randn(64, mechanism.width, dtype=torch.float64))
-    assert [p.shape for p in projected] == [p.shape for p in parts]
 
 
 @pytest.mark.parametrize(("length", "chunk"), [(1, 1), (2, 1), (35, 6), (35, 35), (36, 6), (37, None), (1, 4)])
@@ -101,7 +78,7 @@ def test_the_grid_is_nearly_square() -> None:
 def test_tokens_that_fill_no_windows_are_refused() -> None:
     mechanism, _ = made("window attention", 32, 64)
     with pytest.raises(ValueError, match="whole windows of 8 x 8, got 6 x 6"):
-        mechanism(torch.zeros(36, 32, dtype=torch.float64))
+        mechanism.mix(*mechanism.sample(36, torch.Generator()))
     with pytest.raises(ValueError, match="positive multiple of 32, got 48"):
         MECHANISMS["window attention"](48)
 
@@ -186,7 +163,7 @@ def test_the_rules_of_counting() -> None:
 
 # Measuring
 
-QUICK = sweep.Sweep(CPU, quick=True)
+QUICK = Setting(CPU, quick=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,14 +193,14 @@ def test_a_sweep_measures_and_says_what_it_leaves_out(name: str, monkeypatch: py
 
 
 def test_what_would_take_too_long_is_left_out() -> None:
-    rows = sweep.rows("AFT-simple", 96, (1 << 8, 1 << 9), sweep.Sweep(CPU, quick=True, longest=1e-9))
+    rows = sweep.rows("AFT-simple", 96, (1 << 8, 1 << 9), QUICK, 1e-9)
     assert "seconds" in rows[0] and "a call" in rows[1]["skipped"]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sweep_on_a_gpu(name: str) -> None:
-    (row,) = sweep.rows(name, 96, (1 << 12,), sweep.Sweep(torch.device("cuda"), quick=True))
+    (row,) = sweep.rows(name, 96, (1 << 12,), Setting(torch.device("cuda"), quick=True))
     assert row["seconds"] > 0 and row["peak bytes"] > 0 and row["operations"]["total"] > 0
 
 
@@ -271,17 +248,3 @@ def test_the_command_saves_and_continues(
     assert sweep.main(words) == 0
     assert len(path.read_text().splitlines()) == 1
     assert capsys.readouterr().out.count("is recorded") == 1
-
-
-def test_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
-    for words in (
-        ["--save", "--results", str(tmp_path)],  # busy
-        ["--save", "--quick"],
-        ["AFT-complex"],
-        ["--device", "cuda"] if not torch.cuda.is_available() else ["--lengths", "0"],
-        ["--widths", "100"],
-    ):
-        with pytest.raises(SystemExit) as stop:
-            sweep.main(words)
-        assert stop.value.code == 2
