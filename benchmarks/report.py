@@ -120,17 +120,6 @@ def of_kind(records: Sequence[Record], key: str, by: Callable[[Record], Any] | N
     )
 
 
-def latest_rows(records: Sequence[Record]) -> list[tuple[Record, list[Record]]]:
-    """Timed rows by record: those that no later run of the same device, threads, entry and memory state replaced."""
-    kept: dict[Any, tuple[int, list[Record]]] = {}
-    for place, record in enumerate(records):
-        for key in {(row["entry"], row["memory"]) for row in record.get("rows", ())}:
-            rows = [row for row in record["rows"] if (row["entry"], row["memory"]) == key]
-            kept[(record["device"], record["threads"], *key)] = place, rows
-    places = sorted({place for place, _ in kept.values()})
-    return [(records[p], [row for place, rows in kept.values() if place == p for row in rows]) for p in places]
-
-
 # Sections: each yields pieces of Markdown, none if there is no record of its kind
 
 
@@ -341,17 +330,22 @@ def cold(records: Sequence[Record]) -> Iterator[Piece]:
 def speed(records: Sequence[Record]) -> Iterator[Piece]:
     """A result is verified before it is timed. Ratios are one median over another of the same run; a yardstick is in
     parentheses. Bare times mean nothing but beside their device."""
-    for record, rows in latest_rows(records):
-        for entry, memory in dict.fromkeys((row["entry"], row["memory"]) for row in rows):
-            yield f"### {entry}{'' if memory == 'default' else f', memory {memory}'}"
-            body = []
-            for row in rows:
-                if (row["entry"], row["memory"]) == (entry, memory):
-                    call = f"({row['call']})" if row["yardstick"] else row["call"]
-                    ratios = "; ".join(f"{number(value, digits=3)} x {name}" for name, value in row["ratios"].items())
-                    metrics = "; ".join(f"{name} {number(value)}" for name, value in row["metrics"].items())
-                    body.append([f"{row['case']}: {call}", seconds(row["seconds"]), ratios or "-", metrics or "-"])
-            yield table(["case: call", "median", "ratios", "more"], body, record)
+    runs: list[Record] = []  # one for each entry and memory state of a record
+    for record in records:
+        by_entry: dict[Any, list[Record]] = {}
+        for row in record.get("rows", ()):
+            by_entry.setdefault((row["entry"], row["memory"]), []).append(row)
+        runs += [record | {"entry": entry, "rows": rows} for entry, rows in by_entry.items()]
+    for run in latest(runs, lambda r: (r["device"], r["threads"], r["entry"])):
+        entry, memory = run["entry"]
+        yield f"### {entry}{'' if memory == 'default' else f', memory {memory}'}"
+        body = []
+        for row in run["rows"]:
+            call = f"({row['call']})" if row["yardstick"] else row["call"]
+            ratios = "; ".join(f"{number(value, digits=3)} x {name}" for name, value in row["ratios"].items())
+            metrics = "; ".join(f"{name} {number(value)}" for name, value in row["metrics"].items())
+            body.append([f"{row['case']}: {call}", seconds(row["seconds"]), ratios or "-", metrics or "-"])
+        yield table(["case: call", "median", "ratios", "more"], body, run)
 
 
 def exactness(records: Sequence[Record]) -> Iterator[Piece]:

@@ -42,7 +42,6 @@ from benchmarks.measure import in_fresh_process
 from benchmarks.peers.plain import plain
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
-from lalic.nn.blocks import RWKVBlock
 from lalic_kernels import dispatch
 from lalic_kernels.op import OPS
 
@@ -142,16 +141,6 @@ def count(make: Callable[[], nn.Module], loss: Callable[[nn.Module], Tensor]) ->
         held = sum(weight.numel() * weight.element_size() for weight in weights)
         assert all(weight.grad is not None for weight in weights if weight.requires_grad)
     return {"parameters": held, "peak": live.peak}
-
-
-def blocks(channels: int, depth: int, rate: int = 4) -> Callable[[], nn.Module]:
-    """A stack of RWKV blocks."""
-    return lambda: nn.Sequential(*(RWKVBlock(channels, rate) for _ in range(depth)))
-
-
-def blocks_loss(shape: tuple[int, int, int, int]) -> Callable[[nn.Module], Tensor]:
-    """Of a stack of blocks for an input (B, C, H, W), whose gradient is wanted too."""
-    return lambda module: module(torch.empty(shape).to(memory_format=torch.channels_last).requires_grad_()).sum()
 
 
 def model_loss(batch: int, size: int) -> Callable[[nn.Module], Tensor]:

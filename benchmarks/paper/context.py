@@ -126,13 +126,14 @@ class Subject:
     def __init__(self, name: str, options: dict[str, int], config: Config, size: tuple[int, int], device: torch.device):
         torch.manual_seed(0)
         self.label = label_of(name, options)
-        self.model = CONTEXT_MODELS[name](config, **options).to(device).eval()
+        self.model = CONTEXT_MODELS[name](config, **options).to(device).eval().requires_grad_(False)
         self.hyper = torch.randn(1, config.hyper_width, *size, device=device)
         self.slices = torch.randn(1, config.M, *size, device=device).split(list(config.groups), dim=1)
         self.state = self.model.start(self.hyper)
         for k in range(len(self.slices)):  # so that caches are full
             self.predict(k)
 
+    @torch.no_grad()
     def predict(self, k: int) -> list[Tensor]:
         """Slice k, as if it were the next."""
         self.state.next = k
@@ -177,7 +178,6 @@ def model_cases(setting: Setting) -> Iterator[Case]:
         yield Case(f"prediction of slice {k}", tuple(calls))
 
 
-@torch.no_grad()
 def cases(setting: Setting) -> Iterator[Case]:
     """The prediction of each slice by each model, then each step of the transformer."""
     yield from model_cases(setting)
@@ -189,7 +189,7 @@ def transformer_cases(setting: Setting) -> Iterator[Case]:
     config = replace(FAT, width=32, heads=2, depth=2, hyper=16) if setting.quick else FAT
     size = (8, 12) if setting.quick else SIZE
     torch.manual_seed(0)
-    model = ChannelTransformer(config).to(setting.device)
+    model = ChannelTransformer(config).to(setting.device).requires_grad_(False)
     hyper = torch.randn(1, config.hyper, *size, device=setting.device)
     y = torch.randn(1, sum(config.groups), *size, device=setting.device)
     parts: list[Tensor | None] = [None, *y.split(list(config.groups), dim=1)]

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lalic_kernels
-from benchmarks.paper import mechanism_definitions as definitions
-from benchmarks.paper.selective_scan import implementation, selective_scan
+from benchmarks.paper.selective_scan import implementation, recurrence, selective_scan
 
 Parts = tuple[Tensor, ...]
 
@@ -105,8 +104,10 @@ class AFTSimple(Mechanism):
         mean = (weights * v).sum(0) / weights.sum(0)
         return torch.sigmoid(q) * mean
 
-    def definition(self, *parts: Tensor) -> Tensor:
-        return definitions.aft_simple(*parts)
+    def definition(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        """Equation 5: sigmoid(q_t) * sum_i exp(k_i) v_i / sum_i exp(k_i)."""
+        weights = torch.exp(k) / torch.exp(k).sum(0)
+        return torch.stack([torch.sigmoid(q[t]) * sum(weights[i] * v[i] for i in range(len(k))) for t in range(len(q))])
 
 
 class BiWKV(Mechanism):
@@ -154,7 +155,8 @@ class Shifted(Mechanism):
         return self._shift(self.inner.mix(*parts), self.after)
 
     def definition(self, x: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
-        return definitions.shift(self.inner.definition(*parts), self.after, grid(len(x)))
+        image = self.inner.definition(*parts).view(1, *grid(len(x)), -1)
+        return lalic_kernels.token_shift(image, self.after, backend="reference").view_as(x)
 
     def sample(self, length: int, generator: torch.Generator) -> Parts:
         return (_normal((length, self.width), generator), *self.inner.sample(length, generator))
@@ -184,9 +186,19 @@ class WindowAttention(Mechanism):
         y = y.view(rows // w, columns // w, -1, w, w, head).permute(0, 3, 1, 4, 2, 5)
         return y.reshape(q.shape)
 
-    def definition(self, *parts: Tensor) -> Tensor:
-        q, k, v = parts
-        return definitions.window_attention(q, k, v, grid(len(q)), self.window, self.unit)
+    def definition(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        """Attention over all tokens, with -inf outside the query's own window."""
+        w, head, (_, width) = self.window, self.unit, grid(len(q))
+        place = torch.arange(len(q))
+        row, column = place // width, place % width
+        own = (row // w) * width + column // w
+        outside = own[:, None] != own[None, :]
+        parts = []
+        for one in range(0, q.shape[1], head):
+            part = slice(one, one + head)
+            scores = (q[:, part] @ k[:, part].T / math.sqrt(head)).masked_fill(outside, -math.inf)
+            parts.append(torch.softmax(scores, 1) @ v[:, part])
+        return torch.cat(parts, 1)
 
 
 class SelectiveScan(Mechanism):
@@ -211,7 +223,7 @@ class SelectiveScan(Mechanism):
 
     def definition(self, *parts: Tensor) -> Tensor:
         u, delta, B, C = parts
-        return definitions.selective_scan(u, delta, -torch.exp(self.A_log[0]), B, C, self.skip[0])
+        return recurrence(u, delta, -torch.exp(self.A_log[0]), B, C, self.skip[0])
 
     def sample(self, length: int, generator: torch.Generator) -> Parts:
         shape = () if self.directions == 1 else (self.directions,)
@@ -257,7 +269,14 @@ class SelectiveScan2D(SelectiveScan):
 
     def definition(self, *parts: Tensor) -> Tensor:
         u, delta, B, C = parts
-        return definitions.selective_scan_2d(u, delta, -torch.exp(self.A_log), B, C, self.skip, grid(len(u)))
+        height, width = grid(len(u))
+        rows = torch.arange(len(u))
+        columns = rows.view(height, width).T.flatten()
+        y = torch.zeros_like(u)
+        for number, path in enumerate((rows, columns, rows.flip(0), columns.flip(0))):
+            rates = -torch.exp(self.A_log[number])
+            y[path] += recurrence(u[path], delta[number], rates, B[number], C[number], self.skip[number])
+        return y
 
 
 MECHANISMS: dict[str, Callable[[int], Mechanism]] = {

@@ -14,7 +14,6 @@ from benchmarks import measure
 from benchmarks.counting import memory, operations
 from benchmarks.counting.memory import Live
 from benchmarks.measure import Setting, WrongResult
-from benchmarks.paper import mechanism_definitions as definitions
 from benchmarks.paper import mechanisms as sweep
 from benchmarks.paper import selective_scan as scan
 from benchmarks.paper.mechanism_modules import MECHANISMS, Mechanism, grid
@@ -48,7 +47,7 @@ def test_mix_equals_the_definition(name: str, length: int) -> None:
 def test_chunked_scan_of_any_length(length: int, chunk: int | None) -> None:
     mechanism, (u, delta, B, C) = made("selective scan", 5, length)
     A, skip = -torch.exp(mechanism.A_log[0]), mechanism.skip[0]
-    want = definitions.selective_scan(u, 10 * delta, A, B, C, skip)
+    want = scan.recurrence(u, 10 * delta, A, B, C, skip)
     assert (scan.chunked(u, 10 * delta, A, B, C, skip, chunk) - want).abs().max() < 1e-13
 
 
@@ -58,7 +57,7 @@ def test_compiled_scan(width: int) -> None:
     mechanism, (u, delta, B, C) = made("selective scan", width, 300, torch.float32)
     arguments = (u, delta, -torch.exp(mechanism.A_log[0]), B, C, mechanism.skip[0])
     assert scan.implementation(CPU, torch.float32) == "compiled"
-    want = definitions.selective_scan(*(x.double() for x in arguments))
+    want = scan.recurrence(*(x.double() for x in arguments))
     # Sixteen states, each of some ten effective steps, in float32: values up to ten, a hundred roundings of 1e-7.
     assert (scan.selective_scan(*arguments) - want).abs().max() < 1e-4
 
@@ -67,7 +66,7 @@ def test_a_wide_decay_does_not_overflow() -> None:
     """exp(A sum delta) underflows to zero over a chunk; a form that divides by it would give NaN."""
     u, B = torch.ones(400, 1, dtype=torch.float64), torch.ones(400, 2, dtype=torch.float64)
     A, skip = torch.tensor([[-1.0, -200.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    want = definitions.selective_scan(u, 5 * u, A, B, B, skip)
+    want = scan.recurrence(u, 5 * u, A, B, B, skip)
     assert (scan.chunked(u, 5 * u, A, B, B, skip) - want).abs().max() < 1e-13
 
 
