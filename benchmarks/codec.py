@@ -184,7 +184,7 @@ def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, fl
                 calls.append(("decode to the host", way, host))
         case = Case("codec", tuple(call for _, _, call in calls), wall_clock=True)
         found = {row["call"]: row for row in measure("codec", case, setting)}
-        clock: parts.Clock = parts.Events() if setting.device.type == "cuda" else parts.WallClock()
+        clock = parts.Events() if setting.device.type == "cuda" else parts.Clock()
         for direction, way, call in calls:
             row: Row = {"side": side, "direction": direction, "way": way, "bits per pixel": subject.bits_per_pixel()}
             row |= {key: found[call.name][key] for key in ("seconds", "quartiles", "repeats")}

@@ -392,7 +392,7 @@ KINDS: dict[str, tuple[str, str, Make]] = {
     "rows": ("Speed", "run", speed),
     "ideal_bits": ("Exact arithmetic", "exact_model FOLDER", exactness),
     "portability": ("Portability", "portability FOLDER", portability),
-    "memory": ("Memory of training", "counting.memory training --measure", training),
+    "memory": ("Memory of training", "counting.memory training", training),
 }
 
 

@@ -119,15 +119,14 @@ def case(row: launches.Row, candidates: Sequence[Launch], shape: tuple[int, int,
             y = lalic_kernels.biwkv(*leaves, backend="triton")
             return torch.autograd.grad(y, leaves, upstream)
 
+    run: Callable[..., Any] = backward if row.use == "backward" else forward
+    check: Callable[..., None] = partial(check_biwkv, arguments)
+    if row.use == "backward":
+        check = partial(check_biwkv_gradients, arguments, upstream)
     calls = []
     for launch in candidates:
         table = with_row(launches.TABLE, replace(row, start=0, launch=launch))
-        if row.use == "backward":
-            check: Callable[[Any], None] = lambda grads: check_biwkv_gradients(arguments, upstream, grads)  # noqa: E731
-            calls.append(Call(name_of(launch), partial(backward, table), check))
-        else:
-            check = lambda y: check_biwkv(arguments, y)  # noqa: E731
-            calls.append(Call(name_of(launch), partial(forward, table), check))
+        calls.append(Call(name_of(launch), partial(run, table), check))
     return Case(f"{row.use} from {row.start} {shape} {str(arguments[2].dtype).removeprefix('torch.')}", tuple(calls))
 
 

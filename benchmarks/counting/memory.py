@@ -9,15 +9,13 @@ gradients; `decode` a decode on CPU tensors along the way for GPUs (`benchmarks.
 implementation for GPUs runs, with its launches left out, so that every allocation it makes is seen. What convolutions
 and matrix products of libraries take for themselves, and what an allocator rounds up, is not seen, on either side.
 
-`peak_bytes` measures a call on this machine; `training --measure` runs a step for real on the CPU, each side in a fresh
-process.
+`peak_bytes` measures a call on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
 import re
 import sys
@@ -38,7 +36,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import records, report
 from benchmarks.counting import Parts, launches
 from benchmarks.counting.operations import Size
-from benchmarks.measure import in_fresh_process
 from benchmarks.peers.plain import plain
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
@@ -249,33 +246,6 @@ def _status(key: str) -> int:
     return 1024 * int(found[1])
 
 
-def _resident(name: str, batch: int, size: int, is_plain: bool) -> int | None:
-    """Bytes that two steps add to what this process holds."""
-    torch.manual_seed(0)
-    with plain() if is_plain else contextlib.nullcontext():
-        model = LALIC.from_config(CONFIGS[name])
-        optimizer = torch.optim.Adam(model.parameters(), foreach=False)
-
-        def steps(loss: Callable[[nn.Module], Tensor], count: int) -> None:
-            for _ in range(count):
-                optimizer.zero_grad(set_to_none=True)
-                loss(model).backward()
-                optimizer.step()
-
-        steps(model_loss(1, 64), 1)  # what is compiled or loaded at first use does not count
-        gc.collect()
-        return peak_bytes(lambda: steps(model_loss(batch, size), 2), torch.device("cpu"))
-
-
-def measure(name: str, batch: int, size: int) -> dict[str, Any]:
-    """Plain and ours, each in a fresh process whose allocator gives large pieces back at once."""
-    found = {
-        side: {"peak": in_fresh_process(_resident, name, batch, size, side == "plain", memory="fresh")}
-        for side in ("plain", "ours")
-    }
-    return found | {"ratio": found["ours"]["peak"] / found["plain"]["peak"]}
-
-
 # The command
 
 
@@ -286,7 +256,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=CONFIGS, default="full", help="the model to count (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="training: pictures (default %(default)s)")
     parser.add_argument("--side", type=int, default=256, help="training: their sides (default %(default)s)")
-    parser.add_argument("--measure", action="store_true", help="training: also run slim here, two pictures of 256x256")
     parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"), help="decode: the picture")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="decode: transforms'")
     options = parser.parse_args(argv)
@@ -295,15 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _training(options: argparse.Namespace) -> int:
     title = f"counted, {options.model}, {options.batch} x {options.side} x {options.side}"
-    counted = {title: count_model(CONFIGS[options.model], options.batch, options.side)}
-    measured = {"measured on the CPU, slim, 2 x 256 x 256": measure("slim", 2, 256)} if options.measure else {}
-    found = [records.counted(memory=counted)]
-    if measured:
-        found.append(records.environment(torch.device("cpu")) | {"memory": measured})
-    for record in found:
-        report.show(record)
-        records.keep(record, options)
-    return int(any(row["ratio"] > 0.5 for row in (counted | measured).values()))
+    record = records.counted(memory={title: count_model(CONFIGS[options.model], options.batch, options.side)})
+    report.show(record)
+    records.keep(record, options)
+    return int(record["memory"][title]["ratio"] > 0.5)
 
 
 def _decode(options: argparse.Namespace) -> int:

@@ -198,6 +198,7 @@ class ChannelTransformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         c = self.config = config
+        self.groups = c.groups
         token = sum(c.groups) // len(c.groups)
         self.start_token = nn.Conv2d(c.hyper, token, 3, padding=1)
         self.hyper_parts = nn.Conv2d(c.hyper, 2 * sum(c.groups), 1)

@@ -46,8 +46,18 @@ def count(call: Callable[[], Any]) -> tuple[int, int, Any]:
     return found.formula // 2, found.calls, result
 
 
+def count_slices(model: Any, hyper: Tensor, y: Tensor, step: Callable[..., Any]) -> tuple[list[tuple[int, int]], Any]:
+    """Counts of step(state, k, slice k - 1, slice k), those of the start in the first; and the state at the end."""
+    macs, calls, state = count(lambda: model.start(hyper))
+    slices, previous = [], None
+    for k, part in enumerate(y.split(list(model.groups), dim=1)):
+        slices.append(count(functools.partial(step, state, k, previous, part))[:2])
+        previous = part
+    return [(slices[0][0] + macs, slices[0][1] + calls), *slices[1:]], state
+
+
 def predict(
-    model: ContextModel, state: Any, k: int, previous: Tensor | None, hyper: Tensor, latents: Tensor
+    model: ContextModel, hyper: Tensor, state: Any, k: int, previous: Tensor | None, latents: Tensor
 ) -> list[Tensor]:
     """What a decoder computes for slice k, its symbols known: latents (B, g, h, w). Parameters of both passes."""
     context = model.channel(state, previous)
@@ -67,12 +77,8 @@ def count_model(name: str, options: dict[str, int]) -> Counted:
     with FakeTensorMode(), torch.no_grad():
         without_memory(model)
         hyper, y = torch.empty(1, FULL.M, *SIZE), torch.empty(1, FULL.M, *SIZE)
-        start = count(lambda: model.start(hyper))
-        state, previous, slices = start[2], None, []
-        for k, part in enumerate(y.split(list(FULL.groups), dim=1)):
-            slices.append(count(lambda k=k, p=previous, s=part: predict(model, state, k, p, hyper, s))[:2])  # type: ignore[misc]
-            previous = part
-    slices[0] = (slices[0][0] + start[0], slices[0][1] + start[1])
+        step = functools.partial(predict, model, hyper)
+        slices, state = count_slices(model, hyper, y, step)
     found = row(label_of(name, options), parameters(model), slices)
     if isinstance(state, TransformerState):
         found["cache MiB"] = state.bytes() / 2**20
@@ -101,12 +107,7 @@ def count_transformer() -> list[Counted]:
     with FakeTensorMode(), torch.no_grad():
         without_memory(model)
         hyper, y = torch.empty(1, FAT.hyper, *SIZE), torch.empty(1, sum(FAT.groups), *SIZE)
-        start = count(lambda: model.start(hyper))
-        state, previous, cached = start[2], None, []
-        for part in y.split(list(FAT.groups), dim=1):
-            cached.append(count(lambda p=previous: model.step(state, p))[:2])  # type: ignore[misc]
-            previous = part
-        cached[0] = (cached[0][0] + start[0], cached[0][1] + start[1])
+        cached, state = count_slices(model, hyper, y, lambda state, k, previous, part: model.step(state, previous))
         prefix = [count(lambda k=k: model(y, hyper, slices=k + 1))[:2] for k in range(len(FAT.groups))]  # type: ignore[misc]
         whole = count(lambda: model(y, hyper))[:2]
     held = parameters(model)
@@ -142,7 +143,7 @@ class Subject:
                 cache.filled = k
         else:
             self.state.slices[:] = self.slices[: max(0, k - 1)]
-        return predict(self.model, self.state, k, self.slices[k - 1] if k else None, self.hyper, self.slices[k])
+        return predict(self.model, self.hyper, self.state, k, self.slices[k - 1] if k else None, self.slices[k])
 
     @functools.cached_property
     def truth(self) -> list[list[Tensor]]:
@@ -154,7 +155,7 @@ class Subject:
             whole = [x.split(list(model.groups), dim=1) for x in model.transformer(torch.cat(parts, dim=1), hyper)[:2]]
             contexts = iter([torch.cat(pair, dim=1) for pair in zip(*whole, strict=True)])
             model.channel = lambda state, previous: next(contexts)  # type: ignore[method-assign]
-        return [predict(model, state, k, parts[k - 1] if k else None, hyper, part) for k, part in enumerate(parts)]
+        return [predict(model, hyper, state, k, parts[k - 1] if k else None, part) for k, part in enumerate(parts)]
 
     def check(self, k: int, found: list[Tensor]) -> None:
         """Raises ``WrongResult``: float32 through a few dozen products; parameters are near 0.2."""

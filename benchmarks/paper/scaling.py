@@ -74,11 +74,6 @@ def count(sizes: Sequence[Size]) -> list[Row]:
     return rows
 
 
-def count_peers(names: Sequence[str], python: Path, sizes: Sequence[Size]) -> list[Row]:
-    """Rows of what `--peers` names, from processes of their own."""
-    return [row for name in names for row in checkouts.counted(name, python, sizes)]
-
-
 def fits(rows: Sequence[Row], keys: Sequence[tuple[str, ...]]) -> dict[str, dict[str, Row]]:
     """Lines by model and quantity, over the rows that have it; `keys` are paths in a row."""
     found: dict[str, dict[str, Row]] = {}
@@ -158,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = [size for size in SIZES if max(size) <= options.largest]
     if len(sizes) < 3:
         parser.error(f"--largest {options.largest} leaves fewer than three sizes, and a line needs three")
-    rows = count(sizes) + count_peers(options.peers, options.peer_python, sizes)
+    rows = count(sizes)
+    for name in options.peers:
+        rows += checkouts.counted(name, options.peer_python, sizes)
     record = records.counted(scaling=rows, fits=fits(rows, COUNTS))
     report.show(record)
     records.keep(record, options)

@@ -85,7 +85,7 @@ def test_rows_of_figure_10(tmp_path: Path) -> None:
     source = FAKE.replace("torch.nn.Parameter(torch.zeros(3))", "torch.nn.Conv2d(3, N, 1)")
     source += "    def forward(self, x):\n        return self.weight(x)\n"
     paths, sizes = [str(checkout(tmp_path, source)), str(tmp_path / "models")], [(256, 256), (256, 320)]
-    rows = scaling.count_peers(paths, PYTHON, sizes)
+    rows = [row for path in paths for row in checkouts.counted(path, PYTHON, sizes)]
     found = [(row["model"], row["pixels"], row["operations"]["layers"]) for row in rows[:4]]
     # Widths are filled up to multiples of 128.
     expected = [
@@ -102,7 +102,7 @@ def test_rows_of_figure_10(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_be_counted_says_why(tmp_path: Path) -> None:
-    (row,) = scaling.count_peers([str(checkout(tmp_path, FAKE))], PYTHON, [(64, 64)])
+    (row,) = checkouts.counted(str(checkout(tmp_path, FAKE)), PYTHON, [(64, 64)])
     assert row["model"] == "TCM, N = 64" and "forward" in row["skipped"]
 
 
