@@ -67,7 +67,7 @@ def table(head: Sequence[str], body: Iterable[Sequence[object]], run: Record | N
     columns = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
     lines = []
     for place, column in enumerate(columns):
-        width = max(map(len, column))
+        width = max(2, *map(len, column))
         align = str.rjust if place else str.ljust
         rule = f"{'-' * (width - 1)}:" if place else f":{'-' * (width - 1)}"
         cells = [align(cell, width) for cell in column]

@@ -166,14 +166,14 @@ class ConvContext(ContextModel):
 
 
 class ConvPlusContext(ConvContext):
-    """Conv Plus SCCTX. Args: the depth-wise layers' kernel (the supplement has 3, 5, 7) and their widening."""
+    """Conv Plus SCCTX. kernel: of the depth-wise layers, odd; the supplement has 3, 5, 7."""
 
-    def __init__(self, c: Config, kernel: int = 3, widen: int = 2):
-        self.kernel, self.widen = kernel, widen
+    def __init__(self, c: Config, kernel: int = 3):
+        self.kernel = kernel
         super().__init__(c)
 
     def _between(self, channels: int) -> nn.Module:
-        return DepthConvBlock(channels, self.kernel, self.widen * channels)
+        return DepthConvBlock(channels, self.kernel, 2 * channels)
 
 
 class _PublishedAggregation(ContextModel):
@@ -233,7 +233,7 @@ class TransformerContext(_PublishedAggregation):
         return torch.cat(self.transformer.step(state, previous)[:2], dim=1)
 
 
-# By name. Options: "conv-plus" has kernel and widen, "transformer" width, heads, depth and window; the others none.
+# By name. Options: "conv-plus" has kernel, "transformer" width, heads, depth and window; the others none.
 CONTEXT_MODELS: dict[str, Callable[..., ContextModel]] = {
     "conv": ConvContext,
     "conv-plus": ConvPlusContext,

@@ -8,7 +8,6 @@ above 0.7 of what is free is left out and says so, and so is one that would take
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,15 +118,12 @@ def _measured(name: str, mechanism: Mechanism, length: int, setting: Setting) ->
 # The command
 
 
-def recorded(path: Path, environment: dict[str, Any], lengths: Sequence[int]) -> set[tuple[str, int]]:
-    """(mechanism, width) that this device's file holds already, of this commit, versions, threads and lengths."""
+def recorded(folder: Path, environment: dict[str, Any], lengths: Sequence[int]) -> set[tuple[str, int]]:
+    """(mechanism, width) that the results hold already, of this device, commit, versions, threads and lengths."""
     keys = ("commit", "dirty", "device", "threads", "python", *records.PACKAGES)
-    if not path.is_file():
-        return set()
-    kept = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
     return {
         (r["mechanism"], r["width"])
-        for r in kept
+        for r in records.load(folder)
         if "mechanisms" in r
         and all(r.get(key) == environment[key] for key in keys)
         and {row["length"] for row in r["mechanisms"]} >= set(lengths)
@@ -150,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bad := [n for n in options.widths if n < 32 or n % 32]:
         parser.error(f"--widths: {bad[0]} is no positive multiple of 32, a head of the window attention")
     device = records.check(parser, options)
-    environment = records.environment(device)
-    file = options.results / f"{records.slug(environment['device'])}.jsonl"
-    done = recorded(file, environment, options.lengths)
+    done = recorded(options.results, records.environment(device), options.lengths)
     setting = Setting(device, options.quick, memory_to_read(device), ROUNDS)
     failed = False
     for name in options.names or MECHANISMS:

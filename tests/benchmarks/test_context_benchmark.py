@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import records
 from benchmarks.measure import Setting, WrongResult
 from benchmarks.paper import context
 from lalic.config import SLIM
@@ -58,8 +59,7 @@ def test_the_command_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_table_in_the_docs_is_the_last_record() -> None:
-    lines = (ROOT / "benchmarks" / "results" / "static.jsonl").read_text(encoding="utf-8").splitlines()
-    last = [record for record in map(json.loads, lines) if "counted" in record and record["op"] == "context"][-1]
+    last = [record for record in records.load() if record.get("op") == "context"][-1]
     assert context.markdown(last["counted"]) in (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 
