@@ -3,13 +3,12 @@
 Counted for the full model and a 768x512 picture, on tensors without memory: multiply-adds of products and
 convolutions (BiWKV's scans, norms and elementwise work left out, as in the published count), and calls of ATen that
 compute or move something (views left out; an op of ours is one call, whatever it launches). Each thing kept is switched
-off by a subclass of `SliceState` here that does without it. `--time` measures the same variants on this machine,
+off by a subclass of `SliceState` here that does without it. `python -m benchmarks.run slices` times the same variants,
 each one's result compared with the published schedule's before.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import records
 from benchmarks.counting import Place, labelled
 from benchmarks.counting.operations import Operations, without_memory
-from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from benchmarks.measure import Call, Case, Setting, within
 from benchmarks.peers import slices as published
 from lalic.coder import schedule
 from lalic.coder.engines import FLOAT
@@ -235,6 +234,7 @@ def count_all() -> list[Counted]:
 # Timing
 
 
+@torch.no_grad()
 def cases(setting: Setting) -> Iterator[Case]:
     """From hyper parameters to y_hat, symbols known: slim at 768x512, the full model at 256x256 and 768x512."""
     sizes: list[tuple[Config, int, int]] = [(SLIM, HEIGHT, WIDTH), (FULL, 256, 256), (FULL, HEIGHT, WIDTH)]
@@ -252,7 +252,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
         def call(variant: str, stack: SliceStack = stack, params: Tensor = params) -> Callable[[], Tensor]:
             loop = loop_of(variant)
-            return lambda: loop(stack, params, means_only)
+            return torch.no_grad()(lambda: loop(stack, params, means_only))
 
         yield Case(
             f"{config.name} {width}x{height}",
@@ -262,12 +262,6 @@ def cases(setting: Setting) -> Iterator[Case]:
                 Call(PUBLISHED, call(PUBLISHED)),
             ),
         )
-
-
-def measure_all(setting: Setting) -> list[Row]:
-    """Rows of every case."""
-    with torch.no_grad():
-        return [row for case in cases(setting) for row in measure("slices", case, setting)]
 
 
 # The command
@@ -297,20 +291,10 @@ def table(rows: Sequence[Counted]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.slices", description="What keeping results is worth.")
-    parser.add_argument("--time", action="store_true", help="measure the variants on this machine as well")
-    records.add_where(parser)
-    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
-    records.add_saving(parser)
-    options = parser.parse_args(argv)
-    device = records.check(parser, options, timed=options.time)
+    options = records.parser("slices", "What keeping results is worth.", where=False).parse_args(argv)
     counted = count_all()
     print("\n".join(table(counted)))
-    if options.save:
-        # Nothing counted depends on the machine, so the record stands with the other counts.
-        records.keep(records.counted(op="slices", counted=counted), options.results)
-    if options.time:
-        records.time_rows("slices", device, options, measure_all)
+    records.keep(records.counted(op="slices", counted=counted), options)
     return 0
 
 
