@@ -98,13 +98,20 @@ def test_one_argument_may_require_a_gradient(spec: OpSpec) -> None:
 
 
 @EVERY
-def test_a_second_derivative_is_refused(spec: OpSpec) -> None:
+def test_only_the_reference_has_a_second_derivative(spec: OpSpec) -> None:
     """A registered gradient is not differentiable, and must raise instead of giving a wrong number."""
     op, arguments = given(spec, gradients=True)
     message = f"{spec.name}: there is no second derivative"
     for call in (op.call, getattr(torch.ops.lalic_kernels, spec.name)):
         with pytest.raises(NotImplementedError, match=message):
             torch.autograd.grad(first(call(*arguments)).sum(), leaves(arguments), create_graph=True)
+    slope = torch.func.grad(lambda x: first(op.call(x, *arguments[1:])).square().sum())
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.grad(lambda x: slope(x).square().sum())(arguments[0].detach())
+    named = make(spec, spec.gradient_case, torch.float32, "cpu")
+    inputs = [value.requires_grad_() for value in named.values()]
+    slopes = torch.autograd.grad(spec.public(**named, backend="reference").square().sum(), inputs, create_graph=True)
+    assert all(x.any() for x in torch.autograd.grad(sum(x.square().sum() for x in slopes), inputs))
 
 
 # Calls through the dispatcher
@@ -251,13 +258,15 @@ def test_vmap_and_gradients_of_it(spec: OpSpec) -> None:
             assert all(close(a, b) for a, b in zip(grads, expected, strict=True))
 
 
-def test_batched_upstream_gradients() -> None:
-    x, weight = torch.randn(1, 2, 3, 4, requires_grad=True), torch.randn(4, 5, 5, requires_grad=True)
-    y = OPS["token_shift"].call(x, weight, None)
+@EVERY
+def test_batched_upstream_gradients(spec: OpSpec) -> None:
+    """As torch.func.jacrev and is_grads_batched ask for them."""
+    op, arguments = given(spec, gradients=True)
+    inputs, y = leaves(arguments), first(op.call(*arguments))
     rows = torch.randn(3, *y.shape)
-    batched = torch.autograd.grad(y, (x, weight), rows, retain_graph=True, is_grads_batched=True)
+    batched = torch.autograd.grad(y, inputs, rows, retain_graph=True, is_grads_batched=True)
     for i, row in enumerate(rows):
-        expected = torch.autograd.grad(y, (x, weight), row, retain_graph=True)
+        expected = torch.autograd.grad(y, inputs, row, retain_graph=True)
         assert all(close(a[i], b) for a, b in zip(batched, expected, strict=True))
 
 
