@@ -63,7 +63,7 @@ SLOW = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(config.rootpath).as_posix()
-        if place.startswith(SLOW) or ("triton" in item.name and place.startswith("tests/kernels/")):
+        if place.startswith(SLOW) or ("triton" in item.name and place.startswith(("tests/kernels/", "tests/exact/"))):
             item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
