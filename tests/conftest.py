@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ and scripts/ are not part of the installed packages
 
 # Triton reads this when it is first imported. On a machine with a GPU the kernels run there instead.
 if not torch.cuda.is_available():
