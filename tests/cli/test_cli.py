@@ -18,6 +18,7 @@ from PIL import Image
 from tiny import noise as picture
 from tiny import save, tiny
 
+import lalic
 from lalic import cli, codec
 from lalic.container import parse
 
@@ -388,3 +389,17 @@ def test_a_reader_that_goes_away(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", "-c", command], env=environment, cwd=tmp_path, capture_output=True, timeout=60)
     assert done.stdout.strip() == b"a.lalic" and done.stderr == b""
+
+
+@pytest.mark.slow
+def test_another_process_makes_the_same_bytes_and_pixels(tmp_path):
+    weights = save(tmp_path / "weights.pth", tiny())
+    model, image = lalic.load_checkpoint(weights), picture(size=(130, 65))
+    image.save(tmp_path / "in.png")
+    # The analysis and synthesis transforms are floating point: equal bytes and pixels need equal thread counts.
+    options = ["--checkpoint", str(weights), "--threads", str(torch.get_num_threads())]
+    for words in (["compress", "in.png"], ["decompress", "in.lalic", "-o", "out.png"]):
+        done = in_a_new_process("-m", "lalic.cli", *words, *options, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "in.lalic").read_bytes() == codec.encode(image, model)
+    assert same(tmp_path / "out.png", decoded(tmp_path / "in.lalic", model))

@@ -64,15 +64,3 @@ def test_the_float_model_fails_the_same_test(results) -> None:
         for got in found
     ]
     assert any(differs) and any(in_batches)
-
-
-@pytest.mark.parametrize("settings", [portability.SETTINGS, portability.FEW])
-def test_settings_reach_each_value(settings) -> None:
-    for name, count in (
-        ("ATEN_CPU_CAPABILITY", 3),
-        ("DNNL_MAX_CPU_ISA", 3),
-        ("NUMBA_CPU_NAME", 1),
-        ("OMP_NUM_THREADS", 2),
-    ):
-        assert len({setting[name] for setting in settings if name in setting}) == count, name
-    assert len({tuple(sorted(setting.items())) for setting in settings}) == len(settings)

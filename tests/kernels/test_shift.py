@@ -103,34 +103,6 @@ def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
 
 
 @INTERPRETED
-def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With prepared taps only the kernel runs; an allocation is not an operation."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from lalic_kernels.shift import kernels
-
-    operations, launched = [], []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            operations.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    class Kernel:
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: launched.append(grid)
-
-    monkeypatch.setattr(kernels, "shift_kernel", Kernel())
-    x, norm_weight, norm_bias, weight = make(1, 4, 5, 16).values()
-    taps, out = gpu.taps(weight), torch.empty_like(x)
-    with Watch():
-        gpu.norm_shift(x, norm_weight, norm_bias, taps, out)
-        gpu.shift(x, taps, out)
-    assert len(launched) == 2
-    assert set(operations) <= {"aten.empty.memory_format"}, operations
-
-
-@INTERPRETED
 def test_tiles_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tile of large images on a small one, past its edges; and channels split unevenly between programs."""
     given = make(1, 9, 17, 70)
