@@ -86,7 +86,8 @@ def test_a_folder_is_no_target(tmp_path):
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ["a.png", "in/b.JPG", "in/sub/c.png", "in/notes.txt", "in/.hidden.png", "in/.cache/d.png", "in/e.lalic"]:
+    inside = ("b.JPG", "sub/c.png", "notes.txt", ".hidden.png", ".cache/d.png", "e.lalic")
+    for name in ("a.png", *(f"in/{name}" for name in inside)):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")

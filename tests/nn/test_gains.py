@@ -99,12 +99,6 @@ def test_no_quality_is_fifty_both_ways():
     assert torch.equal(*decoded)
 
 
-def test_latents_are_analysed_once_for_every_quality():
-    model, x = gained(), torch.rand(1, 3, 64, 64)
-    y = model.latents(x)
-    assert model.encode_latents(y, 30.0) == model.encode(x, 30.0)
-
-
 def test_a_batch_codes_each_picture_at_its_own_quality():
     model, x = gained(), torch.rand(2, 3, 64, 64)
     model.entropy = "float"  # `forward` is floating point
