@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from calls import Calls
 from op_specs import CHANNEL_MIX, INTERPRETER, SPATIAL_MIX, Arguments, OpSpec
 from test_contract import gradients, make, wide, worst
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic_kernels
 from lalic_kernels.mix import gpu, op, torch_path
@@ -97,24 +97,12 @@ def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
                 assert not linear.launch["HELD"] or linear.main + linear.rest >= channels
 
 
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest result of all ATen calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
 def _largest(call: Callable[[], object]) -> int:
-    with torch.no_grad(), _Largest() as mode:
+    """The number of elements of the largest result of all ATen calls."""
+    sizes = []
+    with torch.no_grad(), Calls(lambda func, args, result: sizes.append(getattr(result, "numel", int)())):
         call()
-    return mode.elements
+    return max(sizes)
 
 
 def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
