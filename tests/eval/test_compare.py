@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import astronaut, tiny
 
-from lalic import cli, hub
 from lalic.errors import LalicError
 from lalic.eval import compare, side_by_side
 from lalic.eval.codecs import Codec, Coded, LalicCodec, make
@@ -127,19 +126,11 @@ def test_compare_from_python() -> None:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
+def run(tmp_path, monkeypatch, command):
     """Runs `lalic compare` on a picture in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "slim", lambda pretrained: tiny())
     astronaut(150, 20, 192, 176).save("a.png")
-
-    def call(*words):
-        code = cli.main(["compare", *map(str, words)])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return call
+    return functools.partial(command, "compare")
 
 
 def test_the_command(run, tmp_path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import astronaut, save, tiny
 
 import lalic
-from lalic import cli, hub
+from lalic import cli
 from lalic.eval.curves import published_curve
 
 LAMBDAS = {"1": 0.0005, "2": 0.002, "3": 0.008, "4": 0.03}
@@ -28,17 +28,9 @@ def family(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
+def run(folder, command):
     """Runs `lalic eval` over the two pictures."""
-    monkeypatch.setattr(hub, "slim", lambda pretrained: tiny())
-
-    def call(*words):
-        code = cli.main(["eval", str(folder), *map(str, words)])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return call
+    return functools.partial(command, "eval", folder)
 
 
 def test_checkpoints_of_one_rate_make_one_curve(run, family, tmp_path) -> None:

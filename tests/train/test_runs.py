@@ -34,7 +34,7 @@ SMALL = {
     "N": 3, "M": 8, "dims": [48, 9, 8, 8, 6, 5], "depths": [1, 0, 0, 0], "groups": [3, 5], "aggregation_widths": [6],
     "context_width": 9,
 }  # fmt: skip
-ENVIRONMENT = {**ALONE, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**ALONE, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
 
 
 def start(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
