@@ -60,7 +60,7 @@ def powers(p: BlockParameters, tokens: int, itemsize: int) -> Powers:
     """decay, boost and their powers for a number of tokens."""
     w, u = (x.detach().float() / tokens for x in (p.decay, p.boost))
     arch = architecture(w.device)
-    choice = biwkv.choose(arch, tokens, w.shape[0], itemsize)
+    choice = biwkv.choose("forward", arch, tokens, w.shape[0], itemsize)
     return Powers(w, u, biwkv.make_factors(w, u, choice))
 
 
