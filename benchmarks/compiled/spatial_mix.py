@@ -16,8 +16,8 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     for dtype in dtypes:
         for channels in CHANNELS[dtype]:
             for label, planes, residual in (("kvr", 3, False), ("output", 1, True)):
-                choice = gpu.choose_linear(target, 1 << 16, channels, planes, itemsize(dtype))
-                more = {"VEC": choice.vec, "PLANES": planes, "RESIDUAL": residual, "MAIN": choice.main}
+                choice = gpu.choose_linear(target, channels, itemsize(dtype))
+                more = {"PLANES": planes, "RESIDUAL": residual, "VEC": choice.vec, "MAIN": choice.main}
                 more["REST"] = choice.rest
                 name = f"{label} {channels} {dtype}"
                 yield Job(name, kernels.rows_linear_kernel, choice.launch, dtype, more, frozenset({"gamma_ptr"}))

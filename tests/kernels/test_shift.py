@@ -130,7 +130,7 @@ def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.Monk
     x, norm_weight, norm_bias, weight = make(1, 4, 5, 16)
     taps, out = gpu.taps(weight), torch.empty_like(x)
     with Watch():
-        gpu.norm_shift(x, norm_weight, norm_bias, taps, out)
+        gpu.shift(x, taps, out, (norm_weight, norm_bias), 1e-5)
         gpu.shift(x, taps, out)
     assert len(launched) == 2
     assert set(operations) <= {"aten.empty.memory_format"}, operations
