@@ -18,7 +18,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     for dtype in dtypes:
         for channels in SPATIAL[dtype]:
             for label, planes, residual in (("kvr", 3, False), ("output", 1, True)):
-                linear = gpu.choose_linear(target, 1 << 16, channels, planes, itemsize(dtype))
+                linear = gpu.choose_linear(target, channels, itemsize(dtype))
                 more = {"VEC": linear.vec, "PLANES": planes, "RESIDUAL": residual, "MAIN": linear.main}
                 more["REST"] = linear.rest
                 name = f"{label} {channels} {dtype}"

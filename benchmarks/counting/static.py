@@ -94,7 +94,7 @@ def _floats(accesses: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> 
 def _traffic(architecture: str, kernels: Sequence[Mapping[str, Any]], per_scan: int) -> Iterator[dict[str, Any]]:
     for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
         for tokens in LENGTHS:
-            choice = launches.choose(architecture, tokens, 96, itemsize)
+            choice = launches.choose("forward", architecture, tokens, 96, itemsize)
             forward = [k for k in kernels if k["dtype"] == dtype and not k["gated"] and not k["centred"]]
             own = [k for k in forward if k["launch"] == choice.rows.options()]
             states = per_scan + sum(k["states"] for k in own)

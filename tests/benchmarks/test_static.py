@@ -78,7 +78,7 @@ def test_bytes_moved(rows: list[dict]) -> None:
 
     for itemsize in (2, 4):
         for tokens in range(240, 10_000):
-            chunk = launches.choose("any", tokens, 96, itemsize).chunk
+            chunk = launches.choose("forward", "any", tokens, 96, itemsize).chunk
             moved = 5 * itemsize + 4 * traffic[0]["states"] * -(-tokens // chunk) / tokens
             assert moved <= 1.75 * 3 * itemsize, (itemsize, tokens)
 

@@ -89,12 +89,13 @@ def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
             assert (choice is not None) == (channels <= (512 if whole else 256)), channels
             if choice is not None:
                 assert choice.main + choice.rest >= channels and channels % choice.vec == 0
+            linear = gpu.choose_linear(arch, channels, itemsize)
+            assert not linear.launch["HELD"] or linear.main + linear.rest >= channels
             for rows, planes in ((1, 1), (6144, 3), (98304, 3)):
-                linear = gpu.choose_linear(arch, rows, channels, planes, itemsize)
-                tiles = planes * -(-channels // linear.launch["BLOCK_N"])
-                assert linear.grid[0] * linear.launch["BLOCK_M"] >= rows
-                assert linear.grid[1] * linear.per >= tiles > (linear.grid[1] - 1) * linear.per
-                assert not linear.launch["HELD"] or linear.main + linear.rest >= channels
+                tiles, block_m = planes * -(-channels // linear.launch["BLOCK_N"]), linear.launch["BLOCK_M"]
+                grid, per = gpu.output_groups(rows, tiles, block_m)
+                assert grid[0] * block_m >= rows
+                assert grid[1] * per >= tiles > (grid[1] - 1) * per
 
 
 def _largest(call: Callable[[], object]) -> int:
