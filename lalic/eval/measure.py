@@ -21,8 +21,7 @@ from lalic.eval import DEFAULT_CODECS
 from lalic.eval.codecs import Codec, Options, Quality, open_codecs
 from lalic.eval.curves import Comparison, Curve, Point, ReadCurve, Row, compare_curves, published_for, read_curve
 from lalic.files import Name
-from lalic.metrics import psnr
-from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
+from lalic.metrics import MIN_SIDE, ms_ssim, psnr
 
 __all__ = ["Picture", "Results", "caption", "device_name", "evaluate", "load", "measure", "similarity"]
 

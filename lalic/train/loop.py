@@ -20,9 +20,9 @@ from lalic.codec import resolve_device
 from lalic.config import Config
 from lalic.errors import CheckpointError, LalicError
 from lalic.files import Name, write_atomic
+from lalic.metrics import MIN_SIDE
 from lalic.model import LALIC
 from lalic.nn import checkpoints
-from lalic.nn.ms_ssim import MIN_SIDE
 from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
 from lalic.train.distributed import mean_over, parallel, process_group

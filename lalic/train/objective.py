@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lalic.errors import LalicError
+from lalic.metrics import MIN_SIDE, ms_ssim
 from lalic.model import LALIC
 from lalic.nn.gains import HIGHEST, LOWEST
-from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
 from lalic.train.recipe import Recipe
 
 Parts = dict[str, Tensor]

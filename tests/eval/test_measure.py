@@ -16,8 +16,7 @@ from lalic.eval import evaluate
 from lalic.eval.codecs import LalicCodec, make
 from lalic.eval.curves import Curve, Point, Row, compressai_json, decibels, read_compressai_json
 from lalic.eval.measure import load, measure, similarity
-from lalic.metrics import psnr
-from lalic.nn.ms_ssim import ms_ssim
+from lalic.metrics import ms_ssim, psnr
 
 
 def test_rows_are_those_of_real_files(folder: Path) -> None:

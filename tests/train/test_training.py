@@ -16,9 +16,9 @@ from torch._dynamo.backends.debugging import aot_eager
 import lalic
 from lalic.cli import main
 from lalic.errors import CheckpointError, ImageError, LalicError
+from lalic.metrics import ms_ssim
 from lalic.model import LALIC
 from lalic.nn import checkpoints
-from lalic.nn.ms_ssim import ms_ssim
 from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
 from lalic.train.objective import rate_distortion
