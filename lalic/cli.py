@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -81,8 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. `parse_args(...).run` is the function of the command."""
+    from lalic import __version__
+
     parser = _Parser(prog="lalic", description="Learned image compression with linear attention.", epilog=_EXIT_CODES)
-    parser.add_argument("--version", action=_Version, help="print the release and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"lalic {__version__}", help="print the release and stop"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
     compress = commands.add_parser(
@@ -165,21 +169,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Version(argparse.Action):
-    def __init__(self, option_strings: list[str], dest: str, **keywords: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **keywords)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib import metadata
-
-        try:
-            release = metadata.version("lalic")
-        except metadata.PackageNotFoundError:
-            release = "(not installed)"
-        print(f"lalic {release}")
-        parser.exit()
-
-
 # Messages
 
 
@@ -230,21 +219,14 @@ def _compress(args: argparse.Namespace) -> int:
     from lalic.batch import compress_files
 
     options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background")}
-    return _run_batch(
-        args, lambda progress: compress_files(args.inputs, args.output, **options, progress=progress), line
-    )
+    return _run_batch(args, compress_files, options, line)
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    def line(done: Outcome) -> str:
-        return f"{done.width}x{done.height}, {done.size} bytes"
-
     options = _options(args)
     from lalic.batch import decompress_files
 
-    return _run_batch(
-        args, lambda progress: decompress_files(args.inputs, args.output, **options, progress=progress), line
-    )
+    return _run_batch(args, decompress_files, options, lambda done: f"{done.width}x{done.height}, {done.size} bytes")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,10 +257,11 @@ def _given_model(args: argparse.Namespace) -> LALIC | None:
 
 def _run_batch(
     args: argparse.Namespace,
-    work: Callable[[Callable[[Outcome, int], None]], list[Outcome]],
+    work: Callable[..., list[Outcome]],
+    options: dict[str, Any],
     line: Callable[[Outcome], str],
 ) -> int:
-    """Print a line for each file, with a progress bar on a terminal. Returns the exit code."""
+    """Call `work` and print a line for each file, with a progress bar on a terminal. Returns the exit code."""
     from tqdm import tqdm
 
     start, bar = time.perf_counter(), None
@@ -297,7 +280,7 @@ def _run_batch(
         bar.update()
 
     with ExitStack() as stack:
-        outcomes = work(progress)
+        outcomes = work(args.inputs, args.output, **options, progress=progress)
     failed = sum(done.error is not None for done in outcomes)
     if len(outcomes) == 1:
         return 1 if failed else 0
@@ -324,13 +307,17 @@ _SYMBOLS = """
 
 
 def _info(args: argparse.Namespace) -> int:
-    hashes_of = _symbol_hasher(args) if args.symbols else None
+    if args.symbols:
+        set_up_process(args.threads)
+        from lalic.codec import symbol_hashes
+
+        model = _given_model(args)
     entries = []
     for source in args.inputs:
         try:
             data = read(source)
-            container = parse(data, None)
-            entries.append(_entry(source, container, hashes_of(data) if hashes_of else {}))
+            entry = _entry(source, parse(data, None))
+            entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
         except (LalicError, OSError) as error:
             _log(_message_of(source, error))
     if args.json:
@@ -342,8 +329,8 @@ def _info(args: argparse.Namespace) -> int:
     return 1 if len(entries) < len(args.inputs) else 0
 
 
-def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """One file as a dict for JSON. hashes: from `lalic.codec.symbol_hashes`, or empty."""
+def _entry(file: str, container: Container) -> dict[str, Any]:
+    """One file as a dict for JSON."""
     return {
         "file": file,
         "format_version": VERSION,
@@ -357,17 +344,7 @@ def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[s
         "overhead_bytes": container.overhead_bytes,
         "bits_per_pixel": container.bits_per_pixel,
         "symbol_checksum": f"{container.symbol_checksum:012x}",
-        **hashes,
     }
-
-
-def _symbol_hasher(args: argparse.Namespace) -> Callable[[bytes], dict[str, str]]:
-    """A function from a file's bytes to its `symbol_hashes`, with the model of --checkpoint or the one that ships."""
-    set_up_process(args.threads)
-    from lalic.codec import symbol_hashes
-
-    model = _given_model(args)
-    return lambda data: symbol_hashes(data, model, device=args.device)
 
 
 # convert and demo
