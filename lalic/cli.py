@@ -89,12 +89,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    compress = commands.add_parser(
-        "compress",
-        help="pictures to .lalic files",
-        description="Compress pictures to .lalic files. Without -o each is written next to its picture.",
-        epilog=_EXIT_CODES,
-    )
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, description: str) -> _Parser:
+        added: _Parser = commands.add_parser(name, help=text, description=description, epilog=_EXIT_CODES)
+        added.set_defaults(run=run)
+        return added
+
+    compress = command(
+        "compress", _compress, "pictures to .lalic files",
+        "Compress pictures to .lalic files. Without -o each is written next to its picture.",
+    )  # fmt: skip
     compress.add_argument(
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
@@ -105,32 +108,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
     )
     target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
-    compress.set_defaults(run=_compress)
 
-    decompress = commands.add_parser(
-        "decompress",
-        help=".lalic files to pictures",
-        description="Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
-        epilog=_EXIT_CODES,
-    )
+    decompress = command(
+        "decompress", _decompress, ".lalic files to pictures",
+        "Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
+    )  # fmt: skip
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
-    decompress.set_defaults(run=_decompress)
 
-    for command in (compress, decompress):
-        command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
-        add_force_option(command)
-        command.add_argument(
+    for each in (compress, decompress):
+        each.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
+        add_force_option(each)
+        each.add_argument(
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
-        command.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-        command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
-        add_checkpoint_option(command)
-        add_precision_option(command)
-        add_machine_options(command)
+        each.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+        each.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
+        add_checkpoint_option(each)
+        add_precision_option(each)
+        add_machine_options(each)
 
-    info = commands.add_parser(
-        "info", help="contents of .lalic files", description="Check .lalic files and describe them."
-    )
+    info = command("info", _info, "contents of .lalic files", "Check .lalic files and describe them.")
     info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
     info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
     info.add_argument(
@@ -140,29 +137,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_checkpoint_option(info)
     add_machine_options(info)
-    info.set_defaults(run=_info)
 
-    convert = commands.add_parser(
-        "convert",
-        help="a checkpoint with its entropy model as integers",
-        description="Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes "
-        "the same files as the original.",
-    )
+    convert = command(
+        "convert", _convert, "a checkpoint with its entropy model as integers",
+        "Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes the same "
+        "files as the original.",
+    )  # fmt: skip
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
     convert.add_argument("output", metavar="OUT", help=".safetensors file to write")
     add_force_option(convert)
-    convert.set_defaults(run=_convert)
 
-    demo = commands.add_parser(
-        "demo",
-        help="compress and decompress a picture that ships, beside JPEG",
-        description="Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
-    )
+    demo = command(
+        "demo", _demo, "compress and decompress a picture that ships, beside JPEG",
+        "Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
+    )  # fmt: skip
     demo.add_argument(
         "--out-dir", default="lalic-demo", metavar="DIR", help="where the pictures go (default %(default)s)"
     )
     add_machine_options(demo)
-    demo.set_defaults(run=_demo)
 
     evaluation.register(commands, _EXIT_CODES)
     training.register(commands)
