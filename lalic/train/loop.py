@@ -335,8 +335,6 @@ class Trainer:
             images += self.recipe.crops(self.step)
             found.append(self.update())
             saves = self.step % save_every == 0 or self.step in (self.recipe.steps, self.recipe.decay_start)
-            if first and saves:
-                self.save()
             if self.step % every == 0 or self.step == self.recipe.steps:
                 means = mean_over(_means(found), self.share, self.device)
                 found = []
@@ -349,6 +347,8 @@ class Trainer:
                         row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}
                     log.add(row)
                     self.last_row = row
+            if first and saves:  # after the log, as a resumed run removes rows but cannot add them
+                self.save()
         if first and not (self.folder / "last.pt").exists():
             self.save()
 
