@@ -34,13 +34,13 @@ def steps(**changed: Any) -> batch.Steps:
     plain: dict[str, Any] = {
         "open": lambda data: int(data),
         "code": lambda values: [10 * value for value in values],
-        "pack": lambda job, value: Packed(b"%d" % value, value, 1),
+        "pack": lambda target, value: Packed(b"%d" % value, value, 1),
     }
     return batch.Steps(**plain | changed)
 
 
 def run(jobs: list[Job], what: batch.Steps, **options: Any) -> list[Outcome]:
-    return list(batch.run(jobs, what, **options))
+    return batch.run(jobs, what, **options)
 
 
 def failed(outcomes: list[Outcome]) -> int:
@@ -80,7 +80,7 @@ def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
             third.set()
         return values
 
-    def pack(job: Job, value: int) -> Packed:
+    def pack(target: str, value: int) -> Packed:
         if value == 0:
             assert third.wait(60)
         return Packed(b"%d" % value, 1, 1)
@@ -99,7 +99,7 @@ def test_few_files_are_under_way(jobs: list[Job]) -> None:
             now[1] = max(now)
         return int(data)
 
-    def pack(job: Job, value: int) -> Packed:
+    def pack(target: str, value: int) -> Packed:
         threading.Event().wait(0.02)
         with lock:
             now[0] -= 1

@@ -115,7 +115,7 @@ def test_compare_from_python() -> None:
     assert np.array_equal(np.asarray(both.picture), np.asarray(picture))
     assert [match.codec.name for match in both.matches] == ["jpeg", "lalic"] and "vtm needs" in both.left_out[0]
     assert all(abs(match.psnr - 28) < 0.3 for match in both.matches)
-    assert both.matches[0].figures().startswith(f"quality {both.matches[0].quality:g}, {both.matches[0].coded.size} b")
+    assert both.matches[0].text().startswith(f"quality {both.matches[0].quality:g}, {both.matches[0].coded.size} b")
     assert side_by_side.sheet(both.picture, both.matches).width == 3 * (2 * 160 + 8) + 8
     for codecs, options, message in (
         (["vtm"], {}, "nothing is left to compare"),
