@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lalic.container import VERSION, Container, parse
+from lalic.container import VERSION, parse
 from lalic.errors import LalicError, RequestError
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, read
+from lalic.metadata import describe
 from lalic.options import (
     add_checkpoint_option,
     add_force_option,
@@ -31,6 +32,7 @@ from lalic.options import (
     positive,
     set_up_process,
 )
+from lalic.tiles import SCALES
 from lalic.train import cli as training
 
 if TYPE_CHECKING:
@@ -81,52 +83,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. `parse_args(...).run` is the function of the command."""
+    from lalic import __version__
+
     parser = _Parser(prog="lalic", description="Learned image compression with linear attention.", epilog=_EXIT_CODES)
-    parser.add_argument("--version", action=_Version, help="print the release and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"lalic {__version__}", help="print the release and stop"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    compress = commands.add_parser(
-        "compress",
-        help="pictures to .lalic files",
-        description="Compress pictures to .lalic files. Without -o each is written next to its picture.",
-        epilog=_EXIT_CODES,
-    )
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, description: str) -> _Parser:
+        added: _Parser = commands.add_parser(name, help=text, description=description, epilog=_EXIT_CODES)
+        added.set_defaults(run=run)
+        return added
+
+    compress = command(
+        "compress", _compress, "pictures to .lalic files",
+        "Compress pictures to .lalic files. Without -o each is written next to its picture.",
+    )  # fmt: skip
     compress.add_argument(
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
-    compress.add_argument("--background", metavar="COLOR", help="colour below transparent pixels, such as white")
+    compress.add_argument(
+        "--background", metavar="COLOR", help="blend transparent pixels with a colour, such as white (default: keep alpha)"
+    )
+    compress.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
     target = compress.add_mutually_exclusive_group()
     target.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
     target.add_argument(
         "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
     )
     target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
-    compress.set_defaults(run=_compress)
 
-    decompress = commands.add_parser(
-        "decompress",
-        help=".lalic files to pictures",
-        description="Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
-        epilog=_EXIT_CODES,
-    )
+    decompress = command(
+        "decompress", _decompress, ".lalic files to pictures",
+        "Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
+    )  # fmt: skip
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
-    decompress.set_defaults(run=_decompress)
+    decompress.add_argument(
+        "--region", type=_region, metavar="L,T,R,B", help="decode this part only: left, top, right, bottom in pixels"
+    )
+    decompress.add_argument(
+        "--scale", type=_scale, default=1, metavar="1/N", help="a smaller picture, 1/2, 1/4, ... 1/64 of each side"
+    )
 
-    for command in (compress, decompress):
-        command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
-        add_force_option(command)
-        command.add_argument(
+    for each in (compress, decompress):
+        each.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
+        add_force_option(each)
+        each.add_argument(
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
-        command.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-        command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
-        add_checkpoint_option(command)
-        add_precision_option(command)
-        add_machine_options(command)
+        each.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+        each.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^28)")
+        add_checkpoint_option(each)
+        add_precision_option(each)
+        add_machine_options(each)
 
-    info = commands.add_parser(
-        "info", help="contents of .lalic files", description="Check .lalic files and describe them."
-    )
+    info = command("info", _info, "contents of .lalic files", "Check .lalic files and describe them.")
     info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
     info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
     info.add_argument(
@@ -136,48 +148,42 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_checkpoint_option(info)
     add_machine_options(info)
-    info.set_defaults(run=_info)
 
-    convert = commands.add_parser(
-        "convert",
-        help="a checkpoint with its entropy model as integers",
-        description="Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes "
-        "the same files as the original.",
-    )
+    convert = command(
+        "convert", _convert, "a checkpoint with its entropy model as integers",
+        "Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes the same "
+        "files as the original.",
+    )  # fmt: skip
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
     convert.add_argument("output", metavar="OUT", help=".safetensors file to write")
     add_force_option(convert)
-    convert.set_defaults(run=_convert)
 
-    demo = commands.add_parser(
-        "demo",
-        help="compress and decompress a picture that ships, beside JPEG",
-        description="Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
-    )
+    demo = command(
+        "demo", _demo, "compress and decompress a picture that ships, beside JPEG",
+        "Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
+    )  # fmt: skip
     demo.add_argument(
         "--out-dir", default="lalic-demo", metavar="DIR", help="where the pictures go (default %(default)s)"
     )
     add_machine_options(demo)
-    demo.set_defaults(run=_demo)
 
     evaluation.register(commands, _EXIT_CODES)
     training.register(commands)
     return parser
 
 
-class _Version(argparse.Action):
-    def __init__(self, option_strings: list[str], dest: str, **keywords: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **keywords)
+def _region(text: str) -> tuple[int, ...]:
+    sides = text.split(",")
+    if len(sides) != 4 or not all(side.strip().isascii() and side.strip().isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected four numbers such as 0,0,640,480, got {text!r}")
+    return tuple(int(side) for side in sides)
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib import metadata
 
-        try:
-            release = metadata.version("lalic")
-        except metadata.PackageNotFoundError:
-            release = "(not installed)"
-        print(f"lalic {release}")
-        parser.exit()
+def _scale(text: str) -> int:
+    scales = {"1" if n == 1 else f"1/{n}": n for n in SCALES}
+    if text not in scales:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(scales)}, got {text!r}")
+    return scales[text]
 
 
 # Messages
@@ -229,22 +235,15 @@ def _compress(args: argparse.Namespace) -> int:
     options = _options(args)
     from lalic.batch import compress_files
 
-    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background")}
-    return _run_batch(
-        args, lambda progress: compress_files(args.inputs, args.output, **options, progress=progress), line
-    )
+    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background", "strip")}
+    return _run_batch(args, compress_files, options, line)
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    def line(done: Outcome) -> str:
-        return f"{done.width}x{done.height}, {done.size} bytes"
-
-    options = _options(args)
+    options = _options(args) | {"region": args.region, "scale": args.scale}
     from lalic.batch import decompress_files
 
-    return _run_batch(
-        args, lambda progress: decompress_files(args.inputs, args.output, **options, progress=progress), line
-    )
+    return _run_batch(args, decompress_files, options, lambda done: f"{done.width}x{done.height}, {done.size} bytes")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,10 +274,11 @@ def _given_model(args: argparse.Namespace) -> LALIC | None:
 
 def _run_batch(
     args: argparse.Namespace,
-    work: Callable[[Callable[[Outcome, int], None]], list[Outcome]],
+    work: Callable[..., list[Outcome]],
+    options: dict[str, Any],
     line: Callable[[Outcome], str],
 ) -> int:
-    """Print a line for each file, with a progress bar on a terminal. Returns the exit code."""
+    """Call `work` and print a line for each file, with a progress bar on a terminal. Returns the exit code."""
     from tqdm import tqdm
 
     start, bar = time.perf_counter(), None
@@ -297,7 +297,7 @@ def _run_batch(
         bar.update()
 
     with ExitStack() as stack:
-        outcomes = work(progress)
+        outcomes = work(args.inputs, args.output, **options, progress=progress)
     failed = sum(done.error is not None for done in outcomes)
     if len(outcomes) == 1:
         return 1 if failed else 0
@@ -312,11 +312,11 @@ def _run_batch(
 # info
 
 _INFO = """{file}
-  format    version {format_version}, header and data checksums match
+  format    version {format_version}, all checksums match
   model     {model}, hash {model_hash}
-  picture   {width}x{height}{at_quality}
+  picture   {width}x{height}{kind}{at_quality}, {tiles}
   size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
-  parts     streams {stream_bytes} bytes, header and checksums {overhead_bytes} bytes"""
+  parts     streams {stream_bytes} bytes, alpha {alpha_bytes}, metadata {metadata_bytes}, the rest {overhead_bytes}"""
 
 _SYMBOLS = """
   symbols   sha256 {symbols_sha256}
@@ -324,26 +324,32 @@ _SYMBOLS = """
 
 
 def _info(args: argparse.Namespace) -> int:
-    hashes_of = _symbol_hasher(args) if args.symbols else None
+    if args.symbols:
+        set_up_process(args.threads)
+        from lalic.codec import symbol_hashes
+
+        model = _given_model(args)
     entries = []
     for source in args.inputs:
         try:
             data = read(source)
-            container = parse(data, None)
-            entries.append(_entry(source, container, hashes_of(data) if hashes_of else {}))
+            entry = _entry(source, data)
+            entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
         except (LalicError, OSError) as error:
             _log(_message_of(source, error))
     if args.json:
         print(json.dumps(entries, indent=2))
     else:
         for entry in entries:
-            at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
-            print((_INFO + _SYMBOLS if args.symbols else _INFO).format(**entry, at_quality=at_quality))
+            print(_described(entry, args.symbols))
     return 1 if len(entries) < len(args.inputs) else 0
 
 
-def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """One file as a dict for JSON. hashes: from `lalic.codec.symbol_hashes`, or empty."""
+def _entry(file: str, data: bytes) -> dict[str, Any]:
+    """One file as a dict for JSON."""
+    container = parse(data, None)
+    alpha = 0 if container.alpha is None else len(container.alpha)
+    sizes = {"stream_bytes": container.stream_bytes, "alpha_bytes": alpha, "metadata_bytes": container.metadata_bytes}
     return {
         "file": file,
         "format_version": VERSION,
@@ -351,23 +357,29 @@ def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[s
         "model_hash": container.model_hash.hex(),
         "width": container.width,
         "height": container.height,
+        "grey": container.grey,
+        "alpha": container.alpha is not None,
         "quality": container.quality,
-        "file_bytes": container.file_bytes,
-        "stream_bytes": len(container.stream),
-        "overhead_bytes": container.overhead_bytes,
-        "bits_per_pixel": container.bits_per_pixel,
-        "symbol_checksum": f"{container.symbol_checksum:012x}",
-        **hashes,
+        "tiles": len(container.grid),
+        "tile": container.grid.tile or None,
+        "file_bytes": len(data),
+        **sizes,
+        "overhead_bytes": len(data) - sum(sizes.values()),
+        "bits_per_pixel": 8 * len(data) / (container.width * container.height),
+        "metadata": describe(container.metadata),
     }
 
 
-def _symbol_hasher(args: argparse.Namespace) -> Callable[[bytes], dict[str, str]]:
-    """A function from a file's bytes to its `symbol_hashes`, with the model of --checkpoint or the one that ships."""
-    set_up_process(args.threads)
-    from lalic.codec import symbol_hashes
-
-    model = _given_model(args)
-    return lambda data: symbol_hashes(data, model, device=args.device)
+def _described(entry: Mapping[str, Any], symbols: bool) -> str:
+    """One file in lines for people."""
+    kind = f"{', grey' if entry['grey'] else ''}{', with alpha' if entry['alpha'] else ''}"
+    at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
+    tiles = "one tile" if entry["tile"] is None else f"{entry['tiles']} tiles of {entry['tile']} pixels"
+    text = (_INFO + _SYMBOLS if symbols else _INFO).format(**{**entry, "tiles": tiles}, kind=kind, at_quality=at_quality)
+    for name, value in entry["metadata"].items():
+        for key, word in value.items() if isinstance(value, dict) else ((name.replace("_", " "), value),):
+            text += f"\n  {key:<9} {'yes' if word is True else 'no' if word is False else word}"
+    return text
 
 
 # convert and demo

@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from lalic import images, metadata
+from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Stream
 from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, Container, Tile, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
-from lalic.images import decode_alpha, encode_alpha
-from lalic.tiles import STEP, Box, Grid
+from lalic.tiles import SCALES, STEP, Box, Grid
 
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
@@ -39,7 +39,6 @@ SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 ONE_TILE = 1 << 20  # pixels, after padding
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
-SCALES = (1, 2, 4, 8, 16, 32, 64)
 
 _cache: dict[tuple[str, str], LALIC] = {}
 _cache_lock = threading.Lock()
@@ -95,7 +94,7 @@ def _check_device(model: LALIC, device: str | torch.device | None) -> torch.devi
 
 
 def encode(
-    image: ImageSource,
+    image: ImageSource | images.Picture,
     model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
@@ -107,7 +106,8 @@ def encode(
 ) -> bytes:
     """Compress a picture to the bytes of a .lalic file.
 
-    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`.
+    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`; or a picture
+    that `lalic.images.open_picture` gave.
     model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
     quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
@@ -135,7 +135,7 @@ class Prepared:
 
     def __init__(
         self,
-        image: ImageSource,
+        image: ImageSource | images.Picture,
         model: LALIC | None = None,
         *,
         device: str | torch.device | None = None,
@@ -144,7 +144,9 @@ class Prepared:
         max_pixels: int = MAX_PIXELS,
         graph: bool | None = None,
     ) -> None:
-        self.picture = images.open_picture(image, background=background, strip=strip, max_pixels=max_pixels)
+        if not isinstance(image, images.Picture):
+            image = images.open_picture(image, background=background, strip=strip, max_pixels=max_pixels)
+        self.picture = image
         self.model = shipped_model(device=device) if model is None else model
         self._device = _check_device(self.model, device)
         self._latents: torch.Tensor | None = None

@@ -125,6 +125,11 @@ class Container:
         """Bytes of all entropy-coded streams."""
         return sum(len(stream) for stream, _ in self.tiles)
 
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata as the file stores it, compressed."""
+        return sum(len(zlib.compress(contents, 9)) for contents in self.metadata.values())
+
     def pack(self) -> bytes:
         """The bytes of the file."""
         name = self.model_name.encode()

@@ -31,13 +31,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: as torch chooses)")
 
 
-def add_checkpoint_option(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--checkpoint, with one file or with several."""
-    if several:
-        text = "weights to use instead of those that ship; several files are several models"
-        parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help=text)
-    else:
-        parser.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint."""
+    parser.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 STEP = 64  # pixels a side for one hyper latent
 MAX_SIDE = 2**31 - 1
+SCALES = (1, 2, 4, 8, 16, 32, STEP)  # divisors of a tile's side, by which a picture can be reduced
 
 
 class Box(NamedTuple):

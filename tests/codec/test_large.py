@@ -10,6 +10,7 @@ from tiny import astronaut, tiny
 from lalic import codec, search
 from lalic.container import parse
 from lalic.errors import BitstreamError, RequestError
+from lalic.tiles import SCALES
 
 SIZE = (500, 300)
 
@@ -70,7 +71,7 @@ def test_a_region_is_that_part_of_the_whole(region, monkeypatch) -> None:
         assert len(read) == 4, "a tile and the three whose latents its window shares"
 
 
-@pytest.mark.parametrize("scale", codec.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_a_reduced_picture_is_the_whole_averaged(scale) -> None:
     _, data = coded()
     whole, reduced = codec.decode(data, tiny()), codec.decode(data, tiny(), scale=scale)
