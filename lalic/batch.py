@@ -79,10 +79,10 @@ def compress_files(
 ) -> list[Outcome]:
     """Compress pictures to .lalic files. A file that fails does not stop the others. Returns the outcomes in order.
 
-    sources, output: arguments of `plan`. model, device, quality, background, strip, max_pixels, graph: of `lalic.encode`.
-    target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB (`lalic.search`), in place
-    of `quality`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
-    files.
+    sources, output: arguments of `plan`. model, device, quality, background, strip, max_pixels, graph: of
+    `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB
+    (`lalic.search`), in place of `quality`. overwrite: replace files that exist. progress: called with each outcome in
+    order, and the number of files.
 
     Raises `RequestError` before any work for names that clash, a quality that the model does not have, a background
     that is no colour, and more than one of quality and targets; `LalicError` for a device that does not exist.

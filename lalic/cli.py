@@ -104,7 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
     compress.add_argument(
-        "--background", metavar="COLOR", help="blend transparent pixels with a colour, such as white (default: keep alpha)"
+        "--background",
+        metavar="COLOR",
+        help="blend transparent pixels with a colour, such as white (default: keep alpha)",
     )
     compress.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
     target = compress.add_mutually_exclusive_group()
@@ -375,7 +377,9 @@ def _described(entry: Mapping[str, Any], symbols: bool) -> str:
     kind = f"{', grey' if entry['grey'] else ''}{', with alpha' if entry['alpha'] else ''}"
     at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
     tiles = "one tile" if entry["tile"] is None else f"{entry['tiles']} tiles of {entry['tile']} pixels"
-    text = (_INFO + _SYMBOLS if symbols else _INFO).format(**{**entry, "tiles": tiles}, kind=kind, at_quality=at_quality)
+    text = (_INFO + _SYMBOLS if symbols else _INFO).format(
+        **{**entry, "tiles": tiles}, kind=kind, at_quality=at_quality
+    )
     for name, value in entry["metadata"].items():
         for key, word in value.items() if isinstance(value, dict) else ((name.replace("_", " "), value),):
             text += f"\n  {key:<9} {'yes' if word is True else 'no' if word is False else word}"

@@ -218,13 +218,12 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
             continue
         payload = reader.take(length, what)
         reader.check(begin, what)
+        if letter == "I" and "P" in found:
+            raise BitstreamError(f"{what} comes after the picture")
         if letter == "I":
-            if "P" in found:
-                raise BitstreamError(f"{what} comes after the picture")
-            payload = _read_index(payload, grid)
-        elif letter in METADATA:
-            payload = _decompress(payload, what)
-        found[letter] = payload
+            found[letter] = _read_index(payload, grid)
+        else:
+            found[letter] = _decompress(payload, what) if letter in METADATA else payload
     if reader.at < len(reader.data):
         raise BitstreamError(f"the file has trailing bytes: expected {reader.at} bytes, got {len(reader.data)}")
     if "P" not in found:

@@ -31,7 +31,12 @@ class Encoded(NamedTuple):
 
 
 def encode_to_bpp(
-    image: ImageSource | Picture, bpp: float, model: LALIC | None = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
+    image: ImageSource | Picture,
+    bpp: float,
+    model: LALIC | None = None,
+    *,
+    tolerance: float = BPP_TOLERANCE,
+    **options: Any,
 ) -> Encoded:
     """Encode a picture to a file of `bpp` bits per pixel.
 
@@ -58,7 +63,12 @@ def encode_to_psnr(
 
 
 def _search(
-    image: ImageSource | Picture, target: float, model: LALIC | None, tolerance: float, unit: str, options: dict[str, Any]
+    image: ImageSource | Picture,
+    target: float,
+    model: LALIC | None,
+    tolerance: float,
+    unit: str,
+    options: dict[str, Any],
 ) -> Encoded:
     if not 0 < target < math.inf:
         raise LalicError(f"the target is {target:g} {unit}, expected more than 0")

@@ -141,20 +141,18 @@ def test_many_files_and_folders(run, here):
 def test_one_bad_file_does_not_stop_the_rest(run, here):
     picture(1).save("a.png")
     Path("b.png").write_bytes(b"this is no picture")
-    picture(2, mode="RGBA").save("c.png")
+    Image.new("F", (9, 9)).save("c.tif")
     picture(3).save("d.png")
     Path("d.png").write_bytes(Path("d.png").read_bytes()[:500])
     picture(4).save("e.png")
-    done = run("compress", "a.png", "b.png", "c.png", "d.png", "e.png")
+    done = run("compress", "a.png", "b.png", "c.tif", "d.png", "e.png")
     assert done.code == 1 and len(done.out) == 3 and done.out[2].startswith("2 pictures in ")
-    assert [line.split(": ")[1] for line in done.err] == ["b.png", "c.png", "d.png", "3 of 5 files failed"]
-    assert listing(here) == ["a.lalic", "a.png", "b.png", "c.png", "d.png", "e.lalic", "e.png"]
+    assert [line.split(": ")[1] for line in done.err] == ["b.png", "c.tif", "d.png", "3 of 5 files failed"]
+    assert listing(here) == ["a.lalic", "a.png", "b.png", "c.tif", "d.png", "e.lalic", "e.png"]
 
 
 def test_background(run, here):
     Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save("a.png")
-    done = run("compress", "a.png")
-    assert done.code == 1 and "--background" in done.err[0]
     assert run("compress", "a.png", "--background", "#00ff00").code == 0
     assert Path("a.lalic").read_bytes() == codec.encode(Image.new("RGB", (3, 3), (0, 255, 0)), tiny())
 
@@ -195,7 +193,10 @@ def test_damaged_files(run, here):
     data[100] ^= 1
     Path("bad.lalic").write_bytes(data)
     done = run("decompress", "bad.lalic")
-    assert (done.code, done.err) == (1, ["lalic: bad.lalic: the data is damaged: its checksum does not match"])
+    assert (done.code, done.err) == (
+        1,
+        ["lalic: bad.lalic: tile 0 of the picture is damaged: its checksum does not match"],
+    )
     assert not Path("bad.png").exists()
     done = run("decompress", "a.png", "-o", "c.png")
     assert done.code == 1 and "not a .lalic file" in done.err[0]

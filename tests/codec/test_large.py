@@ -1,4 +1,4 @@
-"""Pictures in several tiles: what comes back, regions, reduced pictures. Tiles are made small, so that pictures can be."""
+"""Pictures in several tiles: what comes back, regions, reduced pictures. Tiles are made small for this."""
 
 from __future__ import annotations
 
