@@ -379,6 +379,15 @@ def test_the_light_commands_do_not_wait_for_torch(tmp_path):
         assert done.returncode == 0 and done.stderr == b"" and done.stdout
 
 
+def test_the_collector_leaves_what_is_imported_out():
+    check = (
+        "import gc, sys; from lalic.options import set_up_process; set_up_process(1);"
+        "first = gc.get_freeze_count(); set_up_process(1);"
+        "sys.exit(not (gc.isenabled() and first == gc.get_freeze_count() > 100_000 and 'triton' not in sys.modules))"
+    )
+    assert in_a_new_process("-c", check).returncode == 0
+
+
 def test_as_a_module(tmp_path):
     done = in_a_new_process("-m", "lalic.cli", "info", "none.lalic", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.decode().strip() == "lalic: none.lalic: No such file or directory"

@@ -16,7 +16,7 @@ from op_specs import SPECS, Arguments, OpSpec
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lalic_kernels import dispatch
+from lalic_kernels import dispatch, op
 from lalic_kernels.op import bytes_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -262,8 +262,7 @@ def test_backend_argument(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None
 def test_flop_and_byte_formulas(spec: OpSpec) -> None:
     sizes = list(spec.cases.values())[-1]
     arguments = make(spec, sizes, torch.float32, "cpu")
-    op = getattr(torch.ops.lalic_kernels, spec.name)
     with FlopCounterMode(display=False) as counter:
-        op(*spec.registered(arguments, "torch"))
+        op.OPS[spec.name].call(*spec.registered(arguments, "torch"))
     assert counter.get_total_flops() == spec.flops(sizes)
     assert bytes_of(spec.name, *arguments.values()) == spec.bytes(sizes)

@@ -62,6 +62,25 @@ def test_the_first_compilation_warns_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert numba.njit(lambda x: x + 2)(1) == 3
 
 
+FLOPS = """
+import sys
+import torch, lalic_kernels
+assert "triton" not in sys.modules and "torch.utils.flop_counter" not in sys.modules
+from torch.utils.flop_counter import FlopCounterMode
+w, u, k = torch.rand(4), torch.rand(4), torch.randn(1, 9, 4)
+early = FlopCounterMode(display=False)
+for _ in range(2):
+    with FlopCounterMode(display=False) as counter, early:
+        lalic_kernels.biwkv(w, u, k, k)
+    assert counter.get_total_flops() == early.get_total_flops() > 0
+"""
+
+
+def test_operations_are_counted_though_the_flop_counter_is_imported_last() -> None:
+    done = subprocess.run([sys.executable, "-c", FLOPS], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_dispatch_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cpu, without = dispatch.Op("with", cpu=True), dispatch.Op("without")
 
