@@ -157,6 +157,36 @@ def test_background(run, here):
     assert Path("a.lalic").read_bytes() == codec.encode(Image.new("RGB", (3, 3), (0, 255, 0)), tiny())
 
 
+def test_alpha_and_metadata_come_back_unless_stripped(run, here):
+    clear = picture().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save("a.png", dpi=(72, 72))
+    assert run("compress", "a.png").code == 0 and run("decompress", "a.lalic", "-o", "b.png").code == 0
+    back = Image.open("b.png")
+    assert back.getchannel("A").tobytes() == clear.getchannel("A").tobytes() and back.info["dpi"][0] == pytest.approx(72)
+    described = run("info", "a.lalic").out
+    assert any("with alpha" in line for line in described) and any("72 x 72 dpi" in line for line in described)
+    run("compress", "a.png", "-o", "c.lalic", "--strip", "--background", "white")
+    stripped = json.loads("".join(run("info", "--json", "c.lalic").out))[0]
+    assert (stripped["metadata"], stripped["alpha"]) == ({}, False)
+
+
+def test_a_region_and_a_smaller_picture(run, here):
+    picture().save("a.png")
+    run("compress", "a.png")
+    run("decompress", "a.lalic", "-o", "whole.png")
+    whole = Image.open("whole.png")
+    assert run("decompress", "a.lalic", "-o", "part.png", "--region", "3,4,20,30").code == 0
+    assert Image.open("part.png").tobytes() == whole.crop((3, 4, 20, 30)).tobytes()
+    assert run("decompress", "a.lalic", "-o", "small.png", "--scale", "1/8").code == 0
+    assert Image.open("small.png").tobytes() == whole.reduce(8).tobytes()
+    done = run("decompress", "a.lalic", "-o", "no.png", "--region", "0,0,1000,3")
+    assert done.code == 1 and "region is (0, 0, 1000, 3), expected (left, top, right, bottom) inside of" in done.err[0]
+    for option, words in (("--scale", "1/3"), ("--scale", "8"), ("--region", "0,0,5"), ("--region", "a,0,5,5")):
+        done = run("decompress", "a.lalic", option, words)
+        assert done.code == 2 and "expected" in done.err[0]
+
+
 def test_warnings_about_a_picture_are_shown(run, here):
     picture().save("a.png", icc_profile=b"junk" * 40)
     done = run("compress", "a.png")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 
 import numpy as np
 import pytest
 from kinds import KINDS, Kind
+from PIL import Image
+from tiny import tiny
 
+from lalic import codec
+from lalic.container import parse
 from lalic.errors import ImageError, ImageWarning
-from lalic.images import load, open_picture
+from lalic.images import dump, load, open_picture
 
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
@@ -58,6 +63,25 @@ def test_load_is_the_same_in_rgb(kind: Kind):
     assert flat.mode == "RGB" and flat.info == {}
     assert (stripped.image.mode, stripped.alpha, stripped.metadata) == (kind.mode, None, {})
     assert stripped.image.convert("RGB").tobytes() == flat.tobytes()
+
+
+@EVERY
+def test_what_comes_back(kind: Kind):
+    """Through a file: mode, size, alpha to the bit, and metadata where Pillow's users look for it."""
+    if kind.refused:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)
+        data = codec.encode(kind.make(), tiny())
+        decoded = codec.decode(data, tiny())
+    container = parse(data)
+    assert (decoded.mode, decoded.size, "".join(container.metadata)) == (kind.back, kind.size, kind.boxes)
+    if kind.alpha is not None:
+        assert (np.asarray(decoded.getchannel("A")) == kind.alpha()).all()
+    assert ("exif" in decoded.info, "xmp" in decoded.info, "dpi" in decoded.info) == tuple(b in kind.boxes for b in "exr")
+    again = Image.open(io.BytesIO(dump(decoded, ".png")))
+    assert again.size == kind.size and again.mode == kind.back
+    assert "".join(open_picture(again).metadata) == kind.boxes.replace("c", "")
 
 
 def test_the_table_has_the_kinds_that_people_have():
