@@ -53,6 +53,20 @@ def test_symbols_are_those_of_the_day_they_were_written(folder, backend, monkeyp
         assert codec.decode(data, model).size == size
 
 
+BOXES = {"grey": ("L", 1), "alpha": ("RGBA", 1), "tiles": ("RGB", 12), "everything": ("RGBA", 12)}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_files_with_every_box(name) -> None:
+    model, data = model_of("patches"), (STREAMS / "boxes" / f"{name}.lalic").read_bytes()
+    assert codec.symbol_hashes(data, model) == expected("boxes")["files"][name]
+    mode, tiles = BOXES[name]
+    container, decoded = parse(data), codec.decode(data, model)
+    assert (decoded.mode, len(container.grid)) == (mode, tiles) and parse(container.pack()) == container
+    assert decoded.size == (SIZES["smooth"] if tiles == 1 else SIZES["rings"])
+    assert "".join(container.metadata) == ("extrc" if name == "everything" else "")
+
+
 @pytest.mark.slow
 @EACH_FOLDER
 def test_kernels_decode_the_same_symbols(folder, monkeypatch) -> None:
