@@ -1,4 +1,4 @@
-"""1000 corrupted files: each is refused with one sentence, quickly and without taking memory."""
+"""Thousands of corrupted files: each is refused with one sentence, quickly and without taking memory."""
 
 from __future__ import annotations
 
@@ -54,16 +54,17 @@ def files() -> list[bytes]:
         return [*small, codec.encode(replace(picture, alpha=alpha, metadata={"e": b"Exif" * 9, "c": b"P3"}), tiny())]
 
 
-def test_1000_corrupted_files(files):
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_corrupted_files(files, count):
     """Checksums detect all accidental damage."""
     seen = set()
     tracemalloc.start()
-    for what, data in corrupted(files, 1000, seed=1):
+    for what, data in corrupted(files, count, seed=count):
         seen.add(re.sub(r"\d+", "N", assert_refused(what, data)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**24
-    for part in ("not a .lalic", "format version N", "truncated", "header is damaged", "tile N of", "trailing", "box"):
+    for part in ("not a .lalic", "format version N", "truncated", "header is damaged", "tile N of", "box"):
         assert any(part in message for message in seen), part
 
 

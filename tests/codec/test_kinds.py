@@ -78,7 +78,9 @@ def test_what_comes_back(kind: Kind):
     assert (decoded.mode, decoded.size, "".join(container.metadata)) == (kind.back, kind.size, kind.boxes)
     if kind.alpha is not None:
         assert (np.asarray(decoded.getchannel("A")) == kind.alpha()).all()
-    assert ("exif" in decoded.info, "xmp" in decoded.info, "dpi" in decoded.info) == tuple(b in kind.boxes for b in "exr")
+    assert ("exif" in decoded.info, "xmp" in decoded.info, "dpi" in decoded.info) == tuple(
+        b in kind.boxes for b in "exr"
+    )
     again = Image.open(io.BytesIO(dump(decoded, ".png")))
     assert again.size == kind.size and again.mode == kind.back
     assert "".join(open_picture(again).metadata) == kind.boxes.replace("c", "")

@@ -1,4 +1,4 @@
-"""Made the folders patches and boxes beside it, once: `make.py patches`, `make.py boxes`. They are never overwritten."""
+"""Made the folders patches and boxes beside it: `make.py patches`, `make.py boxes`. Files are never overwritten."""
 
 from __future__ import annotations
 
