@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -253,6 +254,29 @@ def decode(
             place = ((part.left - box.left) // scale, (part.top - box.top) // scale)
             picture.paste(images.from_tensor(x).convert(picture.mode).reduce(scale), place)
     return _finished(picture, container, box, scale)
+
+
+def decode_rows(
+    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[np.ndarray]:
+    """Decompress the bytes of a .lalic file by rows of tiles, from the top: uint8 (h, W, 3), or (h, W) if grey.
+
+    Memory does not grow with the picture's height. Arguments and errors are those of `decode`; an error may come after
+    some rows. Raises `LalicError` for a picture with alpha.
+    """
+    container = parse(data, max_pixels)
+    if container.alpha is not None:
+        raise LalicError("the picture has alpha, which is not decoded by rows; decode it whole, or regions of it")
+    model = _matching_model(container, model, device)
+    box = Box(0, 0, container.width, container.height)
+    row: list[np.ndarray] = []
+    with torch.inference_mode():
+        for tile, x in _decoded_tiles(container, model, box, None):
+            part = images.from_tensor(x[:, :, : box.bottom - tile.top, : box.right - tile.left])
+            row.append(np.asarray(part.convert("L" if container.grey else "RGB")))
+            if tile.right >= box.right:
+                yield np.concatenate(row, axis=1)
+                row = []
 
 
 def _decoded_tiles(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "walk", "write", "write_atomic"]
+__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "replacing", "walk", "write", "write_atomic"]
 
 Name = str | os.PathLike[str]
 STREAM = "-"  # stands for standard input or standard output
@@ -67,14 +68,23 @@ def write_atomic(path: str | os.PathLike, data: bytes, *, overwrite: bool = True
         with open(path, "wb") as stream:
             stream.write(data)
         return
-    # Follow links, so that the file is replaced and not the link.
-    path = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[str]:
+    """The name of an empty temporary file, which becomes the file `path` if the block ends without an error.
+
+    The name is in the same folder and has the same extension. `write_atomic` says more.
+    """
+    path = os.path.realpath(path)  # follows links, so that the file is replaced and not the link
+    ending = os.path.splitext(path)[1]
+    temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part{ending}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
+        yield temporary
+        with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         if overwrite:
             os.replace(temporary, path)

@@ -31,6 +31,8 @@
     other metadata, gamma and chromaticity      dropped
       chunks
     more pixels than `max_pixels`               refused before it is decoded
+    more than `MAX_PIXELS`, if `max_pixels`     read strip by strip through libvips (`lalic.strips`)
+      allows it
     no picture, truncated, damaged              refused
 
 "Refused" raises `lalic.errors.ImageError`, one sentence. Any size from 1x1 up is accepted.
@@ -56,6 +58,7 @@ from lalic import metadata
 from lalic.alpha import fill_transparent, strips
 from lalic.container import MAX_PIXELS
 from lalic.errors import ImageError, ImageWarning
+from lalic.strips import StripImage, needs_strips, open_strips
 
 if TYPE_CHECKING:
     import torch
@@ -110,11 +113,11 @@ def parse_color(color: Color) -> tuple[int, int, int]:
 class Picture:
     """A picture as it is compressed.
 
-    image: mode RGB or L, in sRGB, upright, without `info`. alpha: mode L of the same size, None if every pixel is
-    opaque. metadata: contents of the boxes of `lalic.metadata` by their letter.
+    image: mode RGB or L, in sRGB, upright, without `info`; a `StripImage` above `MAX_PIXELS`. alpha: mode L of the same
+    size, None if every pixel is opaque. metadata: contents of the boxes of `lalic.metadata` by their letter.
     """
 
-    image: Image.Image
+    image: Image.Image | StripImage
     alpha: Image.Image | None = None
     metadata: dict[str, bytes] = field(default_factory=dict)
 
@@ -129,7 +132,7 @@ def open_picture(
     if a path cannot be opened.
     """
     picture = _read(source, background, strip, max_pixels)
-    if picture.alpha is not None:
+    if picture.alpha is not None and isinstance(picture.image, Image.Image):
         fill_transparent(picture.image, picture.alpha)
     return picture
 
@@ -145,6 +148,8 @@ def load(source: ImageSource, *, background: Color | None = None, max_pixels: in
             "the picture has transparent pixels; give a colour to put below them"
             " (--background white, or background='white')"
         )
+    if isinstance(picture.image, StripImage):
+        raise ImageError(f"the picture is too large to be held whole: the limit is {MAX_PIXELS} pixels")
     return picture.image if picture.image.mode == "RGB" else picture.image.convert("RGB")
 
 
@@ -154,7 +159,13 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
         return _convert(source, None, below, strip, max_pixels)
     in_memory = isinstance(source, (bytes, bytearray, memoryview))
     with io.BytesIO(source) if in_memory else open(source, "rb") as stream, _pillow_limit(max_pixels):  # type: ignore[arg-type]
-        return _convert(_open(stream, max_pixels), stream, below, strip, max_pixels)
+        image = _open(stream, max_pixels)
+        if max_pixels >= image.width * image.height and needs_strips(*image.size):
+            # Of a PNG, Pillow would load all pixels to look for EXIF or text behind them.
+            orientation = metadata.orientation(image) if "exif" in image.info or image.format == "TIFF" else 1
+            boxes = {} if strip else metadata.collect(image, orientation, text=False)
+            return Picture(open_strips(source, below), None, boxes)
+        return _convert(image, stream, below, strip, max_pixels)
 
 
 _limits: list[int] = []  # of the calls that run now

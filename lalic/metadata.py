@@ -80,15 +80,16 @@ def orientation(image: Image.Image) -> int | None:
     return value if value in range(1, 9) else 1
 
 
-def collect(image: Image.Image, orientation: int | None = 1) -> dict[str, bytes]:
+def collect(image: Image.Image, orientation: int | None = 1, *, text: bool = True) -> dict[str, bytes]:
     """The boxes of a picture that `Image.open` gave, by their letter: those that it has something for.
 
-    image: loaded, and not turned yet. orientation: how it will be turned, None if its EXIF data is damaged.
+    image: loaded, and not turned yet. orientation: how it will be turned, None if its EXIF data is damaged. text: False
+    to leave text out, for which Pillow would load a PNG that is not loaded.
     """
     boxes = {
         "e": b"" if orientation is None else _exif(image),
         "x": re.sub(_XMP_ORIENTATION, rb"\g<1>1", _xmp(image)),
-        "t": _text_box(image),
+        "t": _text_box(image) if text else b"",
         "r": _resolution(image, orientation in (5, 6, 7, 8)),
     }
     for letter, contents in boxes.items():

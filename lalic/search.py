@@ -14,6 +14,7 @@ from lalic.errors import LalicError
 from lalic.images import ImageSource, Picture
 from lalic.metrics import psnr
 from lalic.model import LALIC
+from lalic.strips import StripImage
 
 __all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "encode_to_bpp", "encode_to_psnr"]
 
@@ -76,15 +77,18 @@ def _search(
     name = prepared.model.config.name
     if codec.coded_quality(prepared.model, None) is None:
         raise LalicError(f"the model {name!r} was trained for one quality: it cannot meet a target")
-    picture = prepared.picture.image.convert("RGB")
+    picture = prepared.picture.image
     pixels = math.prod(picture.size)
+    original = None if isinstance(picture, StripImage) else picture.convert("RGB")
+    if unit == "dB" and original is None:
+        raise LalicError("a target in dB needs the whole picture, and this one is read strip by strip")
 
     def at(hundredths: int) -> Encoded:
         data = prepared.encode(hundredths / 100)
         value = 8 * len(data) / pixels
-        if unit == "dB":
+        if unit == "dB" and original is not None:
             decoded = codec.decode(data, prepared.model, max_pixels=pixels, graph=prepared.graph)
-            value = psnr(picture, decoded.convert("RGB"))
+            value = psnr(original, decoded.convert("RGB"))
         return Encoded(data, hundredths / 100, value)
 
     def off(encoded: Encoded) -> float:
