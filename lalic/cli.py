@@ -350,8 +350,7 @@ def _info(args: argparse.Namespace) -> int:
 def _entry(file: str, data: bytes) -> dict[str, Any]:
     """One file as a dict for JSON."""
     container = parse(data, None)
-    alpha = 0 if container.alpha is None else len(container.alpha)
-    sizes = {"stream_bytes": container.stream_bytes, "alpha_bytes": alpha, "metadata_bytes": container.metadata_bytes}
+    sizes = {name: getattr(container, name) for name in ("stream_bytes", "alpha_bytes", "metadata_bytes")}
     return {
         "file": file,
         "format_version": VERSION,

@@ -38,6 +38,7 @@ __all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "reso
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 ONE_TILE = 1 << 20  # pixels, after padding
+MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
 
@@ -168,7 +169,9 @@ class Prepared:
                 if self._latents is None:
                     self._latents = self.model.latents(self._pixels(self.grid.padded))
                 streams = [self.model.encode_latents(self._latents, quality, graph=self.graph)]
-        alpha = self.picture.alpha
+        alpha: tuple[bytes, ...] | None = None
+        if (channel := self.picture.alpha) is not None:
+            alpha = tuple(encode_alpha(channel.crop(box)) for box in self._boxes())
         return Container(
             model_name=self.model.config.name,
             model_hash=self.model.weights_hash(),
@@ -176,9 +179,14 @@ class Prepared:
             tiles=tuple(Tile(stream.data, stream.checksum) for stream in streams),
             quality=quality,
             grey=self.picture.image.mode == "L",
-            alpha=None if alpha is None else encode_alpha(alpha),
+            alpha=alpha if alpha and any(alpha) else None,
             metadata=self.picture.metadata,
         ).pack()
+
+    def _boxes(self) -> Iterator[Box]:
+        """The tiles, without what lies outside of the picture."""
+        for index in range(len(self.grid)):
+            yield self.grid.box(index).intersection(self.grid.whole)
 
     def _tile(self, index: int) -> torch.Tensor:
         """Latents (1, M, h, w) of one tile."""
@@ -189,7 +197,7 @@ class Prepared:
 
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""
-        inside = box.intersection(Box(0, 0, self.grid.width, self.grid.height))
+        inside = box.intersection(self.grid.whole)
         x = images.to_tensor(self.picture.image.crop(inside).convert("RGB")).to(self._device)
         return pad(x, STEP)
 
@@ -197,7 +205,8 @@ class Prepared:
 def grid_of(width: int, height: int) -> Grid:
     """The tiles of a picture of this size: one, or squares of `TILE` pixels."""
     one = Grid(width, height)
-    return one if one.padded.width * one.padded.height <= ONE_TILE else Grid(width, height, TILE, MARGIN)
+    fits = one.padded.width * one.padded.height <= ONE_TILE and max(width, height) < MAX_TILE_SIDE
+    return one if fits else Grid(width, height, TILE, MARGIN)
 
 
 def _latent_box(box: Box, window: Box) -> Box:
@@ -233,10 +242,10 @@ def decode(
     model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in
     pixels, the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a
     picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by
-    this factor, by averaging; it takes the time of the whole, and the memory of the smaller one. device: of the shipped
-    model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory is allocated.
-    graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a
-    graph from the second picture of a size on (docs/gpu.md).
+    this factor, by averaging; it takes the time of the whole, and without a region the memory of the result. device: of
+    the shipped model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory
+    is allocated. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one,
+    None for a graph from the second picture of a size on (docs/gpu.md).
 
     Raises `ModelMismatchError` if the file was written with other weights, `BitstreamError` for any other fault: a file
     is decoded to the picture that was written, or not at all. Raises `RequestError` for a region that is not inside the
@@ -246,14 +255,15 @@ def decode(
     model = _matching_model(container, model, device)
     box = _region(region, container.grid)
     _check_scale(scale)
-    picture = Image.new("L" if container.grey else "RGB", _reduced(box, scale))
+    # Tiles lie at multiples of every scale from the picture's corner, not from a region's: that is reduced at the end.
+    step = scale if region is None else 1
+    picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
     with torch.inference_mode():
-        for tile, x in _decoded_tiles(container, model, box, graph):
-            part = tile.intersection(box)
-            x = x[:, :, part.top - tile.top : part.bottom - tile.top, part.left - tile.left : part.right - tile.left]
-            place = ((part.left - box.left) // scale, (part.top - box.top) // scale)
-            picture.paste(images.from_tensor(x).convert(picture.mode).reduce(scale), place)
-    return _finished(picture, container, box, scale)
+        for place, part in _decoded_parts(container, model, box, graph):
+            picture.paste(part.reduce(step), ((place.left - box.left) // step, (place.top - box.top) // step))
+    picture = picture if step == scale else picture.reduce(scale)
+    metadata.attach(picture, container.metadata)
+    return picture
 
 
 def decode_rows(
@@ -261,32 +271,56 @@ def decode_rows(
 ) -> Iterator[np.ndarray]:
     """Decompress the bytes of a .lalic file by rows of tiles, from the top: uint8 (h, W, 3), or (h, W) if grey.
 
-    Memory does not grow with the picture's height. Arguments and errors are those of `decode`; an error may come after
-    some rows. Raises `LalicError` for a picture with alpha.
+    With alpha they are (h, W, 4). Memory does not grow with the picture's height. Arguments and errors are those of
+    `decode`; an error may come after some rows.
     """
     container = parse(data, max_pixels)
-    if container.alpha is not None:
-        raise LalicError("the picture has alpha, which is not decoded by rows; decode it whole, or regions of it")
     model = _matching_model(container, model, device)
-    box = Box(0, 0, container.width, container.height)
     row: list[np.ndarray] = []
     with torch.inference_mode():
-        for tile, x in _decoded_tiles(container, model, box, None):
-            part = images.from_tensor(x[:, :, : box.bottom - tile.top, : box.right - tile.left])
-            row.append(np.asarray(part.convert("L" if container.grey else "RGB")))
-            if tile.right >= box.right:
+        for place, part in _decoded_parts(container, model, container.grid.whole, None):
+            row.append(np.asarray(part))
+            if place.right == container.width:
                 yield np.concatenate(row, axis=1)
                 row = []
 
 
+def _decoded_parts(
+    container: Container, model: LALIC, box: Box, graph: bool | None
+) -> Iterator[tuple[Box, Image.Image]]:
+    """For each tile that meets a box of the picture, what they have in common, and its picture with alpha."""
+    for index, tile, x in _decoded_tiles(container, model, box, graph):
+        common = tile.intersection(box)
+        yield common, _with_alpha(images.from_tensor(x), container, index).crop(common.moved(-tile.left, -tile.top))
+
+
+def _with_alpha(picture: Image.Image, container: Container, index: int) -> Image.Image:
+    """A decoded tile, RGB and padded, in the file's mode."""
+    if container.grey:
+        picture = picture.convert("L")
+    if container.alpha is None:
+        return picture
+    picture = picture.convert("RGB")
+    whole = container.grid.box(index).intersection(container.grid.whole)
+    alpha = decode_alpha(container.alpha[index], (whole.width, whole.height))
+    picture.putalpha(alpha.crop((0, 0, *picture.size)))
+    return picture
+
+
+def _mode(container: Container) -> str:
+    if container.alpha is not None:
+        return "RGBA"
+    return "L" if container.grey else "RGB"
+
+
 def _decoded_tiles(
     container: Container, model: LALIC, box: Box, graph: bool | None
-) -> Iterator[tuple[Box, torch.Tensor]]:
-    """For each tile that meets a box, its place and its pixels (1, 3, H, W) in [0, 1]."""
+) -> Iterator[tuple[int, Box, torch.Tensor]]:
+    """For each tile that meets a box, its index, its place and its pixels (1, 3, H, W) in [0, 1]."""
     grid, quality = container.grid, container.quality
     if len(grid) == 1:
         side = grid.padded
-        yield side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
+        yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
     qualities = model.as_qualities([quality], 1)
     if qualities is not None:
@@ -313,7 +347,7 @@ def _decoded_tiles(
         x = model.synthesise(y_hat, qualities).clamp_(0, 1)
         tile = grid.box(index)
         inside = tile.moved(-window.left, -window.top)
-        yield tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
+        yield index, tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
         if number + 1 < len(wanted):  # tiles above the next window are not needed again
             top = grid.window(wanted[number + 1]).top
             for near in [near for near in latents if grid.box(near).bottom <= top]:
@@ -322,9 +356,9 @@ def _decoded_tiles(
 
 def _region(region: Sequence[int] | None, grid: Grid) -> Box:
     if region is None:
-        return Box(0, 0, grid.width, grid.height)
+        return grid.whole
     box = Box(*region) if len(region) == 4 else Box(0, 0, 0, 0)
-    if box.empty or box.intersection(Box(0, 0, grid.width, grid.height)) != box:
+    if box.empty or box.intersection(grid.whole) != box:
         raise RequestError(
             f"region is {tuple(region)}, expected (left, top, right, bottom) inside of {grid.width}x{grid.height}"
         )
@@ -334,20 +368,6 @@ def _region(region: Sequence[int] | None, grid: Grid) -> Box:
 def _check_scale(scale: int) -> None:
     if scale not in SCALES:
         raise RequestError(f"scale is {scale}, expected one of {', '.join(map(str, SCALES))}")
-
-
-def _reduced(box: Box, scale: int) -> tuple[int, int]:
-    return -(-box.width // scale), -(-box.height // scale)
-
-
-def _finished(picture: Image.Image, container: Container, box: Box, scale: int) -> Image.Image:
-    """The picture with its alpha and metadata."""
-    if container.alpha is not None:
-        alpha = decode_alpha(container.alpha, (container.width, container.height)).crop(box).reduce(scale)
-        picture = picture.convert("RGB")
-        picture.putalpha(alpha)
-    metadata.attach(picture, container.metadata)
-    return picture
 
 
 def decode_many(
@@ -404,9 +424,9 @@ def _decode_batch(
             if isinstance(x, LalicError):
                 results[i] = x
                 continue
-            box = Box(0, 0, container.width, container.height)
-            picture = images.from_tensor(x[:, :, : box.height, : box.width])
-            results[i] = _finished(picture.convert("L" if container.grey else "RGB"), container, box, 1)
+            picture = _with_alpha(images.from_tensor(x), container, 0).crop(container.grid.whole)
+            metadata.attach(picture, container.metadata)
+            results[i] = picture
     return results
 
 

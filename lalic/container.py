@@ -21,7 +21,8 @@ comes, and I before it:
     I  tile index     side of a tile / 64, margin of a window / 64, then the length of each tile: all varints
     P  picture        the tiles, row by row. Each: checksum of z's symbols (2 bytes), of all symbols (4), the stream,
                       and a CRC-32 of these. Without I the picture is one tile. P has no checksum after its payload.
-    A  alpha          a PNG file of mode L or 1 with the picture's size
+    A  alpha          the length of each tile's alpha, varints, then each: a lossless WebP file, whose green is alpha,
+                      or nothing where all pixels are opaque. It comes after P
     others            compressed by zlib (`lalic.metadata`): e EXIF, x XMP, t text, r resolution, c colour
 
 Every CRC-32 but the header's is continued from the header checksum, so a part of another file is refused. Checksums do
@@ -80,7 +81,8 @@ class Container:
 
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. grid: size of the picture and its division.
     tiles: one for each tile of the grid, row by row. quality: None, or 1 to 100 in whole hundredths. grey: the picture
-    is grey. alpha: a PNG file. metadata: uncompressed contents of boxes by their letter, of "e", "x", "t", "r", "c".
+    is grey. alpha: a WebP file for each tile, or no bytes. metadata: uncompressed contents of boxes by their letter, of
+    "e", "x", "t", "r", "c".
     """
 
     model_name: str
@@ -89,7 +91,7 @@ class Container:
     tiles: tuple[Tile, ...]
     quality: float | None = None
     grey: bool = False
-    alpha: bytes | None = None
+    alpha: tuple[bytes, ...] | None = None
     metadata: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +106,8 @@ class Container:
                 raise ValueError(f"tiles has a stream of {len(stream)} bytes, expected at most {_MAX_STREAM}")
             if not 0 <= checksum < 2**48:
                 raise ValueError(f"tiles has the checksum {checksum}, expected 0 to {2**48 - 1}")
+        if self.alpha is not None and len(self.alpha) != len(self.grid):
+            raise ValueError(f"alpha has {len(self.alpha)} files, expected {len(self.grid)}")
         # A file that comes back as another quality than it was written with would decode to another picture.
         if self.quality is not None and (
             not 1 <= self.quality <= 100 or round(100 * self.quality) / 100 != self.quality
@@ -124,6 +128,11 @@ class Container:
     def stream_bytes(self) -> int:
         """Bytes of all entropy-coded streams."""
         return sum(len(stream) for stream, _ in self.tiles)
+
+    @property
+    def alpha_bytes(self) -> int:
+        """Bytes of all alpha files."""
+        return sum(map(len, self.alpha or ()))
 
     @property
     def metadata_bytes(self) -> int:
@@ -153,7 +162,7 @@ class Container:
             out.append(box("I", b"".join(map(_varint, sizes))))
         out += [b"P" + _varint(sum(map(len, tiles))), *tiles]
         if self.alpha is not None:
-            out.append(box("A", self.alpha))
+            out.append(box("A", b"".join([*(_varint(len(each)) for each in self.alpha), *self.alpha])))
         out += [box(letter, zlib.compress(self.metadata[letter], 9)) for letter in METADATA if letter in self.metadata]
         return b"".join(out)
 
@@ -218,10 +227,12 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
             continue
         payload = reader.take(length, what)
         reader.check(begin, what)
-        if letter == "I" and "P" in found:
-            raise BitstreamError(f"{what} comes after the picture")
+        if (letter == "I" and "P" in found) or (letter == "A" and "P" not in found):
+            raise BitstreamError(f"{what} comes {'after' if letter == 'I' else 'before'} the picture")
         if letter == "I":
             found[letter] = _read_index(payload, grid)
+        elif letter == "A":
+            found[letter] = _read_alpha(payload, len(grid))
         else:
             found[letter] = _decompress(payload, what) if letter in METADATA else payload
     if reader.at < len(reader.data):
@@ -297,6 +308,17 @@ def _read_tiles(reader: _Reader, lengths: list[int], length: int) -> tuple[Tile,
         reader.check(begin, what)
         tiles.append(Tile(stream, checksum))
     return tuple(tiles)
+
+
+def _read_alpha(payload: bytes, count: int) -> tuple[bytes, ...]:
+    """The payload of A: a file for each of `count` tiles."""
+    what, reader = "the box 'A'", _Reader(memoryview(payload))
+    if count > len(payload):  # each length takes a byte or more
+        raise BitstreamError(f"{what} is invalid: {len(payload)} bytes cannot hold the lengths of {count} files")
+    lengths = [reader.varint(what) for _ in range(count)]
+    if reader.at + sum(lengths) != len(payload):
+        raise BitstreamError(f"{what} is invalid: files of {sum(lengths)} bytes do not fill it")
+    return tuple(reader.take(length, what) for length in lengths)
 
 
 def _decompress(payload: bytes, what: str) -> bytes:

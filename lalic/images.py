@@ -118,7 +118,7 @@ class Picture:
     """
 
     image: Image.Image | StripImage
-    alpha: Image.Image | None = None
+    alpha: Image.Image | StripImage | None = None
     metadata: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -132,7 +132,7 @@ def open_picture(
     if a path cannot be opened.
     """
     picture = _read(source, background, strip, max_pixels)
-    if picture.alpha is not None and isinstance(picture.image, Image.Image):
+    if isinstance(picture.alpha, Image.Image) and isinstance(picture.image, Image.Image):
         fill_transparent(picture.image, picture.alpha)
     return picture
 
@@ -164,7 +164,7 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
             # Of a PNG, Pillow would load all pixels to look for EXIF or text behind them.
             orientation = metadata.orientation(image) if "exif" in image.info or image.format == "TIFF" else 1
             boxes = {} if strip else metadata.collect(image, orientation, text=False)
-            return Picture(open_strips(source, below), None, boxes)
+            return Picture(*open_strips(source, below), boxes)
         return _convert(image, stream, below, strip, max_pixels)
 
 

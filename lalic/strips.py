@@ -2,7 +2,7 @@
 
 It needs pyvips (`pip install "lalic[large]"`). `StripImage` has what the codec asks of a `PIL.Image`: size, mode, crop.
 Colours are converted to sRGB, 16 bits rounded to 8, the EXIF orientation applied; grey stays grey, its profile unused.
-Transparency needs a background, since alpha is stored as one PNG file that a reader would hold whole. Text is dropped.
+Text is dropped, and hidden colours below transparent pixels are coded as they are.
 """
 
 from __future__ import annotations
@@ -60,42 +60,47 @@ class StripImage:
         return Image.frombytes(self.mode, (right - left, bottom - top), pixels)
 
 
-def open_strips(source: Any, below: tuple[int, int, int] | None = None) -> StripImage:
-    """Open a picture from a path or the bytes of a file. below: colour to blend transparent pixels with.
+def open_strips(source: Any, below: tuple[int, int, int] | None = None) -> tuple[StripImage, StripImage | None]:
+    """Open a picture from a path or the bytes of a file: its colours, and alpha if it has some.
 
-    Raises `ImageError` for transparency without it and for what libvips cannot read, `LalicError` without pyvips.
+    below: colour to blend transparent pixels with instead. Raises `ImageError` for what libvips cannot read,
+    `LalicError` without pyvips.
     """
     vips = _vips()
     try:
         if isinstance(source, str | os.PathLike):
-            image = vips.Image.new_from_file(os.fspath(source), access="random", fail_on="error")
+            # revalidate: the file may have changed since libvips opened one of this name.
+            image = vips.Image.new_from_file(os.fspath(source), access="random", fail_on="error", revalidate=True)
         else:
             image = vips.Image.new_from_buffer(bytes(source), "", access="random", fail_on="error")
         image = image.autorot()
-        if image.hasalpha():
-            if below is None:
-                raise ImageError(
-                    f"the picture has transparency and more than {MAX_PIXELS} pixels; give a colour to put below it"
-                    " (--background white, or background='white')"
-                )
+        alpha = None
+        if image.hasalpha() and below is not None:
             image = image.flatten(background=list(below) if image.bands > 2 else below[0])
+        elif image.hasalpha():
+            alpha = StripImage(_to_8_bit(image[image.bands - 1], grey=True))
+            image = image[: image.bands - 1]
         grey = image.bands == 1
         if image.get_typeof("icc-profile-data") and not grey:
             image = image.icc_transform("srgb", embedded=True, intent="perceptual")
-        if image.format == "ushort":
-            image = ((image + 128) / 257).floor().cast("uchar").copy(interpretation="b-w" if grey else "srgb")
-        image = image.colourspace("b-w" if grey else "srgb")
+        image = _to_8_bit(image, grey).colourspace("b-w" if grey else "srgb")
         if image.format != "uchar":
             raise ImageError(f"the picture has pixels of libvips' format {image.format}, expected 8 or 16 bits")
-        return StripImage(image)
+        return StripImage(image), alpha
     except vips.Error as error:
         raise _damaged(error) from None
+
+
+def _to_8_bit(image: Any, grey: bool) -> Any:
+    if image.format != "ushort":
+        return image
+    return ((image + 128) / 257).floor().cast("uchar").copy(interpretation="b-w" if grey else "srgb")
 
 
 def write_strips(
     rows: Iterable[np.ndarray], size: tuple[int, int], target: str, metadata: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write a picture whose rows come in blocks (h, W, 3) or (h, W), uint8, from the top, to a file.
+    """Write a picture whose rows come in blocks (h, W, 3), (h, W, 4) with alpha or (h, W), uint8, to a file.
 
     The extension of `target` names the format, one that libvips writes. metadata: boxes of `lalic.metadata`, of which
     EXIF and XMP are written where libvips can. Pixels lie in a temporary file beside the target meanwhile. Raises
@@ -105,7 +110,7 @@ def write_strips(
     bands = 3
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".", suffix=".lalic-raw") as raw:
         for block in rows:
-            bands = 1 if block.ndim == 2 else 3
+            bands = 1 if block.ndim == 2 else block.shape[2]
             raw.write(np.ascontiguousarray(block).data)
         raw.flush()
         image = vips.Image.rawload(raw.name, *size, bands)

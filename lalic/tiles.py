@@ -67,6 +67,11 @@ class Grid:
                 raise ValueError(f"{name} is {size}, expected a multiple of {STEP}")
 
     @property
+    def whole(self) -> Box:
+        """The picture."""
+        return Box(0, 0, self.width, self.height)
+
+    @property
     def padded(self) -> Box:
         """The picture with both sides padded to multiples of 64."""
         return Box(0, 0, -(-self.width // STEP) * STEP, -(-self.height // STEP) * STEP)

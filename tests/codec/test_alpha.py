@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+import io
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
-from kinds import chunk, file, png
+from kinds import file
 from PIL import Image
 
 from lalic import alpha as module
@@ -30,68 +29,45 @@ def channel(width: int, height: int, levels: int = 256, seed: int = 0) -> Image.
 @pytest.mark.parametrize("levels", [2, 3, 256])
 def test_alpha_comes_back_exactly(size, levels):
     original = channel(*size, levels)
-    data = encode_alpha(original)
-    assert data[24] == (8 if len(set(original.tobytes()) - {0, 255}) else 1)  # bits a pixel
-    back = decode_alpha(data, size)
-    assert (back.mode, back.size, back.info) == ("L", size, {}) and back.tobytes() == original.tobytes()
+    back = decode_alpha(encode_alpha(original), size)
+    assert (back.mode, back.size) == ("L", size) and back.tobytes() == original.tobytes()
 
 
-def test_what_a_reader_may_skip_is_skipped():
-    original = channel(8, 5)
-    data = encode_alpha(original)
-    bomb = b"key\0\0" + zlib.compress(bytes(10**7))
-    extra = chunk(b"zTXt", bomb) + chunk(b"tRNS", b"\0\0") + chunk(b"acTL", struct.pack(">II", 9, 0))
-    assert decode_alpha(data[:33] + extra + data[33:], (8, 5)).tobytes() == original.tobytes()
-
-
-def test_a_picture_above_the_limit_of_pillow(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert decode_alpha(encode_alpha(channel(64, 64)), (64, 64)).size == (64, 64)
+def test_opaque_tiles_take_no_bytes():
+    assert encode_alpha(Image.new("L", (9, 5), 255)) == b""
+    assert decode_alpha(b"", (9, 5)).tobytes() == bytes([255]) * 45
 
 
 WIDTH, HEIGHT = 8, 5
-ROWS = HEIGHT * (b"\0" + bytes(WIDTH))
-SOUND = png(WIDTH, HEIGHT, 8, 0, ROWS)
-HEADER = SOUND[8:33]
+SOUND = encode_alpha(channel(WIDTH, HEIGHT))
+COLOURS = Image.merge("RGB", [channel(WIDTH, HEIGHT, seed=i) for i in range(3)])
 
 
-def of(*chunks: bytes, header: bytes = HEADER) -> bytes:
-    return SOUND[:8] + header + b"".join(chunks) + chunk(b"IEND", b"")
+def webp(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "WEBP", **options)
+    return out.getvalue()
 
 
-IDAT = chunk(b"IDAT", zlib.compress(ROWS))
+def with_header(width: int, height: int) -> bytes:
+    return SOUND[:21] + (width - 1 | height - 1 << 14).to_bytes(4, "little") + SOUND[25:]
+
+
 HOSTILE = {
-    "empty": b"",
-    "no PNG file": file(channel(WIDTH, HEIGHT), "GIF"),
-    "the signature alone": SOUND[:8],
-    "another width": png(WIDTH + 1, HEIGHT, 8, 0, ROWS),
-    "another height": png(WIDTH, HEIGHT + 1, 8, 0, ROWS),
-    "turned": png(HEIGHT, WIDTH, 8, 0, ROWS),
-    "huge": png(2**31 - 1, 2**31 - 1, 8, 0, ROWS),
-    "RGB": png(WIDTH, HEIGHT, 8, 2, ROWS),
-    "palette": png(WIDTH, HEIGHT, 8, 3, ROWS),
-    "16 bits": png(WIDTH, HEIGHT, 16, 0, ROWS),
-    "2 bits": png(WIDTH, HEIGHT, 2, 0, ROWS),
-    "interlaced": png(WIDTH, HEIGHT, 8, 0, ROWS, interlace=1),
-    "too few rows": png(WIDTH, HEIGHT, 8, 0, ROWS[:-1]),
-    "too many rows": png(WIDTH, HEIGHT, 8, 0, ROWS + b"\0"),
-    "no rows": png(WIDTH, HEIGHT, 8, 0, b""),
-    "a bomb": png(WIDTH, HEIGHT, 8, 0, bytes(10**8)),
-    "unknown filters": png(WIDTH, HEIGHT, 8, 0, HEIGHT * (b"\x09" + bytes(WIDTH))),
-    "not compressed": of(chunk(b"IDAT", ROWS)),
-    "bytes after the zlib stream": of(chunk(b"IDAT", zlib.compress(ROWS) + b"x")),
-    "a chunk after the zlib stream": of(IDAT, IDAT),
-    "an unfinished zlib stream": of(chunk(b"IDAT", zlib.compress(ROWS)[:-5])),
-    "no IDAT": of(),
-    "no IEND": SOUND[:-12],
-    "two headers": of(HEADER, IDAT),
-    "a header of 14 bytes": of(IDAT, header=chunk(b"IHDR", HEADER[8:21] + b"\0")),
-    "a chunk that a reader must know": of(chunk(b"NEWS", b""), IDAT),
-    "a palette": of(chunk(b"PLTE", bytes(3)), IDAT),
-    "bytes after its end": SOUND + b"x",
-    "a wrong checksum": SOUND[:-20] + bytes((SOUND[-20] ^ 1,)) + SOUND[-19:],
-    "a huge chunk": SOUND[:33] + struct.pack(">I", 2**32 - 1) + SOUND[37:],
-}
+    "no WebP file": file(channel(WIDTH, HEIGHT), "PNG"),
+    "the signature alone": SOUND[:12],
+    "lossy": webp(COLOURS),
+    "with further chunks": webp(COLOURS, lossless=True, exif=b"Exif\0\0II*\0"),
+    "several frames": webp(COLOURS, lossless=True, save_all=True, append_images=[COLOURS.transpose(0)]),
+    "another width": with_header(WIDTH + 1, HEIGHT),
+    "another height": with_header(WIDTH, HEIGHT + 1),
+    "turned": with_header(HEIGHT, WIDTH),
+    "huge": with_header(1 << 14, 1 << 14),
+    "truncated": SOUND[:-4],
+    "truncated, with lengths that fit": SOUND[:4] + (40).to_bytes(4, "little") + SOUND[8:16]
+    + (28).to_bytes(4, "little") + SOUND[20:48],
+    "bytes after its end": SOUND + b"xx",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -108,16 +84,10 @@ def test_hostile_files_are_refused_in_one_sentence_and_little_memory(name):
 
 def test_mutated_files_decode_or_are_refused():
     rng = np.random.default_rng(1)
-    data = encode_alpha(channel(WIDTH, HEIGHT))
     for _ in range(500):
-        damaged = bytearray(data[: rng.integers(len(data) + 1)] if rng.random() < 0.2 else data)
+        damaged = bytearray(SOUND[: rng.integers(len(SOUND) + 1)] if rng.random() < 0.2 else SOUND)
         for place in rng.integers(0, max(1, len(damaged)), 2):
             damaged[place : place + 1] = bytes((rng.integers(256),))
-        if rng.random() < 0.5 and len(damaged) == len(data):  # with checksums that match
-            at = 33
-            damaged[29:33] = struct.pack(">I", zlib.crc32(damaged[12:29]))
-            size = int.from_bytes(damaged[at : at + 4], "big")
-            damaged[at + 8 + size : at + 12 + size] = struct.pack(">I", zlib.crc32(damaged[at + 4 : at + 8 + size]))
         try:
             assert decode_alpha(bytes(damaged), (WIDTH, HEIGHT)).size == (WIDTH, HEIGHT)
         except BitstreamError as error:

@@ -15,7 +15,7 @@ from lalic.tiles import Grid
 SMALL = Container("slim", b"12345678", Grid(300, 200), (Tile(b"s" * 530, 0xC0DEDEADBEEF),), 33.25)
 TILED = replace(
     SMALL, grid=Grid(300, 200, 128, 64), tiles=tuple(Tile(bytes([i]) * i, i) for i in range(6)), grey=True,
-    alpha=b"a PNG file", metadata={"e": b"EXIF" * 30, "c": "sRGB from ¼".encode()},
+    alpha=(b"", b"a file", b"", b"another", b"", b""), metadata={"e": b"EXIF" * 30, "c": "sRGB from ¼".encode()},
 )  # fmt: skip
 BOTH = pytest.mark.parametrize("container", [SMALL, TILED], ids=["one tile", "all boxes"])
 
@@ -106,7 +106,7 @@ def test_overhead_of_one_tile() -> None:
         {"model_name": ""}, {"model_name": "Slim"}, {"model_name": "slim\n"}, {"model_name": "schön"},
         {"model_name": "abcdefghi"}, {"model_hash": b"1234567"}, {"tiles": ()}, {"tiles": (Tile(b"", 2**48),)},
         {"tiles": (Tile(b"", -1),)}, {"quality": 0.99}, {"quality": 100.01}, {"quality": 33.333},
-        {"quality": float("nan")}, {"metadata": {"q": b""}}, {"grid": Grid(300, 200, 64)},
+        {"quality": float("nan")}, {"metadata": {"q": b""}}, {"alpha": ()}, {"grid": Grid(300, 200, 64)},
     ],
 )  # fmt: skip
 def test_a_container_with_a_bad_field_cannot_be_made(change) -> None:
@@ -216,6 +216,9 @@ HOSTILE = {
         File(flags=4).box("I", INDEX + bytes([9, 11, 10, 10, 10, 10])).picture(*[b""] * 6), r"'P' is invalid"
     ),
     "a tile without end": (File(flags=4).box("I", INDEX + b"\xff" * 10), r"'I' is damaged: a number is not a varint"),
+    "alpha before the picture": (File(flags=4).box("A", b"\0").picture(b""), r"'A' comes before the picture"),
+    "no length of alpha": (File(flags=4).picture(b"").box("A", b""), r"'A' is invalid: 0 bytes cannot hold"),
+    "alpha that does not fill": (File(flags=4).picture(b"").box("A", b"\2x"), r"'A' is invalid: files of 2 bytes"),
     "a box that is no letter": (File(flags=4).picture(b"").box("7", b""), r"its type is byte 55, expected a letter"),
     "metadata that is not compressed": (File(flags=4).picture(b"").box("e", b"EXIF"), r"'e' is invalid: it is not"),
     "metadata that goes on": (

@@ -102,6 +102,27 @@ def test_what_is_no_scale(scale) -> None:
         codec.decode(data, tiny(), scale=scale)
 
 
+def test_a_region_across_tiles_is_reduced_as_a_whole() -> None:
+    _, data = coded()
+    whole = codec.decode(data, tiny())
+    part = codec.decode(data, tiny(), region=(101, 55, 391, 211), scale=8)
+    assert np.array_equal(pixels(part), pixels(whole.crop((101, 55, 391, 211)).reduce(8)))
+
+
+def test_alpha_in_tiles() -> None:
+    picture = astronaut(0, 0, *SIZE).convert("RGBA")
+    alpha = Image.new("L", SIZE, 255)
+    alpha.paste(Image.linear_gradient("L").resize((100, 90)), (60, 70))
+    picture.putalpha(alpha)
+    data = codec.encode(picture, tiny())
+    files = parse(data).alpha
+    assert files is not None and 0 < sum(map(bool, files)) < len(files) == 12, "opaque tiles take no bytes"
+    decoded = codec.decode(data, tiny())
+    assert decoded.mode == "RGBA" and decoded.getchannel("A").tobytes() == alpha.tobytes()
+    part = codec.decode(data, tiny(), region=(100, 100, 300, 200))
+    assert part.getchannel("A").tobytes() == alpha.crop((100, 100, 300, 200)).tobytes()
+
+
 def test_grey_comes_back_grey() -> None:
     picture = astronaut(0, 0, *SIZE).convert("L")
     data = codec.encode(picture, tiny())

@@ -37,7 +37,11 @@ def test_files_are_those_of_pillow(vips, mode, tmp_path, monkeypatch) -> None:
     exif[0x010F] = "a scanner"
     picture.save(tmp_path / "a.tif", exif=exif)
     opened = images.open_picture(tmp_path / "a.tif")
-    assert isinstance(opened.image, strips.StripImage) and (opened.image.size, opened.image.mode) == (SIZE, mode)
+    assert (
+        isinstance(opened.image, strips.StripImage)
+        and opened.alpha is None
+        and (opened.image.size, opened.image.mode) == (SIZE, mode)
+    )
     assert pixels(opened.image.crop((10, 20, 200, 190))).tolist() == pixels(picture.crop((10, 20, 200, 190))).tolist()
     (done,) = compress_files([tmp_path / "a.tif"], model=tiny())
     assert done.error is None
@@ -62,10 +66,16 @@ def test_colours_orientation_and_depth(vips, tmp_path) -> None:
     astronaut(0, 0, *SIZE).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     assert images.open_picture(tmp_path / "turned.jpg").image.size == SIZE[::-1]
     clear = astronaut(0, 0, *SIZE).convert("RGBA")
+    alpha = Image.linear_gradient("L").resize(SIZE)
+    clear.putalpha(alpha)
+    clear.save(tmp_path / "clear.png")
+    (done,) = compress_files([tmp_path / "clear.png"], model=tiny())
+    (back,) = decompress_files([tmp_path / "clear.lalic"], tmp_path / "back.png", tiny())
+    assert (done.error, back.error) == (None, None)
+    with Image.open(tmp_path / "back.png") as found:
+        assert found.mode == "RGBA" and found.getchannel("A").tobytes() == alpha.tobytes()
     clear.putalpha(0)
     clear.save(tmp_path / "clear.png")
-    with pytest.raises(ImageError, match="transparency and more than 59999 pixels; give a colour"):
-        images.open_picture(tmp_path / "clear.png")
     white = images.open_picture(tmp_path / "clear.png", background="white").image
     assert (pixels(white.crop((0, 0, *SIZE))) == 255).all()
 
