@@ -25,7 +25,7 @@ from PIL import Image
 from lalic import codec, images, search
 from lalic.container import MAX_PIXELS, parse
 from lalic.errors import LalicError, RequestError
-from lalic.files import STREAM, Name, WouldOverwrite, read, replacing, walk, write
+from lalic.files import STREAM, Name, WouldOverwrite, read, replacing, walk, write, writing
 from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
 from lalic.strips import needs_strips, write_strips
@@ -166,9 +166,10 @@ def decompress_files(
     def save(target: str, picture: Image.Image | bytes) -> Saved:
         if isinstance(picture, bytes):
             return save_strips(target, picture)
-        data = images.dump(picture, _extension(target))
-        write(target, data, overwrite=overwrite)
-        return Saved(len(data), picture.width, picture.height)
+        with writing(target, overwrite=overwrite) as out:
+            images.save(picture, _extension(target), out)
+            size = out.seek(0, os.SEEK_END)
+        return Saved(size, picture.width, picture.height)
 
     def save_strips(target: str, data: bytes) -> Saved:
         container = parse(data, max_pixels)

@@ -74,6 +74,7 @@ __all__ = [
     "open_picture",
     "parse_color",
     "readable_extensions",
+    "save",
     "to_tensor",
 ]
 
@@ -509,7 +510,14 @@ def readable_extensions() -> frozenset[str]:
 
 
 def dump(image: Image.Image, extension: str) -> bytes:
-    """The bytes of a picture file in the format of `extension` (such as ".png", in any case).
+    """The bytes of a picture file in the format of `extension`, as `save` writes it."""
+    out = io.BytesIO()
+    save(image, extension, out)
+    return out.getvalue()
+
+
+def save(image: Image.Image, extension: str, out: IO[bytes]) -> None:
+    """Write a picture file in the format of `extension` (such as ".png", in any case) to a stream that can seek.
 
     PNG, TIFF, BMP and WebP are lossless; JPEG has quality 95 and 4:4:4; others have Pillow's defaults. Metadata in
     `image.info` is written as far as the format can hold it (`lalic.metadata.save_options`). Raises `ImageError` for an
@@ -521,25 +529,21 @@ def dump(image: Image.Image, extension: str) -> bytes:
         raise ImageError(f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png")
     options, boxes = _SAVE_OPTIONS.get(name, {}), metadata.save_options(image, name)
     try:
-        return _saved(image, name, options | boxes)
+        image.save(out, name, **options, **boxes)
+        return
     except _SAVE_ERRORS as error:
         if not boxes:
             raise _not_written(name, error) from error
+    out.seek(0)
+    out.truncate()
     try:
-        data = _saved(image, name, options)
+        image.save(out, name, **options)
     except _SAVE_ERRORS as error:
         raise _not_written(name, error) from error
     warnings.warn(f"Pillow cannot write the metadata as {name}; it is dropped", ImageWarning, stacklevel=2)
-    return data
 
 
 _SAVE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SyntaxError, struct.error)
-
-
-def _saved(image: Image.Image, name: str, options: dict[str, object]) -> bytes:
-    out = io.BytesIO()
-    image.save(out, name, **options)
-    return out.getvalue()
 
 
 def _not_written(name: str, error: Exception) -> ImageError:
