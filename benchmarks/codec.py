@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib import resources
@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 import lalic
-from benchmarks import parts, records, streams
+from benchmarks import parts, records, report, streams
 from benchmarks.cases.transforms import TINY
 from benchmarks.counting.memory import peak_bytes, too_large
 from benchmarks.measure import Call, Case, Setting, WrongResult, in_fresh_process, measure, memory_to_read
@@ -39,18 +39,21 @@ from lalic.config import FULL, SLIM
 from lalic.model import LALIC
 
 MODELS = {"full": FULL, "full-bfloat16": FULL, "slim": SLIM, "tiny": TINY}
-SIZES = ("768x512", "1920x1080", "3840x2160")
-QUICK = ("128x64",)
+SIZES = ((768, 512), (1920, 1080), (3840, 2160))
+QUICK = ((128, 64),)
 BYTES_A_PIXEL = 1500  # that coding takes at most, before it was measured (benchmarks/paper/scaling.py)
 Row = dict[str, Any]
 
 
-class _Setting(Setting):
-    """Fewer rounds than an op's: a call of the full model is seconds on a CPU."""
+ROUNDS = (5, 51, 10.0)  # fewer than an op's: a call of the full model is seconds on a CPU
 
-    @property
-    def rounds(self) -> tuple[int, int, float]:
-        return (2, 2, 0.0) if self.quick else (5, 51, 10.0)
+
+def parsed_size(text: str) -> tuple[int, int]:
+    """(width, height) of a word as 768x512."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected a width and a height as 768x512, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -181,7 +184,7 @@ def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, fl
                 calls.append(("decode to the host", way, host))
         case = Case("codec", tuple(call for _, _, call in calls), wall_clock=True)
         found = {row["call"]: row for row in measure("codec", case, setting)}
-        clock: parts.Clock = parts.Events() if setting.device.type == "cuda" else parts.WallClock()
+        clock = parts.Events() if setting.device.type == "cuda" else parts.Clock()
         for direction, way, call in calls:
             row: Row = {"side": side, "direction": direction, "way": way, "bits per pixel": subject.bits_per_pixel()}
             row |= {key: found[call.name][key] for key in ("seconds", "quartiles", "repeats")}
@@ -193,11 +196,13 @@ def time_side(subject: Subject, side: str, setting: Setting, rates: dict[str, fl
     return rows
 
 
-def peaks(name: str, size: tuple[int, int], batch: int, setting: Setting) -> dict[str, int | None]:
+def peaks(
+    name: str, size: tuple[int, int], batch: int, setting: Setting, sides: Sequence[str] = ("ours", "baseline")
+) -> dict[str, int | None]:
     """Bytes that encoding and decoding add at their peaks, by side and direction. Runs in a process of its own."""
     found = {}
     subject = Subject(name, *size, batch, setting.device)
-    for side in ("ours", "baseline"):
+    for side in sides:
         with torch.inference_mode(), plain.baseline(subject.model) if side == "baseline" else nullcontext():
             subject.start()
             found[f"{side} encode"] = peak_bytes(subject.encode, setting.device)
@@ -229,85 +234,38 @@ def measured(name: str, size: tuple[int, int], batch: int, setting: Setting) -> 
     return rows
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Rows of one model, size and batch as text."""
-    whole = {(row["side"], row["direction"]): row["seconds"] for row in reversed(rows) if "direction" in row}
-    for row in rows:
-        name = row["side"]
-        if "skipped" in row:
-            yield f"  {name}: not run, {row['skipped']}"
-            continue
-        low, high = row["quartiles"]
-        text = f"  {name} {row['direction']}{', ' if row['way'] else ''}{row['way']}: {1e3 * row['seconds']:.4g} ms"
-        text += f" ({1e3 * low:.4g} .. {1e3 * high:.4g}), {row['Mpixel/s']:.3g} Mpixel/s"
-        if row.get("bits per pixel") is not None:
-            text += f", {row['bits per pixel']:.3f} bit a pixel"
-        if row.get("peak bytes") is not None:
-            text += f", +{row['peak bytes'] / 2**20:.0f} MiB"
-        base = whole.get(("baseline", row["direction"]))
-        if name == "ours" and base:
-            text += f", {row['seconds'] / base:.2f} x baseline"
-        yield text
-        for part, found in row.get("parts", {}).items():
-            text = f"      {part:18}{1e3 * found['seconds']:9.3f} ms  {100 * found['share']:5.1f} %"
-            if "floor" in found:
-                bound = "copy" if found["bound"] == "copy" else f"{found['unit']} products"
-                text += (
-                    f"   floor {1e3 * found['floor']:.3f} ms by {bound}: {100 * found['of floor']:.0f} % of the time"
-                )
-            yield text
-
-
-def _sizes(names: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[int, int]]:
-    """(width, height) of names as 768x512."""
-    found = []
-    for name in names:
-        match = re.fullmatch(r"(\d+)x(\d+)", name)
-        if not match or min(int(match[1]), int(match[2])) < 1:
-            parser.error(f"--sizes: expected widths and heights as 768x512, got {name!r}")
-        found.append((int(match[1]), int(match[2])))
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print rows. Returns 0, or 1 if a result was wrong; usage errors and a busy machine exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.codec", description="Whole models and their parts.")
-    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help=f"(default {' '.join(SIZES)})")
+    parser = records.parser("codec", "Whole models and their parts.", quick="a tiny model and picture")
+    sizes = "(default 768x512 1920x1080 3840x2160)"
+    parser.add_argument("--sizes", nargs="+", type=parsed_size, default=SIZES, metavar="WxH", help=sizes)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=("full", "full-bfloat16", "slim"))
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8), metavar="N", help="pictures (default 1 8)")
-    records.add_where(parser)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and picture: to see that all runs")
     checkouts.add_options(parser)
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     if options.quick:
         options.models, options.sizes, options.batches = ("tiny",), QUICK, (1, 2)
-    sizes = _sizes(options.sizes, parser)
     if min(options.batches) < 1:
         parser.error(f"--batches: expected at least 1, got {min(options.batches)}")
     device = records.check(parser, options)
-    setting = _Setting(device, options.quick)
-    record = records.environment(device) | {"quick": options.quick, "codec": []}
-    print(records.header(record), flush=True)
-    for width, height in sizes:
+    setting = Setting(device, options.quick, full_rounds=ROUNDS)
+    record = records.environment(device) | {"codec": []}
+    for width, height in options.sizes:
         size = padded(height), padded(width)
         for batch in options.batches:
-            common = {"width": width, "height": height, "batch": batch}
+            rows: list[Row] = []
             for name in options.models:
-                print(f"LALIC {name}, {width}x{height}, {batch} at a time", flush=True)
                 try:
-                    rows = measured(name, size, batch, setting)
+                    rows += [{"model": f"LALIC {name}"} | row for row in measured(name, size, batch, setting)]
                 except WrongResult as error:
                     print(f"LALIC {name}: not timed, {error}; nothing is saved", file=sys.stderr)
                     return 1
-                print("\n".join(lines(rows)), flush=True)
-                record["codec"] += [{"model": f"LALIC {name}", **common, **row} for row in rows]
             for peer in options.peers:
-                rows = checkouts.measured(peer, options.peer_python, size, batch, setting)
-                print("\n".join(lines(rows)), flush=True)
-                record["codec"] += [{"model": row["side"], **common, **row} for row in rows]
-    if options.save:
-        records.keep(record, options.results)
+                rows += checkouts.measured(peer, options.peer_python, size, batch, setting)
+            rows = [{"width": width, "height": height, "batch": batch} | row for row in rows]
+            report.show(record | {"codec": rows})
+            record["codec"] += rows
+    records.keep(record, options)
     return 0
 
 

@@ -7,10 +7,8 @@ machine's is used: once with nothing in them, once with what the first process l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,7 @@ import torch
 from PIL import Image
 
 import lalic
-from benchmarks import records
+from benchmarks import records, report
 from benchmarks.codec import picture
 from benchmarks.measure import WrongResult
 from lalic import images
@@ -100,21 +98,12 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print medians. Returns 0; usage errors and a busy machine exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cold", description="From process start to a picture.")
-    records.add_where(parser)
-    parser.add_argument("--quick", action="store_true", help="once, a small picture: to see that all runs")
-    records.add_saving(parser)
+    parser = records.parser("cold", "From process start to a picture.", quick="once, a small picture")
     options = parser.parse_args(argv)
-    record = records.environment(records.check(parser, options)) | {"quick": options.quick}
-    print(records.header(record), flush=True)
+    record = records.environment(records.check(parser, options))
     found = first_picture(options.device, 1 if options.quick else REPEATS, (128, 64) if options.quick else (768, 512))
-    for state, times in found.items():
-        print(state)
-        for name, seconds in times.items():
-            if seconds:
-                print(f"  {name:20}{statistics.median(seconds):8.3f} s ({min(seconds):.3f} .. {max(seconds):.3f})")
-    if options.save:
-        records.keep(record | {"cold start": found}, options.results)
+    report.show(record | {"cold start": found})
+    records.keep(record | {"cold start": found}, options)
     return 0
 
 

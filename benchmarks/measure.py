@@ -14,6 +14,7 @@ one at first touch, which can take longer than the arithmetic. `MEMORY` names th
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -77,16 +78,18 @@ class Setting:
         device: of the inputs.
         quick: tiny inputs, two rounds, to see that everything runs.
         memory: the key of `MEMORY` under whose environment this process was started; a label here.
+        full_rounds: of a measurement that is not quick.
     """
 
     device: torch.device
     quick: bool = False
     memory: str = "default"
+    full_rounds: tuple[int, int, float] = (9, 101, 4.0)
 
     @property
     def rounds(self) -> tuple[int, int, float]:
         """Least and most rounds, and the seconds after which the least is enough."""
-        return (2, 2, 0.0) if self.quick else (9, 101, 4.0)
+        return (2, 2, 0.0) if self.quick else self.full_rounds
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Entry:
         cases: builds inputs one case after the other, so that each can be freed in between.
         devices: where it runs.
         memory: states of the allocator to measure in on a CPU.
+        by_name: measured only if it is named.
     """
 
     name: str
@@ -135,24 +139,27 @@ class Entry:
     cases: Callable[[Setting], Iterator[Case]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     memory: tuple[str, ...] = ("default",)
+    by_name: bool = False
 
 
 def within(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     """Raise `WrongResult` unless shapes agree and no element is further than `tolerance` (absolute) from `want`."""
-    if got.shape != want.shape:
-        raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
-    error = (got.double() - want.double()).abs().max().item() if got.numel() else 0.0
+    error = _difference(what, got, want).abs().max().item() if want.numel() else 0.0
     if not error <= tolerance:  # also when it is not a number
         raise WrongResult(f"{what}: the largest error is {error:.3g}, expected at most {tolerance:.3g}")
 
 
 def within_norm(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     """Raise `WrongResult` unless shapes agree and ||got - want|| is at most `tolerance` times ||want||."""
-    if got.shape != want.shape:
-        raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
-    error = ((got.double() - want.double()).norm() / want.double().norm()).item()
+    error = (_difference(what, got, want).norm() / want.double().norm()).item()
     if not error <= tolerance:  # also when it is not a number
         raise WrongResult(f"{what}: the relative error is {error:.3g}, expected at most {tolerance:.3g}")
+
+
+def _difference(what: str, got: Tensor, want: Tensor) -> Tensor:
+    if got.shape != want.shape:
+        raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
+    return got.double() - want.double()
 
 
 def measure(entry: str, case: Case, setting: Setting) -> list[Row]:
@@ -242,37 +249,26 @@ def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
     return {name: [1e-3 * a.elapsed_time(b) for a, b in found] for name, found in pairs.items()}, peaks
 
 
-_rates: dict[str, float] = {}
-
-
+@functools.cache
 def copy_bandwidth(device: torch.device, size: int = COPY_BYTES) -> float:
     """Bytes a second, read and written together, of copying `size` bytes, the best of five; once in a process."""
-    key = f"{device} {size}"
-    if key not in _rates:
-        source = torch.ones(size, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
-        times, _ = rounds((Call("copy", lambda: target.copy_(source)),), _Five(device))
-        _rates[key] = 2 * size / min(times["copy"])
-    return _rates[key]
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _best_of_five(lambda: target.copy_(source), device)
 
 
+@functools.cache
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
     """Multiply-adds a second of a product of two (size, size) matrices, the best of five; once in a process."""
-    key = f"{device} {dtype} {size}"
-    if key not in _rates:
-        matrix = torch.randn(size, size, device=device).to(dtype)
-        product = torch._int_mm if dtype == torch.int8 else torch.mm
-        rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
-        times, _ = rounds((Call("product", lambda: product(matrix, matrix.t())),), _Five(device))
-        _rates[key] = size**3 / min(times["product"])
-    return _rates[key]
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    product = torch._int_mm if dtype == torch.int8 else torch.mm
+    return size**3 / _best_of_five(lambda: product(matrix, matrix.t()), device)
 
 
-class _Five(Setting):
-    @property
-    def rounds(self) -> tuple[int, int, float]:
-        return (5, 5, 0.0)
+def _best_of_five(run: Callable[[], Any], device: torch.device) -> float:
+    rounds = _cuda_rounds if device.type == "cuda" else _clock_rounds
+    times, _ = rounds((Call("", run),), Setting(device, full_rounds=(5, 5, 0.0)))
+    return min(times[""])
 
 
 def bandwidth_metrics(moved: int, device: torch.device) -> Callable[[float], dict[str, float]] | None:

@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -58,25 +58,19 @@ GPU_PLACES = (
 )
 
 
-class Clock(Protocol):
+class Clock:
+    """Of a CPU."""
+
     def mark(self) -> Any:
         """A point in time, to be read later."""
+        return time.perf_counter()
 
     def between(self, first: Any, second: Any) -> float:
         """Seconds between two marks; what was launched before them is done."""
-
-
-class WallClock:
-    """Of a CPU."""
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def between(self, first: float, second: float) -> float:
         return second - first
 
 
-class Events:
+class Events(Clock):
     """Of the current CUDA stream."""
 
     def mark(self) -> torch.cuda.Event:

@@ -9,7 +9,6 @@ must be the encoder's; how many of the floating-point model's are is counted bes
 from __future__ import annotations
 
 import argparse
-import base64
 import functools
 import hashlib
 import json
@@ -17,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 import lalic
 from benchmarks import records
 from lalic import images
+from lalic.codec import pad
 from lalic.coder import Stream
 from lalic.coder.host import symbols_of
 from lalic.coder.tables import gaussian_tables
@@ -38,7 +39,7 @@ ENTROPIES = ("exact", "float")
 BATCH = 4
 
 
-def _setting(aten: str = "", dnnl: str = "", numba: str = "", threads: int = 1) -> dict[str, str]:
+def _setting(aten: str, dnnl: str, numba: str, threads: int) -> dict[str, str]:
     chosen = {"ATEN_CPU_CAPABILITY": aten, "DNNL_MAX_CPU_ISA": dnnl, "NUMBA_CPU_NAME": numba}
     if numba:
         chosen["NUMBA_CPU_FEATURES"] = ""
@@ -46,27 +47,18 @@ def _setting(aten: str = "", dnnl: str = "", numba: str = "", threads: int = 1) 
     return {name: value for name, value in chosen.items() if value or name == "NUMBA_CPU_FEATURES"} | count
 
 
-SETTINGS = (
-    _setting(),
-    _setting(threads=2),
-    *(
-        _setting(aten=a, threads=t)
-        for a, t in (("default", 1), ("default", 2), ("avx2", 1), ("avx2", 2), ("avx512", 1))
-    ),
-    *(_setting(dnnl=d, threads=t) for d, t in (("SSE41", 1), ("SSE41", 2), ("AVX2", 1), ("AVX512_CORE", 2))),
-    _setting(numba="generic"),
-    _setting("default", "SSE41", "generic", 2),
-    _setting("avx2", "AVX2", "generic", 1),
-    _setting("avx512", "SSE41", "", 2),
-    _setting("default", "AVX512_CORE", "", 1),
-)
-FEW = (
-    _setting("default", "SSE41", "generic", 2),
-    _setting("avx2", "AVX2", "generic", 1),
-    _setting("avx512", "AVX512_CORE", "", 2),
-    _setting(aten="default"),
-    _setting(dnnl="SSE41"),
-)
+# ATen's, oneDNN's and numba's processor, threads.
+SETTINGS = tuple(_setting(*row) for row in (
+    ("", "", "", 1), ("", "", "", 2),
+    ("default", "", "", 1), ("default", "", "", 2), ("avx2", "", "", 1), ("avx2", "", "", 2), ("avx512", "", "", 1),
+    ("", "SSE41", "", 1), ("", "SSE41", "", 2), ("", "AVX2", "", 1), ("", "AVX512_CORE", "", 2),
+    ("", "", "generic", 1), ("default", "SSE41", "generic", 2), ("avx2", "AVX2", "generic", 1),
+    ("avx512", "SSE41", "", 2), ("default", "AVX512_CORE", "", 1),
+))  # fmt: skip
+FEW = tuple(_setting(*row) for row in (
+    ("default", "SSE41", "generic", 2), ("avx2", "AVX2", "generic", 1), ("avx512", "AVX512_CORE", "", 2),
+    ("default", "", "", 1), ("", "SSE41", "", 1),
+))  # fmt: skip
 """Enough for continuous integration: each value once, both ways of multiplying integers, both thread counts."""
 
 
@@ -106,8 +98,9 @@ def prepare(folder: Path, model: LALIC, pictures: Iterable[tuple[str, Tensor]]) 
             model.entropy = entropy
             stream, packed = model.encode(x), model.compress(x)
             item[entropy] = {
-                "stream": _text(stream.data), "checksum": stream.checksum,
-                "strings": [_text(s[0]) for s in packed["strings"]], "hyper": list(packed["shape"]["hyper"]),
+                "stream": b64encode(stream.data).decode(), "checksum": stream.checksum,
+                "strings": [b64encode(s[0]).decode() for s in packed["strings"]],
+                "hyper": list(packed["shape"]["hyper"]),
             }  # fmt: skip
             symbols = hashlib.sha256()
             (z, _), passes, _ = symbols_of(model, model.latents(x), None)
@@ -134,13 +127,13 @@ def decode(folder: Path) -> dict[str, Any]:
             own = item[entropy]
             try:
                 height, width = item["size"]
-                read = model.read(Stream(_bytes(own["stream"]), own["checksum"]), height, width)
+                read = model.read(Stream(b64decode(own["stream"]), own["checksum"]), height, width)
                 found[entropy][item["name"]] = [read.symbols_sha256, _hash(read.y_hat)]
             except LalicError:
                 found[entropy][item["name"]] = "refused"
         for group in _batches(work):
             parts = [item[entropy] for item in group]
-            strings = [[_bytes(s) for s in streams] for streams in zip(*(p["strings"] for p in parts), strict=True)]
+            strings = [[b64decode(s) for s in streams] for streams in zip(*(p["strings"] for p in parts), strict=True)]
             try:
                 y_hat = model.decode_strings(strings, {"hyper": parts[0]["hyper"]})
                 hashes = [_hash(one[None]) for one in y_hat]
@@ -190,54 +183,53 @@ def _hash(y_hat: Tensor) -> str:
     return hashlib.sha256(y_hat[0].contiguous().numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """A folder, --checkpoint and --name."""
+    parser.add_argument("folder", type=Path, help="pictures, in name order")
+    parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
+    parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
 
 
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text)
+def model_and_pictures(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[LALIC, Iterator[tuple[str, Tensor]]]:
+    """The model, and (name, padded picture) of each of the folder."""
+    paths = sorted(p for p in options.folder.glob("*") if p.suffix.lower() in images.readable_extensions())
+    if not paths:
+        parser.error(f"no pictures in {options.folder}")
+    model = lalic.slim() if options.checkpoint is None else lalic.load_checkpoint(options.checkpoint)
+    return model, ((p.stem, pad(images.to_tensor(images.load(p)), model.downsampling)) for p in paths)
+
+
+def names(options: argparse.Namespace, model: LALIC) -> dict[str, str]:
+    """What a record is of."""
+    pictures = options.name or options.folder.name
+    return {"pictures": pictures, "model": model.config.name, "weights": model.weights_hash().hex()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line a setting; with --save append a record to the results. 1 if an exact decoder differed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.portability", description="One file, many settings.")
-    parser.add_argument("folder", type=Path, help="pictures, in name order")
-    parser.add_argument("--checkpoint", type=Path, help="weights (default: the slim ones that ship)")
-    parser.add_argument("--name", help="what to call the set of pictures (default: the folder's name)")
-    records.add_saving(parser)
-    parser.add_argument("--few", action="store_true", help="the five settings of the tests instead of all sixteen")
+    parser = records.parser("portability", "One file, many settings.", where=False)
+    add_pictures(parser)
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)  # what a fresh process does
     arguments = parser.parse_args(argv)
     if arguments.decode:
         prepared = sorted(path.parent for path in arguments.folder.glob("*/work.json"))
         print(json.dumps({path.name: decode(path) for path in prepared}))
         return 0
-    paths = sorted(p for p in arguments.folder.glob("*") if p.suffix.lower() in images.readable_extensions())
-    if not paths:
-        parser.error(f"no pictures in {arguments.folder}")
-    model = lalic.slim() if arguments.checkpoint is None else lalic.load_checkpoint(arguments.checkpoint)
+    model, pictures = model_and_pictures(parser, arguments)
     record = records.environment(torch.device("cpu"))
-    print(records.header(record))
     rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        from lalic.codec import pad
-
-        pictures = ((p.stem, pad(images.to_tensor(images.load(p)), model.downsampling)) for p in paths)
         expected = prepare(Path(scratch) / "all", model, pictures)
-        chosen = FEW if arguments.few else SETTINGS
-        left_out = [setting for setting in chosen if not runs_here(setting)]
-        if left_out:
-            print(f"{len(left_out)} of {len(chosen)} settings left out: this processor has no AVX-512")
-        for setting in chosen:
-            if setting in left_out:
+        for setting in SETTINGS:
+            if not runs_here(setting):
+                print(f"left out, because this processor has no AVX-512: {setting}")
                 continue
             counts = compare(expected, in_another_process(Path(scratch), setting)["all"])
             rows.append({"setting": setting} | counts)
             print(json.dumps(rows[-1]), flush=True)
-    record |= {"pictures": arguments.name or arguments.folder.name, "model": model.config.name}
-    record |= {"weights": model.weights_hash().hex(), "portability": rows}
-    if arguments.save:
-        records.keep(record, arguments.results)
+    records.keep(record | names(arguments, model) | {"portability": rows}, arguments)
     exact = [row["exact"] for row in rows]
     whole = all(c["equal"] == c["pictures"] and c["equal_in_batches"] == c["in_batches"] for c in exact)
     return 0 if whole else 1

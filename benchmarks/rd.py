@@ -8,7 +8,6 @@ committed results.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +23,8 @@ from lalic.eval.measure import Results
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and with --save append; or draw. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rd", description="Rate-distortion curves as records.")
+    parser = records.parser("rd", "Rate-distortion curves as records.", where=False)
     cli.add_arguments(parser, inputs="*")
-    records.add_saving(parser)
     parser.add_argument("--figure", type=Path, metavar="STEM", help="draw the newest record of --name and stop")
     arguments = parser.parse_args(argv)
     if arguments.figure is not None:
@@ -43,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(eval_report.text(found, arguments.each))
     if arguments.output is not None:
         eval_report.write(found, arguments.output)
-    if arguments.save:
-        records.keep(record | as_record(found), arguments.results)
+    records.keep(record | as_record(found), arguments)
     return 0
 
 

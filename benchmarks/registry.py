@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from benchmarks import exact_model, slices
 from benchmarks.cases import biwkv, block, entropy_params, gaussian, rans, shift, transforms
 from benchmarks.measure import Entry, Row, Setting, measure
+from benchmarks.paper import context
 
 _BOTH = ("fresh", "reused")
 _ALL = (
@@ -17,6 +19,9 @@ _ALL = (
     Entry("entropy_params", "the entropy-parameter block", entropy_params.cases, memory=_BOTH),
     Entry("gaussian_likelihood", "the latents' likelihoods, forward and backward", gaussian.cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
+    Entry("slices", "the slice loop without one thing or another that is kept", slices.cases, by_name=True),
+    Entry("exact_model", "the exact entropy model", exact_model.cases, devices=("cpu",), by_name=True),
+    Entry("context", "the context models, slice by slice", context.cases, by_name=True),
 )
 ENTRIES = {entry.name: entry for entry in _ALL}
 

@@ -1,4 +1,4 @@
-"""All results as one page: `python -m benchmarks.report [-o FILE]`, or `make report`.
+"""Records as tables: of one run on the terminal (`show`), of all results as one page (`python -m benchmarks.report`).
 
 The latest record of each kind becomes a section of Markdown, with tables and plots; markdown-it-py makes one HTML file
 of it that needs nothing beside it. Every figure is a value of a record, rounded to four digits.
@@ -15,17 +15,17 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rd
 from benchmarks.records import PACKAGES, RESULTS, ROOT, latest, load, slug
 
 DEFAULT = ROOT / "build" / "report.html"
 DIGITS = 4  # that are shown of a measurement
-TOGETHER = 8  # lines that a plot can tell apart
 Record = dict[str, Any]
 Series = tuple[str, Sequence[tuple[float, float]]]  # name, points
+Piece = str | Callable[[], str]  # Markdown; of a picture what makes it
 
 # Pieces of Markdown
 
@@ -57,12 +57,22 @@ def size(value: float | None) -> str:
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[object]], run: Record | None = None) -> str:
-    """Rows with what names them first, and under them the run that they come from; nothing without rows."""
+    """Rows with what names them first, and under them the run that they come from; nothing without rows.
+
+    Columns are as wide as their cells; one that holds dashes alone is left out.
+    """
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in body]
     if not rows:
         return ""
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    columns = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
+    lines = []
+    for place, column in enumerate(columns):
+        width = max(2, *map(len, column))
+        align = str.rjust if place else str.ljust
+        rule = f"{'-' * (width - 1)}:" if place else f":{'-' * (width - 1)}"
+        cells = [align(cell, width) for cell in column]
+        lines.append([cells[0], rule, *cells[1:]])
+    text = "\n".join(f"| {' | '.join(row)} |" for row in zip(*lines, strict=True))
     return text if run is None else f"{text}\n\n*{run_of(run)}*"
 
 
@@ -75,21 +85,17 @@ def run_of(record: Record) -> str:
     return f"{record['device']}, {record['threads']} thread{'' if record['threads'] == 1 else 's'}; {made}"
 
 
-def plot(title: str, x: str, y: str, series: Iterable[Series], log: bool = True, base: int = 10) -> str:
-    """Lines as a picture inside the text; nothing if there is no point. base: of the x axis, if `log`."""
+def plot(title: str, x: str, y: str, series: Iterable[Series]) -> str:
+    """Lines on logarithmic axes, as a picture inside the text; nothing if there is no point."""
     from matplotlib.figure import Figure
 
     kept = [(name, sorted(points)) for name, points in series if points]
     if not kept:
         return ""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xscale="log", yscale="log", title=title, xlabel=x, ylabel=y)
     for place, (name, points) in enumerate(kept):
         axes.plot(*zip(*points, strict=True), marker="osv^Dx+*"[place % 8], markersize=4, linewidth=1.4, label=name)
-    if log:
-        axes.set_xscale("log", base=base)
-        axes.set_yscale("log")
-    axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.35)
     axes.legend(fontsize=8)
     file = io.BytesIO()
@@ -114,42 +120,24 @@ def of_kind(records: Sequence[Record], key: str, by: Callable[[Record], Any] | N
     )
 
 
-def latest_rows(records: Sequence[Record]) -> list[tuple[Record, list[Record]]]:
-    """Timed rows by record: those that no later run of the same device, threads, entry and memory state replaced."""
-    kept: dict[Any, tuple[int, list[Record]]] = {}
-    for place, record in enumerate(records):
-        for key in {(row["entry"], row["memory"]) for row in record.get("rows", ())}:
-            rows = [row for row in record["rows"] if (row["entry"], row["memory"]) == key]
-            kept[(record["device"], record["threads"], *key)] = place, rows
-    places = sorted({place for place, _ in kept.values()})
-    return [(records[p], [row for place, rows in kept.values() if place == p for row in rows]) for p in places]
-
-
 # Sections: each yields pieces of Markdown, none if there is no record of its kind
 
 
-def machines(records: Sequence[Record]) -> Iterator[str]:
+def machines(records: Sequence[Record]) -> Iterator[Piece]:
     """Devices, and the versions of their last run."""
-    real = [r for r in records if r["device"] != "static"]
     body = []
-    for last in latest(real, lambda r: r["device"]):
-        versions = ", ".join(
-            f"{key} {last[key]}" for key in ("python", *PACKAGES, "runtime", "driver") if last.get(key)
-        )
+    for last in latest([r for r in records if r["device"] != "static"], lambda r: r["device"]):
+        keys = ("python", *PACKAGES, "runtime", "driver")
+        versions = ", ".join(f"{key} {last[key]}" for key in keys if last.get(key))
         body.append([last["device"], last["system"], versions, last["date"][:10]])
     yield table(["device", "system", "versions, last run", "last run"], body)
 
 
-def curves(records: Sequence[Record]) -> Iterator[str]:
+def curves(records: Sequence[Record]) -> Iterator[Piece]:
     """Rate against distortion of real files, and BD-rates of ours, by set of pictures."""
     for record in of_kind(records, "rd", lambda r: r["pictures"]):
         yield f"### {record['pictures']}"
-        with tempfile.TemporaryDirectory() as folder:
-            for path in rd.draw(record, Path(folder) / "curve"):
-                if path.suffix == ".png":
-                    yield picture(
-                        f"{record['pictures']}: {path.stem.removeprefix('curve-')} against rate", path.read_bytes()
-                    )
+        yield partial(_curves, record)
         body = []
         for found in record["comparisons"]:
             percent = found["percent"] or {}
@@ -165,42 +153,59 @@ def curves(records: Sequence[Record]) -> Iterator[str]:
         yield table(["codec", "encode, finest point", "decode, finest point", "version"], body)
 
 
-def published(records: Sequence[Record]) -> Iterator[str]:
+def _curves(record: Record) -> str:
+    from benchmarks import rd
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [path for path in rd.draw(record, Path(folder) / "curve") if path.suffix == ".png"]
+        metrics = [path.stem.removeprefix("curve-") for path in paths]
+        return "\n\n".join(
+            picture(f"{record['pictures']}: {metric} against rate", path.read_bytes())
+            for metric, path in zip(metrics, paths, strict=True)
+        )
+
+
+def published(records: Sequence[Record]) -> Iterator[Piece]:
     """What the paper says, and what this project's code computes from the points that it published."""
     for record in of_kind(records, "published"):
-        body = [
-            [f"{row['pictures']}, {row['metric']}", *(number(row[key]) for key in ("paper", "pchip", "akima"))]
-            for row in record["published"]
-        ]
-        yield table(["pictures, metric", "paper, %", "PCHIP, %", "Akima, %"], body, record)
+        body = []
+        for row in record["published"]:
+            cells = [number(row[key]) for key in ("paper", "pchip", "akima")]
+            body.append([f"{row['test']} against {row['anchor']}, {row['pictures']}, {row['metric']}", *cells])
+        yield table(["rate at equal quality", "paper, %", "PCHIP, %", "Akima, %"], body, record)
 
 
-def mechanisms(records: Sequence[Record]) -> Iterator[str]:
+def mechanisms(records: Sequence[Record]) -> Iterator[Piece]:
     """Operations as the paper gives them and as executed, an element of an L by D input; then seconds and memory added
     at the peak. Projections are left out in every row. How it is counted: `docs/paper.md`."""
     chosen = of_kind(records, "mechanisms", lambda r: (r["device"], r["threads"], r["mechanism"], r["width"]))
     for device, threads, width in sorted({(r["device"], r["threads"], r["width"]) for r in chosen}):
         own = [r for r in chosen if (r["device"], r["threads"], r["width"]) == (device, threads, width)]
         yield f"### D = {width}"
-        lengths = sorted({row["length"] for r in own for row in r["mechanisms"]})[::-3][::-1]
-        body = []
-        for record in own:
-            rows = {row["length"]: row for row in record["mechanisms"]}
-            first = record["mechanisms"][0]
-            counts = [number(first["theoretical an element"]), number(first["operations"]["an element"])]
-            cells = [
-                f"{seconds(row['seconds'])}, {size(row['peak bytes'])}"
-                if "seconds" in (row := rows.get(n, {}))
-                else "not run"
-                for n in lengths
-            ]
-            body.append([record["mechanism"], first["runs"], *counts, *cells])
-        yield table(["mechanism", "runs in", "given", "executed", *(f"L = {n}" for n in lengths)], body, own[-1])
+        first = [r["mechanisms"][0] for r in own]
+        body = [
+            ["runs in", *(row["runs"] for row in first)],
+            ["operations given", *(number(row["theoretical an element"]) for row in first)],
+            ["operations executed", *(number(row["operations"]["an element"]) for row in first)],
+        ]
+        for length in sorted({row["length"] for r in own for row in r["mechanisms"]}):
+            cells = [next(map(_spent, (row for row in r["mechanisms"] if row["length"] == length)), "-") for r in own]
+            body.append([f"L = {length}", *cells])
+        yield table(["mechanism", *(r["mechanism"] for r in own)], body, own[-1])
         for what, label, key in (("Time", "seconds", "seconds"), ("Memory", "bytes above arguments", "peak bytes")):
             series = [
                 (r["mechanism"], [(row["length"], row[key]) for row in r["mechanisms"] if row.get(key)]) for r in own
             ]
-            yield plot(f"{what} of a call against tokens, D = {width}", "tokens L", label, series, base=2)
+            yield partial(plot, f"{what} of a call against tokens, D = {width}", "tokens L", label, series)
+
+
+def _spent(row: Record) -> str:
+    """Seconds and memory of a row, or why there are none."""
+    return _not_run(row) if "skipped" in row else f"{seconds(row['seconds'])}, {size(row['peak bytes'])}"
+
+
+def _not_run(row: Record) -> str:
+    return f"not run: {row['skipped']}"
 
 
 QUANTITIES = (
@@ -210,28 +215,23 @@ QUANTITIES = (
 )
 
 
-def scaling(records: Sequence[Record]) -> Iterator[str]:
+def scaling(records: Sequence[Record]) -> Iterator[Piece]:
     """Figure 10 of the supplement: `docs/paper.md`."""
     for record in of_kind(records, "scaling"):
-        static = record["device"] == "static"
-        rows = [row for row in record["scaling"] if "pixels" in row]
-        yield f"### {'Counted' if static else 'Measured'}"
-        if static:
-            head = ["model, size", *COUNTS, "peak memory"]
-            body = [[_where(row), *_counts(row), size(row.get("bytes", {}).get("peak"))] for row in rows]
-        else:
-            head = ["model, size", "memory above weights and picture", "one pass"]
-            body = [[_where(row), _memory(row), seconds(row.get("seconds"))] for row in rows]
+        rows = record["scaling"]
+        yield f"### {'Counted' if record['device'] == 'static' else 'Measured'}"
+        head = ["model, size", *COUNTS, "peak memory", "memory above weights and picture", "one pass"]
+        body = []
+        for row in rows:
+            measured = [_memory(row), seconds(row.get("seconds"))]
+            body.append([_where(row), *_counts(row), size(at(row, ("bytes", "peak"))), *measured])
         yield table(head, body, record)
-        models = list(dict.fromkeys(row["model"] for row in rows))
-        ours = [model for model in models if model.startswith("LALIC")]
         for title, label, per, path in QUANTITIES:
-            points = {model: _points(rows, model, path, per) for model in models}
-            others = [model for model in models if model not in ours and points[model]]
-            room = TOGETHER - len(ours)
-            for start in range(0, max(1, len(others)), room):
-                chosen = [*ours, *others[start : start + room]]
-                yield plot(title, "megapixels", label, [(model, points[model]) for model in chosen])
+            points: dict[str, list[tuple[float, float]]] = {}
+            for row in rows:
+                if value := at(row, path):
+                    points.setdefault(row["model"], []).append((row["pixels"] / 1e6, value / per))
+            yield partial(plot, title, "megapixels", label, list(points.items()))
         body = [
             [f"{model}: {quantity}", number(fit["r2"], digits=9), number(fit["worst"], digits=2), number(fit["slope"]),
              fit["points"]]
@@ -243,49 +243,44 @@ def scaling(records: Sequence[Record]) -> Iterator[str]:
 COUNTS = ("GFLOP", "by formulas", "GMAC of layers", "as thop sees them")
 
 
+def at(row: Record, path: Sequence[str]) -> Any:
+    """A value inside a row by its keys; None where one is missing."""
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def _counts(row: Record) -> list[str]:
-    found = row.get("operations", {})
-    return [number(found.get(key), 1e9) for key in ("complete", "formulas", "layers", "thop")]
+    return [number(at(row, ("operations", key)), 1e9) for key in ("complete", "formulas", "layers", "thop")]
 
 
 def _where(row: Record) -> str:
-    return f"{row['model']}, {row['width']} x {row['height']}"
+    return f"{row['model']}, {row['width']} x {row['height']}" if "width" in row else row["model"]
 
 
 def _memory(row: Record) -> str:
-    if "extrapolated bytes" in row:
-        return f"not run; extrapolated {size(row['extrapolated bytes'])}"
-    return "not run" if "skipped" in row else size(row["peak bytes"])
+    if "skipped" not in row:
+        return size(row.get("peak bytes"))
+    guess = f"; extrapolated {size(row['extrapolated bytes'])}" if "extrapolated bytes" in row else ""
+    return _not_run(row) + guess
 
 
-def _points(rows: Sequence[Record], model: str, path: Sequence[str], per: float) -> list[tuple[float, float]]:
-    found = []
-    for row in rows:
-        value: Any = row
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if row["model"] == model and value:
-            found.append((row["pixels"] / 1e6, value / per))
-    return found
-
-
-def complexity(records: Sequence[Record]) -> Iterator[str]:
+def complexity(records: Sequence[Record]) -> Iterator[Piece]:
     """Times hold from a tensor to streams and back, entropy coding and checksums included."""
     for record in of_kind(records, "complexity"):
         body = []
         for row in record["complexity"]:
-            if "parameters" in row:
-                both = [row.get(direction, {}) for direction in ("encode", "decode")]
-                times, held = (
-                    [seconds(one.get("seconds")) for one in both],
-                    [size(one.get("peak bytes")) for one in both],
-                )
-                body.append([_where(row), number(row["parameters"], 1e6), *_counts(row), *times, *held])
-        directions = ("encode", "decode", "memory encoding", "memory decoding")
-        yield table(["model, picture", "M parameters", *COUNTS, *directions], body, record)
+            both = ("encode", "decode")
+            times = [seconds(at(row, (direction, "seconds"))) for direction in both]
+            held = [size(at(row, (direction, "peak bytes"))) for direction in both]
+            why = _not_run(row) if "skipped" in row else "-"
+            body.append([_where(row), number(row.get("parameters"), 1e6), *_counts(row), *times, *held, why])
+        head = ["model, picture", "M parameters", *COUNTS, "encode", "decode", "memory encoding", "memory decoding", ""]
+        yield table(head, body, record)
 
 
-def context(records: Sequence[Record]) -> Iterator[str]:
+def context(records: Sequence[Record]) -> Iterator[Piece]:
     """Figure 11 of the supplement: `docs/paper.md`."""
     for record in of_kind([r for r in records if r.get("op") == "context"], "counted"):
         body = [
@@ -293,28 +288,17 @@ def context(records: Sequence[Record]) -> Iterator[str]:
             for row in record["counted"]
         ]
         yield table(["context model", "M parameters", "GMAC, slice by slice"], body, record)
-    for record, rows in latest_rows(records):
-        own = [row for row in rows if row["entry"] == "context"]
-        took = {(row["case"], row["call"]): row["seconds"] for row in own}
-        for start, title in (("prediction", "prediction by each model"), ("slice", "a step of the transformer")):
-            cases = list(dict.fromkeys(case for case, _ in took if case.startswith(start)))
-            calls = list(dict.fromkeys(call for case, call in took if case in cases))
-            body = [[call, *(seconds(took.get((case, call))) for case in cases)] for call in calls]
-            yield table([title, *cases], body, record)
 
 
-def codec(records: Sequence[Record]) -> Iterator[str]:
+def codec(records: Sequence[Record]) -> Iterator[Piece]:
     """The baseline is the same model in plain PyTorch with a floating-point entropy model. A part's floor is what its
     products or its bytes take at the rates that this machine reaches: `benchmarks/parts.py`."""
     for record in of_kind(records, "codec"):
         body = []
         for row in record["codec"]:
-            if "seconds" in row:
-                held = size(row.get("peak bytes", row.get("process peak")))
-                speed = [number(row["Mpixel/s"]), number(row.get("bits per pixel"))]
-                body.append([_call(row), seconds(row["seconds"]), *speed, held])
-            else:
-                body.append([_call(row), row["skipped"], "-", "-", "-"])
+            took = seconds(row["seconds"]) if "seconds" in row else _not_run(row)
+            held = size(row.get("peak bytes", row.get("process peak")))
+            body.append([_call(row), took, number(row.get("Mpixel/s")), number(row.get("bits per pixel")), held])
         head = ["model, picture, side, direction", "median", "Mpixel a second", "bits per pixel", "memory"]
         yield table(head, body, record)
         for row in record["codec"]:
@@ -332,48 +316,50 @@ def _call(row: Record) -> str:
     return f"{_where(row)}{together}: {what}"
 
 
-def cold(records: Sequence[Record]) -> Iterator[str]:
+def cold(records: Sequence[Record]) -> Iterator[Piece]:
     """Medians of fresh processes of the shipped model, with compiled code in their caches and without."""
     for record in of_kind(records, "cold start"):
-        states = record["cold start"]
-        parts = dict.fromkeys(part for state in states.values() for part in state)
-        body = [
-            [
-                part,
-                *(
-                    seconds(statistics.median_low(state[part]) if state.get(part) else None)
-                    for state in states.values()
-                ),
-            ]
-            for part in parts
-        ]
-        yield table(["part", *states], body, record)
+        states = record["cold start"].values()
+        body = []
+        for part in dict.fromkeys(part for state in states for part in state):
+            medians = [statistics.median_low(state[part]) if state.get(part) else None for state in states]
+            body.append([part, *map(seconds, medians)])
+        yield table(["part", *record["cold start"]], body, record)
 
 
-def speed(records: Sequence[Record]) -> Iterator[str]:
+def speed(records: Sequence[Record]) -> Iterator[Piece]:
     """A result is verified before it is timed. Ratios are one median over another of the same run; a yardstick is in
     parentheses. Bare times mean nothing but beside their device."""
-    for record, rows in latest_rows(records):
-        for entry, memory in dict.fromkeys((row["entry"], row["memory"]) for row in rows):
-            yield f"### {entry}{'' if memory == 'default' else f', memory {memory}'}"
-            body = []
-            for row in rows:
-                if (row["entry"], row["memory"]) == (entry, memory):
-                    call = f"({row['call']})" if row["yardstick"] else row["call"]
-                    ratios = "; ".join(f"{number(value, digits=3)} x {name}" for name, value in row["ratios"].items())
-                    metrics = "; ".join(f"{name} {number(value)}" for name, value in row["metrics"].items())
-                    body.append([f"{row['case']}: {call}", seconds(row["seconds"]), ratios, metrics])
-            yield table(["case: call", "median", "ratios", "more"], body, record)
+    runs: list[Record] = []  # one for each entry and memory state of a record
+    for record in records:
+        by_entry: dict[Any, list[Record]] = {}
+        for row in record.get("rows", ()):
+            by_entry.setdefault((row["entry"], row["memory"]), []).append(row)
+        runs += [record | {"entry": entry, "rows": rows} for entry, rows in by_entry.items()]
+    for run in latest(runs, lambda r: (r["device"], r["threads"], r["entry"])):
+        entry, memory = run["entry"]
+        yield f"### {entry}{'' if memory == 'default' else f', memory {memory}'}"
+        body = []
+        for row in run["rows"]:
+            call = f"({row['call']})" if row["yardstick"] else row["call"]
+            ratios = "; ".join(f"{number(value, digits=3)} x {name}" for name, value in row["ratios"].items())
+            metrics = "; ".join(f"{name} {number(value)}" for name, value in row["metrics"].items())
+            body.append([f"{row['case']}: {call}", seconds(row["seconds"]), ratios or "-", metrics or "-"])
+        yield table(["case: call", "median", "ratios", "more"], body, run)
 
 
-def exactness(records: Sequence[Record]) -> Iterator[str]:
-    """What exact arithmetic costs, and which files decode alike under which setting: `docs/exact-arithmetic.md`."""
+def exactness(records: Sequence[Record]) -> Iterator[Piece]:
+    """The ideal code length of the exact entropy model over floating point's: `docs/exact-arithmetic.md`."""
     body = [
         [f"{r['pictures']}, {r['model']}, weights {r['weights']}", number(r["mean_bits_ratio"], digits=6),
          number(r.get("time_ratio")), r["date"][:10]]
         for r in of_kind(records, "ideal_bits", lambda r: (r["pictures"], r["model"]))
     ]  # fmt: skip
     yield table(["exact entropy model over floating point", "bits", "CPU time", "run"], body)
+
+
+def portability(records: Sequence[Record]) -> Iterator[Piece]:
+    """Which files decode alike under which setting of a machine: `docs/exact-arithmetic.md`."""
     for record in of_kind(records, "portability", lambda r: (r["device"], r["pictures"], r["model"])):
         body = []
         for row in record["portability"]:
@@ -382,78 +368,50 @@ def exactness(records: Sequence[Record]) -> Iterator[str]:
         yield table(["setting", "exact: decoded alike", "floating point"], body, record)
 
 
-def training(records: Sequence[Record]) -> Iterator[str]:
-    """Peak memory of a training step, and pixels that steps take."""
+def training(records: Sequence[Record]) -> Iterator[Piece]:
+    """Peak memory of a training step."""
     for record in of_kind(records, "memory", lambda r: r["device"]):
         body = [
             [what, size(row["plain"]["peak"]), size(row["ours"]["peak"]), number(row["ratio"])]
             for what, row in record["memory"].items()
         ]
         yield table(["training step", "plain PyTorch", "ours", "ratio"], body, record)
-    for record in of_kind(records, "training"):
-        found = record["training"]
-        body = [
-            [f"{side}, commit {found['commits'][side][:10]}", number(statistics.median_low(values))]
-            for side, values in found["kilopixels"].items()
-        ]
-        yield table(["thousand pixels a second of processor time", "median"], body, record)
 
 
-COMMANDS = {
-    "rows": ("Speed of the operations", "run"),
-    "codec": ("Whole models and their parts", "codec"),
-    "cold start": ("The first picture of a process", "cold"),
-    "rd": ("Rate against distortion", "rd FOLDER"),
-    "published": ("Published BD-rates", "paper.published"),
-    "mechanisms": ("Linear mechanisms", "paper.mechanisms"),
-    "scaling": ("Cost against pixels", "paper.scaling --measure"),
-    "complexity": ("What our models cost", "paper.complexity"),
-    "counted": ("Context models", "paper.context"),
-    "portability": ("Portability", "portability FOLDER"),
-    "memory": ("Memory of training", "counting.memory training --measure"),
-    "training": ("Speed of training", "training"),
+Make = Callable[[Sequence[Record]], Iterator[Piece]]
+# By the key that only records of the kind have: title, the command that makes one, the section.
+KINDS: dict[str, tuple[str, str, Make]] = {
+    "rd": ("Rate against distortion", "rd FOLDER", curves),
+    "published": ("Table 4: published BD-rates", "paper.published", published),
+    "mechanisms": ("Table 5: linear mechanisms", "paper.mechanisms", mechanisms),
+    "scaling": ("Figure 10: cost against pixels", "paper.scaling --measure", scaling),
+    "complexity": ("Table 1: what our models cost", "paper.complexity", complexity),
+    "counted": ("Figure 11: context models", "paper.context", context),
+    "codec": ("Whole models and their parts", "codec", codec),
+    "cold start": ("The first picture of a process", "cold", cold),
+    "rows": ("Speed", "run", speed),
+    "ideal_bits": ("Exact arithmetic", "exact_model FOLDER", exactness),
+    "portability": ("Portability", "portability FOLDER", portability),
+    "memory": ("Memory of training", "counting.memory training", training),
 }
 
 
-def missing(records: Sequence[Record]) -> Iterator[str]:
-    """What no record holds, and what a run left out."""
-    items = []
+def missing(records: Sequence[Record]) -> Iterator[Piece]:
+    """What no record holds, and what is not shown here."""
     if not any(r["device_type"] == "cuda" for r in records):
-        items.append("On a GPU: nothing. No results file comes from one.")
-    for key, (what, command) in COMMANDS.items():
+        yield "- On a GPU: nothing. No results file comes from one."
+    for key, (title, command, _) in KINDS.items():
         if not any(r.get(key) for r in records):
-            items.append(f"{what}: not recorded yet; `python -m benchmarks.{command} --save` does it.")
-    for key in ("scaling", "complexity", "codec"):
-        for record in of_kind(records, key):
-            for row in record[key]:
-                if "skipped" in row:
-                    items.append(f"{_where(row) if 'width' in row else row['model']}: {row['skipped']}.")
-    for record in of_kind(records, "mechanisms", lambda r: (r["device"], r["mechanism"], r["width"])):
-        for row in record["mechanisms"]:
-            if "skipped" in row:
-                items.append(f"{row['mechanism']}, D = {row['width']}, L = {row['length']}: {row['skipped']}.")
-    hidden = (
-        "counts of machine code, launches and slices, memory of a decode, rates of older weights, lists of exceptions"
-    )
-    items.append(f"Not shown here: {hidden}.")
-    yield "\n".join(f"- {item}" for item in items)
+            yield f"- {title}: not recorded yet; `python -m benchmarks.{command} --save` does it."
+    yield "- Not shown: counts of machine code, launches and slices, memory of a decode, and records of older commands."
 
 
-SECTIONS: dict[str, Callable[[Sequence[Record]], Iterator[str]]] = {
-    "Machines": machines,
-    "Rate against distortion": curves,
-    "Table 4: published BD-rates": published,
-    "Table 5: linear mechanisms": mechanisms,
-    "Figure 10: cost against pixels": scaling,
-    "Table 1: what our models cost": complexity,
-    "Figure 11: context models": context,
-    "Whole models and their parts": codec,
-    "The first picture": cold,
-    "Speed": speed,
-    "Exact arithmetic": exactness,
-    "Training": training,
-    "What was not measured, and why": missing,
-}
+def show(record: Record) -> None:
+    """Print the tables of one record."""
+    for key, (_, _, make) in KINDS.items():
+        if record.get(key):
+            print(*(f"{piece}\n" for piece in make([record]) if isinstance(piece, str) and piece), sep="\n", flush=True)
+
 
 # The page
 
@@ -483,7 +441,12 @@ PAGE = """<!DOCTYPE html>
 
 def markdown(records: Sequence[Record]) -> str:
     """The page as Markdown."""
-    found = {title: [part for part in make(records) if part] for title, make in SECTIONS.items()}
+    sections: dict[str, Make] = {"Machines": machines, **{title: make for title, _, make in KINDS.values()}}
+    sections["What was not measured"] = missing
+    found = {}
+    for title, make in sections.items():
+        parts = [part if isinstance(part, str) else part() for part in make(records)]
+        found[title] = [part for part in parts if part]
     links = [f"- [{title}](#{slug(title)})" for title, parts in found.items() if parts]
     pieces = [
         "# lalic: what was measured",
@@ -493,7 +456,7 @@ def markdown(records: Sequence[Record]) -> str:
     ]
     for title, parts in found.items():
         if parts:
-            about = " ".join((SECTIONS[title].__doc__ or "").split())
+            about = " ".join((sections[title].__doc__ or "").split())
             pieces += [f"## {title}", about, *parts]
     return "\n\n".join(pieces) + "\n"
 

@@ -7,38 +7,34 @@ on a CPU the operations are measured in two states of the allocator (`benchmarks
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks import records
+from benchmarks import records, report
 from benchmarks.measure import MEMORY, Setting, WrongResult, can_set_memory, in_fresh_process
 from benchmarks.registry import ENTRIES, measure_entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the entries named and print a table. Returns 0, or 1 if a result was wrong; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Verify, then time.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ENTRIES)} (default: all)")
+    parser = records.parser("run", "Verify, then time.", quick="tiny inputs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ENTRIES)} (default: all operations)")
     parser.add_argument("--memory", choices=MEMORY, help="state of the CPU's allocator (default: as each entry says)")
-    parser.add_argument("--quick", action="store_true", help="tiny inputs: to see that all runs, not to measure")
-    records.add_where(parser)
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in ENTRIES]
     if unknown:
         parser.error(f"there is no entry {unknown[0]!r}, expected some of {', '.join(ENTRIES)}")
     if options.memory not in (None, "default") and not can_set_memory(options.device):
         parser.error(f"--memory {options.memory}: only glibc's allocator can be told so, and only for the CPU")
-    names = options.names or [name for name, entry in ENTRIES.items() if options.device in entry.devices]
+    operations = [name for name, e in ENTRIES.items() if options.device in e.devices and not e.by_name]
+    names = options.names or operations
     for name in names:
         if options.device not in ENTRIES[name].devices:
             parser.error(f"{name} does not run on {options.device}")
     # What disturbs the machine disturbs both sides of a ratio, so a busy one is not refused here.
     device = records.check(parser, options, timed=False)
 
-    record = records.environment(device) | {"quick": options.quick, "rows": []}
-    print(records.header(record), flush=True)
+    record = records.environment(device) | {"rows": []}
     failed = False
     for name in dict.fromkeys(names):
         for memory in _states(name, options.memory, options.device):
@@ -49,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed = True
                 print(f"{name}: not timed, {error}", file=sys.stderr)
                 break
-            print(records.table(name, rows), flush=True)
+            report.show(record | {"rows": rows})
             record["rows"] += rows
     if options.save and failed:
         print("nothing is saved, because a result was wrong", file=sys.stderr)
-    elif options.save:
-        records.keep(record, options.results)
+    else:
+        records.keep(record, options)
     return int(failed)
 
 

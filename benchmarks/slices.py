@@ -3,13 +3,12 @@
 Counted for the full model and a 768x512 picture, on tensors without memory: multiply-adds of products and
 convolutions (BiWKV's scans, norms and elementwise work left out, as in the published count), and calls of ATen that
 compute or move something (views left out; an op of ours is one call, whatever it launches). Each thing kept is switched
-off by a subclass of `SliceState` here that does without it. `--time` measures the same variants on this machine,
+off by a subclass of `SliceState` here that does without it. `python -m benchmarks.run slices` times the same variants,
 each one's result compared with the published schedule's before.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import records
 from benchmarks.counting import Place, labelled
 from benchmarks.counting.operations import Operations, without_memory
-from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from benchmarks.measure import Call, Case, Setting, within
 from benchmarks.peers import slices as published
-from lalic.coder import schedule, weights
+from lalic.coder import schedule
 from lalic.coder.engines import FLOAT
-from lalic.coder.schedule import PassCoder, SliceState, code_slices
-from lalic.coder.weights import Engine
+from lalic.coder.schedule import Engine, PassCoder, SliceState, code_slices
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
 from lalic.nn.context import SliceStack, pack, unpack
@@ -99,27 +97,26 @@ class DenseSpatial(_Uncached):
 class SpatialForAnchors(DenseSpatial):
     """That, and as well for the anchors, of zeros, its result replaced by zeros and multiplied."""
 
-    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
+    def aggregation(self, x: Tensor, hyper_and_channel: Tensor) -> Tensor:
         if self.parity == 0:
             g = self.stack.groups[self.k]
             x = torch.zeros_like(self._dense(x.new_zeros((self.batch, self.height, self.width, g))))
-            first = self.weights.slices[self.k].first_block
-        return super().aggregation(x, first, hyper_and_channel)
+        return super().aggregation(x, hyper_and_channel)
 
 
 class FullGrid(_Uncached):
     """The aggregation of both colours in both passes, as the published forward() has it."""
 
-    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
+    def aggregation(self, x: Tensor, hyper_and_channel: Tensor) -> Tensor:
         both = torch.cat((hyper_and_channel, self._hyper_and_channel[1 - self.parity]))
-        return super().aggregation(torch.cat((x, x)), first, both)[: self.batch]
+        return super().aggregation(torch.cat((x, x)), both)[: self.batch]
 
 
 class WeightsEachTime(_Uncached):
     """Cut and joined weights made for every picture."""
 
     def __init__(self, stack: SliceStack, params: Tensor, engine: Engine = FLOAT):
-        with mock.patch.object(schedule, "stack_weights", weights.make_weights):
+        with mock.patch.object(schedule, "stack_weights", schedule.make_weights):
             super().__init__(stack, params, engine)
 
 
@@ -206,7 +203,7 @@ def count(what: str, variant: str = "all kept") -> Counted:
         params = torch.empty(1, FULL.M, HEIGHT // 16, WIDTH // 16).contiguous(memory_format=torch.channels_last)
         stack = model.latent_codec.y
         if variant != "weights prepared for every picture":
-            weights.stack_weights(stack, FLOAT)
+            schedule.stack_weights(stack, FLOAT)
         places = _places(model, VARIANTS.get(variant, SliceState))
         with (
             seen,
@@ -237,6 +234,7 @@ def count_all() -> list[Counted]:
 # Timing
 
 
+@torch.no_grad()
 def cases(setting: Setting) -> Iterator[Case]:
     """From hyper parameters to y_hat, symbols known: slim at 768x512, the full model at 256x256 and 768x512."""
     sizes: list[tuple[Config, int, int]] = [(SLIM, HEIGHT, WIDTH), (FULL, 256, 256), (FULL, HEIGHT, WIDTH)]
@@ -254,7 +252,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
         def call(variant: str, stack: SliceStack = stack, params: Tensor = params) -> Callable[[], Tensor]:
             loop = loop_of(variant)
-            return lambda: loop(stack, params, means_only)
+            return torch.no_grad()(lambda: loop(stack, params, means_only))
 
         yield Case(
             f"{config.name} {width}x{height}",
@@ -264,12 +262,6 @@ def cases(setting: Setting) -> Iterator[Case]:
                 Call(PUBLISHED, call(PUBLISHED)),
             ),
         )
-
-
-def measure_all(setting: Setting) -> list[Row]:
-    """Rows of every case."""
-    with torch.no_grad():
-        return [row for case in cases(setting) for row in measure("slices", case, setting)]
 
 
 # The command
@@ -299,20 +291,10 @@ def table(rows: Sequence[Counted]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.slices", description="What keeping results is worth.")
-    parser.add_argument("--time", action="store_true", help="measure the variants on this machine as well")
-    records.add_where(parser)
-    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
-    records.add_saving(parser)
-    options = parser.parse_args(argv)
-    device = records.check(parser, options, timed=options.time)
+    options = records.parser("slices", "What keeping results is worth.", where=False).parse_args(argv)
     counted = count_all()
     print("\n".join(table(counted)))
-    if options.save:
-        # Nothing counted depends on the machine, so the record stands with the other counts.
-        records.keep(records.counted(op="slices", counted=counted), options.results)
-    if options.time:
-        records.time_rows("slices", device, options, measure_all)
+    records.keep(records.counted(op="slices", counted=counted), options)
     return 0
 
 

@@ -9,7 +9,6 @@ become the architecture's rows of lalic_kernels/biwkv/launches.json; all other r
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 import lalic_kernels
-from benchmarks import records
+from benchmarks import records, report
 from benchmarks.cases.biwkv import biwkv_arguments, check_biwkv, check_biwkv_gradients
 from benchmarks.measure import Call, Case, Setting, measure
 from benchmarks.measure import Row as Measured
@@ -120,15 +119,14 @@ def case(row: launches.Row, candidates: Sequence[Launch], shape: tuple[int, int,
             y = lalic_kernels.biwkv(*leaves, backend="triton")
             return torch.autograd.grad(y, leaves, upstream)
 
+    run: Callable[..., Any] = backward if row.use == "backward" else forward
+    check: Callable[..., None] = partial(check_biwkv, arguments)
+    if row.use == "backward":
+        check = partial(check_biwkv_gradients, arguments, upstream)
     calls = []
     for launch in candidates:
         table = with_row(launches.TABLE, replace(row, start=0, launch=launch))
-        if row.use == "backward":
-            check: Callable[[Any], None] = lambda grads: check_biwkv_gradients(arguments, upstream, grads)  # noqa: E731
-            calls.append(Call(name_of(launch), partial(backward, table), check))
-        else:
-            check = lambda y: check_biwkv(arguments, y)  # noqa: E731
-            calls.append(Call(name_of(launch), partial(forward, table), check))
+        calls.append(Call(name_of(launch), partial(run, table), check))
     return Case(f"{row.use} from {row.start} {shape} {str(arguments[2].dtype).removeprefix('torch.')}", tuple(calls))
 
 
@@ -178,10 +176,9 @@ def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a table. Returns 0; usage errors, and a machine without a GPU, exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description="Measure a launch table on a GPU.")
+    parser = records.parser("tune", "Measure a launch table on a GPU.", where=False)
     parser.add_argument("op", choices=("biwkv",))
     parser.add_argument("--output", type=Path, default=launches.FILE, metavar="FILE", help="default: the package's own")
-    records.add_saving(parser)
     parser.add_argument("--compile", metavar="90", help="only compile the candidates, for a CUDA architecture")
     options = parser.parse_args(argv)
     if options.compile:
@@ -193,19 +190,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device("cuda")
     architecture = launches.architecture(device)
     record = records.environment(device)
-    print(records.header(record), flush=True)
     setting = Setting(device)
 
     def timed(case: Case) -> list[Measured]:
         rows = measure("tune biwkv", case, setting)
-        print(records.table("tune biwkv", rows), flush=True)
+        report.show(record | {"rows": rows})
         return rows
 
     best, measured = tune(architecture, setting, timed)
     write([*(row for row in launches.TABLE if row.architecture != architecture), *best], options.output)
     print(f"wrote {len(best)} rows for {architecture} to {options.output}")
-    if options.save:
-        records.keep(record | {"quick": False, "rows": measured}, options.results)
+    records.keep(record | {"rows": measured}, options)
     return 0
 
 

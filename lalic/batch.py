@@ -12,9 +12,9 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from PIL import Image
 from lalic import codec, images, search
 from lalic.container import MAX_PIXELS, parse
 from lalic.errors import LalicError, RequestError
-from lalic.files import STREAM, Name, WouldOverwrite, read, write
+from lalic.files import STREAM, Name, WouldOverwrite, read, walk, write
 from lalic.images import Color, ImageWarning
 from lalic.model import LALIC
 
@@ -109,11 +109,12 @@ def compress_files(
             return search.encode_to_psnr(picture, target_psnr, model, **options).data
         return codec.encode(picture, model, quality=quality, **options)
 
-    def pack(_: Job, data: bytes) -> Packed:
+    def pack(_: str, data: bytes) -> Packed:
         container = parse(data, None)
         return Packed(data, container.width, container.height, container.quality)
 
-    return _outcomes(jobs, Steps(load, lambda pictures: [encode(p) for p in pictures], pack), overwrite, progress)
+    steps = Steps(load, lambda pictures: [encode(picture) for picture in pictures], pack)
+    return run(jobs, steps, overwrite=overwrite, progress=progress)
 
 
 def decompress_files(
@@ -137,7 +138,7 @@ def decompress_files(
     for a device that does not exist.
     """
     jobs = plan(sources, output, ".png", [".lalic"])
-    for extension in sorted({_extension(job) for job in jobs}):
+    for extension in sorted({_extension(job.target) for job in jobs}):
         try:
             images.dump(Image.new("RGB", (1, 1)), extension)  # fails now, not after decoding
         except LalicError as error:
@@ -150,29 +151,17 @@ def decompress_files(
             return [codec.decode(files[0], model, **options)]
         return list(codec.decode_many(files, model, batch=len(files), **options))
 
-    def pack(job: Job, picture: Image.Image) -> Packed:
-        return Packed(images.dump(picture, _extension(job)), picture.width, picture.height)
+    def pack(target: str, picture: Image.Image) -> Packed:
+        return Packed(images.dump(picture, _extension(target)), picture.width, picture.height)
 
-    return _outcomes(jobs, Steps(lambda data: data, decode, pack, size), overwrite, progress)
+    return run(jobs, Steps(bytes, decode, pack, size), overwrite=overwrite, progress=progress)
 
 
-def _extension(job: Job) -> str:
+def _extension(target: str) -> str:
     """Extension of the picture to write; PNG for standard output and a device such as /dev/null."""
-    if job.target == STREAM or (os.path.exists(job.target) and not os.path.isfile(job.target)):
+    if target == STREAM or (os.path.exists(target) and not os.path.isfile(target)):
         return ".png"
-    return os.path.splitext(job.target)[1]
-
-
-def _outcomes(
-    jobs: Sequence[Job], steps: Steps, overwrite: bool, progress: Callable[[Outcome, int], None] | None
-) -> list[Outcome]:
-    outcomes = []
-    with closing(run(jobs, steps, overwrite=overwrite)) as results:
-        for outcome in results:
-            outcomes.append(outcome)
-            if progress is not None:
-                progress(outcome, len(jobs))
-    return outcomes
+    return os.path.splitext(target)[1]
 
 
 # Which files are read and written
@@ -218,27 +207,16 @@ def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collec
         jobs = []
         for source in names:
             root = Path(source)
-            files = _walk(root, take) if root.is_dir() else [root]
+            files = walk(root, take) if root.is_dir() else [root]
             if not files:
-                raise RequestError(f"{source}: this folder holds no file that ends in {_list(take)}")
+                endings = f"one of {len(take)} picture extensions" if len(take) > 1 else ", ".join(take)
+                raise RequestError(f"{source}: this folder holds no file that ends in {endings}")
             for file in files:
                 inside = file.relative_to(root) if root.is_dir() else Path(file.name)
                 target = file if out is None else Path(out) / inside
                 jobs.append(Job(str(file), str(target.with_suffix(suffix))))
     _refuse_clashes(jobs)
     return jobs
-
-
-def _walk(root: Path, take: Collection[str]) -> list[Path]:
-    files: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.suffix.lower() in take)
-
-
-def _list(take: Collection[str]) -> str:
-    return f"one of {len(take)} picture extensions" if len(take) > 1 else ", ".join(take)
 
 
 def _refuse_clashes(jobs: Sequence[Job]) -> None:
@@ -281,131 +259,134 @@ class Steps:
     """The steps for each file.
 
     open: bytes of the source -> input of `code`, in a thread of its own. code: a list of inputs -> a list of results or
-    errors, in the caller's thread. pack: a result -> the bytes to write, in any thread. batch: largest number of inputs
-    for one call of `code`.
+    errors, in the caller's thread. pack: target and result -> the bytes to write, in any thread. batch: largest number
+    of inputs for one call of `code`.
     """
 
     open: Callable[[bytes], Any]
     code: Callable[[list[Any]], list[Any]]
-    pack: Callable[[Job, Any], Packed]
+    pack: Callable[[str, Any], Packed]
     batch: int = 1
 
 
-@dataclass
-class _State:
-    """State of one file. value: result of its last step."""
+def run(
+    jobs: Sequence[Job],
+    steps: Steps,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[Outcome, int], None] | None = None,
+) -> list[Outcome]:
+    """Do every job, and return the outcomes in order.
 
-    job: Job
-    outcome: Outcome
-    value: Any = None
-
-    def do(self, step: Callable[[], Any]) -> None:
-        """Do one step, unless an earlier one failed. Adds its time and warnings to the outcome."""
-        if self.outcome.error is not None:
-            return
-        start = time.perf_counter()
-        _thread.warnings = self.outcome.warnings
-        try:
-            self.value = step()
-        except Exception as error:  # one bad file does not stop the others
-            self.outcome.error, self.value = error, None
-        finally:
-            _thread.warnings = None
-            self.outcome.seconds += time.perf_counter() - start
-
-
-_thread = threading.local()
-
-
-def run(jobs: Sequence[Job], steps: Steps, *, overwrite: bool = False) -> Generator[Outcome, None, None]:
-    """Do every job and yield its outcome, in order. Threads go on working while the caller uses an outcome.
-
-    overwrite: replace files that exist.
+    overwrite: replace files that exist. progress: called with each outcome in order, and the number of jobs, while
+    threads go on working.
     """
+    outcomes: list[Outcome] = []
+
+    def opened(job: Job) -> tuple[Outcome, Any]:
+        def step() -> Any:
+            if not overwrite and os.path.isfile(job.target):
+                raise WouldOverwrite(job.target)
+            return steps.open(read(job.source))
+
+        outcome = Outcome(job.source, job.target)
+        return outcome, _attempt(outcome, step)
+
+    def written(outcome: Outcome, result: Any) -> Outcome:
+        def step() -> None:
+            packed = steps.pack(outcome.target, result)
+            write(outcome.target, packed.data, overwrite=overwrite)
+            outcome.width, outcome.height, outcome.quality = packed.width, packed.height, packed.quality
+            outcome.size = len(packed.data)
+
+        _attempt(outcome, step)
+        return outcome
+
+    def finish(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(jobs))
+
     with _warnings_by_thread():
         if len(jobs) == 1:
-            state = _opened(jobs[0], steps, overwrite)
-            _code([state], steps)
-            yield _written(state, steps, overwrite)
-            return
+            (file,) = _coded([opened(jobs[0])], steps)
+            finish(written(*file))
+            return outcomes
         readers = ThreadPoolExecutor(1, "lalic-read")
         writers = ThreadPoolExecutor(WRITERS, "lalic-write")
-        reading: deque[Future[_State]] = deque()
+        reading: deque[Future[tuple[Outcome, Any]]] = deque()
         writing: deque[Future[Outcome]] = deque()
         remaining = iter(jobs)
 
         def read_ahead() -> None:
             while len(reading) < steps.batch + READ_AHEAD and (job := next(remaining, None)) is not None:
-                reading.append(readers.submit(_opened, job, steps, overwrite))
+                reading.append(readers.submit(opened, job))
 
         try:
             read_ahead()
             while reading:
-                states = [reading.popleft().result() for _ in range(min(steps.batch, len(reading)))]
+                files = [reading.popleft().result() for _ in range(min(steps.batch, len(reading)))]
                 read_ahead()
-                _code(states, steps)
-                for state in states:
-                    writing.append(writers.submit(_written, state, steps, overwrite))
+                writing += [writers.submit(written, *file) for file in _coded(files, steps)]
                 while writing and (len(writing) > WRITE_BEHIND or writing[0].done()):
-                    yield writing.popleft().result()
+                    finish(writing.popleft().result())
             while writing:
-                yield writing.popleft().result()
+                finish(writing.popleft().result())
         finally:  # also after an interrupt: files that are being written are finished, no other is begun
             readers.shutdown(wait=True, cancel_futures=True)
             writers.shutdown(wait=True, cancel_futures=True)
+    return outcomes
 
 
-def _opened(job: Job, steps: Steps, overwrite: bool) -> _State:
-    state = _State(job, Outcome(job.source, job.target))
-
-    def step() -> Any:
-        if not overwrite and os.path.isfile(job.target):
-            raise WouldOverwrite(job.target)
-        return steps.open(read(job.source))
-
-    state.do(step)
-    return state
-
-
-def _code(states: list[_State], steps: Steps) -> None:
+def _coded(files: list[tuple[Outcome, Any]], steps: Steps) -> list[tuple[Outcome, Any]]:
     """Code several files at once. They share the time, and an error that is not about one file."""
-    good = [state for state in states if state.outcome.error is None]
+    good = [outcome for outcome, _ in files if outcome.error is None]
     if not good:
-        return
-    shared = _State(good[0].job, Outcome("", ""))
-    shared.do(lambda: steps.code([state.value for state in good]))
-    error = shared.outcome.error
-    results = [error] * len(good) if error is not None else shared.value
-    good[0].outcome.warnings += shared.outcome.warnings
-    for state, result in zip(good, results, strict=True):
-        failed = isinstance(result, Exception)
-        state.outcome.error, state.value = (result, None) if failed else (None, result)
-        state.outcome.seconds += shared.outcome.seconds / len(good)
+        return files
+    values = [value for outcome, value in files if outcome.error is None]
+    shared = Outcome("", "", warnings=good[0].warnings)
+    coded = _attempt(shared, lambda: steps.code(values))
+    results = iter([shared.error] * len(good) if coded is None else coded)
+    done = []
+    for outcome, _ in files:
+        result = None
+        if outcome.error is None:
+            result = next(results)
+            outcome.seconds += shared.seconds / len(good)
+            outcome.error = result if isinstance(result, Exception) else None
+        done.append((outcome, result))
+    return done
 
 
-def _written(state: _State, steps: Steps, overwrite: bool) -> Outcome:
-    def step() -> None:
-        packed = steps.pack(state.job, state.value)
-        write(state.job.target, packed.data, overwrite=overwrite)
-        outcome = state.outcome
-        outcome.width, outcome.height, outcome.quality = packed.width, packed.height, packed.quality
-        outcome.size = len(packed.data)
+def _attempt(outcome: Outcome, step: Callable[[], Any]) -> Any:
+    """Do one step for a file, unless an earlier one failed. Its time, warnings and error go to the outcome."""
+    if outcome.error is not None:
+        return None
+    start = time.perf_counter()
+    _thread.warnings = outcome.warnings
+    try:
+        return step()
+    except Exception as error:  # one bad file does not stop the others
+        outcome.error = error
+    finally:
+        _thread.warnings = None
+        outcome.seconds += time.perf_counter() - start
 
-    state.do(step)
-    return state.outcome
+
+_thread = threading.local()
 
 
-class _warnings_by_thread(warnings.catch_warnings):
-    """Ignores warnings of libraries; those about a picture go to the outcome of the file that the thread works on."""
+@contextmanager
+def _warnings_by_thread() -> Iterator[None]:
+    """Ignore warnings of libraries; those about a picture go to the outcome of the file that the thread works on."""
 
-    def __enter__(self) -> None:
-        super().__enter__()
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        into = getattr(_thread, "warnings", None)
+        if into is not None:
+            into.append(str(message))
+
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ImageWarning)
-
-        def note(message: Warning | str, *_: Any, **__: Any) -> None:
-            into = getattr(_thread, "warnings", None)
-            if into is not None:
-                into.append(str(message))
-
         warnings.showwarning = note
+        yield

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -81,16 +81,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. `parse_args(...).run` is the function of the command."""
+    from lalic import __version__
+
     parser = _Parser(prog="lalic", description="Learned image compression with linear attention.", epilog=_EXIT_CODES)
-    parser.add_argument("--version", action=_Version, help="print the release and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"lalic {__version__}", help="print the release and stop"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    compress = commands.add_parser(
-        "compress",
-        help="pictures to .lalic files",
-        description="Compress pictures to .lalic files. Without -o each is written next to its picture.",
-        epilog=_EXIT_CODES,
-    )
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, description: str) -> _Parser:
+        added: _Parser = commands.add_parser(name, help=text, description=description, epilog=_EXIT_CODES)
+        added.set_defaults(run=run)
+        return added
+
+    compress = command(
+        "compress", _compress, "pictures to .lalic files",
+        "Compress pictures to .lalic files. Without -o each is written next to its picture.",
+    )  # fmt: skip
     compress.add_argument(
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
@@ -101,32 +108,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
     )
     target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
-    compress.set_defaults(run=_compress)
 
-    decompress = commands.add_parser(
-        "decompress",
-        help=".lalic files to pictures",
-        description="Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
-        epilog=_EXIT_CODES,
-    )
+    decompress = command(
+        "decompress", _decompress, ".lalic files to pictures",
+        "Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
+    )  # fmt: skip
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
-    decompress.set_defaults(run=_decompress)
 
-    for command in (compress, decompress):
-        command.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
-        add_force_option(command)
-        command.add_argument(
+    for each in (compress, decompress):
+        each.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
+        add_force_option(each)
+        each.add_argument(
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
-        command.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-        command.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
-        add_checkpoint_option(command)
-        add_precision_option(command)
-        add_machine_options(command)
+        each.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+        each.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
+        add_checkpoint_option(each)
+        add_precision_option(each)
+        add_machine_options(each)
 
-    info = commands.add_parser(
-        "info", help="contents of .lalic files", description="Check .lalic files and describe them."
-    )
+    info = command("info", _info, "contents of .lalic files", "Check .lalic files and describe them.")
     info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
     info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
     info.add_argument(
@@ -136,48 +137,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_checkpoint_option(info)
     add_machine_options(info)
-    info.set_defaults(run=_info)
 
-    convert = commands.add_parser(
-        "convert",
-        help="a checkpoint with its entropy model as integers",
-        description="Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes "
-        "the same files as the original.",
-    )
+    convert = command(
+        "convert", _convert, "a checkpoint with its entropy model as integers",
+        "Write a checkpoint with the entropy model's weights as integers and its coding tables. It codes the same "
+        "files as the original.",
+    )  # fmt: skip
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
     convert.add_argument("output", metavar="OUT", help=".safetensors file to write")
     add_force_option(convert)
-    convert.set_defaults(run=_convert)
 
-    demo = commands.add_parser(
-        "demo",
-        help="compress and decompress a picture that ships, beside JPEG",
-        description="Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
-    )
+    demo = command(
+        "demo", _demo, "compress and decompress a picture that ships, beside JPEG",
+        "Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
+    )  # fmt: skip
     demo.add_argument(
         "--out-dir", default="lalic-demo", metavar="DIR", help="where the pictures go (default %(default)s)"
     )
     add_machine_options(demo)
-    demo.set_defaults(run=_demo)
 
     evaluation.register(commands, _EXIT_CODES)
     training.register(commands)
     return parser
-
-
-class _Version(argparse.Action):
-    def __init__(self, option_strings: list[str], dest: str, **keywords: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **keywords)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib import metadata
-
-        try:
-            release = metadata.version("lalic")
-        except metadata.PackageNotFoundError:
-            release = "(not installed)"
-        print(f"lalic {release}")
-        parser.exit()
 
 
 # Messages
@@ -230,21 +211,14 @@ def _compress(args: argparse.Namespace) -> int:
     from lalic.batch import compress_files
 
     options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background")}
-    return _run_batch(
-        args, lambda progress: compress_files(args.inputs, args.output, **options, progress=progress), line
-    )
+    return _run_batch(args, compress_files, options, line)
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    def line(done: Outcome) -> str:
-        return f"{done.width}x{done.height}, {done.size} bytes"
-
     options = _options(args)
     from lalic.batch import decompress_files
 
-    return _run_batch(
-        args, lambda progress: decompress_files(args.inputs, args.output, **options, progress=progress), line
-    )
+    return _run_batch(args, decompress_files, options, lambda done: f"{done.width}x{done.height}, {done.size} bytes")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,10 +249,11 @@ def _given_model(args: argparse.Namespace) -> LALIC | None:
 
 def _run_batch(
     args: argparse.Namespace,
-    work: Callable[[Callable[[Outcome, int], None]], list[Outcome]],
+    work: Callable[..., list[Outcome]],
+    options: dict[str, Any],
     line: Callable[[Outcome], str],
 ) -> int:
-    """Print a line for each file, with a progress bar on a terminal. Returns the exit code."""
+    """Call `work` and print a line for each file, with a progress bar on a terminal. Returns the exit code."""
     from tqdm import tqdm
 
     start, bar = time.perf_counter(), None
@@ -297,7 +272,7 @@ def _run_batch(
         bar.update()
 
     with ExitStack() as stack:
-        outcomes = work(progress)
+        outcomes = work(args.inputs, args.output, **options, progress=progress)
     failed = sum(done.error is not None for done in outcomes)
     if len(outcomes) == 1:
         return 1 if failed else 0
@@ -324,13 +299,17 @@ _SYMBOLS = """
 
 
 def _info(args: argparse.Namespace) -> int:
-    hashes_of = _symbol_hasher(args) if args.symbols else None
+    if args.symbols:
+        set_up_process(args.threads)
+        from lalic.codec import symbol_hashes
+
+        model = _given_model(args)
     entries = []
     for source in args.inputs:
         try:
             data = read(source)
-            container = parse(data, None)
-            entries.append(_entry(source, container, hashes_of(data) if hashes_of else {}))
+            entry = _entry(source, parse(data, None))
+            entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
         except (LalicError, OSError) as error:
             _log(_message_of(source, error))
     if args.json:
@@ -342,8 +321,8 @@ def _info(args: argparse.Namespace) -> int:
     return 1 if len(entries) < len(args.inputs) else 0
 
 
-def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """One file as a dict for JSON. hashes: from `lalic.codec.symbol_hashes`, or empty."""
+def _entry(file: str, container: Container) -> dict[str, Any]:
+    """One file as a dict for JSON."""
     return {
         "file": file,
         "format_version": VERSION,
@@ -357,17 +336,7 @@ def _entry(file: str, container: Container, hashes: Mapping[str, str]) -> dict[s
         "overhead_bytes": container.overhead_bytes,
         "bits_per_pixel": container.bits_per_pixel,
         "symbol_checksum": f"{container.symbol_checksum:012x}",
-        **hashes,
     }
-
-
-def _symbol_hasher(args: argparse.Namespace) -> Callable[[bytes], dict[str, str]]:
-    """A function from a file's bytes to its `symbol_hashes`, with the model of --checkpoint or the one that ships."""
-    set_up_process(args.threads)
-    from lalic.codec import symbol_hashes
-
-    model = _given_model(args)
-    return lambda data: symbol_hashes(data, model, device=args.device)
 
 
 # convert and demo

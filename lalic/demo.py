@@ -7,7 +7,9 @@ import os
 import platform
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -31,9 +33,7 @@ class JpegMatch:
     def __init__(self, picture: Image.Image, quality: int, subsampling: str) -> None:
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
-        self.data = out.getvalue()
-        self.quality = quality
-        self.subsampling = subsampling
+        self.data, self.quality, self.subsampling = out.getvalue(), quality, subsampling
         self.psnr = psnr(picture, Image.open(io.BytesIO(self.data)))
 
 
@@ -45,18 +45,10 @@ def jpeg_of_equal_psnr(picture: Image.Image, wanted: float) -> JpegMatch | None:
     """
     matches = []
     for subsampling in ("4:4:4", "4:2:0"):
-        low, high = 1, 100
-        best = JpegMatch(picture, high, subsampling)
-        if best.psnr < wanted:
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            match = JpegMatch(picture, middle, subsampling)
-            if match.psnr >= wanted:
-                high, best = middle, match
-            else:
-                low = middle + 1
-        matches.append(best)
+        jpeg = partial(JpegMatch, picture, subsampling=subsampling)
+        quality = 1 + bisect_left(range(1, 101), wanted, key=lambda quality: jpeg(quality).psnr)
+        if quality <= 100:
+            matches.append(jpeg(quality))
     return min(matches, key=lambda match: len(match.data), default=None)
 
 

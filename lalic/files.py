@@ -6,8 +6,10 @@ import errno
 import os
 import secrets
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
-__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "write", "write_atomic"]
+__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "walk", "write", "write_atomic"]
 
 Name = str | os.PathLike[str]
 STREAM = "-"  # stands for standard input or standard output
@@ -18,6 +20,18 @@ class WouldOverwrite(FileExistsError):
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EEXIST, "exists already", path)
+
+
+def walk(folder: Name, extensions: Collection[str]) -> list[Path]:
+    """The files in a folder and its folders that end in one of `extensions`, in order; without hidden names.
+
+    extensions: lower case, such as ".png"; names may be in upper case.
+    """
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.suffix.lower() in extensions)
 
 
 def read(source: str) -> bytes:

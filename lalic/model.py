@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lalic.coder import Decoded, Stream, coder_for
+from lalic.coder import Coder, Decoded, Stream, coder_for
 from lalic.coder.engines import FLOAT, exact_entropy
 from lalic.coder.graphs import LaunchLock
 from lalic.coder.host import decode_latents, symbols_of, z_rows
@@ -25,8 +25,7 @@ from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
 from lalic.nn.gains import Gains, as_qualities
 from lalic.nn.noise import ALL
-from lalic.nn.precision import dtype_of, narrowed
-from lalic.nn.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
+from lalic.nn.transforms import analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
 from lalic_kernels.cache import WeightCache
 
@@ -97,12 +96,10 @@ class LALIC(nn.Module):
     ):
         super().__init__()
         groups = (16, 16, 32, 64, M - 128) if groups is None else groups
-        shape = {
-            "N": N, "M": M, "dims": tuple(dims), "depths": tuple(depths), "groups": tuple(groups),
-            "context_depth": context_depth, "context_rate": context_rate, "qualities": qualities,
-            "context_width": context_width, "kernels": tuple(kernels), "aggregation_widths": tuple(aggregation_widths),
-        }  # fmt: skip
-        self.config = Config(name="custom", **shape).named()  # type: ignore[arg-type]
+        self.config = Config(
+            "custom", N, M, tuple(dims), tuple(depths), tuple(groups), context_depth, context_rate, qualities,
+            context_width, tuple(kernels), tuple(aggregation_widths),
+        ).named()  # fmt: skip
         self.g_a = analysis(self.config)
         self.g_s = synthesis(self.config)
         self.latent_codec = LatentCodec(self.config)
@@ -169,7 +166,7 @@ class LALIC(nn.Module):
         """
         if scale_table is not None:
             raise ValueError("scale_table: expected None, the Gaussian tables are frozen; got another table")
-        prior = self.latent_codec.hyper.entropy_bottleneck
+        prior = self.prior
         if prior.tables()[0].numel() and not force:
             return False
         # On the CPU for any model's device, as devices differ in the last bit.
@@ -180,7 +177,7 @@ class LALIC(nn.Module):
 
     def aux_loss(self) -> Tensor:
         """Loss that trains the prior's quantiles only, a scalar."""
-        return self.latent_codec.hyper.entropy_bottleneck.auxiliary_loss()
+        return self.prior.auxiliary_loss()
 
     def weights_hash(self) -> bytes:
         """8 bytes, written to every file, that identify the weights that decoding depends on.
@@ -189,14 +186,13 @@ class LALIC(nn.Module):
         y, the inverse gains and the synthesis transform; not what only an encoder runs. With `entropy` set to "float"
         they differ, and neither model reads the other's files.
         """
-        prior = self.latent_codec.hyper.entropy_bottleneck
-        weights = [*self.latent_codec.y.named_parameters(), *self.h_s.named_parameters(prefix="hyper")]
-        synthesis = [*self.g_s.named_parameters(prefix="g_s")]
+        plain: list[tuple[str, Tensor]] = [*self.g_s.named_parameters(prefix="g_s")]
         if self.gains is not None:
-            synthesis.append(("gains.log_inverses", self.gains.log_inverses))
-        tables = [(name, getattr(prior, name)) for name in checkpoints.PRIOR_TABLES]
-        plain = [(n, t) for n, t in [*synthesis, *tables] if checkpoints.matters(n)]
-        entropy = [(n, t) for n, t in [*weights, ("quantiles", prior.quantiles)] if checkpoints.matters(n)]
+            plain.append(("gains.log_inverses", self.gains.log_inverses))
+        plain += [(name, getattr(self.prior, name)) for name in checkpoints.PRIOR_TABLES]
+        entropy: list[tuple[str, Tensor]] = [*self.latent_codec.y.named_parameters()]
+        entropy += [*self.h_s.named_parameters(prefix="hyper"), ("quantiles", self.prior.quantiles)]
+        plain, entropy = ([(n, t) for n, t in named if checkpoints.matters(n)] for named in (plain, entropy))
 
         def make() -> bytes:
             digest = hashlib.sha256(f"lalic weights 1 {self.entropy} {exact.VERSION}\n".encode())
@@ -206,7 +202,7 @@ class LALIC(nn.Module):
             for name, value in plain if self.entropy == "exact" else [*plain, *entropy]:
                 t = value.detach().cpu().contiguous()
                 digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-                digest.update(t.flatten().view(torch.uint8).numpy())
+                digest.update(t.flatten().view(torch.uint8).numpy().data)
             return digest.digest()[:8]
 
         return self.cache.get("hash", [t for _, t in [*plain, *entropy]], make, self.entropy)
@@ -214,8 +210,8 @@ class LALIC(nn.Module):
     def set_precision(self, precision: str) -> LALIC:
         """Compute g_a, h_a and g_s in "float32", "bfloat16" or "float16" if there are no gradients. Returns the model.
 
-        Pictures and rates change a little, the meaning of a file does not (`lalic.nn.precision`). Raises ``ValueError``
-        for another name.
+        Pictures and rates change a little, the meaning of a file does not (`lalic.nn.transforms`). Raises
+        ``ValueError`` for another name.
         """
         dtype_of(precision)
         self.precision = precision
@@ -232,10 +228,9 @@ class LALIC(nn.Module):
         self.check_picture(x)
         qualities = self.as_qualities(quality, x.shape[0])
         y = self.gain(self._transform("g_a", _channels_last(x)), qualities)
-        hyper = self.latent_codec.hyper
-        z_hat, z_likelihoods = hyper.entropy_bottleneck(full_precision(self._transform("h_a", y)), self.share)
+        z_hat, z_likelihoods = self.prior(full_precision(self._transform("h_a", y)), self.share)
         coder = Estimate(y, self.config.groups, self.training, self.share)
-        y_hat = code_slices(SliceState(self.latent_codec.y, hyper.h_s(_channels_last(z_hat)), FLOAT), coder)
+        y_hat = code_slices(SliceState(self.latent_codec.y, self.h_s(_channels_last(z_hat)), FLOAT), coder)
         x_hat = self.synthesise(y_hat, qualities)
         return {"x_hat": x_hat, "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
 
@@ -255,13 +250,13 @@ class LALIC(nn.Module):
         coded with these weights.
         """
         _check_one(x)
-        return coder_for(self, self.graphs if graph is None else graph).encode(x, quality)
+        return self._coder(graph).encode(x, quality)
 
     @torch.no_grad()
     def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> Stream:
         """The stream of one picture, from its `latents` y (1, M, H / 16, W / 16)."""
         _check_one(y)
-        return coder_for(self, self.graphs if graph is None else graph).encode_latents(y, quality)
+        return self._coder(graph).encode_latents(y, quality)
 
     @torch.no_grad()
     def decode(
@@ -296,7 +291,7 @@ class LALIC(nn.Module):
                 f"streams, qualities: expected lists of one length, got {len(streams)} and {len(qualities)}"
             )
         size = self._hyper_size(height, width)
-        return coder_for(self, self.graphs if graph is None else graph).decode(streams, size, qualities)
+        return self._coder(graph).decode(streams, size, qualities)
 
     @torch.no_grad()
     def read(self, stream: Stream, height: int, width: int) -> Decoded:
@@ -361,17 +356,17 @@ class LALIC(nn.Module):
 
     def tables(self) -> rans.CodingTables:
         """Coding tables of a file's stream: Gaussian rows, then z's. Raises ``ValueError`` before ``update()``."""
-
-        def make() -> rans.CodingTables:
-            return gaussian_tables().concat(self.prior_tables())
-
-        return self.cache.get("tables", self._table_buffers(), make)
+        buffers = self._table_buffers()
+        return self.cache.get("tables", buffers, lambda: gaussian_tables().concat(self.prior_tables()))
 
     def _table_buffers(self) -> list[Tensor]:
-        tables = self.latent_codec.hyper.entropy_bottleneck.tables()
+        tables = self.prior.tables()
         if tables[0].numel() == 0:
             raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
         return tables
+
+    def _coder(self, graph: bool | None) -> Coder:
+        return coder_for(self, self.graphs if graph is None else graph)
 
     def _hyper_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the hyper latents of a picture."""
@@ -383,14 +378,19 @@ class LALIC(nn.Module):
     # Steps of encoding and decoding
 
     @property
+    def prior(self) -> EntropyBottleneck:
+        """The factorised prior of the hyper latents."""
+        return self.latent_codec.hyper.entropy_bottleneck
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's weights."""
-        return self.latent_codec.hyper.entropy_bottleneck.quantiles.device
+        return self.prior.quantiles.device
 
     @property
     def medians(self) -> Tensor:
         """Medians of the hyper latents' distributions, (1, C, 1, 1)."""
-        return self.latent_codec.hyper.entropy_bottleneck.medians().reshape(1, -1, 1, 1)
+        return self.prior.medians().reshape(1, -1, 1, 1)
 
     def hyper_latents(self, y: Tensor) -> Tensor:
         """Gained latents (B, M, h, w) -> hyper latents (B, C, h / 4, w / 4), not rounded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 
@@ -31,13 +32,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: as torch chooses)")
 
 
-def add_checkpoint_option(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--checkpoint, with one file or with several."""
-    if several:
-        text = "weights to use instead of those that ship; several files are several models"
-        parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PATH", help=text)
-    else:
-        parser.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint."""
+    parser.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +52,7 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_process(threads: int | None) -> None:
-    """Set up a process of the command line: memory allocator and number of CPU threads.
+    """Set up a process of the command line: memory allocator, CPU threads, garbage collector. Imports torch.
 
     threads: None for torch's default. Environment variables are read when a library is imported, so they are set only
     for libraries that are not imported yet.
@@ -63,11 +60,20 @@ def set_up_process(threads: int | None) -> None:
     keep_memory()
     # Otherwise torch's OpenMP threads (libgomp) spin for milliseconds after each operation and block other threads.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if threads is None:
-        return
     for library, variable in (("torch", "OMP_NUM_THREADS"), ("numba", "NUMBA_NUM_THREADS")):
-        if library not in sys.modules:
+        if threads is not None and library not in sys.modules:
             os.environ[variable] = str(threads)
+    first = "torch" not in sys.modules
+    if first:
+        # The imports make half a million objects that stay. Python's garbage collector would go through them many
+        # times, and once more at the end of the process.
+        gc.disable()
     import torch
 
-    torch.set_num_threads(threads)
+    import lalic_kernels  # noqa: F401
+
+    if first:
+        gc.freeze()
+        gc.enable()
+    if threads is not None:
+        torch.set_num_threads(threads)

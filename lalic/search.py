@@ -7,11 +7,9 @@ transform runs once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lalic import codec
-from lalic.container import parse
 from lalic.errors import LalicError
 from lalic.images import ImageSource
 from lalic.metrics import psnr
@@ -40,7 +38,7 @@ def encode_to_bpp(
     tolerance: allowed difference, relative to `bpp`. image, model, options: arguments of `lalic.encode`. Raises
     `LalicError` for a model of one quality, and if no quality from 1 to 100 gives the target.
     """
-    return _search(image, bpp, model, _bits_per_pixel, tolerance * bpp, "bits per pixel", options)
+    return _search(image, bpp, model, tolerance * bpp, "bits per pixel", options)
 
 
 def encode_to_psnr(
@@ -56,48 +54,40 @@ def encode_to_psnr(
     tolerance: allowed difference in dB. image, model, options: arguments of `lalic.encode`. Raises `LalicError` for a
     model of one quality, and if no quality from 1 to 100 gives the target.
     """
-    return _search(image, decibels, model, _psnr, tolerance, "dB", options)
-
-
-def _bits_per_pixel(prepared: codec.Prepared, data: bytes) -> float:
-    return parse(data, None).bits_per_pixel
-
-
-def _psnr(prepared: codec.Prepared, data: bytes) -> float:
-    limit = math.prod(prepared.picture.size)
-    return psnr(prepared.picture, codec.decode(data, prepared.model, max_pixels=limit, graph=prepared.graph))
+    return _search(image, decibels, model, tolerance, "dB", options)
 
 
 def _search(
-    image: ImageSource,
-    target: float,
-    model: LALIC | None,
-    measure: Callable[[codec.Prepared, bytes], float],
-    tolerance: float,
-    unit: str,
-    options: dict[str, Any],
+    image: ImageSource, target: float, model: LALIC | None, tolerance: float, unit: str, options: dict[str, Any]
 ) -> Encoded:
     if not 0 < target < math.inf:
         raise LalicError(f"the target is {target:g} {unit}, expected more than 0")
     prepared = codec.Prepared(image, model, **options)
+    name = prepared.model.config.name
     if codec.coded_quality(prepared.model, None) is None:
-        raise LalicError(
-            f"the model {prepared.model.config.name!r} was trained for one quality: it cannot meet a target"
-        )
+        raise LalicError(f"the model {name!r} was trained for one quality: it cannot meet a target")
+    pixels = math.prod(prepared.picture.size)
 
     def at(hundredths: int) -> Encoded:
         data = prepared.encode(hundredths / 100)
-        return Encoded(data, hundredths / 100, measure(prepared, data))
+        value = 8 * len(data) / pixels
+        if unit == "dB":
+            decoded = codec.decode(data, prepared.model, max_pixels=pixels, graph=prepared.graph)
+            value = psnr(prepared.picture, decoded)
+        return Encoded(data, hundredths / 100, value)
+
+    def off(encoded: Encoded) -> float:
+        return abs(encoded.value - target)
 
     low, high = at(_LOWEST), at(_HIGHEST)
-    best = min((low, high), key=lambda encoded: abs(encoded.value - target))
+    best = min(low, high, key=off)
     if not low.value - tolerance <= target <= high.value + tolerance:
         raise LalicError(
-            f"the target is {target:g} {unit}, but qualities 1 to 100 of the model {prepared.model.config.name!r} give "
-            f"{low.value:.4g} to {high.value:.4g} {unit} for this picture"
+            f"the target is {target:g} {unit}, but qualities 1 to 100 of the model {name!r} give {low.value:.4g} to "
+            f"{high.value:.4g} {unit} for this picture"
         )
     a, b, halve = _LOWEST, _HIGHEST, False
-    while abs(best.value - target) > tolerance and b - a > 1:
+    while off(best) > tolerance and b - a > 1:
         # Values (of rates the logarithm) are nearly linear in the quality, so interpolation comes near. Every other
         # step halves the interval, in case they are not.
         values = [math.log(v) if unit != "dB" else v for v in (low.value, high.value, target)]
@@ -108,9 +98,9 @@ def _search(
             a, low = middle, encoded
         else:
             b, high = middle, encoded
-        best = min((best, encoded), key=lambda e: abs(e.value - target))
+        best = min(best, encoded, key=off)
         halve = not halve
-    if abs(best.value - target) > tolerance:
+    if off(best) > tolerance:
         raise LalicError(
             f"the target is {target:g} {unit}; the nearest that a quality in hundredths gives is {best.value:.4g}"
         )

@@ -9,6 +9,7 @@ All checks are plain Python on sizes and types, so that torch.compile traces thr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,14 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
-    """Check shapes against patterns such as "B T C", "5 5" or "2*Cout Cout", and return the size of each name.
+def shapes(op: str, *arguments: tuple[str, Tensor | None, str]) -> None:
+    """Check shapes against patterns such as "B T C", "5 5" or "2*Cout Cout".
 
     Args:
         op: the op's name, for messages.
         arguments: (argument name, tensor, pattern). The first axis with a name sets its size; later axes of that name
-            must agree. "2*N" means twice the size N, which must be set already. A number means itself.
+            must agree. "2*N" means twice the size N, which must be set already. A number means itself. If a pattern
+            ends with "?", the argument may be None.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -32,25 +34,23 @@ def shapes(op: str, *arguments: tuple[str, Tensor, str]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for name, value, pattern in arguments:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor of shape {_show(pattern)}, but is a {type(value).__name__}")
-        if value.layout is not torch.strided:
-            raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
-        axes = pattern.split()
+        if value is None and pattern.endswith("?"):
+            continue
+        axes = pattern.removesuffix("?").split()
+        shown = f"({axes[0]},)" if len(axes) == 1 else f"({', '.join(axes)})"
+        value = _strided(op, name, value, f"a tensor of shape {shown}")
         if value.dim() != len(axes):
             raise ValueError(
-                f"{op}: {name} must have {len(axes)} dimensions {_show(pattern)}, "
-                f"but has {value.dim()}: {tuple(value.shape)}"
+                f"{op}: {name} must have {len(axes)} dimensions {shown}, but has {value.dim()}: {tuple(value.shape)}"
             )
         for axis, size in zip(axes, value.shape, strict=True):
             expected = _size(axis, size, sizes)
             if size != expected:
                 given = ", ".join(f"{key} = {number}" for key, number in sizes.items())
                 raise ValueError(
-                    f"{op}: {name} must have shape {_show(pattern)}{' with ' + given if given else ''}, "
+                    f"{op}: {name} must have shape {shown}{' with ' + given if given else ''}, "
                     f"but has shape {tuple(value.shape)}"
                 )
-    return sizes
 
 
 def _size(axis: str, size: int, sizes: dict[str, int]) -> int:
@@ -64,28 +64,27 @@ def _size(axis: str, size: int, sizes: dict[str, int]) -> int:
     return sizes[name]
 
 
-def _show(pattern: str) -> str:
-    axes = pattern.split()
-    return f"({axes[0]},)" if len(axes) == 1 else "(" + ", ".join(axes) + ")"
+def _strided(op: str, name: str, value: Any, expected: str) -> Tensor:
+    """`value`, if it is a strided tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be {expected}, but is a {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
+    return value
 
 
-def same_shape(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.Size:
-    """Check that all arguments are strided tensors of one shape, and return it.
+def same_shape(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> None:
+    """Check that all arguments are strided tensors of one shape.
 
     Raises:
         TypeError: an argument is not a tensor.
         ValueError: an argument is not strided, or has another shape.
     """
     for name, value in (first, *others):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, but is a {type(value).__name__}")
-        if value.layout is not torch.strided:
-            raise ValueError(f"{op}: {name} must be a strided (dense) tensor, but its layout is {value.layout}")
-        if value.shape != first[1].shape:
+        if _strided(op, name, value, "a tensor").shape != first[1].shape:
             raise ValueError(
                 f"{op}: {name} must have {first[0]}'s shape {tuple(first[1].shape)}, but has shape {tuple(value.shape)}"
             )
-    return first[1].shape
 
 
 def floating(op: str, name: str, value: Tensor) -> torch.dtype:
@@ -95,11 +94,12 @@ def floating(op: str, name: str, value: Tensor) -> torch.dtype:
     return value.dtype
 
 
-def dtype_in(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
-    """Check that a tensor has one of the allowed dtypes; `why` ends the sentence, e.g. "as k does"."""
-    if value.dtype not in allowed:
-        options = " or ".join(dict.fromkeys(_dtype(x) for x in allowed))
-        raise TypeError(f"{op}: {name} must be {options} {why}, but is {_dtype(value.dtype)}")
+def dtype_in(op: str, allowed: Sequence[torch.dtype], why: str, *arguments: tuple[str, Tensor | None]) -> None:
+    """Check that each tensor has one of the allowed dtypes; `why` ends the sentence, e.g. "as k does"."""
+    for name, value in arguments:
+        if value is not None and value.dtype not in allowed:
+            options = " or ".join(dict.fromkeys(_dtype(x) for x in allowed))
+            raise TypeError(f"{op}: {name} must be {options} {why}, but is {_dtype(value.dtype)}")
 
 
 def result_dtype(op: str, dtype: torch.dtype | None, name: str, value: Tensor) -> None:
@@ -112,15 +112,14 @@ def result_dtype(op: str, dtype: torch.dtype | None, name: str, value: Tensor) -
         raise TypeError(f"{op}: dtype must be {options} beside {_dtype(value.dtype)} {name}, but is {what}")
 
 
-def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> torch.device:
-    """Check that all tensors are on the first one's device, and return it."""
+def same_device(op: str, first: tuple[str, Tensor], *others: tuple[str, Tensor | None]) -> None:
+    """Check that all tensors are on the first one's device."""
     device = first[1].device
     for name, value in others:
-        if value.device != device:
+        if value is not None and value.device != device:
             raise ValueError(
                 f"{op}: {name} must be on {device} as {first[0]} is, but is on {value.device}; move one of them"
             )
-    return device
 
 
 def _dtype(dtype: torch.dtype) -> str:
@@ -143,13 +142,10 @@ def no_autocast(device: torch.device) -> torch.autocast:
 
 def widest(*tensors: Tensor | None) -> list[Any]:
     """Tensors promoted to their widest dtype (float16 with bfloat16: float32). All unchanged if one is not floating."""
-    wide: torch.dtype | None = None
-    for x in tensors:
-        if x is None:
-            continue
-        if x.dtype not in FLOATING:
-            return list(tensors)
-        wide = x.dtype if wide is None else torch.promote_types(wide, x.dtype)
+    dtypes = [x.dtype for x in tensors if x is not None]
+    if any(dtype not in FLOATING for dtype in dtypes):
+        return list(tensors)
+    wide = functools.reduce(torch.promote_types, dtypes)
     return [None if x is None else x.to(wide) for x in tensors]
 
 

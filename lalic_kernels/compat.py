@@ -8,9 +8,8 @@ should call `lalic_kernels.biwkv(w, u, k, v)`, which can also apply the receptan
 
 Differences from the published CUDA kernel:
 
-* It deviates from the closed form by a term of order w: 1e-3 of max|y| at 384 tokens and 2e-5 at 6144 for a decay
-  parameter of one (formula in `biwkv/README.md`). Rate and distortion of trained weights stay the same; bits differ.
-* It adds 1e-6 to the denominator; this package adds nothing.
+* It deviates from the closed form by a term of order w, and adds 1e-6 to the denominator (`biwkv/README.md`). Rate and
+  distortion of trained weights stay the same; bits differ.
 * Its result has w's dtype; if that is float16 or bfloat16, so do all gradients. In this package the result has k's
   dtype, and each gradient the dtype of its argument.
 * It moves arguments to the GPU. In this package they must be on one device, and the result is computed there.

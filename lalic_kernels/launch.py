@@ -32,6 +32,12 @@ def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def vector(itemsize: int, *sizes: int) -> int:
+    """Number of elements in a 16-byte access; 1 if a size is not a multiple of it."""
+    whole = 16 // itemsize
+    return whole if all(size % whole == 0 for size in sizes) else 1
+
+
 def on(device: torch.device) -> contextlib.AbstractContextManager:
     """Make a CUDA device current for a launch, so that a second GPU works; no effect for other devices."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -10,12 +10,14 @@ registers, two or four on others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic, models, overload, register_model
+from numba import types
+from numba.extending import intrinsic, models, register_model
 
 f32 = np.float32
 _LOG2E = f32(1.4426950408889634)
@@ -23,12 +25,25 @@ _LN2_HI = f32(0.693359375)
 _LN2_LO = f32(-2.12194440e-4)
 _LOWEST = f32(-87.0)
 
-# 'contract' allows a*b+c as one fused operation. Nothing else is relaxed: infinities and the order of sums stay.
-_CODE: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
-OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
+# Options of njit. EXACT: each operation is rounded separately. numpy's error model does not test for a zero divisor.
+EXACT: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "nogil": True, "cache": True}
 # For functions that only compiled code calls: without the wrapper and the cache file that a call from Python needs
 # (such a call would crash), they take a third less time to compile.
-CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}
+EXACT_CALLEE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
+# 'contract' allows a*b+c as one fused operation. Nothing else is relaxed: infinities and the order of sums stay.
+OPTIONS, CALLEE = ({**options, "fastmath": {"contract"}} for options in (EXACT, EXACT_CALLEE))
+
+
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with options; keeps no compiled code on disk where numba finds no folder to write to."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(**options)(function)
+        except RuntimeError:
+            return numba.njit(**{**options, "cache": False})(function)
+
+    return decorate
 
 
 @njit(inline="always")
@@ -45,7 +60,7 @@ def exp(x):
     p = p * r + f32(1.6666665459e-1)
     p = p * r + f32(5.0000001201e-1)
     y = p * r * r + r + f32(1.0)
-    scale = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    scale = view(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)), f32)
     return y * scale if x > _LOWEST else f32(0.0)
 
 
@@ -68,7 +83,7 @@ def exp_double(x):
     p = p * r + 1.0 / 6.0
     p = p * r + 0.5
     y = p * r * r + r + 1.0
-    scale = np.int64((np.int64(n) + np.int64(1023)) << np.int64(52)).view(np.float64)
+    scale = view(np.int64((np.int64(n) + np.int64(1023)) << np.int64(52)), np.float64)
     return y * scale if x > -700.0 else 0.0
 
 
@@ -79,34 +94,51 @@ def sigmoid(x):
     return (f32(1.0) if x >= f32(0.0) else z) / (f32(1.0) + z)
 
 
-def wide(x):
+@intrinsic
+def view(typingctx: Any, x: Any, kind: Any) -> Any:
+    """The bits of a number as another type of the same size, like x.view(kind), which takes longer to compile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return kind.instance_type(x, kind), codegen
+
+
+@intrinsic
+def wide(typingctx: Any, x: Any) -> Any:
     """An array element, float32 or bfloat16, as float32."""
 
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if x == types.float32:
+            return args[0]
+        word = builder.zext(args[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(word, ir.IntType(32)(16)), ir.FloatType())
 
-def stored(row, value):
+    return types.float32(x), codegen
+
+
+@intrinsic
+def stored(typingctx: Any, row: Any, value: Any) -> Any:
     """A float32 value in the dtype of `row`: unchanged, or rounded to bfloat16 (nearest, ties to even, NaN stays)."""
 
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return args[1] if row.dtype == types.float32 else _rounded(builder, args[1], ir.IntType(32), ir.IntType(16))
 
-@overload(wide)
-def _typed_wide(x):
-    if x == types.float32:
-        return lambda x: x
-    return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    return row.dtype(row, types.float32), codegen
 
 
-@overload(stored)
-def _typed_stored(row, value):
-    if row.dtype == types.float32:
-        return lambda row, value: value
-    return lambda row, value: _rounded(value)
+def _rounded(builder: Any, value: Any, word: Any, half: Any) -> Any:
+    """float32 rounded to bfloat16. word, half: 32-bit and 16-bit integers, scalars or vectors like the value."""
 
+    def constant(number: int) -> Any:
+        return ir.Constant(word, [number] * LANES if isinstance(word, ir.VectorType) else number)
 
-@njit(inline="always")
-def _rounded(value):
-    bits = np.float32(value).view(np.uint32)
-    rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    quiet_nan = np.uint32(bits | np.uint32(0x400000))
-    return np.uint16((rounded if value == value else quiet_nan) >> np.uint32(16))
+    bits = builder.bitcast(value, word)
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+    quiet_nan = builder.or_(bits, constant(0x400000))
+    bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
+    return builder.trunc(builder.lshr(bits, constant(16)), half)
 
 
 # Vectors of 16 float32 numbers.
@@ -160,12 +192,7 @@ def emit_store(context: Any, builder: Any, kind: Any, array: Any, index: Any, va
     """The instructions of `store`, for other intrinsics; kind is the array's numba type."""
     wide = kind.dtype == types.float32
     if not wide:
-        bits = builder.bitcast(value, _WORDS)
-        odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
-        rounded = builder.add(builder.add(bits, _words(0x7FFF)), odd)
-        quiet_nan = builder.or_(bits, _words(0x400000))
-        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
-        value = builder.trunc(builder.lshr(bits, _words(16)), _HALVES)
+        value = _rounded(builder, value, _WORDS, _HALVES)
     address = _address(context, builder, kind, array, index, VECTOR_VALUE if wide else _HALVES)
     builder.store(value, address).align = 4 if wide else 2
 

@@ -10,13 +10,14 @@ torch.func transforms, torch.jit.trace, the profiler, modes (FakeTensorMode, Flo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lalic_kernels.checks import no_autocast
 from lalic_kernels.dispatch import Op
@@ -46,6 +47,7 @@ class RegisteredOp(Op):
 
 
 OPS: dict[str, RegisteredOp] = {}
+_flop_formulas: dict[Any, Callable[..., int]] = {}  # by torch's op
 
 
 def register(
@@ -104,6 +106,7 @@ def register(
         return tuple(arguments[len(tensors)].new_empty(0) if grad is None else grad for grad in grads)
 
     def fake(*arguments: Any) -> Any:
+        _enter_flop_formulas()
         if callable(like):
             return like(*arguments)
         return torch.empty_like(arguments[index[like]], memory_format=torch.contiguous_format)
@@ -220,7 +223,8 @@ def register(
         lambda ctx, grad, *_: differentiate(ctx, call_backward, grad),
         setup_context=save,
     )
-    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
+    _flop_formulas[getattr(getattr(torch.ops, NAMESPACE), name)] = flops
+    _enter_flop_formulas()
     OPS[name] = RegisteredOp(
         name, cpu, gradient=gradient, call=call, call_backward=call_backward, forward=forward,
         backward=backward_filled, bytes=bytes,
@@ -241,9 +245,30 @@ def _define(name: str, schema: str, implementation: Callable[..., Any], fake: Ca
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def _enter_flop_formulas() -> None:
+    """Enter the formulas in torch.utils.flop_counter, and in the counters that are active, if somebody imported it.
+
+    It is not imported here because it imports Triton, which takes a tenth of the time of `import torch`. So where it is
+    imported after this package, it knows the ops from the first call of a public function under any mode, or from the
+    first that torch.compile traces.
+    """
+    module = sys.modules.get("torch.utils.flop_counter")
+    if module is None:
+        return
+    for op in _flop_formulas.keys() - module.flop_registry.keys():
+        module.register_flop_formula(op)(_flop_formulas[op])
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, module._FlopCounterMode):
+            # A counter copies all formulas when it is made, which may have been before the lines above.
+            mode.counter.flop_registry = module.flop_registry | mode.counter.flop_registry
+
+
 def _observed(arguments: tuple[Any, ...]) -> bool:
     """Whether a call must go through torch's dispatcher: for a mode, a tracer, the profiler or a tensor subclass."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if torch._C._len_torch_dispatch_stack():
+        _enter_flop_formulas()
+        return True
+    if torch._C._len_torch_function_stack():
         return True
     if torch._C._get_tracing_state() is not None or torch.autograd.profiler._is_profiler_enabled:
         return True

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ and scripts/ are not part of the installed packages
 
 # Triton reads this when it is first imported. On a machine with a GPU the kernels run there instead.
 if not torch.cuda.is_available():
@@ -62,7 +67,7 @@ SLOW = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(config.rootpath).as_posix()
-        if place.startswith(SLOW) or ("triton" in item.name and place.startswith("tests/kernels/")):
+        if place.startswith(SLOW) or ("triton" in item.name and place.startswith(("tests/kernels/", "tests/exact/"))):
             item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
@@ -81,6 +86,14 @@ def exact_float32():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone at the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

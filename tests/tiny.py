@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -22,6 +23,12 @@ def astronaut(left: int = 0, top: int = 0, width: int = 512, height: int = 512) 
     """A part of the picture that ships, at this position and of this size."""
     with Image.open(resources.files("lalic").joinpath("assets", "astronaut.png").open("rb")) as picture:
         return picture.convert("RGB").crop((left, top, left + width, top + height))
+
+
+def noise(seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
+    """A picture of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 @functools.cache

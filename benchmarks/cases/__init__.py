@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Setting, within
+import lalic_kernels
+from benchmarks.measure import Call, Setting, bandwidth_metrics, within
 from lalic.config import FULL, Config
+from lalic_kernels.op import bytes_of
 
 HEIGHT, WIDTH = 512, 768
 
@@ -45,3 +48,10 @@ def check_by_reference(reference: Callable[..., Tensor], arguments: Sequence[Ten
         within(reference.__name__, y, want, float(torch.maximum(2 * own, floor)))
 
     return check
+
+
+def forward_call(name: str, reference: Callable[..., Tensor], arguments: Sequence[Tensor]) -> Call:
+    """An op of ours by name, its forward checked by `reference`, with its share of the copy bandwidth on a GPU."""
+    metrics = bandwidth_metrics(bytes_of(name, *arguments), arguments[0].device)
+    op = getattr(lalic_kernels, name)
+    return Call(name, partial(op, *arguments), check_by_reference(reference, arguments), metrics)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lalic_kernels
 from benchmarks.cases import case_name, dtypes, generator_of, stage_shapes
-from benchmarks.measure import Call, Case, Setting, copy_bandwidth, product_rate, within, within_norm
+from benchmarks.measure import Call, Case, Setting, bandwidth_metrics, copy_bandwidth, product_rate, within, within_norm
 from lalic_kernels import BlockParameters
 from lalic_kernels.block.op import SHAPES
 
@@ -25,16 +25,12 @@ Launches = list[tuple[int, int]]  # (bytes, operations on matrices) of each
 
 def roofline_metrics(launches: Launches, x: Tensor) -> Callable[[float], dict[str, float]] | None:
     """On CUDA: bytes a second, their share of the copy's, and the roofline's time over the measured one."""
-    if x.device.type != "cuda":
+    metrics = bandwidth_metrics(sum(moved for moved, _ in launches), x.device)
+    if metrics is None:
         return None
     bandwidth, rate = copy_bandwidth(x.device), 2 * product_rate(x.device, x.dtype)
-    moved = sum(n for n, _ in launches)
-    least = sum(max(n / bandwidth, operations / rate) for n, operations in launches)
-    return lambda seconds: {
-        "GB/s": 1e-9 * moved / seconds,
-        "of copy bandwidth": moved / seconds / bandwidth,
-        "of roofline": least / seconds,
-    }
+    least = sum(max(moved / bandwidth, operations / rate) for moved, operations in launches)
+    return lambda seconds: metrics(seconds) | {"of roofline": least / seconds}
 
 
 def shift_launches(x: Tensor) -> Launches:

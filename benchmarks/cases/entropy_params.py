@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import lalic_kernels
-from benchmarks.cases import HEIGHT, WIDTH, case_name, check_by_reference, dtypes, generator_of
-from benchmarks.measure import Call, Case, Setting, bandwidth_metrics
+from benchmarks.cases import HEIGHT, WIDTH, case_name, dtypes, forward_call, generator_of
+from benchmarks.measure import Call, Case, Setting
 from lalic.config import FULL, Config
 from lalic.nn.context import channel_ramp
 from lalic_kernels.entropy_params.reference import entropy_params as entropy_reference
-from lalic_kernels.op import bytes_of
 
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -49,15 +47,6 @@ def cases(setting: Setting) -> Iterator[Case]:
             arguments = (x, mix, bias, norm_weight, norm_bias, key, receptance, value)
             narrow, wide = normal(1, positions, n_out), normal(1, positions, 2 * n_out)
             pairs = ((x, mix), (narrow, key), (narrow, receptance), (wide, value))
-            yield Case(
-                case_name("forward", (1, positions, n_in), "->", n_out, dtype),
-                (
-                    Call(
-                        "entropy_params",
-                        partial(lalic_kernels.entropy_params, *arguments),
-                        check_by_reference(entropy_reference, arguments),
-                        bandwidth_metrics(bytes_of("entropy_params", *arguments), setting.device),
-                    ),
-                    Call("its matrix products", partial(_products, pairs)),
-                ),
-            )
+            ours = forward_call("entropy_params", entropy_reference, arguments)
+            theirs = Call("its matrix products", partial(_products, pairs))
+            yield Case(case_name("forward", (1, positions, n_in), "->", n_out, dtype), (ours, theirs))

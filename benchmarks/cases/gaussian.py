@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import lalic_kernels
-from benchmarks.cases import HEIGHT, WIDTH, case_name, check_by_reference, generator_of
+from benchmarks.cases import HEIGHT, WIDTH, case_name, forward_call, generator_of
 from benchmarks.measure import Call, Case, Setting, WrongResult, bandwidth_metrics, within
 from lalic.config import FULL
 from lalic_kernels.gaussian.reference import gaussian_likelihood as reference
@@ -28,37 +28,18 @@ def cases(setting: Setting) -> Iterator[Case]:
     for size in ((1, 2, 3, 5),) if setting.quick else (last_pass, (16, 16, 16, FULL.M)):
         arguments = _arguments(size, setting)
         upstream = torch.randn(*size, generator=generator_of(setting), device=setting.device)
-        moved = bytes_of("gaussian_likelihood", *arguments)
-        yield Case(
-            case_name("forward", size, torch.float32),
-            (
-                Call(
-                    "gaussian_likelihood",
-                    partial(lalic_kernels.gaussian_likelihood, *arguments),
-                    check_by_reference(reference, arguments),
-                    bandwidth_metrics(moved, setting.device),
-                ),
-                Call("torch's composition", partial(reference, *arguments)),
-            ),
-        )
+        ours = forward_call("gaussian_likelihood", reference, arguments)
+        theirs = Call("torch's composition", partial(reference, *arguments))
+        yield Case(case_name("forward", size, torch.float32), (ours, theirs))
         one, two, three = (x.detach().requires_grad_() for x in arguments)
         leaves = (one, two, three)
         # The forward's traffic, then the arguments and the upstream read, and three gradients written.
-        both = moved + nbytes(upstream) + 2 * nbytes(*arguments)
+        moved = bytes_of(ours.name, *arguments) + nbytes(upstream) + 2 * nbytes(*arguments)
+        run = partial(gradients_of, lalic_kernels.gaussian_likelihood, leaves, upstream)
+        check, metrics = partial(check_gradients, arguments, upstream), bandwidth_metrics(moved, setting.device)
+        theirs = Call(theirs.name, partial(gradients_of, reference, leaves, upstream))
         yield Case(
-            case_name("forward and backward", size, torch.float32),
-            (
-                Call(
-                    "gaussian_likelihood",
-                    partial(gradients_of, lalic_kernels.gaussian_likelihood, leaves, upstream),
-                    partial(check_gradients, arguments, upstream),
-                    bandwidth_metrics(both, setting.device),
-                ),
-                Call(
-                    "torch's composition",
-                    partial(gradients_of, reference, leaves, upstream),
-                ),
-            ),
+            case_name("forward and backward", size, torch.float32), (Call(ours.name, run, check, metrics), theirs)
         )
 
 

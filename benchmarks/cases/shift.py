@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lalic_kernels
-from benchmarks.cases import case_name, check_by_reference, dtypes, generator_of, stage_shapes
+from benchmarks.cases import case_name, dtypes, forward_call, generator_of, stage_shapes
 from benchmarks.measure import Call, Case, Setting, bandwidth_metrics, within_norm
 from lalic_kernels.op import bytes_of
 from lalic_kernels.shift.reference import norm_shift as norm_reference
@@ -29,8 +29,7 @@ def token_shift_cases(setting: Setting) -> Iterator[Case]:
     for size in _sizes(setting):
         for dtype in dtypes(setting):
             x, _, _, weight = _arguments(size, dtype, setting)
-            ours = ("token_shift", lalic_kernels.token_shift)
-            yield from _cases(ours, theirs, shift_reference, (x, weight), training=True)
+            yield from _cases("token_shift", theirs, shift_reference, (x, weight), training=True)
 
 
 def norm_shift_cases(setting: Setting) -> Iterator[Case]:
@@ -38,9 +37,8 @@ def norm_shift_cases(setting: Setting) -> Iterator[Case]:
     theirs = ("F.layer_norm, F.conv2d", _norm_and_convolution)
     for size in _sizes(setting):
         for dtype in (torch.float32, torch.bfloat16):
-            ours = ("norm_shift", lalic_kernels.norm_shift)
             arguments = _arguments(size, dtype, setting)
-            yield from _cases(ours, theirs, norm_reference, arguments, training=dtype in dtypes(setting))
+            yield from _cases("norm_shift", theirs, norm_reference, arguments, training=dtype in dtypes(setting))
 
 
 def _sizes(setting: Setting) -> list[tuple[int, int, int, int]]:
@@ -69,17 +67,12 @@ def _norm_and_convolution(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, wei
 
 
 def _cases(
-    ours: tuple[str, Function], theirs: tuple[str, Function], reference: Function, arguments: tuple[Tensor, ...],
-    training: bool,
-) -> Iterator[Case]:  # fmt: skip
+    name: str, theirs: tuple[str, Function], reference: Function, arguments: tuple[Tensor, ...], training: bool
+) -> Iterator[Case]:
     """The forward and, for training, the gradients of all arguments."""
-    (name, function), (their_name, their_function) = ours, theirs
+    their_name, their_function = theirs
     x = arguments[0]
-    moved = bytes_of(name, *arguments)
-    check, metrics = check_by_reference(reference, arguments), bandwidth_metrics(moved, x.device)
-    calls = (
-        Call(name, partial(function, *arguments), check, metrics), Call(their_name, partial(their_function, *arguments))
-    )  # fmt: skip
+    calls = (forward_call(name, reference, arguments), Call(their_name, partial(their_function, *arguments)))
     yield Case(case_name("forward", tuple(x.shape), x.dtype), calls)
     if not training:
         return
@@ -90,9 +83,10 @@ def _cases(
         return lambda: torch.autograd.grad(y, leaves, upstream, retain_graph=True)
 
     check_gradients = partial(_check_gradients, reference, arguments, upstream)
-    metrics = bandwidth_metrics(moved + x.numel() * x.element_size(), x.device)  # the result's gradient is read as well
+    # The result's gradient is read as well.
+    metrics = bandwidth_metrics(bytes_of(name, *arguments) + x.numel() * x.element_size(), x.device)
     calls = (
-        Call(name, gradients(function(*leaves)), check_gradients, metrics),
+        Call(name, gradients(getattr(lalic_kernels, name)(*leaves)), check_gradients, metrics),
         Call(their_name, gradients(their_function(*leaves))),
     )
     yield Case(case_name("backward", tuple(x.shape), x.dtype), calls)

@@ -4,4 +4,4 @@
 and prints a JSON line each. A new op adds a module here, with `jobs(dtypes, target)`, and its name to `OPS`.
 """
 
-OPS = ("biwkv", "token_shift", "entropy_params", "spatial_mix", "channel_mix", "gaussian", "exact", "rans")
+OPS = ("biwkv", "token_shift", "entropy_params", "mix", "gaussian", "exact", "rans")

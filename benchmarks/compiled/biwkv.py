@@ -26,10 +26,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "rows_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
     "grad_sums_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
     "grad_rows_kernel": {"": _SLOW_TOO | {"GATED": False}, " gated": _SLOW_TOO | {"GATED": True}},
-    "chunk_scan_kernel": {
-        "": {"FOLDED": launches.PER_GROUP, "BACKWARD": False},
-        " backward": {"FOLDED": 1, "BACKWARD": True},
-    },
+    "chunk_scan_kernel": {"": {"BACKWARD": False}, " backward": {"BACKWARD": True}},
 }
 BY_CHUNK = {
     "forward": (kernels.chunk_sums_kernel, kernels.rows_kernel),
@@ -58,10 +55,9 @@ def by_chunk(kernel: Any, launch: Launch, dtype: str, label: str, more: Mapping[
 def scans(launch: Launch, length: int) -> Iterator[Job]:
     """The jobs of the running sums over chunks of `length` tokens."""
     groups = length // launches.PER_GROUP
-    more = {"GROUPS": groups, "PER_GROUP": launches.PER_GROUP}
     for ending, variant in VARIANTS["chunk_scan_kernel"].items():
         words = f"chunk_scan {launch['PIECE']} {groups}{ending}"
-        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", more | variant, FORWARD_FLOAT32)
+        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", {"GROUPS": groups} | variant, FORWARD_FLOAT32)
     kernel = kernels_backward.grad_scan_kernel
     yield Job(f"grad_scan {launch['PIECE']} {length}", kernel, launch, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job, itemsize
-from lalic_kernels.launch import Launch
+from lalic_kernels.launch import Launch, vector
 from lalic_kernels.shift import gpu as launches
 from lalic_kernels.shift import kernels, kernels_backward
 
@@ -17,7 +17,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     """Every kernel and launch configuration; where all channels are taken at once, at several widths."""
     for dtype in dtypes:
         for width in WIDTHS:
-            vec = launches.vector(width, itemsize(dtype))
+            vec = vector(itemsize(dtype), width)
             typical = width in (96, 67)
             variants = [("many", True, False)]
             if typical:

@@ -11,7 +11,6 @@ ATen calls: one kernel each, allocations and views none. Some start two; a copy 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -168,11 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lalic.config import FULL, SLIM
     from lalic.model import LALIC
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counting.launches", description="Launches of a decode.")
+    parser = records.parser("counting.launches", "Launches of a decode.", where=False)
     parser.add_argument("--model", choices=("slim", "full"), default="full")
     parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"))
     parser.add_argument("--kernels", action="store_true", help="every kernel and call, not the parts alone")
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     torch.manual_seed(1)
     model = LALIC.from_config(SLIM if options.model == "slim" else FULL).eval()
@@ -186,10 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number, kernel in rows:
                 print(f"        {number:6d}  {kernel}")
     print(f"{counts.total():6d}  in all; waits for the device: {dict(counts.waits) or 'none'}")
-    if options.save:
-        what = {"model": options.model, "size": list(options.size), "parts": counts.by_part()}
-        what |= {"total": counts.total(), "waits": dict(counts.waits)}
-        records.keep(records.counted(launches=what), options.results)
+    what = {"model": options.model, "size": list(options.size), "parts": counts.by_part()}
+    what |= {"total": counts.total(), "waits": dict(counts.waits)}
+    records.keep(records.counted(launches=what), options)
     return 0
 
 

@@ -9,19 +9,15 @@ gradients; `decode` a decode on CPU tensors along the way for GPUs (`benchmarks.
 implementation for GPUs runs, with its launches left out, so that every allocation it makes is seen. What convolutions
 and matrix products of libraries take for themselves, and what an allocator rounds up, is not seen, on either side.
 
-`peak_bytes` measures a call on this machine; `training --measure` runs a step for real on the CPU, each side in a fresh
-process, and reads the largest resident set.
+`peak_bytes` measures a call on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import json
 import os
 import re
-import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -37,14 +33,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import records
+from benchmarks import records, report
 from benchmarks.counting import Parts, launches
 from benchmarks.counting.operations import Size
-from benchmarks.measure import in_fresh_process
 from benchmarks.peers.plain import plain
 from lalic.config import FULL, SLIM, Config
 from lalic.model import LALIC
-from lalic.nn.blocks import RWKVBlock
 from lalic_kernels import dispatch
 from lalic_kernels.op import OPS
 
@@ -144,16 +138,6 @@ def count(make: Callable[[], nn.Module], loss: Callable[[nn.Module], Tensor]) ->
         held = sum(weight.numel() * weight.element_size() for weight in weights)
         assert all(weight.grad is not None for weight in weights if weight.requires_grad)
     return {"parameters": held, "peak": live.peak}
-
-
-def blocks(channels: int, depth: int, rate: int = 4) -> Callable[[], nn.Module]:
-    """A stack of RWKV blocks."""
-    return lambda: nn.Sequential(*(RWKVBlock(channels, rate) for _ in range(depth)))
-
-
-def blocks_loss(shape: tuple[int, int, int, int]) -> Callable[[nn.Module], Tensor]:
-    """Of a stack of blocks for an input (B, C, H, W), whose gradient is wanted too."""
-    return lambda module: module(torch.empty(shape).to(memory_format=torch.channels_last).requires_grad_()).sum()
 
 
 def model_loss(batch: int, size: int) -> Callable[[nn.Module], Tensor]:
@@ -262,69 +246,28 @@ def _status(key: str) -> int:
     return 1024 * int(found[1])
 
 
-def _resident(name: str, batch: int, size: int, is_plain: bool) -> int:
-    """Bytes that two steps add to the largest resident set of this process."""
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    with plain() if is_plain else contextlib.nullcontext():
-        model = LALIC.from_config(CONFIGS[name])
-        optimizer = torch.optim.Adam(model.parameters(), foreach=False)
-        loss = model_loss(batch, size)
-        # A small step first, so that code that is compiled or loaded at first use does not count.
-        loss_small = model_loss(1, 64)
-        for call in (loss_small, None, loss, loss):
-            if call is None:
-                gc.collect()
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                continue
-            optimizer.zero_grad(set_to_none=True)
-            call(model).backward()
-            optimizer.step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-
-
-def measure(name: str, batch: int, size: int) -> dict[str, Any]:
-    """Plain and ours, each in a fresh process whose allocator gives large pieces back at once."""
-    found = {
-        side: {"peak": in_fresh_process(_resident, name, batch, size, side == "plain", memory="fresh")}
-        for side in ("plain", "ours")
-    }
-    return found | {"ratio": found["ours"]["peak"] / found["plain"]["peak"]}
-
-
 # The command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was asked for. Returns 0, or 1 if a training step of ours needs more than half; usage exits with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counting.memory", description="Memory, counted.")
+    parser = records.parser("counting.memory", "Memory, counted.", where=False)
     parser.add_argument("what", choices=("training", "decode"))
     parser.add_argument("--model", choices=CONFIGS, default="full", help="the model to count (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="training: pictures (default %(default)s)")
     parser.add_argument("--side", type=int, default=256, help="training: their sides (default %(default)s)")
-    parser.add_argument("--measure", action="store_true", help="training: also run slim here, two pictures of 256x256")
     parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"), help="decode: the picture")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="decode: transforms'")
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     return _training(options) if options.what == "training" else _decode(options)
 
 
 def _training(options: argparse.Namespace) -> int:
     title = f"counted, {options.model}, {options.batch} x {options.side} x {options.side}"
-    counted = {title: count_model(CONFIGS[options.model], options.batch, options.side)}
-    measured = {"measured on the CPU, slim, 2 x 256 x 256": measure("slim", 2, 256)} if options.measure else {}
-    rows = counted | measured
-    for name, row in rows.items():
-        plain_mib, ours_mib = (f"{row[side]['peak'] / 2**20:.0f} MiB" for side in ("plain", "ours"))
-        print(f"{name}: plain {plain_mib}, ours {ours_mib}, ratio {row['ratio']:.3f}")
-    print(json.dumps(rows))
-    if options.save:
-        records.keep(records.counted(memory=counted), options.results)
-        if measured:
-            here = records.environment(torch.device("cpu")) | {"quick": False, "memory": measured}
-            records.keep(here, options.results)
-    return int(any(row["ratio"] > 0.5 for row in rows.values()))
+    record = records.counted(memory={title: count_model(CONFIGS[options.model], options.batch, options.side)})
+    report.show(record)
+    records.keep(record, options)
+    return int(record["memory"][title]["ratio"] > 0.5)
 
 
 def _decode(options: argparse.Namespace) -> int:
@@ -335,10 +278,9 @@ def _decode(options: argparse.Namespace) -> int:
     print(f"{options.model}, {options.size[0]}x{options.size[1]}, {options.precision}")
     for part, peak in sorted(found.items(), key=lambda item: item[1]):
         print(f"{peak:8.1f}  bytes a pixel, {part}")
-    if options.save:
-        what = {"model": options.model, "size": list(options.size), "precision": options.precision}
-        what["bytes_a_pixel"] = {part: round(peak, 2) for part, peak in found.items()}
-        records.keep(records.counted(decode_memory=what), options.results)
+    what = {"model": options.model, "size": list(options.size), "precision": options.precision}
+    what["bytes_a_pixel"] = {part: round(peak, 2) for part, peak in found.items()}
+    records.keep(records.counted(decode_memory=what), options)
     return 0
 
 

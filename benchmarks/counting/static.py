@@ -12,7 +12,6 @@ floats of states that a chunk and channel cost are counted in the same code. Rea
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -95,7 +94,7 @@ def _floats(accesses: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> 
 def _traffic(architecture: str, kernels: Sequence[Mapping[str, Any]], per_scan: int) -> Iterator[dict[str, Any]]:
     for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
         for tokens in LENGTHS:
-            choice = launches.choose(architecture, tokens, 96, itemsize)
+            choice = launches.choose("forward", architecture, tokens, 96, itemsize)
             forward = [k for k in kernels if k["dtype"] == dtype and not k["gated"] and not k["centred"]]
             own = [k for k in forward if k["launch"] == choice.rows.options()]
             states = per_scan + sum(k["states"] for k in own)
@@ -114,35 +113,17 @@ def _traffic(architecture: str, kernels: Sequence[Mapping[str, Any]], per_scan: 
 OPS = {"biwkv": biwkv}
 
 
-def lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The report as text."""
-    for row in found:
-        if "traffic" in row:
-            text = f"{row['over the minimum']:.3f} times the minimum, {row['bytes']:.2f} bytes an element"
-            yield f"sm_{row['architecture']} {row['traffic']} T = {row['tokens']}, chunks of {row['chunk']}: {text}"
-            continue
-        exponentials = (
-            "not counted (loops)" if row["exponentials"] is None else f"{row['exponentials']:.2f} EX2 an element"
-        )
-        name = f"sm_{row['architecture']} {row['kernel']} {row['launch']}"
-        sizes = f"{row['registers']} registers, {row['spills']} spilled bytes, {row['shared']} shared"
-        yield f"{name}: {sizes}, {100 * row['share of 128 bits']:.0f} % of accesses 128 bits, {exponentials}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report. Returns 0; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counting.static", description="Compiled code, counted.")
+    """Print a JSON line a row. Returns 0; usage errors exit with 2."""
+    parser = records.parser("counting.static", "Compiled code, counted.", where=False)
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--architecture", nargs="+", default=ARCHITECTURES, metavar="90", help="CUDA, as 90")
-    parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
     rows = [row for architecture in options.architecture for row in OPS[options.op](architecture)]
-    print("\n".join(map(json.dumps, rows) if options.json else lines(rows)))
-    if options.save:
-        records.keep(records.counted(op=options.op, compiled=rows), options.results)
+    print("\n".join(map(json.dumps, rows)))
+    records.keep(records.counted(op=options.op, compiled=rows), options)
     return 0
 
 

@@ -50,17 +50,6 @@ class TransformerConfig:
     window: int = 8
     outputs: int = 2
 
-    def __post_init__(self) -> None:
-        for name in ("hyper", "width", "heads", "depth", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if min(self.groups, default=0) < 1:
-            raise ValueError(f"groups: expected one or more positive numbers, got {self.groups}")
-        if self.width % self.heads:
-            raise ValueError(f"heads: expected a divisor of width = {self.width}, got {self.heads}")
-        if self.outputs < 2:
-            raise ValueError(f"outputs: expected at least 2, scales and means, got {self.outputs}")
-
 
 FAT = TransformerConfig(groups=(64,) * 5, hyper=640, outputs=3)
 """The published network's size."""
@@ -69,40 +58,28 @@ FAT = TransformerConfig(groups=(64,) * 5, hyper=640, outputs=3)
 class KeyValueCache:
     """Keys and values of one layer, (n, tokens * c, P) each: n windows and heads, c channels of a token, P positions.
 
-    Memory for all tokens is taken at the first, and a token's place is written once. Where gradients are wanted nothing
-    may be overwritten, so there the parts are joined anew each time.
+    Memory for all tokens is taken at the first. A token is written in its place, so nothing can be differentiated.
     """
 
     def __init__(self, tokens: int):
         self.tokens = tokens
         self.filled = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._both: Tensor | None = None  # (2, n, tokens * c, P)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add a token's keys and values (n, c, P). Returns those of all tokens so far, (n, (k + 1) c, P)."""
-        c = keys.shape[1]
+        n, c, positions = keys.shape
+        if self._both is None:
+            self._both = keys.new_empty(2, n, self.tokens * c, positions)
         start, end = self.filled * c, (self.filled + 1) * c
         self.filled += 1
-        if torch.is_grad_enabled():
-            self._keys = keys if self._keys is None else torch.cat((self._keys[:, :start], keys), dim=1)
-            self._values = values if self._values is None else torch.cat((self._values[:, :start], values), dim=1)
-            return self._keys, self._values
-        if self._keys is None or self._values is None or self._keys.shape[1] < end:  # also after a step with gradients
-            self._keys, self._values = self._with_capacity(self._keys, keys), self._with_capacity(self._values, values)
-        self._keys[:, start:end] = keys
-        self._values[:, start:end] = values
-        return self._keys[:, :end], self._values[:, :end]
-
-    def _with_capacity(self, old: Tensor | None, new: Tensor) -> Tensor:
-        found = new.new_empty(new.shape[0], self.tokens * new.shape[1], new.shape[2])
-        if old is not None:
-            found[:, : old.shape[1]] = old
-        return found
+        self._both[0, :, start:end] = keys
+        self._both[1, :, start:end] = values
+        return self._both[0, :, :end], self._both[1, :, :end]
 
     def bytes(self) -> int:
         """Size of what is held."""
-        return sum(x.numel() * x.element_size() for x in (self._keys, self._values) if x is not None)
+        return 0 if self._both is None else self._both.nbytes
 
 
 @dataclass
@@ -205,8 +182,9 @@ class TransformerLayer(nn.Module):
 class ChannelTransformer(nn.Module):
     """Scales and means of each slice from the hyper parameters and the slices before it.
 
-    `forward` takes all slices at once, for training; `start` and `step` go slice by slice with a cache. The two agree
-    to rounding, not to the bit, so an encoder must step as its decoder does. Outputs are raw: scales have no bound.
+    `forward` takes all slices at once; `start` and `step` go slice by slice with a cache, without gradients. The two
+    agree to rounding, not to the bit, so an encoder must step as its decoder does. Outputs are raw: scales have no
+    bound.
 
     >>> model = ChannelTransformer(TransformerConfig(groups=(4, 8), hyper=6, width=16, heads=2, depth=2)).eval()
     >>> state, previous = model.start(torch.zeros(1, 6, 4, 4)), None
@@ -220,6 +198,7 @@ class ChannelTransformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         c = self.config = config
+        self.groups = c.groups
         token = sum(c.groups) // len(c.groups)
         self.start_token = nn.Conv2d(c.hyper, token, 3, padding=1)
         self.hyper_parts = nn.Conv2d(c.hyper, 2 * sum(c.groups), 1)
@@ -238,7 +217,6 @@ class ChannelTransformer(nn.Module):
 
     def start(self, hyper: Tensor) -> TransformerState:
         """Hyper parameters (B, hyper, h, w) -> the state before slice 0."""
-        self._check("hyper", hyper, self.config.hyper)
         parts = self.hyper_parts(hyper).split([2 * g for g in self.config.groups], dim=1)
         caches = [KeyValueCache(len(self.config.groups)) for _ in self.layers]
         return TransformerState(parts, self.start_token(hyper), caches)
@@ -249,19 +227,9 @@ class ChannelTransformer(nn.Module):
         Args:
             state: from `start`; holds slice k's keys and values afterwards.
             previous: slice k - 1 as decoded, (B, groups[k - 1], h, w); None for slice 0.
-
-        Raises:
-            ValueError: previous has the wrong shape, is missing or should be, or all slices are done.
         """
-        k, groups = state.next, self.config.groups
-        if k == len(groups):
-            raise ValueError(f"state: all {k} slices are done; expected a state from start()")
-        if (previous is None) != (k == 0):
-            raise ValueError(f"previous: expected None for slice 0 only, got {_shape(previous)} for slice {k}")
-        if previous is None:
-            previous = state.token
-        elif tuple(previous.shape) != (want := (state.token.shape[0], groups[k - 1], *state.token.shape[2:])):
-            raise ValueError(f"previous: expected shape {want}, slice {k - 1} as decoded, got {_shape(previous)}")
+        k = state.next
+        previous = state.token if previous is None else previous
         x = self._tokens([previous], k)
         size = (previous.shape[0], previous.shape[2], previous.shape[3])
         for layer, cache in zip(self.layers, state.caches, strict=True):
@@ -280,12 +248,7 @@ class ChannelTransformer(nn.Module):
         Returns:
             Scales, means (and further outputs), each (B, channels of those slices, h, w).
         """
-        if slices is not None and not 1 <= slices <= len(self.config.groups):
-            raise ValueError(f"slices: expected 1 to {len(self.config.groups)}, got {slices}")
         groups = self.config.groups[:slices]
-        self._check("y", y, sum(self.config.groups))
-        if y.shape[0] != hyper.shape[0] or y.shape[2:] != hyper.shape[2:]:
-            raise ValueError(f"y: expected the batch and size of hyper {_shape(hyper)}, got {_shape(y)}")
         state = self.start(hyper)
         x = self._tokens([state.token, *y.split(list(self.config.groups), dim=1)[: len(groups) - 1]], 0)
         for layer in self.layers:
@@ -303,12 +266,3 @@ class ChannelTransformer(nn.Module):
         B, _, h, w = hyper.shape
         image = x.reshape(B, h, w, -1).permute(0, 3, 1, 2)
         return self.heads[k](torch.cat((image, hyper), dim=1)).chunk(self.config.outputs, dim=1)
-
-    @staticmethod
-    def _check(name: str, x: Tensor, channels: int) -> None:
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"{name}: expected shape (B, {channels}, h, w), got {_shape(x)}")
-
-
-def _shape(x: Tensor | None) -> str:
-    return "None" if x is None else str(tuple(x.shape))

@@ -5,17 +5,14 @@ torch's counter and our ops' formulas say), ATen calls (views left out, an op of
 context, its spatial context and its two aggregations at half the positions; hyper parameters' part is in slice 0.
 
 The published network's size (`FAT`) alone as well: with the cache, recomputing the slices so far, and recomputing all
-slices each time, as the published decoder does. `--time` measures each slice of each model on this machine, and the
-cache against recomputing; results are compared before.
+slices each time, as the published decoder does. `python -m benchmarks.run context` times each slice of
+each model, and the cache against recomputing; results are compared before.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
-import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,9 +25,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import records
 from benchmarks.counting import operations
 from benchmarks.counting.operations import parameters, without_memory
-from benchmarks.measure import Call, Case, Row, Setting, measure, within
+from benchmarks.measure import Call, Case, Setting, within
 from benchmarks.paper.channel_transformer import FAT, ChannelTransformer, TransformerState
-from benchmarks.paper.context_models import ContextModel, TransformerContext, make
+from benchmarks.paper.context_models import CONTEXT_MODELS, ContextModel, TransformerContext
 from lalic.config import FULL, SLIM, Config
 from lalic.nn.context import pack, unpack
 
@@ -49,8 +46,18 @@ def count(call: Callable[[], Any]) -> tuple[int, int, Any]:
     return found.formula // 2, found.calls, result
 
 
+def count_slices(model: Any, hyper: Tensor, y: Tensor, step: Callable[..., Any]) -> tuple[list[tuple[int, int]], Any]:
+    """Counts of step(state, k, slice k - 1, slice k), those of the start in the first; and the state at the end."""
+    macs, calls, state = count(lambda: model.start(hyper))
+    slices, previous = [], None
+    for k, part in enumerate(y.split(list(model.groups), dim=1)):
+        slices.append(count(functools.partial(step, state, k, previous, part))[:2])
+        previous = part
+    return [(slices[0][0] + macs, slices[0][1] + calls), *slices[1:]], state
+
+
 def predict(
-    model: ContextModel, state: Any, k: int, previous: Tensor | None, hyper: Tensor, latents: Tensor
+    model: ContextModel, hyper: Tensor, state: Any, k: int, previous: Tensor | None, latents: Tensor
 ) -> list[Tensor]:
     """What a decoder computes for slice k, its symbols known: latents (B, g, h, w). Parameters of both passes."""
     context = model.channel(state, previous)
@@ -66,16 +73,12 @@ def predict(
 def count_model(name: str, options: dict[str, int]) -> Counted:
     """A context model of the full configuration."""
     with torch.device("meta"):
-        model = make(name, FULL, **options)
+        model = CONTEXT_MODELS[name](FULL, **options)
     with FakeTensorMode(), torch.no_grad():
         without_memory(model)
         hyper, y = torch.empty(1, FULL.M, *SIZE), torch.empty(1, FULL.M, *SIZE)
-        start = count(lambda: model.start(hyper))
-        state, previous, slices = start[2], None, []
-        for k, part in enumerate(y.split(list(FULL.groups), dim=1)):
-            slices.append(count(lambda k=k, p=previous, s=part: predict(model, state, k, p, hyper, s))[:2])  # type: ignore[misc]
-            previous = part
-    slices[0] = (slices[0][0] + start[0], slices[0][1] + start[1])
+        step = functools.partial(predict, model, hyper)
+        slices, state = count_slices(model, hyper, y, step)
     found = row(label_of(name, options), parameters(model), slices)
     if isinstance(state, TransformerState):
         found["cache MiB"] = state.bytes() / 2**20
@@ -104,12 +107,7 @@ def count_transformer() -> list[Counted]:
     with FakeTensorMode(), torch.no_grad():
         without_memory(model)
         hyper, y = torch.empty(1, FAT.hyper, *SIZE), torch.empty(1, sum(FAT.groups), *SIZE)
-        start = count(lambda: model.start(hyper))
-        state, previous, cached = start[2], None, []
-        for part in y.split(list(FAT.groups), dim=1):
-            cached.append(count(lambda p=previous: model.step(state, p))[:2])  # type: ignore[misc]
-            previous = part
-        cached[0] = (cached[0][0] + start[0], cached[0][1] + start[1])
+        cached, state = count_slices(model, hyper, y, lambda state, k, previous, part: model.step(state, previous))
         prefix = [count(lambda k=k: model(y, hyper, slices=k + 1))[:2] for k in range(len(FAT.groups))]  # type: ignore[misc]
         whole = count(lambda: model(y, hyper))[:2]
     held = parameters(model)
@@ -129,13 +127,14 @@ class Subject:
     def __init__(self, name: str, options: dict[str, int], config: Config, size: tuple[int, int], device: torch.device):
         torch.manual_seed(0)
         self.label = label_of(name, options)
-        self.model = make(name, config, **options).to(device).eval()
+        self.model = CONTEXT_MODELS[name](config, **options).to(device).eval().requires_grad_(False)
         self.hyper = torch.randn(1, config.hyper_width, *size, device=device)
         self.slices = torch.randn(1, config.M, *size, device=device).split(list(config.groups), dim=1)
         self.state = self.model.start(self.hyper)
         for k in range(len(self.slices)):  # so that caches are full
             self.predict(k)
 
+    @torch.no_grad()
     def predict(self, k: int) -> list[Tensor]:
         """Slice k, as if it were the next."""
         self.state.next = k
@@ -144,7 +143,7 @@ class Subject:
                 cache.filled = k
         else:
             self.state.slices[:] = self.slices[: max(0, k - 1)]
-        return predict(self.model, self.state, k, self.slices[k - 1] if k else None, self.hyper, self.slices[k])
+        return predict(self.model, self.hyper, self.state, k, self.slices[k - 1] if k else None, self.slices[k])
 
     @functools.cached_property
     def truth(self) -> list[list[Tensor]]:
@@ -156,7 +155,7 @@ class Subject:
             whole = [x.split(list(model.groups), dim=1) for x in model.transformer(torch.cat(parts, dim=1), hyper)[:2]]
             contexts = iter([torch.cat(pair, dim=1) for pair in zip(*whole, strict=True)])
             model.channel = lambda state, previous: next(contexts)  # type: ignore[method-assign]
-        return [predict(model, state, k, parts[k - 1] if k else None, hyper, part) for k, part in enumerate(parts)]
+        return [predict(model, hyper, state, k, parts[k - 1] if k else None, part) for k, part in enumerate(parts)]
 
     def check(self, k: int, found: list[Tensor]) -> None:
         """Raises ``WrongResult``: float32 through a few dozen products; parameters are near 0.2."""
@@ -181,11 +180,17 @@ def model_cases(setting: Setting) -> Iterator[Case]:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
+    """The prediction of each slice by each model, then each step of the transformer."""
+    yield from model_cases(setting)
+    yield from transformer_cases(setting)
+
+
+def transformer_cases(setting: Setting) -> Iterator[Case]:
     """A case a slice: a step with the cache against recomputing; the published size, or a tiny one if quick."""
     config = replace(FAT, width=32, heads=2, depth=2, hyper=16) if setting.quick else FAT
     size = (8, 12) if setting.quick else SIZE
     torch.manual_seed(0)
-    model = ChannelTransformer(config).to(setting.device)
+    model = ChannelTransformer(config).to(setting.device).requires_grad_(False)
     hyper = torch.randn(1, config.hyper, *size, device=setting.device)
     y = torch.randn(1, sum(config.groups), *size, device=setting.device)
     parts: list[Tensor | None] = [None, *y.split(list(config.groups), dim=1)]
@@ -214,25 +219,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         )
 
 
-def measure_all(setting: Setting) -> list[Row]:
-    """Rows of every slice."""
-    with torch.no_grad():
-        every = itertools.chain(model_cases(setting), cases(setting))
-        return [found for case in every for found in measure("context", case, setting)]
-
-
 # The command
-
-
-def lines(counted: Sequence[Counted]) -> Iterator[str]:
-    """The counts as text."""
-    for found in counted:
-        macs, calls = found["macs"], found["calls"]
-        yield f"{found['model']}: {found['parameters'] / 1e6:.2f} M parameters"
-        yield f"    GMAC       {sum(macs) / 1e9:7.2f}  = " + " + ".join(f"{x / 1e9:.2f}" for x in macs)
-        yield f"    ATen calls {sum(calls):7d}  = " + " + ".join(map(str, calls))
-        if "cache MiB" in found:
-            yield f"    cache      {found['cache MiB']:7.1f} MiB"
 
 
 def markdown(counted: Sequence[Counted]) -> str:
@@ -248,24 +235,10 @@ def markdown(counted: Sequence[Counted]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns 0; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper.context", description="Cost of the context models."
-    )
-    parser.add_argument(
-        "--time", action="store_true", help="measure each slice on this machine, and the cache against recomputing"
-    )
-    records.add_where(parser)
-    parser.add_argument("--quick", action="store_true", help="with --time: tiny inputs, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="one JSON line each instead of text")
-    records.add_saving(parser)
-    options = parser.parse_args(argv)
-    device = records.check(parser, options, timed=options.time)
+    options = records.parser("paper.context", "Cost of the context models.", where=False).parse_args(argv)
     counted = [count_model(*model) for model in MODELS] + count_transformer()
-    print("\n".join(map(json.dumps, counted) if options.json else lines(counted)))
-    if options.save:
-        records.keep(records.counted(op="context", counted=counted), options.results)
-    if options.time:
-        records.time_rows("context", device, options, measure_all)
+    print(markdown(counted))
+    records.keep(records.counted(op="context", counted=counted), options)
     return 0
 
 

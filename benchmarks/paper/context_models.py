@@ -92,11 +92,8 @@ class ContextModel(nn.Module):
         Args:
             state: from `start`.
             previous: slice k - 1 as decoded, (B, groups[k - 1], h, w); None for slice 0.
-
-        Raises:
-            ValueError: previous is missing, should be, or has another slice's channels; or all slices are done.
         """
-        k = _next(state, previous, self.groups)
+        k = state.next
         state.next = k + 1
         if previous is None:
             return None
@@ -114,18 +111,6 @@ class ContextModel(nn.Module):
         context is at anchors.
         """
         return cast(Slice, self.latent_codec[f"y{k}"]).entropy_parameters(x)
-
-
-def _next(state: Any, previous: Tensor | None, groups: tuple[int, ...]) -> int:
-    k = cast(int, state.next)
-    if k == len(groups):
-        raise ValueError(f"state: all {k} slices are done; expected a state from start()")
-    got = None if previous is None else tuple(previous.shape)
-    if (previous is None) != (k == 0):
-        raise ValueError(f"previous: expected None for slice 0 only, got {got} for slice {k}")
-    if previous is not None and (previous.dim() != 4 or previous.shape[1] != groups[k - 1]):
-        raise ValueError(f"previous: expected shape (B, {groups[k - 1]}, h, w), slice {k - 1} as decoded, got {got}")
-    return k
 
 
 class Pointwise(nn.Linear):
@@ -181,18 +166,14 @@ class ConvContext(ContextModel):
 
 
 class ConvPlusContext(ConvContext):
-    """Conv Plus SCCTX. Args: the depth-wise layers' kernel (the supplement has 3, 5, 7) and their widening."""
+    """Conv Plus SCCTX. kernel: of the depth-wise layers, odd; the supplement has 3, 5, 7."""
 
-    def __init__(self, c: Config, kernel: int = 3, widen: int = 2):
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel: expected an odd number, got {kernel}")
-        if widen < 1:
-            raise ValueError(f"widen: expected at least 1, got {widen}")
-        self.kernel, self.widen = kernel, widen
+    def __init__(self, c: Config, kernel: int = 3):
+        self.kernel = kernel
         super().__init__(c)
 
     def _between(self, channels: int) -> nn.Module:
-        return DepthConvBlock(channels, self.kernel, self.widen * channels)
+        return DepthConvBlock(channels, self.kernel, 2 * channels)
 
 
 class _PublishedAggregation(ContextModel):
@@ -233,8 +214,6 @@ class TransformerContext(_PublishedAggregation):
     def __init__(self, c: Config, **options: int):
         super().__init__(c)
         heads = options.setdefault("heads", 16)
-        if heads < 1:
-            raise ValueError(f"heads: expected at least 1, got {heads}")
         options.setdefault("width", heads * max(1, 4 * c.M // (heads * len(c.groups))))
         self.transformer = ChannelTransformer(TransformerConfig(groups=c.groups, hyper=c.hyper_width, **options))
 
@@ -254,19 +233,10 @@ class TransformerContext(_PublishedAggregation):
         return torch.cat(self.transformer.step(state, previous)[:2], dim=1)
 
 
+# By name. Options: "conv-plus" has kernel, "transformer" width, heads, depth and window; the others none.
 CONTEXT_MODELS: dict[str, Callable[..., ContextModel]] = {
     "conv": ConvContext,
     "conv-plus": ConvPlusContext,
     "rwkv": RWKVContext,
     "transformer": TransformerContext,
 }
-
-
-def make(name: str, config: Config, **options: int) -> ContextModel:
-    """A context model by name. Raises ``ValueError`` for a name that is not in `CONTEXT_MODELS`.
-
-    Options: "conv-plus" has kernel and widen, "transformer" width, heads, depth and window; the others none.
-    """
-    if name not in CONTEXT_MODELS:
-        raise ValueError(f"context: expected one of {', '.join(CONTEXT_MODELS)}, got {name!r}")
-    return CONTEXT_MODELS[name](config, **options)

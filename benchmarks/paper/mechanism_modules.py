@@ -1,9 +1,7 @@
-"""The rows of Table 5 as modules of one form: L tokens of D channels in, L tokens of D channels out.
+"""The rows of Table 5 as modules of one form: y = mechanism.mix(*parts), L tokens of D channels each.
 
-    parts = mechanism.project(x)     products with D x D matrices, in every row alike: not counted, not timed
-    y = mechanism.mix(*parts)        the mechanism: what Table 5 counts
-
-and `mechanism(x)` is both. Tokens that a mechanism sees as a picture lie on `grid(L)`, row by row. No batch.
+The parts are what products with D x D matrices would make of L tokens: those are in every row alike, neither counted
+nor timed. Tokens that a mechanism sees as a picture lie on `grid(L)`, row by row. No batch.
 """
 
 from __future__ import annotations
@@ -17,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lalic_kernels
-from benchmarks.paper import mechanism_definitions as definitions
-from benchmarks.paper.selective_scan import implementation, selective_scan
+from benchmarks.paper.selective_scan import implementation, recurrence, selective_scan
 
 Parts = tuple[Tensor, ...]
 
@@ -50,10 +47,6 @@ class Mechanism(nn.Module):
             raise ValueError(f"width: expected a positive multiple of {self.unit}, got {width}")
         self.width = width
 
-    def project(self, x: Tensor) -> Parts:
-        """What `mix` takes, of x (L, D)."""
-        raise NotImplementedError
-
     def mix(self, *parts: Tensor) -> Tensor:
         """The mechanism: (L, D)."""
         raise NotImplementedError
@@ -61,10 +54,6 @@ class Mechanism(nn.Module):
     def definition(self, *parts: Tensor) -> Tensor:
         """`mix` by the textbook, for small L."""
         raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (L, D) -> (L, D)."""
-        return self.mix(*self.project(x))
 
     def sample(self, length: int, generator: torch.Generator) -> Parts:
         """Random arguments of `mix`, of the scale that a norm and projections give; on the generator's device.
@@ -110,20 +99,15 @@ class AFTSimple(Mechanism):
 
     coefficient, copies = 7, 6.5
 
-    def __init__(self, width: int):
-        super().__init__(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-
-    def project(self, x: Tensor) -> Parts:
-        return self.qkv(x).chunk(3, dim=1)
-
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
         weights = torch.exp(k - k.amax(0))
         mean = (weights * v).sum(0) / weights.sum(0)
         return torch.sigmoid(q) * mean
 
-    def definition(self, *parts: Tensor) -> Tensor:
-        return definitions.aft_simple(*parts)
+    def definition(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        """Equation 5: sigmoid(q_t) * sum_i exp(k_i) v_i / sum_i exp(k_i)."""
+        weights = torch.exp(k) / torch.exp(k).sum(0)
+        return torch.stack([torch.sigmoid(q[t]) * sum(weights[i] * v[i] for i in range(len(k))) for t in range(len(q))])
 
 
 class BiWKV(Mechanism):
@@ -135,10 +119,6 @@ class BiWKV(Mechanism):
         super().__init__(width)
         self.decay = nn.Parameter(torch.randn(width))
         self.boost = nn.Parameter(torch.randn(width))
-        self.kv = nn.Linear(width, 2 * width, bias=False)
-
-    def project(self, x: Tensor) -> Parts:
-        return self.kv(x).chunk(2, dim=1)
 
     def mix(self, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
         return lalic_kernels.biwkv(self.decay / len(k), self.boost / len(k), k[None], v[None])[0]
@@ -157,7 +137,7 @@ class BiWKV(Mechanism):
 class Shifted(Mechanism):
     """A mechanism between the two 5x5 shifts of a block: of what it is given, and of what the channel mix is given.
 
-    In `mix` the arguments are x, which is shifted, and those of the mechanism, which were projected before.
+    In `mix` the arguments are x, which is shifted, and those of the mechanism.
     """
 
     def __init__(self, width: int, inner: Mechanism):
@@ -170,19 +150,13 @@ class Shifted(Mechanism):
     def _shift(self, x: Tensor, weight: Tensor) -> Tensor:
         return lalic_kernels.token_shift(x.view(1, *grid(len(x)), -1), weight).view_as(x)
 
-    def project(self, x: Tensor) -> Parts:
-        return (x, *self.inner.project(self._shift(x, self.before)))
-
     def mix(self, x: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
         self._shift(x, self.before)
         return self._shift(self.inner.mix(*parts), self.after)
 
-    def forward(self, x: Tensor) -> Tensor:
-        _, *parts = self.project(x)
-        return self._shift(self.inner.mix(*parts), self.after)
-
     def definition(self, x: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
-        return definitions.shift(self.inner.definition(*parts), self.after, grid(len(x)))
+        image = self.inner.definition(*parts).view(1, *grid(len(x)), -1)
+        return lalic_kernels.token_shift(image, self.after, backend="reference").view_as(x)
 
     def sample(self, length: int, generator: torch.Generator) -> Parts:
         return (_normal((length, self.width), generator), *self.inner.sample(length, generator))
@@ -198,13 +172,6 @@ class WindowAttention(Mechanism):
     coefficient, copies, unit = 128, 8, 32
     window = 8
 
-    def __init__(self, width: int):
-        super().__init__(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-
-    def project(self, x: Tensor) -> Parts:
-        return self.qkv(x).chunk(3, dim=1)
-
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
         rows, columns = grid(len(q))
         w, head = self.window, self.unit
@@ -219,13 +186,23 @@ class WindowAttention(Mechanism):
         y = y.view(rows // w, columns // w, -1, w, w, head).permute(0, 3, 1, 4, 2, 5)
         return y.reshape(q.shape)
 
-    def definition(self, *parts: Tensor) -> Tensor:
-        q, k, v = parts
-        return definitions.window_attention(q, k, v, grid(len(q)), self.window, self.unit)
+    def definition(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        """Attention over all tokens, with -inf outside the query's own window."""
+        w, head, (_, width) = self.window, self.unit, grid(len(q))
+        place = torch.arange(len(q))
+        row, column = place // width, place % width
+        own = (row // w) * width + column // w
+        outside = own[:, None] != own[None, :]
+        parts = []
+        for one in range(0, q.shape[1], head):
+            part = slice(one, one + head)
+            scores = (q[:, part] @ k[:, part].T / math.sqrt(head)).masked_fill(outside, -math.inf)
+            parts.append(torch.softmax(scores, 1) @ v[:, part])
+        return torch.cat(parts, 1)
 
 
 class SelectiveScan(Mechanism):
-    """Selective scan (Mamba) with N = 16 states a channel. B and C are projections of x; delta goes through a rank."""
+    """Selective scan (Mamba) with N = 16 states a channel."""
 
     coefficient, copies = 9 * 16, 4
     states, directions = 16, 1
@@ -233,32 +210,20 @@ class SelectiveScan(Mechanism):
 
     def __init__(self, width: int):
         super().__init__(width)
-        rank, count = math.ceil(width / 16), self.directions
-        self.rank = rank
-        self.down = nn.Parameter(torch.randn(count, rank + 2 * self.states, width) / math.sqrt(width))
-        self.up = nn.Parameter(torch.randn(count, width, rank) / math.sqrt(rank))
-        # As Mamba starts: steps between 0.001 and 0.1, rates 1 .. N.
-        steps = torch.exp(torch.empty(count, width).uniform_(math.log(1e-3), math.log(0.1)))
-        self.bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
+        count = self.directions
+        # As Mamba starts: rates 1 .. N.
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, self.states + 1)).repeat(count, width, 1))
         self.skip = nn.Parameter(torch.ones(count, width))
 
-    def _projected(self, x: Tensor, number: int) -> Parts:
-        low, B, C = (x @ self.down[number].T).split([self.rank, self.states, self.states], dim=1)
-        return F.softplus(low @ self.up[number].T + self.bias[number]), B, C
-
     def _scan(self, number: int, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
         return selective_scan(u, delta, -torch.exp(self.A_log[number]), B, C, self.skip[number])
-
-    def project(self, x: Tensor) -> Parts:
-        return (x, *self._projected(x, 0))
 
     def mix(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:  # type: ignore[override]
         return self._scan(0, u, delta, B, C)
 
     def definition(self, *parts: Tensor) -> Tensor:
         u, delta, B, C = parts
-        return definitions.selective_scan(u, delta, -torch.exp(self.A_log[0]), B, C, self.skip[0])
+        return recurrence(u, delta, -torch.exp(self.A_log[0]), B, C, self.skip[0])
 
     def sample(self, length: int, generator: torch.Generator) -> Parts:
         shape = () if self.directions == 1 else (self.directions,)
@@ -266,11 +231,6 @@ class SelectiveScan(Mechanism):
         delta = torch.rand((*shape, length, self.width), generator=generator, device=generator.device).mul_(0.1)
         B, C = (_normal((*shape, length, self.states), generator) for _ in range(2))
         return u, delta, B, C
-
-    def narrowed(self, channels: slice) -> Mechanism:
-        other = super().narrowed(channels)
-        other._parameters |= {name: self._parameters[name] for name in ("down", "up", "bias")}  # of `project` alone
-        return other
 
     def narrowed_parts(self, parts: Parts, channels: slice) -> Parts:
         u, delta, B, C = parts
@@ -283,7 +243,7 @@ class SelectiveScan(Mechanism):
 class SelectiveScan2D(SelectiveScan):
     """SS2D (VMamba, Liu et al. 2024): the sum of four scans, by rows, by columns, and both backwards.
 
-    In `mix` u is by rows; delta (4, L, D), B and C (4, L, N) are each in their scan's order, as projections leave them.
+    In `mix` u is by rows; delta (4, L, D), B and C (4, L, N) are each in their scan's order.
     """
 
     coefficient, directions, copies = 4 * 9 * 16, 4, 11
@@ -300,10 +260,6 @@ class SelectiveScan2D(SelectiveScan):
         rows, columns = grid(len(y))
         return y.view(columns, rows, -1).transpose(0, 1).reshape(y.shape) if number % 2 else y
 
-    def project(self, x: Tensor) -> Parts:
-        found = [self._projected(self._along(x, number), number) for number in range(4)]
-        return (x, *(torch.stack(same) for same in zip(*found, strict=True)))
-
     def mix(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:  # type: ignore[override]
         y = self._scan(0, u, delta[0], B[0], C[0])
         for number in range(1, 4):
@@ -313,7 +269,14 @@ class SelectiveScan2D(SelectiveScan):
 
     def definition(self, *parts: Tensor) -> Tensor:
         u, delta, B, C = parts
-        return definitions.selective_scan_2d(u, delta, -torch.exp(self.A_log), B, C, self.skip, grid(len(u)))
+        height, width = grid(len(u))
+        rows = torch.arange(len(u))
+        columns = rows.view(height, width).T.flatten()
+        y = torch.zeros_like(u)
+        for number, path in enumerate((rows, columns, rows.flip(0), columns.flip(0))):
+            rates = -torch.exp(self.A_log[number])
+            y[path] += recurrence(u[path], delta[number], rates, B[number], C[number], self.skip[number])
+        return y
 
 
 MECHANISMS: dict[str, Callable[[int], Mechanism]] = {

@@ -8,21 +8,18 @@ above 0.7 of what is free is left out and says so, and so is one that would take
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import records
+from benchmarks import records, report
 from benchmarks.counting import memory
 from benchmarks.counting.operations import Counted, count
-from benchmarks.measure import Call, Case, Row, Setting, WrongResult, in_fresh_process, measure, memory_to_read
+from benchmarks.measure import Call, Case, Row, Setting, WrongResult, in_fresh_process, measure, memory_to_read, within
 from benchmarks.paper.mechanism_modules import MECHANISMS, Mechanism, Parts
 
 LENGTHS = tuple(1 << n for n in range(10, 21))
@@ -33,19 +30,7 @@ FLOOR = 8 << 20  # bytes that any call may need besides
 TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Sweep(Setting):
-    """A setting with fewer rounds: a point can take a minute.
-
-    Attributes:
-        longest: seconds that a call may take, by the length before; longer ones are left out.
-    """
-
-    longest: float = 60.0
-
-    @property
-    def rounds(self) -> tuple[int, int, float]:
-        return (2, 2, 0.0) if self.quick else (3, 25, 1.0)
+ROUNDS = (3, 25, 1.0)  # fewer than an op's: a point can take a minute
 
 
 def operations_of(name: str, length: int, width: int, device: torch.device) -> Counted:
@@ -61,19 +46,14 @@ def needed_bytes(mechanism: Mechanism, length: int) -> int:
     return int(4 * mechanism.copies * length * mechanism.width) + FLOOR
 
 
-def _within(what: str, got: torch.Tensor, want: torch.Tensor) -> None:
-    error, largest = float((got.double() - want).abs().max()), float(want.abs().max())
-    if got.shape != want.shape or not error <= TOLERANCE * largest:
-        raise WrongResult(f"{what}: the largest error is {error:.3g} of {largest:.3g}, more than {TOLERANCE:g} of it")
-
-
 def _check_small(name: str, mechanism: Mechanism, device: torch.device) -> None:
     """Against the definition in float64."""
     parts = mechanism.sample(SMALL, torch.Generator(device).manual_seed(1))
     got = mechanism.mix(*parts)
     double = MECHANISMS[name](mechanism.width).double().requires_grad_(False)
     double.load_state_dict(mechanism.state_dict())
-    _within(name, got.cpu(), double.definition(*(part.cpu().double() for part in parts)))
+    want = double.definition(*(part.cpu().double() for part in parts))
+    within(name, got.cpu(), want, TOLERANCE * float(want.abs().max()))
 
 
 def _check_here(name: str, mechanism: Mechanism, parts: Parts, y: torch.Tensor) -> None:
@@ -81,17 +61,21 @@ def _check_here(name: str, mechanism: Mechanism, parts: Parts, y: torch.Tensor) 
     for channels in (slice(mechanism.unit), slice(mechanism.width - mechanism.unit, None)):
         few = tuple(part.double() for part in mechanism.narrowed_parts(parts, channels))
         want = mechanism.narrowed(channels).double().mix(*few)
-        _within(f"{name}, {len(y)} tokens", y[:, channels], want)
+        within(f"{name}, {len(y)} tokens", y[:, channels], want, TOLERANCE * float(want.abs().max()))
 
 
 @torch.no_grad()
-def points(name: str, width: int, lengths: Sequence[int], setting: Sweep) -> Iterator[Row]:
-    """Rows of one mechanism and width, shortest first. Raises `WrongResult` before a wrong one is timed."""
+def rows(name: str, width: int, lengths: Sequence[int], setting: Setting, longest: float = 60.0) -> list[Row]:
+    """Rows of one mechanism and width, shortest first. Raises `WrongResult` before a wrong one is timed.
+
+    longest: seconds that a call may take, by the length before; longer ones are left out.
+    """
     device = setting.device
     torch.manual_seed(0)
     mechanism = MECHANISMS[name](width).to(device).requires_grad_(False)
     _check_small(name, mechanism, device)
     before: tuple[int, float] | None = None
+    found: list[Row] = []
     for length in sorted(lengths):
         counted = operations_of(name, length, width, device)
         row: Row = {
@@ -109,17 +93,18 @@ def points(name: str, width: int, lengths: Sequence[int], setting: Sweep) -> Ite
         }  # fmt: skip
         expected = 0.0 if before is None else before[1] * length / before[0]
         reason = memory.too_large(needed_bytes(mechanism, length), device)
-        if reason is None and expected > setting.longest:
-            reason = f"would take about {expected:.3g} s a call by the length before, more than {setting.longest:g} s"
+        if reason is None and expected > longest:
+            reason = f"would take about {expected:.3g} s a call by the length before, more than {longest:g} s"
         if reason is None:
             row |= _measured(name, mechanism, length, setting)
             before = length, row["seconds"]
         else:
             row["skipped"] = reason
-        yield row
+        found.append(row)
+    return found
 
 
-def _measured(name: str, mechanism: Mechanism, length: int, setting: Sweep) -> dict[str, Any]:
+def _measured(name: str, mechanism: Mechanism, length: int, setting: Setting) -> dict[str, Any]:
     parts = mechanism.sample(length, torch.Generator(setting.device).manual_seed(2))
     call = Call(name, lambda: mechanism.mix(*parts), lambda y: _check_here(name, mechanism, parts, y))
     (row,) = measure("mechanisms", Case(f"{length} x {mechanism.width}", (call,)), setting)
@@ -130,42 +115,15 @@ def _measured(name: str, mechanism: Mechanism, length: int, setting: Sweep) -> d
     return found
 
 
-def rows(name: str, width: int, lengths: Sequence[int], setting: Sweep) -> list[Row]:
-    """All points of one mechanism and width."""
-    return list(points(name, width, lengths, setting))
-
-
 # The command
 
 
-def lines(found: Sequence[Row]) -> str:
-    """Rows of one mechanism and width as text."""
-    first = found[0]
-    text = [f"{first['mechanism']}, D = {first['width']} ({first['runs']})"]
-    for row in found:
-        executed = row["operations"]["an element"]
-        given = row["theoretical an element"]
-        line = f"  L = {row['length']:8d}  given {given:4.0f} L D, executed {executed:6.1f} L D"
-        if "skipped" in row:
-            text.append(f"{line}  not run: {row['skipped']}")
-            continue
-        peak = row["peak bytes"]
-        memory = "memory not known" if peak is None else f"+{peak / 2**20:.1f} MiB"
-        low, high = row["quartiles"]
-        spread = f"{1e3 * row['seconds']:10.2f} ms ({1e3 * low:.2f} .. {1e3 * high:.2f})"
-        text.append(f"{line}  {spread}  {1e9 * row['seconds an element']:.2f} ns an element  {memory}")
-    return "\n".join(text)
-
-
-def recorded(path: Path, environment: dict[str, Any], lengths: Sequence[int]) -> set[tuple[str, int]]:
-    """(mechanism, width) that this device's file holds already, of this commit, versions, threads and lengths."""
+def recorded(folder: Path, environment: dict[str, Any], lengths: Sequence[int]) -> set[tuple[str, int]]:
+    """(mechanism, width) that the results hold already, of this device, commit, versions, threads and lengths."""
     keys = ("commit", "dirty", "device", "threads", "python", *records.PACKAGES)
-    if not path.is_file():
-        return set()
-    kept = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
     return {
         (r["mechanism"], r["width"])
-        for r in kept
+        for r in records.load(folder)
         if "mechanisms" in r
         and all(r.get(key) == environment[key] for key in keys)
         and {row["length"] for row in r["mechanisms"]} >= set(lengths)
@@ -174,14 +132,11 @@ def recorded(path: Path, environment: dict[str, Any], lengths: Sequence[int]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the rows. Returns 0, or 1 if a result was wrong; usage errors and a busy machine exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.mechanisms", description="Table 5, measured.")
+    parser = records.parser("paper.mechanisms", "Table 5, measured.", quick="two rounds a point")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(MECHANISMS)} (default: all)")
     parser.add_argument("--lengths", nargs="+", type=int, metavar="L", default=LENGTHS, help="default 2^10 .. 2^20")
     parser.add_argument("--widths", nargs="+", type=int, metavar="D", default=WIDTHS, help="default 96 192 320")
     parser.add_argument("--longest", type=float, default=60.0, metavar="S", help="seconds a call (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="two rounds a point: to see that all runs, not to measure")
-    records.add_where(parser)
-    records.add_saving(parser)
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in MECHANISMS]
     if unknown:
@@ -191,11 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bad := [n for n in options.widths if n < 32 or n % 32]:
         parser.error(f"--widths: {bad[0]} is no positive multiple of 32, a head of the window attention")
     device = records.check(parser, options)
-    environment = records.environment(device)
-    print(records.header(environment), flush=True)
-    file = (options.results or records.RESULTS) / f"{records.slug(environment['device'])}.jsonl"
-    done = recorded(file, environment, options.lengths)
-    setting = Sweep(device, options.quick, memory_to_read(device), options.longest)
+    done = recorded(options.results, records.environment(device), options.lengths)
+    setting = Setting(device, options.quick, memory_to_read(device), ROUNDS)
     failed = False
     for name in options.names or MECHANISMS:
         for width in options.widths:
@@ -203,15 +155,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name}, D = {width}: is recorded", flush=True)
                 continue
             try:
-                found = in_fresh_process(rows, name, width, options.lengths, setting, memory=setting.memory)
+                words = (name, width, options.lengths, setting, options.longest)
+                found = in_fresh_process(rows, *words, memory=setting.memory)
             except WrongResult as error:
                 failed = True
                 print(f"{name}, D = {width}: not timed, {error}", file=sys.stderr)
                 continue
-            print(lines(found), flush=True)
-            if options.save:
-                record = records.environment(device) | {"quick": False, "mechanism": name, "width": width}
-                records.append(record | {"mechanisms": found}, options.results or records.RESULTS)
+            record = records.environment(device) | {"mechanism": name, "width": width, "mechanisms": found}
+            report.show(record)
+            records.keep(record, options)
     return int(failed)
 
 

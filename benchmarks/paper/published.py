@@ -7,12 +7,11 @@ BD-rates of `lalic eval` worth reading. Nothing is measured.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import records
+from benchmarks import records, report
 from lalic.errors import LalicError
 from lalic.eval import curves
 
@@ -22,7 +21,6 @@ PAPER = (  # pictures, metric, percent
     ("tecnick", "psnr", -17.63),
     ("kodak", "ms-ssim", -51.23),
 )
-TEST, ANCHOR = "lalic-published", "vtm-9.1"
 Row = dict[str, Any]
 
 
@@ -30,10 +28,10 @@ def rows() -> list[Row]:
     """A row a set and metric: what the paper says, and each method's percent and the span of quality that counts."""
     found: list[Row] = []
     for pictures, metric, said in PAPER:
-        test, anchor = (curves.published_curve(codec, pictures, metric) for codec in (TEST, ANCHOR))
+        test, anchor = curves.published_curves(pictures)
         row: Row = {"pictures": pictures, "metric": metric, "paper": said, "test": test.title, "anchor": anchor.title}
         for method in curves.METHODS:
-            delta = curves.bd_rate(anchor.points, test.points, method)
+            delta = curves.bd_rate(anchor.rd_points(metric), test.rd_points(metric), method)
             row |= {method: delta.percent, "low": delta.low, "high": delta.high, "share": delta.share}
         found.append(row)
     return found
@@ -41,27 +39,14 @@ def rows() -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and with --save append it. Returns 0; usage errors exit with 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper.published", description="BD-rates of published curves."
-    )
-    records.add_saving(parser)
+    parser = records.parser("paper.published", "BD-rates of published curves.", where=False)
     options = parser.parse_args(argv)
     try:
-        found = rows()
+        record = records.counted(published=rows())
     except LalicError as error:  # the package that computes them is not installed
         parser.error(str(error))
-    print(f"{found[0]['test']} against {found[0]['anchor']}, percent of rate\n")
-    print(
-        f"{'pictures':10}{'metric':9}{'paper':>9}"
-        + "".join(f"{method:>9}" for method in curves.METHODS)
-        + "   between, dB"
-    )
-    for row in found:
-        by_method = "".join(f"{row[method]:9.2f}" for method in curves.METHODS)
-        span = f"{row['low']:.2f} and {row['high']:.2f}"
-        print(f"{row['pictures']:10}{row['metric']:9}{row['paper']:9.2f}{by_method}   {span}")
-    if options.save:
-        records.keep(records.counted(published=found), options.results)
+    report.show(record)
+    records.keep(record, options)
     return 0
 
 

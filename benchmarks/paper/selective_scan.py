@@ -38,6 +38,15 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, sk
     return torch.ops.lalic_benchmarks.selective_scan(u, delta, A, B, C, skip, chosen)
 
 
+def recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor) -> Tensor:
+    """The recurrence of Mamba (Gu and Dao, 2023), algorithm 2: u, delta (L, D), A (D, N), B, C (L, N), skip (D,)."""
+    h, y = torch.zeros_like(A), torch.empty_like(u)
+    for t in range(len(u)):
+        h = torch.exp(delta[t][:, None] * A) * h + delta[t][:, None] * B[t][None, :] * u[t][:, None]
+        y[t] = h @ C[t] + skip * u[t]
+    return y
+
+
 def chunked(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, chunk: int | None = None
 ) -> Tensor:

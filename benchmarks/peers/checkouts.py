@@ -10,12 +10,10 @@ rates stand beside.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Setting
-from benchmarks.peers import worker
 
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 1800.0
@@ -69,20 +66,20 @@ def ask(peer: str, python: Path, request: dict[str, Any]) -> list[Row]:
         found = recognise(path)
         if found is None:
             known = ", ".join(dict.fromkeys(name for name, _, _ in KNOWN))
-            return [{"side": path.name, "skipped": f"the folder is no checkout of {known}"}]
+            return [{"model": path.name, "skipped": f"the folder is no checkout of {known}"}]
         name, root = found
     command = [str(python), str(WORKER), json.dumps({"peer": name, "root": str(root), **request})]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        return [{"side": name, "skipped": f"took longer than {TIMEOUT:.0f} s"}]
+        return [{"model": name, "skipped": f"took longer than {TIMEOUT:.0f} s"}]
     except OSError as error:
-        return [{"side": name, "skipped": f"--peer-python does not start: {error.strerror}"}]
+        return [{"model": name, "skipped": f"--peer-python does not start: {error.strerror}"}]
     answers = [line for line in done.stdout.splitlines() if line.startswith('{"rows"')]
     if done.returncode or not answers:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        return [{"side": name, "skipped": f"ended with code {done.returncode}: {last[:200]}"}]
+        return [{"model": name, "skipped": f"ended with code {done.returncode}: {last[:200]}"}]
     rows: list[Row] = json.loads(answers[-1])["rows"]
     return rows
 
@@ -109,15 +106,3 @@ def passed(
         "sizes": list(sizes), "device": device.type, "threads": torch.get_num_threads(), "longest": longest,
     }  # fmt: skip
     return ask(peer, python, request)
-
-
-def installed() -> list[worker.Network]:
-    """CompressAI's mean-scale hyperprior, quality 6 (N = 192, M = 320), and ELIC; [] if it is not installed.
-
-    Raises ImportError if it is installed but does not import, rather than leaving its rows out silently.
-    """
-    if importlib.util.find_spec(PACKAGE) is None:
-        return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its own, about torch's old names
-        return [(name, model.eval(), forward) for name, model, forward in worker.NETWORKS["CompressAI"]()]

@@ -221,7 +221,7 @@ def rows_of(codec: Any, request: dict[str, Any], device: torch.device) -> list[d
         times = _seconds(call, device, tuple(request["rounds"]))
         low, middle, high = statistics.quantiles(times, n=4)
         rows.append({
-            "side": codec.name, "direction": direction, "way": "", "seconds": middle, "quartiles": [low, high],
+            "model": codec.name, "direction": direction, "way": "", "seconds": middle, "quartiles": [low, high],
             "repeats": len(times), "Mpixel/s": 1e-6 * batch * height * width / middle, "process peak": _peak(device),
             "bits per pixel": 8 * codec.size(streams) / (height * width),
             "parameters": sum(p.numel() for p in codec.model.parameters()),
@@ -250,15 +250,14 @@ def passes_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if "device" in request:
                 model.to(request["device"])
                 device = torch.device(request["device"])
-                for row in scaling.passes(title, forward, sizes, device, request["longest"]):
-                    yield {"side": row.pop("model"), **row}
+                yield from scaling.passes(title, forward, sizes, device, request["longest"])
                 continue
             parameters = sum(p.numel() for p in model.parameters())
             for (height, width), found in zip(sizes, operations.operations(model, forward, sizes), strict=True):
                 where = {"height": height, "width": width, "pixels": height * width}
-                yield {"side": title, **where, "parameters": parameters, "operations": found}
+                yield {"model": title, **where, "parameters": parameters, "operations": found}
         except Exception as error:  # whatever a peer's code does
-            yield {"side": title, "skipped": reason(error)}
+            yield {"model": title, "skipped": reason(error)}
             return
 
 
@@ -283,7 +282,7 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
             name = codec.name
             rows += rows_of(codec, request, device)
     except Exception as error:  # whatever a peer's code does
-        rows.append({"side": name, "skipped": reason(error)})
+        rows.append({"model": name, "skipped": reason(error)})
     return rows
 
 

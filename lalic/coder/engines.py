@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -27,14 +26,12 @@ from torch import Tensor, nn
 
 import lalic_kernels
 from lalic.coder.gpu_slices import GpuSliceState
-from lalic.coder.schedule import GpuRead, PassCoder, SliceState, code_slices
-from lalic.coder.weights import StackWeights, make_weights
+from lalic.coder.schedule import GpuRead, PassCoder, SliceState, StackWeights, code_slices, make_weights
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.checkpoints import matters
 from lalic.nn.context import SliceStack, full_precision
 from lalic_kernels import exact
-from lalic_kernels.rans import OutputView
 
 if TYPE_CHECKING:
     from lalic.model import LatentCodec
@@ -61,9 +58,6 @@ class FloatEngine:
     def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tensors
 
-    def without_inputs(self, aggregation: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return aggregation[0][:, :0], *aggregation[1:]
-
     def linear(self, x: Tensor, weights: _Affine) -> Tensor:
         return F.linear(x, weights.weight, weights.bias)
 
@@ -74,7 +68,8 @@ class FloatEngine:
         return weights(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def aggregation(self, x: Tensor, weights: tuple[Tensor, ...], partial: Tensor | None) -> Tensor:
-        return lalic_kernels.entropy_params(x, *weights, partial=partial)  # type: ignore[misc]
+        mix, *others = weights
+        return lalic_kernels.entropy_params(x, mix if x.shape[2] else mix[:, :0], *others, partial=partial)  # type: ignore[misc]
 
     def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         scales, means = full_precision(parameters).chunk(2, dim=2)
@@ -111,9 +106,6 @@ class ExactEngine:
         mix, bias, norm_weight, norm_bias, key, receptance, value = tensors
         return exact.prepare_entropy_params((mix, bias), (norm_weight, norm_bias), key, receptance, value)
 
-    def without_inputs(self, aggregation: exact.ExactEntropyParams) -> exact.ExactEntropyParams:
-        return aggregation  # `exact.entropy_params` takes inputs of no columns as they are
-
     def linear(self, x: Tensor, weights: exact.ExactLinear) -> Tensor:
         return exact.linear(x, weights, backend=self.backend)
 
@@ -141,108 +133,84 @@ class ExactEntropy:
     """Prepared weights of what a decoder computes before the synthesis transform. Shared: treat it as read-only."""
 
     medians: Tensor  # (C,) of the hyper latents, float32
-    hyper: tuple[exact.ExactConv | exact.ExactBlock, ...]  # hyper synthesis, in order
+    hyper: tuple[Any, ...]  # hyper synthesis: an `ExactConv`, `ExactBlock`s, an `ExactConv`
     slices: StackWeights
 
-    def hyper_parameters(self, z: Tensor, engine: ExactEngine = EXACT) -> Tensor:
-        """Symbols z (B, C, h, w) of any dtype -> hyper parameters (B, M, 4 h, 4 w), channels last."""
-        return self._hyper_parameters(z.to(self.medians).permute(0, 2, 3, 1) + self.medians, None, engine)
-
-    def _hyper_parameters(self, x: Tensor, absmax_bits: Tensor | None, engine: ExactEngine) -> Tensor:
-        """Hyper latents x (B, h, w, C) -> hyper parameters; absmax_bits: of x, for `exact.SliceKernels.conv`."""
-        kernels = exact.slice_kernels(x.device, backend=engine.backend)
-        for convolves, group in itertools.groupby(self.hyper, lambda layer: isinstance(layer, exact.ExactConv)):
-            layers: list[Any] = list(group)
-            if not convolves and kernels is not None:
-                x, absmax_bits = kernels.rwkv_blocks(x, layers)
-            elif not convolves:
-                x = exact.rwkv_blocks(x, layers, backend=engine.backend)
-            else:
-                for layer in layers:
-                    if kernels is not None:
-                        x, absmax_bits = kernels.conv(x, layer, absmax_bits=absmax_bits), None
-                    else:
-                        x = exact.conv(x, layer, backend=engine.backend)
-        return x.permute(0, 3, 1, 2)
-
     def code(self, z: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine = EXACT) -> Tensor:
-        """Symbols z (B, C, h, w) -> y_hat (B, M, 4 h, 4 w), channels last, through all slices.
+        """Symbols z (B, C, h, w) of any dtype -> y_hat (B, M, 4 h, 4 w), channels last, through all slices.
 
         Raises ValueError if a value is not finite; on a GPU one check at the end covers everything.
         """
         with exact.one_check(z.device, backend=engine.backend):
-            return self._code(self.hyper_parameters(z, engine), coder, engine)
+            return self.code_hyper(z.to(self.medians).permute(0, 2, 3, 1) + self.medians, coder, engine)
 
-    def code_on_gpu(self, read: Callable[[OutputView], None], size: tuple[int, ...], coder: GpuRead) -> Tensor:
-        """`code` with z decoded on the GPU: `read` writes hyper latents of this size, (B, h, w, C), to a view."""
-        device = self.medians.device
-        kernels = exact.slice_kernels(device)
-        with exact.one_check(device):
-            absmax = None if kernels is None else kernels.zero_bits(size[0])
-            view = OutputView(torch.empty(size, device=device), None, absmax)
-            read(view)
-            return self._code(self._hyper_parameters(view.image, view.absmax_bits, EXACT), coder, EXACT)
+    def code_hyper(
+        self, x: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine = EXACT, absmax_bits: Tensor | None = None
+    ) -> Tensor:
+        """`code` of hyper latents x (B, h, w, C), symbols plus medians, inside `exact.one_check`.
 
-    def _code(self, params: Tensor, coder: PassCoder | GpuRead, engine: ExactEngine) -> Tensor:
+        absmax_bits: of x, for `exact.SliceKernels.conv`, or None to compute them.
+        """
+        params = self._hyper_parameters(x, absmax_bits, engine)
         kernels = exact.slice_kernels(params.device, backend=engine.backend)
         if kernels is None:
             return code_slices(SliceState(self.slices, params, engine), coder)
         return code_slices(GpuSliceState(self.slices, params, engine, kernels), coder)
 
+    def _hyper_parameters(self, x: Tensor, absmax_bits: Tensor | None, engine: ExactEngine) -> Tensor:
+        """Hyper latents x (B, h, w, C) -> hyper parameters (B, M, 4 h, 4 w), channels last."""
+        kernels = exact.slice_kernels(x.device, backend=engine.backend)
+        first, *blocks, last = self.hyper
+        if kernels is None:
+            x = engine.conv(x, first)
+            for block in blocks:
+                x = engine.block(x, block)
+            x = engine.conv(x, last)
+        else:
+            x, absmax_bits = kernels.rwkv_blocks(kernels.conv(x, first, absmax_bits=absmax_bits), blocks)
+            x = kernels.conv(x, last, absmax_bits=absmax_bits)
+        return x.permute(0, 3, 1, 2)
+
     def digest(self) -> str:
         """Hex SHA-256 of all integers and floats in it, their names, and the version of the arithmetic."""
         digest = hashlib.sha256(f"exact entropy model {exact.VERSION}\n".encode())
-        for name, value in _entries("", self):
-            part = value.digest() if not isinstance(value, Tensor) else _tensor_digest(value)
-            digest.update(f"{name} {part}\n".encode())
+        for field in fields(self):
+            for name, part in _digests(f".{field.name}", getattr(self, field.name)):
+                digest.update(f"{name} {part}\n".encode())
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> ExactEntropy:
         """A copy on a device."""
-        return cast(ExactEntropy, _mapped(self, lambda value: value.to(device)))
-
-
-def _leaf(value: Any) -> bool:
-    return isinstance(value, Tensor) or (hasattr(value, "digest") and not isinstance(value, ExactEntropy))
+        return replace(self, **{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
 
 # Names in the digest, which files depend on, of fields that are called otherwise in the code.
 _DIGEST_NAMES = {"first_block": "first", "other_blocks": "rest", "to_later_contexts": "spread"}
 
 
-def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(name, tensor or prepared weight) in the order of fields. `anchor_block` is `first_block` again and left out."""
-    if value is None or isinstance(value, int):
-        return
-    if _leaf(value):
-        yield name, value
+def _digests(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(name, digest) of each tensor and prepared weight in `value`, in the order of fields."""
+    if isinstance(value, Tensor):
+        yield name, hashlib.sha256(value.cpu().numpy().astype("<f4").tobytes()).hexdigest()
+    elif hasattr(value, "digest"):
+        yield name, value.digest()
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
-            yield from _entries(f"{name}.{i}", item)
-    else:
+            yield from _digests(f"{name}.{i}", item)
+    elif is_dataclass(value):
         for field in fields(value):
-            if field.name != "anchor_block":
-                entry = _DIGEST_NAMES.get(field.name, field.name)
-                yield from _entries(f"{name}.{entry}", getattr(value, field.name))
+            yield from _digests(f"{name}.{_DIGEST_NAMES.get(field.name, field.name)}", getattr(value, field.name))
 
 
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`value` with each tensor and prepared weight changed."""
-    if value is None or isinstance(value, int):
-        return value
-    if _leaf(value):
-        return change(value)
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """`value` with each tensor and prepared weight in it on a device."""
+    if hasattr(value, "to"):
+        return value.to(device)
     if isinstance(value, tuple):
-        return tuple(_mapped(item, change) for item in value)
-    assert is_dataclass(value) and not isinstance(value, type)
-    new = {f.name: _mapped(getattr(value, f.name), change) for f in fields(value) if f.name != "anchor_block"}
-    if "first_block" in new:
-        new["anchor_block"] = new["first_block"]
-    return replace(value, **new)
-
-
-def _tensor_digest(value: Tensor) -> str:
-    return hashlib.sha256(value.cpu().numpy().astype("<f4").tobytes()).hexdigest()
+        return tuple(_moved(item, device) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    return value
 
 
 def exact_entropy(latent_codec: LatentCodec) -> ExactEntropy:
@@ -251,12 +219,11 @@ def exact_entropy(latent_codec: LatentCodec) -> ExactEntropy:
     Raises `CheckpointError` if a weight is not finite.
     """
     hyper, stack = latent_codec.hyper, latent_codec.y
-    quantiles = hyper.entropy_bottleneck.quantiles
-    modules = (("hyper", hyper.h_s), ("y", stack))
-    named = [(n, p) for top, module in modules for n, p in module.named_parameters(prefix=top)]
-    sources = [quantiles, *(p for n, p in named if matters(n))]
-    medians = hyper.entropy_bottleneck.medians
-    return latent_codec.cache.get("exact", sources, lambda: _make(hyper.h_s, stack, medians()))
+    prior = hyper.entropy_bottleneck
+    weights = [p for module in (hyper.h_s, stack) for name, p in module.named_parameters() if matters(name)]
+    return latent_codec.cache.get(
+        "exact", [prior.quantiles, *weights], lambda: _make(hyper.h_s, stack, prior.medians())
+    )
 
 
 def _make(h_s: nn.Sequential, stack: SliceStack, medians: Tensor) -> ExactEntropy:
@@ -278,7 +245,6 @@ def _make(h_s: nn.Sequential, stack: SliceStack, medians: Tensor) -> ExactEntrop
 
 def _up(m: nn.Module) -> exact.ExactConv:
     conv = cast(nn.ConvTranspose2d, m)
-    stride, padding, output_padding = (
-        cast(tuple[int, int], n)[0] for n in (conv.stride, conv.padding, conv.output_padding)
-    )
+    sizes: tuple[Any, ...] = conv.stride, conv.padding, conv.output_padding
+    stride, padding, output_padding = (size[0] for size in sizes)
     return exact.prepare_conv(conv.weight, conv.bias, stride, padding, True, output_padding)

@@ -21,11 +21,11 @@ from lalic.coder import host
 from lalic.coder.engines import exact_entropy
 from lalic.coder.graphs import Graph, GraphCache, settings, tensors_of
 from lalic.coder.schedule import Collect, GpuRead, check_magnitudes
-from lalic.coder.stream import Decoded, Stream, SymbolChecksum, as_bitstream_errors, check_symbols, joined_sums
+from lalic.coder.stream import Decoded, Stream, as_bitstream_errors, check_symbols, checksum_of, joined_sums
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import BitstreamError, LalicError
 from lalic_kernels import exact
-from lalic_kernels.rans import CodingTables, symbol_checksum
+from lalic_kernels.rans import CodingTables, OutputView, symbol_checksum
 from lalic_kernels.rans import gpu as rans_gpu
 from lalic_kernels.rans.gpu import DeviceDecoder
 
@@ -111,26 +111,33 @@ class GpuCoder:
         model = self.model
         checked = model.as_qualities(qualities, len(streams))
         wanted = self._wants_graph(len(streams), size)
-        sizes = [self._stream_size(stream) for stream in streams]
-        good = [i for i, each in enumerate(sizes) if not isinstance(each, BitstreamError)]
-        results: list[Any] = list(sizes)
-        if not good:
+        results: list[Any] = [None] * len(streams)
+        heads: dict[int, tuple[int, int]] = {}  # groups and words of each stream whose header is sound
+        for i, stream in enumerate(streams):
+            try:
+                with as_bitstream_errors(model.entropy):
+                    heads[i] = rans_gpu.capacity_of(stream.data)
+            except BitstreamError as error:
+                results[i] = error
+        if not heads:
             return results
-        capacity = _capacity([each for each in sizes if not isinstance(each, BitstreamError)])
-        data = [streams[i].data for i in good]
-        if checked is not None and len(good) < len(streams):
-            checked = checked[good]
-        batch = self._decode(data, size, checked, capacity, wanted)
-        if not batch.finite and len(good) > 1:  # decode one by one to see which stream it was
+        if checked is not None and len(heads) < len(streams):
+            checked = checked[list(heads)]
+        data = [streams[i].data for i in heads]
+        batch = self._decode(data, size, checked, _capacity(list(heads.values())), wanted)
+        if not batch.finite and len(heads) > 1:  # decode one by one to see which stream it was
             plain = GpuCoder(model, False)
-            for i in good:
+            for i in heads:
                 (results[i],) = plain.decode([streams[i]], size, [qualities[i]])
             return results
-        for i, picture, fault, sums in zip(good, batch.x.split(1), batch.faults, batch.sums, strict=True):
+        for i, picture, fault, sums in zip(heads, batch.x.split(1), batch.faults, batch.sums, strict=True):
             if fault is None and not batch.finite:
-                fault = exact.NotFinite("x must be finite in exact arithmetic, but holds an infinity or NaN")
+                fault = exact.NotFinite()
             try:
-                self._check(streams[i], fault, sums)
+                with as_bitstream_errors(model.entropy):
+                    if fault is not None:
+                        raise fault
+                check_symbols(joined_sums(*sums), streams[i], model.entropy)
                 results[i] = picture
             except BitstreamError as error:
                 results[i] = error
@@ -138,7 +145,7 @@ class GpuCoder:
 
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
         """Decode without the synthesis transform. Raises ``BitstreamError``. size: of hyper latents."""
-        model, checksum = self.model, SymbolChecksum()
+        model = self.model
         with as_bitstream_errors(model.entropy):
             decoder = DeviceDecoder(stream.data, model.tables(), model.device)
             rows = z_rows(model.config.dims[5], size[0] * size[1], model.device)
@@ -146,25 +153,9 @@ class GpuCoder:
                 y_hat = decode_latents(model, decoder, size, rows)
             decoder.finish()
         z, *passes = [section[0].cpu() for section in decoder.symbols()]
-        checksum.add(z)
-        checksum.end_of_z()
-        checksum.add(torch.cat(passes))
-        check_symbols(checksum.value, stream, model.entropy)
-        return Decoded(y_hat, checksum.sha256.hexdigest())
-
-    def _stream_size(self, stream: Stream) -> tuple[int, int] | BitstreamError:
-        """Groups and words of a stream, or the error in its header."""
-        try:
-            with as_bitstream_errors(self.model.entropy):
-                return rans_gpu.capacity_of(stream.data)
-        except BitstreamError as error:
-            return error
-
-    def _check(self, stream: Stream, fault: ValueError | None, sums: list[int]) -> None:
-        with as_bitstream_errors(self.model.entropy):
-            if fault is not None:
-                raise fault
-        check_symbols(joined_sums(*sums), stream, self.model.entropy)
+        symbols = torch.cat([z, *passes])
+        check_symbols(checksum_of(z, symbols), stream, model.entropy)
+        return Decoded(y_hat, symbols)
 
     def _decode(
         self,
@@ -183,8 +174,8 @@ class GpuCoder:
             return captured(data, qualities)
         decoder = DeviceDecoder(data, model.tables(), device)
         rows = z_rows(model.config.dims[5], size[0] * size[1], device)
-        with model.launch_lock, exact.statuses(device) as statuses:
-            x = _launch_decoding(model, decoder, size, rows, _to_device(qualities, device))
+        with model.launch_lock:
+            x, statuses = _launch_decoding(model, decoder, size, rows, _to_device(qualities, device))
         return _finish_decoding(x, decoder, statuses)
 
     # Graphs
@@ -266,14 +257,13 @@ class _DecodeGraph(Graph):
             self._qualities = None if qualities is None else torch.empty(len(data), device=device)
             self._decoder = DeviceDecoder(data, model.tables(), device, capacity)
         rows = z_rows(model.config.dims[5], size[0] * size[1], device)
-
-        def launch() -> tuple[Tensor, list[Tensor]]:
-            with exact.statuses(device) as statuses:
-                x = _launch_decoding(model, self._decoder, size, rows, self._qualities)
-            return x, statuses
-
         with model.launch_lock:
-            self.capture(device, lambda: self._write(data, qualities), launch, lambda: [rows, *tensors_of(model)])
+            self.capture(
+                device,
+                lambda: self._write(data, qualities),
+                lambda: _launch_decoding(model, self._decoder, size, rows, self._qualities),
+                lambda: [rows, *tensors_of(model)],
+            )
         buffers = [value for value in vars(self._decoder).values() if isinstance(value, Tensor)]
         self.bytes += sum(x.untyped_storage().nbytes() for x in buffers)
 
@@ -292,23 +282,26 @@ class _DecodeGraph(Graph):
 
 def _launch_decoding(
     model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor, qualities: Tensor | None
-) -> Tensor:
-    """Launch everything of a decode -> pictures (B, 3, H, W)."""
-    return model.synthesise(decode_latents(model, decoder, size, rows), qualities).clamp_(0, 1)
+) -> tuple[Tensor, list[Tensor]]:
+    """Launch everything of a decode -> pictures (B, 3, H, W), and statuses from `exact.statuses`."""
+    with exact.statuses(model.device) as statuses:
+        x = model.synthesise(decode_latents(model, decoder, size, rows), qualities).clamp_(0, 1)
+    return x, statuses
 
 
 def decode_latents(model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor) -> Tensor:
     """y_hat (B, M, 4 h, 4 w) of a decoder's streams. The caller checks the decoder for faults afterwards."""
-    batch, channels = decoder.sums().shape[0], model.config.dims[5]
+    batch, channels, device = decoder.sums().shape[0], model.config.dims[5], model.device
+    coder = GpuRead(decoder.decode_parameters)
     if model.entropy != "exact":
         z = decoder.decode(rows).reshape(batch, channels, *size).to(model.medians)
-        return host.decode_latents(model, z, GpuRead(decoder.decode_parameters))
-    entropy = exact_entropy(model.latent_codec)
-    return entropy.code_on_gpu(
-        lambda view: decoder.decode_channels(rows, entropy.medians, view),
-        (batch, *size, channels),
-        GpuRead(decoder.decode_parameters),
-    )
+        return host.decode_latents(model, z, coder)
+    entropy, kernels = exact_entropy(model.latent_codec), exact.slice_kernels(device)
+    with exact.one_check(device):
+        absmax_bits = None if kernels is None else kernels.zero_bits(batch)
+        view = OutputView(torch.empty((batch, *size, channels), device=device), None, absmax_bits)
+        decoder.decode_channels(rows, entropy.medians, view)
+        return entropy.code_hyper(view.image, coder, absmax_bits=absmax_bits)
 
 
 def _finish_decoding(x: Tensor, decoder: DeviceDecoder, statuses: list[Tensor]) -> Decoding:

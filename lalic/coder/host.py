@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lalic.coder.engines import FLOAT, exact_entropy
 from lalic.coder.schedule import Collect, GpuRead, PassCoder, Read, SliceState, check_magnitudes, code_slices
-from lalic.coder.stream import Decoded, Stream, SymbolChecksum, as_bitstream_errors, check_symbols
+from lalic.coder.stream import Decoded, Stream, as_bitstream_errors, check_symbols, checksum_of
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import BitstreamError
 from lalic_kernels import rans
@@ -71,13 +71,9 @@ class HostCoder:
         """The stream of a picture's latents y (1, M, h, w)."""
         coded = symbols_of(self.model, y, quality)
         z, rows = coded.z[0][0], coded.z[1][0] + gaussian_tables().rows
-        checksum = SymbolChecksum()
-        checksum.add(z)
-        checksum.end_of_z()
-        for symbols, _ in coded.passes:
-            checksum.add(symbols[0])
         sections = [(z, rows), *((symbols[0], indexes[0]) for symbols, indexes in coded.passes)]
-        return Stream(rans.encode(sections, self.model.tables()), checksum.value)
+        checksum = checksum_of(z, torch.cat([symbols for symbols, _ in sections]))
+        return Stream(rans.encode(sections, self.model.tables()), checksum)
 
     def decode(
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
@@ -95,20 +91,20 @@ class HostCoder:
 
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
         """Decode without the synthesis transform. Raises ``BitstreamError``. size: of hyper latents."""
-        model, checksum = self.model, SymbolChecksum()
+        model = self.model
+        passes: list[Tensor] = []
 
-        def take(indexes: Tensor) -> Tensor:
-            symbols = torch.from_numpy(decoder.decode(indexes))
-            checksum.add(symbols)
-            return symbols[None]
+        def take(_: int, indexes: Tensor) -> Tensor:
+            passes.append(torch.from_numpy(decoder.decode(indexes[0])))
+            return passes[-1][None]
 
         with as_bitstream_errors(model.entropy):
             decoder = rans.Decoder(stream.data, model.tables())
-            z = take(z_rows(model.config.dims[5], size[0] * size[1]) + gaussian_tables().rows)
-            checksum.end_of_z()
-            check_symbols(checksum.value, stream, model.entropy, z_only=True)
-            z = z.reshape(1, -1, *size).to(model.medians)
-            y_hat = decode_latents(model, z, Read(lambda _, indexes: take(indexes[0])))
+            rows = z_rows(model.config.dims[5], size[0] * size[1]) + gaussian_tables().rows
+            z = torch.from_numpy(decoder.decode(rows))
+            check_symbols(checksum_of(z, z), stream, model.entropy, z_only=True)
+            y_hat = decode_latents(model, z.reshape(1, -1, *size).to(model.medians), Read(take))
             decoder.finish()
-        check_symbols(checksum.value, stream, model.entropy)
-        return Decoded(y_hat, checksum.sha256.hexdigest())
+        symbols = torch.cat([z, *passes])
+        check_symbols(checksum_of(z, symbols), stream, model.entropy)
+        return Decoded(y_hat, symbols)

@@ -11,7 +11,7 @@ For slice k, where [x] W is a product and the sums run in this order (h_c: hyper
     both                      scales, means = aggregation network of m
 
 This defines the model's numbers: each part is a product of its own, so an engine with exact arithmetic gives the same
-bits whether a part is stored or computed again.
+bits whether a part is stored or computed again. `stack_weights` cuts and joins the model's weights for these products.
 
 A pass coder decides what happens with scales and means: `Estimate` has y and gives likelihoods, `Collect` has y and
 collects symbols, `Read` and `GpuRead` take symbols from streams. All of them run through the same loop.
@@ -20,40 +20,144 @@ collects symbols, `Read` and `GpuRead` take symbols from streams. All of them ru
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import lalic_kernels
-from lalic.coder.weights import Engine, StackWeights, stack_weights
 from lalic.errors import BitstreamError, LalicError
-from lalic.nn.context import CHECKERBOARD_TAPS, SliceStack, full_precision, interleave, pack
+from lalic.nn.blocks import RWKVBlock
+from lalic.nn.context import CHECKERBOARD_TAPS, Slice, SliceStack, full_precision, interleave, pack
 from lalic.nn.noise import ALL, Share, uniform_like
 from lalic_kernels.rans import OutputView
 
 
-class PassCoder(Protocol):
-    """Called once a pass: scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape.
+class Engine(Protocol):
+    """How products, convolutions and blocks are evaluated. `prepare_...` turns weights into what the others take.
 
-    `ExactEngine` gives rows of the Gaussian tables (int32) in place of scales.
+    Images are (B, h, w, C), positions (B, P, C). The caller adds the parts, in a fixed order.
     """
 
-    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
+    name: str
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """weight (O, K), bias (O,) or None -> what `linear` takes."""
+
+    def prepare_conv(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """weight (O, C, 3, 3), bias (O,) or None -> what `conv` takes."""
+
+    def prepare_block(self, block: RWKVBlock) -> Any:
+        """An RWKV block -> what `block` takes."""
+
+    def prepare_aggregation(self, tensors: tuple[Tensor, ...]) -> Any:
+        """mix (O, K), its bias, norm's weight and bias, key, receptance, value -> what `aggregation` takes."""
+
+    def linear(self, x: Tensor, weights: Any) -> Tensor:
+        """x (..., K) -> (..., O)."""
+
+    def conv(self, x: Tensor, weights: Any) -> Tensor:
+        """3x3 convolution, padded with zeros. x (B, h, w, C) -> (B, h, w, O)."""
+
+    def block(self, x: Tensor, weights: Any) -> Tensor:
+        """x (B, h, w, C) -> the same shape."""
+
+    def aggregation(self, x: Tensor, weights: Any, partial: Tensor | None) -> Tensor:
+        """m = mix x + bias + partial, then LayerNorm, gated network, residual. x (B, P, K) -> (B, P, O).
+
+        With K = 0 the mix is its bias alone.
+        """
+
+    def head(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Output of the last aggregation (B, P, 2 g) -> scales, or their table rows (int32), and means: (B, P, g)."""
 
 
-class GpuRead:
-    """A pass coder on the model's device: ``read(parameters (B, P, 2 g) float32, view) -> values (B, P, g)``.
+# Weights
 
-    view: the output to write the values to, or None. Nothing waits for the device, so `read` has to record a fault if
-    scales or means are not finite.
+
+@dataclass(frozen=True)
+class SliceWeights:
+    """Weights of one slice, prepared by an engine. None where the slice has no such part."""
+
+    width: int  # outputs of the first mix
+    taps: Any  # the checkerboard convolution at the 12 taps that are not zero, (2 g, 12 g)
+    blocks: tuple[Any, ...]  # RWKV blocks of the channel context
+    context: Any  # last product of the channel context, (2 g, M)
+    channel: Any  # columns of the first mix for the channel context, (width, 2 g)
+    first_block: Any  # of the aggregation; its mix has the columns for the spatial context, (width, 2 g)
+    other_blocks: tuple[Any, ...]  # of the aggregation
+    to_later_contexts: Any  # columns of the first convolution of all later contexts, (M * later slices, g, 3, 3)
+
+
+@dataclass(frozen=True)
+class StackWeights:
+    """Weights of all slices, prepared by an engine. hyper: columns of all first mixes for the hyper parameters."""
+
+    hyper: Any
+    slices: tuple[SliceWeights, ...]
+
+
+def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeights:
+    """The weights prepared for an engine: cached in inference until one changes, made at each call for gradients.
+
+    Prepared weights are returned unchanged.
     """
+    if isinstance(stack, StackWeights):
+        return stack
+    # What `make_weights` reads, but for the RWKV blocks, which have caches of their own.
+    contexts = [context[i] for context in stack.channel_context.values() for i in (0, -1)]  # type: ignore[index]
+    sources = [p for module in (stack.latent_codec, *contexts) for p in module.parameters()]
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+    if differentiable or torch.compiler.is_compiling():
+        return make_weights(stack, engine)
+    return stack.cache.get(engine.name, sources, lambda: make_weights(stack, engine))
 
-    def __init__(self, read: Callable[[Tensor, OutputView | None], Tensor]):
-        self.read = read
+
+def make_weights(stack: SliceStack, engine: Engine) -> StackWeights:
+    """The stack's weights prepared by an engine, on the stack's device."""
+    hyper, slices = [], []
+    for k, g in enumerate(stack.groups):
+        part = cast(Slice, stack.latent_codec[f"y{k}"])
+        first, *others = cast(list[Any], part.entropy_parameters[::2])
+        mix, bias, *tensors = first.tensors()
+        spatial, channel, from_hyper = mix.tensor_split([2 * g, 4 * g if k else 2 * g], dim=1)
+        hyper.append(from_hyper)
+        blocks: tuple[Any, ...] = ()
+        context = None
+        if k:
+            _, *body, last = cast(nn.Sequential, stack.channel_context[f"y{k}"])
+            blocks = tuple(engine.prepare_block(cast(RWKVBlock, block)) for block in body)
+            context = engine.prepare_linear(cast(Tensor, last.weight).flatten(1), cast(Tensor, last.bias))
+        slices.append(
+            SliceWeights(
+                width=mix.shape[0],
+                taps=engine.prepare_linear(part.context_prediction.live_taps(), part.context_prediction.bias),
+                blocks=blocks,
+                context=context,
+                channel=engine.prepare_linear(channel, None) if k else None,
+                first_block=engine.prepare_aggregation((spatial, bias, *tensors)),
+                other_blocks=tuple(engine.prepare_aggregation(block.tensors()) for block in others),
+                to_later_contexts=_to_later_contexts(stack, engine, k),
+            )
+        )
+    return StackWeights(engine.prepare_linear(torch.cat(hyper), None), tuple(slices))
+
+
+def _to_later_contexts(stack: SliceStack, engine: Engine, k: int) -> Any:
+    """Slice k's part of the first convolution of all later contexts; that of slice 0 has their biases."""
+    later = [cast(nn.Sequential, stack.channel_context[f"y{j}"])[0] for j in range(k + 1, len(stack.groups))]
+    if not later:
+        return None
+    start = sum(stack.groups[:k])
+    weight = torch.cat([cast(Tensor, conv.weight)[:, start : start + stack.groups[k]] for conv in later])
+    return engine.prepare_conv(weight, torch.cat([cast(Tensor, conv.bias) for conv in later]) if k == 0 else None)
+
+
+# The schedule
 
 
 class SliceState:
@@ -78,12 +182,15 @@ class SliceState:
         self.k = self.parity = 0
         self._expects_values = False
         self._slices: list[Tensor] = []
-        self._anchors: Tensor | None = None
-        self._hyper_and_channel = params.new_empty(0)  # (2, B, P, width) of this slice
+        self._anchors = self._hyper_and_channel = params.new_empty(0)  # (B, h, w / 2, g), (2, B, P, width) of slice k
         self._later: Tensor | None = None  # (B, h, w, M * slices to come)
+        self._begin(params.permute(0, 2, 3, 1))
+
+    def _begin(self, params: Tensor) -> None:
+        """Compute what all slices need of the hyper parameters (B, h, w, M)."""
         rows = neighbours(self.batch, self.height, self.width)
         self._neighbours = torch.as_tensor(rows, device="cpu").to(params.device)
-        self._hyper = self.hyper_parts(self._by_parity(params.permute(0, 2, 3, 1)))
+        self._hyper = self.hyper_parts(self._by_parity(params))
 
     def parameters(self) -> tuple[Tensor, Tensor]:
         """Scales and means of the next pass, each (B, h, w / 2, g), positions in the order of `lalic.nn.context.pack`.
@@ -98,41 +205,44 @@ class SliceState:
         """Output of the aggregation network: (B, P, 2 g), at each position g scales and then g means."""
         if self._expects_values or self.k == len(self.weights.slices):
             raise RuntimeError("parameters: add() has to come first, or all slices are coded")
-        weights = self.weights.slices[self.k]
+        self._expects_values = True
         if self.parity == 0:
             self._hyper_and_channel = self.hyper_and_channel()
-            shape = (*self._hyper_and_channel.shape[1:3], 0)
-            x, first = self._hyper_and_channel.new_empty(shape), weights.anchor_block
-        else:
-            x, first = self.spatial_context(), weights.first_block
-        out = self.aggregation(x, first, self._hyper_and_channel[self.parity])
-        self._expects_values = True
-        return out
+        return self.network(self._hyper_and_channel[self.parity])
 
     def add(self, values: Tensor) -> None:
         """Take y_hat at the positions of the last `parameters`, shape (B, h, w / 2, g)."""
         if not self._expects_values:
             raise RuntimeError("add: parameters() has to come first")
-        self._expects_values = False
+        self._store(values)
+        self._next_pass()
+
+    def _store(self, values: Tensor) -> None:
         if self.parity == 0:
-            self._anchors, self.parity = values, 1
-            return
-        assert self._anchors is not None
-        self._slices.append(interleave(self._anchors, values))
-        self._anchors, self.parity = None, 0
-        self.add_to_later_contexts()
-        self.k += 1
+            self._anchors = values
+        else:
+            self._slices.append(interleave(self._anchors, values))
 
     def take(self, coder: GpuRead) -> None:
         """`parameters` and `add` in one step, with a coder on the device."""
         values = coder.read(full_precision(self.joint_parameters()), None)
         self.add(values.view(self.batch, self.height, self.width // 2, -1))
 
+    def _next_pass(self) -> None:
+        self._expects_values = False
+        if self.parity:
+            self.add_to_later_contexts()
+            self.k += 1
+        self.parity = 1 - self.parity
+
     def y_hat(self) -> Tensor:
         """All latents, (B, M, h, w), channels last."""
         if self.k != len(self.weights.slices):
             raise RuntimeError(f"y_hat: {self.k} of {len(self.weights.slices)} slices are coded")
-        return torch.cat(self._slices, dim=3).permute(0, 3, 1, 2)
+        return self._latents().permute(0, 3, 1, 2)
+
+    def _latents(self) -> Tensor:
+        return torch.cat(self._slices, dim=3)
 
     # Steps, in a method each: benchmarks/slices.py replaces some to measure what storing results saves.
 
@@ -166,29 +276,32 @@ class SliceState:
         context = self._by_parity(self.channel_context())
         return hyper + self.engine.linear(context, self.weights.slices[self.k].channel)
 
+    def network(self, hyper_and_channel: Tensor) -> Tensor:
+        """Spatial context and aggregation network of this pass: (B, P, 2 g)."""
+        x = self.spatial_context() if self.parity else hyper_and_channel.new_empty((*hyper_and_channel.shape[:2], 0))
+        return self.aggregation(x, hyper_and_channel)
+
     def spatial_context(self) -> Tensor:
         """The spatial context of the others, made from this slice's anchors: (B, P, 2 g)."""
-        assert self._anchors is not None
         rows = F.pad(self._anchors.flatten(1, 2), (0, 0, 0, 1)).flatten(0, 1)
         # Rows by their numbers, as an embedding: its gradient is fast on CPUs and deterministic on GPUs.
         taps = F.embedding(self._neighbours, rows).flatten(2)
         return self.engine.linear(taps, self.weights.slices[self.k].taps)
 
-    def aggregation(self, x: Tensor, first: object, hyper_and_channel: Tensor) -> Tensor:
+    def aggregation(self, x: Tensor, hyper_and_channel: Tensor) -> Tensor:
         """The aggregation network of the spatial context x (B, P, 2 g or 0) and the other parts: (B, P, 2 g)."""
-        x = self.engine.aggregation(x, first, hyper_and_channel)
-        for block in self.weights.slices[self.k].other_blocks:
+        weights = self.weights.slices[self.k]
+        x = self.engine.aggregation(x, weights.first_block, hyper_and_channel)
+        for block in weights.other_blocks:
             x = self.engine.aggregation(x, block, None)
         return x
 
     def add_to_later_contexts(self) -> None:
         """Add slice k, now complete, to the first convolution of all later contexts."""
         weights = self.weights.slices[self.k].to_later_contexts
-        if weights is None:
-            self._later = None
-            return
-        part = self.engine.conv(self._slices[-1], weights)
-        self._later = part if self._later is None else self._later[..., self.channels :] + part
+        if weights is not None:
+            part = self.engine.conv(self._slices[-1], weights)
+            self._later = part if self._later is None else self._later[..., self.channels :] + part
 
     def _by_parity(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (2, B, P, C), anchors first."""
@@ -212,9 +325,6 @@ def neighbours(batch: int, height: int, width: int) -> np.ndarray:
     return rows + np.arange(batch)[:, None, None] * (count + 1)
 
 
-# Pass coders
-
-
 def code_slices(state: SliceState, coder: PassCoder | GpuRead) -> Tensor:
     """Code all slices of a new state -> y_hat (B, M, h, w), channels last."""
     for k in range(len(state.weights.slices)):
@@ -224,6 +334,29 @@ def code_slices(state: SliceState, coder: PassCoder | GpuRead) -> Tensor:
             else:
                 state.add(coder(k, parity, *state.parameters()))
     return state.y_hat()
+
+
+# Pass coders
+
+
+class PassCoder(Protocol):
+    """Called once a pass: scales, means (B, h, w / 2, g) -> y_hat at those positions, same shape.
+
+    `ExactEngine` gives rows of the Gaussian tables (int32) in place of scales.
+    """
+
+    def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor: ...
+
+
+class GpuRead:
+    """A pass coder on the model's device: ``read(parameters (B, P, 2 g) float32, view) -> values (B, P, g)``.
+
+    view: the output to write the values to, or None. Nothing waits for the device, so `read` has to record a fault if
+    scales or means are not finite.
+    """
+
+    def __init__(self, read: Callable[[Tensor, OutputView | None], Tensor]):
+        self.read = read
 
 
 class _HasLatents:

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from lalic.errors import BitstreamError
@@ -17,7 +16,7 @@ from lalic_kernels.rans import RansError, symbol_checksum
 
 @dataclass(frozen=True)
 class Stream:
-    """One picture's hyper latents and latents, entropy-coded together. checksum: `SymbolChecksum.value`."""
+    """One picture's hyper latents and latents, entropy-coded together. checksum: `checksum_of` its symbols."""
 
     data: bytes
     checksum: int
@@ -25,46 +24,32 @@ class Stream:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded stream: y_hat (1, M, h, w), and SHA-256 of the symbols in coding order, z first (64 hex digits)."""
+    """A decoded stream: y_hat (1, M, h, w), and all symbols in coding order, z first, (n,) int32 on the CPU."""
 
     y_hat: Tensor
-    symbols_sha256: str
-
-
-class SymbolChecksum:
-    """48 bits over all symbols of one picture in coding order, z first: 16 over z alone, then 32 over all.
-
-    They are low bits of `lalic_kernels.rans.symbol_checksum`, which a GPU computes while it decodes. `sha256` is over
-    the symbols as little-endian int32, to compare machines.
-    """
-
-    def __init__(self) -> None:
-        self._sum = self._z = self._count = 0
-        self.sha256 = hashlib.sha256()
-
-    def add(self, symbols: Tensor) -> None:
-        """Append symbols (n,) int32, on the CPU."""
-        self._sum = self._sum + int(symbol_checksum(symbols[None], self._count)) & 0xFFFFFFFF
-        self._count += symbols.numel()
-        self.sha256.update(np.ascontiguousarray(symbols.numpy(), dtype="<i4").tobytes())
-
-    def end_of_z(self) -> None:
-        """Call it when all symbols of z have been added."""
-        self._z = self._sum & 0xFFFF
+    symbols: Tensor
 
     @property
-    def value(self) -> int:
-        """48 bits: 16 of z, then 32 of all symbols."""
-        return joined_sums(self._z, self._sum)
+    def symbols_sha256(self) -> str:
+        """SHA-256 of the symbols as little-endian int32, to compare machines: 64 hex digits."""
+        return hashlib.sha256(self.symbols.numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def checksum_of(z: Tensor, symbols: Tensor) -> int:
+    """48 bits over the symbols of one picture, (n,) int32, of which z are the first: 16 of z alone, then 32 of all.
+
+    They are low bits of `lalic_kernels.rans.symbol_checksum`, which a GPU computes while it decodes.
+    """
+    return joined_sums(int(symbol_checksum(z[None])), int(symbol_checksum(symbols[None])))
 
 
 def joined_sums(z: int, everything: int) -> int:
-    """`SymbolChecksum.value` from two results of `symbol_checksum`: of z, and of all symbols."""
+    """`checksum_of` from two results of `symbol_checksum`: of z, and of all symbols."""
     return (z & 0xFFFF) << 32 | everything & 0xFFFFFFFF
 
 
 def check_symbols(checksum: int, stream: Stream, entropy: str, *, z_only: bool = False) -> None:
-    """Raise ``BitstreamError`` if `checksum`, `SymbolChecksum.value` of the decoded symbols, is not the stream's.
+    """Raise ``BitstreamError`` if `checksum`, `checksum_of` the decoded symbols, is not the stream's.
 
     entropy: `LALIC.entropy`, which decides what the message names as possible causes. z_only: only z has been decoded.
     """

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from lalic.eval import DEFAULT_CODECS
 from lalic.options import (
-    add_checkpoint_option,
     add_force_option,
     add_machine_options,
     add_precision_option,
@@ -85,19 +84,22 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     _add_codec_options(parser)
 
 
+_CODEC_OPTIONS = ("checkpoints", "qualities", "precision", "device", "vtm", "vtm_config")
+
+
 def _add_codec_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of lalic's models and of VTM."""
-    add_checkpoint_option(parser, several=True)
-    parser.add_argument("-q", "--quality", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100")
+    """Declare the options of lalic's models and of VTM, `_CODEC_OPTIONS` and --threads."""
+    parser.add_argument(
+        "--checkpoint", dest="checkpoints", nargs="+", default=[], metavar="PATH",
+        help="weights to use instead of those that ship; several files are several models",
+    )  # fmt: skip
+    parser.add_argument(
+        "-q", "--quality", dest="qualities", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100"
+    )
     add_precision_option(parser)
     add_machine_options(parser)
     parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
     parser.add_argument("--vtm-config", metavar="FILE", help="its encoder_intra_vtm.cfg (default: ../cfg beside it)")
-
-
-def _codec_options(args: argparse.Namespace) -> dict[str, Any]:
-    options = {name: getattr(args, name) for name in ("precision", "device", "vtm", "vtm_config")}
-    return options | {"checkpoints": args.checkpoint, "qualities": args.quality}
 
 
 def results_of(args: argparse.Namespace) -> Results:
@@ -105,16 +107,9 @@ def results_of(args: argparse.Namespace) -> Results:
     set_up_process(args.threads)
     from lalic.eval import evaluate
 
-    return evaluate(
-        args.inputs,
-        args.codecs or DEFAULT_CODECS,
-        published=args.published,
-        against=args.against,
-        bpp=None if args.bpp is None else (args.bpp[0], args.bpp[1]),
-        name=args.name,
-        log=_log,
-        **_codec_options(args),
-    )
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("published", "against", "name", *_CODEC_OPTIONS)}
+    bpp = args.bpp and (args.bpp[0], args.bpp[1])
+    return evaluate(args.inputs, args.codecs or DEFAULT_CODECS, bpp=bpp, log=_log, **options)
 
 
 def _run_eval(args: argparse.Namespace) -> int:
@@ -142,21 +137,20 @@ def _run_compare(args: argparse.Namespace) -> int:
     from lalic.eval.side_by_side import parse_box, sheet
     from lalic.files import WouldOverwrite, write_atomic
 
-    stem = f"{Path(args.input).stem}-compare"
-    if args.output:  # a folder, or a stem
-        folder = args.output.endswith(("/", os.sep)) or os.path.isdir(args.output)
-        stem = os.path.join(args.output, stem) if folder else args.output
+    stem = args.output or ""
+    if not stem or stem.endswith(("/", os.sep)) or os.path.isdir(stem):
+        stem = os.path.join(stem, f"{Path(args.input).stem}-compare")
     if os.path.exists(f"{stem}.png") and not args.force:
         raise WouldOverwrite(f"{stem}.png")
-    with open(args.input, "rb") as stream:
-        picture = images.load(stream.read())
+    picture = images.load(args.input)
     boxes = [parse_box(text, picture) for text in args.crop]
-    results = compare(picture, args.codecs, args.target, match=args.match, **_codec_options(args))
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("match", *_CODEC_OPTIONS)}
+    results = compare(picture, args.codecs, args.target, **options)
     for message in results.left_out:
         _log(f"left out: {message}")
     outputs = {f"{stem}.png": sheet(picture, results.matches, boxes)}
     for number, match in enumerate(results.matches, 1):
-        print(f"{match.codec.title}: {match.figures()}; {match.codec.version}")
+        print(f"{match.codec.title}: {match.text()}; {match.codec.version}")
         if args.pictures:
             outputs[f"{stem}-{number}-{match.codec.name}.png"] = match.coded.picture
     print(caption(resolve_device(args.device)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,21 +22,17 @@ __all__ = [
     "Comparison",
     "Curve",
     "Delta",
+    "Figures",
     "Point",
-    "Published",
     "ReadCurve",
     "Row",
     "bd_rate",
     "compare_curves",
     "compressai_json",
     "decibels",
-    "published_curve",
     "published_curves",
-    "published_for",
     "rate_at",
-    "read_compressai_json",
     "read_curve",
-    "within",
 ]
 
 METRICS = ("psnr", "ms-ssim")
@@ -45,31 +41,32 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One picture at one quality.
+class Figures:
+    """Figures of one coded picture, or their means over several.
 
-    width, height: in pixels. size: bytes of the whole file. psnr: dB, over all channels of the 8-bit result; infinite
-    for equal pictures. ms_ssim: in [0, 1]; None if a side is below 161 pixels. Seconds: wall-clock.
+    bpp: bits per pixel of the whole file. psnr: dB, over all channels of the 8-bit result; infinite for equal pictures.
+    ms_ssim: in [0, 1]; None if a side is below 161 pixels. encode_seconds, decode_seconds: wall-clock; the second is
+    None if decoding was not timed.
     """
 
-    picture: str
-    width: int
-    height: int
-    size: int
+    bpp: float
     psnr: float
     ms_ssim: float | None
     encode_seconds: float
     decode_seconds: float | None
 
-    @property
-    def bpp(self) -> float:
-        """Bits per pixel of the whole file."""
-        return 8 * self.size / (self.width * self.height)
+
+@dataclass(frozen=True)
+class Row(Figures):
+    """One picture at one quality. picture: its name. size: bytes of the whole file."""
+
+    picture: str
+    size: int
 
 
 @dataclass(frozen=True)
-class Point:
-    """One quality over all pictures, with plain means over the pictures, as usual.
+class Point(Figures):
+    """One quality over all pictures: plain means over the rows, as usual; None where a row has None.
 
     quality: None for a model of one rate. label: name of the point.
     """
@@ -78,30 +75,14 @@ class Point:
     label: str
     rows: tuple[Row, ...]
 
-    @property
-    def bpp(self) -> float:
-        """Mean bits per pixel."""
-        return statistics.fmean(row.bpp for row in self.rows)
-
-    @property
-    def psnr(self) -> float:
-        """Mean of the pictures' PSNR in dB."""
-        return statistics.fmean(row.psnr for row in self.rows)
-
-    @property
-    def ms_ssim(self) -> float | None:
-        """Mean MS-SSIM; None if a picture is too small for it."""
-        return _mean_or_none([row.ms_ssim for row in self.rows])
-
-    @property
-    def encode_seconds(self) -> float:
-        """Mean seconds per picture."""
-        return statistics.fmean(row.encode_seconds for row in self.rows)
-
-    @property
-    def decode_seconds(self) -> float | None:
-        """Mean seconds per picture; None if decoding was not timed."""
-        return _mean_or_none([row.decode_seconds for row in self.rows])
+    @classmethod
+    def of(cls, quality: float | None, rows: Sequence[Row]) -> Point:
+        """The point of these rows, called as its quality."""
+        means: dict[str, Any] = {}
+        for name in Figures.__dataclass_fields__:
+            values = [getattr(row, name) for row in rows]
+            means[name] = None if None in values else statistics.fmean(values)
+        return cls(**means, quality=quality, label="" if quality is None else f"{quality:g}", rows=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -135,11 +116,6 @@ class ReadCurve:
 def decibels(value: float) -> float:
     """MS-SSIM in dB, -10 log10(1 - value); infinite for 1."""
     return math.inf if value >= 1 else -10 * math.log10(1 - value)
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return statistics.fmean(numbers) if len(numbers) == len(values) else None
 
 
 # BD-rates
@@ -205,11 +181,6 @@ def rate_at(curve: Points, value: float) -> float:
     return float(10 ** PchipInterpolator(values, np.log10(rates))(value))
 
 
-def within(curve: Points, low: float, high: float) -> list[tuple[float, float]]:
-    """The points of at least `low` and at most `high` bits per pixel."""
-    return [(rate, value) for rate, value in curve if low <= rate <= high]
-
-
 def _checked(name: str, points: Points, least: int) -> tuple[list[float], list[float]]:
     """Rates and qualities in order of rate. Raises `LalicError` unless both rise strictly."""
     if len(points) < least:
@@ -251,50 +222,41 @@ def compare_curves(
 ) -> list[Comparison]:
     """Every test against every anchor, by PSNR and by MS-SSIM if both have it.
 
-    bpp: range of bits per pixel, None for all points. A test of fewer than four points (a model of one rate) is
-    compared point by point, at the quality of each point.
+    bpp: lowest and highest bits per pixel of the points that count, None for all. A test of fewer than four points (a
+    model of one rate) is compared point by point, at the quality of each point.
     """
-    comparisons = []
-    for metric in METRICS:
-        for test in tests:
-            for anchor in anchors:
-                ours = test.rd_points(metric)
-                theirs = anchor.rd_points(metric)
-                if ours and theirs:
-                    comparisons.append(_comparison(test.title, anchor.title, metric, ours, theirs, bpp))
-    return comparisons
+    return [
+        _comparison(test, anchor, metric, bpp or (0, math.inf))
+        for metric in METRICS
+        for test in tests
+        for anchor in anchors
+        if test.rd_points(metric) and anchor.rd_points(metric)
+    ]
 
 
-def _comparison(
-    test: str,
-    anchor: str,
-    metric: str,
-    ours: list[tuple[float, float]],
-    theirs: list[tuple[float, float]],
-    bpp: tuple[float, float] | None,
-) -> Comparison:
-    if bpp is not None:
-        ours, theirs = within(ours, *bpp), within(theirs, *bpp)
+def _comparison(test: Curve, anchor: Curve | ReadCurve, metric: str, bpp: tuple[float, float]) -> Comparison:
+    ours, theirs = ([p for p in curve.rd_points(metric) if bpp[0] <= p[0] <= bpp[1]] for curve in (test, anchor))
+    titles = test.title, anchor.title, metric
     try:
         if len(ours) < 4:
             at = tuple((value, 100 * (rate / rate_at(theirs, value) - 1)) for rate, value in ours)
-            return Comparison(test, anchor, metric, at=at, problem=None if at else "there is no point to compare")
+            return Comparison(*titles, at=at, problem=None if at else "there is no point to compare")
         deltas = {method: bd_rate(theirs, ours, method) for method in METHODS}
     except LalicError as error:
-        return Comparison(test, anchor, metric, problem=str(error))
+        return Comparison(*titles, problem=str(error))
     first = deltas[METHODS[0]]
     percent = {method: delta.percent for method, delta in deltas.items()}
-    return Comparison(test, anchor, metric, percent, first.low, first.high, first.share)
+    return Comparison(*titles, percent, first.low, first.high, first.share)
 
 
 # CompressAI's JSON
 
-_FIGURES: dict[str, Callable[[Point | Row], float | None]] = {
-    "bpp": lambda of: of.bpp,
-    "psnr-rgb": lambda of: of.psnr,
-    "ms-ssim-rgb": lambda of: of.ms_ssim,
-    "encoding_time": lambda of: of.encode_seconds,
-    "decoding_time": lambda of: of.decode_seconds,
+_KEYS = {
+    "bpp": "bpp",
+    "psnr-rgb": "psnr",
+    "ms-ssim-rgb": "ms_ssim",
+    "encoding_time": "encode_seconds",
+    "decoding_time": "decode_seconds",
 }
 
 
@@ -321,101 +283,54 @@ def compressai_json(curve: Curve, description: str) -> dict[str, Any]:
     }
 
 
-def _lists(items: Sequence[Point | Row]) -> dict[str, list[float | None]]:
-    lists = {}
-    for name, figure in _FIGURES.items():
-        values = [figure(item) for item in items]
-        if None not in values:
-            lists[name] = [value if math.isfinite(value) else None for value in values if value is not None]
-    return lists
-
-
-def read_compressai_json(path: Name, metric: str) -> tuple[str, list[tuple[float, float]]]:
-    """Name and points (bits per pixel, dB) of a file in CompressAI's format. metric: "psnr" or "ms-ssim".
-
-    Raises `LalicError` if it is no such file, or does not have the metric.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        results = data["results"]
-        rates = [float(rate) for rate in results["bpp"]]
-        values = next((results[key] for key in (f"{metric}-rgb", metric) if key in results), None)
-        if values is None:
-            raise LalicError(f"{path}: this file holds no {metric}, expected {metric}-rgb in its results")
-        points = [(rate, float(value)) for rate, value in zip(rates, values, strict=True)]
-    except (OSError, json.JSONDecodeError) as error:
-        raise LalicError(f"{path}: this file cannot be read as JSON ({error})") from None
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, LalicError):
-            raise
-        raise LalicError(f"{path}: expected results with lists of bpp and {metric}-rgb, as CompressAI writes") from None
-    if metric == "ms-ssim":
-        points = [(rate, decibels(value)) for rate, value in points]
-    return str(data.get("name", Path(path).stem)), points
+def _lists(items: Sequence[Figures]) -> dict[str, list[float | None]]:
+    lists = {key: [getattr(item, name) for item in items] for key, name in _KEYS.items()}
+    return {
+        key: [value if math.isfinite(value) else None for value in values]
+        for key, values in lists.items()
+        if None not in values
+    }
 
 
 def read_curve(path: Name) -> ReadCurve:
-    """The curve of a file in CompressAI's format, by PSNR and MS-SSIM. Raises `LalicError` if it has neither."""
-    title, points, problems = str(path), {}, []
-    for metric in METRICS:
-        try:
-            title, points[metric] = read_compressai_json(path, metric)
-        except LalicError as error:
-            problems.append(str(error))
-    if not points:
-        raise LalicError(problems[0])
+    """The curve of a file in CompressAI's format, by PSNR and MS-SSIM; points that are null are left out.
+
+    Raises `LalicError` if it is no such file, or has neither metric.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LalicError(f"{path}: this file cannot be read as JSON ({error})") from None
+    points: dict[str, list[tuple[float, float]]] = {}
+    try:
+        results = data["results"]
+        rates = results["bpp"]
+        for metric in METRICS:
+            values = results.get(f"{metric}-rgb", results.get(metric))  # its first releases wrote no "-rgb"
+            if values is not None:
+                pairs = [(float(r), float(v)) for r, v in zip(rates, values, strict=True) if v is not None]
+                points[metric] = [(r, decibels(v)) for r, v in pairs] if metric == "ms-ssim" else pairs
+        title = str(data.get("name", Path(path).stem))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise LalicError(f"{path}: expected results with lists of bpp and psnr-rgb, as CompressAI writes") from None
+    if not any(points.values()):
+        raise LalicError(f"{path}: this file holds no psnr and no ms-ssim, expected psnr-rgb in its results")
     return ReadCurve(title, points)
 
 
-# Published curves
+def published_curves(pictures: str) -> list[ReadCurve]:
+    """The curves of LALIC and of VTM-9.1 as published for a set of pictures, "kodak", "clic" or "tecnick".
 
-
-@dataclass(frozen=True)
-class Published:
-    """A published curve.
-
-    codec: "lalic-published" or "vtm-9.1". pictures: "kodak", "clic" or "tecnick". metric: "psnr" or "ms-ssim", both in
-    dB. points: (bits per pixel, dB), rising. source: where it was published.
+    Each has PSNR, and for Kodak MS-SSIM. `published.json` has their sources. Raises `LalicError` for another set.
     """
-
-    codec: str
-    title: str
-    pictures: str
-    metric: str
-    points: tuple[tuple[float, float], ...]
-    source: str
-
-
-def published_curves() -> tuple[Published, ...]:
-    """The published curves that ship with the package, with their sources."""
     text = resources.files("lalic.eval").joinpath("published.json").read_text(encoding="utf-8")
-    return tuple(
-        Published(**entry | {"points": tuple((float(rate), float(value)) for rate, value in entry["points"])})
-        for entry in json.loads(text)["curves"]
-    )
-
-
-def published_curve(codec: str, pictures: str, metric: str) -> Published:
-    """The published curve of a codec on a set. Raises `LalicError` if there is none."""
-    curves = published_curves()
-    for curve in curves:
-        if (curve.codec, curve.pictures, curve.metric) == (codec, pictures, metric):
-            return curve
-    names = ", ".join(f"{c.codec} {c.pictures} {c.metric}" for c in curves)
-    raise LalicError(f"no {metric} curve of {codec} on {pictures} ships with lalic, expected one of: {names}")
-
-
-def published_for(pictures: str) -> list[ReadCurve]:
-    """The published curves of a set, "kodak", "clic" or "tecnick": one for each codec, with both metrics.
-
-    Raises `LalicError` for another set.
-    """
+    entries = json.loads(text)["curves"]
     curves: dict[str, ReadCurve] = {}
-    for published in published_curves():
-        if published.pictures == pictures:
-            title = published.title if "published" in published.title else f"{published.title} (published)"
-            curves.setdefault(published.codec, ReadCurve(title, {})).points[published.metric] = list(published.points)
+    for entry in entries:
+        if entry["pictures"] == pictures:
+            curve = curves.setdefault(entry["codec"], ReadCurve(entry["title"], {}))
+            curve.points[entry["metric"]] = [(rate, value) for rate, value in entry["points"]]
     if not curves:
-        sets = sorted({published.pictures for published in published_curves()})
+        sets = sorted({entry["pictures"] for entry in entries})
         raise LalicError(f"published is {pictures!r}, expected one of {', '.join(sets)}")
     return list(curves.values())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -14,17 +13,26 @@ from typing import Unpack
 import torch
 from PIL import Image
 
-from lalic import images
+from lalic import __version__, images
 from lalic.codec import resolve_device
 from lalic.errors import LalicError
 from lalic.eval import DEFAULT_CODECS
-from lalic.eval.codecs import Codec, Options, Quality, open_codecs
-from lalic.eval.curves import Comparison, Curve, Point, ReadCurve, Row, compare_curves, published_for, read_curve
-from lalic.files import Name
-from lalic.metrics import psnr
-from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
+from lalic.eval.codecs import Codec, Coded, Options, Quality, open_codecs
+from lalic.eval.curves import (
+    Comparison,
+    Curve,
+    Figures,
+    Point,
+    ReadCurve,
+    Row,
+    compare_curves,
+    published_curves,
+    read_curve,
+)
+from lalic.files import Name, walk
+from lalic.metrics import MIN_SIDE, ms_ssim, psnr
 
-__all__ = ["Picture", "Results", "caption", "device_name", "evaluate", "load", "measure", "similarity"]
+__all__ = ["Results", "caption", "code", "device_name", "evaluate", "load", "measure", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,13 @@ def evaluate(
         >>> [(point.label, point.bpp, point.psnr) for point in results.curves[0].points]
     """
     report = log if log is not None else lambda message: None
+
+    def progress(point: Point) -> None:
+        report(f"  {point.label:>8}  {point.bpp:.4f} bits per pixel, {point.psnr:.3f} dB")
+
     sources = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
     others = [read_curve(path) for path in against]
-    others += [] if published is None else published_for(published)
+    others += [] if published is None else published_curves(published)
     opened, left_out = open_codecs(codecs, **options)
     for message in left_out:
         report(f"left out: {message}")
@@ -89,7 +101,9 @@ def evaluate(
     curves = []
     for codec in opened:
         report(f"{codec.title} ({codec.version})")
-        curves.append(measure(codec, loaded, lambda point: report(_line(point))))
+        curves.append(
+            measure(codec, loaded, lambda p: report(f"  {p.label:>8}  {p.bpp:.4f} bits per pixel, {p.psnr:.3f} dB"))
+        )
     return Results(
         name=name or Path(os.path.abspath(sources[0])).stem,
         pictures=len(loaded),
@@ -99,10 +113,6 @@ def evaluate(
         left_out=left_out,
         bpp=bpp,
     )
-
-
-def _line(point: Point) -> str:
-    return f"  {point.label:>8}  {point.bpp:.4f} bits per pixel, {point.psnr:.3f} dB"
 
 
 def _joined(curves: Sequence[Curve]) -> list[Curve]:
@@ -121,47 +131,27 @@ def _joined(curves: Sequence[Curve]) -> list[Curve]:
 # Pictures
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture to measure. name: of its file, without extension."""
-
-    name: str
-    image: Image.Image
-
-
-def load(sources: Iterable[Name]) -> list[Picture]:
-    """The pictures of files and folders (searched recursively, without hidden names), each folder in order of name.
+def load(sources: Iterable[Name]) -> dict[str, Image.Image]:
+    """The pictures of files and folders (`lalic.files.walk`), by name of the file without extension.
 
     Loaded by the rules of `lalic.images`. Raises `LalicError` for a missing source, a folder without pictures, a file
     that is not taken, and two pictures of one name, which results could not distinguish.
     """
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, Image.Image] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise LalicError(f"{source}: there is no such file or folder")
-        for path in _pictures(source) if source.is_dir() else [source]:
+        paths = walk(source, images.readable_extensions()) if source.is_dir() else [source]
+        if not paths:
+            raise LalicError(f"{source}: this folder holds no pictures")
+        for path in paths:
+            if path.stem in pictures:
+                raise LalicError(f"{path}: another picture is called {path.stem} as well, expected distinct names")
             try:
-                picture = Picture(path.stem, images.load(path))
+                pictures[path.stem] = images.load(path)
             except LalicError as error:
                 raise LalicError(f"{path}: {error}") from None
-            if picture.name in pictures:
-                raise LalicError(f"{path}: another picture is called {picture.name} as well, expected distinct names")
-            pictures[picture.name] = picture
-    return list(pictures.values())
-
-
-def _pictures(folder: Path) -> list[Path]:
-    take = images.readable_extensions()
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in take
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not paths:
-        raise LalicError(f"{folder}: this folder holds no pictures")
-    return paths
+    return pictures
 
 
 # One codec
@@ -174,35 +164,40 @@ def similarity(a: Image.Image, b: Image.Image) -> float | None:
     return float(ms_ssim(images.to_tensor(a), images.to_tensor(b)))
 
 
-def measure(codec: Codec, pictures: Sequence[Picture], progress: Callable[[Point], None] = lambda point: None) -> Curve:
+def code(codec: Codec, picture: Image.Image, quality: Quality) -> tuple[Coded, Figures]:
+    """Code an RGB picture at a quality, and measure the result.
+
+    Raises `LalicError` if the codec gives a picture of another size back.
+    """
+    coded = codec.code(picture, quality)
+    if coded.picture.size != picture.size:
+        raise LalicError(f"{codec.name} gave a picture of {coded.picture.size} back for one of {picture.size}")
+    return coded, Figures(
+        bpp=8 * coded.size / (picture.width * picture.height),
+        psnr=psnr(picture, coded.picture),
+        ms_ssim=similarity(picture, coded.picture),
+        encode_seconds=coded.encode_seconds,
+        decode_seconds=coded.decode_seconds,
+    )
+
+
+def measure(
+    codec: Codec, pictures: Mapping[str, Image.Image], progress: Callable[[Point], None] = lambda point: None
+) -> Curve:
     """Code every picture at every quality of the codec. progress: called with each point.
 
     The first picture is coded once before, without timing, to load libraries and compile kernels.
     """
-    codec.code(pictures[0].image, codec.qualities[0])
+    codec.code(next(iter(pictures.values())), codec.qualities[0])
     points = []
     for quality in codec.qualities:
-        rows = tuple(_row(codec, quality, picture) for picture in pictures)
-        points.append(Point(quality, "" if quality is None else f"{quality:g}", rows))
+        rows = []
+        for name, picture in pictures.items():
+            coded, figures = code(codec, picture, quality)
+            rows.append(Row(**vars(figures), picture=name, size=coded.size))
+        points.append(Point.of(quality, rows))
         progress(points[-1])
     return Curve(codec.name, codec.title, codec.version, tuple(sorted(points, key=lambda point: point.bpp)))
-
-
-def _row(codec: Codec, quality: Quality, picture: Picture) -> Row:
-    coded = codec.code(picture.image, quality)
-    if coded.picture.size != picture.image.size:
-        raise LalicError(f"{codec.name} gave {coded.picture.size} back for {picture.name}, {picture.image.size}")
-    width, height = picture.image.size
-    return Row(
-        picture=picture.name,
-        width=width,
-        height=height,
-        size=coded.size,
-        psnr=psnr(picture.image, coded.picture),
-        ms_ssim=similarity(picture.image, coded.picture),
-        encode_seconds=coded.encode_seconds,
-        decode_seconds=coded.decode_seconds,
-    )
 
 
 # The machine
@@ -213,26 +208,17 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
-
-
-def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine() or "unknown CPU"
+    text = info.read_text(errors="replace") if info.is_file() else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    model = match[1].strip() if match else platform.processor() or platform.machine() or "unknown CPU"
+    return f"{model}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def caption(device: torch.device) -> str:
     """One line on the machine, for figures: device, threads, versions of lalic, torch and Python."""
-    try:
-        release = f"lalic {importlib.metadata.version('lalic')}, "
-    except importlib.metadata.PackageNotFoundError:
-        release = ""
     threads = torch.get_num_threads()
     return (
-        f"{device_name(device)}, {threads} thread{'s' if threads > 1 else ''}; {release}torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
+        f"{device_name(device)}, {threads} thread{'s' if threads > 1 else ''}; lalic {__version__}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lalic.errors import LalicError
-from lalic.eval.curves import METRICS, Comparison, Curve, Point, Row, compressai_json, decibels
+from lalic.eval.curves import METRICS, Comparison, Curve, Figures, compressai_json, decibels
 from lalic.eval.measure import Results
 from lalic.files import write_atomic
 
@@ -37,15 +37,13 @@ def write(results: Results, folder: Path, log: Callable[[str], None] | None = No
     that cannot be made. Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, Any] = {
-        f"{re.sub(r'[^a-z0-9.]+', '-', curve.title.lower()).strip('-')}.json": compressai_json(curve, results.caption)
-        for curve in results.curves
-    }
-    contents["comparisons.json"] = [asdict(comparison) for comparison in results.comparisons()]
-    paths = []
-    for name, content in contents.items():
-        paths.append(folder / name)
-        write_atomic(paths[-1], (json.dumps(content, indent=2) + "\n").encode())
+    contents: dict[Path, Any] = {folder / "comparisons.json": [asdict(each) for each in results.comparisons()]}
+    for curve in results.curves:
+        name = re.sub(r"[^a-z0-9.]+", "-", curve.title.lower()).strip("-")
+        contents[folder / f"{name}.json"] = compressai_json(curve, results.caption)
+    for path, content in contents.items():
+        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+    paths = list(contents)
     caption = "; ".join([results.caption, *(f"{curve.title}: {curve.version}" for curve in results.curves)])
     for metric in METRICS:
         lines = [Line(curve.title, curve.rd_points(metric), ours=curve.name == "lalic") for curve in results.curves]
@@ -86,7 +84,7 @@ def table(curves: Sequence[Curve], each: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, of: Point | Row) -> str:
+def _line(name: str, of: Figures) -> str:
     ms_ssim, decode_seconds = of.ms_ssim, of.decode_seconds
     cells = [f"{name:>16}", f"{of.bpp:7.4f}", f"{of.psnr:6.3f}"]
     cells.append(f"{'-':>8}" if ms_ssim is None else f"{ms_ssim:8.5f}")
@@ -127,17 +125,15 @@ def draw(lines: Sequence[Line], metric: str, stem: Path, title: str, caption: st
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7.2, 5.0), layout="constrained")
         axes = figure.add_subplot()
-        style: dict[str, Any]
         for line, points in shown:
-            rates, values = zip(*points, strict=True)
-            if len(points) == 1:
-                style = {"linestyle": "none", "marker": "*", "markersize": 11}
+            style: dict[str, Any] = {"linestyle": "--", "marker": ".", "linewidth": 1.2, "zorder": 2}
+            if line.ours:
+                style |= {"linestyle": "-", "marker": "o", "linewidth": 2.2, "zorder": 3}
             elif line.published:
-                style = {"linestyle": ":", "marker": "."}
-            else:
-                style = {"linestyle": "-" if line.ours else "--", "marker": "o" if line.ours else "."}
-            width = 2.2 if line.ours else 1.2
-            axes.plot(rates, values, label=line.title, linewidth=width, zorder=3 if line.ours else 2, **style)
+                style["linestyle"] = ":"
+            if len(points) == 1:
+                style |= {"linestyle": "none", "marker": "*", "markersize": 11}
+            axes.plot(*zip(*points, strict=True), label=line.title, **style)
         axes.set_xlim(left=0)
         axes.set_xlabel("bits per pixel, of the whole file")
         axes.set_ylabel(_LABELS[metric])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -12,9 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lalic import images
 from lalic.errors import LalicError
 from lalic.eval.codecs import Codec, Coded, Options, Quality, open_codecs
-from lalic.eval.curves import decibels
-from lalic.eval.measure import similarity
-from lalic.metrics import psnr
+from lalic.eval.curves import Figures, decibels
+from lalic.eval.measure import code
 
 __all__ = ["Box", "Match", "SideBySide", "choose_crops", "coded_at", "compare", "nearest", "parse_box", "sheet"]
 
@@ -76,39 +77,28 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Match:
-    """A picture coded by a codec at one quality. bpp: bits per pixel. psnr, ms_ssim: dB; None for a small picture."""
+class Match(Figures):
+    """A picture coded by a codec at one quality, and its figures."""
 
     codec: Codec
     quality: Quality
     coded: Coded
-    bpp: float
-    psnr: float
-    ms_ssim: float | None
 
     def value(self, metric: str) -> float:
         """Bits per pixel ("bpp") or PSNR in dB ("psnr")."""
         return self.bpp if metric == "bpp" else self.psnr
 
-    def figures(self) -> str:
+    def text(self) -> str:
         """One line with quality, bytes, bits per pixel, PSNR, MS-SSIM."""
         quality = "" if self.quality is None else f"quality {self.quality:g}, "
-        ms_ssim = "" if self.ms_ssim is None else f", MS-SSIM {self.ms_ssim:.2f} dB"
+        ms_ssim = "" if self.ms_ssim is None else f", MS-SSIM {decibels(self.ms_ssim):.2f} dB"
         return f"{quality}{self.coded.size} bytes, {self.bpp:.4f} bits per pixel, PSNR {self.psnr:.2f} dB{ms_ssim}"
 
 
 def coded_at(codec: Codec, picture: Image.Image, quality: Quality) -> Match:
     """Code an RGB picture at a quality, and measure it."""
-    coded = codec.code(picture, quality)
-    ms_ssim = similarity(picture, coded.picture)
-    return Match(
-        codec=codec,
-        quality=quality,
-        coded=coded,
-        bpp=8 * coded.size / (picture.width * picture.height),
-        psnr=psnr(picture, coded.picture),
-        ms_ssim=None if ms_ssim is None else decibels(ms_ssim),
-    )
+    coded, figures = code(codec, picture, quality)
+    return Match(**vars(figures), codec=codec, quality=quality, coded=coded)
 
 
 def nearest(codec: Codec, picture: Image.Image, metric: str, target: float) -> Match:
@@ -128,13 +118,7 @@ def nearest(codec: Codec, picture: Image.Image, metric: str, target: float) -> M
             coded[step] = coded_at(codec, picture, int(quality) if quality == int(quality) else round(quality, 6))
         return coded[step].value(metric)
 
-    first, last = 0, round((high - low) / codec.step)
-    while first < last:  # the lowest step that reaches the target, or the last
-        middle = (first + last) // 2
-        if value(middle) >= target:
-            last = middle
-        else:
-            first = middle + 1
+    first = bisect_left(range(round((high - low) / codec.step)), target, key=value)  # that reaches it, or the last
     above = value(first)
     if first == 0 or above < target:
         return coded[first]
@@ -169,11 +153,8 @@ def choose_crops(picture: Image.Image) -> list[Box]:
     detail = np.zeros_like(grey)
     detail[:-1] += abs(np.diff(grey, axis=0))
     detail[:, :-1] += abs(np.diff(grey, axis=1))
-    corners = [
-        (left, top)
-        for top in range(0, picture.height - side + 1, max(1, side // 2))
-        for left in range(0, picture.width - side + 1, max(1, side // 2))
-    ]
+    grid = (range(0, length - side + 1, max(1, side // 2)) for length in (picture.height, picture.width))
+    corners = [(left, top) for top, left in itertools.product(*grid)]
     corners.sort(key=lambda at: -detail[at[1] : at[1] + side, at[0] : at[0] + side].sum())
     chosen: list[tuple[int, int]] = []
     for share in (0.0, 0.2, 0.4):

@@ -7,7 +7,7 @@ computes with, a matrix `name` as three entries:
     name.exponents   int8 (outputs, parts): a weight is integer 2^(exponent - 12)
     name.widths      int32 (parts,): number of inputs of each part
 
-A part is what coding multiplies by itself (`lalic.coder.weights`); most matrices have one. A folded 5x5 shift has the
+A part is what coding multiplies by itself (`lalic.coder.schedule`); most matrices have one. A folded 5x5 shift has the
 name of its 5x5 branch; the other branches are left out. Everything else is plain: vectors and the prior float32, tables
 int32, and g_a, h_a, g_s in half precision if that loses nothing. `entropy_digest` is the SHA-256 of the exact entropy
 model, which loading compares.
@@ -101,15 +101,11 @@ def complete(sd: dict[str, Tensor], model: LALIC) -> dict[str, Tensor]:
         elif name.startswith((_ALIASED + "h_a.", _ALIASED + "h_s.")):
             full.setdefault(name[len(_ALIASED) :], value)
     for name, value in model.state_dict().items():
+        table = name.rsplit(".", 1)[-1] in TABLE_BUFFERS
         if "conv5x5_reparam" in name:
             full[name] = value
-        elif name not in full and not matters(name):
-            if name.rsplit(".", 1)[-1] in TABLE_BUFFERS:
-                value = value.new_empty(0)
-            if not name.startswith(("h_a.", "h_s.")):
-                full[name] = value
-        elif name not in full and name.startswith(_PRIOR) and name.rsplit(".", 1)[-1] in PRIOR_TABLES:
-            full[name] = value.new_empty(0)
+        elif name not in full and (table or not matters(name)) and not name.startswith(("h_a.", "h_s.")):
+            full[name] = value.new_empty(0) if table else value
     return full
 
 
@@ -252,17 +248,18 @@ def convert(model: LALIC, digest: str) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if not matters(name):
+            entropy = name.startswith(_ENTROPY)
+            if not matters(name) or (entropy and _BRANCH.fullmatch(name)):
                 continue
             value = value.detach().cpu()
             if value.is_floating_point():
                 value = value.float()
-            if not name.startswith(_ENTROPY):
+            if not entropy:
                 half = value.half() if value.is_floating_point() and name.startswith(_TRANSFORMS) else value
                 converted[name] = half if torch.equal(half.to(value.dtype), value) else value
-            elif value.ndim < 2 and not _BRANCH.fullmatch(name):
+            elif value.ndim < 2:
                 converted[name] = value
-            elif not _BRANCH.fullmatch(name):
+            else:
                 if name in shifts:
                     value = shifts[name].detach().cpu().float().unsqueeze(1)
                 elif name.endswith("context_prediction.weight"):

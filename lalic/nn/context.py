@@ -145,12 +145,6 @@ class LowerBound(nn.Module):
         self.register_buffer("bound", torch.tensor([bound]))
 
 
-class _SliceLatents(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gaussian_conditional = GaussianConditional()
-
-
 class Slice(nn.Module):
     """Probability model of slice k: its checkerboard context and its parameter aggregation."""
 
@@ -160,7 +154,7 @@ class Slice(nn.Module):
         inputs = 2 * g + (2 * g if k else 0) + c.hyper_width
         self.entropy_parameters = parameter_aggregation(aggregation_ramp(c, inputs, 2 * g))
         self.context_prediction = CheckerboardConv(g, 2 * g)
-        self.y = _SliceLatents()
+        self.y = nn.ModuleDict({"gaussian_conditional": GaussianConditional()})
 
 
 class SliceStack(nn.Module):

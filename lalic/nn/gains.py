@@ -62,13 +62,6 @@ def anchor_qualities(anchors: int) -> Tensor:
     return torch.linspace(LOWEST, HIGHEST, anchors)
 
 
-def checked_quality(quality: float) -> float:
-    """`quality`. Raises ``QualityError`` if it is not in [1, 100]."""
-    if not LOWEST <= quality <= HIGHEST:
-        raise QualityError(f"quality is {quality:g}, expected {LOWEST:g} to {HIGHEST:g}")
-    return quality
-
-
 def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tensor:
     """One number, or one for each picture, as (batch,) float32: on the CPU, or on the device of a given tensor.
 
@@ -76,7 +69,10 @@ def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tenso
     """
     if not isinstance(quality, Tensor):
         numbers = [quality] if isinstance(quality, int | float) else list(quality)
-        value = torch.from_numpy(np.array([checked_quality(number) for number in numbers], np.float32))
+        for number in numbers:
+            if not LOWEST <= number <= HIGHEST:
+                raise QualityError(f"quality is {number:g}, expected {LOWEST:g} to {HIGHEST:g}")
+        value = torch.from_numpy(np.array(numbers, np.float32))
     else:
         value = quality.to(torch.float32)
         if not torch.compiler.is_compiling() and not bool(((value >= LOWEST) & (value <= HIGHEST)).all()):

@@ -1,28 +1,36 @@
-"""The four transforms: analysis, synthesis, hyper analysis, hyper synthesis. All (B, C, H, W), channels last."""
+"""The four transforms: analysis, synthesis, hyper analysis, hyper synthesis. All (B, C, H, W), channels last.
+
+Without gradients g_a, h_a and g_s can compute in a 16-bit precision: convolutions, matrix products and the activations
+between them in that dtype; LayerNorms, shifts, decays, boosts and gammas stay float32, and all sums are float32. What a
+decoder needs for symbols (h_s, contexts, aggregation) is not affected, so a file written with one precision is read
+with any other, with the same symbols.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+
+import torch
+from torch import Tensor, nn
 
 from lalic.config import Config, stride
+from lalic.errors import LalicError
 from lalic.nn.blocks import RWKVBlock
+from lalic_kernels.cache import WeightCache
 
 
 def down(cin: int, cout: int, kernel: int) -> nn.Conv2d:
     """Convolution that divides H and W: by 2 for kernels 3 and 5, which overlap, else by the kernel, in patches."""
-    return nn.Conv2d(cin, cout, kernel, stride=stride(kernel), padding=_padding(kernel))
+    overlaps = kernel > stride(kernel)
+    return nn.Conv2d(cin, cout, kernel, stride=stride(kernel), padding=kernel // 2 if overlaps else 0)
 
 
 def up(cin: int, cout: int, kernel: int) -> nn.ConvTranspose2d:
     """Transposed convolution that multiplies H and W by the number that `down` divides by."""
     overlaps = kernel > stride(kernel)
     return nn.ConvTranspose2d(
-        cin, cout, kernel, stride=stride(kernel), padding=_padding(kernel), output_padding=int(overlaps)
+        cin, cout, kernel, stride(kernel), padding=kernel // 2 if overlaps else 0, output_padding=int(overlaps)
     )
-
-
-def _padding(kernel: int) -> int:
-    return kernel // 2 if kernel > stride(kernel) else 0
 
 
 def _blocks(dim: int, depth: int) -> list[nn.Module]:
@@ -61,3 +69,35 @@ def hyper_synthesis(c: Config) -> nn.Sequential:
     """h_s: hyper latents (dims[5], h / 4, w / 4) -> hyper parameters (hyper_width, h, w)."""
     d = c.dims
     return nn.Sequential(up(d[5], d[4], 5), *_blocks(d[4], c.depths[3]), up(d[4], c.hyper_width, 5))
+
+
+# Precision
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of a precision's name. Raises ``ValueError`` for a name that is not in `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return PRECISIONS[precision]
+
+
+def narrowed(cache: WeightCache, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """transform(x), computed in a 16-bit `dtype` by a copy that is cached under `name`; x and result are float32.
+
+    Raises ``LalicError`` if values are beyond the range of float16.
+    """
+    narrow = cache.get(name, list(transform.parameters()), lambda: _narrow(transform, dtype), dtype)
+    result = narrow(x.to(dtype)).float()
+    if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
+        raise LalicError(f"{name}: values beyond float16's range; use precision bfloat16 or float32")
+    return result
+
+
+def _narrow(transform: nn.Module, dtype: torch.dtype) -> nn.Module:
+    narrow = copy.deepcopy(transform).requires_grad_(False)
+    for module in narrow.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.to(dtype)
+    return narrow

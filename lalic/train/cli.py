@@ -9,31 +9,7 @@ from typing import Any
 
 from lalic.errors import LalicError
 from lalic.options import add_machine_options, set_up_process
-from lalic.train.recipe import CHOICES, PRESETS, Recipe, option, preset
-
-_RECIPE = {
-    "metric": "distortion",
-    "lmbda": "weight of the distortion",
-    "lowest": "lambda at quality 1 of a model with gains",
-    "highest": "lambda at quality 100",
-    "balance": "losses are divided by lambda to this power",
-    "start": "of fresh weights",
-    "steps": "updates",
-    "batch": "crops an update, over all processes",
-    "patch": "side of a crop in pixels, a multiple of 64",
-    "large": "every so many updates have crops of twice the side; 0: none",
-    "shrink": "crops of up to this many times the side, scaled down",
-    "optimizer": "of the weights",
-    "lr": "peak learning rate",
-    "schedule": "of the learning rate",
-    "decay": "share of the steps in which a trapezoid falls",
-    "warmup": "steps to the peak learning rate",
-    "auxiliary_lr": "learning rate of the prior's quantiles",
-    "clip": "largest gradient norm",
-    "ema": "decay of the averaged weights; 0: none",
-    "bf16": "matrix products in bfloat16",
-    "seed": "of weights, crops, qualities and noise",
-}
+from lalic.train.recipe import PRESETS, Recipe, option, preset
 
 
 def register(commands: Any) -> None:
@@ -62,15 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     recipe = parser.add_argument_group("recipe")
     for field in fields(Recipe):
-        what: dict[str, Any] = {"choices": CHOICES.get(field.name), "type": type(field.default)}
+        what: dict[str, Any] = {"choices": field.metadata["choices"] or None, "type": type(field.default)}
         if field.default is False:
             what = {"action": "store_const", "const": True}
-        text = f"{_RECIPE[field.name]} (default: {field.default})"
+        text = f"{field.metadata['help']} (default: {field.default})"
         recipe.add_argument(option(field.name), dest=field.name, help=text, **what)
 
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
     parser.add_argument("--log-every", type=int, default=100, help="steps a line of the log stands for (default: 100)")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--compile", dest="compiled", action="store_true", help="through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside log.csv")
     add_machine_options(parser)
 
@@ -92,18 +68,7 @@ def run(args: argparse.Namespace) -> int:
     set_up_process(args.threads)
     from lalic.train.loop import train
 
-    train(
-        args.data,
-        args.out,
-        recipe_of(args),
-        args.model,
-        qualities=args.qualities,
-        init=args.init,
-        device=args.device,
-        save_every=args.save_every,
-        log_every=args.log_every,
-        compiled=args.compile,
-        tensorboard=args.tensorboard,
-        log=lambda message: print(message, flush=True),
-    )
+    names = ("qualities", "init", "device", "save_every", "log_every", "compiled", "tensorboard")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    train(args.data, args.out, recipe_of(args), args.model, **options, log=lambda message: print(message, flush=True))
     return 0

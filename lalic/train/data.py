@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lalic.errors import ImageError
-from lalic.files import Name
+from lalic.files import Name, walk
 from lalic.nn.noise import ALL, Share
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -25,8 +25,7 @@ def _sources(paths: Iterable[Name]) -> list[tuple[str, bytes | Path]]:
     sources: list[tuple[str, bytes | Path]] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            sources += [(str(p), p) for p in files]
+            sources += [(str(file), file) for file in walk(path, SUFFIXES)]
         elif path.is_file() and tarfile.is_tarfile(path):
             with tarfile.open(path) as tar:
                 members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)

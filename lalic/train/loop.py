@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from lalic.codec import resolve_device
 from lalic.config import Config
 from lalic.errors import CheckpointError, LalicError
 from lalic.files import Name, write_atomic
+from lalic.metrics import MIN_SIDE
 from lalic.model import LALIC
 from lalic.nn import checkpoints
-from lalic.nn.ms_ssim import MIN_SIDE
 from lalic.nn.noise import ALL, Share
 from lalic.train.data import Crops
 from lalic.train.distributed import mean_over, parallel, process_group
-from lalic.train.objective import Objective, balances, check_patch, draw_qualities, lambdas, rate_distortion
+from lalic.train.objective import Objective, balances, draw_qualities, lambdas, psnr, rate_distortion
 from lalic.train.optimisers import Soap
 from lalic.train.recipe import Recipe, learning_rate
 from lalic.train.start import BLOCKS, check_kernels, configuration, init_from, linear_start, start_gains, start_weights
@@ -156,7 +156,6 @@ class Trainer:
             raise LalicError(
                 f"batch is {recipe.batch}, expected a multiple of {least}, shared by {share.parts} processes{quarter}"
             )
-        check_patch(recipe.metric, recipe.patch)
         self.device, self.share = torch.device(device), share
         model = model.to(self.device)
         model.share = share
@@ -176,8 +175,7 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.weights]
         self.step = 0
         self._cutter = ThreadPoolExecutor(1)
-        self._next: tuple[int, Future[Tensor]] | None = None
-        self._log: Log | None = None
+        self._cut: dict[int, Future[Tensor]] = {}  # by step
         self._tensorboard, self._show = tensorboard, show
         self.last_row: dict[str, Any] = {}
 
@@ -211,18 +209,15 @@ class Trainer:
             decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
         self.step += 1
-        return {**numbers, "psnr": -10 * math.log10(max(numbers["mse"], 1e-10))}
+        return {**numbers, "psnr": psnr(numbers["mse"])}
 
     def _batch(self) -> Tensor:
         """This step's pictures. A thread begins to cut those of the next step."""
-        if self._next is None or self._next[0] != self.step:
-            self._next = self._cut(self.step)
-        x = self._next[1].result()
-        self._next = self._cut(self.step + 1)
-        return x
-
-    def _cut(self, step: int) -> tuple[int, Future[Tensor]]:
-        return step, self._cutter.submit(self.crops.part, step, self.share, self.recipe.large_crops(step))
+        for step in (self.step, self.step + 1):
+            if step not in self._cut:
+                large = self.recipe.large_crops(step)
+                self._cut[step] = self._cutter.submit(self.crops.part, step, self.share, large)
+        return self._cut.pop(self.step).result()
 
     def _qualities(self, count: int) -> tuple[Tensor | None, float | Tensor, float | Tensor]:
         """(qualities, lambdas, factors of the loss) of this process's samples; (None, lambda, 1) without gains."""
@@ -248,26 +243,25 @@ class Trainer:
         pictures: (1, 3, H, W) each. With gains: means over `HELD_OUT_QUALITIES`, and ``bpp_q``, ``psnr_q`` at each.
         """
         model, recipe = self.averaged(), self.recipe
-        qualities = (None,) if model.gains is None else HELD_OUT_QUALITIES
-        figures: dict[str, float] = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
-        for quality in qualities:
+        figures: dict[str, float] = {}
+        every: list[dict[str, float]] = []
+        for quality in (None,) if model.gains is None else HELD_OUT_QUALITIES:
             weights = lambdas(recipe, torch.tensor([quality])) if quality else torch.tensor([recipe.lmbda])
             factors = balances(recipe, weights).to(self.device) if quality else 1.0
-            sums = {"loss": 0.0, "bpp": 0.0, "psnr": 0.0}
+            found = []
             for picture in pictures:
                 x = picture.to(self.device)
                 with torch.no_grad():
                     out = model(x, quality)
                     out["x_hat"].clamp_(0, 1)
                     parts = rate_distortion(out, x, weights.to(self.device), factors, recipe.metric)
-                sums["loss"] += float(parts["loss"])
-                sums["bpp"] += float(parts["bpp"])
-                sums["psnr"] -= 10 * math.log10(max(float(parts["mse"]), 1e-10))
-            for name in sums:
-                figures[name] += sums[name] / len(pictures) / len(qualities)
+                found.append(
+                    {"loss": float(parts["loss"]), "bpp": float(parts["bpp"]), "psnr": psnr(float(parts["mse"]))}
+                )
             if quality:
-                figures |= {f"{name}_{quality:g}": sums[name] / len(pictures) for name in ("bpp", "psnr")}
-        return figures
+                figures |= {f"{name}_{quality:g}": value for name, value in _means(found).items() if name != "loss"}
+            every += found
+        return _means(every) | figures
 
     def save(self) -> None:
         """Write the run's files, each whole or not at all, so that a run that is killed can be resumed."""
@@ -332,38 +326,30 @@ class Trainer:
         first = self.share.number == 0
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._log = Log(self.folder, self._columns(), self._tensorboard, self._show)
-            self._log.rewind(self.step)
+            log = Log(self.folder, self._columns(), self.step, self._tensorboard, self._show)
         least = MIN_SIDE if self.recipe.metric == "ms-ssim" else 1
         pictures = [x for x in self.crops.held_out(held_out) if min(x.shape[2:]) >= least]
-        start, begun, saved_at, images = time.monotonic(), self.step, self.step, 0
-        sums: dict[str, float] = {}
-        count = 0
+        start, begun, images = time.monotonic(), self.step, 0
+        found: list[dict[str, float]] = []
         while self.step < self.recipe.steps:
-            if first and self.step == self.recipe.decay_start and saved_at < self.step:
-                self.save()  # writes `plateau.pt`
-                saved_at = self.step
             images += self.recipe.crops(self.step)
-            for name, value in self.update().items():
-                sums[name] = sums.get(name, 0.0) + value
-            count += 1
-            saves = self.step % save_every == 0 or self.step == self.recipe.steps
-            if first and saves:
-                self.save()
-                saved_at = self.step
+            found.append(self.update())
+            saves = self.step % save_every == 0 or self.step in (self.recipe.steps, self.recipe.decay_start)
             if self.step % every == 0 or self.step == self.recipe.steps:
-                means = mean_over({k: v / count for k, v in sums.items()}, self.share, self.device)
-                if self._log is not None:
+                means = mean_over(_means(found), self.share, self.device)
+                found = []
+                if first:
                     spent = time.monotonic() - start
                     row: dict[str, Any] = {"step": self.step, **{k: round(v, 5) for k, v in means.items()}}
                     row["images_per_s"] = round(images / spent, 2)
                     row["minutes_left"] = round(spent / (self.step - begun) * (self.recipe.steps - self.step) / 60, 1)
                     if saves and pictures:
                         row |= {f"held_out_{k}": round(v, 5) for k, v in self.evaluate(pictures).items()}
-                    self._log.add(row)
+                    log.add(row)
                     self.last_row = row
-                sums, count = {}, 0
-        if first and (saved_at < self.step or not (self.folder / "last.pt").exists()):
+            if first and saves:  # after the log, as a resumed run removes rows but cannot add them
+                self.save()
+        if first and not (self.folder / "last.pt").exists():
             self.save()
 
     def _columns(self) -> list[str]:
@@ -375,6 +361,11 @@ class Trainer:
         return columns
 
 
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each entry over rows with the same entries."""
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
 # The log
 
 
@@ -382,14 +373,20 @@ class Log:
     """The log of a run: rows in ``log.csv``, as text, and for TensorBoard.
 
     Args:
-        folder: of the run. columns: of ``log.csv``, ``step`` first. tensorboard: also write ``folder/tensorboard``.
-        show: called with each row as text.
+        folder: of the run. columns: of ``log.csv``, ``step`` first. step: rows of a log that exists are removed after
+            this step, as a run that was killed may have logged more than it saved. tensorboard: also write
+            ``folder/tensorboard``. show: called with each row as text.
 
     Raises ``LalicError`` if tensorboard is not installed.
     """
 
     def __init__(
-        self, folder: Path, columns: list[str], tensorboard: bool = False, show: Callable[[str], None] = print
+        self,
+        folder: Path,
+        columns: list[str],
+        step: int = 0,
+        tensorboard: bool = False,
+        show: Callable[[str], None] = print,
     ):
         self.path, self.columns, self._show = folder / "log.csv", columns, show
         self._writer: Any = None
@@ -399,28 +396,22 @@ class Log:
             except ImportError:
                 raise LalicError("tensorboard: this needs the package tensorboard (pip install tensorboard)") from None
             self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
-
-    def rewind(self, step: int) -> None:
-        """Remove rows after `step`: a run that was killed may have logged more than it saved."""
-        if not self.path.exists():
-            return
-        with self.path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", restval="", lineterminator="\n")
+        rows = csv.DictReader(self.path.read_text().splitlines()) if self.path.exists() else ()
+        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= step]
+        text = io.StringIO(newline="")
+        writer = self._writer_to(text)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(kept)
         write_atomic(self.path, text.getvalue().encode())
+
+    def _writer_to(self, file: TextIO) -> csv.DictWriter[str]:
+        return csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row, which has ``step``. Entries without a column are only shown as text."""
         self._show("  ".join(f"{name} {value}" for name, value in row.items()))
-        new = not self.path.exists()
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+            self._writer_to(file).writerow(row)
         if self._writer is not None:
             for name, value in row.items():
                 if name in self.columns and name != "step":

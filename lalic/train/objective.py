@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lalic.errors import LalicError
+from lalic.metrics import ms_ssim
 from lalic.model import LALIC
 from lalic.nn.gains import HIGHEST, LOWEST
-from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
 from lalic.train.recipe import Recipe
 
 Parts = dict[str, Tensor]
@@ -39,22 +38,9 @@ def draw_qualities(recipe: Recipe, step: int, count: int) -> Tensor:
     return torch.from_numpy(LOWEST + (HIGHEST - LOWEST) * fractions).float()
 
 
-def distortion(metric: str, x_hat: Tensor, x: Tensor) -> Tensor:
-    """Distortion of each picture, (B,): 255^2 MSE for "mse", 1 - MS-SSIM for "ms-ssim", as published. x in [0, 1]."""
-    if metric == "mse":
-        return 255**2 * mean_square(x_hat, x)
-    return 1 - ms_ssim(x_hat, x)
-
-
-def mean_square(x_hat: Tensor, x: Tensor) -> Tensor:
-    """MSE of each picture, (B,)."""
-    return ((x_hat - x) ** 2).flatten(1).mean(1)
-
-
-def check_patch(metric: str, patch: int) -> None:
-    """Raise ``LalicError`` if crops are too small for the metric."""
-    if metric == "ms-ssim" and patch < MIN_SIDE:
-        raise LalicError(f"patch is {patch}, but MS-SSIM has five scales: expected at least {-(-MIN_SIDE // 64) * 64}")
+def psnr(mse: float) -> float:
+    """PSNR in dB of a mean square error of values in [0, 1]; at most 100."""
+    return -10 * math.log10(max(mse, 1e-10))
 
 
 def rate_distortion(
@@ -62,15 +48,17 @@ def rate_distortion(
 ) -> Parts:
     """Means of ``loss``, ``bpp`` (bits per pixel) and ``mse`` (values in [0, 1]), for "ms-ssim" of ``ms_ssim`` too.
 
-    out: output of `LALIC.forward` for pictures x. weights: lambda, one or (B,). factors: of each sample's loss.
+    out: output of `LALIC.forward` for pictures x. weights: lambda, one or (B,). factors: of each sample's loss. metric:
+    distortion is 255^2 MSE for "mse", 1 - MS-SSIM for "ms-ssim", as published.
     """
     pixels = x.shape[2] * x.shape[3]
     bpp = -torch.stack([torch.log2(p).flatten(1).sum(1) for p in out["likelihoods"].values()]).sum(0) / pixels
     x_hat = out["x_hat"].to(x.dtype)
-    distortions = distortion(metric, x_hat, x)
-    loss = (factors * (weights * distortions + bpp)).mean()
-    parts = {"loss": loss, "bpp": bpp.mean(), "mse": mean_square(x_hat, x).mean()}
-    return parts if metric == "mse" else {**parts, "ms_ssim": 1 - distortions.mean()}
+    mse = ((x_hat - x) ** 2).flatten(1).mean(1)
+    distortion = 255**2 * mse if metric == "mse" else 1 - ms_ssim(x_hat, x)
+    loss = (factors * (weights * distortion + bpp)).mean()
+    parts = {"loss": loss, "bpp": bpp.mean(), "mse": mse.mean()}
+    return parts if metric == "mse" else {**parts, "ms_ssim": 1 - distortion.mean()}
 
 
 class Objective(nn.Module):

@@ -142,20 +142,19 @@ def _factors_in(dtype: torch.dtype | None) -> Iterator[None]:
         yield
         return
     matmul: Any = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
-    if hasattr(matmul, "fp32_precision"):
-        before = matmul.fp32_precision
-        matmul.fp32_precision = "bf16"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = before
-        return
-    older = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    newer = hasattr(matmul, "fp32_precision")
+    before = matmul.fp32_precision if newer else torch.get_float32_matmul_precision()
     try:
+        if newer:
+            matmul.fp32_precision = "bf16"
+        else:
+            torch.set_float32_matmul_precision("medium")
         yield
     finally:
-        torch.set_float32_matmul_precision(older)
+        if newer:
+            matmul.fp32_precision = before
+        else:
+            torch.set_float32_matmul_precision(before)
 
 
 def _covariance(grad: Tensor, side: int) -> Tensor:

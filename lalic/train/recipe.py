@@ -3,73 +3,62 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-CHOICES = {
-    "metric": ("mse", "ms-ssim"),
-    "schedule": ("cosine", "trapezoid", "step"),
-    "optimizer": ("adam", "soap"),
-    "start": ("random", "linear"),
-}
+
+def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of `Recipe`. text: help of its option of `lalic train`. choices: allowed values, empty for all."""
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything a run depends on but its pictures; saved with the run, and compared when it is resumed.
 
-    Attributes:
-        metric: "mse": the loss is ``lmbda * 255^2 * MSE + bits per pixel``. "ms-ssim": with 1 - MS-SSIM in place of
-            255^2 * MSE; lambdas are then some hundred times larger, and training should start from trained weights.
-        lmbda: weight of the distortion for a model of one quality. For a model with gains: the lambda that its initial
-            weights were trained with.
-        lowest, highest: lambda at quality 1 and at quality 100 of a model with gains; log-linear between.
-        balance: a sample's loss is multiplied by ``(middle / lambda)^balance``, where middle is the geometric mean of
-            lowest and highest. Rate and weighted distortion grow about as the root of lambda. So with 0.5 one percent
-            of rate counts the same at every quality, as in a BD-rate; with 0 high lambdas dominate.
-        start: of fresh weights: "random", or "linear" (`lalic.train.start`) for kernels without overlap.
-        steps, batch, patch: number of updates, crops an update over all processes, side of a crop in pixels.
-        large: every ``large``-th update has crops of twice the side, a quarter as many, so that the model learns
-            sequences of more than one length; 0: never.
-        shrink: crops are taken up to this many times larger, log-uniformly, and scaled down; 1: never.
-        lr: peak learning rate, reached after ``warmup`` steps.
-        schedule: "cosine" falls to lr / 100 after the warm-up; "trapezoid" is constant, then falls in a line to lr /
-            100 in the last part of the steps, a fraction of ``decay``; "step" is constant, then lr / 10 in that part.
-        optimizer: "adam", or "soap" (`lalic.train.optimisers`).
-        auxiliary_lr: Adam's learning rate for the prior's quantiles, which have to move by tens of units.
-        clip: largest gradient norm. ema: decay of the moving average, which is evaluated and saved as weights; 0: none.
-        bf16: matrix products and convolutions in bfloat16. seed: of weights, crops, qualities and noise.
+    metric: the loss of "mse" is ``lmbda * 255^2 * MSE + bits per pixel``. "ms-ssim" has 1 - MS-SSIM in place of 255^2 *
+    MSE; lambdas are then some hundred times larger, and training should start from trained weights.
+
+    balance: a sample's loss is multiplied by ``(middle / lambda)^balance``, where middle is the geometric mean of
+    lowest and highest. Rate and weighted distortion grow about as the root of lambda. So with 0.5 one percent of rate
+    counts the same at every quality, as in a BD-rate; with 0 high lambdas dominate.
+
+    large: so that the model learns sequences of more than one length. shrink: the factor is log-uniform.
+
+    schedule: "cosine" falls to lr / 100 after the warm-up; "trapezoid" is constant, then falls in a line to lr / 100 in
+    the last part of the steps, a fraction of ``decay``; "step" is constant, then lr / 10 in that part.
     """
 
-    metric: str = "mse"
-    lmbda: float = 0.013
-    lowest: float = 0.0012
-    highest: float = 0.06
-    balance: float = 0.5
-    start: str = "random"
-    steps: int = 10000
-    batch: int = 8
-    patch: int = 128
-    large: int = 0
-    shrink: float = 1.0
-    lr: float = 5e-4
-    schedule: str = "cosine"
-    decay: float = 0.25
-    optimizer: str = "adam"
-    warmup: int = 200
-    auxiliary_lr: float = 1e-2
-    clip: float = 1.0
-    ema: float = 0.999
-    bf16: bool = False
-    seed: int = 1
+    metric: str = _setting("mse", "distortion", ("mse", "ms-ssim"))
+    lmbda: float = _setting(0.013, "weight of the distortion; with gains, that of the initial weights' training")
+    lowest: float = _setting(0.0012, "lambda at quality 1 of a model with gains; log-linear up to the highest")
+    highest: float = _setting(0.06, "lambda at quality 100")
+    balance: float = _setting(0.5, "losses are divided by lambda to this power")
+    start: str = _setting("random", "of fresh weights; linear for kernels without overlap", ("random", "linear"))
+    steps: int = _setting(10000, "updates")
+    batch: int = _setting(8, "crops an update, over all processes")
+    patch: int = _setting(128, "side of a crop in pixels, a multiple of 64")
+    large: int = _setting(0, "every so many updates have crops of twice the side, a quarter as many; 0: none")
+    shrink: float = _setting(1.0, "crops of up to this many times the side, scaled down")
+    lr: float = _setting(5e-4, "peak learning rate")
+    schedule: str = _setting("cosine", "of the learning rate", ("cosine", "trapezoid", "step"))
+    decay: float = _setting(0.25, "share of the steps in which a trapezoid or step falls")
+    optimizer: str = _setting("adam", "of the weights", ("adam", "soap"))
+    warmup: int = _setting(200, "steps to the peak learning rate")
+    auxiliary_lr: float = _setting(1e-2, "learning rate of the prior's quantiles, which move by tens of units")
+    clip: float = _setting(1.0, "largest gradient norm")
+    ema: float = _setting(0.999, "decay of the averaged weights, which are evaluated and saved; 0: none")
+    bf16: bool = _setting(False, "matrix products and convolutions in bfloat16")
+    seed: int = _setting(1, "of weights, crops, qualities and noise")
 
     def __post_init__(self) -> None:
         for name in ("lmbda", "lowest", "highest", "steps", "batch", "patch", "lr", "auxiliary_lr", "decay", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for f in fields(self):
+            value, allowed = getattr(self, f.name), f.metadata["choices"]
+            if allowed and value not in allowed:
+                raise ValueError(f"{f.name}: expected one of {', '.join(allowed)}, got {value!r}")
         if self.decay > 1:
             raise ValueError(f"decay: expected a share of at most 1, got {self.decay}")
         if self.shrink < 1:
@@ -82,6 +71,8 @@ class Recipe:
             raise ValueError(f"start: linear is for the metric mse, got {self.metric!r}")
         if self.patch % 64:
             raise ValueError(f"patch: expected a multiple of 64, got {self.patch}")
+        if self.metric == "ms-ssim" and self.patch < 192:
+            raise ValueError(f"patch: expected at least 192 for the five scales of MS-SSIM, got {self.patch}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 or more and less than 1, got {self.ema}")
 

@@ -47,16 +47,16 @@ def supports(w: Tensor, u: Tensor, T: int) -> bool:
 
 
 class _States:
-    """Work space of one scan: for each chunk and channel its sums, and the sums that enter it from both sides."""
+    """Work space of one scan: for each chunk and channel its sums with their exponent, and the sums that enter it."""
 
     def __init__(self, items: int, width: int):
-        self.top = np.empty((items, width), np.float64)
+        self.exponent = np.empty((items, width), np.float64)
         self.sums = [np.empty((items, width), np.float32) for _ in range(4)]
         arrays = [np.empty((items, width), t) for t in (np.float32, np.float32, np.float64) * 2]
         self.entering = tuple(arrays)  # l1, l2, lm, r1, r2, rm
 
     def chain(self, w: np.ndarray, chunk: int, T: int, per: int, batch: int) -> None:
-        run_ranges(lambda i, j: loops.chain(w, chunk, T, per, i, j, self.top, *self.sums, *self.entering), batch)
+        run_ranges(lambda i, j: loops.chain(w, chunk, T, per, i, j, self.exponent, *self.sums, *self.entering), batch)
 
 
 class _Call:
@@ -89,7 +89,7 @@ class _Call:
     def summaries(self, peak_v: np.ndarray | None) -> _States:
         x = _States(self.items, self.width)
         self.over_chunks(
-            lambda i, j: loops.summaries(self.k, self.v, self.em1, *self.sizes, i, j, x.top, *x.sums, peak_v)
+            lambda i, j: loops.summaries(self.k, self.v, self.em1, *self.sizes, i, j, x.exponent, *x.sums, peak_v)
         )
         return x
 
@@ -113,7 +113,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
     result, receptance = flat_array(y), None if gate is None else flat_array(gate)
     call.over_chunks(
         lambda i, j: loops.apply(
-            call.k, call.v, receptance, call.em1, call.eu, *call.sizes, i, j, x.top, *x.entering, result
+            call.k, call.v, receptance, call.em1, call.eu, *call.sizes, i, j, x.exponent, *x.entering, result
         )
     )
     return y
@@ -141,7 +141,7 @@ def backward(
     B, T, C, chunk, per, shape = call.B, call.T, call.C, call.chunk, call.per, (call.items, call.width)
     peak_v, centre = np.empty(shape, np.float32), np.empty((B, call.width), np.float32)
     x = call.summaries(peak_v)
-    run_ranges(lambda i, j: loops.recentre(call.w, chunk, per, i, j, x.top, *x.sums, peak_v, centre), B)
+    run_ranges(lambda i, j: loops.recentre(call.w, chunk, per, i, j, x.exponent, *x.sums, peak_v, centre), B)
     x.chain(call.w, chunk, T, per, B)
     gv, gk, ggate = torch.empty_like(v), torch.empty_like(k), None if gate is None else torch.empty_like(gate)
     flat_gk, flat_gv, upstream = flat_array(gk), flat_array(gv), flat_array(gy)
@@ -154,7 +154,7 @@ def backward(
     call.over_chunks(
         lambda i, j: loops.gradient_summaries(
             call.k, call.v, receptance, upstream, call.em1, call.eu, *call.sizes, i, j,
-            x.top, *x.entering, centre, y, q, flat_ggate, base, g.top, unit, *g.sums,
+            x.exponent, *x.entering, centre, y, q, flat_ggate, base, g.exponent, unit, *g.sums,
         )
     )  # fmt: skip
     g.chain(call.w, chunk, T, per, B)
@@ -162,7 +162,7 @@ def backward(
     call.over_chunks(
         lambda i, j: loops.gradients(
             call.k, call.v, y, q, base, unit, centre, call.w, call.em1, call.eu, *call.sizes, i, j,
-            x.top, *x.entering, g.top, *g.entering, flat_gk, flat_gv, gw, gu,
+            x.exponent, *x.entering, g.exponent, *g.entering, flat_gk, flat_gv, gw, gu,
         )
     )  # fmt: skip
     total_w, total_u = (torch.from_numpy(part.sum(0, dtype=np.float64)[:C].astype(np.float32)) for part in (gw, gu))

@@ -7,7 +7,8 @@ followed by zeros. Arrays of k's shape are flat; arrays of states are (items, ch
 
 numba compiles one version for None and one for an array, so an argument that is None costs nothing. k, v, gate, y, the
 upstream gradient and the gradients of k, v and gate may be uint16 that holds bfloat16: it is converted to float32 when
-read, and rounded when written.
+read, and rounded when written. The forward's work space is np.empty with the dtype of an array: for np.zeros, and for a
+dtype that is written out, numba compiles more functions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from lalic_kernels.numba_math import (
     CALLEE,
@@ -31,6 +31,7 @@ from lalic_kernels.numba_math import (
     load,
     minus_abs,
     mul,
+    njit,
     prefetch,
     splat,
     store,
@@ -57,15 +58,16 @@ def _copy(x, at, stride, out, to, step, length, count):
 
 
 @njit(**OPTIONS)
-def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, peak_v):
+def summaries(k, v, em1, T, C, chunk, start, stop, max_key, a1, a2, b1, b2, peak_v):
     """Per chunk and channel: the maximum of k, and the sums of (p v, p) decayed to the chunk's right and left edge.
 
     If `peak_v` (items, channels in whole blocks) is not None, it gets v at the maximum of k, and the sums are of
     p (v - peak_v), for `recentre`.
     """
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
-    p, m = np.empty(chunk * LANES, np.float32), np.empty(LANES, np.float32)
-    edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
+    p, m = np.empty(chunk * LANES, em1.dtype), np.empty(LANES, em1.dtype)
+    edge_k, edge_v = np.empty(chunk * LANES, k.dtype), np.empty(chunk * LANES, v.dtype)
+    edge_k[:], edge_v[:] = 0, 0
     for item in range(start, stop):
         first = (item % per) * chunk
         length, begin = min(chunk, T - first), (item // per * T + first) * C
@@ -93,7 +95,7 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, peak_v):
                 store(peak_v[item], c, middle)
             store(m, 0, peak)
             for i in range(LANES):
-                top[item, c + i] = m[i]
+                max_key[item, c + i] = m[i]
             # Sums to the right.
             step = load(em1, c)
             s1 = splat(f32(0.0))
@@ -120,7 +122,7 @@ def summaries(k, v, em1, T, C, chunk, start, stop, top, a1, a2, b1, b2, peak_v):
 
 
 @njit(**OPTIONS)
-def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, peak_v, centre):
+def recentre(w, chunk, per, start, stop, max_key, a1, a2, b1, b2, peak_v, centre):
     """Set `centre` (B, C) to y in the middle of the sequence, and change the sums to sums of p (v - centre).
 
     The gradients of w and k are sums of p q (v - y). With sharp keys one weight is large and all others are tiny, and
@@ -134,14 +136,14 @@ def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, peak_v, centre):
         peak, num, den = np.full(C, -np.inf), np.zeros(C), np.zeros(C)
         for j in range(per):
             gap = float(middle - 1 - j if j < middle else j - middle)
-            row = top[b * per + j]
+            row = max_key[b * per + j]
             for c in range(C):
                 peak[c] = max(peak[c], row[c] - gap * step[c])
         for j in range(per):
             i = b * per + j
             gap = float(middle - 1 - j if j < middle else j - middle)
             s1, s2 = (a1[i], a2[i]) if j < middle else (b1[i], b2[i])
-            row, z = top[i], peak_v[i]
+            row, z = max_key[i], peak_v[i]
             for c in range(C):
                 e = np.float64(exp(f32(row[c] - gap * step[c] - peak[c])))
                 num[c] += e * (np.float64(s1[c]) + np.float64(s2[c]) * z[c])
@@ -157,13 +159,13 @@ def recentre(w, chunk, per, start, stop, top, a1, a2, b1, b2, peak_v, centre):
 
 
 @njit(**OPTIONS)
-def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2, rm):
+def chain(w, chunk, T, per, start, stop, exponent, a1, a2, b1, b2, l1, l2, lm, r1, r2, rm):
     """For batch items start..stop: the sums that enter each chunk from the left (l) and from the right (r).
 
     A sum is mantissa * exp(exponent); the exponent is the larger one of the entering sum and of the chunk's sum.
     """
     C = w.shape[0]
-    s1, s2, m, e = np.empty(C), np.empty(C), np.empty(C), np.empty(C)
+    s1, s2, m, e = np.empty(C, w.dtype), np.empty(C, w.dtype), np.empty(C, w.dtype), np.empty(C, w.dtype)
     for b in range(start, stop):
         for side in range(2):
             for c in range(C):
@@ -173,7 +175,7 @@ def chain(w, chunk, T, per, start, stop, top, a1, a2, b1, b2, l1, l2, lm, r1, r2
                 o1, o2, om = (l1[j], l2[j], lm[j]) if side == 0 else (r1[j], r2[j], rm[j])
                 c1, c2 = (a1[j], a2[j]) if side == 0 else (b1[j], b2[j])
                 length = min(chunk, T - (j - b * per) * chunk)
-                peak = top[j]
+                peak = exponent[j]
                 # In a separate loop over few arrays, which the compiler vectorises.
                 for c in range(C):
                     e[c] = exp_double(-abs(m[c] - w[c] * length - peak[c]))
@@ -215,22 +217,23 @@ def _from_left(keys, values, at, stride, length, centre, step, bonus, c, units, 
 
 
 @njit(inline="always")
-def _units(top, lm, rm, c, units):
+def _units(max_key, lm, rm, c, units):
     """Write to units (3, LANES): the largest of a chunk's exponents, then those of the entering sums relative to it."""
     for i in range(LANES):
-        ref = f32(max(top[c + i], lm[c + i], rm[c + i]))
+        ref = f32(max(max_key[c + i], lm[c + i], rm[c + i]))
         units[i] = ref
         units[LANES + i] = f32(lm[c + i] - ref)
         units[2 * LANES + i] = f32(rm[c + i] - ref)
 
 
 @njit(**OPTIONS)
-def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2, rm, y):
+def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, max_key, l1, l2, lm, r1, r2, rm, y):
     """Write y = numerator / denominator, times sigmoid(gate) if there is a gate."""
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
-    s, units = np.empty(3 * chunk * LANES, np.float32), np.empty(3 * LANES, np.float32)
-    edge_k, edge_v = np.zeros(chunk * LANES, k.dtype), np.zeros(chunk * LANES, v.dtype)
-    edge_y, edge_gate = np.empty(chunk * LANES, y.dtype), np.zeros(chunk * LANES, k.dtype)
+    s, units = np.empty(3 * chunk * LANES, em1.dtype), np.empty(3 * LANES, em1.dtype)
+    edge_k, edge_v = np.empty(chunk * LANES, k.dtype), np.empty(chunk * LANES, v.dtype)
+    edge_y, edge_gate = np.empty(chunk * LANES, y.dtype), np.empty(chunk * LANES, k.dtype)
+    edge_k[:], edge_v[:], edge_gate[:] = 0, 0, 0
     zero, one = splat(f32(0.0)), splat(f32(1.0))
     for item in range(start, stop):
         first = (item % per) * chunk
@@ -247,7 +250,7 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
                     gates = edge_gate
                 keys, values, result, at, stride = edge_k, edge_v, edge_y, 0, LANES
             # From the left, then from the right; divide and gate.
-            _units(top[item], lm[item], rm[item], c, units)
+            _units(max_key[item], lm[item], rm[item], c, units)
             _from_left(keys, values, at, stride, length, None, em1, eu, c, units, l1[item], l2[item], s)
             step, scale = load(em1, c), exp16(load(units, 2 * LANES))
             s1, s2 = mul(load(r1[item], c), scale), mul(load(r2[item], c), scale)
@@ -271,12 +274,13 @@ def apply(k, v, gate, em1, eu, T, C, chunk, start, stop, top, l1, l2, lm, r1, r2
 @njit(**OPTIONS)
 def gradient_summaries(
     k, v, gate, gy, em1, eu, T, C, chunk, start, stop,
-    ktop, l1, l2, lm, r1, r2, rm, centre, y, q, ggate, base, top, unit, a1, a2, b1, b2,
+    max_key, l1, l2, lm, r1, r2, rm, centre, y, q, ggate, base, exponent, unit, a1, a2, b1, b2,
 ):  # fmt: skip
-    """Write y and q = gy / den per element, both float32, and the chunks' sums of (q, q y), relative to exp(top).
+    """Write y and q = gy / den per element, both float32, and the chunks' sums of (q, q y), relative to exp(exponent).
 
     y is relative to `centre` (B, channels in whole blocks), den to exp(base). With a gate, ggate gets its gradient
-    and q is gy sigmoid(gate) / den. `unit` is a power of two for which unit / den <= 1 in the chunk; `top` includes it.
+    and q is gy sigmoid(gate) / den. `unit` is a power of two for which unit / den <= 1 in the chunk; it is included in
+    `exponent`.
     """
     per, whole = (T + chunk - 1) // chunk, C // LANES * LANES
     s, units = np.empty(3 * chunk * LANES, np.float32), np.empty(3 * LANES, np.float32)
@@ -303,33 +307,33 @@ def gradient_summaries(
                 keys, values, upstream, at, stride = edge_k, edge_v, edge_g, 0, LANES
                 results, quotients = edge_y, edge_q
             # The forward again: from the left, then from the right. Sums of (q, q y) to the left.
-            _units(ktop[item], lm[item], rm[item], c, units)
+            _units(max_key[item], lm[item], rm[item], c, units)
             _from_left(keys, values, at, stride, length, centre[b], em1, eu, c, units, l1[item], l2[item], s)
             step, scale, middle = load(em1, c), exp16(load(units, 2 * LANES)), load(centre[b], c)
             s1, s2 = mul(load(r1[item], c), scale), mul(load(r2[item], c), scale)
             peak, g1 = zero, zero
             g2 = g1
             for t in range(length - 1, -1, -1):
-                place = at + t * stride
-                e, value = load(s, 3 * LANES * t), sub(load(values, place), middle)
+                index = at + t * stride
+                e, value = load(s, 3 * LANES * t), sub(load(values, index), middle)
                 num, den = add(load(s, 3 * LANES * t + LANES), s1), add(load(s, 3 * LANES * t + 2 * LANES), s2)
-                out, inverse, g = div(num, den), div(one, den), load(upstream, place)
-                prefetch(upstream, place + LANES)
-                prefetch(results, place + LANES)
-                prefetch(quotients, place + LANES)
+                out, inverse, g = div(num, den), div(one, den), load(upstream, index)
+                prefetch(upstream, index + LANES)
+                prefetch(results, index + LANES)
+                prefetch(quotients, index + LANES)
                 if gate is not None:
-                    prefetch(gates, place + LANES)
-                    prefetch(gate_results, place + LANES)
+                    prefetch(gates, index + LANES)
+                    prefetch(gate_results, index + LANES)
                 if gate is not None:
-                    r = load(gates, place)
+                    r = load(gates, index)
                     z = exp16(minus_abs(r))
                     near = div(one, add(one, z))  # the larger of sigmoid(r) and sigmoid(-r)
                     far = mul(z, near)
-                    store(gate_results, place, mul(mul(g, add(out, middle)), mul(near, far)))
+                    store(gate_results, index, mul(mul(g, add(out, middle)), mul(near, far)))
                     g = mul(g, where_above(r, zero, near, far))
                 g = mul(g, inverse)
-                store(results, place, out)
-                store(quotients, place, g)
+                store(results, index, out)
+                store(quotients, index, g)
                 peak = larger(peak, inverse)
                 g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, out))
                 s1, s2 = _add(s1, step, mul(e, value)), _add(s2, step, e)
@@ -349,7 +353,7 @@ def gradient_summaries(
                 n = min((bits[i] >> 23) - 126, 126)  # 2**n exceeds the largest
                 scalar = np.int32((127 - n) << 23).view(np.float32)
                 unit[item, c + i], base[item, c + i] = scalar, units[i]
-                top[item, c + i] = n * math.log(2.0) - np.float64(units[i])
+                exponent[item, c + i] = n * math.log(2.0) - np.float64(units[i])
                 a1[item, c + i] *= scalar
                 a2[item, c + i] *= scalar
                 b1[item, c + i] *= scalar
@@ -364,7 +368,7 @@ def gradient_summaries(
 @njit(**OPTIONS)
 def gradients(
     k, v, y, q, base, unit, centre, w, em1, eu, T, C, chunk, start, stop,
-    ktop, kl1, kl2, klm, kr1, kr2, krm, gtop, gl1, gl2, glm, gr1, gr2, grm, gk, gv, gw, gu,
+    max_key, kl1, kl2, klm, kr1, kr2, krm, g_exponent, gl1, gl2, glm, gr1, gr2, grm, gk, gv, gw, gu,
 ):  # fmt: skip
     """Write gk, gv per element, and gw, gu per chunk. x: sums of (p v, p); g: transposed sums of (q, q y).
 
@@ -393,7 +397,7 @@ def gradients(
             # Exponents of all sums and products.
             for i in range(LANES):
                 n = c + i
-                k0, g0 = ktop[item, n], gtop[item, n]
+                k0, g0 = max_key[item, n], g_exponent[item, n]
                 xl, xr = max(k0, klm[item, n]), max(k0, krm[item, n])
                 gl, gr = max(g0, glm[item, n]), max(g0, grm[item, n])
                 f[i] = f32(klm[item, n] - xl)
@@ -411,7 +415,7 @@ def gradients(
                 f[12 * LANES + i] = f32(k0 - base[item, n])
                 f[13 * LANES + i] = f32(k0)
             # From the left: store the running sums before each token.
-            top, step, middle, scale_g = load(f, 13 * LANES), load(em1, c), load(centre[b], c), load(unit[item], c)
+            peak, step, middle, scale_g = load(f, 13 * LANES), load(em1, c), load(centre[b], c), load(unit[item], c)
             scale = exp16(load(f, 0))
             x1, x2 = mul(load(kl1[item], c), scale), mul(load(kl2[item], c), scale)
             scale = exp16(load(f, LANES))
@@ -419,21 +423,21 @@ def gradients(
             # The scale of the chunk's elements in a running sum.
             x_scale, g_scale = exp16(load(f, 4 * LANES)), mul(exp16(load(f, 5 * LANES)), scale_g)
             for t in range(length):
-                place, n = at + t * stride, 6 * LANES * t
-                e, x = exp16(sub(load(keys, place), top)), sub(load(values, place), middle)
-                prefetch(keys, place + LANES)
-                prefetch(values, place + LANES)
-                prefetch(quotients, place + LANES)
-                prefetch(results, place + LANES)
+                index, n = at + t * stride, 6 * LANES * t
+                e, x = exp16(sub(load(keys, index), peak)), sub(load(values, index), middle)
+                prefetch(keys, index + LANES)
+                prefetch(values, index + LANES)
+                prefetch(quotients, index + LANES)
+                prefetch(results, index + LANES)
                 store(left, n, e)
                 store(left, n + LANES, x)
                 store(left, n + 2 * LANES, x1)
                 store(left, n + 3 * LANES, x2)
                 store(left, n + 4 * LANES, g1)
                 store(left, n + 5 * LANES, g2)
-                e, g = mul(e, x_scale), mul(load(quotients, place), g_scale)
+                e, g = mul(e, x_scale), mul(load(quotients, index), g_scale)
                 x1, x2 = _add(x1, step, mul(e, x)), _add(x2, step, e)
-                g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, load(results, place)))
+                g1, g2 = _add(g1, step, g), _add(g2, step, mul(g, load(results, index)))
             # From the right: combine both sides.
             scale = exp16(load(f, 2 * LANES))
             x1, x2 = mul(load(kr1[item], c), scale), mul(load(kr2[item], c), scale)
@@ -447,17 +451,17 @@ def gradients(
             sum_w = splat(f32(0.0))
             sum_u = sum_w
             for t in range(length - 1, -1, -1):
-                place, n = at + t * stride, 6 * LANES * t
+                index, n = at + t * stride, 6 * LANES * t
                 e, x = load(left, n), load(left, n + LANES)
                 left_x1, left_x2 = load(left, n + 2 * LANES), load(left, n + 3 * LANES)
                 left_g1, left_g2 = load(left, n + 4 * LANES), load(left, n + 5 * LANES)
-                g, out = load(quotients, place), load(results, place)
+                g, out = load(quotients, index), load(results, index)
                 s1 = mul(e, fma(left_g1, from_left, mul(g1, from_right)))
                 s2 = mul(e, fma(left_g2, from_left, mul(g2, from_right)))
                 direct = mul(mul(diagonal, e), g)
                 direct_k = mul(direct, sub(x, out))
-                store(gk_out, place, add(sub(mul(x, s1), s2), direct_k))
-                store(gv_out, place, add(s1, direct))
+                store(gk_out, index, add(sub(mul(x, s1), s2), direct_k))
+                store(gv_out, index, add(s1, direct))
                 sum_u = add(sum_u, direct_k)
                 between = mul(over_left, sub(mul(left_x1, g1), mul(left_x2, g2)))
                 sum_w = add(sum_w, fma(over_right, sub(mul(x1, left_g1), mul(x2, left_g2)), between))

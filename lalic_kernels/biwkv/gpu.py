@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lalic_kernels.launch import Launch, architecture, blocks, on
+from lalic_kernels.launch import Launch, architecture, blocks, on, vector
 
 PER_GROUP = 4
 FILE = Path(__file__).with_name("launches.json")
@@ -85,16 +85,11 @@ def find(use: str, arch: str, itemsize: int | None, size: int) -> Launch:
     return max(rows, key=lambda row: row.start).launch
 
 
-def choose(arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
-    """The forward's configuration for T tokens and C channels of `itemsize` bytes."""
-    rows = find("forward", arch, itemsize, tokens)
-    return complete(rows, PER_GROUP * rows["GROUPS"], arch, tokens, channels, itemsize)
-
-
-def choose_backward(arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
-    """The backward's configuration for T tokens and C channels of `itemsize` bytes."""
-    rows = find("backward", arch, itemsize, tokens)
-    return complete(rows, rows["LENGTH"], arch, tokens, channels, itemsize)
+def choose(use: str, arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
+    """The configuration of the "forward" or "backward" for T tokens and C channels of `itemsize` bytes."""
+    rows = find(use, arch, itemsize, tokens)
+    chunk = rows["LENGTH"] if use == "backward" else PER_GROUP * rows["GROUPS"]
+    return Choice(rows, find("scan", arch, None, blocks(tokens, chunk)), chunk, vector(itemsize, channels))
 
 
 def sums_of(rows: Launch, itemsize: int) -> Launch:
@@ -104,22 +99,15 @@ def sums_of(rows: Launch, itemsize: int) -> Launch:
     return Launch((("GROUPS", groups), ("BLOCK_C", block_c)), num_warps=warps)
 
 
-def complete(rows: Launch, chunk: int, arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
-    """A call's launches, from the launch of its chunks."""
-    vec = 16 // itemsize
-    scan = find("scan", arch, None, blocks(tokens, chunk))
-    return Choice(rows, scan, chunk, vec if channels % vec == 0 else 1)
-
-
-def make_factors(w: Tensor, u: Tensor, choice: Choice) -> Tensor:
-    """The powers of exp(w) for a launch configuration, (2 GROUPS + 4, C) float32; w, u (C,) contiguous float32."""
+def make_factors(w: Tensor, u: Tensor, choice: Choice, per_group: int = PER_GROUP) -> Tensor:
+    """The powers of exp(w) for groups of a chunk, (2 GROUPS + 4, C) float32; w, u (C,) contiguous float32."""
     from lalic_kernels.biwkv import kernels
 
-    groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
-    factors = torch.empty((2 * groups + 4, w.shape[0]), dtype=torch.float32, device=w.device)
+    channels, groups, block_c = w.shape[0], choice.chunk // per_group, choice.rows["BLOCK_C"]
+    factors = torch.empty((2 * groups + 4, channels), dtype=torch.float32, device=w.device)
     with on(w.device):
-        kernels.factors_kernel[(blocks(w.shape[0], block_c),)](
-            w, u, factors, w.shape[0], GROUPS=groups, PER_GROUP=PER_GROUP, BLOCK_C=block_c, num_warps=4
+        kernels.factors_kernel[(blocks(channels, block_c),)](
+            w, u, factors, channels, GROUPS=groups, PER_GROUP=per_group, BLOCK_C=block_c, num_warps=4
         )
     return factors
 
@@ -136,9 +124,8 @@ def forward(
     batch, tokens, channels = k.shape
     w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
     gates = k if gate is None else gate.contiguous()  # without a gate its pointer is not read
-    choice = choose(architecture(k.device), tokens, channels, k.element_size())
-    groups, block_c = choice.rows["GROUPS"], choice.rows["BLOCK_C"]
-    chunks, across = blocks(tokens, choice.chunk), blocks(channels, block_c)
+    choice = choose("forward", architecture(k.device), tokens, channels, k.element_size())
+    chunks, across = blocks(tokens, choice.chunk), blocks(channels, choice.rows["BLOCK_C"])
     plane = batch * chunks * channels
     if factors is None:
         factors = make_factors(w, u, choice)
@@ -151,8 +138,7 @@ def forward(
         )
         kernels.chunk_scan_kernel[(batch, blocks(channels, choice.scan["BLOCK_C"]))](
             w, u, factors, sums, entering, entering, w, w, channels, chunks, plane,
-            GROUPS=groups, PER_GROUP=PER_GROUP, FOLDED=PER_GROUP, BACKWARD=False,
-            **choice.scan.options(),
+            GROUPS=choice.rows["GROUPS"], BACKWARD=False, **choice.scan.options(),
         )  # fmt: skip
         kernels.rows_kernel[(across, batch * chunks)](
             w, u, k, v, gates, factors, entering, y, tokens, channels, chunks, plane, **options, GATED=gate is not None
@@ -175,15 +161,14 @@ def backward(
     k, v, grad = k.contiguous(), v.contiguous(), grad.contiguous()
     gate = None if gate is None else gate.contiguous()
     batch, tokens, channels = k.shape
-    choice = choose_backward(architecture(k.device), tokens, channels, k.element_size())
-    length, block_c, per = choice.chunk, choice.rows["BLOCK_C"], PER_GROUP
-    chunks, across = blocks(tokens, length), blocks(channels, block_c)
+    choice = choose("backward", architecture(k.device), tokens, channels, k.element_size())
+    length, chunks, across = choice.chunk, blocks(tokens, choice.chunk), blocks(channels, choice.rows["BLOCK_C"])
     plane = batch * chunks * channels
 
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=k.device)
 
-    grouped, single = floats(2 * (length // per) + 4, channels), floats(2 * length + 4, channels)
+    grouped, single = make_factors(w, u, choice), make_factors(w, u, choice, 1)
     sums, entering, own, transposed, running = floats(5, 6, batch, chunks, channels)
     constants, parts = floats(18, batch, chunks, channels), floats(2, batch * chunks, channels)
     log_den, y = floats(2, batch, tokens, channels)
@@ -194,21 +179,16 @@ def backward(
     gates, grad_gate = (gate, torch.empty_like(k)) if gate is not None else (k, grad_k)
     sizes = (tokens, channels, chunks, plane)
     rows = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False, "GATED": gated}
-    sums_options = {"GROUPS": length // per, "BLOCK_C": block_c, "VEC": choice.vec, "FAST_ONLY": False, "CENTRED": True}
     scan = choice.scan.options()
     by_chunk, by_item = (across, batch * chunks), (batch, blocks(channels, choice.scan["BLOCK_C"]))
     with on(k.device):
-        for factors, groups, tokens_each in ((grouped, length // per, per), (single, length, 1)):
-            kernels.factors_kernel[(across,)](
-                w, u, factors, channels, GROUPS=groups, PER_GROUP=tokens_each, BLOCK_C=block_c, num_warps=4
-            )
         kernels.chunk_sums_kernel[by_chunk](
-            w, k, v, grouped, sums, peaks, *sizes, **sums_options,
-            num_warps=sums_of(choice.rows, k.element_size()).num_warps,
+            w, k, v, grouped, sums, peaks, *sizes, **sums_of(choice.rows, k.element_size()).options(),
+            VEC=choice.vec, FAST_ONLY=False, CENTRED=True,
         )  # fmt: skip
         kernels.chunk_scan_kernel[by_item](
             w, u, grouped, sums, entering, own, peaks, centre, *sizes[1:],
-            GROUPS=length // per, PER_GROUP=per, FOLDED=1, BACKWARD=True, **scan,
+            GROUPS=length // PER_GROUP, BACKWARD=True, **scan,
         )  # fmt: skip
         kernels_backward.grad_sums_kernel[by_chunk](
             w, u, k, v, gates, grad, centre, single, entering, transposed, log_den, y, *sizes, **rows

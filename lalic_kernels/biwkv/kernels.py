@@ -143,6 +143,40 @@ def log_row(
 # Both forms.
 
 
+@triton.jit
+def chunk_position(tokens, channels, chunks, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The block of channels and the chunk of a program, in a grid of (blocks of C, B * chunks).
+
+    Returns the first channel; all channels [BLOCK_C] and their mask; the program's index of B * chunks; the chunk's
+    first token; the offset of the batch item; the number of tokens from the chunk's first one to the end.
+    """
+    first = tl.program_id(0) * BLOCK_C
+    c = first + tl.arange(0, BLOCK_C)
+    program = tl.program_id(1).to(tl.int64)
+    token = program % chunks * LENGTH
+    origin = program // chunks * tokens * channels
+    return first, c, c < channels, program, token, origin, (tokens - token).to(tl.int32)
+
+
+@triton.jit
+def load_groups(k_ptr, v_ptr, g, remaining, channels, c, c_in):
+    """Keys and values of a chunk: masks, keys, values, each [GROUPS, BLOCK_C] for the four tokens of a group."""
+    offset = (4 * g)[:, None] * channels + c[None, :]
+    in0 = (4 * g < remaining)[:, None] & c_in[None, :]
+    in1 = (4 * g + 1 < remaining)[:, None] & c_in[None, :]
+    in2 = (4 * g + 2 < remaining)[:, None] & c_in[None, :]
+    in3 = (4 * g + 3 < remaining)[:, None] & c_in[None, :]
+    k0 = tl.load(k_ptr + offset, mask=in0, other=EMPTY).to(tl.float32)
+    k1 = tl.load(k_ptr + offset + channels, mask=in1, other=EMPTY).to(tl.float32)
+    k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=EMPTY).to(tl.float32)
+    k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=EMPTY).to(tl.float32)
+    v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
+    v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
+    v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
+    v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)
+    return in0, in1, in2, in3, k0, k1, k2, k3, v0, v1, v2, v3
+
+
 @triton.jit(do_not_specialize=SIZES)
 def chunk_sums_kernel(
     w_ptr,  # (C,) float32
@@ -169,34 +203,16 @@ def chunk_sums_kernel(
     # The chunk's position.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
-    first = tl.program_id(0) * BLOCK_C
-    c = first + tl.arange(0, BLOCK_C)
-    c_in = c < channels
-    program = tl.program_id(1).to(tl.int64)
-    chunk = program % chunks
-    start = (program // chunks * tokens + chunk * LENGTH) * channels
-    remaining = (tokens - chunk * LENGTH).to(tl.int32)  # tokens from the chunk's first one to the end
+    first, c, c_in, program, token, origin, remaining = chunk_position(tokens, channels, chunks, LENGTH, BLOCK_C)
+    k_ptr += origin + token * channels
+    v_ptr += origin + token * channels
     w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     out = sums_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
-        # Load keys and values: one tensor for each of the four tokens of a group.
+        # Load keys and values: one tensor [GROUPS, BLOCK_C] for each of the four tokens of a group.
         g = tl.arange(0, GROUPS)
-        offset = (4 * g)[:, None] * channels + c[None, :]
-        in0 = (4 * g < remaining)[:, None] & c_in[None, :]
-        in1 = (4 * g + 1 < remaining)[:, None] & c_in[None, :]
-        in2 = (4 * g + 2 < remaining)[:, None] & c_in[None, :]
-        in3 = (4 * g + 3 < remaining)[:, None] & c_in[None, :]
-        k_ptr += start
-        v_ptr += start
-        k0 = tl.load(k_ptr + offset, mask=in0, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        _, _, _, _, k0, k1, k2, k3, v0, v1, v2, v3 = load_groups(k_ptr, v_ptr, g, remaining, channels, c, c_in)
         # Load the powers of exp(w).
         table = g[:, None] * channels + c[None, :]
         up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]
@@ -235,7 +251,7 @@ def chunk_sums_kernel(
         # The logarithmic form, with values relative to zero.
         if CENTRED:
             tl.store(peaks_ptr + program * channels + c, tl.zeros([BLOCK_C], tl.float32), mask=c_in)
-        log_chunk_sums(w, k_ptr + start, v_ptr + start, out, plane, remaining, channels, c, c_in, LENGTH, BLOCK_C)
+        log_chunk_sums(w, k_ptr, v_ptr, out, plane, remaining, channels, c, c_in, LENGTH, BLOCK_C)
 
 
 @triton.jit
@@ -332,8 +348,6 @@ def chunk_scan_kernel(
     chunks,
     plane,  # B * chunks * C
     GROUPS: tl.constexpr,
-    PER_GROUP: tl.constexpr,  # tokens per group of the sums
-    FOLDED: tl.constexpr,  # tokens per group of the rows
     BACKWARD: tl.constexpr,
     PIECE: tl.constexpr,  # chunks at a time
     BLOCK_C: tl.constexpr,
@@ -343,7 +357,8 @@ def chunk_scan_kernel(
     In the fast form both sums are relative to one exponent, such that no weight of the chunk's rows exceeds one, and
     times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
     """
-    LENGTH: tl.constexpr = PER_GROUP * GROUPS
+    LENGTH: tl.constexpr = 4 * GROUPS
+    ROW_GROUP: tl.constexpr = 1 if BACKWARD else 4  # tokens per group in the kernel that computes rows
     # Decays and factors of a block of channels, [BLOCK_C].
     item = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -354,12 +369,12 @@ def chunk_scan_kernel(
     near = tl.where(fast, w32, 0.0).to(tl.float64)
     growth = tl.maximum(-near, 0.0) * LENGTH
     shrink = tl.maximum(near, 0.0) * LENGTH
-    from_left = tl.exp(-near * PER_GROUP - shrink)  # U(-1)
+    from_left = tl.exp(-near * 4 - shrink)  # U(-1)
     from_right = tl.exp(-shrink)  # W(GROUPS)
-    kappa = tl.exp(near * PER_GROUP + tl.abs(near) * LENGTH)
+    kappa = tl.exp(near * 4 + tl.abs(near) * LENGTH)
     to_right = tl.where(fast, kappa * from_right, 1.0)[None, :]
     to_left = tl.where(fast, kappa * from_left, 1.0)[None, :]
-    from_left = tl.exp(-near * FOLDED - shrink)
+    from_left = tl.exp(-near * ROW_GROUP - shrink)
     headroom = growth + tl.maximum(tl.load(u_ptr + c, mask=c_in, other=0.0), 0.0).to(tl.float64)  # [BLOCK_C]
     # The value that v and y are relative to.
     plane = plane.to(tl.int64)
@@ -489,13 +504,8 @@ def rows_kernel(
     # The chunk's position.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC
-    first = tl.program_id(0) * BLOCK_C
-    c = first + tl.arange(0, BLOCK_C)
-    c_in = c < channels
-    program = tl.program_id(1).to(tl.int64)
-    chunk = program % chunks
-    start = (program // chunks * tokens + chunk * LENGTH) * channels
-    remaining = (tokens - chunk * LENGTH).to(tl.int32)
+    first, c, c_in, program, token, origin, remaining = chunk_position(tokens, channels, chunks, LENGTH, BLOCK_C)
+    start = origin + token * channels
     k_ptr += start
     v_ptr += start
     gate_ptr += start
@@ -505,19 +515,8 @@ def rows_kernel(
     state = entering_ptr + program * channels + c
     plane = plane.to(tl.int64)
     if FAST_ONLY or tl.load(factors_ptr + (2 * GROUPS + 3) * channels + first) > 0.5:
-        # Load keys and values: one tensor for each of the four tokens of a group.
-        in0 = (4 * g < remaining)[:, None] & c_in[None, :]
-        in1 = (4 * g + 1 < remaining)[:, None] & c_in[None, :]
-        in2 = (4 * g + 2 < remaining)[:, None] & c_in[None, :]
-        in3 = (4 * g + 3 < remaining)[:, None] & c_in[None, :]
-        k0 = tl.load(k_ptr + offset, mask=in0, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k1 = tl.load(k_ptr + offset + channels, mask=in1, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=EMPTY).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
-        v3 = tl.load(v_ptr + offset + 3 * channels, mask=in3, other=0.0).to(tl.float32)  # [GROUPS, BLOCK_C]
+        # Load keys and values: one tensor [GROUPS, BLOCK_C] for each of the four tokens of a group.
+        in0, in1, in2, in3, k0, k1, k2, k3, v0, v1, v2, v3 = load_groups(k_ptr, v_ptr, g, remaining, channels, c, c_in)
         # Load the powers of exp(w), and the exponent that all sums are relative to.
         table = g[:, None] * channels + c[None, :]
         up = tl.load(factors_ptr + table, mask=c_in[None, :], other=0.0)  # [GROUPS, BLOCK_C]

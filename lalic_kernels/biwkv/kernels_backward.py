@@ -12,8 +12,17 @@ In the logarithmic form, each row's log denominator and y are written, and `grad
 import triton
 import triton.language as tl
 
-from lalic_kernels.biwkv.kernels import EMPTY, SIZES, running_states, sums_before
+from lalic_kernels.biwkv.kernels import EMPTY, SIZES, chunk_position, running_states, sums_before
 from lalic_kernels.triton_math import sigmoid_stable
+
+
+@triton.jit
+def load_grad(grad_ptr, gate_ptr, offset, inside, GATED: tl.constexpr):
+    """The gradient of y, float32: the result's, times sigmoid(gate) if GATED."""
+    grad = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        grad *= sigmoid_stable(tl.load(gate_ptr + offset, mask=inside, other=0.0).to(tl.float32))
+    return grad
 
 
 @triton.jit
@@ -75,14 +84,8 @@ def grad_sums_kernel(
     """Each chunk's transposed sums, decayed to its two neighbours. Grid (blocks of C, B * chunks)."""
     # The chunk's position.
     channels = (channels // VEC) * VEC
-    first = tl.program_id(0) * BLOCK_C
-    c = first + tl.arange(0, BLOCK_C)
-    c_in = c < channels
-    program = tl.program_id(1).to(tl.int64)
-    chunk = program % chunks
-    origin = program // chunks * tokens * channels
-    start = origin + chunk * LENGTH * channels
-    remaining = (tokens - chunk * LENGTH).to(tl.int32)
+    first, c, c_in, program, token, origin, remaining = chunk_position(tokens, channels, chunks, LENGTH, BLOCK_C)
+    start = origin + token * channels
     row = tl.arange(0, LENGTH)
     offset = row[:, None] * channels + c[None, :]
     inside = (row < remaining)[:, None] & c_in[None, :]
@@ -94,10 +97,7 @@ def grad_sums_kernel(
         k = tl.load(k_ptr + start + offset, mask=inside, other=EMPTY).to(tl.float32)  # [LENGTH, BLOCK_C]
         # v: [LENGTH, BLOCK_C]
         v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
-        grad = tl.load(grad_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)  # [LENGTH, BLOCK_C]
-        if GATED:
-            # grad: [LENGTH, BLOCK_C]
-            grad *= sigmoid_stable(tl.load(gate_ptr + start + offset, mask=inside, other=0.0).to(tl.float32))
+        grad = load_grad(grad_ptr, gate_ptr, start + offset, inside, GATED)  # [LENGTH, BLOCK_C]
         up = tl.load(factors_ptr + offset, mask=c_in[None, :], other=1.0)  # [LENGTH, BLOCK_C]
         down = tl.load(factors_ptr + LENGTH * channels + offset, mask=c_in[None, :], other=1.0)  # [LENGTH, BLOCK_C]
         shared = factors_ptr + 2 * LENGTH * channels + c
@@ -136,7 +136,7 @@ def grad_sums_kernel(
         u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
         log_den, y = log_whole_row(
             w, u, k_ptr + origin, v_ptr + origin, centre,
-            (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C,
+            token.to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C,
         )  # fmt: skip
         tl.store(log_den_ptr + start + offset, log_den, mask=inside)
         tl.store(y_ptr + start + offset, y, mask=inside)
@@ -288,10 +288,7 @@ def log_grad_row(
     grad_u = tl.zeros([LENGTH, BLOCK_C], tl.float32)
     offset = c.to(tl.int64)
     for t in range(tokens):
-        g = tl.load(grad_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
-        if GATED:
-            # g: [1, BLOCK_C]
-            g *= sigmoid_stable(tl.load(gate_ptr + offset, mask=c_in, other=0.0).to(tl.float32))[None, :]
+        g = load_grad(grad_ptr, gate_ptr, offset, c_in, GATED)[None, :]  # [1, BLOCK_C]
         log_den = tl.load(log_den_ptr + offset, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
         y = tl.load(y_ptr + offset, mask=c_in, other=0.0)[None, :]  # [1, BLOCK_C]
         gap = tl.abs(row - t)[:, None]
@@ -342,14 +339,8 @@ def grad_rows_kernel(
     """
     # The chunk's position.
     channels = (channels // VEC) * VEC
-    first = tl.program_id(0) * BLOCK_C
-    c = first + tl.arange(0, BLOCK_C)
-    c_in = c < channels
-    program = tl.program_id(1).to(tl.int64)
-    chunk = program % chunks
-    origin = program // chunks * tokens * channels
-    start = origin + chunk * LENGTH * channels
-    remaining = (tokens - chunk * LENGTH).to(tl.int32)
+    first, c, c_in, program, token, origin, remaining = chunk_position(tokens, channels, chunks, LENGTH, BLOCK_C)
+    start = origin + token * channels
     row = tl.arange(0, LENGTH)
     offset = row[:, None] * channels + c[None, :]
     inside = (row < remaining)[:, None] & c_in[None, :]
@@ -362,10 +353,7 @@ def grad_rows_kernel(
         k = tl.load(k_ptr + start + offset, mask=inside, other=EMPTY).to(tl.float32)  # [LENGTH, BLOCK_C]
         # v: [LENGTH, BLOCK_C]
         v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
-        grad = tl.load(grad_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)  # [LENGTH, BLOCK_C]
-        if GATED:
-            # grad: [LENGTH, BLOCK_C]
-            grad *= sigmoid_stable(tl.load(gate_ptr + start + offset, mask=inside, other=0.0).to(tl.float32))
+        grad = load_grad(grad_ptr, gate_ptr, start + offset, inside, GATED)  # [LENGTH, BLOCK_C]
         up = tl.load(factors_ptr + offset, mask=c_in[None, :], other=1.0)  # [LENGTH, BLOCK_C]
         down = tl.load(factors_ptr + LENGTH * channels + offset, mask=c_in[None, :], other=1.0)  # [LENGTH, BLOCK_C]
         shared = factors_ptr + 2 * LENGTH * channels + c
@@ -428,7 +416,7 @@ def grad_rows_kernel(
         v = tl.load(v_ptr + start + offset, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
         grad_k, grad_v, grad_w, grad_u = log_grad_row(
             w, u, k, v, gate_ptr + origin, grad_ptr + origin, log_den_ptr + origin, y_ptr + origin,
-            (chunk * LENGTH).to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C, GATED,
+            token.to(tl.int32) + row, tokens, channels, c, c_in, LENGTH, BLOCK_C, GATED,
         )  # fmt: skip
         tl.store(grad_v_ptr + start + offset, grad_v.to(dtype), mask=inside)
         tl.store(grad_k_ptr + start + offset, grad_k.to(dtype), mask=inside)

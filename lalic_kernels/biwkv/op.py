@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,21 +54,14 @@ def biwkv(
         >>> biwkv(w, u, k, v).shape
         torch.Size([2, 64, 96])
     """
-    given = () if gate is None else (("gate", gate),)
-    checks.shapes(
-        "biwkv", ("k", k, "B T C"), ("v", v, "B T C"), ("w", w, "C"), ("u", u, "C"),
-        *((name, value, "B T C") for name, value in given),
-    )  # fmt: skip
+    checks.shapes("biwkv", ("k", k, "B T C"), ("v", v, "B T C"), ("w", w, "C"), ("u", u, "C"), ("gate", gate, "B T C?"))
     if checks.autocast_enabled(k.device):
         k, v, gate = checks.widest(k, v, gate)
         w, u = checks.beside(k, w), checks.beside(k, u)
-        given = () if gate is None else (("gate", gate),)
     dtype = checks.floating("biwkv", "k", k)
-    for name, value in (("v", v), *given):
-        checks.dtype_in("biwkv", name, value, (dtype,), "as k is")
-    for name, value in (("w", w), ("u", u)):
-        checks.dtype_in("biwkv", name, value, (dtype, torch.float32), "beside k")
-    checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u), *given)
+    checks.dtype_in("biwkv", (dtype,), "as k is", ("v", v), ("gate", gate))
+    checks.dtype_in("biwkv", (dtype, torch.float32), "beside k", ("w", w), ("u", u))
+    checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u), ("gate", gate))
     if backend == "reference":
         return reference.biwkv(w.to(dtype), u.to(dtype), k, v, gate)
     return OP.call(w, u, k, v, gate, backend)
@@ -93,10 +86,7 @@ def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, ba
     if chosen == "triton":
         return gpu.forward(w, u, k, v, gate)
     if chosen == "cpu":
-        given = () if gate is None else (gate,)
-        if k.dtype == torch.bfloat16:  # the compiled code supports it directly
-            return cpu.forward(*_plain(w, u), *(x.contiguous() for x in (k, v, *given)))
-        return cpu.forward(*_plain(w, u, k, v, *given)).to(k.dtype)
+        return cpu.forward(*_for_cpu(w, u, k, v, *(() if gate is None else (gate,)))).to(k.dtype)
     return torch_path.biwkv(w, u, k, v, gate).contiguous()
 
 
@@ -104,9 +94,10 @@ def _gated(y: Tensor, gate: Tensor) -> Tensor:
     return torch.sigmoid(gate) * y
 
 
-def _plain(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous float32 tensors, which compiled CPU code needs."""
-    return [x.float().contiguous() for x in tensors]
+def _for_cpu(w: Tensor, u: Tensor, *data: Tensor) -> list[Tensor]:
+    """Contiguous tensors as the compiled code reads them: data in bfloat16 or float32, w and u in float32."""
+    dtype = torch.bfloat16 if data[0].dtype == torch.bfloat16 else torch.float32
+    return [*(x.float().contiguous() for x in (w, u)), *(x.to(dtype).contiguous() for x in data)]
 
 
 def _backward(
@@ -126,11 +117,7 @@ def _backward(
         else:
             grads += recompute(_gated, (v, gate), grad)
     elif chosen == "cpu":
-        data = (k, v, grad, *given)
-        if k.dtype == torch.bfloat16:  # as in the forward
-            grads = list(cpu.backward(*_plain(w, u), *(x.contiguous() for x in data)))
-        else:
-            grads = list(cpu.backward(*_plain(w, u, *data)))
+        grads = list(cpu.backward(*_for_cpu(w, u, k, v, grad, *given)))
     elif chosen == "triton":
         grads = list(gpu.backward(w, u, k, v, grad, gate))
     else:
@@ -147,23 +134,17 @@ def _backward(
 # sums over the batch, and vmap needs one sum per slice: the backward always folds into the channels.
 
 
-def _mapped(x: Tensor, dim: int | None, axis: int, size: int) -> Tensor:
-    """x with the mapped dimension at `axis`; repeated along it if x is not mapped."""
-    if dim is not None:
-        return x.movedim(dim, axis)
-    x = x.unsqueeze(axis)
-    return x.expand(*x.shape[:axis], size, *x.shape[axis + 1 :])
-
-
-def _into_batch(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    return None if x is None else _mapped(x, dim, 0, size).flatten(0, 1)
-
-
-def _into_channels(x: Tensor | None, dim: int | None, size: int, parameter: bool) -> Tensor | None:
+def _folded(x: Tensor | None, dim: int | None, size: int, axis: int) -> Tensor | None:
+    """x with its mapped dimension `dim` as a part of `axis`; repeated along it if x is not mapped."""
     if x is None:
         return None
-    axis = 0 if parameter else 2
-    return _mapped(x, dim, axis, size).flatten(axis, axis + 1)
+    x = x.unsqueeze(axis).expand(*x.shape[:axis], size, *x.shape[axis:]) if dim is None else x.movedim(dim, axis)
+    return x.flatten(axis, axis + 1)
+
+
+def _into_channels(tensors: Sequence[Any], in_dims: Sequence[int | None], size: int) -> list[Tensor | None]:
+    """w, u (C,) and tensors (B, T, C) with the mapped dimension as a part of C."""
+    return [_folded(x, in_dims[i], size, 0 if i < 2 else 2) for i, x in enumerate(tensors)]
 
 
 def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
@@ -172,13 +153,10 @@ def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size, (*tensors, backend) = info.batch_size, arguments
         if in_dims[0] is None and in_dims[1] is None:
-            data = [_into_batch(x, dim, size) for x, dim in zip(tensors[2:], in_dims[2:5], strict=True)]
+            data = [_folded(tensors[i], in_dims[i], size, 0) for i in (2, 3, 4)]
             y = op(*tensors[:2], *data, backend)
             return y.unflatten(0, (size, y.shape[0] // size)), 0
-        folded = [
-            _into_channels(x, dim, size, i < 2) for i, (x, dim) in enumerate(zip(tensors, in_dims[:5], strict=True))
-        ]
-        y = op(*folded, backend)
+        y = op(*_into_channels(tensors, in_dims, size), backend)
         return y.unflatten(2, (size, y.shape[2] // size)), 2
 
     return rule
@@ -189,23 +167,12 @@ def _backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size, (*tensors, backend) = info.batch_size, arguments
-        folded = [
-            _into_channels(x, dim, size, i < 2) for i, (x, dim) in enumerate(zip(tensors, in_dims[:6], strict=True))
-        ]
-        *grads, grad_gate = op(*folded, backend)
-        channels = grads[0].shape[0] // size
-        outputs = [g.unflatten(d, (size, channels)) for g, d in zip(grads, (0, 0, 2, 2), strict=True)]
-        if tensors[4] is None:
-            return (*outputs, grad_gate), (0, 0, 2, 2, None)
-        return (*outputs, grad_gate.unflatten(2, (size, channels))), (0, 0, 2, 2, 2)
+        grads = op(*_into_channels(tensors, in_dims, size), backend)
+        axes = (0, 0, 2, 2, None if tensors[4] is None else 2)
+        unfolded = (g if d is None else g.unflatten(d, (size, -1)) for g, d in zip(grads, axes, strict=True))
+        return tuple(unfolded), axes
 
     return rule
-
-
-def _flops(w: Any, u: Any, k: Any, v: Any, gate: Any, *_: Any, **__: Any) -> int:
-    # As in the paper's supplement: 29 operations per element; an exponential or a division counts as one. The gate adds
-    # an exponential, an addition, a division and a product.
-    return (29 if gate is None else 33) * k[0] * k[1] * k[2]
 
 
 OP = register(
@@ -215,7 +182,9 @@ OP = register(
     backward=_backward,
     saves=("w", "u", "k", "v", "gate", "backend"),
     like="k",
-    flops=_flops,
+    # As in the paper's supplement: 29 operations per element; an exponential or a division counts as one. The gate adds
+    # an exponential, an addition, a division and a product.
+    flops=lambda w, u, k, v, gate, *_, **__: (29 if gate is None else 33) * k[0] * k[1] * k[2],
     bytes=lambda w, u, k, v, gate=None: nbytes(w, u, k, v, gate, k),
     gradient="like the forward for triton and cpu; otherwise autograd through the linear-time torch path, recomputed",
     cpu=True,

@@ -146,8 +146,7 @@ def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # exp(k - k.detach()) is one, with the gradient of k. A padded token gets weight zero.
     p = torch.exp(k - exponent) * (exponent > _low(k))
     token = (p * v, p, exponent)
-    left = _running(token, w, 2)
-    right = _flip(_running(_flip(token, 2), w, 2), 2)
+    left, right = _running(token, w), _flip(_running(_flip(token), w))
     into_right = left[0][:, :, -1], left[1][:, :, -1], left[2][:, :, -1]
     into_left = right[0][:, :, 0], right[1][:, :, 0], right[2][:, :, 0]
     from_left, from_right = _between_chunks(w * span, into_right, into_left)
@@ -155,10 +154,10 @@ def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     to_right_edge = span - 1 - position
     parts = [
         (token, u),
-        (_shift(left, 2), torch.zeros_like(w)),
-        (_flip(_shift(_flip(right, 2), 2), 2), torch.zeros_like(w)),
-        (_unsqueeze(from_left), -position * w),
-        (_unsqueeze(from_right), -to_right_edge * w),
+        (_shift(left), torch.zeros_like(w)),
+        (_flip(_shift(_flip(right))), torch.zeros_like(w)),
+        (tuple(x.unsqueeze(2) for x in from_left), -position * w),
+        (tuple(x.unsqueeze(2) for x in from_right), -to_right_edge * w),
     ]
     peak = exponent + u.detach()
     for state, offset in parts[1:]:
@@ -175,49 +174,40 @@ def _exp(x: Tensor) -> Tensor:
     return torch.exp(x.clamp(max=1.0))
 
 
-def _unsqueeze(state: _State) -> _State:
-    return state[0].unsqueeze(2), state[1].unsqueeze(2), state[2].unsqueeze(2)
+# Functions of states along their second-last dimension, which counts tokens or chunks.
 
 
-def _flip(state: _State, dim: int) -> _State:
-    return state[0].flip(dim), state[1].flip(dim), state[2].flip(dim)
+def _flip(state: _State) -> _State:
+    return state[0].flip(-2), state[1].flip(-2), state[2].flip(-2)
 
 
-def _shift(state: _State, dim: int) -> _State:
-    """Shift all states by one along dim; the first one becomes the empty state."""
+def _shift(state: _State) -> _State:
+    """Shift all states by one; the first one becomes the empty state."""
     a, b, e = state
-    size = a.shape[dim]
-    empty = torch.zeros_like(a.narrow(dim, 0, 1))
-    lowest = torch.full_like(e.narrow(dim, 0, 1), _low(e))
-    return (
-        torch.cat([empty, a.narrow(dim, 0, size - 1)], dim),
-        torch.cat([empty, b.narrow(dim, 0, size - 1)], dim),
-        torch.cat([lowest, e.narrow(dim, 0, size - 1)], dim),
-    )
+    empty, lowest = torch.zeros_like(a[..., :1, :]), torch.full_like(e[..., :1, :], _low(e))
+    a, b, e = (torch.cat([first, x[..., :-1, :]], -2) for first, x in ((empty, a), (empty, b), (lowest, e)))
+    return a, b, e
 
 
-def _running(state: _State, step: Tensor, dim: int) -> _State:
-    """Inclusive running sum of states along dim, with a decay of `step` (C,) per position, in log2(n) rounds."""
+def _running(state: _State, step: Tensor) -> _State:
+    """Inclusive running sum of states, with a decay of `step` (C,) per position, in log2(n) rounds."""
     a, b, e = state
-    size = e.shape[dim]
     reach = 1
-    while reach < size:
-        count = size - reach
+    while reach < e.shape[-2]:
         decay = step * reach
-        e_before, e_this = e.narrow(dim, 0, count), e.narrow(dim, reach, count)
+        e_before, e_this = e[..., :-reach, :], e[..., reach:, :]
         e_sum = torch.maximum(e_before - decay.detach(), e_this)
         scale_before, scale_this = _exp((e_before - e_sum) - decay), torch.exp(e_this - e_sum)
-        a_sum = a.narrow(dim, 0, count) * scale_before + a.narrow(dim, reach, count) * scale_this
-        b_sum = b.narrow(dim, 0, count) * scale_before + b.narrow(dim, reach, count) * scale_this
-        a = torch.cat([a.narrow(dim, 0, reach), a_sum], dim)
-        b = torch.cat([b.narrow(dim, 0, reach), b_sum], dim)
-        e = torch.cat([e.narrow(dim, 0, reach), e_sum], dim)
+        a_sum = a[..., :-reach, :] * scale_before + a[..., reach:, :] * scale_this
+        b_sum = b[..., :-reach, :] * scale_before + b[..., reach:, :] * scale_this
+        sums = ((a, a_sum), (b, b_sum), (e, e_sum))
+        a, b, e = (torch.cat([x[..., :reach, :], x_sum], -2) for x, x_sum in sums)
         reach *= 2
     return a, b, e
 
 
 def _between_chunks(step: Tensor, into_right: _State, into_left: _State) -> tuple[_State, _State]:
     """The sums of all chunks to the left of each chunk, at its first token, and of all to its right, at its last."""
-    from_left = _shift(_running(into_right, step, 1), 1)
-    from_right = _flip(_shift(_running(_flip(into_left, 1), step, 1), 1), 1)
+    from_left = _shift(_running(into_right, step))
+    from_right = _flip(_shift(_running(_flip(into_left), step)))
     return from_left, from_right

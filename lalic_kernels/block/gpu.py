@@ -20,21 +20,15 @@ if TYPE_CHECKING:
 class Weights(NamedTuple):
     """A block's parameters for the kernels, contiguous: matrices in x's dtype; norms, taps and gammas in float32."""
 
-    norm1: tuple[Tensor, Tensor, Tensor]
+    norm1: tuple[Tensor, Tensor]
+    taps1: Tensor
     kvr: Tensor
     output: Tensor
     gamma1: Tensor
-    norm2: tuple[Tensor, Tensor, Tensor]
+    norm2: tuple[Tensor, Tensor]
+    taps2: Tensor
     channel: tuple[Tensor, Tensor, Tensor]
     gamma2: Tensor
-
-
-class Powers(NamedTuple):
-    """decay / T, boost / T, and BiWKV's table of their powers."""
-
-    w: Tensor
-    u: Tensor
-    factors: Tensor
 
 
 @torch.no_grad()
@@ -45,23 +39,24 @@ def weights(p: BlockParameters, dtype: torch.dtype) -> Weights:
         return x.detach().to(to).contiguous()
 
     return Weights(
-        (plain(p.norm1_weight), plain(p.norm1_bias), shift.taps(p.shift1.detach())),
+        shift.plain(p.norm1_weight, p.norm1_bias),
+        shift.taps(p.shift1),
         torch.cat([plain(x, dtype) for x in (p.key, p.value, p.receptance)]),
         plain(p.output, dtype),
         plain(p.gamma1),
-        (plain(p.norm2_weight), plain(p.norm2_bias), shift.taps(p.shift2.detach())),
+        shift.plain(p.norm2_weight, p.norm2_bias),
+        shift.taps(p.shift2),
         (plain(p.channel_key, dtype), plain(p.channel_receptance, dtype), plain(p.channel_value, dtype)),
         plain(p.gamma2),
     )
 
 
 @torch.no_grad()
-def powers(p: BlockParameters, tokens: int, itemsize: int) -> Powers:
-    """decay, boost and their powers for a number of tokens."""
+def powers(p: BlockParameters, tokens: int, itemsize: int) -> tuple[Tensor, Tensor, Tensor]:
+    """decay / T, boost / T, and BiWKV's table of their powers, for T tokens."""
     w, u = (x.detach().float() / tokens for x in (p.decay, p.boost))
-    arch = architecture(w.device)
-    choice = biwkv.choose(arch, tokens, w.shape[0], itemsize)
-    return Powers(w, u, biwkv.make_factors(w, u, choice))
+    choice = biwkv.choose("forward", architecture(w.device), tokens, w.shape[0], itemsize)
+    return w, u, biwkv.make_factors(w, u, choice)
 
 
 def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:
@@ -69,13 +64,14 @@ def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:
     batch, height, width, channels = x.shape
     tokens, dtype = height * width, x.dtype
     w: Weights = p.cache.get(("weights", dtype), p.tensors(), lambda: weights(p, dtype))
-    t: Powers = p.cache.get(("powers", dtype, tokens), (p.decay, p.boost), lambda: powers(p, tokens, x.element_size()))
+    made = p.cache.get(("powers", dtype, tokens), (p.decay, p.boost), lambda: powers(p, tokens, x.element_size()))
+    decay, boost, factors = made
     s = torch.empty_like(x)
-    shift.norm_shift(x, *w.norm1, s, p.eps)
+    shift.shift(x, w.taps1, s, w.norm1, p.eps)
     k, v, r = mix.linear(s.view(batch, tokens, channels), w.kvr, 3)
-    y = biwkv.forward(t.w, t.u, k, v, r, t.factors)
+    y = biwkv.forward(decay, boost, k, v, r, factors)
     x = mix.linear(y, w.output, 1, x, w.gamma1).view_as(x)
-    shift.norm_shift(x, *w.norm2, s, p.eps)
+    shift.shift(x, w.taps2, s, w.norm2, p.eps)
     flat, residual = s.view(-1, channels), x.view(-1, channels)
     result = mix.channel_mix(flat, *w.channel, residual, w.gamma2)
     if result is None:  # no launch configuration for so many channels

@@ -122,8 +122,9 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
         raise TypeError(f"rwkv_block: parameters must be BlockParameters, but is a {type(p).__name__}")
     checks.shapes("rwkv_block", ("parameters.norm1_weight", p.norm1_weight, "C"), ("x", x, "B H W C"))
     dtype = checks.floating("rwkv_block", "x", x)
-    for tensor in p.tensors():
-        checks.dtype_in("rwkv_block", "parameters", tensor, (dtype, torch.float32), "beside x")
+    checks.dtype_in(
+        "rwkv_block", (dtype, torch.float32), "beside x", *(("parameters", tensor) for tensor in p.tensors())
+    )
     checks.same_device("rwkv_block", ("x", x), ("parameters", p.norm1_weight))
     if backend == "reference":
         return reference.rwkv_block(x, p.to(dtype))

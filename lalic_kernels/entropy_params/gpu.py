@@ -25,6 +25,7 @@ def entropy_params(
     receptance: Tensor,
     value: Tensor,
     partial: Tensor | None,
+    *,
     eps: float,
 ) -> Tensor:
     """`lalic_kernels.entropy_params` in four launches. All arguments but partial are in x's dtype; any strides."""

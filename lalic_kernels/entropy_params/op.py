@@ -61,26 +61,19 @@ def entropy_params(
         torch.Size([1, 6, 24])
     """
     weights = {
-        "mix_weight": mix_weight,
-        "mix_bias": mix_bias,
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-        "key": key,
-        "receptance": receptance,
-        "value": value,
-    }
+        "mix_weight": mix_weight, "mix_bias": mix_bias, "norm_weight": norm_weight, "norm_bias": norm_bias,
+        "key": key, "receptance": receptance, "value": value,
+    }  # fmt: skip
     patterns = ("Cout Cin", "Cout", "Cout", "Cout", "2*Cout Cout", "Cout Cout", "Cout 2*Cout")
     checks.shapes(
-        "entropy_params",
-        ("x", x, "B P Cin"),
+        "entropy_params", ("x", x, "B P Cin"),
         *((name, weight, pattern) for (name, weight), pattern in zip(weights.items(), patterns, strict=True)),
-        *(() if partial is None else (("partial", partial, "B P Cout"),)),
-    )
+        ("partial", partial, "B P Cout?"),
+    )  # fmt: skip
     dtype = checks.floating("entropy_params", "x", x)
-    others = weights if partial is None else weights | {"partial": partial}
-    for name, other in others.items():
-        checks.dtype_in("entropy_params", name, other, (dtype, torch.float32), "beside x")
-    checks.same_device("entropy_params", ("x", x), *others.items())
+    others = (*weights.items(), ("partial", partial))
+    checks.dtype_in("entropy_params", (dtype, torch.float32), "beside x", *others)
+    checks.same_device("entropy_params", ("x", x), *others)
     chosen = dispatch.resolve(OP, backend, x.device.type, dtype)
     cast: dict[str, Any] = {name: weight.to(dtype) for name, weight in weights.items()}
     if chosen == "reference":
@@ -113,26 +106,14 @@ def _by_torch(
         return (m + torch.sigmoid(F.linear(n, receptance)) * F.linear(hidden, value)).contiguous()
 
 
-def _forward(
-    x: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    key: Tensor,
-    receptance: Tensor,
-    value: Tensor,
-    partial: Tensor | None,
-    eps: float,
-    backend: str | None,
-) -> Tensor:
+def _forward(*arguments: Any) -> Tensor:
+    """The block. Arguments: x, the weights, partial, eps and backend, as registered."""
+    *tensors, eps, backend = arguments
+    x, shape = tensors[0], (*tensors[0].shape[:2], tensors[1].shape[0])
     chosen = dispatch.resolve(OP, backend, x.device.type, x.dtype)
-    weights = (mix_weight, mix_bias, norm_weight, norm_bias, key, receptance, value)
-    if x.shape[0] * x.shape[1] * mix_weight.shape[0] == 0:
-        return x.new_empty((x.shape[0], x.shape[1], mix_weight.shape[0]))
-    if chosen == "triton":
-        return gpu.entropy_params(x, *weights, partial, eps)
-    return _by_torch(x, *weights, partial, eps=eps)
+    if 0 in shape:
+        return x.new_empty(shape)
+    return (gpu.entropy_params if chosen == "triton" else _by_torch)(*tensors, eps=eps)
 
 
 def _backward(*arguments: Any) -> list[Tensor | None]:

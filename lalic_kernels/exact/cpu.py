@@ -126,10 +126,8 @@ def conv(x: Tensor, weights: ExactConv) -> Tensor:
     if y.numel() == 0:
         return y
     flat, size = array(x).reshape(-1, channels), height * width
-    bits = np.empty(flat.shape[0], np.int32)
-    over(lambda i, j: loops.absmax_of_rows(flat, i, j, bits), flat.shape[0], 0.2 * channels)
-    require_finite(bits)
-    absmax_bits = bits.reshape(batch, -1).max(axis=1)
+    absmax_bits = _channel_absmax(flat, batch).max(axis=1)
+    require_finite(absmax_bits)
     q, out = np.empty(flat.shape, np.int16), y.numpy()
     over(lambda i, j: loops.quantise_image(flat, absmax_bits, size, i, j, q), flat.shape[0], 0.4 * channels)
     out_step, in_step = (weights.stride, 1) if weights.transposed else (1, weights.stride)
@@ -270,9 +268,9 @@ def _rwkv_block(x: Tensor, block: ExactBlock) -> Tensor:
     flat, offset = array(x).reshape(-1, channels), norm_offset(channels)
     s = shift(layer_norm(flat, *b.norm1).reshape(x.shape), *b.shift1).reshape(flat.shape)
     mixed = wkv(_multiply(s, b.mix)[0].numpy(), factors, batch)
-    y, normal = np.empty(flat.shape, np.float32), np.empty(flat.shape, np.float32)
+    y, normal, bits = np.empty(flat.shape, np.float32), np.empty(flat.shape, np.float32), np.empty(size, np.int32)
     over(
-        lambda i, j: loops.residual_norm_rows(flat, mixed, b.output, b.gamma1, *b.norm2, offset, i, j, y, normal),
+        lambda i, j: loops.sum_norm_rows(mixed, b.output, flat, b.gamma1, *b.norm2, offset, i, j, bits, y, normal),
         size,
         _product_cost(b.output) + 4 * channels,
     )
@@ -309,8 +307,8 @@ def _make_entropy(block: ExactEntropyParams) -> _Entropy:
 def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None = None) -> Tensor:
     """x (..., Cin), partial (..., Cout) -> (..., Cout)."""
     require_float32(x)
-    own: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
-    channels = own.norm[0].shape[0]
+    b: _Entropy = block.cache.get("cpu", (), lambda: _make_entropy(block))
+    channels = b.norm[0].shape[0]
     reference.check_norm(block.norm_weight)
     shape = (*x.shape[:-1], channels)
     if 0 in shape:
@@ -321,17 +319,14 @@ def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None 
         require_float32(partial)
         added = array(partial).reshape(-1, channels)
     count, offset = rows.shape[0], norm_offset(channels)
-    y, normal, bits = (
-        np.empty((count, channels), np.float32),
-        np.empty((count, channels), np.float32),
-        np.empty(count, np.int32),
-    )
+    y, normal = np.empty((count, channels), np.float32), np.empty((count, channels), np.float32)
+    bits = np.empty(count, np.int32)
 
     def part(i: int, j: int) -> None:
-        loops.mix_norm_rows(rows, added, own.mix, *own.norm, offset, i, j, bits, y, normal)
-        loops.channel_mix_rows(normal, own.hidden, own.value, _NO_GAMMA, i, j, y)
+        loops.sum_norm_rows(rows, b.mix, added, _NO_GAMMA, *b.norm, offset, i, j, bits, y, normal)
+        loops.channel_mix_rows(normal, b.hidden, b.value, _NO_GAMMA, i, j, y)
 
-    over(part, count, _product_cost(own.mix, own.hidden, own.value) + 5 * channels)
+    over(part, count, _product_cost(b.mix, b.hidden, b.value) + 5 * channels)
     require_finite(bits)
     return torch.from_numpy(y).reshape(shape)
 

@@ -12,20 +12,16 @@ finite numbers are finite by definition. Importing this file needs numba.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.cpu_product import LANES, multiply
+from lalic_kernels.numba_math import EXACT, EXACT_CALLEE, njit, view
 
 f32, i32, f64 = np.float32, np.int32, np.float64
-_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
-OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
-_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # for what only compiled code calls, see numba_math
 STRIP = 64  # rows at a time, a multiple of cpu_product.ROWS
 CHUNK = n.CHUNK
 _TINY, _HUGE, _ZERO, _ONE = f32(n.TINY), f32(n.HUGE), f32(0.0), f32(1.0)
@@ -56,13 +52,15 @@ def settle(x):
 @njit(inline="always")
 def exponent_of(bits, minimum):
     """`quantise.leading_exponent` of one magnitude's bits."""
-    return min(max((bits >> i32(23)) - i32(127), minimum), _MAX_EXPONENT)
+    exponent = i32((bits >> i32(23)) - i32(127))
+    exponent = exponent if exponent > minimum else minimum
+    return exponent if exponent < _MAX_EXPONENT else _MAX_EXPONENT
 
 
 @njit(inline="always")
 def power(exponent):
     """2^exponent."""
-    return i32((exponent + i32(127)) << i32(23)).view(np.float32)
+    return view(i32((exponent + i32(127)) << i32(23)), f32)
 
 
 @njit(inline="always")
@@ -85,7 +83,7 @@ def exp(x):
 @njit(inline="always")
 def reciprocal_root(x):
     """`reference._reciprocal_root` of one value."""
-    y = i32(i32(n.ROOT_GUESS) - (f32(x).view(np.int32) >> i32(1))).view(np.float32)
+    y = view(i32(i32(n.ROOT_GUESS) - (view(f32(x), i32) >> i32(1))), f32)
     half = _HALF * x
     y = y * (_THREE_HALVES - (half * y) * y)
     y = y * (_THREE_HALVES - (half * y) * y)
@@ -117,7 +115,7 @@ def exp64(x):
     p = p * r + _Q9
     y = p * (r * r) + r + 1.0
     # The low bits of `shifted` are the integer; a shift moves them into the exponent field.
-    return y * np.int64((f64(shifted).view(np.int64) + np.int64(1023)) << np.int64(52)).view(np.float64)
+    return y * view(np.int64((view(f64(shifted), np.int64) + np.int64(1023)) << np.int64(52)), f64)
 
 
 # Single rows
@@ -137,16 +135,17 @@ def copy(typing, row, out):  # type: ignore[no-untyped-def]
     return types.none(row, out), codegen
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def bits_of(row):
     """Magnitude bits of one row (K,)."""
-    raw, m = row.view(np.int32), i32(0)
-    for c in range(raw.shape[0]):
-        m = max(m, raw[c] & _MAGNITUDE)
+    m = i32(0)
+    for c in range(row.shape[0]):
+        bits = i32(view(row[c], i32) & _MAGNITUDE)
+        m = bits if bits > m else m
     return m
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def quantise_row(row, bits, q):
     """Write the integers of one row (K,) with these magnitude bits to q[:K] int16."""
     scale, out = power(i32(12) - exponent_of(bits, _MIN_EXPONENT)), q[: row.shape[0]]
@@ -157,7 +156,7 @@ def quantise_row(row, bits, q):
         out[c] = np.int16(i32((y + _ROUND) - _ROUND))
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def finish_row(row, bits, scales, bias):
     """In place: turn sums (O,) into floats. bits: magnitude bits of the input row; scales 2^(exponent - 12)."""
     scale = power(exponent_of(bits, _MIN_EXPONENT) - i32(12))
@@ -173,14 +172,14 @@ def square_row(row):
         row[c] = settle(v * v)
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def gate_row(r, row):
     """In place: sigmoid(r) row."""
     for c in range(row.shape[0]):
         row[c] = settle(sigmoid(r[c]) * row[c])
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def add_row(row, change, gamma, out):
     """out = row + gamma change; gamma (C,) settled, or (0,) for 1."""
     if gamma.shape[0] == 0:
@@ -191,7 +190,7 @@ def add_row(row, change, gamma, out):
             out[c] = settle(row[c] + settle(gamma[c] * change[c]))
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def normalise_row(row, weight, bias, offset, q, out):
     """Write `reference.layer_norm` of one row (C,) to out, which may be the row. Returns the row's magnitude bits.
 
@@ -219,14 +218,7 @@ def normalise_row(row, weight, bias, offset, q, out):
 # Many rows: maxima, LayerNorm, scales and means
 
 
-@njit(**OPTIONS)
-def absmax_of_rows(x, start, stop, absmax_bits):
-    """absmax_bits[r] = magnitude bits of the largest element of row r of (R, K)."""
-    for r in range(start, stop):
-        absmax_bits[r] = bits_of(x[r])
-
-
-@njit(**OPTIONS)
+@njit(**EXACT)
 def absmax_of_channels(bits, rows, start, stop, absmax_bits):
     """absmax_bits[i] (C,) = each channel's magnitude bits over the i-th `rows` rows; bits (R, C): x as int32."""
     for i in range(start, stop):
@@ -235,10 +227,11 @@ def absmax_of_channels(bits, rows, start, stop, absmax_bits):
         for r in range(i * rows, min((i + 1) * rows, bits.shape[0])):
             row = bits[r]
             for c in range(row.shape[0]):
-                m[c] = max(m[c], row[c] & _MAGNITUDE)
+                magnitude = i32(row[c] & _MAGNITUDE)
+                m[c] = magnitude if magnitude > m[c] else m[c]
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def layer_norm_rows(x, weight, bias, offset, start, stop, bits, y):
     """`reference.layer_norm` of rows start..stop of x (R, C) to y; bits (R,) get x's magnitude bits."""
     q = np.empty(x.shape[1], np.int32)
@@ -257,7 +250,7 @@ def scale_index(scales, thresholds, index):
         index[i] = below
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def head_rows(x, thresholds, start, stop, bits, index, mean):
     """Rows start..stop of x (R, 2 C), scales, then means: write scale indexes and means, each (R, C)."""
     width = index.shape[1]
@@ -277,7 +270,7 @@ def _work_space(factor):
     return np.empty((STRIP, 2 * w.shape[1]), np.int16), np.empty((STRIP, LANES * w.shape[0]), np.float32)
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def linear_rows(x, factor, start, stop, bits, y):
     """Rows start..stop of y (R, O) = x (R, K) W^T + bias; bits (R,) get x's magnitude bits."""
     w, scales, bias, chunk = factor
@@ -295,26 +288,7 @@ def linear_rows(x, factor, start, stop, bits, y):
             copy(row, y[first + i])
 
 
-@njit(**OPTIONS)
-def residual_norm_rows(x, change, factor, gamma, weight, norm_bias, offset, start, stop, y, normal):
-    """y = x + gamma (change W^T + bias), and y's LayerNorm to `normal`; all (R, C), x and change finite."""
-    w, scales, bias, chunk = factor
-    q, sums = _work_space(factor)
-    bits, q_norm = np.empty(STRIP, np.int32), np.empty(x.shape[1], np.int32)
-    for first in range(start, stop, STRIP):
-        count = min(STRIP, stop - first)
-        for i in range(count):
-            bits[i] = bits_of(change[first + i])
-            quantise_row(change[first + i], bits[i], q[i])
-        multiply(q, w, chunk, count, sums)
-        for i in range(count):
-            row, out = sums[i, : x.shape[1]], y[first + i]
-            finish_row(row, bits[i], scales, bias)
-            add_row(x[first + i], row, gamma, out)
-            normalise_row(out, weight, norm_bias, offset, q_norm, normal[first + i])
-
-
-@njit(**OPTIONS)
+@njit(**EXACT)
 def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
     """In place: y (R, C) += gamma sigmoid(R x) V relu(K x)^2; x (R, C) finite. hidden is K and R together."""
     w, scales, bias, chunk = hidden
@@ -344,15 +318,16 @@ def channel_mix_rows(x, hidden, value, gamma, start, stop, y):
             add_row(y[first + i], row, gamma, y[first + i])
 
 
-@njit(**OPTIONS)
-def mix_norm_rows(x, partial, mix, weight, norm_bias, offset, start, stop, bits, y, normal):
-    """y (R, C) = x W^T + bias + partial, and its LayerNorm; x (R, K), K may be 0, partial (R, C) or (0, C).
+@njit(**EXACT)
+def sum_norm_rows(x, factor, residual, gamma, weight, norm_bias, offset, start, stop, bits, y, normal):
+    """y (R, C) = residual + gamma (x W^T + bias), and y's LayerNorm to `normal`; x (R, K), K may be 0.
 
-    bits (R,): magnitude bits of x's and partial's rows.
+    residual (R, C), or (0, C) for none. gamma (C,), or (0,) for 1: then y is not settled, as in entropy parameters.
+    bits (R,) get the magnitude bits of x's rows, and without gamma those of the residual too.
     """
-    w, scales, bias, chunk = mix
-    q, sums = _work_space(mix)
-    channels, has_partial, q_norm = y.shape[1], partial.shape[0] > 0, np.empty(y.shape[1], np.int32)
+    w, scales, bias, chunk = factor
+    q, sums = _work_space(factor)
+    channels, has_residual, q_norm = y.shape[1], residual.shape[0] > 0, np.empty(y.shape[1], np.int32)
     for first in range(start, stop, STRIP):
         count = min(STRIP, stop - first)
         # the product
@@ -369,8 +344,10 @@ def mix_norm_rows(x, partial, mix, weight, norm_bias, offset, start, stop, bits,
             else:
                 copy(bias, row)
                 bits[first + i] = 0
-            if has_partial:
-                part = partial[first + i]
+            if gamma.shape[0]:
+                add_row(residual[first + i], row, gamma, out)
+            elif has_residual:
+                part = residual[first + i]
                 bits[first + i] = max(bits[first + i], bits_of(part))
                 for c in range(channels):
                     out[c] = row[c] + part[c]
@@ -382,7 +359,7 @@ def mix_norm_rows(x, partial, mix, weight, norm_bias, offset, start, stop, bits,
 # Convolution and depth-wise shift
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def quantise_image(x, absmax_bits, size, start, stop, q):
     """Write the integers of pixels start..stop of x (B P, C) to q (B P, C) int16; absmax_bits (B,); P is `size`."""
     for r in range(start, stop):
@@ -402,7 +379,7 @@ def _gather(x, taps, height, width, image, i, j, out):
             part[:] = np.int16(0)
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, factor, start, stop, y):
     """Outputs start..stop of one phase of a convolution, counted over images, rows and columns.
 
@@ -426,7 +403,7 @@ def conv_rows(x, absmax_bits, taps, size, shape, in_step, out_step, corner, fact
             copy(row, out)
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
     """Write the integers of lines start..stop of x (B H, W, C), flat, to q (B H, W + 2 edge, C) int32, flat.
 
@@ -452,7 +429,7 @@ def integers_of_image(x, absmax_bits, height, width, edge, start, stop, q):
                 out[c] = i32((y + _ROUND) - _ROUND)
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _five_taps(q, taps, n, sums):
     """sums (n,) += the products of five neighbouring pixels of n channels with five taps, both flat."""
     for c in range(n):
@@ -465,14 +442,14 @@ def _five_taps(q, taps, n, sums):
         )
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _one_tap(q, taps, n, sums):
     """sums (n,) += the products of one pixel of n channels with one tap."""
     for c in range(n):
         sums[c] += q[c] * taps[c]
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, stop, y):
     """Write lines start..stop of y (B H, W, C), flat, from the q of `integers_of_image` with edge size // 2.
 
@@ -506,14 +483,14 @@ def depthwise_lines(q, taps, size, absmax_bits, scales, height, width, start, st
 # the compiler cannot prove that they do not overlap, and does not vectorise.
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _add(total, decay, x):
     """total = total decay + x, for every channel."""
     for c in range(total.shape[0]):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _put(total, decay, x, before):
     """Copy `total` to `before`, then `_add`."""
     for c in range(total.shape[0]):
@@ -521,7 +498,7 @@ def _put(total, decay, x, before):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _join(total, decay, x, before):
     """Add `total` to `before`, then `_add`."""
     for c in range(total.shape[0]):
@@ -529,7 +506,7 @@ def _join(total, decay, x, before):
         total[c] = total[c] * decay[c] + x[c]
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def summaries(kvr, max_key, decay, start, stop, weights, sums):
     """Items (image, chunk) start..stop: write weights (B, T, 2, C), p v and p, and their sums (items, 4, C).
 
@@ -562,11 +539,11 @@ def summaries(kvr, max_key, decay, start, stop, weights, sums):
             _add(z2, decay, weights[b, t, 1])
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def chain(jump, chunks, start, stop, sums):
     """Images start..stop: replace each chunk's sums by the sums that enter it, from the left, then from the right."""
     channels = jump.shape[0]
-    s1, s2 = np.empty(channels), np.empty(channels)
+    s1, s2 = np.empty(channels, np.float64), np.empty(channels, np.float64)
     for b in range(start, stop):
         for side in range(2):
             s1[:] = 0.0
@@ -581,12 +558,12 @@ def chain(jump, chunks, start, stop, sums):
                     s2[c] = s2[c] * jump[c] + chunk2
 
 
-@njit(**OPTIONS)
+@njit(**EXACT)
 def values(kvr, weights, decay, boost, start, stop, sums, y):
     """Write y (B T, C), times sigmoid(gate), for items start..stop; kvr (B T, 3 C). Overwrites `sums`."""
     tokens, channels = weights.shape[1], weights.shape[3]
     chunks = (tokens + CHUNK - 1) // CHUNK
-    both = np.empty((CHUNK, 2, channels))  # sums from the left, later from both sides
+    both = np.empty((CHUNK, 2, channels), np.float64)  # sums from the left, later from both sides
     for item in range(start, stop):
         b, first = item // chunks, (item % chunks) * CHUNK
         last = min(first + CHUNK, tokens)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lalic_kernels.exact import numbers as n
+from lalic_kernels.numba_math import EXACT, njit
 
 LANES = 16  # outputs per vector
 ROWS = 4  # rows per pass over the weights: with two vectors, eight sums stay in registers
@@ -129,7 +130,7 @@ def _emit(context: Any, builder: Any, kinds: Any, args: Any, vectors: int) -> An
 _tile, _narrow_tile = _make_tile(2), _make_tile(1)
 
 
-@njit(nogil=True, cache=True)
+@njit(**EXACT)
 def multiply(q, w, chunk, rows, sums):
     """sums (R, 16 blocks) float32 = float(q w), each exact sum rounded once, for the first `rows` rows and a few more.
 

@@ -223,13 +223,14 @@ class _ConvFactor(Factor):
     """A convolution's digits, phase after phase, and the tables of its kernel."""
 
     def __init__(self, weights: ExactConv):
-        order = [tap for phase in weights.phases for tap in phase.taps]
-        super().__init__(weights.weight[:, order], weights.exponent, weights.bias)
-        offsets = [offset for phase in weights.phases for offset in phase.offsets]
-        first, phases = 0, []
+        order: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        phases = []
         for phase in weights.phases:
-            phases.append((phase.row, phase.column, first, len(phase.taps)))
-            first += len(phase.taps)
+            phases.append((phase.row, phase.column, len(order), len(phase.taps)))
+            order += phase.taps
+            offsets += phase.offsets
+        super().__init__(weights.weight[:, order], weights.exponent, weights.bias)
         device = weights.weight.device
         self.taps = len(order)
         self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device).reshape(-1, 2)
@@ -335,8 +336,13 @@ def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor) -> Tensor:
     return y
 
 
-def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
-    """x (B, H, W, C) through one block after the other, and each image's largest magnitude bits (B,) int32 or None.
+def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
+    """x (B, H, W, C) through one block after the other."""
+    return blocks_and_absmax(x, sequence)[0]
+
+
+def blocks_and_absmax(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
+    """`rwkv_blocks`, and each image's largest magnitude bits (B,) int32 or None.
 
     Five launches per block and one more, or nine or ten per block. The bits are None if no launch computed them.
     """

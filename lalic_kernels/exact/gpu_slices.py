@@ -59,7 +59,7 @@ class SliceKernels:
 
     def rwkv_blocks(self, x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
         """`exact.rwkv_blocks`, and the result's magnitude bits (B,), or None if no launch computed them."""
-        return gpu.rwkv_blocks(x, sequence)
+        return gpu.blocks_and_absmax(x, sequence)
 
     def linear_by_colour(self, x: Tensor, weights: ExactLinear) -> Tensor:
         """x (B, H, W, K), W even -> x w^T + bias by colour (2, B, H W / 2, O), in two launches, for many outputs."""

@@ -36,6 +36,17 @@ _SHARED: ContextVar[dict[torch.device, _Zeros] | None] = ContextVar("lalic_exact
 
 
 @contextlib.contextmanager
+def _sharing() -> Iterator[dict[torch.device, _Zeros]]:
+    """A context in which all calls share one status a device; it fills the dictionary."""
+    zeros_by_device: dict[torch.device, _Zeros] = {}
+    token = _SHARED.set(zeros_by_device)
+    try:
+        yield zeros_by_device
+    finally:
+        _SHARED.reset(token)
+
+
+@contextlib.contextmanager
 def one_check() -> Iterator[None]:
     """One check at the end that the inputs of all calls inside were finite, so that no call waits for the device.
 
@@ -45,13 +56,9 @@ def one_check() -> Iterator[None]:
     if _SHARED.get() is not None:
         yield
         return
-    zeros_by_device: dict[torch.device, _Zeros] = {}
-    token = _SHARED.set(zeros_by_device)
-    try:
+    with _sharing() as shared:
         yield
-    finally:
-        _SHARED.reset(token)
-    for memory in zeros_by_device.values():
+    for memory in shared.values():
         _raise_for(memory.status)
 
 
@@ -61,14 +68,10 @@ def statuses() -> Iterator[list[Tensor]]:
 
     A status is not zero if an input of a call inside was not finite, once the launches have run.
     """
-    zeros_by_device: dict[torch.device, _Zeros] = {}
     result: list[Tensor] = []
-    token = _SHARED.set(zeros_by_device)
-    try:
+    with _sharing() as shared:
         yield result
-    finally:
-        _SHARED.reset(token)
-    result += [memory.status for memory in zeros_by_device.values()]
+    result += [memory.status for memory in shared.values()]
 
 
 def _raise_for(status: Tensor) -> None:

@@ -83,6 +83,31 @@ def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
 
 
 @triton.jit
+def raised(bits, y, mask):
+    """The largest magnitude bits of rows (M,), raised to those of a tile (M, N)."""
+    return tl.maximum(bits, tl.max(tl.where(mask, magnitude(y), 0), axis=1))
+
+
+@triton.jit
+def norm_rows(
+    x_ptr, base, bits, y_ptr, out_base, weight_ptr, bias_ptr, absmax_ptr, width, eps_area, row_in,
+    ABSMAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write the LayerNorm of rows to y; with ABSMAX raise each channel's maximum. Returns y's magnitude bits (M,)."""
+    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    y_bits = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
+        tl.store(y_ptr + out_base + c[None, :], y, mask=mask)
+        y_bits = raised(y_bits, y, mask)
+        if ABSMAX:
+            raise_absmax(absmax_ptr + c, tl.max(tl.where(mask, magnitude(y), 0), axis=0), c < width)
+    return y_bits
+
+
+@triton.jit
 def norm_digits(
     x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, row, width, depth, eps_area, row_in,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -132,19 +157,12 @@ def exact_layer_norm_kernel(
     row_in = row < rows
     index = image.to(tl.int64) * rows + row
     base = index[:, None] * x_stride
-    out = index[:, None] * width
-    # The rows' scales and sums.
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
     set_status(status_ptr, bits)
-    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    # The values, and the maxima of the channels.
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
-        tl.store(y_ptr + out + c[None, :], y, mask=mask)
-        absmax_bits = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
-        raise_absmax(absmax_ptr + image * width + c, absmax_bits, c < width)
+    norm_rows(
+        x_ptr, base, bits, y_ptr, index[:, None] * width, weight_ptr, bias_ptr, absmax_ptr + image * width, width,
+        eps_area, row_in, True, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -159,17 +177,12 @@ def exact_absmax_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """The largest magnitude of each image. Grid (blocks of rows, images)."""
-    # The maximum of a block of rows.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.program_id(1)
     base = (image.to(tl.int64) * rows + row)[:, None] * x_stride
-    bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        x = tl.load(x_ptr + base + c[None, :], mask=(row < rows)[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
-        bits = tl.maximum(bits, magnitude(x))
+    bits = row_bits(x_ptr, base, width, row < rows, BLOCK_M, BLOCK_N)
     set_status(status_ptr, bits)
-    tl.atomic_max(absmax_ptr + image, tl.max(tl.max(bits, axis=1), axis=0), sem="relaxed")
+    tl.atomic_max(absmax_ptr + image, tl.max(bits, axis=0), sem="relaxed")
 
 
 @triton.jit

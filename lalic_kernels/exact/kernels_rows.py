@@ -18,8 +18,8 @@ from lalic_kernels.exact.kernels import (
     dequantised,
     neighbours,
     norm_digits,
-    norm_factors,
-    normal,
+    norm_rows,
+    raised,
     row_bits,
     row_by_colour,
     shifted,
@@ -31,7 +31,6 @@ from lalic_kernels.exact.kernels_common import (
     leading_exponent,
     magnitude,
     power_of_two,
-    raise_absmax,
     raise_max_key,
     set_status,
     settle,
@@ -73,31 +72,6 @@ def _rows_product(
 
 
 @triton.jit
-def _raised(bits, y, mask):
-    """The largest magnitude bits of rows (M,), raised to those of a tile (M, N)."""
-    return tl.maximum(bits, tl.max(tl.where(mask, magnitude(y), 0), axis=1))
-
-
-@triton.jit
-def _norm_rows(
-    x_ptr, base, bits, y_ptr, out_base, weight_ptr, bias_ptr, absmax_ptr, width, eps_area, row_in,
-    ABSMAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Write the LayerNorm of rows to y; with ABSMAX raise each channel's maximum. Returns y's magnitude bits (M,)."""
-    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    y_bits = tl.zeros([BLOCK_M], tl.int32)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
-        tl.store(y_ptr + out_base + c[None, :], y, mask=mask)
-        y_bits = _raised(y_bits, y, mask)
-        if ABSMAX:
-            raise_absmax(absmax_ptr + c, tl.max(tl.where(mask, magnitude(y), 0), axis=0), c < width)
-    return y_bits
-
-
-@triton.jit
 def _channel_mix_rows(
     x_ptr, base, bits, hidden_ptr, hidden_base, residual_ptr, residual_base, gamma_ptr, y_ptr, out_base,
     key_ptr, key_scale_ptr, value_ptr, value_scale_ptr, width, inner, depth, inner_depth, row_in,
@@ -118,7 +92,7 @@ def _channel_mix_rows(
         )  # fmt: skip
         h = settle(tl.where(h > 0, h * h, 0.0))
         tl.store(hidden_ptr + hidden_base + n[None, :], h, mask=mask)
-        hidden_bits = _raised(hidden_bits, h, mask)
+        hidden_bits = raised(hidden_bits, h, mask)
     tl.debug_barrier()
     # y = residual + gamma sigmoid(R x) (V hidden): [M, N] at a time.
     y_bits = tl.zeros([BLOCK_M], tl.int32)
@@ -138,7 +112,7 @@ def _channel_mix_rows(
             y = settle(settle(tl.load(gamma_ptr + n, mask=n < width, other=0.0))[None, :] * y)  # [N] -> [1, N]
         y = settle(tl.load(residual_ptr + residual_base + n[None, :], mask=mask, other=0.0) + y)  # [M, N]
         tl.store(y_ptr + out_base + n[None, :], y, mask=mask)
-        y_bits = _raised(y_bits, y, mask)
+        y_bits = raised(y_bits, y, mask)
     return y_bits
 
 
@@ -232,7 +206,7 @@ def exact_two_products_kernel(
             True, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         tl.store(middle_ptr + index * middle + n[None, :], y, mask=mask)
-        middle_bits = _raised(middle_bits, y, mask)
+        middle_bits = raised(middle_bits, y, mask)
     tl.debug_barrier()
     # The second product.
     for start in range(0, outputs, BLOCK_N):
@@ -299,7 +273,7 @@ def exact_mix_norm_kernel(
             part = tl.load(partial_ptr + index[:, None] * partial_stride + n[None, :], mask=mask, other=0.0)  # [M, N]
             y = y + part
         tl.store(m_ptr + m_base + n[None, :], y, mask=mask)
-        m_bits = _raised(m_bits, y, mask)
+        m_bits = raised(m_bits, y, mask)
     set_status(status_ptr, m_bits)
     tl.debug_barrier()
     # Its LayerNorm, as digits.
@@ -354,14 +328,14 @@ def exact_output_norm_kernel(
         )  # fmt: skip
         y = settle(settle(tl.load(gamma_ptr + n, mask=n < width, other=0.0))[None, :] * y)  # [N] -> [1, N]
         before = tl.load(residual_ptr + index * residual_stride + n[None, :], mask=mask, other=0.0)  # [M, N]
-        residual_bits = _raised(residual_bits, before, mask)
+        residual_bits = raised(residual_bits, before, mask)
         y = settle(before + y)
         tl.store(y_ptr + base + n[None, :], y, mask=mask)
-        y_bits = _raised(y_bits, y, mask)
+        y_bits = raised(y_bits, y, mask)
     set_status(status_ptr, residual_bits)
     tl.debug_barrier()
     # Its LayerNorm.
-    _norm_rows(
+    norm_rows(
         y_ptr, base, y_bits, normal_ptr, base, norm_weight_ptr, norm_bias_ptr, absmax_ptr + image * width, width,
         eps_area, row_in, True, BLOCK_M, BLOCK_N,
     )  # fmt: skip
@@ -383,7 +357,7 @@ def _shift_rows(
             height, width, channels, SIZE, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         tl.store(s_ptr + index * channels + c[None, :], y, mask=mask)
-        s_bits = _raised(s_bits, y, mask)
+        s_bits = raised(s_bits, y, mask)
     tl.debug_barrier()
     return s_bits
 
@@ -482,7 +456,7 @@ def exact_shift_channel_kernel(
     # The next block's norm, or each image's largest magnitude.
     if NEXT:
         tl.debug_barrier()
-        _norm_rows(
+        norm_rows(
             y_ptr, base, y_bits, normal_ptr, base, norm_weight_ptr, norm_bias_ptr, next_absmax_ptr + image * channels,
             channels, eps_area, row_in, True, BLOCK_M, BLOCK_N,
         )  # fmt: skip
@@ -531,7 +505,7 @@ def _spatial_rows(
         y = dequantised(high, middle, low, power_of_two(exponent - SHIFT), scale, bias_ptr, n, outputs, True)
         mask = row_in[:, None] & n_in[None, :]
         tl.store(y_ptr + out_base + n[None, :], y, mask=mask)
-        bits = _raised(bits, y, mask)
+        bits = raised(bits, y, mask)
     tl.debug_barrier()
     return bits
 
@@ -616,7 +590,7 @@ def exact_aggregation_kernel(
             part = tl.load(partial_ptr + index * partial_stride + n[None, :], mask=mask, other=0.0)  # [M, N]
             y = y + part
         tl.store(scratch_ptr + m_at + n[None, :], y, mask=mask)
-        m_bits = _raised(m_bits, y, mask)
+        m_bits = raised(m_bits, y, mask)
     for block in range(0, blocks):
         # Offsets of the block's weights.
         outputs = tl.load(table_ptr + 4 * block)  # []
@@ -632,7 +606,7 @@ def exact_aggregation_kernel(
         scales = floats + 4 * outputs
         eps_area = tl.load(scales + inner + 2 * outputs)  # []
         # m's LayerNorm to the free slot; then the channel mix of it, added to m in place.
-        bits = _norm_rows(
+        bits = norm_rows(
             scratch_ptr, m_at, m_bits, scratch_ptr, free, floats + 2 * outputs, floats + 3 * outputs, table_ptr,
             outputs, eps_area, row_in, False, BLOCK_M, BLOCK_N,
         )  # fmt: skip
@@ -659,7 +633,7 @@ def exact_aggregation_kernel(
                     outputs, True, BLOCK_M, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
                 tl.store(scratch_ptr + free + n[None, :], y, mask=mask)
-                m_bits = _raised(m_bits, y, mask)
+                m_bits = raised(m_bits, y, mask)
             swap = m_at
             m_at = free
             free = swap

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,10 +45,22 @@ def describe(device: str) -> str:
     return "cpu, int16 products" if name == "cpu" else name
 
 
-def _resolve(x: Tensor, backend: str | None) -> str:
-    """The backend for x: the requested one, or that of the device."""
-    if backend is None:
-        return backend_of(x.device.type)
+def _implementation(x: Tensor, backend: str | None) -> ModuleType:
+    """The file that computes with x: that of the requested backend, or of its device's."""
+    backend = backend_of(x.device.type) if backend is None else _checked(backend, x)
+    if backend == "triton":
+        from lalic_kernels.exact import gpu
+
+        return gpu
+    if backend == "cpu":
+        from lalic_kernels.exact import cpu
+
+        return cpu
+    return reference
+
+
+def _checked(backend: str, x: Tensor) -> str:
+    """`backend`, if it can run on x."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS} or None, but is {backend!r}")
     if backend == "triton" and not (
@@ -64,30 +77,12 @@ def _resolve(x: Tensor, backend: str | None) -> str:
 
 def linear(x: Tensor, weights: ExactLinear, *, backend: str | None = None) -> Tensor:
     """x (..., K) -> x w^T + bias (..., O), float32. Each row of K values has one scale."""
-    match _resolve(x, backend):
-        case "triton":
-            from lalic_kernels.exact import gpu
-
-            return gpu.linear(x, weights)
-        case "cpu":
-            from lalic_kernels.exact import cpu
-
-            return cpu.linear(x, weights)
-    return reference.linear(x, weights)
+    return _implementation(x, backend).linear(x, weights)
 
 
 def conv(x: Tensor, weights: ExactConv, *, backend: str | None = None) -> Tensor:
     """Convolution, plain or transposed, of images x (B, H, W, C) -> (B, H', W', O). Each image has one scale."""
-    match _resolve(x, backend):
-        case "triton":
-            from lalic_kernels.exact import gpu
-
-            return gpu.conv(x, weights)
-        case "cpu":
-            from lalic_kernels.exact import cpu
-
-            return cpu.conv(x, weights)
-    return reference.conv(x, weights)
+    return _implementation(x, backend).conv(x, weights)
 
 
 def rwkv_block(x: Tensor, block: ExactBlock, *, backend: str | None = None) -> Tensor:
@@ -97,16 +92,7 @@ def rwkv_block(x: Tensor, block: ExactBlock, *, backend: str | None = None) -> T
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock], *, backend: str | None = None) -> Tensor:
     """x (B, H, W, C) -> (B, H, W, C), float32: `rwkv_block` with one block after the other."""
-    match _resolve(x, backend):
-        case "triton":
-            from lalic_kernels.exact import gpu
-
-            return gpu.rwkv_blocks(x, sequence)[0]
-        case "cpu":
-            from lalic_kernels.exact import cpu
-
-            return cpu.rwkv_blocks(x, sequence)
-    return reference.rwkv_blocks(x, sequence)
+    return _implementation(x, backend).rwkv_blocks(x, sequence)
 
 
 def entropy_params(
@@ -116,30 +102,12 @@ def entropy_params(
 
     `partial` (..., Cout) is added to the first product in float32. With Cin = 0 the mix is its bias alone.
     """
-    match _resolve(x, backend):
-        case "triton":
-            from lalic_kernels.exact import gpu
-
-            return gpu.entropy_params(x, block, partial)
-        case "cpu":
-            from lalic_kernels.exact import cpu
-
-            return cpu.entropy_params(x, block, partial)
-    return reference.entropy_params(x, block, partial)
+    return _implementation(x, backend).entropy_params(x, block, partial)
 
 
 def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """parameters (..., 2 g), g scales, then g means -> (scale indexes 0..63 int32, means float32), each (..., g)."""
-    match _resolve(parameters, backend):
-        case "triton":
-            from lalic_kernels.exact import gpu
-
-            return gpu.gaussian_head(parameters)
-        case "cpu":
-            from lalic_kernels.exact import cpu
-
-            return cpu.gaussian_head(parameters)
-    return reference.gaussian_head(parameters)
+    return _implementation(parameters, backend).gaussian_head(parameters)
 
 
 def slice_kernels(device: torch.device, *, backend: str | None = None) -> SliceKernels | None:

@@ -6,10 +6,9 @@ The arithmetic is that of `kernels.py`, which explains the formula of the tail.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from lalic_kernels.gaussian.reference import LIKELIHOOD_MIN, SCALE_MIN
-from lalic_kernels.numba_math import OPTIONS, exp, f32
+from lalic_kernels.numba_math import OPTIONS, exp, f32, njit
 
 _SCALE_MIN, _MASS_MIN = f32(SCALE_MIN), f32(LIKELIHOOD_MIN)
 _DENSITY = f32(0.3989422804014327)

@@ -12,9 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lalic_kernels import installed
 from lalic_kernels.mix import torch_path
 from lalic_kernels.mix.torch_path import add_product_, dtype_of, token_chunks
 from lalic_kernels.threads import flat_array, run_ranges
+
+if installed.NUMBA:
+    from lalic_kernels.mix import cpu_loops as loops
 
 # With fewer elements a thread costs more than it saves.
 _LEAST_ELEMENTS = 16384
@@ -43,8 +47,6 @@ def forward(
     """
     if computes_in_torch(x, residual):
         return torch_path.channel_forward(x, key, receptance, value, residual, gamma)
-    from lalic_kernels.mix import cpu_loops
-
     out = torch.empty(x.shape, dtype=dtype_of(x, residual))
     target, added = _array(out), None if residual is None else _array(residual)
     factor = None if gamma is None else gamma.detach().float().numpy()
@@ -52,17 +54,17 @@ def forward(
         tokens = x[part]
         if saved is None:
             hidden = torch.mm(tokens, key.t())
-            _over_elements(cpu_loops.square_relu, hidden)
+            _over_elements(loops.square_relu, hidden)
             mixed, gate = torch.mm(hidden, value.t()), torch.mm(tokens, receptance.t())
         else:
             before, mixed, gate = (t[part] for t in saved)
             torch.mm(tokens, key.t(), out=before)
             hidden = torch.empty_like(before)
-            _over_elements(cpu_loops.squared, before, hidden)
+            _over_elements(loops.squared, before, hidden)
             torch.mm(hidden, value.t(), out=mixed)
             torch.mm(tokens, receptance.t(), out=gate)
         arguments = (_array(mixed), _array(gate), None if added is None else added[part], factor)
-        _over_rows(cpu_loops.finish, arguments, target[part])
+        _over_rows(loops.finish, arguments, target[part])
     return out
 
 
@@ -73,8 +75,6 @@ def backward(
 
     The same sums as in `torch_path.channel_backward`, with fewer roundings between them.
     """
-    from lalic_kernels.mix import cpu_loops
-
     grad_x = torch.empty_like(x)
     sums = [torch.zeros(matrix.shape, dtype=torch.float32) for matrix in (key, receptance, value)]
     factor = torch.ones(x.shape[1]) if gamma is None else gamma.detach().float()
@@ -82,13 +82,13 @@ def backward(
     for part in token_chunks(x, 2 * key.shape[0]):
         before, mixed, gate = (t[part] for t in saved)
         hidden, gated, grad_gate = torch.empty_like(before), torch.empty_like(gate), torch.empty_like(gate)
-        _over_elements(cpu_loops.squared, before, hidden)
+        _over_elements(loops.squared, before, hidden)
         arguments = (_array(grad[part]), _array(mixed), _array(gate), factor.numpy())
-        _over_rows(cpu_loops.gate_gradient, arguments, _array(gated), _array(grad_gate))
+        _over_rows(loops.gate_gradient, arguments, _array(gated), _array(grad_gate))
         # gated^T h: times gamma it is the gradient of value; times value and summed, that of gamma.
         add_product_(sums[2], gated, hidden)
         grad_hidden = torch.mm(gated, scaled)
-        _over_elements(cpu_loops.hidden_gradient, before, grad_hidden)
+        _over_elements(loops.hidden_gradient, before, grad_hidden)
         add_product_(sums[0], grad_hidden, x[part])
         add_product_(sums[1], grad_gate, x[part])
         torch.mm(grad_hidden, key, out=grad_x[part])

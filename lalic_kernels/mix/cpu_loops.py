@@ -5,9 +5,7 @@ Arrays are float32, or uint16 that holds bfloat16; computed in float32 and round
 
 from __future__ import annotations
 
-from numba import njit
-
-from lalic_kernels.numba_math import OPTIONS, f32, sigmoid, stored, wide
+from lalic_kernels.numba_math import OPTIONS, f32, njit, sigmoid, stored, wide
 
 
 @njit(**OPTIONS)

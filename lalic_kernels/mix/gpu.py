@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lalic_kernels.launch import Launch, architecture, blocks, on
+from lalic_kernels.launch import Launch, architecture, blocks, on, vector
 from lalic_kernels.mix.torch_path import dtype_of
+
+# Programs that a launch must have before one takes several blocks of outputs: 2 for each of 132 processors.
+PROGRAMS = 264
 
 
 def split(channels: int) -> tuple[int, int]:
@@ -23,52 +26,79 @@ def split(channels: int) -> tuple[int, int]:
     return main, rest
 
 
-# A program takes several blocks of outputs only if the launch has at least this many programs: 2 for 132 processors.
-PROGRAMS = 264
-
-
-def _linear(block_m: int, block_n: int, block_k: int, warps: int, stages: int, held: bool = True) -> Launch:
+def _launch(block_m: int, block_n: int, block_k: int, warps: int, stages: int, held: bool = True) -> Launch:
     constants = (("BLOCK_M", block_m), ("BLOCK_N", block_n), ("BLOCK_K", block_k), ("HELD", int(held)))
     return Launch(constants, num_warps=warps, num_stages=stages)
 
 
 # (architecture or "any", largest number of channels with padding, elements in a 16-byte vector) -> configuration.
-# None: any number of channels. With vectors of one element each address needs a register, so tiles are small.
-LINEAR: dict[tuple[str, int | None, int], Launch] = {
-    ("any", 96, 8): _linear(128, 32, 32, 4, 2),
-    ("any", 160, 8): _linear(64, 32, 32, 4, 2),
-    ("any", 256, 8): _linear(64, 32, 32, 4, 1),
-    ("any", None, 8): _linear(64, 32, 32, 4, 1, held=False),
-    ("any", None, 4): _linear(32, 32, 32, 4, 1, held=False),
-    ("any", None, 1): _linear(32, 32, 16, 4, 1, held=False),
+# With vectors of one element each address needs a register, so tiles are small and x is not held in registers.
+LINEAR: dict[tuple[str, int, int], Launch] = {
+    ("any", 96, 8): _launch(128, 32, 32, 4, 2),
+    ("any", 160, 8): _launch(64, 32, 32, 4, 2),
+    ("any", 256, 8): _launch(64, 32, 32, 4, 1),
+}
+# The same for all other numbers of channels, by the elements in a vector.
+LINEAR_WIDE: dict[int, Launch] = {
+    8: _launch(64, 32, 32, 4, 1, held=False),
+    4: _launch(32, 32, 32, 4, 1, held=False),
+    1: _launch(32, 32, 16, 4, 1, held=False),
+}
+CHANNEL: dict[tuple[str, int, int], Launch] = {
+    ("any", 96, 8): _launch(128, 32, 32, 8, 2),
+    ("any", 160, 8): _launch(64, 32, 32, 8, 1),
+    ("any", 256, 8): _launch(32, 32, 16, 8, 1),
+    ("any", 512, 8): _launch(16, 16, 16, 8, 1, held=False),
+    # Hopper's matrix instructions take 64 rows, and its shared memory holds two stages of them.
+    ("cuda 90", 160, 8): _launch(64, 32, 32, 8, 2),
+    ("cuda 90", 256, 8): _launch(64, 32, 32, 8, 2),
+    ("hip gfx942", 256, 8): _launch(64, 32, 32, 8, 2),
+    ("any", 512, 4): _launch(16, 16, 16, 8, 1, held=False),
+    ("any", 256, 1): _launch(16, 16, 16, 8, 1, held=False),
 }
 
 
 @dataclass(frozen=True)
-class LinearChoice:
-    """The launch of one product: `split` of C; vec channels in a 16-byte vector (or 1); `per` blocks per program."""
+class Choice:
+    """A launch for C channels: `split` of C, and the channels in a 16-byte vector (or 1)."""
 
     launch: Launch
     main: int
     rest: int
     vec: int
-    grid: tuple[int, int]
-    per: int
+
+    def options(self) -> dict[str, int]:
+        """Keyword arguments for the Triton launch."""
+        return self.launch.options() | {"VEC": self.vec, "MAIN": self.main, "REST": self.rest}
 
 
-def choose_linear(arch: str, rows: int, channels: int, planes: int, itemsize: int) -> LinearChoice:
-    """The configuration for a number of rows, C channels and `planes` planes of C outputs each."""
+def choose(table: dict[tuple[str, int, int], Launch], arch: str, channels: int, vec: int) -> Choice | None:
+    """The configuration for C channels in vectors of `vec`; None if the table has none for so many."""
     main, rest = split(channels)
-    vec = 16 // itemsize if channels % (16 // itemsize) == 0 else 1
-    limits = [n for _, n, v in LINEAR if v == vec and n is not None and n >= main + rest]
-    limit = min(limits) if limits else None
-    launch = LINEAR.get((arch, limit, vec)) or LINEAR["any", limit, vec]
-    if not launch["HELD"]:
-        main, rest = 16, 0  # not used
-    down, tiles = blocks(rows, launch["BLOCK_M"]), planes * blocks(channels, launch["BLOCK_N"])
-    groups = min(tiles, blocks(PROGRAMS, down))
-    per = blocks(tiles, groups)
-    return LinearChoice(launch, main, rest, vec, (down, blocks(tiles, per)), per)
+    limit = min((n for _, n, v in table if v == vec and n >= main + rest), default=None)
+    if limit is None:
+        return None
+    launch = table.get((arch, limit, vec)) or table["any", limit, vec]
+    return Choice(launch, main, rest, vec)
+
+
+def choose_linear(arch: str, channels: int, itemsize: int) -> Choice:
+    """The configuration of the products of the spatial mix."""
+    vec = vector(itemsize, channels)
+    # Wide launches do not use the two parts.
+    return choose(LINEAR, arch, channels, vec) or Choice(LINEAR_WIDE[vec], 16, 0, vec)
+
+
+def choose_channel(arch: str, channels: int, hidden: int, itemsize: int) -> Choice | None:
+    """The configuration of the channel mix; None if torch's products must be used."""
+    return choose(CHANNEL, arch, channels, vector(itemsize, channels, hidden))
+
+
+def output_groups(rows: int, tiles: int, block_m: int) -> tuple[tuple[int, int], int]:
+    """The grid for `tiles` blocks of outputs, and the blocks per program: several if there are enough programs."""
+    down = blocks(rows, block_m)
+    per = blocks(tiles, min(tiles, blocks(PROGRAMS, down)))
+    return (down, blocks(tiles, per)), per
 
 
 def linear(
@@ -81,59 +111,17 @@ def linear(
     from lalic_kernels.mix import kernels
 
     rows, channels = x.shape[0] * x.shape[1], x.shape[2]
-    choice = choose_linear(architecture(x.device), rows, channels, planes, x.element_size())
+    choice = choose_linear(architecture(x.device), channels, x.element_size())
+    tiles = planes * blocks(channels, choice.launch["BLOCK_N"])
+    grid, per = output_groups(rows, tiles, choice.launch["BLOCK_M"])
     shape = x.shape if planes == 1 else (planes, *x.shape)
     y = torch.empty(shape, dtype=dtype_of(x, residual), device=x.device)
     with on(x.device):
-        kernels.rows_linear_kernel[choice.grid](
-            x, matrix, x if residual is None else residual, x if gamma is None else gamma, y, rows, channels,
-            choice.per, VEC=choice.vec, PLANES=planes, RESIDUAL=residual is not None,
-            MAIN=choice.main, REST=choice.rest, **choice.launch.options(),
+        kernels.rows_linear_kernel[grid](
+            x, matrix, x if residual is None else residual, x if gamma is None else gamma, y, rows, channels, per,
+            PLANES=planes, RESIDUAL=residual is not None, **choice.options(),
         )  # fmt: skip
     return y
-
-
-def _channel(block_m: int, block_h: int, block_k: int, warps: int, stages: int, held: bool = True) -> Launch:
-    constants = (("BLOCK_M", block_m), ("BLOCK_H", block_h), ("BLOCK_K", block_k), ("HELD", int(held)))
-    return Launch(constants, num_warps=warps, num_stages=stages)
-
-
-# (architecture or "any", largest number of channels with padding, elements in a 16-byte vector) -> configuration.
-# With vectors of one element each address needs a register, so tiles are small and x is not held in registers.
-CHANNEL: dict[tuple[str, int, int], Launch] = {
-    ("any", 96, 8): _channel(128, 32, 32, 8, 2),
-    ("any", 160, 8): _channel(64, 32, 32, 8, 1),
-    ("any", 256, 8): _channel(32, 32, 16, 8, 1),
-    ("any", 512, 8): _channel(16, 16, 16, 8, 1, held=False),
-    # Hopper's matrix instructions take 64 rows, and its shared memory holds two stages of them.
-    ("cuda 90", 160, 8): _channel(64, 32, 32, 8, 2),
-    ("cuda 90", 256, 8): _channel(64, 32, 32, 8, 2),
-    ("hip gfx942", 256, 8): _channel(64, 32, 32, 8, 2),
-    ("any", 512, 4): _channel(16, 16, 16, 8, 1, held=False),
-    ("any", 256, 1): _channel(16, 16, 16, 8, 1, held=False),
-}
-
-
-@dataclass(frozen=True)
-class ChannelChoice:
-    """The launch of one call: `split` of C, and vec channels in a 16-byte vector (or 1)."""
-
-    launch: Launch
-    main: int
-    rest: int
-    vec: int
-
-
-def choose_channel(arch: str, channels: int, hidden: int, itemsize: int) -> ChannelChoice | None:
-    """The configuration for C channels and a hidden layer's width; None if torch's products must be used."""
-    main, rest = split(channels)
-    vec = 16 // itemsize
-    if channels % vec or hidden % vec:
-        vec = 1
-    limit = min((n for _, n, v in CHANNEL if v == vec and n >= main + rest), default=None)
-    if limit is None:
-        return None
-    return ChannelChoice(CHANNEL.get((arch, limit, vec)) or CHANNEL["any", limit, vec], main, rest, vec)
 
 
 def channel_mix(
@@ -150,7 +138,6 @@ def channel_mix(
     with on(x.device):
         kernels.channel_mix_kernel[(blocks(rows, choice.launch["BLOCK_M"]),)](
             x, key, receptance, value, x if residual is None else residual, x if gamma is None else gamma, y,
-            rows, channels, hidden, VEC=choice.vec, RESIDUAL=residual is not None,
-            MAIN=choice.main, REST=choice.rest, **choice.launch.options(),
+            rows, channels, hidden, RESIDUAL=residual is not None, **choice.options(),
         )  # fmt: skip
     return y

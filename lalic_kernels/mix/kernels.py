@@ -12,6 +12,18 @@ from lalic_kernels.triton_math import product, sigmoid_stable, tile_of, transpos
 
 
 @triton.jit
+def _store_sum(y, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels, RESIDUAL: tl.constexpr):
+    """Write y [rows, columns], or residual + gamma * y, to the rows `row` and columns c of y_ptr."""
+    mask = (row < rows)[:, None] & (c < channels)[None, :]
+    offset = row.to(tl.int64)[:, None] * channels + c[None, :]
+    if RESIDUAL:
+        gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0)  # [columns]
+        # y: [rows, columns]
+        y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def rows_linear_kernel(
     x_ptr,  # (rows, C)
     matrix_ptr,  # (PLANES * C, C)
@@ -56,13 +68,8 @@ def rows_linear_kernel(
         else:
             y = product(x_ptr, matrix, row, n, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
         # Residual and gamma; write.
-        mask = (row < rows)[:, None] & (n < channels)[None, :]
-        offset = row.to(tl.int64)[:, None] * channels + n[None, :]
-        if RESIDUAL:
-            gamma = tl.load(gamma_ptr + n, mask=n < channels, other=0.0)  # [BLOCK_N]
-            # y: [BLOCK_M, BLOCK_N]
-            y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
-        tl.store(y_ptr + plane.to(tl.int64) * rows * channels + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+        plane_ptr = y_ptr + plane.to(tl.int64) * rows * channels
+        _store_sum(y, residual_ptr, gamma_ptr, plane_ptr, row, n, rows, channels, RESIDUAL)
 
 
 @triton.jit
@@ -74,14 +81,7 @@ def _finish(
     # The gate: [BLOCK_M, BLOCK_N] float32.
     gate = product(x_ptr, receptance_ptr, row, c, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K)
     y = sigmoid_stable(gate) * mixed
-    # Residual and gamma; write.
-    mask = (row < rows)[:, None] & (c < channels)[None, :]
-    offset = row.to(tl.int64)[:, None] * channels + c[None, :]
-    if RESIDUAL:
-        gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0)  # [BLOCK_N]
-        # y: [BLOCK_M, BLOCK_N]
-        y = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32) + gamma[None, :] * y
-    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+    _store_sum(y, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels, RESIDUAL)
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def channel_mix_kernel(
     MAIN: tl.constexpr,
     REST: tl.constexpr,  # 0 for none
     BLOCK_M: tl.constexpr,
-    BLOCK_H: tl.constexpr,  # hidden channels at a time
+    BLOCK_N: tl.constexpr,  # hidden channels at a time
     BLOCK_K: tl.constexpr,  # input channels at a time in the gate's product
 ):
     """y = sigmoid(x @ receptance^T) * (relu(x @ key^T)^2 @ value^T), or residual + gamma * ().
@@ -122,15 +122,15 @@ def channel_mix_kernel(
         if HELD:
             x1 = tile_of(x_ptr, row, c1, rows, channels)  # [BLOCK_M, REST]
         acc1 = tl.zeros([BLOCK_M, REST], tl.float32)
-    for start in range(0, hidden, BLOCK_H):
-        # A block of the hidden layer: [BLOCK_M, BLOCK_H].
-        h = start + tl.arange(0, BLOCK_H)
+    for start in range(0, hidden, BLOCK_N):
+        # A block of the hidden layer: [BLOCK_M, BLOCK_N].
+        h = start + tl.arange(0, BLOCK_N)
         if HELD:
             a = tl.dot(x0, transposed_of(key_ptr, h, c0, hidden, channels), input_precision="ieee")
             if REST > 0:
                 a = tl.dot(x1, transposed_of(key_ptr, h, c1, hidden, channels), a, input_precision="ieee")
         else:
-            a = product(x_ptr, key_ptr, row, h, rows, channels, hidden, BLOCK_M, BLOCK_H, BLOCK_K)
+            a = product(x_ptr, key_ptr, row, h, rows, channels, hidden, BLOCK_M, BLOCK_N, BLOCK_K)
         # Squared relu; add the product with value to the sums.
         a = tl.maximum(a, 0.0)
         a = (a * a).to(x_ptr.dtype.element_ty)

@@ -62,22 +62,18 @@ def spatial_mix(
         torch.Size([1, 4, 6, 16])
     """
     matrices = {"key": key, "value": value, "receptance": receptance, "output": output}
-    named = (("decay", decay), ("boost", boost))
     checks.shapes(
-        "spatial_mix",
-        ("x", x, "B H W C"),
-        *((name, vector, "C") for name, vector in named),
+        "spatial_mix", ("x", x, "B H W C"), ("decay", decay, "C"), ("boost", boost, "C"),
         *((name, matrix, "C C") for name, matrix in matrices.items()),
-        *_patterns(residual, gamma),
+        ("residual", residual, "B H W C?"), ("gamma", gamma, "C?"),
+    )  # fmt: skip
+    x, (key, value, receptance, output) = _in_one_dtype(
+        "spatial_mix", x, matrices, residual, gamma, decay=decay, boost=boost
     )
-    x, (key, value, receptance, output) = _in_one_dtype("spatial_mix", x, matrices, residual, gamma)
-    checks.same_device("spatial_mix", ("x", x), *named)
-    for name, vector in named:
-        checks.dtype_in("spatial_mix", name, vector, (x.dtype, torch.float32), "beside x")
     chosen = dispatch.resolve(SPATIAL_MIX, backend, x.device.type, x.dtype)
     if backend == "reference":
-        vectors = decay.to(x.dtype), boost.to(x.dtype)
-        return reference.spatial_mix(x, *vectors, key, value, receptance, output, residual, gamma)
+        decay, boost = decay.to(x.dtype), boost.to(x.dtype)
+        return reference.spatial_mix(x, decay, boost, key, value, receptance, output, residual, gamma)
     parameters = (decay, boost, key, value, receptance, output)
     saving = saves_activations(chosen, x, 4 * x.shape[3], *parameters, gamma)
     return SPATIAL_MIX.call(x, *parameters, residual, gamma, saving, backend)[0]
@@ -131,7 +127,7 @@ def channel_mix(
     checks.shapes(
         "channel_mix",
         ("x", x, "B H W C"), ("key", key, "F C"), ("receptance", receptance, "C C"), ("value", value, "C F"),
-        *_patterns(residual, gamma),
+        ("residual", residual, "B H W C?"), ("gamma", gamma, "C?"),
     )  # fmt: skip
     x, (key, receptance, value) = _in_one_dtype("channel_mix", x, matrices, residual, gamma)
     chosen = dispatch.resolve(CHANNEL_MIX, backend, x.device.type, x.dtype)
@@ -142,9 +138,9 @@ def channel_mix(
 
 
 def _in_one_dtype(
-    op: str, x: Tensor, matrices: dict[str, Tensor], residual: Tensor | None, gamma: Tensor | None
+    op: str, x: Tensor, matrices: dict[str, Tensor], residual: Tensor | None, gamma: Tensor | None, **vectors: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x and the matrices in one dtype: autocast's if it is on, like F.linear, else x's.
+    """x and the matrices in one dtype: autocast's if it is on, like F.linear, else x's. Checks the other arguments too.
 
     Raises:
         TypeError, ValueError: a dtype or device does not fit, or one of residual and gamma is missing.
@@ -153,22 +149,13 @@ def _in_one_dtype(
         given, missing = ("residual", "gamma") if gamma is None else ("gamma", "residual")
         raise ValueError(f"{op}: {missing} must be given with {given}, but is None")
     dtype = checks.floating(op, "x", x)
-    both = () if residual is None or gamma is None else (("residual", residual), ("gamma", gamma))
-    checks.same_device(op, ("x", x), *matrices.items(), *both)
+    others = (("residual", residual), ("gamma", gamma), *vectors.items())
+    checks.same_device(op, ("x", x), *matrices.items(), *others)
     if checks.autocast_enabled(x.device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-    for name, matrix in matrices.items():
-        checks.dtype_in(op, name, matrix, (dtype, x.dtype, torch.float32), "beside x")
-    for name, value in both:
-        checks.dtype_in(op, name, value, (dtype, torch.float32), "beside x")
+    checks.dtype_in(op, (dtype, torch.float32), "beside x", *matrices.items(), *others)
     return x, tuple(matrix.to(dtype) for matrix in matrices.values())
-
-
-def _patterns(residual: Tensor | None, gamma: Tensor | None) -> tuple[tuple[str, Tensor, str], ...]:
-    """Arguments of `checks.shapes` for residual and gamma, if they are given."""
-    optional = (("residual", residual, "B H W C"), ("gamma", gamma, "C"))
-    return tuple((name, value, pattern) for name, value, pattern in optional if value is not None)
 
 
 def saves_activations(chosen: str, x: Tensor, width: int, *others: Tensor | None) -> bool:
@@ -223,33 +210,6 @@ def _spatial_mix(
     return result, *((kvr, y) if saving else nothing)
 
 
-def _spatial_mix_backward(
-    x: Tensor,
-    decay: Tensor,
-    boost: Tensor,
-    key: Tensor,
-    value: Tensor,
-    receptance: Tensor,
-    output: Tensor,
-    gamma: Tensor | None,
-    kvr: Tensor,
-    y: Tensor,
-    grad: Tensor,
-    backend: str | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of all arguments up to gamma (None without gamma). kvr, y: from the forward, or empty."""
-    inputs = (x, decay, boost, key, value, receptance, output)
-    if x.numel() == 0:
-        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]
-        return *zeros, None if gamma is None else torch.zeros_like(gamma)
-    matrices = (key.contiguous(), value.contiguous(), receptance.contiguous(), output.contiguous())
-    tokens, upstream = x.flatten(1, 2).contiguous(), grad.flatten(1, 2).contiguous()
-    with torch.no_grad(), checks.no_autocast(x.device):
-        saved = (kvr, y) if kvr.numel() else None
-        grad_x, *grads = torch_path.spatial_backward(tokens, decay, boost, matrices, gamma, upstream, backend, saved)
-    return grad_x.view(x.shape), *grads
-
-
 def _spatial_mix_fake(x, decay, boost, key, value, receptance, output, residual, gamma, saving, backend):
     result = torch.empty(x.shape, dtype=torch_path.dtype_of(x, residual), device=x.device)
     if not saving or x.numel() == 0:
@@ -263,7 +223,7 @@ SPATIAL_MIX = register(
     "(Tensor x, Tensor decay, Tensor boost, Tensor key, Tensor value, Tensor receptance, Tensor output, "
     "Tensor? residual, Tensor? gamma, bool saving, str? backend) -> (Tensor result, Tensor kvr, Tensor y)",
     forward=_spatial_mix,
-    backward=_spatial_mix_backward,
+    backward=torch_path.spatial_backward,
     saves=("x", "decay", "boost", "key", "value", "receptance", "output", "gamma", "kvr", "y", "backend"),
     passes="residual",
     like=_spatial_mix_fake,

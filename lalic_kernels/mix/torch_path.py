@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lalic_kernels.biwkv.op import OP as BIWKV
+from lalic_kernels.checks import no_autocast
 
 # Work space for a chunk of tokens. It fits a core's cache on a CPU, and the L2 cache on a GPU.
 CHUNK_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
@@ -92,49 +93,57 @@ def project(y: Tensor, output: Tensor, residual: Tensor | None, gamma: Tensor | 
     return out
 
 
+@torch.no_grad()
 def spatial_backward(
     x: Tensor,
     decay: Tensor,
     boost: Tensor,
-    matrices: Matrices,
+    key: Tensor,
+    value: Tensor,
+    receptance: Tensor,
+    output: Tensor,
     gamma: Tensor | None,
+    kvr: Tensor,
+    y: Tensor,
     grad: Tensor,
     backend: str | None,
-    saved: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, decay, boost, key, value, receptance, output and gamma (None without gamma); x is (B, T, C).
+) -> tuple[Tensor | None, ...]:
+    """Gradients of all arguments up to gamma (None without gamma); x and grad are (B, H, W, C), with any strides.
 
-    saved: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward, or None to compute them again. With
+    kvr, y: k, v, r (3, B, T, C) and the gated y (B, T, C) of the forward; empty to compute them again. With
     A = grad^T y the gradient of output is gamma A, and that of gamma is the row sums of A * output.
     """
-    wide = sums_dtype(x)
-    output = matrices[3]
-    kvr = planes(x, matrices) if saved is None else saved[0]
-    y = biwkv(decay, boost, kvr, backend) if saved is None else saved[1]
-    flat_x, upstream = x.flatten(0, 1), grad.to(x.dtype).flatten(0, 1)
-    sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in matrices]
-    add_product_(sums[3], upstream, y.flatten(0, 1))
-    del y
-    grad_gamma, scaled = None, output
-    if gamma is not None:
-        grad_gamma = (sums[3] * output).sum(1).to(gamma.dtype)
-        sums[3] *= gamma.to(wide)[:, None]
-        scaled = gamma.to(wide)[:, None] * output
-    grad_y = torch.mm(upstream, scaled.to(x.dtype)).view_as(x)
-    by_t = by_tokens(decay, boost, kvr[0])
-    grad_w, grad_u, *grads = BIWKV.call_backward(*by_t, *kvr, grad_y, backend)
-    del kvr, grad_y
-    grad_x = torch.zeros_like(flat_x)
-    for matrix, total, part in zip(matrices, sums, grads, strict=False):
-        flat = part.flatten(0, 1)
-        add_product_(total, flat, flat_x)
-        grad_x.addmm_(flat, matrix)
-    tokens = x.shape[1]
-    grad_key, grad_value, grad_receptance, grad_output = (total.to(x.dtype) for total in sums)
-    grad_decay, grad_boost = (grad_w / tokens).to(decay.dtype), (grad_u / tokens).to(boost.dtype)
-    return (
-        grad_x.view_as(x), grad_decay, grad_boost, grad_key, grad_value, grad_receptance, grad_output, grad_gamma,
-    )  # fmt: skip
+    if x.numel() == 0:
+        inputs = (x, decay, boost, key, value, receptance, output)
+        zeros = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]
+        return *zeros, None if gamma is None else torch.zeros_like(gamma)
+    wide, s = sums_dtype(x), x.flatten(1, 2).contiguous()
+    matrices = (key.contiguous(), value.contiguous(), receptance.contiguous(), output.contiguous())
+    with no_autocast(x.device):
+        if kvr.numel() == 0:
+            kvr = planes(s, matrices)
+            y = biwkv(decay, boost, kvr, backend)
+        flat_x, upstream = s.flatten(0, 1), grad.flatten(0, 2).contiguous().to(x.dtype)
+        sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in matrices]
+        add_product_(sums[3], upstream, y.flatten(0, 1))
+        del y
+        output = matrices[3]
+        grad_gamma, scaled = None, output
+        if gamma is not None:
+            grad_gamma = (sums[3] * output).sum(1).to(gamma.dtype)
+            sums[3] *= gamma.to(wide)[:, None]
+            scaled = gamma.to(wide)[:, None] * output
+        grad_y = torch.mm(upstream, scaled.to(x.dtype)).view_as(s)
+        by_t = by_tokens(decay, boost, kvr[0])
+        grad_w, grad_u, *grads = BIWKV.call_backward(*by_t, *kvr, grad_y, backend)
+        del kvr, grad_y
+        grad_x = torch.zeros_like(flat_x)
+        for matrix, total, part in zip(matrices, sums, grads, strict=False):
+            flat = part.flatten(0, 1)
+            add_product_(total, flat, flat_x)
+            grad_x.addmm_(flat, matrix)
+        grad_decay, grad_boost = (grad_w / s.shape[1]).to(decay.dtype), (grad_u / s.shape[1]).to(boost.dtype)
+        return grad_x.view(x.shape), grad_decay, grad_boost, *(total.to(x.dtype) for total in sums), grad_gamma
 
 
 def channel_forward(

@@ -13,12 +13,9 @@ user's cache folder).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from lalic_kernels.numba_math import EXACT, EXACT_CALLEE, njit
 from lalic_kernels.rans import reference as ref
 
 _U = np.uint64
@@ -28,20 +25,7 @@ _ENTRY = np.uint32(0xFFFFFF)  # mask of the interval number in the coarse table
 WORKING, _STEPS_LEFT, _STEP, _SECTION, _RAMP = 0, 1, 2, 3, 4
 
 
-# numpy's error model does not test for a zero divisor; a frequency is never zero.
-_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
-_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # for what only compiled code calls, see numba_math
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        return numba.njit(**_CODE, cache=True, nogil=True)(function)
-    except RuntimeError:
-        # numba found no folder to write to: the function is compiled again in each process.
-        return numba.njit(**_CODE, nogil=True)(function)
-
-
-@numba.njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
     """Decode a field of `width` bits from a lane of the first group; returns it or OUT_OF_WORDS."""
     state = _U(x[0, lane])
@@ -58,7 +42,7 @@ def _field(x, lane, width, words, at, end):  # type: ignore[no-untyped-def]
     return np.int64(value)
 
 
-@numba.njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _halve(x, words, at, control, steps):  # type: ignore[no-untyped-def]
     """Stop the upper half of the working lanes, as in reference.py; returns 0 or BAD_LANE."""
     half = control[WORKING] >> 1
@@ -78,7 +62,7 @@ def _halve(x, words, at, control, steps):  # type: ignore[no-untyped-def]
     return 0
 
 
-@_compiled
+@njit(**EXACT)
 def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out):  # type: ignore[no-untyped-def]
     """Decode symbols with table rows (n,); returns the number of escapes or a fault.
 
@@ -92,8 +76,6 @@ def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out): 
         control[_STEPS_LEFT] = steps[0]
         control[_STEP] = 1
     control[_SECTION] += 1
-    lanes = _U(x.shape[1])
-    flat = x.reshape(x.size)
     escapes = _ZERO
     begin = _ZERO
     total = _U(len(rows))
@@ -109,12 +91,12 @@ def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out): 
         for group in range(len(at)):
             if begin >= total:
                 break
-            first_lane = _U(group) * lanes
+            states = x[group]
             word_at = _U(at[group])
             active = min(working, total - begin)
             for lane in range(active):
                 row = _U(np.uint32(rows[begin + lane]))
-                state = _U(flat[first_lane + lane])
+                state = _U(states[lane])
                 # The interval of the state's slot.
                 slot = state & _LOW16
                 entry = _U(coarse[(row << _U(8)) + (slot >> _U(8))] & _ENTRY)
@@ -134,14 +116,14 @@ def decode(x, words, at, end, control, steps, rows, packed, coarse, bias, out): 
                 if state < _LOWER:
                     state = (state << _SIXTEEN) | word
                     word_at += _ONE
-                flat[first_lane + lane] = np.uint32(state)
+                states[lane] = np.uint32(state)
             at[group] = np.int64(word_at)
             if at[group] > end[group]:
                 return _OUT_OF_WORDS
             begin += active
 
 
-@_compiled
+@njit(**EXACT)
 def fields(x, words, at, end, working, widths, values):  # type: ignore[no-untyped-def]
     """Decode fields of `widths` (n,) bits into values (n,); returns 0 or OUT_OF_WORDS."""
     for number in range(len(widths)):
@@ -151,7 +133,7 @@ def fields(x, words, at, end, working, widths, values):  # type: ignore[no-untyp
     return 0
 
 
-@_compiled
+@njit(**EXACT)
 def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ignore[no-untyped-def]
     """Fill `entries` with each symbol's interval; returns the number of escapes or BAD_INDEX, and the code length."""
     limit = np.uint32(len(start))
@@ -173,29 +155,28 @@ def look_up(symbols, rows, start, offset, escape, priced, entries):  # type: ign
     return escapes, cost
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def _push_step(entries, begin, end, x, group, words, free):  # type: ignore[no-untyped-def]
     """Encode one interval in each of a group's first lanes."""
     at = _U(free[group])
     first = _U(begin)
     lane = _U(end - begin)
-    first_lane = _U(group) * _U(x.shape[1])
-    flat = x.reshape(x.size)
+    states = x[group]
     while lane > _ZERO:
         lane -= _ONE
         interval = _U(entries[first + lane])
         freq = (interval >> _SIXTEEN) + _ONE
-        state = _U(flat[first_lane + lane])
+        state = _U(states[lane])
         words[at - _ONE] = np.uint16(state)  # kept only if the state is too large
         if (state >> _SIXTEEN) >= freq:
             at -= _ONE
             state >>= _SIXTEEN
         quotient = _U(np.uint32(state) // np.uint32(freq))
-        flat[first_lane + lane] = np.uint32((quotient << _SIXTEEN) + (state - quotient * freq) + (interval & _LOW16))
+        states[lane] = np.uint32((quotient << _SIXTEEN) + (state - quotient * freq) + (interval & _LOW16))
     free[group] = np.int64(at)
 
 
-@numba.njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _push_list(entries, begin, end, shared, working, x, words, free):  # type: ignore[no-untyped-def]
     """Encode entries[begin:end] from the last to the first, in steps of `working` lanes of each group."""
     groups = len(x) if shared else 1
@@ -206,7 +187,7 @@ def _push_list(entries, begin, end, shared, working, x, words, free):  # type: i
         chunk -= 1
 
 
-@numba.njit(inline="always")
+@njit(inline="always")
 def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
     """`Encoder.ramp` of reference.py; `steps` starts with two working lanes. Returns (-1, 0) if lists are too short."""
     groups = len(x)
@@ -244,7 +225,7 @@ def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: i
     return -1, 0
 
 
-@_compiled
+@njit(**EXACT)
 def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
     """Encode all lists; returns the number of the list in which lanes begin to halve, or -1."""
     number, left = -1, 0
@@ -269,7 +250,7 @@ def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[
     return number
 
 
-@_compiled
+@njit(**EXACT)
 def add_up(symbols, first, start, stop):  # type: ignore[no-untyped-def]
     """The checksum's sum over symbols[start:stop] int32, where symbols[i] has index first + i."""
     total = _U(0)

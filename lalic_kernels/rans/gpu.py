@@ -437,7 +437,7 @@ def _push(lists: list[tuple[Tensor, bool]], groups: int, lanes: int) -> bytes:
     ends = np.cumsum(capacity)
     words = torch.zeros(int(ends[-1]), dtype=torch.int16, device=device)
     x = np.full((groups, GROUP), layout.LOWER, np.int64)
-    x[:, :lanes] = end.x
+    x[:, :lanes] = end.encoder.x
     state = torch.from_numpy(x.astype(np.uint32).view(np.int32)).to(device)
     free = torch.from_numpy(ends.astype(np.int32)).to(device)
     with on(device):
@@ -449,7 +449,7 @@ def _push(lists: list[tuple[Tensor, bool]], groups: int, lanes: int) -> bytes:
     starts, written = free.cpu().tolist(), words.cpu().numpy().view(np.uint16)
     parts = [
         np.concatenate([written[start:stop], np.array(last_words[::-1], np.uint16)])
-        for start, stop, last_words in zip(starts, ends.tolist(), end.out, strict=True)
+        for start, stop, last_words in zip(starts, ends.tolist(), end.encoder.out, strict=True)
     ]
     highs = state.cpu().numpy().view(np.uint32)[:, :lanes]
     bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

@@ -295,12 +295,10 @@ class Encoder:
 class FullEncoder:
     """An encoder after its ramp, when all lanes work.
 
-    x: (groups, lanes). out: the words so far. number: lists that are not begun. left: symbols left of the next list.
-    ramp, ramp_steps: those of `Parts`.
+    number: lists that are not begun. left: symbols left of the next list. ramp, ramp_steps: those of `Parts`.
     """
 
-    x: NDArray[np.int64]
-    out: list[list[int]]
+    encoder: Encoder
     number: int
     left: int
     ramp: int
@@ -312,10 +310,9 @@ def begin_push(lists: list[Intervals], groups: int, lanes: int) -> FullEncoder:
     encoder = Encoder(groups, lanes)
     ramp = encoder.ramp(lists) if lanes > 1 else None
     if ramp is None:
-        encoder = Encoder(groups, lanes)
-        return FullEncoder(encoder.x, encoder.out, len(lists), 0, -1, [])
+        return FullEncoder(Encoder(groups, lanes), len(lists), 0, -1, [])
     number, left, steps = ramp
-    return FullEncoder(encoder.x, encoder.out, number, left, sum(shared for _, shared in lists[:number]), steps)
+    return FullEncoder(encoder, number, left, sum(shared for _, shared in lists[:number]), steps)
 
 
 def push(
@@ -323,8 +320,7 @@ def push(
 ) -> tuple[NDArray[np.uint32], list[NDArray[np.uint16]], int, list[int]]:
     """Encode lists; returns the states' upper halves (groups, lanes), each group's words, `ramp` and `ramp_steps`."""
     full = begin_push(lists, groups, lanes)
-    encoder = Encoder(groups, lanes)
-    encoder.x, encoder.out = full.x, full.out
+    encoder = full.encoder
     if full.left:
         encoder.code(lists[full.number][0][: full.left], True, lanes)
     for entries, shared in lists[: full.number][::-1]:

@@ -109,15 +109,14 @@ class CodingTables:
         """Build the coders' arrays from valid intervals."""
         rows = len(counts)
         start = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        self._lower, self._freq = lower, freq  # (E,) int64, all rows one after the other
-        self._counts, self._offsets = counts, np.array(offsets, np.int32)
+        self._lower, self._freq, self._counts = lower, freq, counts  # (E,), (E,), (R,) int64, row after row
         self.packed = ((freq - 1) << 16 | lower).astype(np.uint32)
         edges = np.repeat(np.arange(rows, dtype=np.int64), counts) * TOTAL + lower  # rising over all rows
         bins = np.arange(rows << COARSE_BITS, dtype=np.int64) << (PRECISION - COARSE_BITS)
         first = np.searchsorted(edges, bins, side="right") - 1
         last = np.searchsorted(edges, bins + (1 << (PRECISION - COARSE_BITS)) - 1, side="right") - 1
         self.coarse = (first | (last - first) << 24).astype(np.uint32)
-        self.start, self.offset = start.astype(np.int32), self._offsets
+        self.start, self.offset = start.astype(np.int32), np.array(offsets, np.int32)
         self.escape = (counts - 1).astype(np.int32)
         self.bias = self.offset - self.start
         cost = np.rint(-np.log2(freq / TOTAL) * (1 << COST_UNIT)).astype(np.uint64)
@@ -136,7 +135,7 @@ class CodingTables:
     @property
     def offsets(self) -> NDArray[np.int32]:
         """Symbol at position 0 of each row, (R,)."""
-        return self._offsets.copy()
+        return self.offset.copy()
 
     def padded(self) -> NDArray[np.int32]:
         """The rows as an int32 matrix (R, Lmax), zeros after each row's end."""
@@ -150,13 +149,8 @@ class CodingTables:
         if not isinstance(other, CodingTables):
             raise ValueError(f"other must be CodingTables, but it is {type(other).__name__}")
         joined = CodingTables.__new__(CodingTables)
-        pairs = (
-            (self._lower, other._lower),
-            (self._freq, other._freq),
-            (self._counts, other._counts),
-            (self._offsets, other._offsets),
-        )
-        joined._fill(*(np.concatenate(pair) for pair in pairs))
+        parts = ((tables._lower, tables._freq, tables._counts, tables.offset) for tables in (self, other))
+        joined._fill(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))
         return joined
 
     def digest(self) -> bytes:
@@ -164,7 +158,7 @@ class CodingTables:
         sha = hashlib.sha256(b"lalic rans tables, 16 bit")
         sha.update(np.array([self.rows], "<u4").tobytes())
         sha.update((self._counts + 1).astype("<u4").tobytes())
-        sha.update(self._offsets.astype("<i4").tobytes())
+        sha.update(self.offset.astype("<i4").tobytes())
         sha.update(self._lower.astype("<u2").tobytes())
         return sha.digest()
 

@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lalic_kernels import installed
 from lalic_kernels.threads import flat_array, run_ranges
+
+if installed.NUMBA:
+    from lalic_kernels.shift import cpu_loops as loops
 
 # With less work a thread costs more than it saves. A range must first read four lines into its ring buffer.
 _LEAST_ELEMENTS, _LEAST_LINES = 16384, 4
@@ -29,8 +33,6 @@ def forward(
 
     With norm_weight and norm_bias (C,): the shift of x's LayerNorm. The result is contiguous, in `dtype` (None: x's).
     """
-    from lalic_kernels.shift import cpu_loops
-
     dtype = x.dtype if dtype is None else dtype
     if torch.float16 in (x.dtype, dtype):
         return forward(x.float(), weight, norm_weight, norm_bias, eps).to(dtype)
@@ -42,7 +44,7 @@ def forward(
         norm_weight is not None, blocked_taps(weight), flat_array(y), height, width, channels,
     )  # fmt: skip
     least = max(_LEAST_LINES, _LEAST_ELEMENTS // (width * channels))
-    run_ranges(lambda start, stop: cpu_loops.forward_lines(*arguments, start, stop), batch * height, least=least)
+    run_ranges(lambda start, stop: loops.forward_lines(*arguments, start, stop), batch * height, least=least)
     return y
 
 
@@ -60,8 +62,6 @@ def backward(
     and their gradients (C,), the latter float32. Partial sums, each over _PART_LINES lines of an image, are added in
     a fixed order in float64.
     """
-    from lalic_kernels.shift import cpu_loops
-
     if x.dtype == torch.float16:
         grad_x, *grad_parameters = backward(x.float(), weight, grad, norm_weight, norm_bias, eps)
         return grad_x.to(x.dtype), *grad_parameters
@@ -77,7 +77,7 @@ def backward(
         blocked_taps(weight.flip(1, 2)), flat_array(grad), flat_array(grad_x),
         parts.reshape(-1), norm_parts.reshape(-1), height, width, channels, _PART_LINES,
     )  # fmt: skip
-    run_ranges(lambda start, stop: cpu_loops.gradient_lines(*arguments, start, stop), items)
+    run_ranges(lambda start, stop: loops.gradient_lines(*arguments, start, stop), items)
     grad_weight = _total(parts).transpose(0, 2, 1).reshape(-1, 5, 5)[:channels]
     grad_norm = _total(norm_parts)[:, :channels] if normed else ()
     return grad_x, *(torch.from_numpy(np.ascontiguousarray(array)) for array in (grad_weight, *grad_norm))

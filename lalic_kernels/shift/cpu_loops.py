@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from lalic_kernels.numba_math import (
+    EXACT,
+    EXACT_CALLEE,
     VECTOR_VALUE,
     add,
     emit_fma,
@@ -27,6 +29,7 @@ from lalic_kernels.numba_math import (
     fma,
     load,
     mul,
+    njit,
     splat,
     store,
     sub,
@@ -35,23 +38,20 @@ from lalic_kernels.numba_math import (
 )
 
 PIXELS = 4  # pixels whose sums are in registers at the same time
-_CODE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
-_OPTIONS: dict[str, Any] = {**_CODE, "nogil": True, "cache": True}
-_CALLEE: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True}  # see numba_math
 
 
 @intrinsic
-def _four_pixels(typingctx, ring, rows, taps, tap, out, place, stride):  # type: ignore[no-untyped-def]
-    """Write the sums over all 25 taps for four pixels and 16 channels from out[place] on, `stride` apart.
+def _four_pixels(typingctx, ring, rows, taps, tap, out, index, stride):  # type: ignore[no-untyped-def]
+    """Write the sums over all 25 taps for four pixels and 16 channels from out[index] on, `stride` apart.
 
     rows: where the five lines' pixels begin in the ring. tap: where this block's taps begin. These are instructions
     for LLVM, because numba would need seconds to compile the 200 calls of `load` and `fma`.
     """
-    index = types.intp
-    signature = types.none(ring, types.UniTuple(index, 5), taps, index, out, index, index)
+    intp = types.intp
+    signature = types.none(ring, types.UniTuple(intp, 5), taps, intp, out, intp, intp)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        ring, rows, taps, tap, out, place, stride = args
+        ring, rows, taps, tap, out, index, stride = args
         ring_type, _, taps_type, _, out_type, _, _ = signature.args
 
         def after(start: Any, elements: int) -> Any:
@@ -65,8 +65,8 @@ def _four_pixels(typingctx, ring, rows, taps, tap, out, place, stride):  # type:
                 weight = emit_load(context, builder, taps_type, taps, after(tap, 80 * row + 16 * column))
                 sums = [emit_fma(builder, pixels[n + column], weight, sums[n]) for n in range(PIXELS)]
         for value in sums:
-            emit_store(context, builder, out_type, out, place, value)
-            place = builder.add(place, stride)
+            emit_store(context, builder, out_type, out, index, value)
+            index = builder.add(index, stride)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -83,14 +83,14 @@ def _read_line(
     whole = channels // 16 * 16
     count = f32(channels)
     for j in range(width):
-        start, place = first + j * channels, slot + (j + 2) * 16
+        start, index = first + j * channels, slot + (j + 2) * 16
         # Without a norm: convert to float32.
         if not normed:
             for c in range(0, whole, 16):
-                store(ring, place + c * padded, load(x, start + c))
+                store(ring, index + c * padded, load(x, start + c))
             if whole < channels:
                 _last(x, start + whole, channels - whole, pixel)
-                store(ring, place + whole * padded, load(pixel, 0))
+                store(ring, index + whole * padded, load(pixel, 0))
             continue
         # Mean, then variance of the centred values.
         sums = splat(f32(0.0))
@@ -117,10 +117,10 @@ def _read_line(
         scale = splat(factor)
         for c in range(0, channels, 16):
             h = mul(sub(load(pixel, c + 16), centre), scale)
-            store(ring, place + c * padded, fma(h, load(norm_weight, c), load(norm_bias, c)))
+            store(ring, index + c * padded, fma(h, load(norm_weight, c), load(norm_bias, c)))
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _last(x, start, count, pixel):
     """Copy the last `count` channels, fewer than 16, to pixel[:16], followed by zeros."""
     for c in range(16):
@@ -140,25 +140,27 @@ def _line(ring, size, i, width, padded, channels, taps, out, first, spill):
         if full:
             for j in range(0, inner, PIXELS):
                 q = block + j * 16
-                place = first + j * channels + c
-                _four_pixels(ring, (r0 + q, r1 + q, r2 + q, r3 + q, r4 + q), taps, c * 25, out, place, channels)
+                index = first + j * channels + c
+                _four_pixels(ring, (r0 + q, r1 + q, r2 + q, r3 + q, r4 + q), taps, c * 25, out, index, channels)
         for j in range(inner if full else 0, width, PIXELS):
             q = block + j * 16
             _four_pixels(ring, (r0 + q, r1 + q, r2 + q, r3 + q, r4 + q), taps, c * 25, spill, 0, 16)
             for p in range(min(PIXELS, width - j)):
-                place = first + (j + p) * channels + c
+                index = first + (j + p) * channels + c
                 for n in range(min(16, channels - c)):
-                    out[place + n] = spill[p * 16 + n]
+                    out[index + n] = spill[p * 16 + n]
 
 
-@njit(**_OPTIONS)
+@njit(**EXACT)
 def forward_lines(x, norm_weight, norm_bias, eps, normed, taps, y, height, width, channels, start, stop):
     """Write y for the image lines start .. stop of all B * H."""
     padded = (width + PIXELS - 1) // PIXELS * PIXELS + 4
     size = padded * ((channels + 15) // 16 * 16)
-    ring = np.zeros(5 * size, np.float32)
-    means, factors = np.empty(width, np.float32), np.empty(width, np.float32)
-    pixel, spill = np.zeros(channels + 32, np.float32), np.zeros(16 * PIXELS, y.dtype)
+    # For np.zeros, and for a dtype that is written out, numba compiles more functions.
+    ring, pixel = np.empty(5 * size, taps.dtype), np.empty(channels + 32, taps.dtype)
+    ring[:], pixel[:] = f32(0.0), f32(0.0)
+    means, factors = np.empty(width, taps.dtype), np.empty(width, taps.dtype)
+    spill = np.empty(16 * PIXELS, y.dtype)
     for line in range(start, stop):
         i = line % height
         for row in range(i - 2 if line == start or i == 0 else i + 2, i + 3):
@@ -174,7 +176,7 @@ def forward_lines(x, norm_weight, norm_bias, eps, normed, taps, y, height, width
         _line(ring, size, i, width, padded, channels, taps, y, line * width * channels, spill)
 
 
-@njit(**_CALLEE)
+@njit(**EXACT_CALLEE)
 def _write_gradient(
     line, x, first, norm_weight, normed, means, factors, grad_x, part, at, width, channels, pixel, spill
 ):  # fmt: skip
@@ -187,7 +189,7 @@ def _write_gradient(
     whole, blocks = channels // 16 * 16, (channels + 15) // 16 * 16
     count = f32(channels)
     for j in range(width):
-        start, place = first + j * channels, j * blocks
+        start, index = first + j * channels, j * blocks
         if normed:
             centre, scale = splat(means[j]), splat(factors[j])
             sum_q = splat(f32(0.0))
@@ -199,28 +201,28 @@ def _write_gradient(
                 else:
                     _last(x, start + c, channels - c, pixel)
                     value = load(pixel, 0)
-                h, grad = mul(sub(value, centre), scale), load(line, place + c)
+                h, grad = mul(sub(value, centre), scale), load(line, index + c)
                 store(pixel, c + 16, h)
                 store(part, at + c, fma(grad, h, load(part, at + c)))
                 store(part, at + blocks + c, add(grad, load(part, at + blocks + c)))
                 q = mul(grad, load(norm_weight, c))
-                store(line, place + c, q)
+                store(line, index + c, q)
                 sum_q, sum_qh = add(sum_q, q), fma(q, h, sum_qh)
             # The gradient of x.
             mean_q, minus_mean_qh = splat(total(sum_q) / count), splat(-total(sum_qh) / count)
             for c in range(0, blocks, 16):
-                q = sub(load(line, place + c), mean_q)
-                store(line, place + c, mul(fma(load(pixel, c + 16), minus_mean_qh, q), scale))
+                q = sub(load(line, index + c), mean_q)
+                store(line, index + c, mul(fma(load(pixel, c + 16), minus_mean_qh, q), scale))
         # Write it.
         for c in range(0, whole, 16):
-            store(grad_x, start + c, load(line, place + c))
+            store(grad_x, start + c, load(line, index + c))
         if whole < channels:
-            store(spill, 0, load(line, place + whole))
+            store(spill, 0, load(line, index + whole))
             for n in range(channels - whole):
                 grad_x[start + whole + n] = spill[n]
 
 
-@njit(**_OPTIONS)
+@njit(**EXACT)
 def gradient_lines(
     x, norm_weight, norm_bias, eps, normed, turned, grad, grad_x, parts, norm_parts, height, width, channels, lines,
     start, stop,
@@ -240,13 +242,13 @@ def gradient_lines(
     items_per_image = (height + lines - 1) // lines
     part = 25 * blocks
     for item in range(start, stop):
-        image, top = item // items_per_image * height, item % items_per_image * lines
+        image, first_line = item // items_per_image * height, item % items_per_image * lines
         parts[item * part : (item + 1) * part] = f32(0.0)
         if normed:
             norm_parts[item * 2 * blocks : (item + 1) * 2 * blocks] = f32(0.0)
-        for i in range(top, min(top + lines, height)):
+        for i in range(first_line, min(first_line + lines, height)):
             # Read the lines that are new into both rings.
-            for row in range(i - 2 if i == top else i + 2, i + 3):
+            for row in range(i - 2 if i == first_line else i + 2, i + 3):
                 slot, at = (row + 5) % 5 * size, (row + 5) % 5 * width
                 if row < 0 or row >= height:
                     ring[slot : slot + size] = f32(0.0)

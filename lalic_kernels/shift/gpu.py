@@ -5,25 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lalic_kernels.launch import Launch, blocks, on
+from lalic_kernels.launch import Launch, blocks, on, vector
 
-# The forward's tile depends on the number of pixels B * H * W. For few pixels tiles are smaller and several programs
-# share the channels of a tile, so that all processors of a GPU have work; each computes the statistics again.
+# With fewer pixels B * H * W, tiles have 4 lines in place of 8 and several programs share the channels of a tile, so
+# that all processors of a GPU have work; each computes the statistics again.
 MANY_PIXELS = 16384
 BLOCK_C = 32
-
-
-# Two warps if a thread has eight neighbouring channels (vectors of 16-bit types); otherwise four, to save registers.
-def _tile(rows: int, warps: int) -> Launch:
-    return Launch((("ROWS", rows), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=warps)
-
-
-TILES: dict[tuple[str, int], Launch] = {
-    ("many", 8): _tile(8, 2),
-    ("many", 4): _tile(8, 4),
-    ("few", 8): _tile(4, 2),
-    ("few", 4): _tile(4, 4),
-}
 SPLIT = 2  # blocks of channels per program for few pixels
 TAPS = Launch((("ROWS", 32), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=4)
 NORM_STEPS = 8  # blocks of pixels per program in the norm's backward
@@ -39,9 +26,13 @@ def taps(weight: Tensor) -> Tensor:
 
 
 def tile(pixels: int, vec: int) -> tuple[Launch, bool]:
-    """The forward's tile for a number of pixels and a vector width, and whether several programs share its channels."""
-    size = "many" if pixels >= MANY_PIXELS else "few"
-    return TILES[size, 8 if vec == 8 else 4], size == "few"
+    """The forward's tile for a number of pixels and a vector width, and whether several programs share its channels.
+
+    Two warps if a thread has eight neighbouring channels (vectors of 16-bit types); otherwise four, to save registers.
+    """
+    many = pixels >= MANY_PIXELS
+    constants = (("ROWS", 8 if many else 4), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C))
+    return Launch(constants, num_warps=2 if vec == 8 else 4), not many
 
 
 def over_channels(channels: int, tile: Launch, vec: int) -> dict[str, int]:
@@ -54,34 +45,57 @@ def over_channels(channels: int, tile: Launch, vec: int) -> dict[str, int]:
     return {"ALL_C": all_c, "PIXELS": max(1, min(16, elements * tile.num_warps // (4 * all_c)))}
 
 
-def vector(channels: int, itemsize: int) -> int:
-    """The number of channels in one 16-byte access; 1 if C is not a multiple of it."""
-    whole = 16 // itemsize
-    return whole if channels % whole == 0 else 1
+def plain(norm_weight: Tensor, norm_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """norm_weight and norm_bias as the kernels read them: contiguous float32."""
+    return norm_weight.detach().float().contiguous(), norm_bias.detach().float().contiguous()
 
 
-def shift(x: Tensor, taps: Tensor, out: Tensor, *, turned: bool = False) -> None:
-    """Write the shift of x to out. taps: from `taps`; with `turned` the kernel is turned by 180 degrees. One launch.
+def forward(
+    x: Tensor, weight: Tensor, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    """The shift of x (B, H, W, C) by weight (C, 5, 5); with norm_weight and norm_bias (C,), of x's LayerNorm."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    norm = None if norm_weight is None or norm_bias is None else plain(norm_weight, norm_bias)
+    shift(x.contiguous(), taps(weight), y, norm, eps)
+    return y
 
-    x, out: (B, H, W, C), contiguous, one dtype, not the same memory, not empty.
+
+def backward(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, in its dtype, and of weight, norm_weight and norm_bias, float32; grad is in x's dtype."""
+    x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    shift(grad, taps(weight), grad_x, turned=True)
+    if norm_weight is None or norm_bias is None:
+        return grad_x, grad_weight(x, grad)
+    norm = plain(norm_weight, norm_bias)
+    *grad_parameters, statistics = grad_norm(x, norm[0], grad_x, eps)
+    return grad_x, grad_weight(x, grad, (*norm, statistics)), *grad_parameters
+
+
+def shift(
+    x: Tensor,
+    taps: Tensor,
+    out: Tensor,
+    norm: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+    *,
+    turned: bool = False,
+) -> None:
+    """Write the shift of x to out: one launch, and with a norm one allocation of scratch memory.
+
+    x, out: (B, H, W, C), contiguous, one dtype, not the same memory, not empty. taps: from `taps`. norm: from `plain`,
+    for the shift of x's LayerNorm. With `turned` the kernel is turned by 180 degrees.
     """
-    _shift(x, None, taps, out, 0.0, turned)
-
-
-def norm_shift(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, taps: Tensor, out: Tensor, eps: float = 1e-5) -> None:
-    """Write the shift of x's LayerNorm to out. taps: from `taps`. One launch, and one allocation of scratch memory.
-
-    x, out: (B, H, W, C), contiguous, one dtype, not the same memory, not empty. norm_weight, norm_bias: (C,) float32,
-    contiguous.
-    """
-    _shift(x, (norm_weight, norm_bias), taps, out, eps, False)
-
-
-def _shift(x: Tensor, norm: tuple[Tensor, Tensor] | None, taps: Tensor, out: Tensor, eps: float, turned: bool) -> None:
     from lalic_kernels.shift import kernels
 
     batch, height, width, channels = x.shape
-    vec = vector(channels, x.element_size())
+    vec = vector(x.element_size(), channels)
     launch, shared = tile(batch * height * width, vec)
     rows, columns = launch["ROWS"], launch["COLUMNS"]
     c_blocks = blocks(channels, launch["BLOCK_C"])
@@ -113,7 +127,7 @@ def grad_weight(x: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor] | N
     with on(x.device):
         kernels_backward.grad_taps_kernel[(tiles, blocks(channels, TAPS["BLOCK_C"]), 5)](
             x, *(norm or (parts, parts, parts)), grad, parts, height, width, channels, batch * height * width,
-            NORM=norm is not None, VEC=vector(channels, x.element_size()), **TAPS.options(),
+            NORM=norm is not None, VEC=vector(x.element_size(), channels), **TAPS.options(),
         )  # fmt: skip
     return parts.sum(0, dtype=torch.float64).to(torch.float32).t().reshape(channels, 5, 5)
 
@@ -128,7 +142,7 @@ def grad_norm(x: Tensor, norm_weight: Tensor, grad: Tensor, eps: float) -> tuple
 
     channels = x.shape[3]
     pixels = x.numel() // channels
-    vec = vector(channels, x.element_size())
+    vec = vector(x.element_size(), channels)
     constants = over_channels(channels, TAPS, vec) | {"STEPS": NORM_STEPS}
     programs = blocks(pixels, constants["PIXELS"] * NORM_STEPS)
     statistics = torch.empty((2, pixels), dtype=torch.float32, device=x.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +38,13 @@ def token_shift(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Ten
     """
     checks.shapes("token_shift", ("x", x, "B H W C"), ("weight", weight, "C 5 5"))
     dtype = checks.floating("token_shift", "x", x)
-    checks.dtype_in("token_shift", "weight", weight, (dtype, torch.float32), "beside x")
+    checks.dtype_in("token_shift", (dtype, torch.float32), "beside x", ("weight", weight))
     checks.same_device("token_shift", ("x", x), ("weight", weight))
     chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, dtype)
     if chosen == "reference":
         return reference.token_shift(x, weight.to(dtype))
     if chosen == "torch" and x.numel():
-        return _token_shift_by_torch(x, weight)
+        return _by_torch(x, weight)
     return TOKEN_SHIFT.call(x, weight, chosen)
 
 
@@ -87,15 +88,15 @@ def norm_shift(
         >>> norm_shift(torch.randn(1, 8, 12, 96), torch.ones(96), torch.zeros(96), torch.randn(96, 5, 5)).shape
         torch.Size([1, 8, 12, 96])
     """
-    vectors = (("norm_weight", norm_weight), ("norm_bias", norm_bias))
+    parameters = (("norm_weight", norm_weight), ("norm_bias", norm_bias), ("weight", weight))
     checks.shapes(
-        "norm_shift", ("x", x, "B H W C"), *((name, value, "C") for name, value in vectors), ("weight", weight, "C 5 5")
-    )
+        "norm_shift", ("x", x, "B H W C"),
+        ("norm_weight", norm_weight, "C"), ("norm_bias", norm_bias, "C"), ("weight", weight, "C 5 5"),
+    )  # fmt: skip
     checks.floating("norm_shift", "x", x)
-    for name, value in (*vectors, ("weight", weight)):
-        checks.dtype_in("norm_shift", name, value, (x.dtype, torch.float32), "beside x")
+    checks.dtype_in("norm_shift", (x.dtype, torch.float32), "beside x", *parameters)
     checks.result_dtype("norm_shift", dtype, "x", x)
-    checks.same_device("norm_shift", ("x", x), *vectors, ("weight", weight))
+    checks.same_device("norm_shift", ("x", x), *parameters)
     if not eps >= 0:
         raise ValueError(f"norm_shift: eps must be at least 0, but is {eps}")
     if backend == "reference":
@@ -125,65 +126,81 @@ def fold_token_shift(alpha: Tensor, w1: Tensor, w3: Tensor, w5: Tensor) -> Tenso
         inputs = " 1" if isinstance(kernel, Tensor) and kernel.dim() == 4 else ""
         return f"C{inputs} {size} {size}"
 
-    kernels = (("w5", w5, 5), ("w3", w3, 3), ("w1", w1, 1))
     checks.shapes(
         "fold_token_shift",
-        *((name, kernel, pattern(kernel, size)) for name, kernel, size in kernels),
-        ("alpha", alpha, "4"),
-    )
+        ("w5", w5, pattern(w5, 5)), ("w3", w3, pattern(w3, 3)), ("w1", w1, pattern(w1, 1)), ("alpha", alpha, "4"),
+    )  # fmt: skip
     dtype = checks.floating("fold_token_shift", "w5", w5)
-    for name, value in (("w3", w3), ("w1", w1), ("alpha", alpha)):
-        checks.dtype_in("fold_token_shift", name, value, (dtype,), "as w5 is")
-    checks.same_device("fold_token_shift", ("w5", w5), ("w3", w3), ("w1", w1), ("alpha", alpha))
+    others = (("w3", w3), ("w1", w1), ("alpha", alpha))
+    checks.dtype_in("fold_token_shift", (dtype,), "as w5 is", *others)
+    checks.same_device("fold_token_shift", ("w5", w5), *others)
     return reference.fold_token_shift(alpha, w1, w3, w5)
 
 
-def _token_shift_by_torch(x: Tensor, weight: Tensor) -> Tensor:
-    """The token shift by torch's depth-wise convolution, differentiable: for other devices, float64, without numba."""
+def _by_torch(
+    x: Tensor, weight: Tensor, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    """Either shift by torch's LayerNorm and depth-wise convolution, differentiable."""
     with checks.no_autocast(x.device):
+        if norm_weight is not None and norm_bias is not None:
+            x = F.layer_norm(x, (x.shape[3],), norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
         y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype).unsqueeze(1), padding=2, groups=x.shape[3])
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-def _norm_shift_by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The normalised shift by torch's LayerNorm and depth-wise convolution, differentiable."""
-    with checks.no_autocast(x.device):
-        normed = F.layer_norm(x, (x.shape[3],), norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
-    return _token_shift_by_torch(normed, weight)
+def _op(norm_weight: Tensor | None) -> dispatch.Op:
+    return TOKEN_SHIFT if norm_weight is None else NORM_SHIFT
 
 
-def _token_shift(x: Tensor, weight: Tensor, backend: str | None) -> Tensor:
-    chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, x.dtype)
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> Tensor:
+    """Either shift, the normalised one if norm_weight and norm_bias are given."""
+    chosen = dispatch.resolve(_op(norm_weight), backend, x.device.type, x.dtype)
     if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     if chosen == "cpu":
-        return cpu.forward(x, weight)
-    if chosen == "triton":
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        gpu.shift(x.contiguous(), gpu.taps(weight), y)
-        return y
-    return _token_shift_by_torch(x, weight)
+        return cpu.forward(x, weight, norm_weight, norm_bias, eps, dtype)
+    shift = gpu.forward if chosen == "triton" else _by_torch
+    y = shift(x, weight, norm_weight, norm_bias, eps)
+    return y if dtype is None else y.to(dtype)
 
 
-def _token_shift_backward(x: Tensor, weight: Tensor, grad: Tensor, backend: str | None) -> tuple[Tensor, ...]:
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    grad: Tensor,
+    eps: float,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    """Gradients of x and weight, and of norm_weight and norm_bias if they are given."""
+    inputs = (x, weight, *(t for t in (norm_weight, norm_bias) if t is not None))
     if x.numel() == 0:
-        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
-    chosen = dispatch.resolve(TOKEN_SHIFT, backend, x.device.type, x.dtype)
+        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
+    chosen = dispatch.resolve(_op(norm_weight), backend, x.device.type, x.dtype)
+    grads: Sequence[Tensor]
     if chosen == "cpu":
-        grad_x, grad_weight = cpu.backward(x, weight, grad)
-        return grad_x, grad_weight.to(weight.dtype)
-    if chosen == "triton":
-        x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        gpu.shift(grad, gpu.taps(weight), grad_x, turned=True)
-        return grad_x, gpu.grad_weight(x, grad).to(weight.dtype)
-    return tuple(recompute(_token_shift_by_torch, (x, weight), grad))
+        grads = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
+    elif chosen == "triton":  # only compiled CPU code reads a gradient of another dtype
+        grads = gpu.backward(x, weight, grad.to(x.dtype), norm_weight, norm_bias, eps)
+    else:
+        grads = recompute(functools.partial(_by_torch, eps=eps), inputs, grad.to(x.dtype))
+    return tuple(g.to(t.dtype) for g, t in zip(grads, inputs, strict=True))
 
 
 TOKEN_SHIFT = register(
     "token_shift",
     "(Tensor x, Tensor weight, str? backend) -> Tensor",
-    forward=_token_shift,
-    backward=_token_shift_backward,
+    forward=lambda x, weight, backend: _forward(x, None, None, weight, 0.0, None, backend),
+    backward=lambda x, weight, grad, backend: _backward(x, weight, None, None, grad, 0.0, backend),
     saves=("x", "weight", "backend"),
     like="x",
     flops=lambda x, *_, **__: 50 * x[0] * x[1] * x[2] * x[3],
@@ -191,59 +208,13 @@ TOKEN_SHIFT = register(
     gradient="like the forward for triton and cpu; otherwise autograd through torch's convolution, recomputed",
     cpu=True,
 )
-
-
-def _norm_shift(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    eps: float,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> Tensor:
-    chosen = dispatch.resolve(NORM_SHIFT, backend, x.device.type, x.dtype)
-    if x.numel() == 0:
-        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    if chosen == "cpu":
-        return cpu.forward(x, weight, norm_weight, norm_bias, eps, dtype)
-    if chosen == "triton":
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
-        gpu.norm_shift(x.contiguous(), scale, offset, gpu.taps(weight), y, eps)
-    else:
-        y = _norm_shift_by_torch(x, norm_weight, norm_bias, weight, eps)
-    return y if dtype is None else y.to(dtype)
-
-
-def _norm_shift_backward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, grad: Tensor, eps: float, backend: str | None
-) -> tuple[Tensor, ...]:
-    inputs = (x, norm_weight, norm_bias, weight)
-    if x.numel() == 0:
-        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
-    chosen = dispatch.resolve(NORM_SHIFT, backend, x.device.type, x.dtype)
-    if chosen == "cpu":
-        grad_x, grad_weight, grad_scale, grad_offset = cpu.backward(x, weight, grad, norm_weight, norm_bias, eps)
-        return grad_x, grad_scale.to(norm_weight.dtype), grad_offset.to(norm_bias.dtype), grad_weight.to(weight.dtype)
-    grad = grad.to(x.dtype)  # only compiled CPU code reads a gradient of another dtype
-    if chosen == "triton":
-        x, grad, grad_x = x.contiguous(), grad.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        scale, offset = norm_weight.float().contiguous(), norm_bias.float().contiguous()
-        gpu.shift(grad, gpu.taps(weight), grad_x, turned=True)
-        grad_scale, grad_offset, statistics = gpu.grad_norm(x, scale, grad_x, eps)
-        grad_weight = gpu.grad_weight(x, grad, (scale, offset, statistics))
-        return grad_x, grad_scale.to(norm_weight.dtype), grad_offset.to(norm_bias.dtype), grad_weight.to(weight.dtype)
-    return tuple(recompute(functools.partial(_norm_shift_by_torch, eps=eps), inputs, grad))
-
-
 NORM_SHIFT = register(
     "norm_shift",
     "(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, float eps, ScalarType? dtype, str? backend)"
     " -> Tensor",
-    forward=_norm_shift,
-    backward=_norm_shift_backward,
-    saves=("x", "norm_weight", "norm_bias", "weight", "eps", "backend"),
+    forward=_forward,
+    backward=_backward,
+    saves=("x", "weight", "norm_weight", "norm_bias", "eps", "backend"),
     like=lambda x, norm_weight, norm_bias, weight, eps, dtype, backend: torch.empty_like(
         x, dtype=dtype, memory_format=torch.contiguous_format
     ),

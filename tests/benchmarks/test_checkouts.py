@@ -15,6 +15,7 @@ from benchmarks.peers import checkouts, worker
 
 PYTHON = Path(sys.executable)
 QUICK = Setting(torch.device("cpu"), quick=True)
+SIZE = (64, 128)
 
 # A codec in the calling form of the checkout that it pretends to be.
 FAKE = """
@@ -62,7 +63,7 @@ def test_a_checkout_is_known_by_its_files(tmp_path: Path, files: tuple[str, ...]
 
 def test_rows_of_a_checkout(tmp_path: Path) -> None:
     rows = checkouts.measured(str(checkout(tmp_path, FAKE)), PYTHON, (64, 128), 2, QUICK)
-    assert [(row["side"], row["direction"]) for row in rows] == [
+    assert [(row["model"], row["direction"]) for row in rows] == [
         (f"TCM, N = {n}", direction) for n in (64, 128) for direction in ("encode", "decode")
     ]
     for row in rows:
@@ -72,12 +73,11 @@ def test_rows_of_a_checkout(tmp_path: Path) -> None:
 
 def test_rows_of_table_1(tmp_path: Path) -> None:
     options = argparse.Namespace(peers=[str(checkout(tmp_path, FAKE)), str(tmp_path / "models")], peer_python=PYTHON)
-    small, large, nothing = complexity.peers(options, QUICK)
+    small, large, nothing = complexity.peers(options, SIZE, QUICK)
     assert (small["model"], large["model"]) == ("TCM, N = 64", "TCM, N = 128")
     assert small["parameters"] == 3 and small["encode"]["seconds"] > 0 and small["decode"]["seconds"] > 0
     assert "operations" not in small  # it has no forward pass
-    assert "TCM, N = 64, 128x64: 0.00 M parameters\n  encode " in complexity.line(small)
-    assert complexity.line(nothing).startswith("models, 128x64: not run: the folder is no checkout")
+    assert nothing["model"] == "models" and nothing["skipped"].startswith("the folder is no checkout")
 
 
 def test_rows_of_figure_10(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_rows_of_figure_10(tmp_path: Path) -> None:
     source = FAKE.replace("torch.nn.Parameter(torch.zeros(3))", "torch.nn.Conv2d(3, N, 1)")
     source += "    def forward(self, x):\n        return self.weight(x)\n"
     paths, sizes = [str(checkout(tmp_path, source)), str(tmp_path / "models")], [(256, 256), (256, 320)]
-    rows = scaling.count_peers(paths, PYTHON, sizes)
+    rows = [row for path in paths for row in checkouts.counted(path, PYTHON, sizes)]
     found = [(row["model"], row["pixels"], row["operations"]["layers"]) for row in rows[:4]]
     # Widths are filled up to multiples of 128.
     expected = [
@@ -94,16 +94,15 @@ def test_rows_of_figure_10(tmp_path: Path) -> None:
     assert found == expected
     assert rows[4]["model"] == "models" and "is no checkout of" in rows[4]["skipped"]
     assert not scaling.fits(rows, scaling.COUNTS)  # two sizes make no line
-    (row, _) = complexity.peers(argparse.Namespace(peers=paths[:1], peer_python=PYTHON), QUICK)
+    (row, _) = complexity.peers(argparse.Namespace(peers=paths[:1], peer_python=PYTHON), SIZE, QUICK)
     assert row["operations"]["layers"] == 3 * 64 * 256 * 256 and row["parameters"] == 64 * 4
-    assert "TCM, N = 64, 128x64: 0.00 M parameters, 0.03 GFLOP, 0.01 GMAC of layers\n  encode " in complexity.line(row)
-    passed = scaling._named(checkouts.passed(paths[0], PYTHON, sizes, torch.device("cpu"), longest=60.0))
+    passed = checkouts.passed(paths[0], PYTHON, sizes, torch.device("cpu"), longest=60.0)
     assert [(row["model"], row["pixels"]) for row in passed] == [(row["model"], row["pixels"]) for row in rows[:4]]
     assert all(row["seconds"] > 0 and row["peak bytes"] is not None for row in passed)
 
 
 def test_a_network_that_cannot_be_counted_says_why(tmp_path: Path) -> None:
-    (row,) = scaling.count_peers([str(checkout(tmp_path, FAKE))], PYTHON, [(64, 64)])
+    (row,) = checkouts.counted(str(checkout(tmp_path, FAKE)), PYTHON, [(64, 64)])
     assert row["model"] == "TCM, N = 64" and "forward" in row["skipped"]
 
 
@@ -130,7 +129,7 @@ def test_what_needs_cuda_says_so() -> None:
 
 def test_a_folder_that_is_nothing(tmp_path: Path) -> None:
     (row,) = checkouts.measured(str(tmp_path), PYTHON, (64, 128), 1, QUICK)
-    assert row["side"] == tmp_path.name and "is no checkout of TCM, FTIC, MLIC++" in row["skipped"]
+    assert row["model"] == tmp_path.name and "is no checkout of TCM, FTIC, MLIC++" in row["skipped"]
 
 
 def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ import pytest
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import records
 
-RESULTS = ROOT / "benchmarks" / "results" / "static.jsonl"
+ROOT = Path(__file__).parents[2]
 
 
 def kept() -> dict[tuple[str, str], dict[str, float]]:
     """Bytes a pixel by part, of the last record of each model and precision."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for record in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines()):
+    for record in records.load():
         if "decode_memory" in record:
             one: dict[str, Any] = record["decode_memory"]
             assert record["device"] == "static" and one["size"] == [768, 512]
@@ -31,9 +31,9 @@ def kept() -> dict[tuple[str, str], dict[str, float]]:
 
 def test_the_table_in_the_docs_is_the_last_record() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    records = kept()
-    assert len(records) == 4
-    for (model, precision), parts in records.items():
+    found = kept()
+    assert len(found) == 4
+    for (model, precision), parts in found.items():
         assert parts["all"] == max(parts.values()) == parts["synthesis"]
         large = 3840 * 2176 * parts["all"] / 1e9
         row = f"| {model} | {precision} | {parts['all']:.0f} | {parts['channel contexts']:.0f} | {large:.1f} GB |"
@@ -44,20 +44,9 @@ def test_the_table_in_the_docs_is_the_last_record() -> None:
 
 def test_the_command_counts_and_saves(tmp_path: Path) -> None:
     """A small picture takes as much a pixel as Kodak's, but for halos and what is rounded up."""
-    words = [
-        "-m",
-        "benchmarks.counting.memory",
-        "decode",
-        "--model",
-        "slim",
-        "--size",
-        "256",
-        "128",
-        "--save",
-        "--results",
-    ]
+    command = "-m benchmarks.counting.memory decode --model slim --size 256 128 --save --results"
     done = subprocess.run(
-        [sys.executable, *words, str(tmp_path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *command.split(), str(tmp_path)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ import torch
 from PIL import Image
 
 import lalic
-from benchmarks import exact_model, portability, records, slices
-from benchmarks.cases.transforms import TINY
-from benchmarks.measure import Setting, WrongResult
+from benchmarks import exact_model, portability, records
 from lalic import images
 
 
@@ -44,45 +41,6 @@ def test_bits(folder) -> None:
     stream = model.encode(x)
     # What the coder writes is the ideal length and a few bytes a lane.
     assert 0 < 8 * len(stream.data) - row["exact"] < 8 * 64
-
-
-def test_times_beside_floating_point(folder, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
-    for name in ("SLIM", "REDUCED", "FULL"):
-        monkeypatch.setattr(exact_model, name, TINY)
-    monkeypatch.setattr(exact_model, "HEIGHT", 64)
-    monkeypatch.setattr(exact_model, "WIDTH", 64)
-    monkeypatch.setattr(Setting, "rounds", (2, 2, 0.0))
-    before = torch.get_num_threads()
-    assert exact_model.main(["--time", "--save"]) == 0
-    record = saved(folder)
-    assert record["threads"] == 2 and record["quick"] is False and torch.get_num_threads() == before
-    assert [(row["case"], row["call"]) for row in record["rows"]] == 3 * [
-        ("tiny 64x64", "exact"),
-        ("tiny 64x64", "float"),
-    ]
-    exact, plain = record["rows"][:2]
-    assert exact["ratios"] == {"float": exact["seconds"] / plain["seconds"]} and plain["yardstick"]
-    assert "x float" in capsys.readouterr().out
-
-
-def test_a_wrong_result_is_not_timed(monkeypatch) -> None:
-    right = exact_model._Decoding.exact
-    monkeypatch.setattr(exact_model._Decoding, "exact", lambda self: right(self) + 1)
-    with pytest.raises(WrongResult, match="not the reference's"):
-        exact_model.measure_all(Setting(torch.device("cpu"), quick=True))
-
-
-def test_a_busy_machine_keeps_nothing(folder, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
-    for words in (["--time", "--save"], ["--time", "--quick", "--save"], [], ["--time", str(folder / "set")]):
-        with pytest.raises(SystemExit, match="2"):
-            exact_model.main(words)
-    with pytest.raises(SystemExit, match="2"):
-        slices.main(["--time", "--save"])
-    said = capsys.readouterr().err
-    assert "load 1.5" in said and "leave out --save" in said and "not both" in said
-    assert not (folder / "results").exists()
 
 
 def test_a_decoder_that_differs_is_counted(folder, monkeypatch) -> None:

@@ -13,8 +13,7 @@ from test_records import check_mechanisms
 from benchmarks import measure
 from benchmarks.counting import memory, operations
 from benchmarks.counting.memory import Live
-from benchmarks.measure import WrongResult
-from benchmarks.paper import mechanism_definitions as definitions
+from benchmarks.measure import Setting, WrongResult
 from benchmarks.paper import mechanisms as sweep
 from benchmarks.paper import selective_scan as scan
 from benchmarks.paper.mechanism_modules import MECHANISMS, Mechanism, grid
@@ -44,34 +43,11 @@ def test_mix_equals_the_definition(name: str, length: int) -> None:
     assert (mechanism.mix(*parts) - want).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_is_projections_then_the_mechanism(name: str) -> None:
-    mechanism, _ = made(name, width_of(name), 64)
-    x = torch.randn(64, mechanism.width, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    parts = mechanism.project(x)
-    y = mechanism(x)
-    assert y.shape == x.shape
-    # Numbers of order ten pass through both shifts.
-    assert (y - mechanism.definition(*parts)).abs().max() < 1e-11
-    if "shift" in name:
-        shifted = definitions.shift(x, mechanism.before, grid(64))
-        for part, want in zip(parts[1:], mechanism.inner.project(shifted), strict=True):
-            assert (part - want).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_projections_are_of_the_scale_of_the_samples(name: str) -> None:
-    """What is timed is like what a layer would hand on: the same shapes."""
-    mechanism, parts = made(name, width_of(name), 64)
-    projected = mechanism.project(torch.randn(64, mechanism.width, dtype=torch.float64))
-    assert [p.shape for p in projected] == [p.shape for p in parts]
-
-
 @pytest.mark.parametrize(("length", "chunk"), [(1, 1), (2, 1), (35, 6), (35, 35), (36, 6), (37, None), (1, 4)])
 def test_chunked_scan_of_any_length(length: int, chunk: int | None) -> None:
     mechanism, (u, delta, B, C) = made("selective scan", 5, length)
     A, skip = -torch.exp(mechanism.A_log[0]), mechanism.skip[0]
-    want = definitions.selective_scan(u, 10 * delta, A, B, C, skip)
+    want = scan.recurrence(u, 10 * delta, A, B, C, skip)
     assert (scan.chunked(u, 10 * delta, A, B, C, skip, chunk) - want).abs().max() < 1e-13
 
 
@@ -81,7 +57,7 @@ def test_compiled_scan(width: int) -> None:
     mechanism, (u, delta, B, C) = made("selective scan", width, 300, torch.float32)
     arguments = (u, delta, -torch.exp(mechanism.A_log[0]), B, C, mechanism.skip[0])
     assert scan.implementation(CPU, torch.float32) == "compiled"
-    want = definitions.selective_scan(*(x.double() for x in arguments))
+    want = scan.recurrence(*(x.double() for x in arguments))
     # Sixteen states, each of some ten effective steps, in float32: values up to ten, a hundred roundings of 1e-7.
     assert (scan.selective_scan(*arguments) - want).abs().max() < 1e-4
 
@@ -90,7 +66,7 @@ def test_a_wide_decay_does_not_overflow() -> None:
     """exp(A sum delta) underflows to zero over a chunk; a form that divides by it would give NaN."""
     u, B = torch.ones(400, 1, dtype=torch.float64), torch.ones(400, 2, dtype=torch.float64)
     A, skip = torch.tensor([[-1.0, -200.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    want = definitions.selective_scan(u, 5 * u, A, B, B, skip)
+    want = scan.recurrence(u, 5 * u, A, B, B, skip)
     assert (scan.chunked(u, 5 * u, A, B, B, skip) - want).abs().max() < 1e-13
 
 
@@ -101,7 +77,7 @@ def test_the_grid_is_nearly_square() -> None:
 def test_tokens_that_fill_no_windows_are_refused() -> None:
     mechanism, _ = made("window attention", 32, 64)
     with pytest.raises(ValueError, match="whole windows of 8 x 8, got 6 x 6"):
-        mechanism(torch.zeros(36, 32, dtype=torch.float64))
+        mechanism.mix(*mechanism.sample(36, torch.Generator()))
     with pytest.raises(ValueError, match="positive multiple of 32, got 48"):
         MECHANISMS["window attention"](48)
 
@@ -186,7 +162,7 @@ def test_the_rules_of_counting() -> None:
 
 # Measuring
 
-QUICK = sweep.Sweep(CPU, quick=True)
+QUICK = Setting(CPU, quick=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,14 +192,14 @@ def test_a_sweep_measures_and_says_what_it_leaves_out(name: str, monkeypatch: py
 
 
 def test_what_would_take_too_long_is_left_out() -> None:
-    rows = sweep.rows("AFT-simple", 96, (1 << 8, 1 << 9), sweep.Sweep(CPU, quick=True, longest=1e-9))
+    rows = sweep.rows("AFT-simple", 96, (1 << 8, 1 << 9), QUICK, 1e-9)
     assert "seconds" in rows[0] and "a call" in rows[1]["skipped"]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sweep_on_a_gpu(name: str) -> None:
-    (row,) = sweep.rows(name, 96, (1 << 12,), sweep.Sweep(torch.device("cuda"), quick=True))
+    (row,) = sweep.rows(name, 96, (1 << 12,), Setting(torch.device("cuda"), quick=True))
     assert row["seconds"] > 0 and row["peak bytes"] > 0 and row["operations"]["total"] > 0
 
 
@@ -271,17 +247,3 @@ def test_the_command_saves_and_continues(
     assert sweep.main(words) == 0
     assert len(path.read_text().splitlines()) == 1
     assert capsys.readouterr().out.count("is recorded") == 1
-
-
-def test_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
-    for words in (
-        ["--save", "--results", str(tmp_path)],  # busy
-        ["--save", "--quick"],
-        ["AFT-complex"],
-        ["--device", "cuda"] if not torch.cuda.is_available() else ["--lengths", "0"],
-        ["--widths", "100"],
-    ):
-        with pytest.raises(SystemExit) as stop:
-            sweep.main(words)
-        assert stop.value.code == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 from benchmarks import report
-from benchmarks.paper import published
 from benchmarks.records import RESULTS, load
 
 pytest.importorskip("matplotlib")
@@ -71,44 +69,11 @@ def mechanism(name: str, lengths: tuple[int, ...]) -> dict[str, Any]:
     return record(mechanism=name, width=96, mechanisms=rows)
 
 
-def scaled(static: bool) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    for n in (256, 512, 1024):
-        row: dict[str, Any] = {"model": "LALIC full", "height": n, "width": n, "pixels": n * n}
-        if static:
-            row |= {"operations": dict.fromkeys(("complete", "formulas", "layers", "thop"), 1.204e6 * n * n)}
-            row |= {"bytes": {"weights": 314159265, "peak": 314159265 + 800 * n * n}}
-        elif n < 1024:
-            row |= {"peak bytes": 900 * n * n, "seconds": 0.7654321}
-        else:
-            row |= {"skipped": "would take about 77 s by the size before, more than 60 s", "extrapolated bytes": 9.4e8}
-        rows.append(row)
-    fits = {"LALIC full": {"peak bytes": {"slope": 900.25, "r2": 0.99999912, "worst": 0.0123, "points": 3}}}
-    more = {"device": "static", "device_type": "none"} if static else {}
-    return record(scaling=rows, fits=fits, **more)
-
-
-def costs() -> dict[str, Any]:
-    direction = {"seconds": 0.123456, "quartiles": [0.12, 0.13], "repeats": 9, "peak bytes": 123456789}
-    row = {"model": "LALIC slim", "height": 512, "width": 768, "parameters": 2926543, "weights": "shipped"}
-    row |= {"operations": dict.fromkeys(("complete", "formulas", "layers", "thop"), 32745841364)}
-    row |= {"bytes": {"weights": 1, "peak": 2}, "bits per pixel": 0.456, "encode": direction, "decode": direction}
-    peer = {"model": "A peer", "height": 512, "width": 768, "parameters": 45123456, "weights": "random"}
-    peer |= {"encode": direction | {"peak bytes": None}, "decode": direction | {"peak bytes": None}}
-    other = {"model": "Another peer", "height": 512, "width": 768, "skipped": "it does not import here: No module"}
-    return record(complexity=[row, peer, other])
-
-
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The results of this repository, and a device with records of the kinds that it may not have yet."""
-    folder = tmp_path_factory.mktemp("results")
-    for path in RESULTS.glob("*.jsonl"):
-        shutil.copy(path, folder)
-    made = [mechanism("AFT-simple", (1024, 2048, 4096)), mechanism("window <attention>", (1024, 2048, 4096))]
-    made += [scaled(True), scaled(False), costs(), record(published=published.rows())]
-    (folder / "made.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
-    return load(folder)
+def records() -> list[dict[str, Any]]:
+    """The results of this repository, and those of a device with words that are no words of HTML."""
+    made = [mechanism(name, (1024, 2048, 4096)) for name in ("AFT-simple", "window <attention>")]
+    return [*load(RESULTS), *made]
 
 
 @pytest.fixture(scope="module")
@@ -120,52 +85,46 @@ def test_every_number_is_a_records(records: list[dict[str, Any]], text: str) -> 
     assert not strangers(text, records)
     assert text.count("data:image/png") > 10
     assert strangers(text + "| 1.491 |", records) == {"1.491"}
-    assert strangers(text.replace("2.927 |", "2.937 |", 1), records) == {"2.937"}
+    assert strangers(text.replace("11.13 |", "11.199 |", 1), records) == {"11.199"}
+
+
+def test_a_command_prints_the_tables_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    report.show(mechanism("AFT-simple", (1024, 2048)))
+    printed = capsys.readouterr().out
+    assert " AFT-simple |" in printed and "not run: needs about 99.5 GiB" in printed and "image" not in printed
+    assert len({len(line) for line in printed.splitlines() if line.startswith("|")}) == 1
 
 
 def test_the_page_is_whole(text: str) -> None:
     page = report.page(text)
     assert "window &lt;attention&gt;" in page and "<attention>" not in page
     links, places = re.findall(r'href="#([^"]+)"', page), re.findall(r'<h2 id="([^"]+)"', page)
-    assert links == places and len(places) == len(report.SECTIONS)
-    assert page.count("<table>") == text.count("| :-- |") and "| :--" not in page
+    assert links == places and len(places) == len(report.KINDS) + 2
+    assert page.count("<table>") == len(re.findall(r"^\| :-", text, re.MULTILINE)) and "| :--" not in page
     assert not re.search(r'src="(?!data:image/png)|<script|<link', page)  # nothing is fetched and nothing runs
 
 
 def test_what_was_not_measured_is_said(records: list[dict[str, Any]], text: str) -> None:
+    assert "12.5 GiB may be used" in text and re.search(r"not run: needs about .*; extrapolated \d", text)
     missing = text[text.index("## What was not measured") :]
-    assert "12.5 GiB may be used" in missing and "would take about 77 s" in missing
-    assert "not run; extrapolated" in text and "Another peer" in missing
     if not any(one["device_type"] == "cuda" for one in records):
         assert "On a GPU: nothing." in missing
     bare = report.markdown([record()])
-    for what, command in report.COMMANDS.values():
+    for what, command, _ in report.KINDS.values():
         assert what in bare and f"python -m benchmarks.{command} --save" in bare
-
-
-def test_every_model_is_in_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More models than a plot can tell apart go to several; ours are in each."""
-    found = scaled(True)
-    peers = [f"Peer {letter}" for letter in "ABCDEFGHIJ"]
-    found["scaling"] += [row | {"model": peer} for peer in peers for row in found["scaling"]]
-    plots: list[list[str]] = []
-    monkeypatch.setattr(
-        report, "plot", lambda *words: plots.append([name for name, points in words[3] if points]) or ""
-    )
-    list(report.scaling([found]))
-    assert all("LALIC full" in names for names in plots if names)
-    assert max(map(len, plots)) <= report.TOGETHER and {name for names in plots for name in names} >= set(peers)
 
 
 def test_the_latest_run_counts() -> None:
     old, new = (mechanism("AFT-simple", (1024, 2048, 4096, 8192)) for _ in range(2))
     new["mechanisms"][0]["seconds"] = 0.25
-    assert "250 ms" in (shown := "".join(report.mechanisms([old, new])))
+    pieces = report.mechanisms([old, new])
+    assert "250 ms" in (shown := "".join(piece for piece in pieces if isinstance(piece, str)))
     assert report.seconds(old["mechanisms"][0]["seconds"]) not in shown
-    row = {"entry": "biwkv", "memory": "fresh", "case": "a"}
+    row = {"entry": "biwkv", "memory": "fresh", "case": "old", "call": "c", "yardstick": False, "seconds": 1.0}
+    row |= {"ratios": {}, "metrics": {}}
     first = record(rows=[row, row | {"entry": "rans"}])
-    second = record(rows=[row | {"case": "b"}])
-    assert report.latest_rows([first, second]) == [(first, [row | {"entry": "rans"}]), (second, [row | {"case": "b"}])]
+    shown = "".join(report.speed([first, record(rows=[row | {"case": "new"}])]))
+    assert shown.count("old: c") == shown.count("new: c") == 1 and shown.index("new: c") < shown.index("### rans")
 
 
 @pytest.mark.parametrize("value", [0, 3, 1234, 98304, 0.00012345, 1.99996, 473659167360, 1e-9, 123456.7, -0.5])

@@ -35,14 +35,16 @@ def test_an_architecture_takes_its_own_rows_by_size() -> None:
         launches.Row("forward", "cuda 90", 2, 5000, tune.launch_of("forward", (64, 32, 8))),
     ]
     with tune.using((*launches.TABLE, *own)):
-        assert launches.choose("cuda 90", 4999, 96, 2).chunk == 128
-        assert launches.choose("cuda 90", 5000, 96, 2).rows == own[1].launch
-        assert launches.choose("cuda 90", 5000, 95, 2).vec == 1
+        assert launches.choose("forward", "cuda 90", 4999, 96, 2).chunk == 128
+        assert launches.choose("forward", "cuda 90", 5000, 96, 2).rows == own[1].launch
+        assert launches.choose("forward", "cuda 90", 5000, 95, 2).vec == 1
         # Another architecture, another dtype, the backward: as before.
         for arch, itemsize in (("cuda 80", 2), ("cuda 90", 4)):
-            assert launches.choose(arch, 5000, 96, itemsize) == launches.choose("any", 5000, 96, itemsize)
-        assert launches.choose_backward("cuda 90", 9, 96, 2) == launches.choose_backward("any", 9, 96, 2)
-    assert launches.choose("cuda 90", 4999, 96, 2) == launches.choose("any", 4999, 96, 2)
+            assert launches.choose("forward", arch, 5000, 96, itemsize) == launches.choose(
+                "forward", "any", 5000, 96, itemsize
+            )
+        assert launches.choose("backward", "cuda 90", 9, 96, 2) == launches.choose("backward", "any", 9, 96, 2)
+    assert launches.choose("forward", "cuda 90", 4999, 96, 2) == launches.choose("forward", "any", 4999, 96, 2)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from tiny import tiny
+from tiny import noise, tiny
 
 from lalic import batch, codec
 from lalic.batch import Job, Outcome, Packed, compress_files, decompress_files
@@ -34,13 +34,13 @@ def steps(**changed: Any) -> batch.Steps:
     plain: dict[str, Any] = {
         "open": lambda data: int(data),
         "code": lambda values: [10 * value for value in values],
-        "pack": lambda job, value: Packed(b"%d" % value, value, 1),
+        "pack": lambda target, value: Packed(b"%d" % value, value, 1),
     }
     return batch.Steps(**plain | changed)
 
 
 def run(jobs: list[Job], what: batch.Steps, **options: Any) -> list[Outcome]:
-    return list(batch.run(jobs, what, **options))
+    return batch.run(jobs, what, **options)
 
 
 def failed(outcomes: list[Outcome]) -> int:
@@ -80,7 +80,7 @@ def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
             third.set()
         return values
 
-    def pack(job: Job, value: int) -> Packed:
+    def pack(target: str, value: int) -> Packed:
         if value == 0:
             assert third.wait(60)
         return Packed(b"%d" % value, 1, 1)
@@ -99,7 +99,7 @@ def test_few_files_are_under_way(jobs: list[Job]) -> None:
             now[1] = max(now)
         return int(data)
 
-    def pack(job: Job, value: int) -> Packed:
+    def pack(target: str, value: int) -> Packed:
         threading.Event().wait(0.02)
         with lock:
             now[0] -= 1
@@ -147,20 +147,16 @@ def test_files_that_exist_are_kept(jobs: list[Job]) -> None:
 # Pictures from Python
 
 
-def save(path: Path, seed: int = 0) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
 def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Plain arguments, outcomes as result, nothing printed; one bad file does not stop the others."""
+    folder = tmp_path / "in"
+    folder.mkdir()
     for i in range(3):
-        save(tmp_path / "in" / f"{i}.png", i)
-    (tmp_path / "in" / "1.png").write_bytes(b"no picture")
+        noise(i).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"no picture")
     heard: list[tuple[str, int]] = []
     outcomes = compress_files(
-        [tmp_path / "in"],
+        [folder],
         tmp_path / "out",
         tiny(qualities=3),
         quality=100,
@@ -181,9 +177,9 @@ def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture
         with Image.open(tmp_path / "back" / f"{i}.png") as image:
             assert (np.asarray(image) == np.asarray(decoded)).all()
     assert capfd.readouterr() == ("", "")
-    again = compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", tiny(qualities=3))
+    again = compress_files([folder / "0.png"], tmp_path / "out", tiny(qualities=3))
     assert isinstance(again[0].error, WouldOverwrite)
-    assert failed(compress_files([tmp_path / "in" / "0.png"], tmp_path / "out", tiny(qualities=3), overwrite=True)) == 0
+    assert failed(compress_files([folder / "0.png"], tmp_path / "out", tiny(qualities=3), overwrite=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -195,7 +191,7 @@ def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture
     ],
 )
 def test_a_request_that_cannot_be_starts_nothing(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    save(tmp_path / "a.png")
+    noise().save(tmp_path / "a.png")
     with pytest.raises(RequestError, match=message):
         compress_files([tmp_path / "a.png"], model=tiny(qualities=3), **options)
     with pytest.raises(RequestError, match="no picture format"):

@@ -23,13 +23,6 @@ def test_the_picture_is_the_one_its_readme_names():
     assert digest in (ASSETS / "README.md").read_text()
 
 
-def test_psnr():
-    black, grey = Image.new("RGB", (5, 4)), Image.new("RGB", (5, 4), (0, 0, 51))
-    assert psnr(black, black) == float("inf")
-    # one channel of three off by 51 = 255 / 5: 10 log10(3 * 25)
-    assert psnr(black, grey) == pytest.approx(18.7506, abs=1e-4)
-
-
 @pytest.fixture(scope="module")
 def crop():
     return astronaut(150, 30, 128, 128)

@@ -86,15 +86,8 @@ def test_a_folder_is_no_target(tmp_path):
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "a.png",
-        "in/b.JPG",
-        "in/sub/c.png",
-        "in/notes.txt",
-        "in/.hidden.png",
-        "in/.cache/d.png",
-        "in/e.lalic",
-    ):
+    inside = ("b.JPG", "sub/c.png", "notes.txt", ".hidden.png", ".cache/d.png", "e.lalic")
+    for name in ("a.png", *(f"in/{name}" for name in inside)):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
@@ -118,6 +111,7 @@ def test_a_folder_is_searched_and_mirrored(tree):
     assert pairs(plan(["in"], None, ".lalic", PICTURES)) == inside
     mirrored = [("in/b.JPG", "out/b.lalic"), ("in/sub/c.png", "out/sub/c.lalic"), ("a.png", "out/a.lalic")]
     assert pairs(plan(["in/", "a.png"], "out", ".lalic", PICTURES)) == mirrored
+    assert len(plan(["in/.cache", "in/sub"], None, ".lalic", PICTURES)) == 2
 
 
 def test_streams(tree):
@@ -134,7 +128,6 @@ def test_streams(tree):
         (["in"], "-", "takes exactly one input"),
         (["a.png", "in"], "-", "takes exactly one input"),
         (["in"], "a.png", "is a file, expected a folder"),
-        (["in/.cache", "in/sub"], None, None),
         (["a.png"], "a.png", "itself an input"),
         (["a.png"], "./in/../a.png", "itself an input"),
         (["a.png", "a.png"], None, "a.png is named twice"),
@@ -142,9 +135,6 @@ def test_streams(tree):
     ],
 )
 def test_what_is_refused(tree, sources, out, match):
-    if match is None:
-        assert len(plan(sources, out, ".lalic", PICTURES)) == 2
-        return
     with pytest.raises(RequestError, match=match):
         plan(sources, out, ".lalic", PICTURES)
 

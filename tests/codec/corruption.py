@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -88,14 +86,3 @@ def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, b
 def claiming(data: bytes, width: int, height: int) -> bytes:
     """The file with another size in its header, with correct checksums."""
     return Container(**{**vars(parse(data)), "width": width, "height": height}).pack()
-
-
-def with_version(data: bytes, version: int) -> bytes:
-    """The file with another version number, with correct checksums."""
-    container = parse(data)
-    payload = len(container.stream)
-    header = bytearray(data[: len(data) - payload - 8])
-    header[4] = version
-    sections = data[len(data) - payload - 4 : -4]
-    crc = zlib.crc32(header)
-    return bytes(header) + struct.pack(">I", crc) + sections + struct.pack(">I", zlib.crc32(sections, crc))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny
+from tiny import noise, tiny
 
 import lalic
 from lalic import codec, images
@@ -17,10 +17,6 @@ from lalic.coder import Stream
 from lalic.container import MAX_OVERHEAD, Container, parse
 from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
 from lalic.model import LALIC
-
-
-def picture(width=50, height=40, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture
@@ -41,7 +37,7 @@ def shipped(monkeypatch):
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 64), (64, 64), (65, 127), (130, 3)])
 def test_the_decoder_shows_the_encoders_reconstruction(size):
     """A file of any size decodes to the synthesis of the padded picture's latents, cropped."""
-    model, image = tiny(), picture(*size)
+    model, image = tiny(), noise(size=size)
     data = codec.encode(image, model)
     container = parse(data)
     assert (container.width, container.height) == size and len(data) - len(container.stream) <= MAX_OVERHEAD
@@ -56,9 +52,9 @@ def test_the_decoder_shows_the_encoders_reconstruction(size):
 
 def test_path_and_bytes_are_taken(tmp_path):
     out = io.BytesIO()
-    picture().save(out, "PNG")
+    noise(size=(50, 40)).save(out, "PNG")
     (tmp_path / "a.png").write_bytes(out.getvalue())
-    data = codec.encode(picture(), tiny())
+    data = codec.encode(noise(size=(50, 40)), tiny())
     assert codec.encode(out.getvalue(), tiny()) == codec.encode(tmp_path / "a.png", tiny()) == data
 
 
@@ -69,9 +65,9 @@ def test_the_options_of_load_are_passed_on():
     orange = codec.encode(Image.new("RGB", (3, 2), (255, 128, 0)), tiny())
     assert codec.encode(clear, tiny(), background="#ff8000") == orange
     with pytest.raises(ImageError, match="limit is 99"):
-        codec.encode(picture(10, 10), tiny(), max_pixels=99)
+        codec.encode(noise(size=(10, 10)), tiny(), max_pixels=99)
     with pytest.raises(BitstreamError, match="limit is 99"):
-        codec.decode(codec.encode(picture(10, 10), tiny()), tiny(), max_pixels=99)
+        codec.decode(codec.encode(noise(size=(10, 10)), tiny()), tiny(), max_pixels=99)
 
 
 def test_a_side_beyond_16_bit_is_refused():
@@ -86,12 +82,12 @@ def test_no_gradient_is_recorded(monkeypatch):
         monkeypatch.setattr(
             LALIC, name, lambda *a, m=method, **k: modes.append(torch.is_inference_mode_enabled()) or m(*a, **k)
         )
-    codec.decode(codec.encode(picture(), tiny()), tiny())
+    codec.decode(codec.encode(noise(size=(50, 40)), tiny()), tiny())
     assert modes == [True, True]
 
 
 def test_the_shipped_model_is_the_default_and_is_loaded_once(shipped):
-    data = codec.encode(picture())
+    data = codec.encode(noise(size=(50, 40)))
     assert codec.decode(data).size == codec.decode(data, device="cpu").size == (50, 40)
     assert len(shipped) == 1
 
@@ -115,7 +111,7 @@ def test_threads_share_one_model(shipped):
 def test_other_weights_are_refused_by_hash_and_never_run(shipped, monkeypatch):
     monkeypatch.setattr(LALIC, "decode", lambda *_, **__: pytest.fail("decoded"))
     ours, other = tiny(lmbda=0.002), tiny(lmbda=0.03)
-    data = codec.encode(picture(), other)
+    data = codec.encode(noise(size=(50, 40)), other)
     with pytest.raises(ModelMismatchError) as caught:
         codec.decode(data, ours)
     assert other.weights_hash().hex() in str(caught.value) and ours.weights_hash().hex() in str(caught.value)
@@ -124,7 +120,7 @@ def test_other_weights_are_refused_by_hash_and_never_run(shipped, monkeypatch):
 
 
 def test_another_name_is_refused_even_with_the_same_hash():
-    container = parse(codec.encode(picture(), tiny()))
+    container = parse(codec.encode(noise(size=(50, 40)), tiny()))
     renamed = Container(**{**vars(container), "model_name": "full"}).pack()
     with pytest.raises(ModelMismatchError, match=r"'full' with hash .* but the given model is 'slim'"):
         codec.decode(renamed, tiny())
@@ -132,7 +128,7 @@ def test_another_name_is_refused_even_with_the_same_hash():
 
 def test_a_model_that_does_not_ship_must_be_given(shipped):
     model = tiny("full")
-    data = codec.encode(picture(), model)
+    data = codec.encode(noise(size=(50, 40)), model)
     with pytest.raises(ModelMismatchError, match=r"'full' .* does not ship with this release"):
         codec.decode(data)
     assert shipped == []
@@ -144,19 +140,19 @@ def test_a_model_that_does_not_ship_must_be_given(shipped):
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "", "cpu:x"])
 def test_bad_devices(device, shipped):
     with pytest.raises(LalicError, match="device is"):
-        codec.encode(picture(), device=device)
+        codec.encode(noise(size=(50, 40)), device=device)
     with pytest.raises(LalicError, match="device is"):
-        codec.encode(picture(), tiny(), device=device)
+        codec.encode(noise(size=(50, 40)), tiny(), device=device)
 
 
 def test_a_given_model_is_not_moved(monkeypatch):
     monkeypatch.setattr(LALIC, "device", torch.device("meta"))
     with pytest.raises(LalicError, match="the given model is on meta; move it"):
-        codec.encode(picture(), tiny(), device="cpu")
+        codec.encode(noise(size=(50, 40)), tiny(), device="cpu")
 
 
 def test_a_file_says_what_the_model_made(monkeypatch):
     monkeypatch.setattr(LALIC, "encode", lambda self, x, quality, graph: Stream(b"stream", 7))
-    container = parse(codec.encode(picture(), tiny()))
+    container = parse(codec.encode(noise(size=(50, 40)), tiny()))
     assert (container.stream, container.symbol_checksum) == (b"stream", 7)
     assert (container.model_name, container.model_hash) == ("slim", tiny().weights_hash())

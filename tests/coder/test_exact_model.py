@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shapes import SHAPES
+from shapes import golden, published_model, small
+from tiny import astronaut
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not part of the installed packages
 
 import lalic
 from benchmarks.portability import ideal_code_length
@@ -26,20 +24,10 @@ from lalic.nn.context import pack
 from lalic_kernels import exact
 from lalic_kernels.exact import reference
 
-ROOT = Path(__file__).parents[2]
-
-
-def published_style() -> LALIC:
-    golden = load_file(ROOT / "tests" / "golden" / "model.safetensors")
-    return LALIC.from_state_dict({name[3:]: value for name, value in golden.items() if name.startswith("sd/")})
-
 
 def odd() -> LALIC:
-    """A few weights, odd group sizes, three slices, hyper transforms without blocks."""
-    torch.manual_seed(0)
-    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 0), (3, 1, 7))
-    model.update()
-    return model.eval()
+    """Hyper transforms without blocks."""
+    return small(depths=(1, 0, 1, 0))
 
 
 def one_slice() -> LALIC:
@@ -57,23 +45,15 @@ def narrow_contexts() -> LALIC:
     return model.eval()
 
 
-def patches() -> LALIC:
-    """Slim's shape: patches, two blocks in an aggregation network."""
-    torch.manual_seed(0)
-    model = LALIC(3, 11, (4, 6, 8, 11, 6, 5), (1, 0, 1, 1), (3, 1, 7), context_depth=1, **SHAPES["patches"])
-    model.update()
-    return model.eval()
-
-
 MODELS = {
-    "slim": lalic.slim, "published": published_style, "odd": odd, "one slice": one_slice, "narrow": narrow_contexts,
-    "patches": patches,
+    "slim": lalic.slim, "published": published_model, "odd": odd, "one slice": one_slice, "narrow": narrow_contexts,
+    "patches": lambda: small("patches", context_depth=1),  # two blocks in an aggregation network
 }  # fmt: skip
 EACH = pytest.mark.parametrize("name", MODELS)
 
 
 def photo() -> Tensor:
-    return images.to_tensor(images.load(ROOT / "lalic" / "assets" / "astronaut.png"))
+    return images.to_tensor(astronaut())
 
 
 class WithScales(ExactEngine):
@@ -179,7 +159,7 @@ def test_a_converted_checkpoint_is_the_same_model(name: str, tmp_path: Path) -> 
 
 
 def test_the_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = published_style()
+    model = published_model()
     torch.save({"state_dict": {n: v for n, v in model.state_dict().items() if "_cdf" not in n}}, tmp_path / "a.pth")
     out = tmp_path / "b.safetensors"
     assert cli.main(["convert", str(tmp_path / "a.pth"), str(out)]) == 0
@@ -302,7 +282,7 @@ def test_the_rate_is_the_float_models(name: str) -> None:
     what all later ones are predicted from.
     """
     model = MODELS[name]()
-    x = photo() if name == "slim" else load_file(ROOT / "tests" / "golden" / "model.safetensors")["128/x"]
+    x = photo() if name == "slim" else golden()["128/x"]
     turned = [y.flip(dims).contiguous() for y in (x, x.transpose(2, 3)) for dims in ((), (2,), (3,), (2, 3))]
     bits = {}
     for entropy in ("exact", "float"):

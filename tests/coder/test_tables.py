@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,6 @@ from lalic.coder.tables import (
     unpack_rows,
 )
 from lalic_kernels import rans
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # scripts/ is not part of the installed package
-
 from scripts import make_gaussian_tables
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "entropy.npz"

@@ -1,9 +1,13 @@
 """A folder of pictures for the tests of `lalic.eval`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from tiny import astronaut
+from tiny import astronaut, tiny
+
+from lalic import cli, hub
 
 
 @pytest.fixture
@@ -15,3 +19,17 @@ def folder(tmp_path: Path) -> Path:
     astronaut(300, 250, 200, 170).save(path / "more" / "arm.png")
     (path / "notes.txt").write_text("no picture")
     return path
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Runs one command with the tiny model, and returns its exit code, output and errors."""
+    monkeypatch.setattr(hub, "slim", lambda pretrained: tiny())
+
+    def call(*words: object) -> SimpleNamespace:
+        code = cli.main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call

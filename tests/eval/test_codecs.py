@@ -205,7 +205,7 @@ def fake_vtm(tmp_path: Path, wide: bool = True) -> tuple[Path, Path]:
 @pytest.mark.parametrize("wide", [True, False])
 def test_vtm_gets_the_supplements_command(tmp_path: Path, wide: bool) -> None:
     encoder, log = fake_vtm(tmp_path, wide)
-    codec, picture = vtm.Vtm(encoder, None), astronaut(150, 20, 192, 176)
+    codec, picture = vtm.Vtm(encoder), astronaut(150, 20, 192, 176)
     assert codec.version == "VTM 9.1" and codec.qualities == (22, 27, 32, 37, 42, 47)
     coded = codec.code(picture, 32)
     words = json.loads(log.read_text().splitlines()[-1])
@@ -222,14 +222,14 @@ def test_vtm_gets_the_supplements_command(tmp_path: Path, wide: bool) -> None:
 def test_vtm_pads_odd_sizes_alone(tmp_path: Path) -> None:
     encoder, log = fake_vtm(tmp_path)
     picture = astronaut(150, 20, 33, 24)
-    assert vtm.Vtm(encoder, None).code(picture, 22).picture.size == (33, 24)
+    assert vtm.Vtm(encoder).code(picture, 22).picture.size == (33, 24)
     assert json.loads(log.read_text())[-1] == "--ConformanceWindowMode=1"
 
 
 def test_vtm_that_fails_says_why(tmp_path: Path) -> None:
     encoder, _ = fake_vtm(tmp_path)
     with pytest.raises(LalicError, match=r"the encoder failed \(something is wrong\)"):
-        vtm.Vtm(encoder, None).code(astronaut(150, 20, 16, 16), 47)
+        vtm.Vtm(encoder).code(astronaut(150, 20, 16, 16), 47)
     with pytest.raises(LalicError, match="there is no encoder"):
         vtm.Vtm(tmp_path / "nothing", None)
     with pytest.raises(LalicError, match="there is no configuration"):

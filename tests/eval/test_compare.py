@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import astronaut, tiny
 
-from lalic import cli, hub
 from lalic.errors import LalicError
 from lalic.eval import compare, side_by_side
 from lalic.eval.codecs import Codec, Coded, LalicCodec, make
@@ -116,7 +115,7 @@ def test_compare_from_python() -> None:
     assert np.array_equal(np.asarray(both.picture), np.asarray(picture))
     assert [match.codec.name for match in both.matches] == ["jpeg", "lalic"] and "vtm needs" in both.left_out[0]
     assert all(abs(match.psnr - 28) < 0.3 for match in both.matches)
-    assert both.matches[0].figures().startswith(f"quality {both.matches[0].quality:g}, {both.matches[0].coded.size} b")
+    assert both.matches[0].text().startswith(f"quality {both.matches[0].quality:g}, {both.matches[0].coded.size} b")
     assert side_by_side.sheet(both.picture, both.matches).width == 3 * (2 * 160 + 8) + 8
     for codecs, options, message in (
         (["vtm"], {}, "nothing is left to compare"),
@@ -127,19 +126,11 @@ def test_compare_from_python() -> None:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
+def run(tmp_path, monkeypatch, command):
     """Runs `lalic compare` on a picture in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "slim", lambda pretrained: tiny())
     astronaut(150, 20, 192, 176).save("a.png")
-
-    def call(*words):
-        code = cli.main(["compare", *map(str, words)])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return call
+    return functools.partial(command, "compare")
 
 
 def test_the_command(run, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from lalic.errors import LalicError
-from lalic.eval.curves import bd_rate, published_curve, published_curves, rate_at, within
+from lalic.eval import curves
+from lalic.eval.curves import Curve, Point, ReadCurve, Row, bd_rate, compare_curves, published_curves, rate_at
 
 pytest.importorskip("bjontegaard")
 
@@ -27,7 +29,7 @@ def test_the_published_figures_come_from_the_published_points(
     pictures: str, metric: str, percent: float, row: str
 ) -> None:
     """LALIC against VTM-9.1, tables 1 and 4 of the paper and its supplement, to 0.3 percentage points."""
-    anchor, test = (published_curve(codec, pictures, metric).points for codec in ("vtm-9.1", "lalic-published"))
+    test, anchor = (curve.rd_points(metric) for curve in published_curves(pictures))
     pchip, akima = (bd_rate(anchor, test, method).percent for method in ("pchip", "akima"))
     assert pchip == pytest.approx(percent, abs=0.3)
     assert akima == pytest.approx(percent, abs=0.3)
@@ -91,16 +93,22 @@ def test_rate_at_a_quality() -> None:
         rate_at(straight, 29.9)
 
 
-def test_within() -> None:
-    assert within([(0.1, 1.0), (0.5, 2.0), (1.0, 3.0), (1.1, 4.0)], 0.5, 1.0) == [(0.5, 2.0), (1.0, 3.0)]
+def test_points_at_the_ends_of_the_range_count() -> None:
+    rows = [(0.1, 31.0), (0.5, 32.0), (1.0, 33.0), (1.1, 34.0)]
+    test = Curve("x", "X", "1", tuple(Point.of(q, [Row(*row, None, 1.0, 1.0, "a", 9)]) for q, row in enumerate(rows)))
+    anchor = ReadCurve("Y", {"psnr": [(0.5, 30.0), (1.0, 36.0)]})
+    (comparison,) = compare_curves([test], [anchor], (0.5, 1.0))
+    assert [value for value, _ in comparison.at] == [32.0, 33.0]
 
 
 def test_published_points_are_whole() -> None:
-    curves = published_curves()
-    assert len(curves) == 8
-    for each in curves:
-        rates, values = zip(*each.points, strict=True)
-        assert len(each.points) in (6, 8) and list(rates) == sorted(rates) and list(values) == sorted(values)
-        assert each.source and each.metric in ("psnr", "ms-ssim")
-    with pytest.raises(LalicError, match="no ms-ssim curve of vtm-9"):
-        published_curve("vtm-9.1", "clic", "ms-ssim")
+    entries = json.loads((Path(curves.__file__).parent / "published.json").read_text())["curves"]
+    assert len(entries) == 8 and all(entry["source"] for entry in entries)
+    for pictures, metrics in (("kodak", ["psnr", "ms-ssim"]), ("clic", ["psnr"]), ("tecnick", ["psnr"])):
+        found = published_curves(pictures)
+        assert [each.title for each in found] == ["LALIC (published)", "VTM-9.1 (published)"]
+        for each in found:
+            assert list(each.points) == metrics
+            for points in each.points.values():
+                rates, values = zip(*points, strict=True)
+                assert len(points) in (6, 8) and list(rates) == sorted(rates) and list(values) == sorted(values)

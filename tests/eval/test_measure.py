@@ -14,28 +14,27 @@ from lalic import images
 from lalic.errors import LalicError
 from lalic.eval import evaluate
 from lalic.eval.codecs import LalicCodec, make
-from lalic.eval.curves import Curve, Point, Row, compressai_json, decibels, read_compressai_json
+from lalic.eval.curves import Curve, Point, Row, compressai_json, decibels, read_curve
 from lalic.eval.measure import load, measure, similarity
-from lalic.metrics import psnr
-from lalic.nn.ms_ssim import ms_ssim
+from lalic.metrics import ms_ssim, psnr
 
 
 def test_rows_are_those_of_real_files(folder: Path) -> None:
     pictures = load([folder])
-    assert [picture.name for picture in pictures] == ["face", "arm"]
+    assert list(pictures) == ["face", "arm"]
     codec = make("jpeg", (60, 20, 40, 80))
     heard: list[Point] = []
     curve = measure(codec, pictures, heard.append)
     assert [point.quality for point in heard] == [60, 20, 40, 80]
     assert [point.label for point in curve.points] == ["20", "40", "60", "80"]  # in order of rate
     for point in curve.points:
-        for row, picture in zip(point.rows, pictures, strict=True):
-            data = codec.encode(picture.image, point.quality)
+        for row, (name, picture) in zip(point.rows, pictures.items(), strict=True):
+            data = codec.encode(picture, point.quality)
             decoded = images.load(data)
-            assert (row.picture, row.size, row.width, row.height) == (picture.name, len(data), *picture.image.size)
-            assert row.bpp == 8 * len(data) / (row.width * row.height)
-            assert row.psnr == psnr(picture.image, decoded)
-            wanted = float(ms_ssim(images.to_tensor(picture.image), images.to_tensor(decoded)))
+            assert (row.picture, row.size) == (name, len(data))
+            assert row.bpp == 8 * len(data) / (picture.width * picture.height)
+            assert row.psnr == psnr(picture, decoded)
+            wanted = float(ms_ssim(images.to_tensor(picture), images.to_tensor(decoded)))
             assert row.ms_ssim == wanted and 0.5 < wanted < 1
         assert point.psnr == pytest.approx(sum(row.psnr for row in point.rows) / 2)
         assert point.bpp == pytest.approx(sum(row.bpp for row in point.rows) / 2)
@@ -72,11 +71,9 @@ def test_small_pictures_have_no_ms_ssim() -> None:
 
 def curve() -> Curve:
     """Two points of two pictures, the second picture too small for MS-SSIM at the second point."""
-    rows = [
-        [Row("a", 10, 20, 50, 30.0, 0.9, 0.5, 0.25), Row("b", 10, 10, 25, 34.0, 0.8, 0.7, 0.75)],
-        [Row("a", 10, 20, 100, 40.0, 0.99, 0.5, 0.5), Row("b", 10, 10, 50, math.inf, 0.98, 0.5, 0.5)],
-    ]
-    return Curve("x", "X", "x 1", tuple(Point(q, str(q), tuple(r)) for q, r in zip((1, 2), rows, strict=True)))
+    one = Point.of(1, [Row(2.0, 30.0, 0.9, 0.5, 0.25, "a", 50), Row(2.0, 34.0, 0.8, 0.7, 0.75, "b", 25)])
+    two = Point.of(2, [Row(4.0, 40.0, 0.99, 0.5, 0.5, "a", 100), Row(4.0, math.inf, 0.98, 0.5, 0.5, "b", 50)])
+    return Curve("x", "X", "x 1", (one, two))
 
 
 def test_the_form_is_compressais(tmp_path: Path) -> None:
@@ -92,23 +89,28 @@ def test_the_form_is_compressais(tmp_path: Path) -> None:
     assert written["pictures"]["a"]["psnr-rgb"] == [30.0, 40.0] and written["qualities"] == ["1", "2"]
     path = tmp_path / "x.json"
     path.write_text(json.dumps(written, allow_nan=False))
-    name, points = read_compressai_json(path, "ms-ssim")
-    assert name == "X" and [rate for rate, _ in points] == [2.0, 4.0]
-    assert points[0][1] == pytest.approx(-10 * math.log10(0.15))
+    again = read_curve(path)
+    assert again.title == "X" and again.points["psnr"] == [(2.0, 32.0)]
+    assert [rate for rate, _ in again.points["ms-ssim"]] == [2.0, 4.0]
+    assert again.points["ms-ssim"][0][1] == pytest.approx(-10 * math.log10(0.15))
 
 
 def test_compressais_own_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "vtm.json"
     path.write_text('{"name": "VTM", "results": {"psnr-rgb": [26.1, 28.4], "bpp": [0.05, 0.11]}}')
-    assert read_compressai_json(path, "psnr") == ("VTM", [(0.05, 26.1), (0.11, 28.4)])
-    with pytest.raises(LalicError, match="holds no ms-ssim"):
-        read_compressai_json(path, "ms-ssim")
+    assert (read_curve(path).title, read_curve(path).points) == ("VTM", {"psnr": [(0.05, 26.1), (0.11, 28.4)]})
     path.write_text('{"results": {"psnr": [26.1, 28.4], "bpp": [0.05, 0.11]}}')  # as its first releases wrote
-    assert read_compressai_json(path, "psnr") == ("vtm", [(0.05, 26.1), (0.11, 28.4)])
-    for text, word in (("{", "cannot be read"), ('{"results": {}}', "expected results"), ("[]", "expected results")):
+    assert (read_curve(path).title, read_curve(path).points) == ("vtm", {"psnr": [(0.05, 26.1), (0.11, 28.4)]})
+    for text, word in (
+        ("{", "cannot be read"),
+        ('{"results": {}}', "expected results"),
+        ("[]", "expected results"),
+        ('{"results": {"bpp": [0.1], "psnr-rgb": [30, 31]}}', "expected results"),
+        ('{"results": {"bpp": [0.1]}}', "holds no psnr and no ms-ssim"),
+    ):
         path.write_text(text)
         with pytest.raises(LalicError, match=word):
-            read_compressai_json(path, "psnr")
+            read_curve(path)
 
 
 def test_a_codec_that_gives_another_size_back_is_not_believed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

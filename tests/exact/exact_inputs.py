@@ -100,12 +100,12 @@ class Cpu:
         from numba import njit
 
         from lalic_kernels.exact import cpu, cpu_loops
+        from lalic_kernels.numba_math import EXACT
 
         self.cpu = cpu
         # Compiled again, since loops that only compiled code calls have no entry for Python.
         self.square_row, self.gate_row, self.add_row = (
-            njit(**cpu_loops.OPTIONS)(loop.py_func)
-            for loop in (cpu_loops.square_row, cpu_loops.gate_row, cpu_loops.add_row)
+            njit(**EXACT)(loop.py_func) for loop in (cpu_loops.square_row, cpu_loops.gate_row, cpu_loops.add_row)
         )
 
     def depthwise(self, x: Tensor, weights: exact.ExactDepthwise) -> Tensor:

@@ -1,32 +1,18 @@
-"""The Triton kernels give the reference's bits, on a GPU or in the interpreter."""
+"""What only the Triton kernels have; `test_paths.py` runs them too. On a GPU, or in the interpreter."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import exact_inputs
 import pytest
 import torch
 from exact_inputs import KINDS, Source, make_block, make_params
-from test_paths import same
+from test_paths import DEVICE, NEEDS_TRITON, same
 from torch import Tensor
 
-from lalic_kernels import exact, installed
-from lalic_kernels.dispatch import BackendUnavailable
-from lalic_kernels.exact import op, reference
-from lalic_kernels.exact.numbers import THRESHOLDS
+from lalic_kernels import exact
+from lalic_kernels.exact import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.skipif(
-        not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
-        reason="needs triton, and a GPU or the interpreter",
-    ),
-    # The interpreter uses numpy, which warns of overflows that the definition settles.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
-GOLDEN = Path(__file__).with_name("golden.json")
+pytestmark = NEEDS_TRITON
 
 
 def both(function, *tensors: Tensor):
@@ -41,12 +27,6 @@ def test_every_step_and_block(kind: str) -> None:
     expected, result = (exact_inputs.results(kind, path, DEVICE, lengths) for path in ("reference", "triton"))
     assert len(result) == 18 + len(lengths)
     assert not [name for name in result if not same(expected[name], result[name])]
-
-
-@pytest.mark.gpu
-def test_golden_hashes_on_a_gpu() -> None:
-    golden, result = json.loads(GOLDEN.read_text())["hashes"], exact_inputs.all_hashes("triton", "cuda")
-    assert [name for name in result if result[name] != golden[name]] == []
 
 
 def test_largest_sums_stay_exact() -> None:
@@ -126,46 +106,6 @@ def test_digits_are_the_quantised_integers() -> None:
     assert torch.equal(digits.scales, torch.ldexp(torch.ones(6), exponent.flatten().cpu() - 12).to(DEVICE))
 
 
-def test_sigmoid_over_all_exponents() -> None:
-    x = exact_inputs.every_exponent(DEVICE)
-    x = torch.nn.functional.pad(x, (0, -len(x) % 32)).reshape(-1, 32)
-    assert same(exact_inputs.Gpu().sigmoid(x), reference.sigmoid(x))
-
-
-@pytest.mark.parametrize("width", [1, 2, 127, 129, 4096])
-def test_layer_norm_of_extremes(width: int) -> None:
-    rows, weight, bias = exact_inputs.norm_extremes(Source(20, DEVICE), width)
-    assert same(exact_inputs.Gpu().layer_norm(rows, weight, bias), reference.layer_norm(rows, weight, bias))
-
-
-def test_scale_index_at_the_thresholds() -> None:
-    thresholds = torch.tensor(THRESHOLDS)
-    infinity = torch.tensor(float("inf"))
-    x = torch.cat([thresholds, *(torch.nextafter(thresholds, sign * infinity) for sign in (1, -1)), -thresholds])
-    x = torch.cat((x, torch.tensor([0.0, -0.0, 1e30, -1e30]))).to(DEVICE)
-    parameters = x.reshape(2, 16, 8)
-    expected, result = both(exact.gaussian_head, parameters)
-    assert torch.equal(expected[0], result[0]) and same(expected[1], result[1])
-    expected, result = both(exact.gaussian_head, torch.stack((x, x), dim=1))
-    assert torch.equal(expected[0], result[0]) and same(expected[1], result[1])
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_blocks(batch: int) -> None:
-    """Images with values of very different sizes: the fused launches equal the composition, and each image alone."""
-    x = Source(21, DEVICE).normal
-    factors = torch.tensor([1.0, 2.0**20, 2.0**-20], device=DEVICE)[:batch].reshape(-1, 1, 1, 1)
-    block, image = make_block(x, 37, 2), x(batch, 5, 7, 37) * factors
-    expected, result = both(lambda a, backend: exact.rwkv_block(a, block, backend=backend), image)
-    assert same(expected, result)
-    assert same(exact.rwkv_block(image[-1:], block, backend="triton"), result[-1:])
-    params, partial = make_params(x, 37, 33, 70), x(batch, 5, 7, 33)
-    for tokens, part in ((image, None), (image, partial), (image[..., :0], None), (image[..., :0], partial)):
-        assert same(
-            *both(lambda a, b, backend: exact.entropy_params(a, params, partial=b, backend=backend), tokens, part)
-        )
-
-
 def test_strided_inputs() -> None:
     x = Source(22, DEVICE).normal
     image, block, params = x(2, 6, 4, 9).transpose(1, 2), make_block(x, 9, 2), make_params(x, 9, 5, 10)
@@ -177,28 +117,6 @@ def test_strided_inputs() -> None:
         lambda backend: exact.entropy_params(image, params, partial=image[..., 2:7], backend=backend),
     ):
         assert same(*both(function))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_refused(value: float) -> None:
-    x = Source(23, DEVICE).normal
-    good = x(1, 4, 6, 8)
-    bad = good.clone()
-    bad[0, 3, 5, 7] = value
-    block, params, kernel = make_block(x, 8, 2), make_params(x, 8, 8, 10), exact.prepare_conv(x(3, 8, 3, 3))
-    t = {"backend": "triton"}
-    for function in (
-        lambda: exact.linear(bad, block.key, **t),
-        lambda: exact.conv(bad, kernel, **t),
-        lambda: exact.gaussian_head(bad, **t),
-        lambda: exact.gaussian_head(bad.flip(3), **t),
-        lambda: exact.rwkv_block(bad, block, **t),
-        lambda: exact.entropy_params(bad, params, **t),
-        lambda: exact.entropy_params(good, params, partial=bad, **t),
-        lambda: exact.entropy_params(good[..., :0], params, partial=bad, **t),
-    ):
-        with pytest.raises(exact.NotFinite, match="must be finite"):
-            function()
 
 
 def test_one_check_for_many_calls() -> None:
@@ -214,16 +132,3 @@ def test_one_check_for_many_calls() -> None:
         exact.linear(good, weight, backend="triton")
     with pytest.raises(exact.NotFinite, match="must be finite"):
         exact.linear(good / 0.0, weight, backend="triton")
-
-
-def test_what_cannot_run_is_refused() -> None:
-    x = Source(25, DEVICE).normal
-    weight = exact.prepare_linear(x(3, 4))
-    with pytest.raises(TypeError, match="must be float32"):
-        exact.linear(x(2, 4).double(), weight, backend="triton")
-    with pytest.raises(BackendUnavailable, match="triton"):
-        exact.linear(x(2, 4).to("meta"), weight, backend="triton")
-    assert exact.linear(x(0, 4), weight, backend="triton").shape == (0, 3)
-    assert exact.rwkv_block(x(0, 2, 2, 4), make_block(x, 4, 2), backend="triton").shape == (0, 2, 2, 4)
-    assert exact.entropy_params(x(0, 4), make_params(x, 4, 3, 6), backend="triton").shape == (0, 3)
-    assert op.backend_of("cuda") == "triton"

@@ -7,22 +7,14 @@ import itertools
 import pytest
 import torch
 from exact_inputs import Source, make_block, make_params, order_key
-from test_paths import same
+from test_paths import DEVICE, NEEDS_TRITON, same
 from torch import Tensor
 
 from lalic.nn.context import CHECKERBOARD_TAPS, pack
 from lalic_kernels import exact, installed
 from lalic_kernels.exact import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.skipif(
-        not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
-        reason="needs triton, and a GPU or the interpreter",
-    ),
-    # The interpreter uses numpy, which warns of overflows that the definition settles.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = NEEDS_TRITON
 KERNELS = exact.slice_kernels(torch.device(DEVICE), backend="triton") if installed.TRITON else None
 ALL_ROWS, NO_ROWS = 1 << 40, 0  # `rows_pay` always, and never
 TAPS = torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32) - 2

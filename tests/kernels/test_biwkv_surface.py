@@ -1,12 +1,14 @@
-"""BiWKV's options and transforms: gate, torch.vmap and torch.func, autocast, low precision, the same bits twice."""
+"""BiWKV's options and transforms: gate, torch.vmap and torch.func, autocast, low precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import pytest
 import torch
-from op_specs import BIWKV, GATED_BIWKV, OpSpec
+from op_specs import BIWKV, GATED_BIWKV, Arguments, OpSpec
+from test_biwkv import by, norm_error
+from test_contract import gradients, make, wide
 from torch import Tensor
 
 import lalic_kernels
@@ -19,16 +21,12 @@ SPEC = pytest.mark.parametrize("spec", [BIWKV, GATED_BIWKV], ids=lambda spec: sp
 LOW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 
 
-def arguments(spec: OpSpec, *sizes: int, seed: int = 0) -> dict[str, Tensor]:
-    return {name: x.float() for name, x in spec.make(sizes, torch.Generator().manual_seed(seed)).items()}
+def arguments(spec: OpSpec, *sizes: int, seed: int = 0) -> Arguments:
+    return make(spec, sizes, torch.float32, "cpu", seed)
 
 
 def upstream(like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(7)).to(like.dtype)
-
-
-def norm_error(a: Tensor, b: Tensor) -> float:
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 # Gate
@@ -76,12 +74,10 @@ def test_gates_where_a_sigmoid_is_small() -> None:
 @SPEC
 @BACKENDS
 def test_two_tokens_do_not_depend_on_w(spec: OpSpec, backend: str) -> None:
-    leaves = {name: x.requires_grad_() for name, x in arguments(spec, 2, 2, 5).items()}
-    grads = torch.autograd.grad(lalic_kernels.biwkv(**leaves, backend=backend).square().sum(), list(leaves.values()))
-    assert not grads[0].any() and all(grad.any() for grad in grads[1:])
-    wide = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
-    grads = torch.autograd.grad(lalic_kernels.biwkv(**wide).square().sum(), list(wide.values()))
-    assert not grads[0].any()
+    args = arguments(spec, 2, 2, 5)
+    _, grads = gradients(by(backend), args)
+    assert {name for name, grad in grads.items() if grad.any()} == set(args) - {"w"}
+    assert not gradients(by(None), wide(args))[1]["w"].any()
 
 
 @SPEC
@@ -89,29 +85,12 @@ def test_sharp_keys_in_the_torch_path(spec: OpSpec) -> None:
     """Keys of 80: the gradients of w and k are 1e-4 of their terms, and still accurate."""
     args = arguments(spec, 1, 97, 4, seed=1)
     args["w"], args["k"] = torch.linspace(-0.01, -0.02, 4), args["k"] * 40
-    wide = {name: x.double().requires_grad_() for name, x in args.items()}
-    y = reference.biwkv(**wide)
-    truth = torch.autograd.grad(y, list(wide.values()), upstream(args["v"]).double())
-    leaves = {name: x.requires_grad_() for name, x in args.items()}
-    y = lalic_kernels.biwkv(**leaves, backend="torch")
-    grads = torch.autograd.grad(y, list(leaves.values()), upstream(y))
-    plain = torch.autograd.grad(torch_path.biwkv(**leaves), list(leaves.values()), upstream(y))
-    for name, grad, true in zip(leaves, grads, truth, strict=True):
-        assert norm_error(grad, true) <= 3e-5, f"gradient of {name}"
-    assert norm_error(plain[0], truth[0]) > 1e-3, "it is as good without a centre, so the centre is not needed"
-
-
-@SPEC
-@BACKENDS
-def test_gradients_have_the_same_bits_twice(spec: OpSpec, backend: str) -> None:
-    leaves = {name: x.requires_grad_() for name, x in arguments(spec, 2, 90, 9).items()}
-
-    def once() -> tuple[Tensor, ...]:
-        y = lalic_kernels.biwkv(**leaves, backend=backend)
-        return torch.autograd.grad(y, list(leaves.values()), upstream(y))
-
-    first = once()
-    assert all(torch.equal(a, b) for _ in range(2) for a, b in zip(first, once(), strict=True))
+    _, truth = gradients(reference.biwkv, wide(args))
+    _, grads = gradients(by("torch"), args)
+    for name, grad in grads.items():
+        assert norm_error(grad, truth[name]) <= 3e-5, f"gradient of {name}"
+    _, plain = gradients(torch_path.biwkv, args)
+    assert norm_error(plain["w"], truth["w"]) > 1e-3, "it is as good without a centre, so the centre is not needed"
 
 
 # Low precision
@@ -128,25 +107,22 @@ def test_low_precision_errors_are_those_of_the_roundings(spec: OpSpec, dtype: to
     gradient.
     """
     interpreted = backend == "triton" and not torch.cuda.is_available()
-    exact = {name: x.double() for name, x in arguments(spec, 2, 150, 9, seed=3).items()}
+    exact = make(spec, (2, 150, 9), torch.float64, "cpu", seed=3)
     rounded = {name: x.to(dtype) for name, x in exact.items()}
-
-    def run(function: Callable[..., Tensor], given: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
-        leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
-        y = function(**leaves)
-        return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad)]
-
     grad = upstream(exact["v"])
-    unrounded = run(reference.biwkv, exact, grad)
-    truth = run(reference.biwkv, {name: x.double() for name, x in rounded.items()}, grad.to(dtype).double())
-    ours = run(lambda **a: lalic_kernels.biwkv(**a, backend=backend), rounded, grad.to(dtype))
-    for name, a, rounded_truth, exact_truth in zip(("y", *exact), ours, truth, unrounded, strict=True):
+    (y, unrounded), (y_truth, truth), (y_ours, ours) = (
+        gradients(reference.biwkv, exact, grad),
+        gradients(reference.biwkv, wide(rounded), grad.to(dtype).double()),
+        gradients(by(backend), rounded, grad.to(dtype)),
+    )
+    unrounded["y"], truth["y"], ours["y"] = y, y_truth, y_ours
+    for name, a in ours.items():
         assert a.dtype == dtype
-        best = rounded_truth.to(dtype)
+        best = truth[name].to(dtype)
         if interpreted and dtype == torch.bfloat16:  # Triton's interpreter truncates, a GPU rounds
-            best = (rounded_truth.float().view(torch.int32) & -65536).view(torch.float32)
-        assert norm_error(a, rounded_truth) <= 2 * norm_error(best, rounded_truth), name
-        assert norm_error(a, exact_truth) <= 2 * norm_error(best, exact_truth), name
+            best = (truth[name].float().view(torch.int32) & -65536).view(torch.float32)
+        for against in (truth[name], unrounded[name]):
+            assert norm_error(a, against) <= 2 * norm_error(best, against), name
 
 
 @pytest.mark.skipif("cpu" not in BIWKV.backends("cpu"), reason="needs numba")
@@ -162,54 +138,53 @@ def test_compiled_bfloat16_is_float32_rounded_once(spec: OpSpec, sizes: tuple[in
     low["w"], low["u"] = low["w"].float(), low["u"].float()
     grad = upstream(low["v"])
 
-    def run(given: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
-        leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
-        y = lalic_kernels.biwkv(**leaves, backend="cpu")
-        return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad)]
-
     for strided in (False, True):
         if strided:
             low |= {name: x.mT.contiguous().mT for name, x in low.items() if x.ndim == 3}
             grad = grad[:, :1].expand_as(grad)
-        ours, wide = run(low, grad), run({name: x.float() for name, x in low.items()}, grad.float())
-        for name, a, b in zip(("y", *low), ours, wide, strict=True):
+        (y, ours), (y_wide, expected) = (
+            gradients(by("cpu"), low, grad),
+            gradients(by("cpu"), {name: x.float() for name, x in low.items()}, grad.float()),
+        )
+        assert y.dtype == torch.bfloat16 and torch.equal(y, y_wide.bfloat16())
+        for name, a in ours.items():
             assert a.dtype == (torch.float32 if name in "wu" else torch.bfloat16)
-            assert torch.equal(a, b.to(a.dtype)), name
+            assert torch.equal(a, expected[name].to(a.dtype)), name
 
 
 # torch.vmap and torch.func
 
 N = 3
-MAPPED = {
-    "over a batch": (None, None, 0, 0, None),
-    "over everything": (0, 0, 0, 0, 0),
-    "data and gate": (None, None, 0, 0, 0),
-    "other dimensions": (1, None, 2, 3, -1),
-    "keys alone": (None, None, 1, None, None),
-    "decay alone": (0, None, None, None, None),
-    "gate alone": (None, None, None, None, 0),
-    "bonus and gate": (None, 0, None, None, 1),
-}
+MAPPED = pytest.mark.parametrize(
+    "in_dims",  # of w, u, k, v, and of the gate if there is one
+    [
+        *[(None, None, 0, 0), (0, 0, 0, 0), (1, None, 2, 3), (None, None, 1, None), (0, None, None, None)],
+        *[(None, None, 0, 0, None), (0, 0, 0, 0, 0), (1, None, 2, 3, -1), (None, None, 1, None, None)],
+        *[(0, None, None, None, None), (None, None, 0, 0, 0), (None, None, None, None, 0), (None, 0, None, None, 1)],
+        (None, 0, None, None),
+    ],
+    ids=str,
+)
+Dims = tuple[int | None, ...]
 
 
-def mapped(in_dims: tuple[int | None, ...], gated: bool, double: bool = False) -> list[Tensor | None]:
-    args = GATED_BIWKV.make((2, 21, 4), torch.Generator().manual_seed(5))
-    tensors: list[Tensor | None] = []
-    for (name, x), dim in zip(args.items(), in_dims, strict=True):
-        if name == "gate" and not gated:
-            tensors.append(None)
-            continue
-        x = x if double else x.float()
-        # Unequal slices, so that a swap of two shows.
-        tensors.append(x if dim is None else torch.stack([x * (1 + i) / 2 for i in range(N)], dim))
-    return tensors
+def call(*tensors: Tensor, backend: str | None = None) -> Tensor:
+    w, u, k, v, *gate = tensors
+    return lalic_kernels.biwkv(w, u, k, v, gate=gate[0] if gate else None, backend=backend)
 
 
-def slices(tensors: list[Tensor | None], in_dims: tuple[int | None, ...]) -> list[list[Tensor | None]]:
+def mapped(in_dims: Dims) -> list[Tensor]:
+    """Arguments with N unequal slices, so that a swap of two shows."""
+    args = arguments(GATED_BIWKV, 2, 21, 4, seed=5).values()
     return [
-        [x if x is None or dim is None else x.select(dim, i) for x, dim in zip(tensors, in_dims, strict=True)]
-        for i in range(N)
+        x if dim is None else torch.stack([x * (1 + i) / 2 for i in range(N)], dim)
+        for x, dim in zip(args, in_dims, strict=False)
     ]
+
+
+def slices(tensors: list[Tensor], in_dims: Dims) -> list[list[Tensor]]:
+    pairs = list(zip(tensors, in_dims, strict=True))
+    return [[x if dim is None else x.select(dim, i) for x, dim in pairs] for i in range(N)]
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -218,73 +193,44 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("backend", WITHOUT_INTERPRETER)
-@pytest.mark.parametrize("which", MAPPED)
-def test_vmap(which: str, backend: str) -> None:
-    for gated in (True, False):
-        in_dims = tuple(MAPPED[which]) if gated else (*MAPPED[which][:4], None)
-        if all(dim is None for dim in in_dims):
-            continue
-        tensors = mapped(in_dims, gated)
-        call = lambda w, u, k, v, gate: lalic_kernels.biwkv(w, u, k, v, gate=gate, backend=backend)  # noqa: E731
-        expected = torch.stack([call(*one) for one in slices(tensors, in_dims)])
-        assert close(torch.vmap(call, in_dims)(*tensors), expected)
-        moved = torch.vmap(call, in_dims, out_dims=2)(*tensors)
-        assert close(moved, expected.movedim(0, 2))
+@MAPPED
+def test_vmap(in_dims: Dims, backend: str) -> None:
+    tensors, function = mapped(in_dims), functools.partial(call, backend=backend)
+    expected = torch.stack([function(*one) for one in slices(tensors, in_dims)])
+    assert close(torch.vmap(function, in_dims)(*tensors), expected)
+    assert close(torch.vmap(function, in_dims, out_dims=2)(*tensors), expected.movedim(0, 2))
 
 
-@pytest.mark.parametrize("which", MAPPED)
-def test_gradients_through_vmap_and_of_it(which: str) -> None:
+@MAPPED
+def test_gradients_through_vmap_and_of_it(in_dims: Dims) -> None:
     """Backward through vmap, torch.func.vmap(grad) and grad(vmap) agree with a loop over slices."""
-    for gated in (True, False):
-        in_dims = tuple(MAPPED[which]) if gated else (*MAPPED[which][:4], None)
-        if all(dim is None for dim in in_dims):
-            continue
-        tensors = mapped(in_dims, gated)
-        count = 5 if gated else 4
+    tensors, every = mapped(in_dims), tuple(range(len(in_dims)))
+    weight = upstream(torch.empty(21, 4))  # not symmetric in the tokens
 
-        weight = upstream(torch.empty(21, 4))  # not symmetric in the tokens
+    def loss(*t: Tensor) -> Tensor:
+        return (call(*t) * weight).sum()
 
-        def loss(*t: Tensor) -> Tensor:
-            y = lalic_kernels.biwkv(*t[:4], gate=t[4] if len(t) > 4 else None)
-            return (y * weight).sum()  # noqa: B023 (called in this iteration)
+    def total(*t: Tensor) -> Tensor:
+        return torch.vmap(loss, in_dims)(*t).sum()
 
-        def total(*t: Tensor) -> Tensor:
-            return torch.vmap(loss, in_dims[:count])(*t).sum()  # noqa: B023 (called in this iteration)
-
-        given = [x for x in tensors if x is not None]
-        leaves = [x.clone().requires_grad_() for x in given]
-        one_by_one = sum(
-            loss(*[x for x in one if x is not None]) for one in slices([*leaves, *([None] * (5 - count))], in_dims)
-        )
-        expected = torch.autograd.grad(one_by_one, leaves)
-        through = torch.autograd.grad(total(*leaves), leaves)
-        of_vmap = torch.func.grad(total, argnums=tuple(range(count)))(*given)
-        each = torch.vmap(torch.func.grad(loss, argnums=tuple(range(count))), in_dims[:count])(*given)
-        for a, b, c, true, dim in zip(through, of_vmap, each, expected, in_dims, strict=False):
-            assert close(a, true) and close(b, true)
-            assert close(c.sum(0) if dim is None else c.movedim(0, dim), true)
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    expected = torch.autograd.grad(sum(loss(*one) for one in slices(leaves, in_dims)), leaves)
+    through = torch.autograd.grad(total(*leaves), leaves)
+    of_vmap = torch.func.grad(total, argnums=every)(*tensors)
+    each = torch.vmap(torch.func.grad(loss, argnums=every), in_dims)(*tensors)
+    for a, b, c, true, dim in zip(through, of_vmap, each, expected, in_dims, strict=True):
+        assert close(a, true) and close(b, true)
+        assert close(c.sum(0) if dim is None else c.movedim(0, dim), true)
 
 
 def test_nested_vmap() -> None:
-    tensors = [x for x in mapped((0, 0, 0, 0, 0), True) if x is not None]
-    call = lambda w, u, k, v, gate: lalic_kernels.biwkv(w, u, k, v, gate=gate)  # noqa: E731
+    tensors = mapped((0, 0, 0, 0, 0))
     inner = torch.vmap(call, (0, 0, None, None, None))  # N decays for each of N data
     result = torch.vmap(inner, (None, None, 0, 0, 0))(*tensors)
     w, u, *data = tensors
     for i in range(N):
         for j in range(N):
             assert close(result[i, j], call(w[j], u[j], *(x[i] for x in data)))
-
-
-def test_jacobian_rows_at_once() -> None:
-    """Batched upstream gradients, which torch.func.jacrev and is_grads_batched use."""
-    leaves = [x.requires_grad_() for x in arguments(GATED_BIWKV, 1, 5, 2).values()]
-    y = lalic_kernels.biwkv(*leaves[:4], gate=leaves[4])
-    rows = torch.eye(y.numel()).reshape(-1, *y.shape)
-    batched = torch.autograd.grad(y, leaves, rows, retain_graph=True, is_grads_batched=True)
-    for i, row in enumerate(rows):
-        for a, b in zip(batched, torch.autograd.grad(y, leaves, row, retain_graph=True), strict=True):
-            assert close(a[i], b) or (a[i] - b).abs().max() <= EPS
 
 
 # Autocast
@@ -318,17 +264,3 @@ def test_autocast_promotes_to_the_widest() -> None:
     for bad in ({"gate": k}, {"v": k}):
         with pytest.raises(TypeError, match=f"{next(iter(bad))} must be float32 as k is, but is bfloat16"):
             lalic_kernels.biwkv(**({"w": w, "u": u, "k": x, "v": x} | bad))
-
-
-def test_a_second_derivative_is_refused() -> None:
-    leaves = [x.requires_grad_() for x in arguments(BIWKV, 1, 5, 2).values()]
-    y = lalic_kernels.biwkv(*leaves)
-    with pytest.raises(NotImplementedError, match="biwkv: there is no second derivative"):
-        torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-    w, u, k, v = (x.detach() for x in leaves)
-    first = torch.func.grad(lambda k: lalic_kernels.biwkv(w, u, k, v).square().sum())
-    with pytest.raises(NotImplementedError, match="biwkv: there is no second derivative"):
-        torch.func.grad(lambda k: first(k).square().sum())(k)
-    y = lalic_kernels.biwkv(*leaves, backend="reference")
-    (gradient,) = torch.autograd.grad(y.square().sum(), leaves[2], create_graph=True)
-    assert torch.autograd.grad(gradient.square().sum(), leaves[2])[0].any()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_specs import BIWKV
+from test_contract import make
 from torch import Tensor
 
 import lalic_kernels
@@ -14,9 +16,7 @@ B, T, C = 2, 19, 7
 
 
 def arguments() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    return [normal(C) / T, normal(C) / T, normal(B, T, C), normal(B, T, C)]
+    return list(make(BIWKV, (B, T, C), torch.float32, "cpu").values())
 
 
 FORMS = {"RUN_BiWKV4": RUN_BiWKV4, "RUN_CUDA": lambda *tensors: RUN_CUDA(B, T, C, *tensors)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from op_specs import ENTROPY_PARAMS
+from op_specs import ENTROPY_PARAMS, Arguments
+from test_contract import gradients, make
 
 import lalic_kernels
 from lalic_kernels.entropy_params import reference
@@ -13,25 +16,22 @@ BACKENDS = ENTROPY_PARAMS.backends("cpu")
 ROUNDINGS = 64 * torch.finfo(torch.float32).eps  # products of up to 90 terms of order one, added in another order
 
 
-def arguments(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
-    made = ENTROPY_PARAMS.make((2, 7, n_in, n_out), torch.Generator().manual_seed(0))
-    return {name: value.float() for name, value in made.items()}
+def arguments(n_in: int, n_out: int) -> Arguments:
+    return make(ENTROPY_PARAMS, (2, 7, n_in, n_out), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_inputs(backend: str) -> None:
     """With Cin = 0 the first product is `partial` plus the bias."""
     given = arguments(0, 37) | {"partial": torch.randn(2, 7, 37)}
-    results = []
-    for function in (lambda **a: lalic_kernels.entropy_params(**a, backend=backend), reference.entropy_params):
-        leaves = {name: value.clone().requires_grad_() for name, value in given.items()}
-        result = function(**leaves)
-        results.append([result.detach(), *torch.autograd.grad(result.square().sum(), list(leaves.values()))])
-    assert results[0][0].shape == (2, 7, 37) and results[0][0].abs().max() > 0.1
-    for one, other in zip(*results, strict=True):
+    result, grads = gradients(functools.partial(lalic_kernels.entropy_params, backend=backend), given)
+    expected, expected_grads = gradients(reference.entropy_params, given)
+    assert result.shape == (2, 7, 37) and result.abs().max() > 0.1
+    grads["result"], expected_grads["result"] = result, expected
+    for name, one in grads.items():
+        other = expected_grads[name]
         assert one.shape == other.shape
-        if other.numel():
-            assert (one - other).abs().max() <= ROUNDINGS * other.abs().max()
+        assert not other.numel() or (one - other).abs().max() <= ROUNDINGS * other.abs().max(), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,15 +1,13 @@
-"""Rules of the package: its imports, its requirements, and `lalic_kernels.info`."""
+"""Rules of the package: what it does without optional packages, its choice of back ends, and `lalic_kernels.info`."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from op_specs import SPECS, WHY_NO_INTERPRETER
 
 import lalic_kernels
 from lalic_kernels import dispatch, info, installed
@@ -18,83 +16,69 @@ PACKAGE = Path(lalic_kernels.__file__).parent
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def imports(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module or "")
-    return {name.split(".")[0] for name in names}
-
-
-def test_does_not_import_the_model() -> None:
-    files = list(PACKAGE.rglob("*.py"))
-    assert len(files) > 20
-    assert not [path for path in files if "lalic" in imports(path)]
-
-
-def test_the_triton_kernels_are_tested_here() -> None:
-    """The contract suite skips Triton if it cannot run; this test shows it in the summary."""
-    if WHY_NO_INTERPRETER and not torch.cuda.is_available():
-        pytest.skip(f"no Triton kernel is run: {WHY_NO_INTERPRETER}")
-    assert all("triton" in spec.backends("cuda" if torch.cuda.is_available() else "cpu") for spec in SPECS)
-
-
-def test_only_kernel_files_import_triton() -> None:
-    importing = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "triton" in imports(path)}
-    # An op with many kernels has several such files: kernels.py, kernels_backward.py, ...
-    kernels = {name for name in importing if name.rpartition("/")[2].startswith("kernels")}
-    assert importing - kernels == {"triton_math.py"}, importing
-    assert len(importing) >= 4
-
-
-WITHOUT_TRITON = """
+WITHOUT = """
 import sys
-sys.modules["triton"] = None  # import triton now raises ImportError, find_spec finds nothing
-import torch, lalic_kernels
-from lalic_kernels import info
-from lalic_kernels import dispatch
-w, u, k, v = torch.rand(4), torch.rand(4), torch.randn(1, 9, 4), torch.randn(1, 9, 4, requires_grad=True)
-lalic_kernels.biwkv(w, u, k, v).sum().backward()
-lalic_kernels.token_shift(torch.randn(1, 3, 3, 2), torch.randn(2, 5, 5))
-try:
-    lalic_kernels.biwkv(w, u, k, v, backend="triton")
-except dispatch.BackendUnavailable as error:
-    print(error)
-print(info.report())
-"""
-
-
-def test_works_without_triton() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, cwd=PACKAGE.parent)
-    assert done.returncode == 0, done.stderr
-    assert "backend='triton' cannot be used: triton is not installed" in done.stdout
-    assert "triton: no kernels on CUDA tensors" in done.stdout
-
-
-WITHOUT_NUMBA = """
-import sys
-sys.modules["numba"] = None
-import torch, lalic_kernels
-from lalic_kernels import info
+missing, backend = sys.argv[1:]
+sys.modules[missing] = None  # import raises ImportError, find_spec finds nothing
+import torch, lalic, lalic_kernels
+from lalic_kernels import exact, info, rans
 w, u, k, v = torch.rand(4), torch.rand(4), torch.randn(1, 9, 4), torch.randn(1, 9, 4, requires_grad=True)
 y = lalic_kernels.biwkv(w, u, k, v)
 y.sum().backward()
-assert torch.equal(y, lalic_kernels.biwkv(w, u, k, v, backend="torch"))
+assert missing == "triton" or torch.equal(y, lalic_kernels.biwkv(w, u, k, v, backend="torch"))
+lalic_kernels.token_shift(torch.randn(1, 3, 3, 2), torch.randn(2, 5, 5))
 try:
-    lalic_kernels.biwkv(w, u, k, v, backend="cpu")
+    lalic_kernels.biwkv(w, u, k, v, backend=backend)
 except lalic_kernels.BackendUnavailable as error:
     print(error)
 print(info.report())
 """
 
 
-def test_works_without_numba() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, cwd=PACKAGE.parent)
+@pytest.mark.parametrize(
+    ("missing", "backend", "said"),
+    [
+        ("triton", "triton", "triton: no kernels on CUDA tensors"),
+        ("numba", "cpu", "numba: no compiled code for the CPU"),
+    ],
+)
+def test_works_without(missing: str, backend: str, said: str) -> None:
+    command = [sys.executable, "-c", WITHOUT, missing, backend]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
-    assert "biwkv: backend='cpu' cannot be used: numba is not installed" in done.stdout
-    assert "numba: no compiled code for the CPU" in done.stdout
+    assert f"biwkv: backend='{backend}' cannot be used: {missing} is not installed" in done.stdout
+    assert said in done.stdout
+
+
+def test_the_first_compilation_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba, warnings = pytest.importorskip("numba"), []
+    installed.on_compiling(lambda: warnings.append(1))
+    compiled = numba.njit(lambda x: x + 1)
+    assert not warnings
+    assert compiled(1) == 2 and warnings == [1]
+    assert compiled(1.5) == 2.5 and warnings == [1]  # compiled again, for another type
+    monkeypatch.setattr(installed, "NUMBA", False)
+    installed.on_compiling(lambda: pytest.fail("warned without numba"))
+    assert numba.njit(lambda x: x + 2)(1) == 3
+
+
+FLOPS = """
+import sys
+import torch, lalic_kernels
+assert "triton" not in sys.modules and "torch.utils.flop_counter" not in sys.modules
+from torch.utils.flop_counter import FlopCounterMode
+w, u, k = torch.rand(4), torch.rand(4), torch.randn(1, 9, 4)
+early = FlopCounterMode(display=False)
+for _ in range(2):
+    with FlopCounterMode(display=False) as counter, early:
+        lalic_kernels.biwkv(w, u, k, k)
+    assert counter.get_total_flops() == early.get_total_flops() > 0
+"""
+
+
+def test_operations_are_counted_though_the_flop_counter_is_imported_last() -> None:
+    done = subprocess.run([sys.executable, "-c", FLOPS], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_dispatch_rule(monkeypatch: pytest.MonkeyPatch) -> None:

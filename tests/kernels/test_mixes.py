@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
 import torch
-from op_specs import CHANNEL_MIX, INTERPRETER, SPATIAL_MIX, OpSpec
-from test_contract import make, wide, worst
+from calls import Calls
+from op_specs import CHANNEL_MIX, INTERPRETER, SPATIAL_MIX, Arguments, OpSpec
+from test_contract import gradients, make, wide, worst
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic_kernels
 from lalic_kernels.mix import gpu, op, torch_path
@@ -24,16 +25,13 @@ EPS32, EPS16 = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
 def test_without_residual(spec: OpSpec, backend: str | None) -> None:
     arguments = make(spec, list(spec.cases.values())[-1], torch.float32, "cpu")
     del arguments["residual"], arguments["gamma"]
-    leaves = {name: value.requires_grad_() for name, value in arguments.items()}
-    truth = spec.reference(**wide(leaves))
-    result = spec.public(**leaves, backend=backend)
+    truth, true = gradients(spec.reference, wide(arguments))
+    result, grads = gradients(functools.partial(spec.public, backend=backend), arguments)
     # Two products in a row, of up to 320 terms, and BiWKV's 32 roundings.
-    assert worst(result.detach(), truth.detach()) <= 64 * EPS32 * truth.abs().max().item()
-    grads = torch.autograd.grad(result.square().sum(), list(leaves.values()))
-    true = torch.autograd.grad(truth.square().sum(), list(leaves.values()))
-    scale = max(grad.abs().max().item() for grad in true)
-    for name, grad, want in zip(leaves, grads, true, strict=True):
-        assert worst(grad, want.double()) <= 256 * EPS32 * scale, name
+    assert worst(result, truth) <= 64 * EPS32 * truth.abs().max().item()
+    scale = max(grad.abs().max().item() for grad in true.values())
+    for name, grad in grads.items():
+        assert worst(grad, true[name]) <= 256 * EPS32 * scale, name
 
 
 @MIXES
@@ -91,32 +89,21 @@ def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
             assert (choice is not None) == (channels <= (512 if whole else 256)), channels
             if choice is not None:
                 assert choice.main + choice.rest >= channels and channels % choice.vec == 0
+            linear = gpu.choose_linear(arch, channels, itemsize)
+            assert not linear.launch["HELD"] or linear.main + linear.rest >= channels
             for rows, planes in ((1, 1), (6144, 3), (98304, 3)):
-                linear = gpu.choose_linear(arch, rows, channels, planes, itemsize)
-                tiles = planes * -(-channels // linear.launch["BLOCK_N"])
-                assert linear.grid[0] * linear.launch["BLOCK_M"] >= rows
-                assert linear.grid[1] * linear.per >= tiles > (linear.grid[1] - 1) * linear.per
-                assert not linear.launch["HELD"] or linear.main + linear.rest >= channels
-
-
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest result of all ATen calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
+                tiles, block_m = planes * -(-channels // linear.launch["BLOCK_N"]), linear.launch["BLOCK_M"]
+                grid, per = gpu.output_groups(rows, tiles, block_m)
+                assert grid[0] * block_m >= rows
+                assert grid[1] * per >= tiles > (grid[1] - 1) * per
 
 
 def _largest(call: Callable[[], object]) -> int:
-    with torch.no_grad(), _Largest() as mode:
+    """The number of elements of the largest result of all ATen calls."""
+    sizes = []
+    with torch.no_grad(), Calls(lambda func, args, result: sizes.append(getattr(result, "numel", int)())):
         call()
-    return mode.elements
+    return max(sizes)
 
 
 def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,22 +126,22 @@ def test_saved_results_change_no_gradient(spec: OpSpec, dtype: torch.dtype, monk
     arguments = make(spec, list(spec.cases.values())[-2], dtype, "cpu")
     arguments["residual"] = arguments["residual"].float()
 
-    def results(function: Callable[..., Tensor], given: dict[str, Tensor]) -> list[Tensor]:
-        leaves = [value.clone().requires_grad_() for value in given.values()]
-        result = function(**dict(zip(given, leaves, strict=True)))
-        return [result.detach(), *torch.autograd.grad(result.sum(), leaves)]
+    def results(function: Callable[..., Tensor], given: Arguments) -> list[Tensor]:
+        result, grads = gradients(function, given, torch.ones_like(given["x"]))
+        return [result, *grads.values()]
 
-    saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        first = results(spec.public, arguments)
+    def saving() -> tuple[list[Tensor], int]:
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+            return results(spec.public, arguments), sum(saved)
+
+    first, elements = saving()
     truth = results(spec.reference, wide(arguments))
-    saved_elements, saved[:] = sum(saved), []
     monkeypatch.setattr(op, "SAVED_BYTES", 0)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        again = results(spec.public, arguments)
+    again, elements_without = saving()
     tokens, width = arguments["x"][..., 0].numel(), arguments["x"].shape[3]
     per_token = arguments["key"].shape[0] + 2 * width if spec is CHANNEL_MIX else 4 * width
-    assert saved_elements - sum(saved) == tokens * per_token
+    assert elements - elements_without == tokens * per_token
     assert torch.equal(first[0], again[0])
     for one, other, true in zip(first, again, truth, strict=True):
         # Twice the error of the other path, and a few roundings in case that is exact by luck.
@@ -202,9 +189,8 @@ def test_chunks_add_up(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = make(spec, sizes, torch.float32, "cpu")
 
     def results() -> list[Tensor]:
-        leaves = [value.clone().requires_grad_() for value in arguments.values()]
-        result = spec.public(**dict(zip(arguments, leaves, strict=True)))
-        return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
+        result, grads = gradients(lambda **a: spec.public(**a).square(), arguments)
+        return [result, *grads.values()]
 
     whole = results()
     monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1)  # the minimum: 64 tokens at a time

@@ -269,26 +269,6 @@ def test_damaged_streams_are_refused_equally_or_harmless():
     assert refused > (1 - 1 / 3 / 6) * cases
 
 
-def test_both_backends_refuse_the_same_streams(tables):
-    rng = np.random.default_rng(8)
-    section = draw(rng, tables, 120, escapes=0.1)
-    data = rans.encode([section], tables, lanes=(1, 2))
-    seen = set()
-    for _ in range(400):
-        bad = bytearray(data)
-        for _ in range(int(rng.integers(1, 4))):
-            bad[rng.integers(len(bad))] = rng.integers(256)
-        outcome = []
-        for backend in BACKENDS:
-            try:
-                outcome.append([d.tolist() for d in decode_all(bytes(bad), [section], tables, backend)])
-            except rans.RansError as error:
-                outcome.append(str(error))
-        assert outcome[0] == outcome[1]
-        seen.add(str(outcome[0])[:30])
-    assert len(seen) >= 4  # not the same refusal every time
-
-
 def test_a_small_stream_with_large_counts_is_refused_without_memory(tables):
     tracemalloc.start()
     for head in ("05ff0700", "05ffffff7f", "050001ffffff7fffffff7fffffff7fffffff7fffffff7f", "0580800100"):
@@ -432,8 +412,8 @@ def test_without_numba_numpy_is_used_and_requesting_numba_raises(tables, monkeyp
 def test_compiles_without_a_writable_folder(monkeypatch):
     from numba.core import caching
 
-    from lalic_kernels.rans import cpu_loops
+    from lalic_kernels.numba_math import EXACT, njit
 
     base = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # its name in older versions of numba
     monkeypatch.setattr(base, "_locator_classes", [])  # as if every folder were read-only
-    assert cpu_loops._compiled(lambda x: x + 1)(2) == 3
+    assert njit(**EXACT)(lambda x: x + 1)(2) == 3

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
+import test_contract as contract
 import torch
 import torch.nn.functional as F
-from op_specs import INTERPRETER
+from op_specs import INTERPRETER, NORM_SHIFT, Arguments
 from torch import Tensor
 
 import lalic_kernels
@@ -19,15 +23,8 @@ COMPILED = pytest.mark.skipif(not installed.NUMBA, reason="numba is not installe
 INTERPRETED = pytest.mark.skipif(not INTERPRETER, reason="Triton's interpreter is off")
 
 
-def make(*size: int, mean: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    channels = size[-1]
-    return (
-        mean + torch.randn(size, generator=generator),
-        1 + torch.randn(channels, generator=generator) / 4,
-        torch.randn(channels, generator=generator) / 4,
-        torch.randn(channels, 5, 5, generator=generator) / 5,
-    )
+def make(*size: int) -> Arguments:
+    return contract.make(NORM_SHIFT, size, torch.float32, "cpu")
 
 
 def by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> Tensor:
@@ -38,11 +35,11 @@ def by_torch(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) 
     return y.permute(0, 2, 3, 1)
 
 
-def backends() -> list[str]:
-    return ["torch"] + ["cpu"] * installed.NUMBA + ["triton"] * INTERPRETER
+BACKENDS = NORM_SHIFT.backends("cpu")
+EACH = pytest.mark.parametrize("backend", BACKENDS)
 
 
-@pytest.mark.parametrize("backend", backends())
+@EACH
 def test_the_padding_comes_after_the_norm(backend: str) -> None:
     """With a bias alone an inner pixel is the sum of all taps, a corner that of the nine taps inside the image."""
     x, norm_weight = torch.randn(1, 6, 7, 3), torch.zeros(3)
@@ -51,22 +48,23 @@ def test_the_padding_comes_after_the_norm(backend: str) -> None:
     assert y[0, 5, 6].tolist() == [9.0] * 3
 
 
-@pytest.mark.parametrize("backend", backends())
+@EACH
 def test_wide_images_of_channels(backend: str) -> None:
     """So many channels that a block of statistics has one pixel, and an image in channels-first memory."""
-    x, *parameters = make(1, 2, 3, 518 if backend == "triton" else 1030)  # the interpreter is slow
-    x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    assert not x.is_contiguous()
-    y, truth = lalic_kernels.norm_shift(x, *parameters, backend=backend), by_torch(x, *parameters)
+    given = make(1, 2, 3, 518 if backend == "triton" else 1030)  # the interpreter is slow
+    given["x"] = given["x"].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not given["x"].is_contiguous()
+    y, truth = lalic_kernels.norm_shift(**given, backend=backend), by_torch(**given)
     # 25 products, a few roundings each; the norm's sums over 1030 channels are added pairwise or in several lanes.
     assert (y - truth).abs().max() <= 32 * EPS32 * truth.abs().max()
 
 
-@pytest.mark.parametrize("backend", backends())
+@EACH
 def test_a_mean_far_from_zero_costs_what_the_input_lost(backend: str) -> None:
     """x = 1000 + noise: the mean is subtracted before squaring, so only x's rounding is amplified."""
-    x, *parameters = make(1, 3, 4, 48, mean=1000.0)
-    y, truth = lalic_kernels.norm_shift(x, *parameters, backend=backend), by_torch(x, *parameters)
+    given = make(1, 3, 4, 48)
+    given["x"] += 999
+    y, truth = lalic_kernels.norm_shift(**given, backend=backend), by_torch(**given)
     # The mean is rounded to 1000 eps, half a unit in the last place, and a few more for its sum; 25 taps add up.
     assert (y - truth).abs().max() <= 8 * 1000 * EPS32 * truth.abs().max()
     # sum(x^2) - mean^2 would lose 1e6 eps of a variance of one, ten times what is allowed.
@@ -75,18 +73,14 @@ def test_a_mean_far_from_zero_costs_what_the_input_lost(backend: str) -> None:
 @COMPILED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(2, 40, 9, 20), (1, 37, 16, 96)])
-def test_threads_do_not_change_a_bit(size: tuple[int, ...], dtype: torch.dtype) -> None:
-    x, *parameters = make(*size)
+def test_threads_do_not_change_a_bit(size: tuple[int, ...], dtype: torch.dtype, threads: Callable[[int], None]) -> None:
+    x, norm_weight, norm_bias, weight = make(*size).values()
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4))
     results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            y = cpu.forward(x, parameters[2], *parameters[:2], 1e-5, dtype)
-            results.append((y, *cpu.backward(x, parameters[2], upstream.to(dtype), *parameters[:2], 1e-5)))
-    finally:
-        torch.set_num_threads(before)
+    for number in (1, 2, 3):
+        threads(number)
+        y = cpu.forward(x, weight, norm_weight, norm_bias, 1e-5, dtype)
+        results.append((y, *cpu.backward(x, weight, upstream.to(dtype), norm_weight, norm_bias, 1e-5)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -109,51 +103,23 @@ def test_bfloat16_is_rounded_once_to_nearest_even() -> None:
 
 
 @INTERPRETED
-def test_a_forward_is_one_launch_and_no_other_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With prepared taps only the kernel runs; an allocation is not an operation."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from lalic_kernels.shift import kernels
-
-    operations, launched = [], []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            operations.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    class Kernel:
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: launched.append(grid)
-
-    monkeypatch.setattr(kernels, "shift_kernel", Kernel())
-    x, norm_weight, norm_bias, weight = make(1, 4, 5, 16)
-    taps, out = gpu.taps(weight), torch.empty_like(x)
-    with Watch():
-        gpu.norm_shift(x, norm_weight, norm_bias, taps, out)
-        gpu.shift(x, taps, out)
-    assert len(launched) == 2
-    assert set(operations) <= {"aten.empty.memory_format"}, operations
-
-
-@INTERPRETED
 def test_tiles_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tile of large images on a small one, past its edges; and channels split unevenly between programs."""
-    x, *parameters = make(1, 9, 17, 70)
-    truth = by_torch(x, *parameters)
+    given = make(1, 9, 17, 70)
+    truth = by_torch(**given)
     for limit in (0, 1 << 30):
         monkeypatch.setattr(gpu, "MANY_PIXELS", limit)
-        y = lalic_kernels.norm_shift(x, *parameters, backend="triton")
+        y = lalic_kernels.norm_shift(**given, backend="triton")
         assert (y - truth).abs().max() <= 16 * EPS32 * truth.abs().max()  # 25 products, added in float32
 
 
 def test_eps_is_checked() -> None:
-    x, *parameters = make(1, 2, 2, 4)
+    given = make(1, 2, 2, 4)
     with pytest.raises(ValueError, match="norm_shift: eps must be at least 0, but is -1"):
-        lalic_kernels.norm_shift(x, *parameters, eps=-1)
-    larger = lalic_kernels.norm_shift(x, *parameters, eps=10.0)
-    assert (larger - lalic_kernels.norm_shift(x, *parameters, eps=10.0, backend="reference")).abs().max() < 1e-5
-    assert not torch.allclose(larger, lalic_kernels.norm_shift(x, *parameters), atol=1e-3)
+        lalic_kernels.norm_shift(**given, eps=-1)
+    larger = lalic_kernels.norm_shift(**given, eps=10.0)
+    assert (larger - lalic_kernels.norm_shift(**given, eps=10.0, backend="reference")).abs().max() < 1e-5
+    assert not torch.allclose(larger, lalic_kernels.norm_shift(**given), atol=1e-3)
 
 
 # Channels that do not fill a vector, one column, one pixel, more lines than a partial sum has.
@@ -161,66 +127,31 @@ NARROW_SIZES = [(1, 1, 1, 3), (2, 5, 1, 33), (1, 1, 9, 16), (2, 37, 6, 20), (1, 
 NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
-def skip_slow(backend: str, size: tuple[int, ...]) -> None:
-    if backend == "triton" and size in NARROW_SIZES[3:]:
-        pytest.skip("Triton's interpreter is slow, and the dtype is a cast outside the kernels")
-
-
-def narrowed(
-    arguments: tuple[Tensor, ...], upstream: Tensor, dtype: torch.dtype | None, **options: str
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    leaves = [argument.detach().clone().requires_grad_() for argument in arguments]
-    y = lalic_kernels.norm_shift(*leaves, dtype=dtype, **options)
-    return y.detach(), torch.autograd.grad(y, leaves, upstream.to(y.dtype))
-
-
 @NARROW
 @pytest.mark.parametrize("size", NARROW_SIZES)
-@pytest.mark.parametrize("backend", backends())
-def test_a_narrower_result(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
-    skip_slow(backend, size)
-    arguments = make(*size)
-    upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
-    wide = tuple(argument.double() for argument in arguments)
-    truth, true_grads = narrowed(wide, upstream.double(), None, backend="reference")
-    _, eager_grads = narrowed(arguments, upstream.float(), None, backend="reference")
-    y, grads = narrowed(arguments, upstream, dtype, backend=backend)
-    assert y.dtype == dtype and y.is_contiguous() and y.shape == truth.shape
-    # Half a unit in the last place for the rounding, and the errors of the float32 sums (25 products, the norm's sums).
-    limit = torch.finfo(dtype).eps / 2 * truth.abs() + 32 * EPS32 * truth.abs().max()
-    assert ((y - truth).abs() <= limit).all()
-    # The upstream gradient is exact in 16 bits, so gradients have the contract suite's bounds for a float32 result.
-    scale = max(grad.abs().max().item() for grad in true_grads)
-    for grad, eager, true, argument in zip(grads, eager_grads, true_grads, arguments, strict=True):
-        assert grad.dtype == torch.float32 and grad.shape == argument.shape
-        assert (grad - true).abs().max() <= 2 * (eager - true).abs().max() + 32 * EPS32 * scale
-
-
-@NARROW
-@pytest.mark.parametrize("size", NARROW_SIZES)
-@pytest.mark.parametrize("backend", ["reference", *backends()])
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_a_narrower_result_is_the_float32_result_cast(backend: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
     """Bit for bit, also for gradients: rounding at the store and widening at the load change nothing else."""
-    skip_slow(backend, size)
-    arguments = make(*size)
-    upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
-    leaves = [argument.clone().requires_grad_() for argument in arguments]
-    expected = lalic_kernels.norm_shift(*leaves, backend=backend).to(dtype)
-    expected_grads = torch.autograd.grad(expected, leaves, upstream)
-    y, grads = narrowed(arguments, upstream, dtype, backend=backend)
-    assert torch.equal(y, expected)
-    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+    if backend == "triton" and size in NARROW_SIZES[3:]:
+        pytest.skip("Triton's interpreter is slow, and the dtype is a cast outside the kernels")
+    given, upstream = make(*size), torch.randn(size, generator=torch.Generator().manual_seed(4)).to(dtype)
+    function = functools.partial(lalic_kernels.norm_shift, backend=backend)
+    expected, expected_grads = contract.gradients(lambda **a: function(**a).to(dtype), given, upstream)
+    y, grads = contract.gradients(functools.partial(function, dtype=dtype), given, upstream)
+    assert y.dtype == dtype and y.is_contiguous() and torch.equal(y, expected)
+    for name, grad in grads.items():
+        assert grad.dtype == torch.float32 and torch.equal(grad, expected_grads[name]), name
 
 
 @NARROW
-@pytest.mark.parametrize("backend", backends())
+@EACH
 def test_registration_with_a_dtype(backend: str, dtype: torch.dtype) -> None:
-    leaves = tuple(argument.requires_grad_() for argument in make(1, 3, 4, 3))
+    leaves = tuple(argument.requires_grad_() for argument in make(1, 3, 4, 3).values())
     torch.library.opcheck(torch.ops.lalic_kernels.norm_shift.default, (*leaves, 1e-5, dtype, backend))
 
 
 def test_the_dtype_is_checked() -> None:
-    x, *parameters = make(1, 2, 2, 4)
+    x, *parameters = make(1, 2, 2, 4).values()
     for given, dtype, message in (
         (x, torch.float64, "None or float32 or float16 or bfloat16 beside float32 x, but is float64"),
         (x, "bfloat16", "None or float32 or float16 or bfloat16 beside float32 x, but is a str"),
@@ -241,14 +172,14 @@ def test_the_dtype_is_checked() -> None:
 @pytest.mark.parametrize("size", NARROW_SIZES)
 def test_compiled_gradient_of_16_bit_images(size: tuple[int, ...]) -> None:
     """Nothing is rounded to 16 bits before the end: x's gradient is half a unit in the last place from the truth."""
-    arguments = make(*size)
-    arguments = (arguments[0].bfloat16(), *arguments[1:])
+    given = make(*size)
+    given["x"] = given["x"].bfloat16()
     upstream = torch.randn(size, generator=torch.Generator().manual_seed(4)).bfloat16()
-    wide = [argument.double().requires_grad_() for argument in arguments]
-    true, *true_parameters = torch.autograd.grad(reference(*wide), wide, upstream.double())
-    _, grads = narrowed(arguments, upstream, None, backend="cpu")
-    scale = max(grad.abs().max().item() for grad in (true, *true_parameters))
-    # One rounding to bfloat16, and a few hundred float32 roundings where terms cancel.
-    assert ((grads[0] - true).abs() <= EPS16 / 2 * true.abs() + 256 * EPS32 * scale).all()
-    for grad, true in zip(grads[1:], true_parameters, strict=True):
-        assert grad.dtype == torch.float32 and (grad - true).abs().max() <= 256 * EPS32 * scale
+    _, true = contract.gradients(reference, contract.wide(given), upstream)
+    _, grads = contract.gradients(functools.partial(lalic_kernels.norm_shift, backend="cpu"), given, upstream)
+    scale = max(grad.abs().max().item() for grad in true.values())
+    for name, grad in grads.items():
+        assert grad.dtype == given[name].dtype
+        # One rounding to bfloat16, and a few hundred float32 roundings where terms cancel.
+        rounding = EPS16 / 2 * true[name].abs() if name == "x" else 0
+        assert ((grad - true[name]).abs() <= rounding + 256 * EPS32 * scale).all(), name

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))  # tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +24,6 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def one_thread():
+def one_thread(threads):
     """Sums in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    threads(1)

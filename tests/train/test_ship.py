@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,6 @@ from tiny_run import RECIPE, trainer
 import lalic
 from lalic import weights
 from lalic.errors import CheckpointError
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # scripts/ is not part of the installed package
-
 from scripts import held_out, ship_weights
 
 HOME = Path(weights.__file__).parent

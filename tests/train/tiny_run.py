@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import SHAPES
 
 from lalic.model import LALIC
 from lalic.train.data import Crops
 from lalic.train.loop import Trainer
 from lalic.train.recipe import Recipe
 from lalic.train.start import start_gains, start_weights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # shapes
-
-from shapes import SHAPES
 
 RECIPE = Recipe(lmbda=0.01, steps=6, batch=2, patch=64, lr=1e-3, warmup=2, seed=3)
 

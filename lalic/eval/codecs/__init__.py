@@ -25,7 +25,7 @@ import torch
 
 from lalic.codec import resolve_device
 from lalic.errors import LalicError
-from lalic.eval.codecs.base import Codec, Coded, NotInstalled, Quality, check_bounds
+from lalic.eval.codecs.base import Codec, Coded, NotInstalled, Quality
 from lalic.eval.codecs.compressai import CompressAICodec
 from lalic.eval.codecs.lalic import LalicCodec
 from lalic.eval.codecs.pillow import FORMATS, PillowCodec
@@ -38,7 +38,7 @@ __all__ = ["NAMES", "Codec", "Coded", "LalicCodec", "NotInstalled", "Quality", "
 NAMES = ("lalic", *FORMATS, "vtm", "compressai-NAME")
 
 
-def parse(word: str) -> tuple[str, tuple[Quality, ...]]:
+def parse(word: str) -> tuple[str, tuple[float, ...]]:
     """Name and qualities of an argument: "webp" -> ("webp", ()), "webp:20,40.5" -> ("webp", (20, 40.5)).
 
     Raises `LalicError` for another form. It does not check whether the codec exists.
@@ -51,22 +51,24 @@ def parse(word: str) -> tuple[str, tuple[Quality, ...]]:
     return name, tuple(int(q) if q == int(q) else q for q in qualities)
 
 
-def make(name: str, qualities: Sequence[Quality] = ()) -> Codec:
-    """The codec `name` (jpeg ... heic, compressai-NAME), to be measured at `qualities` (empty: its defaults).
+def make(name: str, qualities: Sequence[float] = (), *, vtm: Name | None = None, config: Name | None = None) -> Codec:
+    """The codec `name` (all but lalic), to be measured at `qualities` (empty: its defaults).
 
-    Raises `NotInstalled` if something that it needs is missing, `LalicError` for another name or a quality out of
-    bounds.
+    vtm, config: VTM's files (`Vtm`). Raises `NotInstalled` if something that the codec needs is missing, `LalicError`
+    for another name or a quality out of bounds.
     """
     codec: Codec
     if name in FORMATS:
-        codec = PillowCodec(name=name, **FORMATS[name])
+        codec = PillowCodec(name)
     elif name.startswith("compressai-"):
         codec = CompressAICodec(name)
+    elif name == "vtm":
+        if vtm is None:
+            raise NotInstalled("vtm needs VTM's encoder, which --vtm FILE names")
+        codec = Vtm(vtm, config)
     else:
         raise LalicError(f"there is no codec {name!r}, expected one of {', '.join(NAMES)}")
-    if qualities:
-        codec.qualities, codec.chosen = tuple(qualities), True
-    check_bounds(codec)
+    codec.choose(qualities)
     return codec
 
 
@@ -94,26 +96,21 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
     """
     opened: list[Codec] = []
     left_out = []
-    device, checkpoints, vtm = resolve_device(options.get("device")), options.get("checkpoints", ()), options.get("vtm")
+    device = resolve_device(options.get("device"))
+    paths: Sequence[Name | None] = options.get("checkpoints") or [None]
     for word in codecs:
         if isinstance(word, Codec):
             opened.append(word)
             continue
         name, qualities = parse(word)
+        if name == "lalic":
+            for path in paths:
+                model = load_model(path, device=device, precision=options.get("precision"))
+                title = f"lalic {Path(path).stem}" if path is not None and len(paths) > 1 else "lalic"
+                opened.append(LalicCodec(model, qualities or options.get("qualities", ()), title))
+            continue
         try:
-            if name == "lalic":
-                paths: Sequence[Name | None] = checkpoints or [None]
-                for path in paths:
-                    model = load_model(path, device=device, precision=options.get("precision"))
-                    title = "lalic" if path is None or len(checkpoints) == 1 else f"lalic {Path(path).stem}"
-                    opened.append(LalicCodec(model, qualities or tuple(options.get("qualities", ())), title))
-            elif name == "vtm":
-                if vtm is None:
-                    raise NotInstalled("vtm needs VTM's encoder, which --vtm FILE names")
-                opened.append(Vtm(vtm, options.get("vtm_config"), qualities))
-                check_bounds(opened[-1])
-            else:
-                opened.append(make(name, qualities))
+            opened.append(make(name, qualities, vtm=options.get("vtm"), config=options.get("vtm_config")))
         except NotInstalled as error:
             left_out.append(str(error))
     return opened, left_out

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from lalic.errors import LalicError
 
-__all__ = ["Codec", "Coded", "NotInstalled", "Quality", "check_bounds"]
+__all__ = ["Codec", "Coded", "NotInstalled", "Quality"]
 
 
 class NotInstalled(LalicError):
@@ -39,7 +40,7 @@ class Codec:
 
     name: on the command line. title: in plots. version: library and release. qualities: those to measure. chosen: True
     if the user gave them, False for the codec's defaults. bounds: lowest and highest quality. step: between qualities.
-    increasing: whether a larger quality means a larger file. extension: of its files.
+    increasing: whether a larger quality means a larger file.
     """
 
     name: str
@@ -50,7 +51,6 @@ class Codec:
     step = 1.0
     increasing = True
     chosen = False
-    extension: str
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
         """The bytes of a file of an RGB picture."""
@@ -69,14 +69,16 @@ class Codec:
         end = time.perf_counter()
         return Coded(decoded, len(data), middle - start, end - middle, data)
 
+    def choose(self, qualities: Sequence[float]) -> None:
+        """Measure at these qualities in place of the defaults, if there are any.
 
-def check_bounds(codec: Codec) -> None:
-    """Raise `LalicError` if a quality of the codec is out of its bounds, or no whole number where that is needed."""
-    low, high = codec.bounds
-    for quality in codec.qualities:
-        if quality is None:
-            continue
-        if not low <= quality <= high:
-            raise LalicError(f"{codec.name}: quality is {quality:g}, expected {low:g} to {high:g}")
-        if codec.step == 1 and quality != int(quality):
-            raise LalicError(f"{codec.name}: quality is {quality:g}, expected a whole number")
+        Raises `LalicError` if one is out of bounds, or no whole number where that is needed.
+        """
+        low, high = self.bounds
+        for quality in qualities:
+            if not low <= quality <= high:
+                raise LalicError(f"{self.name}: quality is {quality:g}, expected {low:g} to {high:g}")
+            if self.step == 1 and quality != int(quality):
+                raise LalicError(f"{self.name}: quality is {quality:g}, expected a whole number")
+        if qualities:
+            self.qualities, self.chosen = tuple(qualities), True

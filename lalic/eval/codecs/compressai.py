@@ -26,7 +26,6 @@ class CompressAICodec(Codec):
     file. Raises `NotInstalled` without the package, `LalicError` if it has no such model.
     """
 
-    extension = ""  # no file format
     bounds = (1, 8)
     qualities = (1, 2, 3, 4, 5, 6)
 

@@ -20,7 +20,7 @@ class LalicCodec(Codec):
     Raises `LalicError` for a quality that the model does not have.
     """
 
-    name, extension = "lalic", ".lalic"
+    name = "lalic"
     bounds = (1, 100)
     step = 0.1  # files hold hundredths; a tenth is below a hundredth of a dB
 

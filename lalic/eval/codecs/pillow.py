@@ -6,8 +6,6 @@ import importlib
 import importlib.metadata
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image, features
@@ -16,45 +14,66 @@ from lalic.eval.codecs.base import Codec, NotInstalled, Quality
 
 __all__ = ["FORMATS", "PillowCodec"]
 
+_JPEG = {"optimize": True, "progressive": True}
+_AVIF = {"codec": "aom", "speed": 6, "subsampling": "4:4:4"}
+_AVIF_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80)
 
-@dataclass
+# name: title, Pillow's format, qualities, options. The qualities give about 0.1 to 2 bits per pixel on Kodak, as far
+# as the format allows.
+FORMATS: dict[str, tuple[str, str, tuple[Quality, ...], dict[str, Any]]] = {
+    "jpeg": ("JPEG 4:2:0", "JPEG", (5, 10, 20, 30, 45, 60, 75, 85, 92), _JPEG | {"subsampling": "4:2:0"}),
+    "jpeg-444": ("JPEG 4:4:4", "JPEG", (5, 10, 20, 30, 45, 60, 75, 85, 90), _JPEG | {"subsampling": "4:4:4"}),
+    "webp": ("WebP", "WEBP", (1, 5, 12, 25, 45, 65, 80, 90), {"method": 6}),
+    "avif": ("AVIF 4:4:4", "AVIF", _AVIF_QUALITIES, _AVIF),
+    "avif-psnr": ("AVIF 4:4:4, tune=psnr", "AVIF", _AVIF_QUALITIES, _AVIF | {"advanced": {"tune": "psnr"}}),
+    "jxl": ("JPEG XL", "JXL", (5, 10, 20, 40, 60, 75, 85, 90), {"effort": 7}),
+    "heic": ("HEVC 4:4:4 (x265)", "HEIF", (10, 16, 22, 28, 34, 40, 48, 56), {"chroma": 444}),
+}
+_BOUNDS = {"JPEG": (1, 95), "JXL": (0, 99)}  # 100 of JPEG XL is lossless, another coder
+_LIBRARIES = {"JPEG": ("jpg", "libjpeg"), "WEBP": ("webp", "libwebp"), "AVIF": ("avif", "libavif")}  # in PIL.features
+_PLUGINS = {"JXL": ("pillow_jxl", "pillow-jxl-plugin"), "HEIF": ("pillow_heif", "pillow-heif")}  # module, distribution
+
+
 class PillowCodec(Codec):
-    """A format that Pillow writes and reads, by itself or with a plug-in: ``PillowCodec(name, **FORMATS[name])``.
+    """A format of `FORMATS`, which Pillow writes and reads by itself or with a plug-in.
 
     Raises `NotInstalled` if Pillow was built without it, or its plug-in is not installed.
     """
 
-    name: str
-    title: str
-    format: str
-    extension: str
-    qualities: tuple[Quality, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    bounds: tuple[float, float] = (0, 100)
-    feature: tuple[str, str] | None = None  # name in `PIL.features`, and of the library
-    plugin: tuple[str, str] | None = None  # module and distribution
-    start: Callable[[Any], str | None] = lambda module: None  # registers the plug-in; may return its encoder's name
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.title, self.format, self.qualities, self.options = FORMATS[name]
+        self.bounds = _BOUNDS.get(self.format, (0, 100))
+        self.version = self._plugin_version() if self.format in _PLUGINS else self._library_version()
 
-    def __post_init__(self) -> None:
-        if self.plugin is not None:
-            module, distribution = self.plugin
-            try:
-                encoder = self.start(importlib.import_module(module))
-            except ImportError:
-                raise NotInstalled(
-                    f"{self.name} needs {distribution}, which is not installed (pip install {distribution})"
-                ) from None
-            self.version = f"{distribution} {importlib.metadata.version(distribution)}"
-            self.version += f", {encoder}" if encoder else ""
-            return
-        assert self.feature is not None
-        feature, library = self.feature
+    def _plugin_version(self) -> str:
+        """Import the plug-in, which adds the format to Pillow. Returns its version, and its encoder's."""
+        module, distribution = _PLUGINS[self.format]
+        try:
+            plugin = importlib.import_module(module)
+        except ImportError:
+            raise NotInstalled(
+                f"{self.name} needs {distribution}, which is not installed (pip install {distribution})"
+            ) from None
+        version = f"{distribution} {importlib.metadata.version(distribution)}"
+        if self.format == "HEIF":
+            plugin.register_heif_opener()
+            encoder = plugin.libheif_info().get("HEIF")
+            version += f", {encoder}" if encoder else ""
+        return version
+
+    def _library_version(self) -> str:
+        feature, library = _LIBRARIES[self.format]
         if not features.check(feature):
             raise NotInstalled(f"{self.name} needs {library}, which this Pillow was built without")
         if feature == "jpg" and features.check("libjpeg_turbo"):
             feature, library = "libjpeg_turbo", "libjpeg-turbo"
-        self.version = f"Pillow {importlib.metadata.version('pillow')}, {library} {features.version(feature)}"
-        self.version += _libaom() if feature == "avif" else ""
+        version = f"Pillow {importlib.metadata.version('pillow')}, {library} {features.version(feature)}"
+        if feature == "avif":
+            codecs = getattr(importlib.import_module("PIL._avif"), "codec_versions", lambda: "")()
+            libaom = re.search(r"aom \[[^]]*\]:v?([\w.]+)", codecs)
+            version += f", libaom {libaom[1]}" if libaom else ""
+        return version
 
     def encode(self, picture: Image.Image, quality: Quality) -> bytes:
         out = io.BytesIO()
@@ -65,64 +84,3 @@ class PillowCodec(Codec):
     def decode(self, data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
-
-
-def _libaom() -> str:
-    """ ", libaom VERSION", from Pillow's AVIF module; empty if it does not have the version."""
-    versions = getattr(importlib.import_module("PIL._avif"), "codec_versions", lambda: "")()
-    match = re.search(r"aom \[[^]]*\]:v?([\w.]+)", versions)
-    return f", libaom {match[1]}" if match else ""
-
-
-# The qualities give about 0.1 to 2 bits per pixel on Kodak, as far as the format allows.
-_JPEG = {"format": "JPEG", "extension": ".jpg", "bounds": (1, 95), "feature": ("jpg", "libjpeg")}
-_AVIF = {"format": "AVIF", "extension": ".avif", "feature": ("avif", "libavif")}
-_AVIF_OPTIONS = {"codec": "aom", "speed": 6, "subsampling": "4:4:4"}
-_AVIF_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80)
-FORMATS: dict[str, dict[str, Any]] = {
-    "jpeg": _JPEG
-    | {
-        "title": "JPEG 4:2:0",
-        "qualities": (5, 10, 20, 30, 45, 60, 75, 85, 92),
-        "options": {"subsampling": "4:2:0", "optimize": True, "progressive": True},
-    },
-    "jpeg-444": _JPEG
-    | {
-        "title": "JPEG 4:4:4",
-        "qualities": (5, 10, 20, 30, 45, 60, 75, 85, 90),
-        "options": {"subsampling": "4:4:4", "optimize": True, "progressive": True},
-    },
-    "webp": {
-        "title": "WebP",
-        "format": "WEBP",
-        "extension": ".webp",
-        "qualities": (1, 5, 12, 25, 45, 65, 80, 90),
-        "options": {"method": 6},
-        "feature": ("webp", "libwebp"),
-    },
-    "avif": _AVIF | {"title": "AVIF 4:4:4", "qualities": _AVIF_QUALITIES, "options": _AVIF_OPTIONS},
-    "avif-psnr": _AVIF
-    | {
-        "title": "AVIF 4:4:4, tune=psnr",
-        "qualities": _AVIF_QUALITIES,
-        "options": _AVIF_OPTIONS | {"advanced": {"tune": "psnr"}},
-    },
-    "jxl": {
-        "title": "JPEG XL",
-        "format": "JXL",
-        "extension": ".jxl",
-        "qualities": (5, 10, 20, 40, 60, 75, 85, 90),
-        "bounds": (0, 99),  # 100 is lossless, another coder
-        "options": {"effort": 7},
-        "plugin": ("pillow_jxl", "pillow-jxl-plugin"),
-    },
-    "heic": {
-        "title": "HEVC 4:4:4 (x265)",
-        "format": "HEIF",
-        "extension": ".heic",
-        "qualities": (10, 16, 22, 28, 34, 40, 48, 56),
-        "options": {"chroma": 444},
-        "plugin": ("pillow_heif", "pillow-heif"),
-        "start": lambda module: module.register_heif_opener() or module.libheif_info().get("HEIF"),
-    },
-}

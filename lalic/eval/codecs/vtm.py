@@ -15,7 +15,6 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,8 @@ from lalic.errors import LalicError
 from lalic.eval.codecs.base import Codec, Coded, Quality
 from lalic.files import Name
 
-__all__ = ["QPS", "Vtm", "command", "to_rgb", "to_yuv"]
+__all__ = ["Vtm", "to_rgb", "to_yuv"]
 
-QPS = (22, 27, 32, 37, 42, 47)
 _SMALLEST_UNIT = 8  # side of VTM's smallest coding unit, in pixels
 _KR, _KB = 0.2126, 0.0722  # BT.709
 
@@ -50,38 +48,27 @@ def to_rgb(planes: np.ndarray, depth: int = 8) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(rgb))
 
 
-def command(
-    encoder: Path, config: Path, source: Path, decoded: Path, stream: Path, width: int, height: int, qp: int
-) -> list[str]:
-    """The arguments of the supplement's command, and one more for sides that are no multiples of 8."""
-    arguments = [
-        encoder, "-i", source, "-c", config, "-o", decoded, "-b", stream, "-wdt", width, "-hgt", height, "-q", qp,
-        "--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444",
-    ]  # fmt: skip
-    if width % _SMALLEST_UNIT or height % _SMALLEST_UNIT:
-        arguments.append("--ConformanceWindowMode=1")
-    return [str(argument) for argument in arguments]
-
-
 class Vtm(Codec):
     """VTM's encoder at each QP. The picture is the encoder's reconstruction; decoding is not timed.
 
     encoder: EncoderAppStatic. config: cfg/encoder_intra_vtm.cfg of the same release; None: searched in ../cfg of the
-    binary's folder. qualities: QPs, empty for those of the supplement. Raises `LalicError` if either file is missing.
+    binary's folder. Raises `LalicError` if either file is missing.
     """
 
-    name, title, extension = "vtm", "VTM", ".bin"
+    name, title = "vtm", "VTM"
+    qualities = (22, 27, 32, 37, 42, 47)
     bounds = (0, 63)
     increasing = False
 
-    def __init__(self, encoder: Name, config: Name | None = None, qualities: Sequence[Quality] = ()) -> None:
+    def __init__(self, encoder: Name, config: Name | None = None) -> None:
         self.encoder = Path(encoder)
         self.config = self.encoder.parent.parent / "cfg" / "encoder_intra_vtm.cfg" if config is None else Path(config)
         for what, path in (("encoder", self.encoder), ("configuration", self.config)):
             if not path.is_file():
                 raise LalicError(f"vtm: there is no {what} {path}; build VTM, and name it with --vtm and --vtm-config")
-        self.version = self._version()
-        self.qualities, self.chosen = tuple(qualities) or QPS, bool(qualities)
+        # Started alone it prints "VVCSoftware: VTM Encoder Version 9.1 ...", and fails.
+        match = re.search(r"Version\s+\[?([\w.\-]+)", self._run().stdout)
+        self.version = f"VTM {match[1]}" if match else "VTM, version unknown"
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
         """Encode in a temporary folder. Raises `LalicError` with VTM's last line of output if it fails."""
@@ -90,30 +77,38 @@ class Vtm(Codec):
         with tempfile.TemporaryDirectory(prefix="lalic-vtm-") as folder:
             source, decoded, stream = (Path(folder, name) for name in ("input.yuv", "output.yuv", "output.bin"))
             source.write_bytes(to_yuv(picture).tobytes())
+            arguments = [
+                "-i", source, "-c", self.config, "-o", decoded, "-b", stream, "-wdt", width, "-hgt", height,
+                "-q", int(quality), "--InputBitDepth=8", "-fr", 1, "-f", 1, "--InputChromaFormat=444",
+            ]  # fmt: skip
+            if width % _SMALLEST_UNIT or height % _SMALLEST_UNIT:
+                arguments.append("--ConformanceWindowMode=1")
             start = time.perf_counter()
-            self._run(command(self.encoder, self.config, source, decoded, stream, width, height, int(quality)))
+            done = self._run(*arguments)
             seconds = time.perf_counter() - start
-            return Coded(self._read(decoded, width, height), stream.stat().st_size, seconds, None, stream.read_bytes())
+            if done.returncode:
+                printed = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
+                raise LalicError(f"vtm: the encoder failed ({printed[-1]})")
+            data = stream.read_bytes()
+            return Coded(self._read(decoded, width, height), len(data), seconds, None, data)
 
-    def _run(self, arguments: list[str]) -> str:
+    def _run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         try:
-            done = subprocess.run(arguments, check=True, capture_output=True, text=True, errors="replace")
+            return subprocess.run(
+                [str(self.encoder), *map(str, arguments)], capture_output=True, text=True, errors="replace"
+            )
         except OSError as error:
-            raise LalicError(f"vtm: {arguments[0]} cannot be run ({error.strerror})") from None
-        except subprocess.CalledProcessError as error:
-            printed = (error.stderr or error.stdout).strip().splitlines()
-            raise LalicError(f"vtm: the encoder failed ({printed[-1] if printed else 'it printed nothing'})") from None
-        return done.stdout
+            raise LalicError(f"vtm: {self.encoder} cannot be run ({error.strerror})") from None
 
     def _read(self, path: Path, width: int, height: int) -> Image.Image:
         """The reconstruction, which has 8 or 16 bits per sample, depending on the configuration."""
         count = 3 * width * height
         size = path.stat().st_size if path.exists() else 0
-        if size not in (count, 2 * count):
-            raise LalicError(f"vtm: the reconstruction has {size} bytes, expected {count} or {2 * count}")
-        wide = size == 2 * count
-        planes = np.fromfile(path, dtype="<u2" if wide else np.uint8).reshape(3, height, width)
-        return to_rgb(planes, self._depth() if wide else 8)
+        if size == count:
+            return to_rgb(np.fromfile(path, np.uint8).reshape(3, height, width))
+        if size == 2 * count:
+            return to_rgb(np.fromfile(path, "<u2").reshape(3, height, width), self._depth())
+        raise LalicError(f"vtm: the reconstruction has {size} bytes, expected {count} or {2 * count}")
 
     def _depth(self) -> int:
         """Bits of the reconstruction's samples: the output depth of the configuration, or else its internal depth."""
@@ -123,12 +118,3 @@ class Vtm(Codec):
             if match and int(match[1]):
                 return int(match[1])
         raise LalicError(f"vtm: {self.config} has no InternalBitDepth, expected a number of bits")
-
-    def _version(self) -> str:
-        """The version that VTM prints when it is started, "VVCSoftware: VTM Encoder Version 9.1 ..."."""
-        try:
-            printed = subprocess.run([self.encoder], capture_output=True, text=True, errors="replace").stdout
-        except OSError as error:
-            raise LalicError(f"vtm: {self.encoder} cannot be run ({error.strerror})") from None
-        match = re.search(r"Version\s+\[?([\w.\-]+)", printed)
-        return f"VTM {match[1]}" if match else "VTM, version unknown"

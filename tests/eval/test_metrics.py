@@ -1,12 +1,20 @@
-"""MS-SSIM equals a plain numpy rendering of its definition, and values that pytorch-msssim 1.0.0 gave."""
+"""PSNR of known pictures; MS-SSIM as a numpy rendering of its definition and as pytorch-msssim 1.0.0 gave it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lalic.nn.ms_ssim import MIN_SIDE, ms_ssim
+from lalic.metrics import MIN_SIDE, ms_ssim, psnr
+
+
+def test_psnr():
+    black, grey = Image.new("RGB", (5, 4)), Image.new("RGB", (5, 4), (0, 0, 51))
+    assert psnr(black, black) == float("inf")
+    # one channel of three off by 51 = 255 / 5: 10 log10(3 * 25)
+    assert psnr(black, grey) == pytest.approx(18.7506, abs=1e-4)
 
 
 def _windows(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
