@@ -1,25 +1,28 @@
 """Serial steps of a decode on a GPU, counted without one: `python -m benchmarks.counting.steps`.
 
-A launch takes as long as its longest program, and a small one is bound neither by bytes nor by multiply-adds but by that
-program's steps: rounds of a loop, each of which waits for its loads. So steps are a third roof. Counted are, for each
-launch of the exact kernels and of the entropy decoder that Triton's JIT makes (`benchmarks.counting.jit`), the steps of
-its longest program; launches come one after the other, so their sum is the decode's. A step of a product has BLOCK_K
-terms, one of another loop has a block of a row, or four or eight tokens; one of the entropy decoder a symbol a lane.
+A launch takes as long as its longest program. A small one is bound neither by bytes nor by multiply-adds but by that
+program's steps: rounds of a loop, each of which waits for its loads. So steps are a third roof. Counted are the steps
+of the longest program of each launch of the exact kernels and of the entropy decoder, as Triton's JIT makes them
+(`benchmarks.counting.jit`). Launches come one after the other, so the decode has their sum. A step of a product has
+BLOCK_K terms, one of another loop a block of a row, or four or eight tokens, one of the entropy decoder a symbol a
+lane.
 
 Kernels of the transforms have many programs, and are not counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from benchmarks import records
+from benchmarks.counting import Parts, labelled
 from lalic_kernels.launch import blocks
 
 BITS_PER_PIXEL = 0.29  # of the stream, whose length decides how many lanes it has
@@ -44,8 +47,9 @@ PRODUCTS: dict[str, Callable[[Arguments, int], int]] = {
 }
 OTHERS: dict[str, Callable[[Arguments], int]] = {
     "exact_absmax_kernel": lambda a: blocks(a["width"], a["BLOCK_N"]),
-    "exact_digits_kernel": lambda a: (a["SOURCE"] != "image") * blocks(a["width"], a["BLOCK_K"])
-    + blocks(a["depth"], a["BLOCK_K"]),
+    "exact_digits_kernel": lambda a: (
+        (a["SOURCE"] != "image") * blocks(a["width"], a["BLOCK_K"]) + blocks(a["depth"], a["BLOCK_K"])
+    ),
     "exact_layer_norm_kernel": lambda a: 3 * blocks(a["width"], a["BLOCK_N"]),
     "exact_norm_digits_kernel": lambda a: 3 * blocks(a["width"], a["BLOCK_N"]) + blocks(a["depth"], a["BLOCK_N"]),
     "exact_shift_digits_kernel": lambda a: blocks(a["channels"], a["BLOCK_C"]) + blocks(a["depth"], a["BLOCK_C"]),
@@ -54,16 +58,21 @@ OTHERS: dict[str, Callable[[Arguments], int]] = {
     "exact_wkv_chain_kernel": lambda a: blocks(a["chunks"], 4),
     "exact_wkv_values_kernel": lambda a: 2 * blocks(_chunk(a), 4),
 }
-ENTROPY = "rans_symbols_kernel"
-ONE_STEP = {"rans_rows_kernel", "rans_values_kernel"}  # no loop but a short one over a table in the cache
+ENTROPY: dict[str, Callable[[Arguments, int], int]] = {
+    "rans_symbols_kernel": lambda a, lanes: blocks(a["count"], lanes),
+    "rans_rows_kernel": lambda *_: 1,  # no loop
+    "rans_values_kernel": lambda *_: 1,
+}
 
 
-class Steps:
-    """Serial steps and launches of one run, by kernel, of `KINDS`: products, other loops, entropy decoding."""
+class Steps(Parts):
+    """Serial steps and launches of one run, by kernel, of `KINDS`; those of exact kernels by part of the decoder."""
 
     KINDS = ("products", "other loops", "entropy decoding")
 
     def __init__(self) -> None:
+        super().__init__()
+        self.parts: Counter[str] = Counter()
         self.steps: dict[str, Counter[str]] = {kind: Counter() for kind in self.KINDS}
         self.launches: Counter[str] = Counter()
 
@@ -75,13 +84,13 @@ class Steps:
             kind, count = "products", PRODUCTS[kernel](arguments, grid[2])
         elif kernel in OTHERS:
             kind, count = "other loops", OTHERS[kernel](arguments)
-        elif kernel == ENTROPY:
-            kind, count = "entropy decoding", blocks(arguments["count"], lanes)
-        elif kernel in ONE_STEP:
-            kind, count = "other loops", 1
+        elif kernel in ENTROPY:
+            kind, count = "entropy decoding", ENTROPY[kernel](arguments, lanes)
         else:
             raise KeyError(f"{kernel}: expected its steps in benchmarks/counting/steps.py")
         self.steps[kind][kernel] += count
+        if kernel not in ENTROPY:
+            self.parts[self.current] += count
         self.launches[kernel] += 1
 
     def totals(self) -> dict[str, int]:
@@ -96,16 +105,35 @@ def decode(model: Any, width: int, height: int, bits_per_pixel: float = BITS_PER
     """
     from benchmarks.counting import jit
     from benchmarks.counting.launches import some_stream
+    from lalic.coder.engines import ExactEntropy
     from lalic.coder.gpu import GpuCoder
+    from lalic.coder.gpu_slices import GpuSliceState
     from lalic_kernels.rans.layout import COST_UNIT, choose_lanes
 
     found = Steps()
+    places = (
+        (ExactEntropy, "_hyper_parameters", "h_s"), (GpuSliceState, "hyper_and_channel", "contexts"),
+        (GpuSliceState, "network", "aggregation"),
+    )  # fmt: skip
     lanes = math.prod(choose_lanes(int(bits_per_pixel * width * height) << COST_UNIT))
     size = (height // model.downsampling, width // model.downsampling)
     with torch.no_grad(), jit.recording(compile="none") as record:
-        GpuCoder(model, False).decode([some_stream(model)], size, [None])
-    for launch in record.launches:
-        found.add(launch.kernel, launch.grid, launch.arguments, lanes)
+
+        def taken() -> None:
+            for launch in record.launches:
+                found.add(launch.kernel, launch.grid, launch.arguments, lanes)
+            record.clear()
+
+        @contextlib.contextmanager
+        def part(name: str) -> Iterator[None]:
+            taken()
+            with found.part(name):
+                yield
+                taken()
+
+        with labelled(part, places):
+            GpuCoder(model, False).decode([some_stream(model)], size, [None])
+        taken()
     return found
 
 
@@ -128,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kernel, count in steps.most_common():
             print(f"        {count:6d}  {kernel}, {found.launches[kernel]} launches")
     what = {"model": options.model, "size": list(options.size), "bits per pixel": BITS_PER_PIXEL}
+    what |= {"parts": dict(found.parts.most_common())}
     what |= {"kernels": {kind: dict(steps.most_common()) for kind, steps in found.steps.items()}}
+    print(f"exact kernels by part: {dict(found.parts.most_common())}")
     records.keep(records.counted(steps=what | found.totals()), options)
     return 0
 

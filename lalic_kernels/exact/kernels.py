@@ -350,7 +350,7 @@ def _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, channels):
         raise_max_key(max_key_ptr + image * channels + n, largest, n < channels)
 
 
-@triton.jit(do_not_specialize=["rows", "squared", "tokens", "keys"])
+@triton.jit(do_not_specialize=["rows", "squared", "gate_stride", "residual_stride", "partial_stride", "tokens", "keys"])
 def exact_linear_kernel(
     x_high_ptr,  # (rows, depth) int8
     x_low_ptr,  # (rows, depth) int8

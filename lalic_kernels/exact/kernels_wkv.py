@@ -1,7 +1,7 @@
 """Exact kernels of the bidirectional WKV: float64, in the order of `reference.biwkv`, bit for bit.
 
-Three launches: weights and the sums of each chunk, the sums that enter each chunk, values. A program is one warp. p v and
-p are two planes of (B, T, C); each chunk has four sums. In comments T is BLOCK_T tokens, C is BLOCK_C channels.
+Three launches: weights and the sums of each chunk, the sums that enter each chunk, values. A program is one warp. p v
+and p are two planes of (B, T, C); each chunk has four sums. In comments T is BLOCK_T tokens, C is BLOCK_C channels.
 
 A recurrence is a chain of dependent operations with operands from memory. These are loaded for several tokens before
 the steps that use them (GROUP tokens, or four if results are stored in between), so that the chain waits for memory
