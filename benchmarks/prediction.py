@@ -28,7 +28,7 @@ SHEET = {"bfloat16": 494.5e12, "int8": 989.5e12, "memory": 4.8e12}
 ASSUMPTIONS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
     ("products", "share of the tensor cores' rate that matrix products of these shapes reach", (0.6, 0.35, 0.15)),
     ("copy", "share of the memory's bandwidth that kernels reach", (0.85, 0.7, 0.5)),
-    ("round", "nanoseconds a serial step of an exact kernel: its loads, mostly from the L2 cache", (100, 200, 300)),
+    ("round", "nanoseconds a serial step of an exact kernel: its loads, mostly from the L2 cache", (150, 250, 400)),
     ("launch", "microseconds from one dependent launch to the next in a CUDA graph, beyond its work", (1.2, 2.0, 3.5)),
     ("steps", "dependent steps of the rANS lanes at 768x512, all sections together", (850, 2200, 3080)),
     ("step", "nanoseconds a step: a look into a table, a product, a word of the stream", (60, 150, 400)),
@@ -43,14 +43,14 @@ OPENING = """# What an H200 should take
 be checked line by line against `python -m benchmarks.codec --device cuda`. The full model, its transforms in bfloat16,
 its entropy model in exact arithmetic, one picture at a time, 0.29 bits per pixel, launches in a CUDA graph.
 
-Each part takes the largest of its multiply-adds over the tensor cores' rate, its bytes over the memory's bandwidth,
-each times the share assumed, and, if it is exact, its serial steps. An exact product is {products} int8 products of
-digits. Parts, launches, the rANS chain and the host's work are added, as if nothing overlapped. Rates, by NVIDIA's data
-sheet and dense: 494.5 T multiply-adds a second in bfloat16, 989.5 T in int8, 4.8 TB/s.
+Each part takes the largest of three: its multiply-adds over the tensor cores' rate and its bytes over the memory's
+bandwidth, each times the share assumed, and the serial steps of its exact kernels. An exact product is {products} int8
+products of digits. Parts, launches, the rANS chain and the host's work are added, as if nothing overlapped. Rates, by
+NVIDIA's data sheet and dense: 494.5 T multiply-adds a second in bfloat16, 989.5 T in int8, 4.8 TB/s.
 
 Launches: {count} a decode, counted by `benchmarks.counting.launches` (record of {date}); an encode is taken to have as
-many. Serial steps of the exact kernels: {steps}, counted by `benchmarks.counting.steps` at 768x512 (record of
-{steps_date}); other sizes are taken to have as many.
+many. Serial steps, counted by `benchmarks.counting.steps` at 768x512 (record of {steps_date}), other sizes are taken to
+have as many: {steps}.
 """
 CLOSING = """## What would prove it wrong
 
