@@ -128,18 +128,24 @@ def counting() -> Iterator[Launches]:
         yield counts
 
 
+def some_stream(model: Any) -> Any:
+    """A stream of any symbols: where nothing is computed, their values are never looked at."""
+    from lalic.coder import Stream
+    from lalic_kernels import rans
+
+    some = torch.zeros(64, dtype=torch.int32)
+    return Stream(rans.encode([(some, some)], model.tables()), 0)
+
+
 @contextlib.contextmanager
 def decoding(model: Any, width: int, height: int) -> Iterator[tuple[Callable[[], Any], Launches]]:
     """A decode from a stream on the host to a picture on the device, to be run inside, and the counter of its parts.
 
     model: `LALIC` in eval mode with coding tables, on the CPU. width, height: multiples of 64.
     """
-    from lalic.coder import Stream
     from lalic.coder.gpu import GpuCoder
-    from lalic_kernels import rans
 
-    some = torch.zeros(64, dtype=torch.int32)
-    stream = Stream(rans.encode([(some, some)], model.tables()), 0)  # of any symbols: their values are never looked at
+    stream = some_stream(model)
     size = (height // model.downsampling, width // model.downsampling)
     coder = GpuCoder(model, False)
     with torch.no_grad(), counting() as counts:
