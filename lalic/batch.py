@@ -175,9 +175,9 @@ def decompress_files(
         container = parse(data, max_pixels)
         if target == STREAM:
             raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
-        rows = codec.decode_rows(data, model, device=device, max_pixels=max_pixels)
+        parts = codec.decode_parts(data, model, device=device, max_pixels=max_pixels)
         with replacing(target, overwrite=overwrite) as temporary:
-            write_strips(rows, (container.width, container.height), temporary, container.metadata)
+            write_strips(parts, (container.width, container.height), temporary, container.metadata)
         return Saved(os.path.getsize(target), container.width, container.height)
 
     steps = Steps(read, decode, save, GPU_BATCH if several else 1)

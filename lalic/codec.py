@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ ONE_TILE = 1 << 20  # pixels, after padding
 MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
+BAND = 12  # tiles
 
 _cache: dict[tuple[str, str], LALIC] = {}
 _cache_lock = threading.Lock()
@@ -266,23 +267,19 @@ def decode(
     return picture
 
 
-def decode_rows(
+def decode_parts(
     data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
-) -> Iterator[np.ndarray]:
-    """Decompress the bytes of a .lalic file by rows of tiles, from the top: uint8 (h, W, 3), or (h, W) if grey.
+) -> Iterator[tuple[Box, np.ndarray]]:
+    """Decompress the bytes of a .lalic file tile by tile, in bounded memory: (place, pixels) of each.
 
-    With alpha they are (h, W, 4). Memory does not grow with the picture's height. Arguments and errors are those of
-    `decode`; an error may come after some rows.
+    Pixels are uint8 (h, w, 3), (h, w, 4) with alpha, or (h, w) if grey. Arguments and errors are those of `decode`; an
+    error may come after some parts.
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    row: list[np.ndarray] = []
     with torch.inference_mode():
         for place, part in _decoded_parts(container, model, container.grid.whole, None):
-            row.append(np.asarray(part))
-            if place.right == container.width:
-                yield np.concatenate(row, axis=1)
-                row = []
+            yield place, np.asarray(part)
 
 
 def _decoded_parts(
@@ -325,33 +322,37 @@ def _decoded_tiles(
     qualities = model.as_qualities([quality], 1)
     if qualities is not None:
         qualities = qualities.to(model.device)
+    # In bands of columns from top to bottom: latents of two rows of a band are held, however wide the picture is.
+    order = sorted(grid.meeting(box), key=lambda i: (i % grid.columns // BAND, i))
     latents: dict[int, torch.Tensor] = {}
-    wanted = list(grid.meeting(box))
-    for number, index in enumerate(wanted):
-        window = grid.window(index)
-        y_hat = None
+    for number, index in enumerate(order):
+        window, tile = grid.window(index), grid.box(index)
         for near in grid.meeting(window):
-            tile = grid.box(near)
             if near not in latents:
-                latents[near] = model.read(_stream(container, near), tile.height, tile.width).y_hat
-            part = tile.intersection(window)
-            source, target = _latent_box(part, tile), _latent_box(part, window)
-            if y_hat is None:
-                y_hat = latents[near].new_empty(
-                    1, latents[near].shape[1], window.height // LATENT, window.width // LATENT
-                )
-            y_hat[:, :, target.top : target.bottom, target.left : target.right] = latents[near][
-                :, :, source.top : source.bottom, source.left : source.right
-            ]
-        assert y_hat is not None
-        x = model.synthesise(y_hat, qualities).clamp_(0, 1)
-        tile = grid.box(index)
+                place = grid.box(near)
+                latents[near] = model.read(_stream(container, near), place.height, place.width).y_hat
+        x = model.synthesise(_joined_latents(grid, latents, window), qualities).clamp_(0, 1)
         inside = tile.moved(-window.left, -window.top)
         yield index, tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
-        if number + 1 < len(wanted):  # tiles above the next window are not needed again
-            top = grid.window(wanted[number + 1]).top
-            for near in [near for near in latents if grid.box(near).bottom <= top]:
-                del latents[near]
+        soon = {near for i in order[number + 1 : number + 1 + BAND] for near in grid.meeting(grid.window(i))}
+        for near in latents.keys() - soon:
+            del latents[near]
+
+
+def _joined_latents(grid: Grid, latents: Mapping[int, torch.Tensor], window: Box) -> torch.Tensor:
+    """Latents (1, M, h, w) of a window, from those of its tiles."""
+    joined: torch.Tensor | None = None
+    for near in grid.meeting(window):
+        part = grid.box(near).intersection(window)
+        source, target = _latent_box(part, grid.box(near)), _latent_box(part, window)
+        y_hat = latents[near]
+        if joined is None:
+            joined = y_hat.new_empty(1, y_hat.shape[1], window.height // LATENT, window.width // LATENT)
+        joined[:, :, target.top : target.bottom, target.left : target.right] = y_hat[
+            :, :, source.top : source.bottom, source.left : source.right
+        ]
+    assert joined is not None
+    return joined
 
 
 def _region(region: Sequence[int] | None, grid: Grid) -> Box:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lalic.container import MAX_PIXELS
 from lalic.errors import ImageError, ImageWarning, LalicError
+from lalic.tiles import Box
 
 __all__ = ["StripImage", "needs_strips", "open_strips", "write_strips"]
 
@@ -98,9 +99,12 @@ def _to_8_bit(image: Any, grey: bool) -> Any:
 
 
 def write_strips(
-    rows: Iterable[np.ndarray], size: tuple[int, int], target: str, metadata: Mapping[str, bytes] | None = None
+    parts: Iterable[tuple[Box, np.ndarray]],
+    size: tuple[int, int],
+    target: str,
+    metadata: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a picture whose rows come in blocks (h, W, 3), (h, W, 4) with alpha or (h, W), uint8, to a file.
+    """Write a picture of `size` = (width, height) that comes in parts, of `lalic.codec.decode_parts`, to a file.
 
     The extension of `target` names the format, one that libvips writes. metadata: boxes of `lalic.metadata`, of which
     EXIF and XMP are written where libvips can. Pixels lie in a temporary file beside the target meanwhile. Raises
@@ -109,9 +113,11 @@ def write_strips(
     vips = _vips()
     bands = 3
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".", suffix=".lalic-raw") as raw:
-        for block in rows:
-            bands = 1 if block.ndim == 2 else block.shape[2]
-            raw.write(np.ascontiguousarray(block).data)
+        for place, pixels in parts:
+            bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+            for row, values in enumerate(np.ascontiguousarray(pixels)):
+                raw.seek(((place.top + row) * size[0] + place.left) * bands)
+                raw.write(values.data)
         raw.flush()
         image = vips.Image.rawload(raw.name, *size, bands)
         image = image.copy(interpretation="b-w" if bands == 1 else "srgb")

@@ -25,8 +25,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compiler as compiler_file
 from triton.runtime import driver as drivers
 
-from benchmarks.counting import labelled
-
 MAX_GRID = (2**31 - 1, 65535, 65535)
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes that a program may take
 

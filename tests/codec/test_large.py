@@ -102,6 +102,24 @@ def test_what_is_no_scale(scale) -> None:
         codec.decode(data, tiny(), scale=scale)
 
 
+def test_bands_change_no_pixel(monkeypatch) -> None:
+    """Latents of few tiles are held, whatever the order in which tiles are decoded."""
+    _, data = coded()
+    whole = codec.decode(data, tiny())
+    monkeypatch.setattr(codec, "BAND", 2)
+    held: list[int] = []
+    joined = codec._joined_latents
+    monkeypatch.setattr(
+        codec, "_joined_latents", lambda g, latents, w: held.append(len(latents)) or joined(g, latents, w)
+    )
+    assert np.array_equal(pixels(codec.decode(data, tiny())), pixels(whole))
+    assert len(held) == 12 and max(held) <= 9 < 12
+    parts = np.zeros((*SIZE[::-1], 3), np.uint8)
+    for place, part in codec.decode_parts(data, tiny()):
+        parts[place.top : place.bottom, place.left : place.right] = part
+    assert np.array_equal(parts, np.asarray(whole))
+
+
 def test_a_region_across_tiles_is_reduced_as_a_whole() -> None:
     _, data = coded()
     whole = codec.decode(data, tiny())
