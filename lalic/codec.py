@@ -22,6 +22,7 @@ from lalic.coder import Stream
 from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, MAX_SIDE, Container, parse
 from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
+from lalic_kernels.cache import one_look
 
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
@@ -138,6 +139,7 @@ class Prepared:
         self._latents: torch.Tensor | None = None
         self.graph = graph
 
+    @one_look()
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
         """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
         quality = coded_quality(self.model, quality)
@@ -159,7 +161,7 @@ class Prepared:
         ).pack()
 
     def _tensor(self) -> torch.Tensor:
-        return pad(images.to_tensor(self.picture).to(self._device), self.model.downsampling)
+        return pad(images.to_tensor(self.picture, self._device), self.model.downsampling)
 
 
 def coded_quality(model: LALIC, quality: float | None) -> float | None:
@@ -175,6 +177,7 @@ def coded_quality(model: LALIC, quality: float | None) -> float | None:
 # Decoding
 
 
+@one_look()
 def decode(
     data: bytes,
     model: LALIC | None = None,
@@ -223,6 +226,7 @@ def decode_many(
         yield from _decode_batch(batch_files, model, device, max_pixels, graph)
 
 
+@one_look()
 def _decode_batch(
     files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:

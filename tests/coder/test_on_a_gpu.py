@@ -141,7 +141,7 @@ def test_weights_that_change(files: list[Stream]) -> None:
 def test_memory_is_bounded() -> None:
     own = lalic.slim().to("cuda")
     x = torch.rand(1, 3, 64, 64, device="cuda")
-    graphs: GraphCache = own.cache.get("graphs", gpu.weights_of(own), GraphCache)
+    graphs: GraphCache = own.decoding.look(own).get("graphs", GraphCache)
     with torch.inference_mode():
         for width in range(64, 64 * 25, 64):
             wide = x.expand(1, 3, 64, 64).repeat(1, 1, 1, width // 64)
@@ -149,7 +149,7 @@ def test_memory_is_bounded() -> None:
             own.decode(file, 64, width, 50.0, graph=True)
     assert len(graphs) == 16 and all(isinstance(graph, gpu._DecodeGraph) for graph in graphs._graphs.values())
     full = torch.cuda.memory_reserved()
-    own.cache._entries.clear()
+    own.decoding._last = None
     del graphs
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < full
