@@ -23,8 +23,9 @@ from lalic import images
 from lalic.coder import gpu
 from lalic.coder.graphs import Graph
 from lalic.config import FULL
-from lalic.container import Container
+from lalic.container import Container, Tile
 from lalic.model import LALIC
+from lalic.tiles import Grid
 from lalic_kernels import rans
 from lalic_kernels.cache import ModuleWeights
 from lalic_kernels.rans.gpu import DeviceDecoder
@@ -58,7 +59,7 @@ def replays() -> Iterator[tuple[LALIC, Callable[[], Any]]]:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 64, 40_000).astype(np.int32)
     stream = rans.encode([(rng.integers(-1, 2, rows.size).astype(np.int32), rows)], model.tables())
-    data = Container(FULL.name, model.weights_hash(), WIDTH, HEIGHT, stream, 0, None).pack()
+    data = Container(FULL.name, model.weights_hash(), Grid(WIDTH, HEIGHT), (Tile(stream, 0),)).pack()
 
     def capture(self: Graph, device: torch.device, *_: object) -> None:
         self.device, self.bytes, self.lock = device, 0, threading.Lock()
