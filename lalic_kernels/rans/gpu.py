@@ -159,8 +159,9 @@ class DeviceDecoder:
         self._fresh = True
         self._first = 0  # index of the next section's first symbol
         # The copy from pinned memory does not wait, and torch uses this memory again only after it.
-        staged = torch.zeros(self._bounds[-1], dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        staged = torch.empty(self._bounds[-1], dtype=torch.int32, pin_memory=self.device.type == "cuda")
         joined = staged.numpy()
+        joined.fill(0)
         heads = joined[self._bounds[1] : self._bounds[2]].reshape(-1, self._head)
         words = joined[self._bounds[2] :].view(np.uint16).reshape(-1, self._words_stride)
         for part, head, row in zip(parts, heads, words, strict=True):
