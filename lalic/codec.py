@@ -29,6 +29,7 @@ from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, Container, Tile, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
 from lalic.tiles import SCALES, STEP, Box, Grid
+from lalic_kernels.cache import one_look
 
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
@@ -156,6 +157,7 @@ class Prepared:
         self.graph = graph
         self.grid = grid_of(*self.picture.image.size)
 
+    @one_look()
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
         """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
         quality = coded_quality(self.model, quality)
@@ -199,7 +201,7 @@ class Prepared:
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""
         inside = box.intersection(self.grid.whole)
-        x = images.to_tensor(self.picture.image.crop(inside).convert("RGB")).to(self._device)
+        x = images.to_tensor(self.picture.image.crop(inside).convert("RGB"), self._device)
         return pad(x, STEP)
 
 
@@ -228,6 +230,7 @@ def coded_quality(model: LALIC, quality: float | None) -> float | None:
 # Decoding
 
 
+@one_look()
 def decode(
     data: bytes,
     model: LALIC | None = None,
@@ -258,10 +261,17 @@ def decode(
     _check_scale(scale)
     # Tiles lie at multiples of every scale from the picture's corner, not from a region's: that is reduced at the end.
     step = scale if region is None else 1
-    picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
+    picture: Image.Image | None = None
     with torch.inference_mode():
         for place, part in _decoded_parts(container, model, box, graph):
-            picture.paste(part.reduce(step), ((place.left - box.left) // step, (place.top - box.top) // step))
+            part = part if step == 1 else part.reduce(step)
+            if place == box:
+                picture = part
+                break
+            if picture is None:
+                picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
+            picture.paste(part, ((place.left - box.left) // step, (place.top - box.top) // step))
+    assert picture is not None
     picture = picture if step == scale else picture.reduce(scale)
     metadata.attach(picture, container.metadata)
     return picture
@@ -288,7 +298,8 @@ def _decoded_parts(
     """For each tile that meets a box of the picture, what they have in common, and its picture with alpha."""
     for index, tile, x in _decoded_tiles(container, model, box, graph):
         common = tile.intersection(box)
-        yield common, _with_alpha(images.from_tensor(x), container, index).crop(common.moved(-tile.left, -tile.top))
+        part = _with_alpha(images.from_tensor(x), container, index)
+        yield common, part if common == tile else part.crop(common.moved(-tile.left, -tile.top))
 
 
 def _with_alpha(picture: Image.Image, container: Container, index: int) -> Image.Image:
@@ -394,6 +405,7 @@ def decode_many(
         yield from _decode_batch(batch_files, model, device, max_pixels, graph)
 
 
+@one_look()
 def _decode_batch(
     files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:

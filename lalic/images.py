@@ -464,14 +464,22 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
 # Tensors
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as float32 (1, 3, H, W) in [0, 1], contiguous, on the CPU. Raises `ImageError` for other modes."""
+def to_tensor(image: Image.Image, device: torch.device | None = None) -> torch.Tensor:
+    """An RGB picture as float32 (1, 3, H, W) in [0, 1], contiguous, on a device (None: the CPU).
+
+    Bytes are copied to the device, and divided there. Raises `ImageError` for other modes.
+    """
     import torch
 
     if image.mode != "RGB":
         raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts")
-    pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)[None]
-    return torch.from_numpy(pixels.astype(np.float32, order="C") / np.float32(255))
+    device = torch.device("cpu") if device is None else device
+    pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    pixels.numpy()[:] = np.asarray(image)
+    planes = torch.empty((1, 3, image.height, image.width), device=device)
+    planes.copy_(pixels.to(device, non_blocking=True).permute(2, 0, 1)[None])
+    # A tensor as divisor: torch may divide by a number as a product with its reciprocal, which rounds twice.
+    return planes.div_(torch.full((1,), 255.0, device=device))
 
 
 def from_tensor(tensor: torch.Tensor) -> Image.Image:
@@ -481,11 +489,28 @@ def from_tensor(tensor: torch.Tensor) -> Image.Image:
     """
     if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[1] != 3:
         raise ValueError(f"tensor has shape {tuple(tensor.shape)}, expected (1, 3, H, W)")
-    pixels = tensor.detach()[0].float().cpu().numpy()
-    if not np.isfinite(pixels).all():
+    import torch
+
+    height, width = tensor.shape[2:]
+    pixels = pixels_of(tensor)
+    if tensor.is_cuda:  # one copy, of bytes
+        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels)
+    values = pixels.numpy()
+    if values[-1]:
         raise ValueError("tensor has values that are not finite, expected numbers in [0, 1]")
-    rounded = np.floor(pixels.clip(0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(rounded.transpose(1, 2, 0)))
+    return Image.fromarray(values[:-1].reshape(height, width, 3))
+
+
+def pixels_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Bytes (3 H W + 1,) on the tensor's device: its pixels (H, W, 3), then 1 if a value is not finite, else 0."""
+    import torch
+
+    x = tensor.detach()[0].float()
+    out = torch.empty(x.numel() + 1, dtype=torch.uint8, device=x.device)
+    # As numbers below 256 are converted, digits after the point are cut off.
+    out[:-1].view(*x.shape[1:], 3).copy_(x.clamp(0, 1).mul_(255).add_(0.5).permute(1, 2, 0))
+    out[-1] = torch.stack(x.aminmax()).isfinite().all().logical_not()
+    return out
 
 
 # Saving

@@ -27,7 +27,7 @@ from lalic.nn.gains import Gains, as_qualities
 from lalic.nn.noise import ALL
 from lalic.nn.transforms import analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
-from lalic_kernels.cache import WeightCache
+from lalic_kernels.cache import ModuleCache, WeightCache
 
 
 class _Hyper(nn.Module):
@@ -110,7 +110,9 @@ class LALIC(nn.Module):
         self.entropy = "exact"
         self.share = ALL  # this process's part of a batch in training
         self.graphs: bool | None = None
-        self.cache = WeightCache()  # tables, graphs, the hash, transforms in low precision
+        self.cache = WeightCache()  # tables, transforms in low precision
+        self.coding = ModuleCache(checkpoints.matters)  # of all weights: graphs that encode
+        self.decoding = ModuleCache(_decodes)  # of those that decoding depends on: graphs that decode, the hash
         self.launch_lock = LaunchLock()
 
     # Weights
@@ -186,26 +188,25 @@ class LALIC(nn.Module):
         y, the inverse gains and the synthesis transform; not what only an encoder runs. With `entropy` set to "float"
         they differ, and neither model reads the other's files.
         """
+        return self.decoding.look(self).get(("hash", self.entropy), self._hash_weights)
+
+    def _hash_weights(self) -> bytes:
         plain: list[tuple[str, Tensor]] = [*self.g_s.named_parameters(prefix="g_s")]
         if self.gains is not None:
             plain.append(("gains.log_inverses", self.gains.log_inverses))
         plain += [(name, getattr(self.prior, name)) for name in checkpoints.PRIOR_TABLES]
         entropy: list[tuple[str, Tensor]] = [*self.latent_codec.y.named_parameters()]
         entropy += [*self.h_s.named_parameters(prefix="hyper"), ("quantiles", self.prior.quantiles)]
-        plain, entropy = ([(n, t) for n, t in named if checkpoints.matters(n)] for named in (plain, entropy))
-
-        def make() -> bytes:
-            digest = hashlib.sha256(f"lalic weights 1 {self.entropy} {exact.VERSION}\n".encode())
-            digest.update(gaussian_tables().digest())
-            if self.entropy == "exact":
-                digest.update(exact_entropy(self.latent_codec).digest().encode())
-            for name, value in plain if self.entropy == "exact" else [*plain, *entropy]:
+        digest = hashlib.sha256(f"lalic weights 1 {self.entropy} {exact.VERSION}\n".encode())
+        digest.update(gaussian_tables().digest())
+        if self.entropy == "exact":
+            digest.update(exact_entropy(self.latent_codec).digest().encode())
+        for name, value in plain if self.entropy == "exact" else [*plain, *entropy]:
+            if checkpoints.matters(name):
                 t = value.detach().cpu().contiguous()
                 digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
                 digest.update(t.flatten().view(torch.uint8).numpy().data)
-            return digest.digest()[:8]
-
-        return self.cache.get("hash", [t for _, t in [*plain, *entropy]], make, self.entropy)
+        return digest.digest()[:8]
 
     def set_precision(self, precision: str) -> LALIC:
         """Compute g_a, h_a and g_s in "float32", "bfloat16" or "float16" if there are no gradients. Returns the model.
@@ -444,6 +445,11 @@ class LALIC(nn.Module):
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
             return transform(x)
         return narrowed(self.cache, name, transform, x, dtype)
+
+
+def _decodes(name: str) -> bool:
+    """Whether decoding can depend on the module, parameter or buffer of this name."""
+    return checkpoints.matters(name) and not f"{name}.".startswith(("g_a.", "latent_codec.hyper.h_a."))
 
 
 def _check_one(x: Tensor) -> None:

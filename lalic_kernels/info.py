@@ -54,6 +54,8 @@ def missing() -> list[str]:
         lines.append("triton: no kernels on CUDA tensors; plain torch is used instead")
     if not installed.NUMBA:
         lines.append("numba: no compiled code for the CPU; plain torch is used instead, several times slower for biwkv")
+    if installed.TRITON:
+        lines += [f"{tool}: no kernels on CUDA tensors before it is installed" for tool in installed.missing_to_start()]
     if not torch.cuda.is_available():
         lines.append("a CUDA device: the Triton kernels cannot run (except in Triton's interpreter, for tests)")
     return lines

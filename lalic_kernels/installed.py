@@ -5,8 +5,11 @@ Code that needs one of them is imported inside the function that calls it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,32 @@ NUMBA = importlib.util.find_spec("numba") is not None
 def interpreting() -> bool:
     """Whether Triton interprets kernels in Python, on CPU tensors. Triton reads TRITON_INTERPRET at its import."""
     return TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def missing_to_start() -> list[str]:
+    """What Triton lacks to start on a GPU: for its first launch it builds a module in C, once for each user."""
+    lacking = []
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        lacking.append("a C compiler (gcc or clang in PATH, or another one in CC)")
+    if not os.path.isfile(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        lacking.append("Python's headers (the package python3-dev)")
+    return lacking
+
+
+@functools.cache
+def start_triton() -> None:
+    """Let Triton find the GPU, before the first launch.
+
+    Raises:
+        RuntimeError: it cannot start; one sentence with what is missing.
+    """
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except Exception as error:
+        reason = " and ".join(missing_to_start()) or " ".join(str(error).split())
+        raise RuntimeError(f"Triton cannot start on this GPU, because this is missing or fails: {reason}") from error
 
 
 def on_compiling(warn: Callable[[], None]) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lalic_kernels import installed
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -40,7 +42,10 @@ def vector(itemsize: int, *sizes: int) -> int:
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
     """Make a CUDA device current for a launch, so that a second GPU works; no effect for other devices."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    installed.start_triton()
+    return torch.cuda.device(device)
 
 
 def architecture(device: torch.device) -> str:

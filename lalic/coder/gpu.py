@@ -19,15 +19,16 @@ from torch import Tensor
 
 from lalic.coder import host
 from lalic.coder.engines import exact_entropy
-from lalic.coder.graphs import Graph, GraphCache, settings, tensors_of
+from lalic.coder.graphs import Graph, GraphCache, settings
 from lalic.coder.schedule import Collect, GpuRead, check_magnitudes
 from lalic.coder.stream import Decoded, Stream, as_bitstream_errors, check_symbols, checksum_of, joined_sums
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import BitstreamError, LalicError
 from lalic_kernels import exact
+from lalic_kernels.cache import ModuleCache, ModuleWeights, tensors_of
 from lalic_kernels.rans import CodingTables, OutputView, symbol_checksum
 from lalic_kernels.rans import gpu as rans_gpu
-from lalic_kernels.rans.gpu import DeviceDecoder
+from lalic_kernels.rans.gpu import DeviceDecoder, ReadStream
 
 if TYPE_CHECKING:
     from lalic.model import LALIC
@@ -86,15 +87,15 @@ class GpuCoder:
     def _encode(self, x: Tensor, analyse: bool, quality: float | None) -> Stream:
         model = self.model
         if model.entropy != "exact":
-            self._wants_graph(1, (1, 1))  # raises if a graph was asked for
+            self._graphs(model.coding, 1, (1, 1))  # raises if a graph was asked for
             coder = host.HostCoder(model)
             return coder.encode(x, quality) if analyse else coder.encode_latents(x, quality)
         qualities = model.as_qualities([quality], 1)
         step = model.downsampling if analyse else model.downsampling // 16
         size = (x.shape[2] // step, x.shape[3] // step)
         key = ("encode", analyse, size, x.dtype)
-        wanted = self._wants_graph(1, size)
-        captured = self._captured(wanted, key, lambda: _EncodeGraph(model, x, analyse, size, qualities))
+        graphs = self._graphs(model.coding, 1, size)
+        captured = self._captured(graphs, key, lambda: _EncodeGraph(model, x, analyse, size, qualities))
         if captured is not None:
             return captured(x, qualities)
         rows = z_rows(model.config.dims[5], size[0] * size[1], x.device)
@@ -110,27 +111,26 @@ class GpuCoder:
         """Pictures (1, 3, H, W) in [0, 1] of one size; for a damaged stream its error. size: of hyper latents."""
         model = self.model
         checked = model.as_qualities(qualities, len(streams))
-        wanted = self._wants_graph(len(streams), size)
+        graphs = self._graphs(model.decoding, len(streams), size)
         results: list[Any] = [None] * len(streams)
-        heads: dict[int, tuple[int, int]] = {}  # groups and words of each stream whose header is sound
+        data: dict[int, ReadStream] = {}  # streams whose header is sound
         for i, stream in enumerate(streams):
             try:
                 with as_bitstream_errors(model.entropy):
-                    heads[i] = rans_gpu.capacity_of(stream.data)
+                    data[i] = rans_gpu.read(stream.data)
             except BitstreamError as error:
                 results[i] = error
-        if not heads:
+        if not data:
             return results
-        if checked is not None and len(heads) < len(streams):
-            checked = checked[list(heads)]
-        data = [streams[i].data for i in heads]
-        batch = self._decode(data, size, checked, _capacity(list(heads.values())), wanted)
-        if not batch.finite and len(heads) > 1:  # decode one by one to see which stream it was
+        if checked is not None and len(data) < len(streams):
+            checked = checked[list(data)]
+        batch = self._decode([*data.values()], size, checked, graphs)
+        if not batch.finite and len(data) > 1:  # decode one by one to see which stream it was
             plain = GpuCoder(model, False)
-            for i in heads:
+            for i in data:
                 (results[i],) = plain.decode([streams[i]], size, [qualities[i]])
             return results
-        for i, picture, fault, sums in zip(heads, batch.x.split(1), batch.faults, batch.sums, strict=True):
+        for i, picture, fault, sums in zip(data, batch.x.split(1), batch.faults, batch.sums, strict=True):
             if fault is None and not batch.finite:
                 fault = exact.NotFinite()
             try:
@@ -159,15 +159,15 @@ class GpuCoder:
 
     def _decode(
         self,
-        data: list[bytes],
+        data: list[ReadStream],
         size: tuple[int, int],
         qualities: Tensor | None,
-        capacity: tuple[int, int],
-        wanted: bool | None,
+        graphs: GraphCache | None,
     ) -> Decoding:
         model, device = self.model, self.model.device
+        capacity = _capacity([rans_gpu.capacity_of(stream) for stream in data])
         captured = self._captured(
-            wanted, ("decode", len(data), size, capacity),
+            graphs, ("decode", len(data), size, capacity),
             lambda: _DecodeGraph(model, data, size, qualities, capacity),
         )  # fmt: skip
         if captured is not None:
@@ -180,26 +180,31 @@ class GpuCoder:
 
     # Graphs
 
-    def _wants_graph(self, batch: int, size: tuple[int, int]) -> bool | None:
-        """Whether to capture the launches: `graph`, or False if they cannot be captured."""
-        problem = why_no_graph(self.model, batch, size)
+    def _graphs(self, cache: ModuleCache, batch: int, size: tuple[int, int]) -> GraphCache | None:
+        """The graphs of the weights as they are, or None to launch one by one. Raises if a graph cannot be had."""
+        if self.graph is False:
+            return None
+        weights = cache.look(self.model)
+        problem = why_no_graph(self.model, batch, size, weights)
         if self.graph and problem:
             raise ValueError(f"graph: expected None or False, because {problem}")
-        return False if problem else self.graph
+        return None if problem else weights.get("graphs", GraphCache)
 
     def _captured(
-        self, wanted: bool | None, key: tuple[Hashable, ...], capture: Callable[[], Graph]
+        self, graphs: GraphCache | None, key: tuple[Hashable, ...], capture: Callable[[], Graph]
     ) -> Callable[..., Any] | None:
-        """The graph of these launches, or None to launch one by one. wanted: from `_wants_graph`."""
-        if wanted is False:
+        """The graph of these launches, or None to launch one by one. graphs: from `_graphs`."""
+        if graphs is None:
             return None
         model = self.model
-        graphs: GraphCache = model.cache.get("graphs", weights_of(model), GraphCache)
-        return graphs.get((*key, model.precision, model.device, settings()), model.device, capture, wanted)
+        return graphs.get((*key, model.precision, model.device, settings()), model.device, capture, self.graph)
 
 
-def why_no_graph(model: LALIC, batch: int, size: tuple[int, int]) -> str:
-    """Why launches of this size cannot be captured; empty if they can. size: of hyper latents."""
+def why_no_graph(model: LALIC, batch: int, size: tuple[int, int], weights: ModuleWeights | None = None) -> str:
+    """Why launches of this size cannot be captured; empty if they can.
+
+    size: of hyper latents. weights: of the last look at the model; None to look now.
+    """
     if model.entropy != "exact":
         return "the entropy model is computed in floating point"
     if model.precision == "float16":
@@ -207,14 +212,11 @@ def why_no_graph(model: LALIC, batch: int, size: tuple[int, int]) -> str:
     pixels = batch * size[0] * size[1] * model.downsampling**2
     if pixels > MAX_GRAPH_PIXELS:
         return f"{pixels} pixels are more than {MAX_GRAPH_PIXELS}, where a graph gains nothing"
-    if any(t.is_inference() for t in weights_of(model)):
+    if torch.is_autocast_enabled(model.device.type):
+        return "torch.autocast is on, which frees its copies of weights when it ends"
+    if not (weights or model.coding.look(model)).tracked:
         return "weights made in torch.inference_mode do not record when they change"
     return ""
-
-
-def weights_of(model: LALIC) -> list[Tensor]:
-    """The tensors that a graph depends on: it is valid as long as none of them is written to or replaced."""
-    return [*model.parameters(), *model.buffers()]
 
 
 def _capacity(heads: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -247,7 +249,7 @@ class _DecodeGraph(Graph):
     def __init__(
         self,
         model: LALIC,
-        data: list[bytes],
+        data: list[ReadStream],
         size: tuple[int, int],
         qualities: Tensor | None,
         capacity: tuple[int, int],
@@ -267,12 +269,12 @@ class _DecodeGraph(Graph):
         buffers = [value for value in vars(self._decoder).values() if isinstance(value, Tensor)]
         self.bytes += sum(x.untyped_storage().nbytes() for x in buffers)
 
-    def _write(self, data: list[bytes], qualities: Tensor | None) -> None:
+    def _write(self, data: list[ReadStream], qualities: Tensor | None) -> None:
         self._decoder.load(data)
         if self._qualities is not None and qualities is not None:
             self._qualities.copy_(qualities, non_blocking=True)
 
-    def __call__(self, data: list[bytes], qualities: Tensor | None) -> Decoding:
+    def __call__(self, data: list[ReadStream], qualities: Tensor | None) -> Decoding:
         with self.lock, torch.cuda.device(self.device):
             self._write(data, qualities)
             self.run()

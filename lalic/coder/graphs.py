@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lalic.errors import LalicError
 
 FROM_REQUEST = 2  # the first request of a key runs without a graph: capturing costs more than one picture gains
 CAPACITY = 16  # graphs
-SHARE = 4  # graphs take at most 1 / SHARE of a device's memory
+SHARE = 8  # those that encode, and those that decode, take at most 1 / SHARE of a device's memory
 _COUNTED_KEYS = 256  # requests of at most this many keys are counted
 
 
@@ -115,9 +115,12 @@ def _capture(launch: Callable[[], Any], side: Any) -> tuple[Any, Any]:
 
 
 def _pool_bytes(graph: Any) -> int:
-    """Device memory of a graph's memory pool."""
+    """Device memory of a graph's memory pool; 0 if the allocator does not say, as cudaMallocAsync."""
     pool = tuple(graph.pool())
-    segments = torch.cuda.memory_snapshot()
+    try:
+        segments = torch.cuda.memory_snapshot()
+    except RuntimeError:
+        return 0
     return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) == pool)
 
 
@@ -128,9 +131,11 @@ def _storage(x: Tensor) -> int:
 class GraphCache:
     """Graphs of one state of a model's weights, by key; the least recently used leaves first.
 
-    capacity: number of graphs. capacity_bytes: of their memory together, None for a quarter of the device's. A graph
+    capacity: number of graphs. capacity_bytes: of their memory together, None for an eighth of the device's. A graph
     that is larger by itself is not cached, and its key is not captured again unless a call asks for it.
     """
+
+    keeps_to_itself = True  # for `tensors_of`: no graph reads the memory of another
 
     def __init__(self, capacity: int = CAPACITY, capacity_bytes: int | None = None) -> None:
         self._lock = threading.RLock()
@@ -183,33 +188,31 @@ def _share(device: torch.device) -> int:
 
 
 def settings() -> tuple[Hashable, ...]:
-    """Settings of torch that decide which kernels its operations launch: part of a graph's key."""
+    """Settings of torch that decide which kernels its operations launch: part of a graph's key.
+
+    From torch 2.9 on a precision can be set by two interfaces, and the getters of the older one raise after a call of
+    the newer one.
+    """
+    backends = torch.backends
+    newer = [getattr(place, "fp32_precision", None) for place in (backends, *_places_of_precision())]
+    older: list[Hashable] = []
+    for read in (lambda: backends.cuda.matmul.allow_tf32, lambda: backends.cudnn.allow_tf32):
+        try:
+            older.append(read())
+        except RuntimeError:
+            older.append(None)
     return (
-        torch.is_autocast_enabled("cuda"),
-        torch.get_autocast_dtype("cuda"),
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.benchmark,
+        *newer,
+        *older,
+        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        backends.cudnn.enabled,
+        backends.cudnn.benchmark,
+        backends.cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
     )
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors reachable from a value of this package: parameters, buffers, and what modules cache."""
-    return list(_walk(value, set()))
-
-
-def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in list(value.values()):
-            yield from _walk(item, seen)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _walk(item, seen)
-    elif isinstance(value, nn.Module) or type(value).__module__.partition(".")[0] in ("lalic", "lalic_kernels"):
-        yield from _walk(getattr(value, "__dict__", None), seen)
+def _places_of_precision() -> list[Any]:
+    cudnn = torch.backends.cudnn
+    return [torch.backends.cuda.matmul, cudnn, getattr(cudnn, "conv", None)]

@@ -9,6 +9,7 @@ with any other, with the same symbols.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,46 @@ from lalic.nn.blocks import RWKVBlock
 from lalic_kernels.cache import WeightCache
 
 
-def down(cin: int, cout: int, kernel: int) -> nn.Conv2d:
+class Conv2d(nn.Conv2d):
+    """torch's, but on a GPU float32 without gradients is float32, whatever torch's settings for TF32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C', H', W')."""
+        return _convolved(self, x) if _is_float32_on_gpu(self, x) else super().forward(x)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """torch's, but on a GPU float32 without gradients is float32, whatever torch's settings for TF32."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """x (B, C, H, W) -> (B, C', H', W')."""
+        return _convolved(self, x) if _is_float32_on_gpu(self, x) else super().forward(x, output_size)
+
+
+def _is_float32_on_gpu(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
+    float32 = x.dtype == conv.weight.dtype == torch.float32
+    return x.is_cuda and float32 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _convolved(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """The convolution without TF32. torch's settings are those of the process, so other threads would see a change."""
+    cudnn, padding = torch.backends.cudnn, cast(tuple[int, ...], conv.padding)
+    return torch._convolution(
+        x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.transposed, conv.output_padding,
+        conv.groups, cudnn.benchmark, cudnn.deterministic, cudnn.enabled, False,
+    )  # fmt: skip
+
+
+def down(cin: int, cout: int, kernel: int) -> Conv2d:
     """Convolution that divides H and W: by 2 for kernels 3 and 5, which overlap, else by the kernel, in patches."""
     overlaps = kernel > stride(kernel)
-    return nn.Conv2d(cin, cout, kernel, stride=stride(kernel), padding=kernel // 2 if overlaps else 0)
+    return Conv2d(cin, cout, kernel, stride=stride(kernel), padding=kernel // 2 if overlaps else 0)
 
 
-def up(cin: int, cout: int, kernel: int) -> nn.ConvTranspose2d:
+def up(cin: int, cout: int, kernel: int) -> ConvTranspose2d:
     """Transposed convolution that multiplies H and W by the number that `down` divides by."""
     overlaps = kernel > stride(kernel)
-    return nn.ConvTranspose2d(
+    return ConvTranspose2d(
         cin, cout, kernel, stride(kernel), padding=kernel // 2 if overlaps else 0, output_padding=int(overlaps)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +87,54 @@ def look_up(
     return int(escapes), int(cost)
 
 
+def begin_push(lists: list[ref.Intervals], groups: int, lanes: int) -> ref.FullEncoder:
+    """Encode the end of the lists until all lanes work; nothing if the lists are too short for a ramp."""
+    full = ref.FullEncoder(ref.Encoder(groups, lanes), len(lists), 0, -1, [])
+    if lanes == 1:
+        return full
+    m = _memory(lists, groups, lanes)
+    number, left = loops.begin_push(m.entries, m.bounds, m.shared, m.x, m.words, m.free, m.ends, m.steps)
+    if number < 0:
+        return full
+    full.encoder.x[:] = m.x
+    full.encoder.out = [part[::-1].tolist() for part in m.parts()]
+    full.number, full.left = int(number), int(left)
+    full.ramp, full.ramp_steps = int(m.shared[:number].sum()), m.ramp_steps()
+    return full
+
+
 def push(
     lists: list[ref.Intervals], groups: int, lanes: int
 ) -> tuple[NDArray[np.uint32], list[NDArray[np.uint16]], int, list[int]]:
     """Encode lists; returns the states' upper halves (groups, lanes), each group's words, `ramp` and `ramp_steps`."""
+    m = _memory(lists, groups, lanes)
+    number = int(loops.push(m.entries, m.bounds, m.shared, m.x, m.words, m.free, m.ends, m.steps))
+    ramp = int(m.shared[:number].sum()) if number >= 0 else -1
+    return m.x >> np.uint32(16), m.parts(), ramp, m.ramp_steps() if number >= 0 else []
+
+
+class _Memory(NamedTuple):
+    """What the encoding loops read and write: all lists in one, states, and words, each group's from its end down."""
+
+    entries: NDArray[np.uint32]
+    bounds: NDArray[np.int64]  # of the lists
+    shared: NDArray[np.bool_]
+    x: NDArray[np.uint32]
+    words: NDArray[np.uint16]
+    free: NDArray[np.int64]  # each group's first word
+    ends: NDArray[np.int64]  # and the end of its words
+    steps: NDArray[np.int64]
+
+    def parts(self) -> list[NDArray[np.uint16]]:
+        """The words of each group."""
+        return [self.words[begin:end] for begin, end in zip(self.free.tolist(), self.ends.tolist(), strict=True)]
+
+    def ramp_steps(self) -> list[int]:
+        """`ramp_steps` of the stream, if there is a ramp."""
+        return self.steps[: self.x.shape[1].bit_length() - 1][::-1].tolist()
+
+
+def _memory(lists: list[ref.Intervals], groups: int, lanes: int) -> _Memory:
     entries = np.concatenate([part for part, _ in lists]) if len(lists) > 1 else lists[0][0]
     shared = np.array([whole for _, whole in lists])
     bounds = np.array([0, *itertools.accumulate(len(part) for part, _ in lists)])
@@ -98,10 +143,4 @@ def push(
     ends = sum(len(part) for part, whole in lists if not whole) + capacity * np.arange(1, groups + 1)
     words = np.empty(int(ends[-1]), np.uint16)
     x = np.full((groups, lanes), LOWER, np.uint32)
-    free = ends.copy()
-    steps = np.zeros(8, np.int64)
-    number = int(loops.push(entries, bounds, shared, x, words, free, ends, steps))
-    ramp = int(shared[:number].sum()) if number >= 0 else -1
-    parts = [words[begin:end] for begin, end in zip(free.tolist(), ends.tolist(), strict=True)]
-    log = lanes.bit_length() - 1
-    return x >> np.uint32(16), parts, ramp, steps[:log][::-1].tolist() if number >= 0 else []
+    return _Memory(entries, bounds, shared, x, words, ends.copy(), ends, np.zeros(8, np.int64))

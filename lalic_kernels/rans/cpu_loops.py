@@ -226,6 +226,12 @@ def _push_ramp(entries, bounds, shared, x, words, free, ends, steps):  # type: i
 
 
 @njit(**EXACT)
+def begin_push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
+    """Encode the end of the lists until all lanes work; returns the number of the list and its symbols left, or -1."""
+    return _push_ramp(entries, bounds, shared, x, words, free, ends, steps)
+
+
+@njit(**EXACT)
 def push(entries, bounds, shared, x, words, free, ends, steps):  # type: ignore[no-untyped-def]
     """Encode all lists; returns the number of the list in which lanes begin to halve, or -1."""
     number, left = -1, 0

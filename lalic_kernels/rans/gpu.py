@@ -17,7 +17,7 @@ from lalic_kernels.exact.numbers import THRESHOLDS, NotFinite
 from lalic_kernels.launch import Launch, blocks, on
 from lalic_kernels.rans import kernels, layout, reference
 from lalic_kernels.rans.layout import GROUP, RansError
-from lalic_kernels.rans.op import FAULTS, check_lanes, check_tables, parts_of
+from lalic_kernels.rans.op import FAULTS, backend_of, check_lanes, check_tables, parts_of
 from lalic_kernels.rans.tables import CodingTables
 from lalic_kernels.rans.view import OutputView
 
@@ -38,6 +38,9 @@ _FAULTS = {
 _FIXED, _CONTROL, _RAMP_STEPS = (int(n) for n in (kernels.FIXED, kernels.CONTROL, kernels.RAMP_STEPS))
 _AT, _END, _WORKING, _STEPS_LEFT = (int(n) for n in (kernels.AT, kernels.END, kernels.WORKING, kernels.STEPS_LEFT))
 _SECTION, _RAMP, _GROUPS = (int(n) for n in (kernels.SECTION, kernels.RAMP, kernels.GROUPS))
+
+
+ReadStream = layout.Parts | bytes  # the parts of a stream; b"" for an empty one
 
 
 class DeviceTables:
@@ -89,7 +92,8 @@ class DeviceDecoder:
     After a fault the symbols are meaningless, but as many as requested, and finish() raises RansError.
 
     Args:
-        data: bytes-like, the stream; or a list of B streams of images of one size, decoded together.
+        data: bytes-like, the stream; or a list of B streams of images of one size, decoded together. A stream may also
+            be given as `read` returns it.
         tables: those of the encoder.
         device: the device of all tensors.
         capacity: (groups, words) of the largest stream that `load` can take; None: as large as these streams.
@@ -102,7 +106,7 @@ class DeviceDecoder:
 
     def __init__(
         self,
-        data: bytes | Sequence[bytes],
+        data: ReadStream | Sequence[ReadStream],
         tables: CodingTables,
         device: torch.device,
         capacity: tuple[int, int] | None = None,
@@ -133,7 +137,7 @@ class DeviceDecoder:
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
         self._start(parts)
 
-    def load(self, data: bytes | Sequence[bytes]) -> None:
+    def load(self, data: ReadStream | Sequence[ReadStream]) -> None:
         """Start with other streams in the same memory, so that captured launches can be replayed.
 
         Raises:
@@ -154,13 +158,15 @@ class DeviceDecoder:
                 )
         self._fresh = True
         self._first = 0  # index of the next section's first symbol
-        joined = np.zeros(self._bounds[-1], np.int32)
+        # The copy from pinned memory does not wait, and torch uses this memory again only after it.
+        staged = torch.empty(self._bounds[-1], dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        joined = staged.numpy()
+        joined.fill(0)
         heads = joined[self._bounds[1] : self._bounds[2]].reshape(-1, self._head)
         words = joined[self._bounds[2] :].view(np.uint16).reshape(-1, self._words_stride)
         for part, head, row in zip(parts, heads, words, strict=True):
             _fill(part, head, row, self._groups)
-        # From pageable memory: it has been read when copy_ returns, without waiting for earlier work on the device.
-        self._memory.copy_(torch.from_numpy(joined), non_blocking=True)
+        self._memory.copy_(staged, non_blocking=True)
 
     def decode(self, indexes: Tensor) -> Tensor:
         """The next section's symbols, int32 on the device: (n,) for a single stream, (B, n) for a list.
@@ -307,21 +313,34 @@ class DeviceDecoder:
                 raise fault if self._single else type(fault)(f"picture {number}: {fault}")
 
 
-def capacity_of(data: bytes) -> tuple[int, int]:
+def read(data: bytes) -> ReadStream:
+    """A stream's parts, to be given to a `DeviceDecoder`, so that its header is read once.
+
+    Raises:
+        RansError: the stream's header is damaged.
+    """
+    return parts_of(data) or b""
+
+
+def capacity_of(data: ReadStream) -> tuple[int, int]:
     """(groups, words) of a stream, each at least 1.
 
     Raises:
         RansError: the stream's header is damaged.
     """
-    parts = parts_of(data)
+    parts = _parts(data)
     return (1, 1) if parts is None else (len(parts.highs), len(parts.words))
 
 
-def _all_parts(data: bytes | Sequence[bytes]) -> list[layout.Parts | None]:
-    streams = data if isinstance(data, list | tuple) else [data]
+def _parts(data: ReadStream) -> layout.Parts | None:
+    return data if isinstance(data, layout.Parts) else parts_of(data)
+
+
+def _all_parts(data: ReadStream | Sequence[ReadStream]) -> list[layout.Parts | None]:
+    streams: Any = data if isinstance(data, list | tuple) else [data]
     if not streams:
         raise ValueError("data must be a stream or a list of one or more, but the list is empty")
-    return [parts_of(stream) for stream in streams]
+    return [_parts(stream) for stream in streams]
 
 
 def _fill(part: layout.Parts | None, head: Any, words: Any, max_groups: int) -> None:
@@ -400,12 +419,14 @@ def encode(
     t = device_tables(tables, device)
     symbols = torch.cat([part for part, _ in pairs])
     rows = torch.cat([part for _, part in pairs])
-    if int(rows.min()) < 0 or int(rows.max()) >= t.rows:
-        raise ValueError(f"indexes must lie in 0..{t.rows - 1}, but range from {int(rows.min())} to {int(rows.max())}")
-    last = t.escape[rows].long()
-    position = symbols.long() - t.offset[rows]
+    within = rows.clamp(0, t.rows - 1)  # no read outside of the tables before the look below
+    last = t.escape[within].long()
+    position = symbols.long() - t.offset[within]
     escaped = (position < 0) | (position >= last)
-    priced = t.priced[t.start[rows] + torch.where(escaped, last, position)]
+    priced = t.priced[t.start[within] + torch.where(escaped, last, position)]
+    low, high, cost = torch.stack((*(row.long() for row in rows.aminmax()), (priced >> 32).sum())).tolist()
+    if low < 0 or high >= t.rows:
+        raise ValueError(f"indexes must lie in 0..{t.rows - 1}, but range from {low} to {high}")
     entries = priced.to(torch.int32)  # the low half
     # All escapes in one copy to the host, where they are divided among their sections.
     sizes = [part.numel() for part, _ in pairs]
@@ -418,7 +439,7 @@ def encode(
         raw = reference.raw_values(escape_entries, escape_symbols, escape_rows, tables)
         fields = reference.section_lists(escape_entries, raw)[1:]
         lists += [(section, True), *((torch.from_numpy(part.view(np.int32)).to(device), False) for part, _ in fields)]
-    return _push(lists, *(lanes or layout.choose_lanes(int((priced >> 32).sum()))))
+    return _push(lists, *(lanes or layout.choose_lanes(cost)))
 
 
 def _push(lists: list[tuple[Tensor, bool]], groups: int, lanes: int) -> bytes:
@@ -427,7 +448,7 @@ def _push(lists: list[tuple[Tensor, bool]], groups: int, lanes: int) -> bytes:
     entries = torch.cat([part for part, _ in lists])
     on_host = np.split(entries.cpu().numpy().view(np.uint32), np.cumsum([len(part) for part, _ in lists])[:-1])
     shared = [whole for _, whole in lists]
-    end = reference.begin_push(list(zip(on_host, shared, strict=True)), groups, lanes)
+    end = backend_of(None).begin_push(list(zip(on_host, shared, strict=True)), groups, lanes)
     # The lists for the device: whole ones, then the first symbols of the one in which all lanes began to work.
     sizes = [len(part) for part, _ in lists[: end.number]] + ([end.left] if end.left else [])
     begins = np.cumsum([0, *(len(part) for part, _ in lists)])

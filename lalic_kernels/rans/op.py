@@ -40,7 +40,8 @@ def available_backends() -> tuple[str, ...]:
     return _BACKENDS if _numba_backend() is not None else _BACKENDS[1:]
 
 
-def _backend(name: str | None) -> Any:
+def backend_of(name: str | None) -> Any:
+    """The file that codes: cpu.py or reference.py; None for compiled loops if numba is installed."""
     if name is not None and name not in _BACKENDS:
         raise ValueError(f"backend must be None, 'numba' or 'numpy', but it is {name!r}")
     if name == "numpy":
@@ -111,7 +112,7 @@ def encode(
         ValueError: an argument does not fit; the message names it.
     """
     check_tables(tables)
-    coder = _backend(backend)
+    coder = backend_of(backend)
     if lanes is not None:
         check_lanes(lanes)
     lists: list[reference.Intervals] = []
@@ -151,7 +152,7 @@ class Decoder:
 
     def __init__(self, data: bytes, tables: CodingTables, *, backend: str | None = None) -> None:
         check_tables(tables)
-        self._coder = _backend(backend)
+        self._coder = backend_of(backend)
         self._tables = tables
         self._closed = ""
         self._empty = True

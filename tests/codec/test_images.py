@@ -461,11 +461,32 @@ def test_from_tensor_clamps_and_rounds_half_up():
     assert np.asarray(out)[0, :, 0].tolist() == [0, 0, 1, 255, 255, 255]
 
 
+def test_tensors_are_those_of_plain_numpy():
+    """To the bit, whatever the layout and dtype: values at, just below and just above each place of rounding."""
+    rng = np.random.default_rng(0)
+    edges = ((np.arange(256) - 0.5) / 255).astype(np.float32)
+    near = np.concatenate([edges, np.nextafter(edges, np.float32(9)), np.nextafter(edges, np.float32(-9))])
+    values = torch.from_numpy(
+        np.concatenate([near, rng.uniform(-0.1, 1.1, 768).astype(np.float32)]).reshape(1, 3, 16, 32)
+    )
+    for x in (values, values.contiguous(memory_format=torch.channels_last), values[:, :, 1:9, 3:20], values.bfloat16()):
+        scaled = x[0].float().numpy().clip(0, 1) * np.float32(255) + np.float32(0.5)
+        found = np.asarray(from_tensor(x))
+        assert (found == np.floor(scaled).astype(np.uint8).transpose(1, 2, 0)).all()
+        again = to_tensor(Image.fromarray(found))
+        assert (again[0].numpy() == found.transpose(2, 0, 1).astype(np.float32) / np.float32(255)).all()
+
+
 def test_from_tensor_refuses_what_it_cannot_show():
     with pytest.raises(ValueError, match="shape"):
         from_tensor(torch.zeros(3, 4, 4))
     with pytest.raises(ValueError, match="finite"):
         from_tensor(torch.full((1, 3, 2, 2), float("nan")))
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        one = torch.zeros(1, 3, 4, 4)
+        one[0, 1, 2, 3] = bad
+        with pytest.raises(ValueError, match="finite"):
+            from_tensor(one)
     with pytest.raises(ImageError, match="mode L"):
         to_tensor(Image.fromarray(GREY))
 

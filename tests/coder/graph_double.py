@@ -3,6 +3,7 @@
 `interpreted` lets CPU tensors take the path of CUDA tensors. `Recorder` is what a graph does: inside, every ATen call
 and every Triton launch is written down; `replay` makes the same calls on the same memory. A capture on a GPU computes
 nothing, so all memory that was made inside is overwritten at its end: what a replay does not write anew is garbage.
+Memory that was made before is not kept alive, as a graph reads addresses: to read what was freed since is refused.
 What a GPU refuses in a capture (a look at a value, a tensor made of numbers of the host) is refused here.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,8 +20,9 @@ import numpy as np
 import torch
 from shapes import SHAPES
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lalic.model import LALIC
 
@@ -32,6 +35,24 @@ class Refused(RuntimeError):
     """An operation that CUDA does not allow during a capture."""
 
 
+class Freed(RuntimeError):
+    """A replay reads memory that was freed after the capture; on a GPU it would read whatever is there."""
+
+
+class _Outside:
+    """A tensor made before the capture. Its memory is not held."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.memory = StorageWeakRef(x.untyped_storage())
+        self.size, self.stride, self.offset, self.dtype = x.shape, x.stride(), x.storage_offset(), x.dtype
+
+    def tensor(self) -> Tensor:
+        storage = None if self.memory.expired() else torch.UntypedStorage._new_with_weak_ptr(self.memory.cdata)
+        if storage is None:
+            raise Freed(f"the launches read a tensor {tuple(self.size)} whose memory was freed")
+        return torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.size, self.stride)
+
+
 class Recorder(TorchDispatchMode):
     """Calls on the device, in order."""
 
@@ -39,52 +60,45 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.steps: list[Callable[[], None]] = []
         self.made: dict[int, Any] = {}  # storages made during the capture
-        self.known: set[int] = set()  # storages made before
-        self.alive: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if name in LOOKS:
             raise Refused(f"{name}: not permitted when stream is capturing")
-        given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        self._note(given, self.known)
-        out = func(*args, **kwargs)
+        given = self._addresses((args, kwargs or {}))
+        known = {_place(x) for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)} - self.made.keys()
+        out = func(*args, **(kwargs or {}))
         results = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
-        for x in results:
-            if (place := _place(x)) not in self.known:
-                self.made[place] = x.untyped_storage()
-        self.alive += [given, results]
+        self.made |= {_place(x): x.untyped_storage() for x in results if _place(x) not in known}
         aliased = [r.alias_info for r in func._schema.returns]
         if name in SKIPPED or any(info is not None and not info.is_write for info in aliased):
             return out  # an allocation or a view: nothing to replay
         written = any(info is not None for info in aliased)
+        kept = [] if written else results
 
         def step() -> None:
+            args, kwargs = _tensors(given)
             again = [x for x in tree_flatten(func(*args, **kwargs))[0] if isinstance(x, Tensor)]
-            if not written:
-                for old, new in zip(results, again, strict=True):
-                    old.copy_(new)
+            for old, new in zip(kept, again, strict=False):
+                old.copy_(new)
 
         self.steps.append(step)
         return out
 
-    def launch(self, call: Callable[[], None], tensors: list[Tensor]) -> None:
-        self._note(tensors, self.known)
-        self.alive.append(tensors)
+    def launch(self, run: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        given = self._addresses((args, kwargs))
 
         def step() -> None:
             with _disable_current_modes():
-                call()
+                args, kwargs = _tensors(given)
+                run(*args, **kwargs)
 
         step()
         self.steps.append(step)
 
-    def _note(self, tensors: list[Tensor], known: set[int]) -> None:
-        for x in tensors:
-            if (place := _place(x)) not in self.made:
-                known.add(place)
-                self.alive.append(x)
+    def _addresses(self, values: Any) -> Any:
+        """The values, with an `_Outside` in the place of each tensor made before."""
+        return tree_map(lambda x: _Outside(x) if isinstance(x, Tensor) and _place(x) not in self.made else x, values)
 
     def spoil(self) -> None:
         """Overwrite what was made during the capture, which computes nothing."""
@@ -96,6 +110,10 @@ class Recorder(TorchDispatchMode):
         with torch.inference_mode(False), torch.no_grad():
             for step in self.steps:
                 step()
+
+
+def _tensors(values: Any) -> Any:
+    return tree_map(lambda x: x.tensor() if isinstance(x, _Outside) else x, values)
 
 
 def _place(x: Tensor) -> int:
@@ -153,11 +171,10 @@ def interpreted() -> Iterator[Double]:
     interpret = GridExecutor.__call__
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         if double.current is None:
             interpret(self, *args, **kwargs)
         else:
-            double.current.launch(lambda: interpret(self, *args, **kwargs), tensors)
+            double.current.launch(partial(interpret, self), *args, **kwargs)
 
     def chosen(op: dispatch.Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
         return ("torch", "") if dtype == torch.float64 else ("triton", "")

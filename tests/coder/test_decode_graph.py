@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("the interpreter stands in for a GPU", allow_module_level=True)
 
-from graph_double import QUALITIES, damaged, interpreted, picture, tiny
+from graph_double import QUALITIES, Freed, damaged, interpreted, picture, tiny
 
 from lalic.coder import Stream
 from lalic.coder.gpu import GpuCoder
@@ -90,6 +90,32 @@ def test_a_look_in_a_capture_is_refused(files: list[Stream], monkeypatch: pytest
     monkeypatch.setattr(LALIC, "synthesise", lambda self, y, q: honest(self, y, q if bool(q.sum() > 0) else None))
     with interpreted(), pytest.raises(GraphError, match=r"cannot be captured as a CUDA graph .*not permitted"):
         decode(tiny(), files[0], QUALITIES[0], True)
+
+
+def test_no_graph_reads_what_autocast_frees(files: list[Stream]) -> None:
+    """Autocast keeps copies of weights in its dtype until it ends. Under it launches are made one by one."""
+    model = tiny()
+    with interpreted() as double:
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(False), torch.no_grad():
+                (found,) = GpuCoder(model).decode([files[0]], (1, 1), [QUALITIES[0]])
+            assert not isinstance(found, BitstreamError)
+        assert double.captures == 0
+        with torch.autocast("cpu"), pytest.raises(ValueError, match=r"graph: .*autocast is on"):
+            decode(model, files[0], QUALITIES[0], True)
+
+
+def test_a_replay_that_reads_freed_memory_is_refused(files: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the double: so the test above fails if graphs are captured under autocast."""
+    honest = LALIC.synthesise
+    weights = [torch.ones(1)]
+    monkeypatch.setattr(LALIC, "synthesise", lambda self, y, q: honest(self, y * weights[0], q))
+    with interpreted():
+        model = tiny()
+        decode(model, files[0], QUALITIES[0], True)
+        weights.clear()
+        with pytest.raises(Freed):
+            decode(model, files[0], QUALITIES[0], True)
 
 
 def test_another_quality_is_another_picture(files: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,11 @@ import contextlib
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +18,13 @@ import pytest
 import torch
 
 from lalic.coder import Stream, gpu
-from lalic.coder.gpu import GpuCoder, weights_of, why_no_graph
-from lalic.coder.graphs import Graph, GraphCache, GraphError, tensors_of
+from lalic.coder.gpu import GpuCoder, why_no_graph
+from lalic.coder.graphs import Graph, GraphCache, GraphError
 from lalic.model import LALIC
+from lalic_kernels.cache import tensors_of
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def sized(size: int = 10) -> SimpleNamespace:
@@ -108,7 +113,7 @@ def model() -> LALIC:
 
 
 def graphs_of(model: LALIC) -> GraphCache:
-    return model.cache.get("graphs", weights_of(model), GraphCache)
+    return model.decoding.look(model).get("graphs", GraphCache)
 
 
 @torch.no_grad()
@@ -135,7 +140,7 @@ def test_a_weight_that_changes_ends_all_graphs(model: LALIC) -> None:
 def test_copies_have_graphs_of_their_own_and_a_model_takes_its_with_it(model: LALIC) -> None:
     graphs_of(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert list(other.cache) == [] and other.launch_lock is not model.launch_lock
+        assert list(other.cache) == [] and other.decoding._last is None and other.launch_lock is not model.launch_lock
     gone = weakref.ref(graphs_of(other))
     assert gone() is not None
     del other
@@ -148,11 +153,20 @@ def test_what_a_model_leads_to(model: LALIC) -> None:
 
     entropy = exact_entropy(model.latent_codec)
     before = {x.untyped_storage()._cdata for x in tensors_of(model)}
-    assert {p.untyped_storage()._cdata for p in weights_of(model)} <= before
+    assert {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())} <= before
     assert entropy.slices.hyper.weight.untyped_storage()._cdata in before
     late = torch.zeros(3)
     entropy.slices.hyper.cache.get("gpu", (), lambda: (SimpleNamespace(), [{"x": late}]))
     assert any(x is late for x in tensors_of(model))
+
+
+def test_a_graph_does_not_hold_the_memory_of_another(model: LALIC) -> None:
+    memory = torch.zeros(3)
+    graph = Graph()
+    graph.results, graph.bytes = memory, 12
+    graphs = model.decoding.look(model).get("graphs", small)
+    assert graphs.get("a", CPU, lambda: graph, True) is graph
+    assert not any(x is memory for x in tensors_of(model))
 
 
 def test_where_there_can_be_no_graph(model: LALIC) -> None:
@@ -162,6 +176,8 @@ def test_where_there_can_be_no_graph(model: LALIC) -> None:
     model.set_precision("float16")
     assert "float16" in why_no_graph(model, 1, (1, 1))
     model.set_precision("float32")
+    with torch.autocast("cpu"):
+        assert "autocast" in why_no_graph(model, 1, (1, 1))
     model.entropy = "float"
     assert "floating point" in why_no_graph(model, 1, (1, 1))
     with pytest.raises(ValueError, match="graph: expected None or False, because"):
@@ -303,6 +319,51 @@ def test_what_is_kept_is_made_before_and_held(monkeypatch: pytest.MonkeyPatch) -
     assert gone() is None
     with pytest.raises(GraphError, match="made during the capture"):
         captured(cuda, lambda: [torch.zeros(1)])
+
+
+def test_an_allocator_that_has_no_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync."""
+    cuda = Cuda(monkeypatch)
+
+    def raises() -> None:
+        raise RuntimeError("cudaMallocAsync does not yet support snapshot")
+
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", raises)
+    assert captured(cuda).bytes == 0
+
+
+PRECISIONS = (
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'ieee'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'; torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.backends.cudnn.deterministic = True",
+    "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False",
+)
+
+
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_keys_see_every_public_setting_of_precision(setting: str) -> None:
+    """In a process each: a call of torch's newer interface makes getters of the older one raise, from torch 2.9 on."""
+    if "fp32_precision" in setting and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("torch is older than 2.9")
+    code = f"""
+import torch
+from lalic.coder.graphs import settings
+
+before = settings()
+{setting}
+after = settings()
+assert hash(after) is not None and after == settings()
+assert before != after, before
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_run_belongs_to_one_thread_until_it_has_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

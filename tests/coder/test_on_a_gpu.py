@@ -66,6 +66,21 @@ def test_a_cpu_reads_files_of_a_gpu(model: LALIC, pictures: list[torch.Tensor]) 
             assert (shown - decode(model, file, quality, graph).cpu()).abs().max() < 1e-3
 
 
+def test_pixels_are_those_of_a_cpu(pictures: list[torch.Tensor]) -> None:
+    """To the bit, on the way up and on the way down."""
+    noisy = pictures[0] + 0.1 * torch.randn(pictures[0].shape)
+    for x in (noisy, noisy.contiguous(memory_format=torch.channels_last), noisy[:, :, 3:90, 5:77]):
+        shown = images.from_tensor(x.cuda())
+        assert shown.tobytes() == images.from_tensor(x).tobytes()
+        assert torch.equal(images.to_tensor(shown, torch.device("cuda")).cpu(), images.to_tensor(shown))
+
+
+def test_float32_is_float32_whatever_the_settings(model: LALIC, pictures: list[torch.Tensor]) -> None:
+    wanted = model.latents(pictures[0].cuda())
+    torch.backends.cudnn.allow_tf32 = True  # the default; `exact_float32` of conftest.py sets it back
+    assert torch.equal(model.latents(pictures[0].cuda()), wanted)
+
+
 def test_in_a_stream_that_is_not_the_default(model: LALIC, files: list[Stream]) -> None:
     wanted = decode(model, files[0], QUALITIES[0], False).cpu()
     stream = torch.cuda.Stream()
@@ -141,7 +156,7 @@ def test_weights_that_change(files: list[Stream]) -> None:
 def test_memory_is_bounded() -> None:
     own = lalic.slim().to("cuda")
     x = torch.rand(1, 3, 64, 64, device="cuda")
-    graphs: GraphCache = own.cache.get("graphs", gpu.weights_of(own), GraphCache)
+    graphs: GraphCache = own.decoding.look(own).get("graphs", GraphCache)
     with torch.inference_mode():
         for width in range(64, 64 * 25, 64):
             wide = x.expand(1, 3, 64, 64).repeat(1, 1, 1, width // 64)
@@ -149,7 +164,7 @@ def test_memory_is_bounded() -> None:
             own.decode(file, 64, width, 50.0, graph=True)
     assert len(graphs) == 16 and all(isinstance(graph, gpu._DecodeGraph) for graph in graphs._graphs.values())
     full = torch.cuda.memory_reserved()
-    own.cache._entries.clear()
+    own.decoding._last = None
     del graphs
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < full

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,26 @@ def test_autocast_does_not_reach_inside_an_op() -> None:
         w, u, k, v = torch.rand(3), torch.rand(3), torch.randn(1, 5, 3), torch.randn(1, 5, 3)
         assert lalic_kernels.biwkv(w, u, k, v, backend="torch").dtype == torch.float32
     assert result.dtype == torch.float32 and torch.equal(result, expected)
+
+
+def test_what_triton_needs_to_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler its own error is "Failed to find C compiler", at the first launch."""
+    pytest.importorskip("triton")
+    from triton.runtime import driver
+
+    class Driver:
+        def get_current_device(self) -> int:
+            raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(driver, "_active", Driver())
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    assert any("a C compiler (gcc or clang in PATH" in line for line in info.missing())
+    installed.start_triton.cache_clear()
+    with pytest.raises(RuntimeError, match=r"^Triton cannot start on this GPU, .*a C compiler") as caught:
+        installed.start_triton()
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    assert installed.missing_to_start() == ["Python's headers (the package python3-dev)"]
+    installed.start_triton.cache_clear()

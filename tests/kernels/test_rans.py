@@ -92,6 +92,25 @@ def test_both_backends_make_the_same_bytes_and_read_them_back(lanes):
                 np.testing.assert_array_equal(got, symbols)
 
 
+@pytest.mark.parametrize("lanes", LANES)
+def test_both_backends_begin_alike(lanes):
+    """Where all lanes work, from where on a GPU goes on: the same states, words and ramp."""
+    cpu = pytest.importorskip("lalic_kernels.rans.cpu")
+    rng = np.random.default_rng(2)
+    tables = random_tables(rng, 6, longest=9)
+    for sizes in ((3000, 900), (40,), (5000, 20, 2000)):
+        lists = []
+        for size in sizes:
+            symbols, rows = draw(rng, tables, size, escapes=0.02)
+            entries = np.empty(size, np.uint32)
+            reference.look_up(symbols, rows, tables, entries)
+            lists += reference.section_lists(entries, reference.raw_values(entries, symbols, rows, tables))
+        expected, found = reference.begin_push(lists, *lanes), cpu.begin_push(lists, *lanes)
+        assert (expected.number, expected.left, expected.ramp) == (found.number, found.left, found.ramp)
+        assert expected.ramp_steps == found.ramp_steps and expected.encoder.out == found.encoder.out
+        assert (expected.encoder.x == found.encoder.x).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_escapes_of_both_signs_and_every_magnitude(backend):
     edge = [0, 1, 2, 3, 4, 7, 8, 15, 16, 127, 128, 255, 256]

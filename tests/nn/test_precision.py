@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic
 from lalic.errors import LalicError
+from lalic.nn import transforms
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,28 @@ def test_only_matrices_are_narrowed(model) -> None:
         assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
     assert all(p.dtype == torch.float32 for p in narrow.parameters())
     assert narrow.weights_hash() == model.weights_hash()
+
+
+@torch.no_grad()
+def test_float32_on_a_gpu_is_float32(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TF32, whatever the settings: said with each convolution, as settings are shared between threads."""
+    assert not transforms._is_float32_on_gpu(model.g_s[0], torch.zeros(1, model.config.dims[3], 4, 4))
+    x, expected, seen = picture(), model.latents(picture()), []
+
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "convolution" in func._schema.name:
+                seen.append((func._schema.name, args[-1]))
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(transforms, "_is_float32_on_gpu", lambda conv, x: True)
+    with Convolutions():
+        found = model.latents(x)
+        model.g_s(found)
+    assert torch.equal(found, expected)
+    kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d
+    convolutions = [m for transform in (model.g_a, model.g_s) for m in transform if isinstance(m, kinds)]
+    assert seen.count(("aten::_convolution", False)) == len(convolutions)
 
 
 def test_kept_copies_follow_the_weights(model) -> None:
