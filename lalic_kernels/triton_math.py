@@ -1,4 +1,4 @@
-"""@triton.jit functions that several ops use: a sigmoid, loads with masked edges, a matrix product.
+"""@triton.jit functions that several ops use: a barrier, a sigmoid, loads with masked edges, a matrix product.
 
 Matrices are contiguous and row-major; rows are tokens; any width works. Products accumulate in float32, and float32
 inputs are multiplied as IEEE float32 (no TF32), because some results select the entropy coder's tables.
@@ -6,6 +6,20 @@ inputs are multiplied as IEEE float32 (no TF32), because some results select the
 
 import triton
 import triton.language as tl
+
+if hasattr(tl, "debug_barrier"):
+
+    @triton.jit
+    def barrier():
+        """Wait for all threads of the program: loads after it see the stores before it."""
+        tl.debug_barrier()
+
+else:  # its name in newer versions of Triton
+
+    @triton.jit
+    def barrier():
+        """Wait for all threads of the program: loads after it see the stores before it."""
+        tl.barrier()
 
 
 @triton.jit

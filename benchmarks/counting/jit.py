@@ -25,8 +25,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compiler as compiler_file
 from triton.runtime import driver as drivers
 
-from benchmarks.counting import labelled
-
 MAX_GRID = (2**31 - 1, 65535, 65535)
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes that a program may take
 
@@ -129,10 +127,15 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def recording(architecture: int = 90, compile: str = "front") -> Iterator[Recording]:
+def recording(
+    architecture: int = 90, compile: str = "front", launched: Callable[[str], None] | None = None
+) -> Iterator[Recording]:
     """Inside, kernels are specialised for sm_<architecture> and launches recorded.
 
+    Triton keeps what it compiled, so a process records for one architecture and one value of `compile`.
+
     compile: "none" counts specialisations, "front" runs Triton's front end over each, "all" makes machine code.
+    launched: called with the kernel's name at each launch.
 
     Raises RuntimeError if Triton interprets in this process, InvalidGrid at a launch that CUDA would refuse.
     """
@@ -148,6 +151,8 @@ def recording(architecture: int = 90, compile: str = "front") -> Iterator[Record
         named = zip(function.arg_names, arguments, strict=True)
         plain = {name: value for name, value in named if isinstance(value, int | float | str | None)}
         record.launches.append(Launched(function.__name__, grid, plain))
+        if launched is not None:
+            launched(function.__name__)
 
     make = compiler_file.compile
 
