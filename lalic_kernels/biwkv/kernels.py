@@ -14,12 +14,12 @@ takes the four tokens of a group and 16 bytes of channels, so that most of a run
 import triton
 import triton.language as tl
 
-from lalic_kernels.triton_math import barrier
+from lalic_kernels.triton_math import Constant, barrier
 
 # The exponent of an empty sum: finite, so that differences are never NaN, and below any sensible key.
-EMPTY = tl.constexpr(-1.0e38)
+EMPTY = Constant(-1.0e38)
 # The fast form's range: max|w| times the tokens of a chunk, and max|u|.
-RANGE = tl.constexpr(20.0)
+RANGE = Constant(20.0)
 
 # Not specialised: another size needs no compilation, and a size of 1 is no compile-time constant without a type.
 SIZES = ["tokens", "channels", "chunks", "plane"]

@@ -20,30 +20,30 @@ import triton.language as tl
 
 from lalic_kernels.exact.kernels_common import INFINITY, magnitude, threshold_index
 from lalic_kernels.rans.layout import MIX_FIRST, MIX_SECOND
-from lalic_kernels.triton_math import barrier
+from lalic_kernels.triton_math import Constant, barrier
 
-FAULTS = tl.constexpr(0)
-DECODED = tl.constexpr(1)
-ESCAPES = tl.constexpr(2)
-RAMP_STEPS = tl.constexpr(4)
-FIXED = tl.constexpr(16)  # numbers before those of the groups
-AT = tl.constexpr(0)
-END = tl.constexpr(1)
-WORKING = tl.constexpr(2)
-STEPS_LEFT = tl.constexpr(3)
-STEP = tl.constexpr(4)
-SECTION = tl.constexpr(5)
-RAMP = tl.constexpr(6)
-GROUPS = tl.constexpr(7)
-CONTROL = tl.constexpr(8)
+FAULTS = Constant(0)
+DECODED = Constant(1)
+ESCAPES = Constant(2)
+RAMP_STEPS = Constant(4)
+FIXED = Constant(16)  # numbers before those of the groups
+AT = Constant(0)
+END = Constant(1)
+WORKING = Constant(2)
+STEPS_LEFT = Constant(3)
+STEP = Constant(4)
+SECTION = Constant(5)
+RAMP = Constant(6)
+GROUPS = Constant(7)
+CONTROL = Constant(8)
 # Fault bits, 1 << -code for the codes of reference.py.
-BAD_INDEX = tl.constexpr(1 << 1)
-BAD_COUNT = tl.constexpr(1 << 2)
-BAD_DIGIT = tl.constexpr(1 << 3)
-TOO_LARGE = tl.constexpr(1 << 4)
-BAD_LANE = tl.constexpr(1 << 5)
-NOT_FINITE = tl.constexpr(1 << 16)
-_FIRST, _SECOND = tl.constexpr(MIX_FIRST), tl.constexpr(MIX_SECOND)
+BAD_INDEX = Constant(1 << 1)
+BAD_COUNT = Constant(1 << 2)
+BAD_DIGIT = Constant(1 << 3)
+TOO_LARGE = Constant(1 << 4)
+BAD_LANE = Constant(1 << 5)
+NOT_FINITE = Constant(1 << 16)
+_FIRST, _SECOND = Constant(MIX_FIRST), Constant(MIX_SECOND)
 # Not specialised, in all kernels: another size needs no compilation.
 SIZES = ["count", "positions", "groups_capacity"]
 
