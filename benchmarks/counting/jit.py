@@ -46,10 +46,12 @@ class Launched:
 class Specialised:
     """One compilation: the kernel, Triton's types by argument, constants by argument, the compiler's options.
 
+    function: Triton's, of which `kernel` is the name.
     compiled: Triton's kernel with its machine code; None if only the front end ran, or nothing.
     """
 
     kernel: str
+    function: Any
     signature: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
@@ -165,7 +167,7 @@ def recording(
                 make(source, target=target, options=options, **others)
         constants = {function_argument(source, key): value for key, value in source.constants.items()}
         record.compilations.append(
-            Specialised(source.fn.__name__, dict(source.signature), constants, dict(options or {}), made)
+            Specialised(source.fn.__name__, source.fn, dict(source.signature), constants, dict(options or {}), made)
         )
         return made or _Stub(source, write_down)
 

@@ -1,6 +1,6 @@
-"""What test_jit.py asks of Triton's JIT, in a process of its own: `PYTHONPATH=. python tests/kernels/jit_cases.py PART`.
+"""What test_jit.py asks of Triton's JIT: `PYTHONPATH=. python tests/kernels/jit_cases.py PART` prints JSON.
 
-It prints JSON. Triton reads at its import whether it interprets, and the tests' own process does.
+It is a process of its own: Triton reads at its import whether it interprets, and the tests' own process does.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lalic.config import FULL, SLIM
 from lalic.model import LALIC
 from lalic_kernels import rans
 from lalic_kernels.rans import gpu as rans_gpu
+from lalic_kernels.triton_math import Constant
 
 # (H, W, pictures): sizes of one block of hyper latents and of many, divisible by high powers of two and not.
 SIZES = ((64, 64, 1), (64, 128, 1), (128, 64, 1), (192, 256, 1), (256, 256, 1), (256, 320, 1), (320, 448, 1),
@@ -157,6 +158,18 @@ def sizes(name: str, precision: str, compile: str) -> list[dict[str, Any]]:
     return found
 
 
+def constants() -> dict[str, list[str]]:
+    """By kernel of a decode: constants of modules that Triton compares at each launch, but for those of no cost."""
+    model = model_of("slim")
+    with torch.no_grad(), jit.recording() as record:
+        gpu.GpuCoder(model, False).decode([some_stream(model)], (1, 1), [None])
+    found = {}
+    for each in record.compilations:
+        compared = each.function.used_global_vals.items()
+        found[each.kernel] = [name for (name, _), (value, _) in compared if not isinstance(value, Constant)]
+    return found
+
+
 def machine_code() -> list[dict[str, Any]]:
     """What a first decode and encode compile for sm_90: registers, bytes that spill, shared memory."""
     from benchmarks.compiled.core import resources
@@ -177,6 +190,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "large": large,
     "slim": lambda: sizes("slim", "float32", "front"),
     "full": lambda: sizes("full", "bfloat16", "none"),
+    "constants": constants,
     "machine code": machine_code,
 }
 

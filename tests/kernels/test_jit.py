@@ -60,6 +60,13 @@ def test_fusion_does_not_depend_on_the_default(model: str) -> None:
     assert found == {kernel: not kernel.startswith("exact_") for kernel in found}
 
 
+def test_constants_cost_nothing_at_a_launch() -> None:
+    found = results("constants")
+    assert len(found) > 15
+    # TODO-WKV
+    assert not {kernel: names for kernel, names in found.items() if names}
+
+
 @pytest.mark.slow
 def test_what_is_launched_does_not_spill() -> None:
     """test_aot.py compiles without the facts of a launch (ones, alignment); this is what really runs, for sm_90."""
