@@ -1,9 +1,9 @@
 """What a decode on a GPU launches, counted without one: `python -m benchmarks.counting.launches`.
 
-The code that runs on CUDA tensors is run on CPU tensors, behind the driver of `benchmarks.counting.jit`. What is counted
-is each launch and each ATen call that would start a kernel, by the part of the decoder that makes it. No kernel runs or
-is compiled, so the picture is of any size and the result of none. A decoder whose course depended on a value would have
-to look at it, and a look (`.item()`, a comparison in Python) is counted as a wait for the device, unless it is one of
+The code that runs on CUDA tensors is run on CPU tensors, behind the driver of `benchmarks.counting.jit`. Counted is
+each launch and each ATen call that would start a kernel, by the part of the decoder that makes it. No kernel runs or is
+compiled, so the picture is of any size and the result of none. A decoder whose course depended on a value would have to
+look at it, and a look (`.item()`, a comparison in Python) is counted as a wait for the device, unless it is one of
 those that end a picture.
 
 ATen calls: one kernel each, allocations and views none. Some start two; a copy to the GPU is counted as one.

@@ -284,7 +284,7 @@ class DeviceDecoder:
 
     def _scratch_of(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scratch tensors rows, numbers and raw for a section of `count` symbols per stream."""
-        n = blocks(self._streams * count, 4) * 4  # kernels are compiled for pointers to multiples of 16 bytes
+        n = self._streams * count
         if n > self._scratch.numel() // 4:
             self._scratch = torch.empty(4 * n, dtype=torch.int32, device=self.device)
         rows, numbers, raw = self._scratch[: 4 * n].split([n, n, 2 * n])
