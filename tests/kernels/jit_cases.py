@@ -132,9 +132,13 @@ def encode(model: LALIC, height: int, width: int) -> None:
     rans_gpu.encode([(x, x) for x in zeros], model.tables())
 
 
-def sizes(name: str, precision: str, compile: str) -> list[dict[str, Any]]:
-    """Launches and compilations of a decode and, of one picture, an encode; the first size first."""
+def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
+    """Launches and compilations of a decode and, of one picture, an encode; the first size first.
+
+    "constants": by kernel those of modules that Triton compares at each launch, `Constant` aside, which costs nothing.
+    """
     model, found = model_of(name, precision), []
+    constants: dict[str, list[str]] = {}
     stream, decoder = some_stream(model), gpu.GpuCoder(model, False)
     with torch.no_grad(), jit.recording(compile=compile) as record:
         for height, width, batch in SIZES:
@@ -146,6 +150,10 @@ def sizes(name: str, precision: str, compile: str) -> list[dict[str, Any]]:
             for what, run in runs.items():
                 record.clear()
                 run()
+                for each in record.compilations:
+                    compared = each.function.used_global_vals.items()  # empty where the front end did not run
+                    names = [name for (name, _), (value, _) in compared if not isinstance(value, Constant)]
+                    constants[each.kernel] = names
                 fusion = {(each.kernel, each.options.get("enable_fp_fusion")) for each in record.compilations}
                 found.append(
                     {
@@ -155,19 +163,7 @@ def sizes(name: str, precision: str, compile: str) -> list[dict[str, Any]]:
                         "fusion": sorted(fusion),
                     }
                 )
-    return found
-
-
-def constants() -> dict[str, list[str]]:
-    """By kernel of a decode: constants of modules that Triton compares at each launch, but for those of no cost."""
-    model = model_of("slim")
-    with torch.no_grad(), jit.recording() as record:
-        gpu.GpuCoder(model, False).decode([some_stream(model)], (1, 1), [None])
-    found = {}
-    for each in record.compilations:
-        compared = each.function.used_global_vals.items()
-        found[each.kernel] = [name for (name, _), (value, _) in compared if not isinstance(value, Constant)]
-    return found
+    return {"pictures": found, "constants": constants}
 
 
 def machine_code() -> list[dict[str, Any]]:
@@ -190,7 +186,6 @@ PARTS: dict[str, Callable[[], Any]] = {
     "large": large,
     "slim": lambda: sizes("slim", "float32", "front"),
     "full": lambda: sizes("full", "bfloat16", "none"),
-    "constants": constants,
     "machine code": machine_code,
 }
 
