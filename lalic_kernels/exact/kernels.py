@@ -33,10 +33,11 @@ from lalic_kernels.exact.kernels_common import (
     sigmoid,
     threshold_index,
 )
+from lalic_kernels.triton_math import Constant, barrier
 
-NORM_LARGEST = tl.constexpr(2.0**n.NORM_BITS)
-NORM_SHIFT = tl.constexpr(n.NORM_BITS - 1)
-NORM_MIN = tl.constexpr(n.NORM_MIN_EXPONENT)
+NORM_LARGEST = Constant(2.0**n.NORM_BITS)
+NORM_SHIFT = Constant(n.NORM_BITS - 1)
+NORM_MIN = Constant(n.NORM_MIN_EXPONENT)
 
 
 # Rows: maxima and LayerNorm
@@ -571,7 +572,7 @@ def exact_shift_digits_kernel(
     exponent = leading_exponent(tl.max(y_bits, axis=1), MIN_EXPONENT)
     tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=pixel < height * width)
     up = power_of_two(-(exponent - SHIFT))[:, None]
-    tl.debug_barrier()  # other threads will read what was written
+    barrier()  # other threads will read what was written
     # Digits.
     for begin in range(0, depth, BLOCK_C):
         c = begin + tl.arange(0, BLOCK_C)

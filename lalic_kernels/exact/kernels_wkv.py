@@ -20,11 +20,12 @@ from lalic_kernels.exact.kernels_common import (
     settle,
     sigmoid,
 )
+from lalic_kernels.triton_math import Constant, barrier
 
-CHUNK = tl.constexpr(n.CHUNK)
-EXP_FLOOR = tl.constexpr(n.EXP64_FLOOR)
-DECAY_RANGE, BOOST_RANGE = tl.constexpr(n.DECAY_RANGE), tl.constexpr(n.BOOST_RANGE)
-GROUP = tl.constexpr(8)
+CHUNK = Constant(n.CHUNK)
+EXP_FLOOR = Constant(n.EXP64_FLOOR)
+DECAY_RANGE, BOOST_RANGE = Constant(n.DECAY_RANGE), Constant(n.BOOST_RANGE)
+GROUP = Constant(8)
 
 
 @triton.jit
@@ -98,7 +99,7 @@ def exact_wkv_sums_kernel(
         target = weights_ptr + token[:, None] * channels + c[None, :]
         tl.store(target, p * settle(v).to(tl.float64), mask=mask)
         tl.store(target + plane, p, mask=mask)
-    tl.debug_barrier()  # other threads will read what was written
+    barrier()  # other threads will read what was written
     # Their sums, to the chunk's end and to its beginning: [C].
     decay = exp64(_decay_exponent(w_ptr, c, c_in, tokens))
     count = tl.minimum(CHUNK, tokens - first)
@@ -197,7 +198,7 @@ def exact_wkv_values_kernel(
         a, b = _store_then_add(a, b, 1, begin, count, pv1, p1, left_ptr, plane, at + channels, decay, c_in)
         a, b = _store_then_add(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
         a, b = _store_then_add(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
-    tl.debug_barrier()
+    barrier()
     # From the right: the sums that enter the chunk, then token by token with the values.
     a, b = _pair(entering + 2 * channels, channels, 0, c_in)
     for begin in range(0, count, 4):
