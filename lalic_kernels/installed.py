@@ -19,8 +19,8 @@ def interpreting() -> bool:
     return TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def on_compiling(warn: Callable[[], None]) -> None:
-    """Call `warn` once, when numba first compiles in this process.
+def on_compiling(warn: Callable[[], None], every: bool = False) -> None:
+    """Call `warn` once, when numba first compiles in this process; with `every` at each function that it compiles.
 
     numba compiles, which takes long, only if no cached code fits this processor. Imports numba; without it, does
     nothing.
@@ -34,7 +34,7 @@ def on_compiling(warn: Callable[[], None]) -> None:
             self.warned = False
 
         def on_start(self, event: Any) -> None:
-            if not self.warned:
+            if every or not self.warned:
                 self.warned = True
                 warn()
 
