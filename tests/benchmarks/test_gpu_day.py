@@ -8,7 +8,9 @@ whole models the coders give empty results, after they have decided whether ther
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -77,7 +79,7 @@ class Values(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
-        if name == "aten::_local_scalar_dense":
+        if name in ("aten::_local_scalar_dense", "aten::item"):
             return {torch.bool: True}.get(args[0].dtype, 0.0 if args[0].is_floating_point() else 0)
         if name == "aten::equal":
             return True
@@ -134,7 +136,8 @@ def no_gpu(gib: int) -> Iterator[None]:
         (Setting, "rounds", (2, 2, 0.0)),
     ]
     cuda = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "synchronize": lambda: None,
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+        "synchronize": lambda: None,
         "get_device_name": lambda _=None: "A GPU", "get_device_properties": lambda _=None: properties,
         "mem_get_info": lambda _=None: (gib * GIB, gib * GIB), "memory_allocated": lambda: 0, "Event": Event,
         "reset_peak_memory_stats": lambda: None, "max_memory_allocated": lambda: 1 << 20, "empty_cache": lambda: None,
@@ -197,6 +200,8 @@ def no_coding() -> Iterator[list[tuple[int, int, bool]]]:
         now[0] = (self.x.shape[2] // 64, self.x.shape[3] // 64)
 
     made = Subject.__init__
+    names = ("g_a", "h_a", "h_s", "contexts", "aggregation", "g_s", "rest")
+    counted = {name: {"macs": 9, "bytes": 9} for name in names}
     needed = {direction: dict.fromkeys(names, 1.0) for direction, names in parts.NEEDED.items()}
     with contextlib.ExitStack() as stack:
         for coder in (gpu_coder.GpuCoder, HostCoder):
@@ -206,6 +211,7 @@ def no_coding() -> Iterator[list[tuple[int, int, bool]]]:
         for owner, name, value in (
             (Subject, "__init__", began), (codec, "Subject", Subject), (LALIC, "device", DEVICE),
             (LALIC, "latents", lambda self, x: x), (parts, "times", lambda call, way, *_: call() and needed[way]),
+            (parts, "counts", lambda *_: counted),
         ):  # fmt: skip
             stack.enter_context(mock.patch.object(owner, name, value))
         yield seen
@@ -250,7 +256,8 @@ def test_the_codec(gib: int, tmp_path: Path) -> None:
     with no_memory(), no_gpu(gib), no_coding() as seen:
         for words in steps.values():
             assert call(words) == 0
-    rows = rows_of(tmp_path, "codec")
+        rows = rows_of(tmp_path, "codec")
+        assert "decode 768x512, graph" in gpu.summary([], [{"codec": rows}])
     assert all("seconds" in row for row in rows)
     ways = {(row["width"], row["batch"], row["way"]) for row in rows if row["side"] == "ours"}
     both = {"graph", "plain launches"}
@@ -264,7 +271,56 @@ def test_the_codec(gib: int, tmp_path: Path) -> None:
     assert ((1920, 8, "plain launches, in one batch") in ways) == (gib == 139)
     assert {row["way"] for row in rows if row["side"] == "baseline"} == {""}
     assert all(batch * pixels <= gpu_coder.MAX_GRAPH_PIXELS for batch, pixels, graph in seen if graph)
-    assert "decode 768x512, graph" in gpu.summary([], [{"codec": rows}])
+
+
+# What was wrong once would be found
+
+
+def graph_for_all(subject: codec.Subject) -> list[tuple[str, str, Callable[[], Any]]]:
+    return [("decode", "graph", functools.partial(subject.decode, True))]
+
+
+def test_a_graph_where_there_can_be_none_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with no_memory(), no_gpu(139), no_coding(), mock.patch.object(codec, "ways", graph_for_all):
+        assert call(day(tmp_path)["codec 3840x2160"]) == 1
+    assert "graph: expected None or False, because 8355840 pixels" in capsys.readouterr().err
+
+
+def test_a_graph_for_the_baseline_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with no_memory(), no_gpu(139), no_coding(), mock.patch.object(codec, "ways", graph_for_all):
+        assert call(day(tmp_path)["codec 768x512"]) == 1
+    assert "where symbols are not coded on a GPU" in capsys.readouterr().err
+
+
+def test_the_processors_load_is_not_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    busy = records.busy
+    with no_gpu(139), mock.patch.object(records, "busy", lambda device: busy("cpu")), pytest.raises(SystemExit):
+        call(day(tmp_path)["codec 768x512"])
+    assert "load 5.0" in capsys.readouterr().err
+    with (
+        no_gpu(139),
+        mock.patch.object(records, "_output", lambda *words: "97"),
+        mock.patch.object(records.time, "sleep", lambda seconds: None),
+        pytest.raises(SystemExit),
+    ):
+        call(day(tmp_path)["codec 768x512"])
+    assert "the GPU computes 97 % of the time" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_missing_is_found() -> None:
+    with no_memory(), no_gpu(24):
+        rows = measure_entry("transforms", Setting(DEVICE, quick=True))
+    with pytest.raises(AssertionError):
+        check_on_a_gpu("rwkv_block", rows)
+    for row in rows:
+        del row["metrics"]["peak MiB"]
+    with pytest.raises(KeyError, match="peak MiB"):
+        check_on_a_gpu("transforms", rows)
+
+
+def test_a_grid_that_is_too_large_is_found() -> None:
+    with pytest.raises(AssertionError):
+        launch(None, (1, 1 << 16))
 
 
 def test_the_launch_table(tmp_path: Path) -> None:
@@ -299,7 +355,7 @@ def step(code: str, limit: float = 60, needed: bool = False) -> gpu.Step:
 
 
 def test_a_step_that_fails_or_hangs_ends_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    hangs = "import subprocess, sys, time; print('here', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    hangs = "import subprocess; print('here', flush=True); subprocess.run(['sleep', '60'])"
     found = gpu.run_all([step("1 / 0"), step(hangs, 2.0), step("print('last')", needed=True)], 100, tmp_path)
     assert [done.how for done in found] == ["failed, exit code 1", "cut after 2 s", "done"]
     assert [done.good for done in found] == [False, True, True] and found[1].seconds < 20
@@ -343,6 +399,9 @@ def test_parts_of_the_coder_on_a_gpu_are_seen(direction: str) -> None:
     with interpreted(), torch.inference_mode():
         coder = gpu_coder.GpuCoder(model, False)
         stream = coder.encode(picture(1), 50.0)
-        calls = {"encode": lambda: coder.encode(picture(1), 50.0), "decode": lambda: coder.decode([stream], (1, 1), [50.0])}
+        calls = {
+            "encode": lambda: coder.encode(picture(1), 50.0),
+            "decode": lambda: coder.decode([stream], (1, 1), [50.0]),
+        }
         found = parts.times(calls[direction], direction, FakeClock(), 1)
     assert parts.NEEDED[direction] <= set(found)
