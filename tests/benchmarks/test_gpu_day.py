@@ -62,6 +62,8 @@ class OnCuda(TorchFunctionMode):
             return torch.device("cpu") if hasattr(args[0], "fetched") else DEVICE
         if func == Tensor.is_cuda.__get__:
             return not hasattr(args[0], "fetched")
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         if func is Tensor.cpu:
             result = torch.empty_like(args[0])
             result.fetched = True
