@@ -29,6 +29,7 @@ from lalic.options import positive
 REPEATS = 3
 TIMEOUT = 300.0
 PARTS = ("import torch", "import lalic", "load weights", "prepare", "first decode", "second decode")
+PROCESSES = ("python -c 'import torch'", "lalic compress", "lalic decompress")  # in this order: decompress comes warm
 
 # What `lalic decompress` does, with the clock read between.
 _PICTURE = """
@@ -56,37 +57,47 @@ print(json.dumps([b - a for a, b in zip(marks, marks[1:])]))
 
 
 def first_picture(device: str, repeats: int, size: tuple[int, int] = (768, 512)) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each part, and of the whole command: {"nothing cached": {name: [...]}, "code cached": {name: [...]}}.
+    """Seconds of each part, and of whole processes: {"nothing cached": {name: [...]}, "code cached": {name: [...]}}.
 
     size: width and height of the picture that ships, mirrored as far as needed.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {
+        state: {name: [] for name in (*PARTS, *PROCESSES)} for state in ("nothing cached", "code cached")
+    }
     with tempfile.TemporaryDirectory() as folder:
-        path, back = Path(folder) / "picture.lalic", Path(folder) / "back.png"
+        source, path, back = (Path(folder) / name for name in ("picture.png", "picture.lalic", "back.png"))
         pixels = images.from_tensor(picture(size[1], size[0]))
         assert isinstance(pixels, Image.Image)
+        pixels.save(source)
         path.write_bytes(lalic.encode(pixels))
         threads = str(torch.get_num_threads())
         program = [sys.executable, "-c", _PICTURE, str(path), threads, device]
-        command = [sys.executable, "-m", "lalic", "decompress", str(path), "-o", str(back), "--force"]
-        command += ["--device", device, "--threads", threads]
+        where = ["--force", "--device", device, "--threads", threads]
+        commands = (
+            [sys.executable, "-c", "import torch"],
+            [sys.executable, "-m", "lalic", "compress", str(source), "-o", str(path), *where],
+            [sys.executable, "-m", "lalic", "decompress", str(path), "-o", str(back), *where],
+        )
         for number in range(repeats):
-            cache = Path(folder) / f"cache {number}"
-            environment = {
-                "NUMBA_CACHE_DIR": str(cache / "numba"),
-                "TRITON_CACHE_DIR": str(cache / "triton"),
-                "PYTHONPATH": str(records.ROOT),
-            }
-            for state in ("nothing cached", "code cached"):
-                times = found.setdefault(state, {name: [] for name in (*PARTS, "the whole command")})
+            environment = _caches(Path(folder) / f"parts {number}")
+            for times in found.values():
                 for name, seconds in zip(PARTS, json.loads(_output(program, environment)), strict=True):
                     times[name].append(seconds)
-            start = time.perf_counter()
-            _output(command, environment)
+            environment = _caches(Path(folder) / f"commands {number}")
+            for times in found.values():
+                for name, command in zip(PROCESSES, commands, strict=True):
+                    start = time.perf_counter()
+                    _output(command, environment)
+                    times[name].append(time.perf_counter() - start)
             if not back.is_file():
                 raise WrongResult("cold start: `lalic decompress` wrote no picture")
-            found["code cached"]["the whole command"].append(time.perf_counter() - start)
     return found
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Environment of a process whose compiled code goes to folders of its own."""
+    caches = {"NUMBA_CACHE_DIR": str(folder / "numba"), "TRITON_CACHE_DIR": str(folder / "triton")}
+    return caches | {"PYTHONPATH": str(records.ROOT)}
 
 
 def _output(command: list[str], environment: dict[str, str]) -> str:

@@ -1,8 +1,8 @@
 """What an H200 should take, written before it was measured: `python -m benchmarks.prediction > docs/gpu-prediction.md`.
 
-Counts come from this repository: multiply-adds and bytes of each part (`benchmarks.parts.counts`), launches from the
-newest record of `benchmarks.counting.launches`. What no count gives is an assumption, one row each in the document,
-with a good, a middle and a bad value. A test makes the document again and compares.
+Counts come from this repository: multiply-adds and bytes of each part (`benchmarks.parts.counts`), launches and serial
+steps from the newest records of `benchmarks.counting.launches` and `.steps`. What no count gives is an assumption, one
+row each in the document, with a good, a middle and a bad value. A test makes the document again and compares.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SHEET = {"bfloat16": 494.5e12, "int8": 989.5e12, "memory": 4.8e12}
 ASSUMPTIONS: tuple[tuple[str, str, tuple[float, float, float]], ...] = (
     ("products", "share of the tensor cores' rate that matrix products of these shapes reach", (0.6, 0.35, 0.15)),
     ("copy", "share of the memory's bandwidth that kernels reach", (0.85, 0.7, 0.5)),
+    ("round", "nanoseconds a serial step of an exact kernel: its loads, mostly from the L2 cache", (150, 250, 400)),
     ("launch", "microseconds from one dependent launch to the next in a CUDA graph, beyond its work", (1.2, 2.0, 3.5)),
     ("steps", "dependent steps of the rANS lanes at 768x512, all sections together", (850, 2200, 3080)),
     ("step", "nanoseconds a step: a look into a table, a product, a word of the stream", (60, 150, 400)),
@@ -42,13 +43,14 @@ OPENING = """# What an H200 should take
 be checked line by line against `python -m benchmarks.codec --device cuda`. The full model, its transforms in bfloat16,
 its entropy model in exact arithmetic, one picture at a time, 0.29 bits per pixel, launches in a CUDA graph.
 
-Each part takes the larger of its multiply-adds over the tensor cores' rate and its bytes over the memory's bandwidth,
-each times the share assumed. An exact product is {products} int8 products of digits. Parts, launches, the rANS chain
-and the host's work are added, as if nothing overlapped. Rates, by NVIDIA's data sheet and dense: 494.5 T multiply-adds
-a second in bfloat16, 989.5 T in int8, 4.8 TB/s.
+Each part takes the largest of three: its multiply-adds over the tensor cores' rate and its bytes over the memory's
+bandwidth, each times the share assumed, and the serial steps of its exact kernels. An exact product is {products} int8
+products of digits. Parts, launches, the rANS chain and the host's work are added, as if nothing overlapped. Rates, by
+NVIDIA's data sheet and dense: 494.5 T multiply-adds a second in bfloat16, 989.5 T in int8, 4.8 TB/s.
 
 Launches: {count} a decode, counted by `benchmarks.counting.launches` (record of {date}); an encode is taken to have as
-many.
+many. Serial steps, counted by `benchmarks.counting.steps` at 768x512 (record of {steps_date}), other sizes are taken to
+have as many: {steps}.
 """
 CLOSING = """## What would prove it wrong
 
@@ -57,24 +59,25 @@ Where the sum is beyond while the parts are not, the rows of launches or of the 
 this: Triton compiles each kernel on first use (`docs/evaluation.md`)."""
 
 
-def launches(folder: Path = records.RESULTS) -> dict[str, Any]:
-    """The newest record of a decode of the full model. Raises ``ValueError`` if there is none."""
-    counted = [record for record in records.load(folder) if record.get("launches", {}).get("model") == "full"]
+def newest(what: str, folder: Path = records.RESULTS) -> dict[str, Any]:
+    """The newest record of "launches" or "steps" of the full model. Raises ``ValueError`` if there is none."""
+    counted = [record for record in records.load(folder) if record.get(what, {}).get("model") == "full"]
     if not counted:
         raise ValueError(
-            f"{folder}/static.jsonl: expected a record of `python -m benchmarks.counting.launches --save`, found none"
+            f"{folder}/static.jsonl: expected a record of `python -m benchmarks.counting.{what} --save`, found none"
         )
     return counted[-1]
 
 
 def part_ms(name: str, counted: dict[str, int], column: int) -> float:
-    """Milliseconds of a part's work: the larger of products and memory."""
+    """Milliseconds of a part's work: the largest of products, memory and serial steps ("steps", if counted)."""
     shares = {key: values[column] for key, _, values in ASSUMPTIONS}
     exact = name in (*parts.EXACT, "rest")  # the rest is the products that slices share
     products = counted["macs"] * (parts.INT8_PRODUCTS if exact else 1)
     by_unit = products / (SHEET["int8" if exact else "bfloat16"] * shares["products"])
     moved = counted["bytes"] if exact else counted["bytes"] / 2  # 16-bit transforms; floats and int16 in exact parts
-    return 1e3 * max(by_unit, moved / (SHEET["memory"] * shares["copy"]))
+    steps = 1e-9 * counted.get("steps", 0) * shares["round"]
+    return 1e3 * max(by_unit, moved / (SHEET["memory"] * shares["copy"]), steps)
 
 
 def predict(direction: str, pixels: int, base: int, counted: dict[str, dict[str, int]], count: int) -> list[list[Any]]:
@@ -93,11 +96,20 @@ def predict(direction: str, pixels: int, base: int, counted: dict[str, dict[str,
     return rows
 
 
+def counts(height: int, width: int, steps: dict[str, int]) -> dict[str, dict[str, int]]:
+    """{"macs", "bytes"} of each part of the full model, and the serial "steps" of those in `steps`."""
+    found = parts.counts(FULL, height, width)
+    return {name: one | ({"steps": steps[name]} if name in steps else {}) for name, one in found.items()}
+
+
 def document() -> Iterator[str]:
     """Lines of docs/gpu-prediction.md."""
-    record = launches()
-    count = record["launches"]["total"]
-    yield OPENING.format(products=parts.INT8_PRODUCTS, count=count, date=record["date"][:10])
+    launched, stepped = newest("launches"), newest("steps")
+    count, steps = launched["launches"]["total"], stepped["steps"]["parts"]
+    yield OPENING.format(
+        products=parts.INT8_PRODUCTS, count=count, date=launched["date"][:10],
+        steps=", ".join(f"{name} {number}" for name, number in steps.items()), steps_date=stepped["date"][:10],
+    )  # fmt: skip
     yield "## Assumptions"
     yield ""
     yield "| | what | good | middle | bad |"
@@ -105,7 +117,7 @@ def document() -> Iterator[str]:
     for name, what, values in ASSUMPTIONS:
         yield f"| {name} | {what} | {' | '.join(f'{value:g}' for value in values)} |"
     for label, height, width, base in CASES:
-        counted = parts.counts(FULL, height, width)
+        counted = counts(height, width, steps)
         yield ""
         yield f"## {label}: counts"
         yield ""
@@ -147,10 +159,11 @@ def beside(rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
             }
             if not own:
                 continue
-            counted = parts.counts(FULL, height, width)
+            counted = counts(height, width, newest("steps")["steps"]["parts"])
+            launches = newest("launches")["launches"]["total"]
             predicted = {
                 name: [f"{value:.3f}" for value in values]
-                for name, *values in predict(direction, height * width, base, counted, launches()["launches"]["total"])
+                for name, *values in predict(direction, height * width, base, counted, launches)
             }
             seen = own.get("plain launches", {}).get("parts", {})
             chain = "entropy decoding" if direction == "decode" else "entropy encoding"

@@ -345,6 +345,23 @@ def cold(records: Sequence[Record]) -> Iterator[Piece]:
         yield table(["part", *record["cold start"]], body, record)
 
 
+def large(records: Sequence[Record]) -> Iterator[Piece]:
+    """Largest resident size of a command on a large picture, and the picture itself at 4 bytes a pixel."""
+    yield from _rows(of_kind(records, "large pictures"), "large pictures")
+
+
+def seams(records: Sequence[Record]) -> Iterator[Piece]:
+    """A picture in tiles against the same in one tile: rate, and PSNR within 8 pixels of the borders and elsewhere."""
+    yield from _rows(of_kind(records, "seams"), "seams")
+
+
+def _rows(records: Sequence[Record], key: str) -> Iterator[Piece]:
+    for record in records:
+        names = list(record[key][0])
+        body = [["x".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()] for row in record[key]]
+        yield table(names, body, record)
+
+
 def speed(records: Sequence[Record]) -> Iterator[Piece]:
     """A result is verified before it is timed. Ratios are one median over another of the same run; a yardstick is in
     parentheses. Bare times mean nothing but beside their device."""
@@ -407,6 +424,8 @@ KINDS: dict[str, tuple[str, str, Make]] = {
     "counted": ("Figure 11: context models", "paper.context", context),
     "codec": ("Whole models and their parts", "codec", codec),
     "cold start": ("The first picture of a process", "cold", cold),
+    "large pictures": ("Memory of large pictures", "large", large),
+    "seams": ("Tiles of large pictures", "large --seams PICTURE", seams),
     "rows": ("Speed", "run", speed),
     "ideal_bits": ("Exact arithmetic", "exact_model FOLDER", exactness),
     "portability": ("Portability", "portability FOLDER", portability),

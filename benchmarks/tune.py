@@ -165,7 +165,7 @@ def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
     for (use, itemsize), candidates in CANDIDATES.items():
         for launch in (launch_of(use, each) for each in candidates):
             if itemsize is None:
-                for job in ours.scans(launch, 256):
+                for job in ours.scans(launch, (64,)):
                     yield core.describe(job, target)
                 continue
             dtype = "bf16" if itemsize == 2 else "fp32"

@@ -25,11 +25,12 @@ from PIL import Image
 from lalic import codec, images, search
 from lalic.container import MAX_PIXELS, parse
 from lalic.errors import LalicError, RequestError
-from lalic.files import STREAM, Name, WouldOverwrite, read, walk, write
-from lalic.images import Color, ImageWarning
+from lalic.files import STREAM, Name, WouldOverwrite, read, replacing, walk, write, writing
+from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
+from lalic.strips import needs_strips, write_strips
 
-__all__ = ["Job", "Outcome", "Packed", "Steps", "compress_files", "decompress_files", "plan", "run"]
+__all__ = ["Job", "Outcome", "Saved", "Steps", "compress_files", "decompress_files", "plan", "run"]
 
 READ_AHEAD = 2  # files that are read in advance, beyond one batch
 WRITERS = 2  # threads
@@ -71,6 +72,7 @@ def compress_files(
     target_bpp: float | None = None,
     target_psnr: float | None = None,
     background: Color | None = None,
+    strip: bool = False,
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
     overwrite: bool = False,
@@ -78,10 +80,10 @@ def compress_files(
 ) -> list[Outcome]:
     """Compress pictures to .lalic files. A file that fails does not stop the others. Returns the outcomes in order.
 
-    sources, output: arguments of `plan`. model, device, quality, background, max_pixels, graph: of `lalic.encode`.
-    target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB (`lalic.search`), in place
-    of `quality`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
-    files.
+    sources, output: arguments of `plan`. model, device, quality, background, strip, max_pixels, graph: of
+    `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB
+    (`lalic.search`), in place of `quality`. overwrite: replace files that exist. progress: called with each outcome in
+    order, and the number of files.
 
     Raises `RequestError` before any work for names that clash, a quality that the model does not have, a background
     that is no colour, and more than one of quality and targets; `LalicError` for a device that does not exist.
@@ -99,21 +101,23 @@ def compress_files(
         raise RequestError(str(error)) from None
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
-    def load(data: bytes) -> Image.Image:
-        return images.load(data, background=background, max_pixels=max_pixels)
+    def load(source: str) -> Picture:
+        given = read(source) if source == STREAM else source
+        return images.open_picture(given, background=background, strip=strip, max_pixels=max_pixels)
 
-    def encode(picture: Image.Image) -> bytes:
+    def encode(picture: Picture) -> bytes:
         if target_bpp is not None:
             return search.encode_to_bpp(picture, target_bpp, model, **options).data
         if target_psnr is not None:
             return search.encode_to_psnr(picture, target_psnr, model, **options).data
         return codec.encode(picture, model, quality=quality, **options)
 
-    def pack(_: str, data: bytes) -> Packed:
+    def save(target: str, data: bytes) -> Saved:
+        write(target, data, overwrite=overwrite)
         container = parse(data, None)
-        return Packed(data, container.width, container.height, container.quality)
+        return Saved(len(data), container.width, container.height, container.quality)
 
-    steps = Steps(load, lambda pictures: [encode(picture) for picture in pictures], pack)
+    steps = Steps(load, lambda pictures: [encode(picture) for picture in pictures], save)
     return run(jobs, steps, overwrite=overwrite, progress=progress)
 
 
@@ -122,6 +126,8 @@ def decompress_files(
     output: Name | None = None,
     model: LALIC | None = None,
     *,
+    region: Sequence[int] | None = None,
+    scale: int = 1,
     device: str | torch.device | None = None,
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
@@ -131,8 +137,9 @@ def decompress_files(
     """Decompress .lalic files to pictures. A file that fails does not stop the others. Returns the outcomes in order.
 
     Pictures are PNG files; if `output` names one file, its extension decides the format. A GPU decodes several files of
-    one size at once. sources, output: arguments of `plan`. model, device, max_pixels, graph: of `lalic.decode`.
-    overwrite: replace files that exist. progress: called with each outcome in order, and the number of files.
+    one size at once. sources, output: arguments of `plan`. model, region, scale, device, max_pixels, graph: of
+    `lalic.decode`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
+    files.
 
     Raises `RequestError` before any work for names that clash and an extension that Pillow cannot write; `LalicError`
     for a device that does not exist.
@@ -143,18 +150,38 @@ def decompress_files(
             images.dump(Image.new("RGB", (1, 1)), extension)  # fails now, not after decoding
         except LalicError as error:
             raise RequestError(str(error)) from None
-    size = GPU_BATCH if codec.resolve_device(device).type == "cuda" else 1
+    part: dict[str, Any] = {"region": region, "scale": scale}
+    whole = region is None and scale == 1
+    several = codec.resolve_device(device).type == "cuda" and whole and max_pixels <= MAX_PIXELS
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
     def decode(files: list[bytes]) -> list[Any]:
+        container = parse(files[0], max_pixels)
+        if whole and needs_strips(container.width, container.height):
+            return files  # `save` decodes it while it writes
         if len(files) == 1:
-            return [codec.decode(files[0], model, **options)]
+            return [codec.decode(files[0], model, **part, **options)]
         return list(codec.decode_many(files, model, batch=len(files), **options))
 
-    def pack(target: str, picture: Image.Image) -> Packed:
-        return Packed(images.dump(picture, _extension(target)), picture.width, picture.height)
+    def save(target: str, picture: Image.Image | bytes) -> Saved:
+        if isinstance(picture, bytes):
+            return save_strips(target, picture)
+        with writing(target, overwrite=overwrite) as out:
+            images.save(picture, _extension(target), out)
+            size = out.seek(0, os.SEEK_END)
+        return Saved(size, picture.width, picture.height)
 
-    return run(jobs, Steps(bytes, decode, pack, size), overwrite=overwrite, progress=progress)
+    def save_strips(target: str, data: bytes) -> Saved:
+        container = parse(data, max_pixels)
+        if target == STREAM:
+            raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
+        rows = codec.decode_rows(data, model, device=device, max_pixels=max_pixels)
+        with replacing(target, overwrite=overwrite) as temporary:
+            write_strips(rows, (container.width, container.height), temporary, container.metadata)
+        return Saved(os.path.getsize(target), container.width, container.height)
+
+    steps = Steps(read, decode, save, GPU_BATCH if several else 1)
+    return run(jobs, steps, overwrite=overwrite, progress=progress)
 
 
 def _extension(target: str) -> str:
@@ -245,10 +272,10 @@ def _identity(path: str) -> str:
 # Reading, coding and writing at once
 
 
-class Packed(NamedTuple):
-    """The bytes of a file to write, and entries of its outcome."""
+class Saved(NamedTuple):
+    """A file that was written: its bytes, and other entries of its outcome."""
 
-    data: bytes
+    size: int
     width: int
     height: int
     quality: float | None = None
@@ -258,14 +285,14 @@ class Packed(NamedTuple):
 class Steps:
     """The steps for each file.
 
-    open: bytes of the source -> input of `code`, in a thread of its own. code: a list of inputs -> a list of results or
-    errors, in the caller's thread. pack: target and result -> the bytes to write, in any thread. batch: largest number
-    of inputs for one call of `code`.
+    open: name of the source -> input of `code`, in a thread of its own. code: a list of inputs -> a list of results or
+    errors, in the caller's thread. save: writes a result to the target, in any thread. batch: largest number of inputs
+    for one call of `code`.
     """
 
-    open: Callable[[bytes], Any]
+    open: Callable[[str], Any]
     code: Callable[[list[Any]], list[Any]]
-    pack: Callable[[str, Any], Packed]
+    save: Callable[[str, Any], Saved]
     batch: int = 1
 
 
@@ -287,19 +314,15 @@ def run(
         def step() -> Any:
             if not overwrite and os.path.isfile(job.target):
                 raise WouldOverwrite(job.target)
-            return steps.open(read(job.source))
+            return steps.open(job.source)
 
         outcome = Outcome(job.source, job.target)
         return outcome, _attempt(outcome, step)
 
     def written(outcome: Outcome, result: Any) -> Outcome:
-        def step() -> None:
-            packed = steps.pack(outcome.target, result)
-            write(outcome.target, packed.data, overwrite=overwrite)
-            outcome.width, outcome.height, outcome.quality = packed.width, packed.height, packed.quality
-            outcome.size = len(packed.data)
-
-        _attempt(outcome, step)
+        saved = _attempt(outcome, lambda: steps.save(outcome.target, result))
+        if saved is not None:
+            outcome.size, outcome.width, outcome.height, outcome.quality = saved
         return outcome
 
     def finish(outcome: Outcome) -> None:

@@ -15,14 +15,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lalic.container import VERSION, Container, parse
+from lalic.container import VERSION, parse
 from lalic.errors import LalicError, RequestError
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, read
+from lalic.metadata import describe
 from lalic.options import (
     add_checkpoint_option,
     add_force_option,
@@ -31,6 +32,7 @@ from lalic.options import (
     positive,
     set_up_process,
 )
+from lalic.tiles import SCALES
 from lalic.train import cli as training
 
 if TYPE_CHECKING:
@@ -101,7 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
-    compress.add_argument("--background", metavar="COLOR", help="colour below transparent pixels, such as white")
+    compress.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="blend transparent pixels with a colour, such as white (default: keep alpha)",
+    )
+    compress.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
     target = compress.add_mutually_exclusive_group()
     target.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
     target.add_argument(
@@ -114,6 +121,12 @@ def build_parser() -> argparse.ArgumentParser:
         "Decompress .lalic files to pictures: PNG, or the format of the extension of -o.",
     )  # fmt: skip
     decompress.add_argument("inputs", nargs="+", metavar="IN", help=".lalic file, folder, or - for standard input")
+    decompress.add_argument(
+        "--region", type=_region, metavar="L,T,R,B", help="decode this part only: left, top, right, bottom in pixels"
+    )
+    decompress.add_argument(
+        "--scale", type=_scale, default=1, metavar="1/N", help="a smaller picture, 1/2, 1/4, ... 1/64 of each side"
+    )
 
     for each in (compress, decompress):
         each.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
@@ -122,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
         each.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-        each.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^25)")
+        each.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^28)")
         add_checkpoint_option(each)
         add_precision_option(each)
         add_machine_options(each)
@@ -171,6 +184,20 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.register(commands, _EXIT_CODES)
     training.register(commands)
     return parser
+
+
+def _region(text: str) -> tuple[int, ...]:
+    sides = text.split(",")
+    if len(sides) != 4 or not all(side.strip().isascii() and side.strip().isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected four numbers such as 0,0,640,480, got {text!r}")
+    return tuple(int(side) for side in sides)
+
+
+def _scale(text: str) -> int:
+    scales = {"1" if n == 1 else f"1/{n}": n for n in SCALES}
+    if text not in scales:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(scales)}, got {text!r}")
+    return scales[text]
 
 
 # Messages
@@ -233,12 +260,12 @@ def _compress(args: argparse.Namespace) -> int:
     options = _options(args)
     from lalic.batch import compress_files
 
-    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background")}
+    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background", "strip")}
     return _run_batch(args, compress_files, options, line)
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    options = _options(args)
+    options = _options(args) | {"region": args.region, "scale": args.scale}
     from lalic.batch import decompress_files
 
     return _run_batch(args, decompress_files, options, lambda done: f"{done.width}x{done.height}, {done.size} bytes")
@@ -310,11 +337,11 @@ def _run_batch(
 # info
 
 _INFO = """{file}
-  format    version {format_version}, header and data checksums match
+  format    version {format_version}, all checksums match
   model     {model}, hash {model_hash}
-  picture   {width}x{height}{at_quality}
+  picture   {width}x{height}{kind}{at_quality}, {tiles}
   size      {file_bytes} bytes, {bits_per_pixel:.4f} bits per pixel
-  parts     streams {stream_bytes} bytes, header and checksums {overhead_bytes} bytes"""
+  parts     streams {stream_bytes} bytes, alpha {alpha_bytes}, metadata {metadata_bytes}, the rest {overhead_bytes}"""
 
 _SYMBOLS = """
   symbols   sha256 {symbols_sha256}
@@ -331,7 +358,7 @@ def _info(args: argparse.Namespace) -> int:
     for source in args.inputs:
         try:
             data = read(source)
-            entry = _entry(source, parse(data, None))
+            entry = _entry(source, data)
             entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
         except (LalicError, OSError) as error:
             _log(_message_of(source, error))
@@ -339,13 +366,14 @@ def _info(args: argparse.Namespace) -> int:
         print(json.dumps(entries, indent=2))
     else:
         for entry in entries:
-            at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
-            print((_INFO + _SYMBOLS if args.symbols else _INFO).format(**entry, at_quality=at_quality))
+            print(_described(entry, args.symbols))
     return 1 if len(entries) < len(args.inputs) else 0
 
 
-def _entry(file: str, container: Container) -> dict[str, Any]:
+def _entry(file: str, data: bytes) -> dict[str, Any]:
     """One file as a dict for JSON."""
+    container = parse(data, None)
+    sizes = {name: getattr(container, name) for name in ("stream_bytes", "alpha_bytes", "metadata_bytes")}
     return {
         "file": file,
         "format_version": VERSION,
@@ -353,13 +381,31 @@ def _entry(file: str, container: Container) -> dict[str, Any]:
         "model_hash": container.model_hash.hex(),
         "width": container.width,
         "height": container.height,
+        "grey": container.grey,
+        "alpha": container.alpha is not None,
         "quality": container.quality,
-        "file_bytes": container.file_bytes,
-        "stream_bytes": len(container.stream),
-        "overhead_bytes": container.overhead_bytes,
-        "bits_per_pixel": container.bits_per_pixel,
-        "symbol_checksum": f"{container.symbol_checksum:012x}",
+        "tiles": len(container.grid),
+        "tile": container.grid.tile or None,
+        "file_bytes": len(data),
+        **sizes,
+        "overhead_bytes": len(data) - sum(sizes.values()),
+        "bits_per_pixel": 8 * len(data) / (container.width * container.height),
+        "metadata": describe(container.metadata),
     }
+
+
+def _described(entry: Mapping[str, Any], symbols: bool) -> str:
+    """One file in lines for people."""
+    kind = f"{', grey' if entry['grey'] else ''}{', with alpha' if entry['alpha'] else ''}"
+    at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
+    tiles = "one tile" if entry["tile"] is None else f"{entry['tiles']} tiles of {entry['tile']} pixels"
+    text = (_INFO + _SYMBOLS if symbols else _INFO).format(
+        **{**entry, "tiles": tiles}, kind=kind, at_quality=at_quality
+    )
+    for name, value in entry["metadata"].items():
+        for key, word in value.items() if isinstance(value, dict) else ((name.replace("_", " "), value),):
+            text += f"\n  {key:<9} {'yes' if word is True else 'no' if word is False else word}"
+    return text
 
 
 # convert, demo and warmup

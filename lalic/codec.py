@@ -1,9 +1,13 @@
 """Pictures to the bytes of .lalic files and back: `encode`, `decode`, `decode_many`.
 
-    encode:  picture -> images.load -> pad to multiples of model.downsampling -> model.encode -> Container.pack
-    decode:  bytes -> container.parse -> choose the model, check its hash -> model.decode -> crop -> picture
+    encode:  picture -> images.open_picture -> for each tile: its window -> model.latents -> the tile's part
+             -> model.encode_latents; then Container.pack
+    decode:  bytes -> container.parse -> choose the model, check its hash -> for each tile: model.read; for each window:
+             model.synthesise -> the tile's part -> picture
 
-Padding repeats the last column to the right and the last row to the bottom; the file has the size before padding.
+A picture of at most `ONE_TILE` pixels is one tile and one window. A larger one is coded window by window
+(`lalic.tiles`), so memory does not grow with it. Padding repeats the last column to the right and the last row to the
+bottom, up to a multiple of 64; the file has the size before padding.
 """
 
 from __future__ import annotations
@@ -11,17 +15,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from lalic import images
+from lalic import images, metadata
+from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Stream
 from lalic.config import DEFAULT_QUALITY
-from lalic.container import MAX_PIXELS, MAX_SIDE, Container, parse
-from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
+from lalic.container import MAX_PIXELS, Container, Tile, parse
+from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
+from lalic.tiles import SCALES, STEP, Box, Grid
 
 if TYPE_CHECKING:
     from lalic.images import Color, ImageSource
@@ -30,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "resolve_device", "shipped_model"]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
+ONE_TILE = 1 << 20  # pixels, after padding
+MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
+TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
+LATENT = 16  # pixels a side for one latent
 
 _cache: dict[tuple[str, str], LALIC] = {}
 _cache_lock = threading.Lock()
@@ -85,23 +96,26 @@ def _check_device(model: LALIC, device: str | torch.device | None) -> torch.devi
 
 
 def encode(
-    image: ImageSource,
+    image: ImageSource | images.Picture,
     model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
     quality: float | None = None,
     background: Color | None = None,
+    strip: bool = False,
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> bytes:
     """Compress a picture to the bytes of a .lalic file.
 
-    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`.
+    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`; or a picture
+    that `lalic.images.open_picture` gave.
     model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
-    quality takes None only. background: colour below transparent pixels; None: they are an error. max_pixels: limit on
-    width * height. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by
-    one, None for a graph from the second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
+    quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
+    leave out metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height.
+    graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a
+    graph from the second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
 
     Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality or device, `OSError` for a path
     that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
@@ -109,57 +123,95 @@ def encode(
         >>> data = lalic.encode("photo.png")
         >>> lalic.decode(data).save("decoded.png")
     """
-    prepared = Prepared(image, model, device=device, background=background, max_pixels=max_pixels, graph=graph)
+    prepared = Prepared(
+        image, model, device=device, background=background, strip=strip, max_pixels=max_pixels, graph=graph
+    )
     return prepared.encode(quality, once=True)
 
 
 class Prepared:
-    """A picture to be coded at one or several qualities: it is loaded and analysed once.
+    """A picture to be coded at one or several qualities: it is loaded once, and analysed once if it is one tile.
 
-    Arguments and errors are those of `encode`. Attributes: picture, RGB in sRGB; model; graph.
+    Arguments and errors are those of `encode`. Attributes: picture, a `lalic.images.Picture`; model; graph.
     """
 
     def __init__(
         self,
-        image: ImageSource,
+        image: ImageSource | images.Picture,
         model: LALIC | None = None,
         *,
         device: str | torch.device | None = None,
         background: Color | None = None,
+        strip: bool = False,
         max_pixels: int = MAX_PIXELS,
         graph: bool | None = None,
     ) -> None:
-        self.picture = images.load(image, background=background, max_pixels=max_pixels)
-        if max(self.picture.size) > MAX_SIDE:
-            width, height = self.picture.size
-            raise ImageError(f"the picture is too large: {width}x{height}, expected at most {MAX_SIDE} a side")
+        if not isinstance(image, images.Picture):
+            image = images.open_picture(image, background=background, strip=strip, max_pixels=max_pixels)
+        self.picture = image
         self.model = shipped_model(device=device) if model is None else model
         self._device = _check_device(self.model, device)
         self._latents: torch.Tensor | None = None
         self.graph = graph
+        self.grid = grid_of(*self.picture.image.size)
 
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
         """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
         quality = coded_quality(self.model, quality)
         with torch.inference_mode():
-            if once and self._latents is None:
-                stream = self.model.encode(self._tensor(), quality, graph=self.graph)
+            if len(self.grid) > 1:
+                streams = [
+                    self.model.encode_latents(self._tile(i), quality, graph=self.graph) for i in range(len(self.grid))
+                ]
+            elif once and self._latents is None:
+                streams = [self.model.encode(self._pixels(self.grid.padded), quality, graph=self.graph)]
             else:
                 if self._latents is None:
-                    self._latents = self.model.latents(self._tensor())
-                stream = self.model.encode_latents(self._latents, quality, graph=self.graph)
+                    self._latents = self.model.latents(self._pixels(self.grid.padded))
+                streams = [self.model.encode_latents(self._latents, quality, graph=self.graph)]
+        alpha: tuple[bytes, ...] | None = None
+        if (channel := self.picture.alpha) is not None:
+            alpha = tuple(encode_alpha(channel.crop(box)) for box in self._boxes())
         return Container(
             model_name=self.model.config.name,
             model_hash=self.model.weights_hash(),
-            width=self.picture.width,
-            height=self.picture.height,
-            stream=stream.data,
-            symbol_checksum=stream.checksum,
+            grid=self.grid,
+            tiles=tuple(Tile(stream.data, stream.checksum) for stream in streams),
             quality=quality,
+            grey=self.picture.image.mode == "L",
+            alpha=alpha if alpha and any(alpha) else None,
+            metadata=self.picture.metadata,
         ).pack()
 
-    def _tensor(self) -> torch.Tensor:
-        return pad(images.to_tensor(self.picture).to(self._device), self.model.downsampling)
+    def _boxes(self) -> Iterator[Box]:
+        """The tiles, without what lies outside of the picture."""
+        for index in range(len(self.grid)):
+            yield self.grid.box(index).intersection(self.grid.whole)
+
+    def _tile(self, index: int) -> torch.Tensor:
+        """Latents (1, M, h, w) of one tile."""
+        window = self.grid.window(index)
+        tile = _latent_box(self.grid.box(index), window)
+        y = self.model.latents(self._pixels(window))
+        return y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous()
+
+    def _pixels(self, box: Box) -> torch.Tensor:
+        """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""
+        inside = box.intersection(self.grid.whole)
+        x = images.to_tensor(self.picture.image.crop(inside).convert("RGB")).to(self._device)
+        return pad(x, STEP)
+
+
+def grid_of(width: int, height: int) -> Grid:
+    """The tiles of a picture of this size: one, or squares of `TILE` pixels."""
+    one = Grid(width, height)
+    fits = one.padded.width * one.padded.height <= ONE_TILE and max(width, height) < MAX_TILE_SIDE
+    return one if fits else Grid(width, height, TILE, MARGIN)
+
+
+def _latent_box(box: Box, window: Box) -> Box:
+    """A box in latents, counted from the window's first."""
+    return Box(*(side // LATENT for side in box.moved(-window.left, -window.top)))
 
 
 def coded_quality(model: LALIC, quality: float | None) -> float | None:
@@ -179,25 +231,143 @@ def decode(
     data: bytes,
     model: LALIC | None = None,
     *,
+    region: Sequence[int] | None = None,
+    scale: int = 1,
     device: str | torch.device | None = None,
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> Image.Image:
-    """Decompress the bytes of a .lalic file to a `PIL.Image` of mode RGB, in sRGB.
+    """Decompress the bytes of a .lalic file to a `PIL.Image` in sRGB, of mode RGB, RGBA, or L if it was grey.
 
-    model: the one that wrote the file; None for the slim model that ships. device: of the shipped model (None: the
-    CPU). max_pixels: limit on width * height, checked before memory is allocated. graph: of a model on a GPU, True to
-    capture its launches as a CUDA graph, False to launch one by one, None for a graph from the second picture of a
-    size on (docs/gpu.md).
+    model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in
+    pixels, the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a
+    picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by
+    this factor, by averaging; it takes the time of the whole, and without a region the memory of the result. device: of
+    the shipped model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory
+    is allocated. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one,
+    None for a graph from the second picture of a size on (docs/gpu.md).
 
     Raises `ModelMismatchError` if the file was written with other weights, `BitstreamError` for any other fault: a file
-    is decoded to the picture that was written, or not at all.
+    is decoded to the picture that was written, or not at all. Raises `RequestError` for a region that is not inside the
+    picture, or another scale.
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
+    box = _region(region, container.grid)
+    _check_scale(scale)
+    # Tiles lie at multiples of every scale from the picture's corner, not from a region's: that is reduced at the end.
+    step = scale if region is None else 1
+    picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
     with torch.inference_mode():
-        x = model.decode(_stream(container), *_padded_size(container, model), container.quality, graph=graph)
-    return _cropped(x, container)
+        for place, part in _decoded_parts(container, model, box, graph):
+            picture.paste(part.reduce(step), ((place.left - box.left) // step, (place.top - box.top) // step))
+    picture = picture if step == scale else picture.reduce(scale)
+    metadata.attach(picture, container.metadata)
+    return picture
+
+
+def decode_rows(
+    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[np.ndarray]:
+    """Decompress the bytes of a .lalic file by rows of tiles, from the top: uint8 (h, W, 3), or (h, W) if grey.
+
+    With alpha they are (h, W, 4). Memory does not grow with the picture's height. Arguments and errors are those of
+    `decode`; an error may come after some rows.
+    """
+    container = parse(data, max_pixels)
+    model = _matching_model(container, model, device)
+    row: list[np.ndarray] = []
+    with torch.inference_mode():
+        for place, part in _decoded_parts(container, model, container.grid.whole, None):
+            row.append(np.asarray(part))
+            if place.right == container.width:
+                yield np.concatenate(row, axis=1)
+                row = []
+
+
+def _decoded_parts(
+    container: Container, model: LALIC, box: Box, graph: bool | None
+) -> Iterator[tuple[Box, Image.Image]]:
+    """For each tile that meets a box of the picture, what they have in common, and its picture with alpha."""
+    for index, tile, x in _decoded_tiles(container, model, box, graph):
+        common = tile.intersection(box)
+        yield common, _with_alpha(images.from_tensor(x), container, index).crop(common.moved(-tile.left, -tile.top))
+
+
+def _with_alpha(picture: Image.Image, container: Container, index: int) -> Image.Image:
+    """A decoded tile, RGB and padded, in the file's mode."""
+    if container.grey:
+        picture = picture.convert("L")
+    if container.alpha is None:
+        return picture
+    picture = picture.convert("RGB")
+    whole = container.grid.box(index).intersection(container.grid.whole)
+    alpha = decode_alpha(container.alpha[index], (whole.width, whole.height))
+    picture.putalpha(alpha.crop((0, 0, *picture.size)))
+    return picture
+
+
+def _mode(container: Container) -> str:
+    if container.alpha is not None:
+        return "RGBA"
+    return "L" if container.grey else "RGB"
+
+
+def _decoded_tiles(
+    container: Container, model: LALIC, box: Box, graph: bool | None
+) -> Iterator[tuple[int, Box, torch.Tensor]]:
+    """For each tile that meets a box, its index, its place and its pixels (1, 3, H, W) in [0, 1]."""
+    grid, quality = container.grid, container.quality
+    if len(grid) == 1:
+        side = grid.padded
+        yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
+        return
+    qualities = model.as_qualities([quality], 1)
+    if qualities is not None:
+        qualities = qualities.to(model.device)
+    latents: dict[int, torch.Tensor] = {}
+    wanted = list(grid.meeting(box))
+    for number, index in enumerate(wanted):
+        window = grid.window(index)
+        y_hat = None
+        for near in grid.meeting(window):
+            tile = grid.box(near)
+            if near not in latents:
+                latents[near] = model.read(_stream(container, near), tile.height, tile.width).y_hat
+            part = tile.intersection(window)
+            source, target = _latent_box(part, tile), _latent_box(part, window)
+            if y_hat is None:
+                y_hat = latents[near].new_empty(
+                    1, latents[near].shape[1], window.height // LATENT, window.width // LATENT
+                )
+            y_hat[:, :, target.top : target.bottom, target.left : target.right] = latents[near][
+                :, :, source.top : source.bottom, source.left : source.right
+            ]
+        assert y_hat is not None
+        x = model.synthesise(y_hat, qualities).clamp_(0, 1)
+        tile = grid.box(index)
+        inside = tile.moved(-window.left, -window.top)
+        yield index, tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
+        if number + 1 < len(wanted):  # tiles above the next window are not needed again
+            top = grid.window(wanted[number + 1]).top
+            for near in [near for near in latents if grid.box(near).bottom <= top]:
+                del latents[near]
+
+
+def _region(region: Sequence[int] | None, grid: Grid) -> Box:
+    if region is None:
+        return grid.whole
+    box = Box(*region) if len(region) == 4 else Box(0, 0, 0, 0)
+    if box.empty or box.intersection(grid.whole) != box:
+        raise RequestError(
+            f"region is {tuple(region)}, expected (left, top, right, bottom) inside of {grid.width}x{grid.height}"
+        )
+    return box
+
+
+def _check_scale(scale: int) -> None:
+    if scale not in SCALES:
+        raise RequestError(f"scale is {scale}, expected one of {', '.join(map(str, SCALES))}")
 
 
 def decode_many(
@@ -236,30 +406,32 @@ def _decode_batch(
         except LalicError as error:
             results[i] = error
             continue
+        if len(container.grid) > 1:
+            try:
+                results[i] = decode(data, matching, max_pixels=max_pixels, graph=graph)
+            except LalicError as error:
+                results[i] = error
+            continue
         models[id(matching)] = matching
-        groups.setdefault((id(matching), *_padded_size(container, matching)), []).append((i, container))
+        size = container.grid.padded
+        groups.setdefault((id(matching), size.height, size.width), []).append((i, container))
     for (key, height, width), members in groups.items():
         with torch.inference_mode():
             pictures = models[key].decode_batch(
-                [_stream(c) for _, c in members], height, width, [c.quality for _, c in members], graph=graph
+                [_stream(c, 0) for _, c in members], height, width, [c.quality for _, c in members], graph=graph
             )
         for (i, container), x in zip(members, pictures, strict=True):
-            results[i] = x if isinstance(x, LalicError) else _cropped(x, container)
+            if isinstance(x, LalicError):
+                results[i] = x
+                continue
+            picture = _with_alpha(images.from_tensor(x), container, 0).crop(container.grid.whole)
+            metadata.attach(picture, container.metadata)
+            results[i] = picture
     return results
 
 
-def _stream(container: Container) -> Stream:
-    return Stream(container.stream, container.symbol_checksum)
-
-
-def _padded_size(container: Container, model: LALIC) -> tuple[int, int]:
-    """Height and width of the padded picture."""
-    step = model.downsampling
-    return -(-container.height // step) * step, -(-container.width // step) * step
-
-
-def _cropped(x: torch.Tensor, container: Container) -> Image.Image:
-    return images.from_tensor(x[:, :, : container.height, : container.width])
+def _stream(container: Container, index: int) -> Stream:
+    return Stream(*container.tiles[index])
 
 
 def symbol_hashes(
@@ -268,15 +440,25 @@ def symbol_hashes(
     """Hashes of a .lalic file's symbols and latents: {"symbols_sha256", "latents_sha256"}, 64 hex digits each.
 
     The first is over all symbols as little-endian int32 in coding order; the second over y_hat, symbols plus predicted
-    means, as little-endian float32 (channel, row, column). They are equal on two machines if and only if both decode
-    the same bits. Arguments and errors are those of `decode`; no picture is made.
+    means, as little-endian float32 (channel, row, column). Of several tiles each is the SHA-256 of the tiles' digests,
+    32 bytes each. They are equal on two machines if and only if both decode the same bits. Arguments and errors are
+    those of `decode`; no picture is made.
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    with torch.inference_mode():
-        decoded = model.read(_stream(container), *_padded_size(container, model))
-    latents = decoded.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
-    return {"symbols_sha256": decoded.symbols_sha256, "latents_sha256": hashlib.sha256(latents.tobytes()).hexdigest()}
+    symbols, latents = [], []
+    for index in range(len(container.grid)):
+        tile = container.grid.box(index)
+        with torch.inference_mode():
+            decoded = model.read(_stream(container, index), tile.height, tile.width)
+        symbols.append(decoded.symbols_sha256)
+        y_hat = decoded.y_hat[0].float().cpu().contiguous().numpy().astype("<f4")
+        latents.append(hashlib.sha256(y_hat.tobytes()).hexdigest())
+    return {"symbols_sha256": _joined(symbols), "latents_sha256": _joined(latents)}
+
+
+def _joined(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def _matching_model(container: Container, model: LALIC | None, device: str | torch.device | None) -> LALIC:

@@ -1,31 +1,34 @@
-"""The .lalic file, format version 1.
+"""The .lalic file, format version 1. docs/format.md is the specification; this module reads and writes its bytes.
 
-All integers are unsigned. Integers of fixed width are big-endian; `varint` is LEB128 (7 bits a byte, low bits first,
+All integers are unsigned. Integers of fixed width are big-endian; a varint is LEB128 (7 bits a byte, low bits first,
 the high bit set if another byte follows) in its shortest form.
 
     field             bytes      meaning
     magic             4          89 4C 41 4C: a byte that is not ASCII, then "LAL"
     version           1          1
+    flags             1          bit 0: the picture is grey; bits 1 to 7: the number of boxes
     name length       1          1 to 8
     model name        1 to 8     [a-z0-9-], `config.name` of the model
     model hash        8          `weights_hash()` of the model: integer weights, arithmetic, CDF tables, synthesis
-    width, height     2 each     1 to 65535, of the picture before padding
     quality           2          0 for a model of one quality, else hundredths: 100 to 10000
-    length of stream  1 to 4     varint, bytes, below 2^28
-    z symbol checksum 2          low bits of the sum of z's decoded symbols, made by the encoder
-    symbol checksum   4          low bits of the sum of all symbols, z's and then y's (lalic_kernels/rans/checksum.py)
+    width, height     1 to 5     varints, each 1 to 2^31 - 1
     header checksum   4          CRC-32 of all bytes above
-    stream            its length hyper latent and latent, entropy-coded together
-    data checksum     4          CRC-32 of all bytes above except the header checksum
+    boxes             the rest   a type of one letter, the varint length of the payload, the payload, a CRC-32
 
-Everything but the stream has at most 4+1+1+8+8+2+2+2+4+2+4+4+4 = 46 bytes, for any picture (`MAX_OVERHEAD`).
+A capital letter is a box that a reader must know; other boxes may be skipped. Each type comes at most once; P always
+comes, and I before it:
 
-There are three kinds of checksums. The header checksum is read first, so sizes are checked before memory is allocated.
-The data checksum detects damage in the stream; it continues the header's CRC, so a stream with the header of another
-file is refused, even if the lengths agree. (It leaves the header checksum out: a CRC over a message and then over the
-CRC of that message has the same value for every message.) The symbol checksums are compared after entropy decoding, on
-a CPU z's before y is decoded: they detect an encoder or a decoder that departs from the exact arithmetic. Checksums do
-not protect against files made on purpose, so every field is also checked by itself.
+    I  tile index     side of a tile / 64, margin of a window / 64, then the length of each tile: all varints
+    P  picture        the tiles, row by row. Each: checksum of z's symbols (2 bytes), of all symbols (4), the stream,
+                      and a CRC-32 of these. Without I the picture is one tile. P has no checksum after its payload.
+    A  alpha          the length of each tile's alpha, varints, then each: a lossless WebP file, whose green is alpha,
+                      or nothing where all pixels are opaque. It comes after P
+    others            compressed by zlib (`lalic.metadata`): e EXIF, x XMP, t text, r resolution, c colour
+
+Every CRC-32 but the header's is continued from the header checksum, so a part of another file is refused. Checksums do
+not protect against files made on purpose, so every field is also checked by itself. The header comes first, so sizes
+are checked before memory is allocated. Symbol checksums (lalic_kernels/rans/checksum.py) are compared after entropy
+decoding: they detect an encoder or a decoder that departs from the exact arithmetic.
 """
 
 from __future__ import annotations
@@ -33,23 +36,30 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from lalic.errors import BitstreamError
+from lalic.tiles import MAX_SIDE, STEP, Grid
 
-__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "MAX_SIDE", "VERSION", "Container", "parse"]
+__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse"]
 
 MAGIC = b"\x89LAL"
 VERSION = 1
-MAX_OVERHEAD = 46
-MAX_SIDE = 65535
-MAX_PIXELS = 2**25  # default limit, about 33 million: decoding needs memory in proportion
-_MAX_STREAM = 2**28 - 1  # what a varint of four bytes holds
+MAX_PIXELS = 2**28  # default limit; a picture itself takes 4 bytes a pixel
+MAX_OVERHEAD = 48  # bytes of a file beside the stream: one tile, sides below 2^14, no further boxes
+METADATA = "extrc"  # types of the boxes that may be skipped, in their order
+_MAX_VARINT = 2**35 - 1  # of five bytes
 _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
+_TILE_OVERHEAD = 6 + 4  # checksums
+_MAX_STREAM = 2**28 - 1 - _TILE_OVERHEAD
+_MAX_METADATA = 2**26  # bytes of a box when decompressed: a file made on purpose gets no more memory
+_GREY = 1
 
 
-def _pack_varint(value: int) -> bytes:
+def _varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -58,151 +68,265 @@ def _pack_varint(value: int) -> bytes:
     return bytes(out)
 
 
+class Tile(NamedTuple):
+    """The stream of one tile, shorter than 2^28 bytes. checksum: 48 bits, 16 of z and then 32 of all symbols."""
+
+    stream: bytes
+    checksum: int
+
+
 @dataclass(frozen=True)
 class Container:
     """Contents of a .lalic file. The constructor checks every field; a bad one raises `ValueError`.
 
-    model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. width, height: pixels, 1 to 65535.
-    stream: shorter than 2^28 bytes. symbol_checksum: 48 bits, 16 of z and then 32 of all symbols. quality: None, or 1
-    to 100 in whole hundredths.
+    model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. grid: size of the picture and its division.
+    tiles: one for each tile of the grid, row by row. quality: None, or 1 to 100 in whole hundredths. grey: the picture
+    is grey. alpha: a WebP file for each tile, or no bytes. metadata: uncompressed contents of boxes by their letter, of
+    "e", "x", "t", "r", "c".
     """
 
     model_name: str
     model_hash: bytes
-    width: int
-    height: int
-    stream: bytes
-    symbol_checksum: int
+    grid: Grid
+    tiles: tuple[Tile, ...]
     quality: float | None = None
+    grey: bool = False
+    alpha: tuple[bytes, ...] | None = None
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model_name.encode()):
             raise ValueError(f"model_name is {self.model_name!r}, expected 1 to 8 characters of a-z, 0-9 and '-'")
         if len(self.model_hash) != _HASH_BYTES:
             raise ValueError(f"model_hash has {len(self.model_hash)} bytes, expected {_HASH_BYTES}")
-        for name, side in (("width", self.width), ("height", self.height)):
-            if not 1 <= side <= MAX_SIDE:
-                raise ValueError(f"{name} is {side}, expected 1 to {MAX_SIDE}")
-        if len(self.stream) > _MAX_STREAM:
-            raise ValueError(f"stream has {len(self.stream)} bytes, expected at most {_MAX_STREAM}")
-        if not 0 <= self.symbol_checksum < 2**48:
-            raise ValueError(f"symbol_checksum is {self.symbol_checksum}, expected 0 to {2**48 - 1}")
+        if len(self.tiles) != len(self.grid):
+            raise ValueError(f"tiles has {len(self.tiles)} of them, expected {len(self.grid)}")
+        for stream, checksum in self.tiles:
+            if len(stream) > _MAX_STREAM:
+                raise ValueError(f"tiles has a stream of {len(stream)} bytes, expected at most {_MAX_STREAM}")
+            if not 0 <= checksum < 2**48:
+                raise ValueError(f"tiles has the checksum {checksum}, expected 0 to {2**48 - 1}")
+        if self.alpha is not None and len(self.alpha) != len(self.grid):
+            raise ValueError(f"alpha has {len(self.alpha)} files, expected {len(self.grid)}")
         # A file that comes back as another quality than it was written with would decode to another picture.
         if self.quality is not None and (
             not 1 <= self.quality <= 100 or round(100 * self.quality) / 100 != self.quality
         ):
             raise ValueError(f"quality is {self.quality}, expected 1 to 100 in whole hundredths")
+        if unknown := set(self.metadata) - set(METADATA):
+            raise ValueError(f"metadata has the boxes {sorted(unknown)}, expected some of {list(METADATA)}")
+
+    @property
+    def width(self) -> int:
+        return self.grid.width
+
+    @property
+    def height(self) -> int:
+        return self.grid.height
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of all entropy-coded streams."""
+        return sum(len(stream) for stream, _ in self.tiles)
+
+    @property
+    def alpha_bytes(self) -> int:
+        """Bytes of all alpha files."""
+        return sum(map(len, self.alpha or ()))
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata as the file stores it, compressed."""
+        return sum(len(zlib.compress(contents, 9)) for contents in self.metadata.values())
 
     def pack(self) -> bytes:
-        """The whole file: `len(pack()) - len(stream) <= MAX_OVERHEAD`."""
-        header = self._header()
-        header_crc = zlib.crc32(header)
-        crc = zlib.crc32(self.stream, header_crc)
-        return b"".join((header, struct.pack(">I", header_crc), self.stream, struct.pack(">I", crc)))
-
-    def _header(self) -> bytes:
+        """The bytes of the file."""
         name = self.model_name.encode()
-        quality = struct.pack(">H", 0 if self.quality is None else round(100 * self.quality))
-        return b"".join(
-            (
-                MAGIC,
-                bytes((VERSION, len(name))),
-                name,
-                self.model_hash,
-                struct.pack(">HH", self.width, self.height),
-                quality,
-                _pack_varint(len(self.stream)),
-                self.symbol_checksum.to_bytes(6, "big"),
-            )
-        )
+        quality = 0 if self.quality is None else round(100 * self.quality)
+        boxes = 1 + bool(self.grid.tile) + (self.alpha is not None) + len(self.metadata)
+        parts = [MAGIC, bytes((VERSION, boxes << 1 | self.grey, len(name))), name, self.model_hash]
+        parts += [struct.pack(">H", quality), _varint(self.width), _varint(self.height)]
+        header = b"".join(parts)
+        crc = zlib.crc32(header)
 
-    @property
-    def overhead_bytes(self) -> int:
-        """Size of the packed file in bytes, without the stream."""
-        return len(self._header()) + 8
+        def checked(data: bytes) -> bytes:
+            return data + struct.pack(">I", zlib.crc32(data, crc))
 
-    @property
-    def file_bytes(self) -> int:
-        """Size of the packed file in bytes."""
-        return self.overhead_bytes + len(self.stream)
+        def box(letter: str, payload: bytes) -> bytes:
+            return checked(letter.encode() + _varint(len(payload)) + payload)
 
-    @property
-    def bits_per_pixel(self) -> float:
-        """Bits of the whole file, header and checksums included, per pixel of the picture."""
-        return 8 * self.file_bytes / (self.width * self.height)
+        tiles = [checked(checksum.to_bytes(6, "big") + stream) for stream, checksum in self.tiles]
+        out = [header, struct.pack(">I", crc)]
+        if self.grid.tile:
+            sizes = [self.grid.tile // STEP, self.grid.margin // STEP, *map(len, tiles)]
+            out.append(box("I", b"".join(map(_varint, sizes))))
+        out += [b"P" + _varint(sum(map(len, tiles))), *tiles]
+        if self.alpha is not None:
+            out.append(box("A", b"".join([*(_varint(len(each)) for each in self.alpha), *self.alpha])))
+        out += [box(letter, zlib.compress(self.metadata[letter], 9)) for letter in METADATA if letter in self.metadata]
+        return b"".join(out)
 
 
 class _Reader:
-    """Reads the fields of a header in order. Raises `BitstreamError` if the data ends too early."""
+    """Reads fields in order, and continues a CRC over them. Raises `BitstreamError` if the data ends too early."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.at = 0
+        self.crc = 0  # what checksums are continued from
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int, what: str) -> bytes:
         if self.at + count > len(self.data):
-            raise BitstreamError(f"the file is truncated: its {len(self.data)} bytes end inside the header")
+            raise BitstreamError(f"the file is truncated: its {len(self.data)} bytes end inside {what}")
         self.at += count
         return bytes(self.data[self.at - count : self.at])
 
-    def varint(self, name: str, max_bytes: int) -> int:
+    def varint(self, what: str) -> int:
         value = 0
-        for i in range(max_bytes):
-            byte = self.take(1)[0]
+        for i in range(5):
+            byte = self.take(1, what)[0]
             value |= (byte & 0x7F) << (7 * i)
             if byte < 0x80:
                 if byte == 0 and i > 0:
-                    raise BitstreamError(f"the header is damaged: {name} is not in its shortest form")
+                    break
                 return value
-        raise BitstreamError(f"the header is damaged: {name} takes more than {max_bytes} bytes")
+        raise BitstreamError(f"{what} is damaged: a number is not a varint in its shortest form, of at most five bytes")
+
+    def check(self, begin: int, what: str) -> None:
+        """Compare the checksum that comes next with that of the bytes since `begin`."""
+        crc = zlib.crc32(self.data[begin : self.at], self.crc)
+        if int.from_bytes(self.take(4, what), "big") != crc:
+            raise BitstreamError(f"{what} is damaged: its checksum does not match")
 
 
 def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIXELS) -> Container:
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
-    data: the file. max_pixels: limit on width * height, None for no limit beyond 65535 a side. Nothing larger than
-    `data` is allocated. Raises `BitstreamError` with one sentence about the fault.
+    data: the file. max_pixels: limit on width * height, None for no limit beyond 2^31 - 1 a side. Metadata is limited
+    to 2^26 bytes a box; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
+    the fault.
     """
-    data = memoryview(data).cast("B")
+    reader = _Reader(memoryview(data).cast("B"))
+    fields, boxes = _read_header(reader, max_pixels)
+    grid = fields.pop("grid")
+    found: dict[str, Any] = {}
+    for _ in range(boxes):
+        begin = reader.at
+        letter = chr(reader.take(1, "a box")[0])
+        what = f"the box {letter!r}"
+        if not (letter.isascii() and letter.isalpha()):
+            raise BitstreamError(f"a box is damaged: its type is byte {ord(letter)}, expected a letter")
+        if letter.isupper() and letter not in "IPA":
+            raise BitstreamError(f"the picture cannot be read without {what}, which this release does not know")
+        if letter in found:
+            raise BitstreamError(f"{what} comes twice")
+        length = reader.varint(what)
+        if letter == "P":
+            grid, lengths = found.get("I", (grid, [length]))
+            found[letter] = _read_tiles(reader, lengths, length)
+            continue
+        payload = reader.take(length, what)
+        reader.check(begin, what)
+        if (letter == "I" and "P" in found) or (letter == "A" and "P" not in found):
+            raise BitstreamError(f"{what} comes {'after' if letter == 'I' else 'before'} the picture")
+        if letter == "I":
+            found[letter] = _read_index(payload, grid)
+        elif letter == "A":
+            found[letter] = _read_alpha(payload, len(grid))
+        else:
+            found[letter] = _decompress(payload, what) if letter in METADATA else payload
+    if reader.at < len(reader.data):
+        raise BitstreamError(f"the file has trailing bytes: expected {reader.at} bytes, got {len(reader.data)}")
+    if "P" not in found:
+        raise BitstreamError("the file is damaged: it has no box 'P', the picture")
+    metadata = {letter: found[letter] for letter in METADATA if letter in found}
+    return Container(**fields, grid=grid, tiles=found["P"], alpha=found.get("A"), metadata=metadata)
+
+
+def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any], int]:
+    """Fields of the header under their names in `Container`, grid being one of a single tile; the number of boxes."""
+    what, data = "the header", reader.data
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)] or len(data) == 0:
         raise BitstreamError("this is not a .lalic file: it does not begin with the bytes 89 4C 41 4C")
-    reader = _Reader(data)
-    reader.take(len(MAGIC))
-    version = reader.take(1)[0]
+    reader.take(len(MAGIC), what)
+    version = reader.take(1, what)[0]
     if version != VERSION:
         raise BitstreamError(f"format version {version} is not readable by this release, which reads version {VERSION}")
-    name_length = reader.take(1)[0]
+    flags, name_length = reader.take(2, what)
     if not 1 <= name_length <= 8:
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
-    name = reader.take(name_length)
-    model_hash = reader.take(_HASH_BYTES)
-    width, height = struct.unpack(">HH", reader.take(4))
-    hundredths = int.from_bytes(reader.take(2), "big")
-    length = reader.varint("the length of the stream", 4)
-    symbol_checksum = int.from_bytes(reader.take(6), "big")
-    header_crc = zlib.crc32(data[: reader.at])
-    if struct.unpack(">I", reader.take(4))[0] != header_crc:
+    name = reader.take(name_length, what)
+    model_hash = reader.take(_HASH_BYTES, what)
+    hundredths = int.from_bytes(reader.take(2, what), "big")
+    width, height = reader.varint(what), reader.varint(what)
+    reader.crc = zlib.crc32(data[: reader.at])
+    if int.from_bytes(reader.take(4, what), "big") != reader.crc:
         raise BitstreamError("the header is damaged: its checksum does not match")
 
     # The header is as written. Checksums of a file made on purpose match too, so each value is checked.
     if not _NAME.fullmatch(name):
         raise BitstreamError("the header is invalid: the model name has characters other than a-z, 0-9 and '-'")
-    if width == 0 or height == 0:
-        raise BitstreamError(f"the header is invalid: the picture is {width}x{height}, expected at least 1x1")
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise BitstreamError(f"the header is invalid: the picture is {width}x{height}, expected sides of 1 to 2^31 - 1")
     if max_pixels is not None and width * height > max_pixels:
         raise BitstreamError(
             f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
         )
     if hundredths and not 100 <= hundredths <= 10000:
         raise BitstreamError(f"the header is invalid: its quality is {hundredths}, expected 0 or 100 to 10000")
-    begin = reader.at
-    end = begin + length
-    expected = end + 4
-    if len(data) < expected:
-        raise BitstreamError(f"the file is truncated: expected {expected} bytes, got {len(data)}")
-    if len(data) > expected:
-        raise BitstreamError(f"the file has trailing bytes: expected {expected} bytes, got {len(data)}")
-    if struct.unpack(">I", data[end:])[0] != zlib.crc32(data[begin:end], header_crc):
-        raise BitstreamError("the data is damaged: its checksum does not match")
-    quality = hundredths / 100 if hundredths else None
-    return Container(name.decode(), model_hash, width, height, bytes(data[begin:end]), symbol_checksum, quality)
+    fields = {
+        "model_name": name.decode(), "model_hash": model_hash, "grid": Grid(width, height), "grey": bool(flags & _GREY),
+        "quality": hundredths / 100 if hundredths else None,
+    }  # fmt: skip
+    return fields, flags >> 1
+
+
+def _read_index(payload: bytes, grid: Grid) -> tuple[Grid, list[int]]:
+    """The payload of I: the picture's grid, and the length of each tile."""
+    what, reader = "the box 'I'", _Reader(memoryview(payload))
+    tile, margin = reader.varint(what) * STEP, reader.varint(what) * STEP
+    if tile == 0:
+        raise BitstreamError(f"{what} is invalid: its tiles have side 0")
+    grid = Grid(grid.width, grid.height, tile, margin)
+    if len(grid) > len(payload):  # each length takes a byte or more
+        raise BitstreamError(f"{what} is invalid: {len(payload)} bytes cannot hold the lengths of {len(grid)} tiles")
+    lengths = [reader.varint(what) for _ in range(len(grid))]
+    if reader.at < len(payload):
+        raise BitstreamError(f"{what} is invalid: it is longer than the lengths of {len(grid)} tiles")
+    return grid, lengths
+
+
+def _read_tiles(reader: _Reader, lengths: list[int], length: int) -> tuple[Tile, ...]:
+    """The payload of P, whose length and the lengths of whose tiles are given."""
+    if sum(lengths) != length or min(lengths) < _TILE_OVERHEAD:
+        raise BitstreamError(f"the box 'P' is invalid: tiles of {sum(lengths)} bytes do not fill its {length}")
+    tiles = []
+    for number, size in enumerate(lengths):
+        what, begin = f"tile {number} of the picture", reader.at
+        checksum = int.from_bytes(reader.take(6, what), "big")
+        stream = reader.take(size - _TILE_OVERHEAD, what)
+        reader.check(begin, what)
+        tiles.append(Tile(stream, checksum))
+    return tuple(tiles)
+
+
+def _read_alpha(payload: bytes, count: int) -> tuple[bytes, ...]:
+    """The payload of A: a file for each of `count` tiles."""
+    what, reader = "the box 'A'", _Reader(memoryview(payload))
+    if count > len(payload):  # each length takes a byte or more
+        raise BitstreamError(f"{what} is invalid: {len(payload)} bytes cannot hold the lengths of {count} files")
+    lengths = [reader.varint(what) for _ in range(count)]
+    if reader.at + sum(lengths) != len(payload):
+        raise BitstreamError(f"{what} is invalid: files of {sum(lengths)} bytes do not fill it")
+    return tuple(reader.take(length, what) for length in lengths)
+
+
+def _decompress(payload: bytes, what: str) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        contents = stream.decompress(payload, _MAX_METADATA)
+    except zlib.error:
+        raise BitstreamError(f"{what} is invalid: it is not compressed by zlib") from None
+    if not stream.eof or stream.unused_data:
+        raise BitstreamError(f"{what} is invalid: it does not end with its payload, or has over {_MAX_METADATA} bytes")
+    return contents

@@ -10,6 +10,7 @@ __all__ = [
     "BitstreamError",
     "CheckpointError",
     "ImageError",
+    "ImageWarning",
     "LalicError",
     "ModelMismatchError",
     "QualityError",
@@ -31,6 +32,10 @@ class ModelMismatchError(BitstreamError):
 
 class ImageError(LalicError):
     """A picture cannot be read, or is of a kind that lalic does not take (table in `lalic.images`)."""
+
+
+class ImageWarning(UserWarning):
+    """A part of a picture file was ignored: colours, orientation or metadata may differ from what was meant."""
 
 
 class QualityError(LalicError):

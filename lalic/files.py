@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import secrets
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import IO
 
-__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "walk", "write", "write_atomic"]
+__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "replacing", "walk", "write", "write_atomic", "writing"]
 
 Name = str | os.PathLike[str]
 STREAM = "-"  # stands for standard input or standard output
@@ -44,12 +47,22 @@ def read(source: str) -> bytes:
 
 def write(target: str, data: bytes, *, overwrite: bool = True) -> None:
     """Write `data` to standard output, or to a file by `write_atomic`; makes the folder if it does not exist."""
-    if target == STREAM:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    with writing(target, overwrite=overwrite) as out:
+        out.write(data)
+
+
+@contextlib.contextmanager
+def writing(target: str, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
+    """A stream, for reading too, whose contents go where `write` would put them if the block ends without an error."""
+    if target != STREAM:
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+        with _atomic(target, overwrite) as out:
+            yield out
         return
-    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-    write_atomic(target, data, overwrite=overwrite)
+    held = io.BytesIO()
+    yield held
+    sys.stdout.buffer.write(held.getbuffer())
+    sys.stdout.buffer.flush()
 
 
 def write_atomic(path: str | os.PathLike, data: bytes, *, overwrite: bool = True) -> None:
@@ -59,22 +72,38 @@ def write_atomic(path: str | os.PathLike, data: bytes, *, overwrite: bool = True
     an error the temporary file is removed. overwrite: False raises `WouldOverwrite` if the file exists, also if it was
     created meanwhile. Permissions are those of a new file (0666 less the umask).
     """
-    path = os.fspath(path)
+    with _atomic(os.fspath(path), overwrite) as out:
+        out.write(data)
+
+
+@contextlib.contextmanager
+def _atomic(path: str, overwrite: bool) -> Iterator[IO[bytes]]:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "is a folder", path)
     if os.path.exists(path) and not os.path.isfile(path):
         # A device or a pipe (/dev/null, /dev/stdout): there is no content to lose, and renaming would replace it.
+        held = io.BytesIO()
+        yield held
         with open(path, "wb") as stream:
-            stream.write(data)
+            stream.write(held.getbuffer())
         return
-    # Follow links, so that the file is replaced and not the link.
-    path = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "w+b") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[str]:
+    """The name of an empty temporary file, which becomes the file `path` if the block ends without an error.
+
+    The name is in the same folder and has the same extension. `write_atomic` says more.
+    """
+    path = os.path.realpath(path)  # follows links, so that the file is replaced and not the link
+    ending = os.path.splitext(path)[1]
+    temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part{ending}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
+        yield temporary
+        with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         if overwrite:
             os.replace(temporary, path)

@@ -1,28 +1,38 @@
-"""Loading and saving pictures: what Pillow opens becomes 8-bit RGB in sRGB by these rules, or is refused.
+"""Opening and saving pictures: what Pillow opens becomes 8-bit RGB or grey in sRGB by these rules, or is refused.
 
     picture                                     what happens
     RGB, RGBX                                   unchanged
-    grey (L), 1-bit, palette, HSV, YCbCr        converted to RGB, exactly except for the rounding of HSV and YCbCr
+    grey (L), 1-bit                             stays grey; so does a palette that holds greys alone. RGB stays RGB,
+                                                  whatever its pixels are
+    palette, HSV, YCbCr                         converted to RGB, exactly except for the rounding of HSV and YCbCr
     CMYK, LAB, with an ICC profile              converted to sRGB through the profile
     CMYK without a profile                      Pillow's formula (no ink model: colours are approximate)
     LAB without a profile                       converted to sRGB from D50 L*a*b*
-    alpha (RGBA, LA, a transparent palette      accepted if every pixel is opaque; else refused, unless `background`
-      entry or colour), premultiplied or not      is a colour to blend with (in sRGB, as browsers do)
+    alpha (RGBA, LA, a transparent palette      an alpha channel beside the picture, premultiplied or not; none if every
+      entry or colour)                            pixel is opaque. With `background` the picture is blended with this
+                                                  colour instead (in sRGB, as browsers do)
+    fully transparent pixels                    their hidden colour is replaced by a smooth one
     16-bit grey (I;16, and I within 0..65535)   v -> round(v / 257), so 0 -> 0 and 65535 -> 255
     32-bit integers (I) outside 0..65535        refused: the range is unknown
-    16-bit RGB, RGBA or grey with alpha (PNG)   opened by Pillow, which drops the low byte: at most 1 of 255 darker than
-                                                  rounding
+    16-bit RGB, RGBA, CMYK, grey with alpha     rounded in the same way if in a PNG or TIFF file; Pillow's 8 bits, which
+                                                  may be the high bytes, of other formats, of a TIFF with separate
+                                                  planes or premultiplied alpha, and of a `PIL.Image`
     floating point (F)                          refused: the range is unknown
     several frames (GIF, APNG, WebP, TIFF)      refused; a multi-picture JPEG (MPO, as phones write) and a layered PSD
                                                   give their main picture
     EPS                                         refused: opening one runs an interpreter
-    EXIF orientation                            applied; an unreadable EXIF block is ignored with an `ImageWarning`
-    ICC profile                                 pixels converted to sRGB (perceptual intent); unchanged if the profile
-                                                  moves no colour by more than 1 of 255; a profile that is broken or
-                                                  does not fit the picture is ignored with an `ImageWarning`
+    orientation in EXIF, or else in XMP         applied, and reset to 1 in both; a broken EXIF block is dropped with an
+                                                  `ImageWarning`
+    ICC profile                                 pixels converted to sRGB (perceptual intent), grey ones by the curve of
+                                                  the profile's greys; unchanged if the profile moves no colour by more
+                                                  than 1 of 255; a profile that is broken or does not fit the picture is
+                                                  ignored with an `ImageWarning`
+    EXIF, XMP, text, resolution                 kept (`lalic.metadata`), unless `strip`
     other metadata, gamma and chromaticity      dropped
       chunks
     more pixels than `max_pixels`               refused before it is decoded
+    more than `MAX_PIXELS`, if `max_pixels`     read strip by strip through libvips (`lalic.strips`)
+      allows it
     no picture, truncated, damaged              refused
 
 "Refused" raises `lalic.errors.ImageError`, one sentence. Any size from 1x1 up is accepted.
@@ -30,16 +40,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import struct
+import sys
+import threading
 import warnings
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
+from lalic import metadata
+from lalic.alpha import fill_transparent, strips
 from lalic.container import MAX_PIXELS
-from lalic.errors import ImageError
+from lalic.errors import ImageError, ImageWarning
+from lalic.strips import StripImage, needs_strips, open_strips
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +67,14 @@ __all__ = [
     "Color",
     "ImageSource",
     "ImageWarning",
+    "Picture",
     "dump",
     "from_tensor",
     "load",
+    "open_picture",
     "parse_color",
     "readable_extensions",
+    "save",
     "to_tensor",
 ]
 
@@ -60,12 +82,7 @@ ImageSource = str | os.PathLike | bytes | Image.Image
 Color = str | tuple[int, int, int]
 
 _MAIN_PICTURE_FIRST = {"MPO", "PSD"}
-_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _MODES_OF_RGB = {"RGBX", "P", "HSV", "YCbCr"}
-
-
-class ImageWarning(UserWarning):
-    """A part of a picture file was ignored, and colours or orientation may differ from what was meant."""
 
 
 def parse_color(color: Color) -> tuple[int, int, int]:
@@ -93,32 +110,101 @@ def parse_color(color: Color) -> tuple[int, int, int]:
 # Loading
 
 
-def load(source: ImageSource, *, background: Color | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Load a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the rules of this module.
+@dataclass
+class Picture:
+    """A picture as it is compressed.
 
-    background: colour below transparent pixels; None: they are refused. max_pixels: limit on width * height. Returns a
-    new `PIL.Image` of mode RGB in sRGB, without metadata. Raises `ImageError`; `OSError` if a path cannot be opened.
+    image: mode RGB or L, in sRGB, upright, without `info`; a `StripImage` above `MAX_PIXELS`. alpha: mode L of the same
+    size, None if every pixel is opaque. metadata: contents of the boxes of `lalic.metadata` by their letter.
     """
+
+    image: Image.Image | StripImage
+    alpha: Image.Image | StripImage | None = None
+    metadata: dict[str, bytes] = field(default_factory=dict)
+
+
+def open_picture(
+    source: ImageSource, *, background: Color | None = None, strip: bool = False, max_pixels: int = MAX_PIXELS
+) -> Picture:
+    """Open a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the rules of this module.
+
+    background: colour to blend transparent pixels with; None: the alpha channel is kept. strip: drop all metadata.
+    max_pixels: limit on width * height. Nothing in the result is shared with `source`. Raises `ImageError`; `OSError`
+    if a path cannot be opened.
+    """
+    picture = _read(source, background, strip, max_pixels)
+    if isinstance(picture.alpha, Image.Image) and isinstance(picture.image, Image.Image):
+        fill_transparent(picture.image, picture.alpha)
+    return picture
+
+
+def load(source: ImageSource, *, background: Color | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture as `open_picture` gives it, but always a `PIL.Image` of mode RGB without metadata.
+
+    Transparent pixels raise `ImageError` unless there is a `background`.
+    """
+    picture = _read(source, background, True, max_pixels)
+    if picture.alpha is not None:
+        raise ImageError(
+            "the picture has transparent pixels; give a colour to put below them"
+            " (--background white, or background='white')"
+        )
+    if isinstance(picture.image, StripImage):
+        raise ImageError(f"the picture is too large to be held whole: the limit is {MAX_PIXELS} pixels")
+    return picture.image if picture.image.mode == "RGB" else picture.image.convert("RGB")
+
+
+def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels: int) -> Picture:
     below = None if background is None else parse_color(background)
     if isinstance(source, Image.Image):
-        return _convert(source, below, max_pixels)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _load_stream(io.BytesIO(source), below, max_pixels)
-    with open(source, "rb") as stream:
-        return _load_stream(stream, below, max_pixels)
+        return _convert(source, None, below, strip, max_pixels)
+    in_memory = isinstance(source, (bytes, bytearray, memoryview))
+    with io.BytesIO(source) if in_memory else open(source, "rb") as stream, _pillow_limit(max_pixels):  # type: ignore[arg-type]
+        image = _open(stream, max_pixels)
+        if max_pixels >= image.width * image.height and needs_strips(*image.size):
+            # Of a PNG, Pillow would load all pixels to look for EXIF or text behind them.
+            orientation = metadata.orientation(image) if "exif" in image.info or image.format == "TIFF" else 1
+            boxes = {} if strip else metadata.collect(image, orientation, text=False)
+            return Picture(*open_strips(source, below), boxes)
+        return _convert(image, stream, below, strip, max_pixels)
 
 
-def _load_stream(stream: IO[bytes], below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
+_limits: list[int] = []  # of the calls that run now
+_limits_lock = threading.Lock()
+_users_limit: int | None = None
+
+
+@contextlib.contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Raise Pillow's limit on pixels, which is one for the process, to the largest `max_pixels` in use."""
+    global _users_limit
+
+    def apply() -> None:
+        if _users_limit is not None:
+            Image.MAX_IMAGE_PIXELS = max(_users_limit, *_limits, 0)
+
+    with _limits_lock:
+        if not _limits:
+            _users_limit = Image.MAX_IMAGE_PIXELS
+        _limits.append(max_pixels)
+        apply()
     try:
-        image = Image.open(stream)
+        yield
+    finally:
+        with _limits_lock:
+            _limits.remove(max_pixels)
+            apply()
+
+
+def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
+    try:
+        return Image.open(stream)
     except UnidentifiedImageError:
         raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
         raise ImageError(f"the picture is too large: the limit is {max_pixels} pixels") from None
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise _damaged(error) from error
-    with image:
-        return _convert(image, below, max_pixels)
 
 
 def _damaged(error: Exception) -> ImageError:
@@ -126,72 +212,183 @@ def _damaged(error: Exception) -> ImageError:
     return ImageError(f"the picture is damaged or truncated and cannot be decoded ({reason[:200]})")
 
 
-def _convert(image: Image.Image, below: tuple[int, int, int] | None, max_pixels: int) -> Image.Image:
-    if image.format == "EPS":
+def _convert(
+    source: Image.Image, stream: IO[bytes] | None, below: tuple[int, int, int] | None, strip: bool, max_pixels: int
+) -> Picture:
+    """stream: what `source` was opened from, None if it is the caller's own image, which must not change.
+
+    A large picture is in memory twice at most, beside the caller's own: each step frees what it replaces.
+    """
+    if source.format == "EPS":
         raise ImageError("EPS files are refused, since opening one runs an interpreter")
-    width, height = image.size
+    width, height = source.size
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width}x{height}, expected at least 1x1")
     if width * height > max_pixels:
         raise ImageError(
             f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
         )
+    own = source if stream is None else None
+    image = source
+
+    def replace(new: Image.Image) -> Image.Image:
+        if new is not image and image is not own:
+            image.close()
+        return new
+
     try:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format not in _MAIN_PICTURE_FIRST:
+        frames = getattr(source, "n_frames", 1)
+        if frames > 1 and source.format not in _MAIN_PICTURE_FIRST:
             raise ImageError(f"the file holds {frames} frames, and a .lalic file holds one picture; extract one first")
-        image.load()
+        turned = getattr(source, "tag_v2", {}).get(metadata.ORIENTATION)  # Pillow turns a TIFF when it loads it
+        pixels = _load_pixels(source, stream)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise _damaged(error) from error
 
-    profile = image.info.get("icc_profile")
-    image = _upright(image)
-    image, alpha = _split_alpha(image, below is not None)
-    image = _to_srgb(_to_8_bit(image), profile)
+    profile = source.info.get("icc_profile")
+    orientation = 1 if turned else metadata.orientation(source)
+    boxes = {} if strip else metadata.collect(source, turned or orientation)
+    image = replace(pixels)
+    if orientation in _TURNS:
+        image = replace(image.transpose(_TURNS[orientation]))
+    colors, alpha = _split_alpha(image)
+    image = replace(colors)
+    image = replace(_to_8_bit(image))
+    converted, name = _to_srgb(image, profile, image is not own)
+    image = replace(converted)
+    if name is not None and not strip:
+        metadata.note_conversion(boxes, name)
+    if image is own:
+        image = image.copy()
+    image.info = {}
     if alpha is not None and below is not None:
-        image = Image.composite(image, Image.new("RGB", image.size, below), alpha)
-    image.info = {}  # of a copy; its profile must not be applied again
-    return image
+        if image.mode == "L" and len(set(below)) > 1:
+            image = replace(image.convert("RGB"))
+        _flatten(image, alpha, below)
+        alpha = None
+    return Picture(image, alpha, boxes)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """A copy of the picture, rotated by its EXIF orientation."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's EXIF reader raises many types for damaged data
-        warnings.warn(f"the EXIF data is damaged ({error}); the picture is taken as stored", ImageWarning, stacklevel=4)
-        return image.copy()
+_TURNS: dict[int | None, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def _split_alpha(image: Image.Image, flatten: bool) -> tuple[Image.Image, Image.Image | None]:
+# 16 bits: Pillow keeps the high byte of each sample, by what it calls a raw mode; another raw mode gives the low byte.
+
+_BOTH_BYTES_OF_LA = "LA;16B"  # PNG; as raw mode RGBA it gives four bytes: high and low of grey, high and low of alpha
+_LOW_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def _load_pixels(source: Image.Image, stream: IO[bytes] | None) -> Image.Image:
+    """The loaded picture, samples of 16 bits being rounded to 8 where Pillow would drop the low byte."""
+    raw = {_raw_mode(tile) for tile in getattr(source, "tile", ())}
+    raw_mode = str(raw.pop()) if len(raw) == 1 and source.format in ("PNG", "TIFF") and stream is not None else ""
+    if raw_mode == _BOTH_BYTES_OF_LA:
+        _set_raw_mode(source, "RGBA")
+        source.load()
+        return _mapped(source, "LA", lambda strip: _rounded(strip[..., ::2] * np.uint16(256) + strip[..., 1::2]))
+    source.load()
+    mode, _, order = raw_mode.partition(";16")
+    if mode in ("RGB", "RGBX", "RGBA", "CMYK") and order in _LOW_BYTE and stream is not None:
+        stream.seek(0)
+        low = Image.open(stream)
+        _set_raw_mode(low, f"{mode};16{_LOW_BYTE[order]}")
+        low.load()
+        _round_in_place(source, low)
+        low.close()
+    return source
+
+
+def _raw_mode(tile: Any) -> Any:
+    return tile.args[0] if isinstance(tile.args, tuple) else tile.args
+
+
+def _set_raw_mode(image: Any, raw_mode: str) -> None:
+    image.tile = [
+        tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+        for tile in image.tile
+    ]
+
+
+def _round_in_place(high: Image.Image, low: Image.Image) -> None:
+    """Round samples of 16 bits, given by their high and low bytes, to 8 bits in `high`."""
+    clear = high.info.pop("transparency", None)  # of a PNG: the colour, in 16 bits, that is transparent
+    alpha = None if clear is None else Image.new("L", high.size)
+    for box in strips(high.size):
+        values = np.asarray(high.crop(box)) * np.uint16(256) + np.asarray(low.crop(box))
+        high.paste(_image(high.mode, _rounded(values)), box)
+        if alpha is not None:
+            alpha.paste(_image("L", (values != np.array(clear)).any(axis=2) * np.uint8(255)), box)
+    if alpha is not None:
+        high.putalpha(alpha)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """round(v / 257) of integers 0 to 65535."""
+    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+
+
+def _mapped(image: Image.Image, mode: str, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """An image of `mode` whose uint8 pixels are `function` of the array of pixels, strip by strip."""
+    out = Image.new(mode, image.size)
+    for box in strips(image.size):
+        out.paste(_image(mode, function(np.asarray(image.crop(box)))), box)
+    return out
+
+
+def _image(mode: str, pixels: np.ndarray) -> Image.Image:
+    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
+
+
+# Alpha, modes and profiles
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The picture without transparency, and its alpha channel (mode L), None if every pixel is opaque."""
-    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+    mode = image.mode
+    if not image.has_transparency_data:
         return image, None
-    if image.mode.startswith("I"):
-        values = np.asarray(image)  # 16-bit grey PNG: one value is the transparent one
-        alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
-        colors = image
-    else:
-        if image.mode in ("RGBa", "La"):
-            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
-        colors = image.convert("RGBA")
-        alpha = colors.getchannel("A")
-        # A grey picture stays grey, so that its grey ICC profile still fits.
-        if image.mode in ("LA", "L", "1"):
-            image.info.pop("transparency", None)
-            colors = image.convert("L")
-        else:
-            colors = colors.convert("RGB")
-    if alpha.getextrema()[0] == 255:
-        return colors, None
-    if not flatten:
-        raise ImageError(
-            "the picture has transparent pixels, which a .lalic file cannot hold; give a colour to put below them"
-            " (--background white, or background='white')"
-        )
-    return colors, alpha
+    if mode.startswith("I"):
+        clear = image.info["transparency"]  # 16-bit grey PNG: one value is the transparent one
+        alpha = _mapped(image, "L", lambda strip: (strip != clear) * np.uint8(255))
+        return image, _unless_opaque(alpha)
+    if mode in ("RGB", "L", "1"):  # one colour is the transparent one
+        return image, _unless_opaque(image.convert("RGBA").getchannel("A"))
+    straight = image if mode in ("RGBA", "LA") else image.convert("LA" if mode == "La" else "RGBA")
+    alpha = straight.getchannel("A")
+    colors = straight.convert("L" if _is_grey(image) else "RGB")
+    if straight is not image:
+        straight.close()
+    return colors, _unless_opaque(alpha)
+
+
+def _unless_opaque(alpha: Image.Image) -> Image.Image | None:
+    return None if alpha.getextrema()[0] == 255 else alpha
+
+
+def _flatten(image: Image.Image, alpha: Image.Image, below: tuple[int, int, int]) -> None:
+    """Blend the image in place with the colour below it, which is grey if the image is."""
+    for box in strips(image.size):
+        blended = Image.new(image.mode, (box.width, box.height), below if image.mode == "RGB" else below[0])
+        blended.paste(image.crop(box), mask=alpha.crop(box))
+        image.paste(blended, box)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether the mode says that a picture is grey, or each entry of its palette."""
+    if image.mode in ("P", "PA"):
+        palette = np.array(image.getpalette("RGB") or [0, 0, 255]).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in ("1", "L", "LA", "La")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -199,16 +396,12 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode in ("RGB", "L", "CMYK", "LAB"):
         return image
-    if mode == "1":
+    if _is_grey(image):
         return image.convert("L")
     if mode in _MODES_OF_RGB:
         return image.convert("RGB")
     if mode == "I" or mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            raise ImageError(f"the picture has integers from {low} to {high}, expected 16-bit grey, 0 to 65535")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        return _mapped(image, "L", _rounded_grey)
     if mode == "F":
         raise ImageError(
             "the picture has floating-point pixels, whose range is unknown; convert it to 8 or 16 bit first"
@@ -216,29 +409,48 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     raise ImageError(f"the picture has Pillow's mode {mode}, which lalic does not read; convert it to RGB first")
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in sRGB from mode RGB, L, CMYK or LAB, by the ICC profile if it is valid and fits the mode."""
+def _rounded_grey(values: np.ndarray) -> np.ndarray:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"the picture has integers from {low} to {high}, expected 16-bit grey, 0 to 65535")
+    return _rounded(values)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, in_place: bool) -> tuple[Image.Image, str | None]:
+    """RGB or L in sRGB from mode RGB, L, CMYK or LAB, by the ICC profile if it is valid and fits the mode.
+
+    in_place: the image may change. Also returns the name of the profile if it changed pixels, else None.
+    """
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             space = source.profile.xcolor_space.strip()
             mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space)
-            if mode == "RGB" and image.mode == "L":
-                image = image.convert("RGB")
-            if mode != image.mode:
+            if mode is None or (mode != image.mode and (mode, image.mode) != ("RGB", "L")):
                 raise ImageCms.PyCMSError(f"a {space} profile on a picture of mode {image.mode}")
             transform = ImageCms.buildTransform(
-                source, ImageCms.createProfile("sRGB"), image.mode, "RGB", ImageCms.Intent.PERCEPTUAL
+                source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL
             )
-            if image.mode == "RGB" and _is_identity(transform):
-                return image
-            return transform.apply(image)
+            name = ImageCms.getProfileDescription(source)
+            if image.mode == "L":
+                curve = np.asarray(transform.apply(_image("L", _LEVELS).convert(mode)).convert("L"))
+                changes = np.abs(curve.astype(np.int16) - _LEVELS).max() > 1
+                return (image.point(curve.ravel().tolist()), name) if changes else (image, None)
+            if mode == "RGB" and _is_identity(transform):
+                return image, None
+            if mode == "RGB" and in_place:
+                transform.apply_in_place(image)
+                return image, name
+            return transform.apply(image), name
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             warnings.warn(f"the ICC profile is ignored ({error})", ImageWarning, stacklevel=4)
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
-    return image.convert("RGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image), None
+    return (image.convert("RGB") if image.mode == "CMYK" else image), None
+
+
+_LEVELS = np.arange(256, dtype=np.uint8)[None]
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
@@ -298,18 +510,41 @@ def readable_extensions() -> frozenset[str]:
 
 
 def dump(image: Image.Image, extension: str) -> bytes:
-    """The bytes of a picture file in the format of `extension` (such as ".png", in any case).
+    """The bytes of a picture file in the format of `extension`, as `save` writes it."""
+    out = io.BytesIO()
+    save(image, extension, out)
+    return out.getvalue()
 
-    PNG, TIFF, BMP and WebP are lossless; JPEG has quality 95 and 4:4:4; others have Pillow's defaults. Raises
-    `ImageError` for an extension that Pillow cannot write, or a picture that the format cannot hold.
+
+def save(image: Image.Image, extension: str, out: IO[bytes]) -> None:
+    """Write a picture file in the format of `extension` (such as ".png", in any case) to a stream that can seek.
+
+    PNG, TIFF, BMP and WebP are lossless; JPEG has quality 95 and 4:4:4; others have Pillow's defaults. Metadata in
+    `image.info` is written as far as the format can hold it (`lalic.metadata.save_options`). Raises `ImageError` for an
+    extension that Pillow cannot write, or a picture that the format cannot hold.
     """
     Image.init()
     name = Image.registered_extensions().get(extension.lower())
     if name is None or name not in Image.SAVE:
         raise ImageError(f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png")
-    out = io.BytesIO()
+    options, boxes = _SAVE_OPTIONS.get(name, {}), metadata.save_options(image, name)
     try:
-        image.save(out, name, **_SAVE_OPTIONS.get(name, {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise ImageError(f"Pillow cannot write this picture as {name} ({error})") from error
-    return out.getvalue()
+        image.save(out, name, **options, **boxes)
+        return
+    except _SAVE_ERRORS as error:
+        if not boxes:
+            raise _not_written(name, error) from error
+    out.seek(0)
+    out.truncate()
+    try:
+        image.save(out, name, **options)
+    except _SAVE_ERRORS as error:
+        raise _not_written(name, error) from error
+    warnings.warn(f"Pillow cannot write the metadata as {name}; it is dropped", ImageWarning, stacklevel=2)
+
+
+_SAVE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SyntaxError, struct.error)
+
+
+def _not_written(name: str, error: Exception) -> ImageError:
+    return ImageError(f"Pillow cannot write this picture as {name} ({error})")

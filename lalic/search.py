@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from lalic import codec
 from lalic.errors import LalicError
-from lalic.images import ImageSource
+from lalic.images import ImageSource, Picture
 from lalic.metrics import psnr
 from lalic.model import LALIC
+from lalic.strips import StripImage
 
 __all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "encode_to_bpp", "encode_to_psnr"]
 
@@ -31,7 +32,12 @@ class Encoded(NamedTuple):
 
 
 def encode_to_bpp(
-    image: ImageSource, bpp: float, model: LALIC | None = None, *, tolerance: float = BPP_TOLERANCE, **options: Any
+    image: ImageSource | Picture,
+    bpp: float,
+    model: LALIC | None = None,
+    *,
+    tolerance: float = BPP_TOLERANCE,
+    **options: Any,
 ) -> Encoded:
     """Encode a picture to a file of `bpp` bits per pixel.
 
@@ -42,7 +48,7 @@ def encode_to_bpp(
 
 
 def encode_to_psnr(
-    image: ImageSource,
+    image: ImageSource | Picture,
     decibels: float,
     model: LALIC | None = None,
     *,
@@ -58,7 +64,12 @@ def encode_to_psnr(
 
 
 def _search(
-    image: ImageSource, target: float, model: LALIC | None, tolerance: float, unit: str, options: dict[str, Any]
+    image: ImageSource | Picture,
+    target: float,
+    model: LALIC | None,
+    tolerance: float,
+    unit: str,
+    options: dict[str, Any],
 ) -> Encoded:
     if not 0 < target < math.inf:
         raise LalicError(f"the target is {target:g} {unit}, expected more than 0")
@@ -66,14 +77,18 @@ def _search(
     name = prepared.model.config.name
     if codec.coded_quality(prepared.model, None) is None:
         raise LalicError(f"the model {name!r} was trained for one quality: it cannot meet a target")
-    pixels = math.prod(prepared.picture.size)
+    picture = prepared.picture.image
+    pixels = math.prod(picture.size)
+    original = None if isinstance(picture, StripImage) else picture.convert("RGB")
+    if unit == "dB" and original is None:
+        raise LalicError("a target in dB needs the whole picture, and this one is read strip by strip")
 
     def at(hundredths: int) -> Encoded:
         data = prepared.encode(hundredths / 100)
         value = 8 * len(data) / pixels
-        if unit == "dB":
+        if unit == "dB" and original is not None:
             decoded = codec.decode(data, prepared.model, max_pixels=pixels, graph=prepared.graph)
-            value = psnr(prepared.picture, decoded)
+            value = psnr(original, decoded.convert("RGB"))
         return Encoded(data, hundredths / 100, value)
 
     def off(encoded: Encoded) -> float:

@@ -1,11 +1,50 @@
-"""@triton.jit functions that several ops use: a sigmoid, loads with masked edges, a matrix product.
+"""What kernels of several ops use: constants, a barrier, a sigmoid, loads with masked edges, a matrix product.
 
 Matrices are contiguous and row-major; rows are tokens; any width works. Products accumulate in float32, and float32
 inputs are multiplied as IEEE float32 (no TF32), because some results select the entropy coder's tables.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import triton
 import triton.language as tl
+
+
+class Constant(tl.constexpr):
+    """A constant of a module that kernels read.
+
+    At each launch Triton compares a kernel's constants with copies that it made when it compiled it. Comparing two
+    `tl.constexpr` makes a third: with twenty of them this takes longer than all the rest of a launch. This class is its
+    own copy, and the same object is equal at once.
+    """
+
+    def __ne__(self, other: object) -> Any:
+        return False if self is other else super().__ne__(other)
+
+    __hash__ = tl.constexpr.__hash__
+
+    def __copy__(self) -> Constant:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Constant:
+        return self
+
+
+if hasattr(tl, "debug_barrier"):
+
+    @triton.jit
+    def barrier():
+        """Wait for all threads of the program: loads after it see the stores before it."""
+        tl.debug_barrier()
+
+else:  # its name in newer versions of Triton
+
+    @triton.jit
+    def barrier():
+        """Wait for all threads of the program: loads after it see the stores before it."""
+        tl.barrier()
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.compiled.core import Job, itemsize
@@ -52,14 +52,14 @@ def by_chunk(kernel: Any, launch: Launch, dtype: str, label: str, more: Mapping[
     return Job(f"{name} {label} {dtype} vectors of {vec}", kernel, launch, dtype, constants, fixed, minor=vec == 1)
 
 
-def scans(launch: Launch, length: int) -> Iterator[Job]:
-    """The jobs of the running sums over chunks of `length` tokens."""
-    groups = length // launches.PER_GROUP
+def scans(launch: Launch, lengths: Iterable[int]) -> Iterator[Job]:
+    """The jobs of the running sums; `lengths` of the backward's chunks."""
     for ending, variant in VARIANTS["chunk_scan_kernel"].items():
-        words = f"chunk_scan {launch['PIECE']} {groups}{ending}"
-        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", {"GROUPS": groups} | variant, FORWARD_FLOAT32)
-    kernel = kernels_backward.grad_scan_kernel
-    yield Job(f"grad_scan {launch['PIECE']} {length}", kernel, launch, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
+        words = f"chunk_scan {launch['PIECE']}{ending}"
+        yield Job(words, kernels.chunk_scan_kernel, launch, "fp32", variant, FORWARD_FLOAT32)
+    for length in lengths:
+        kernel, words = kernels_backward.grad_scan_kernel, f"grad_scan {launch['PIECE']} {length}"
+        yield Job(words, kernel, launch, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)
 
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
@@ -75,10 +75,9 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         (launches.PER_GROUP * row.launch["GROUPS"], row.launch["BLOCK_C"]) for row in table if row.use == "forward"
     }
     backward = {row.launch["LENGTH"] for row in table if row.use == "backward"}
-    for length in sorted({length for length, _ in blocks} | backward):
-        for row in table:
-            if row.use == "scan":
-                yield from scans(row.launch, length)
+    for row in table:
+        if row.use == "scan":
+            yield from scans(row.launch, sorted(backward))
     for length in sorted(backward):
         kernel = kernels_backward.grad_join_kernel
         yield Job(f"grad_join {length}", kernel, launches.JOIN, "fp32", {"LENGTH": length}, BACKWARD_FLOAT32)

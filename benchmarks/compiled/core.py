@@ -74,7 +74,7 @@ def itemsize(dtype: str) -> int:
 def compile_job(job: Job, target: GPUTarget) -> Any:
     """Triton's compiled kernel, with the machine code in `.asm`."""
     constants = {**dict(job.launch.constants), **job.constants}
-    options = {"num_warps": job.launch.num_warps, "num_stages": job.launch.num_stages, **job.options}
+    options = job.launch.compiler() | dict(job.options)
     return triton.compile(_source(job, constants), target=target, options=options)
 
 

@@ -15,19 +15,13 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.compiled.core import Job, compile_job, machine_code, target_of
-from lalic_kernels.exact import kernels, kernels_rows
+from lalic_kernels.exact import kernels
 from lalic_kernels.exact import kernels_wkv as wkv
 from lalic_kernels.exact.gpu import LAUNCHES, OPTIONS
 
-_BYTES = (
-    "high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr", "weight_ptr", "key_ptr", "value_ptr",
-    "spatial_ptr", "digits_ptr", "first_ptr", "second_ptr",
-)  # fmt: skip
+_BYTES = ("high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr")
 _DOUBLES = ("weights_ptr", "sums_ptr", "entering_ptr", "left_ptr")
-_INTEGERS = (
-    "status_ptr", "absmax_ptr", "next_absmax_ptr", "max_key_ptr", "index_ptr", "offsets_ptr", "phases_ptr", "taps_ptr",
-    "table_ptr",
-)  # fmt: skip
+_INTEGERS = ("status_ptr", "absmax_ptr", "max_key_ptr", "index_ptr", "offsets_ptr", "phases_ptr", "taps_ptr")
 TYPES = {
     **dict.fromkeys(_BYTES, "*i8"),
     **dict.fromkeys(_DOUBLES, "*fp64"),
@@ -49,15 +43,18 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         )  # fmt: skip
 
     yield job("layer_norm", kernels.exact_layer_norm_kernel, "layer_norm")
+    yield job("norm digits", kernels.exact_norm_digits_kernel, "norm_digits")
     yield job("absmax", kernels.exact_absmax_kernel, "absmax")
     yield job("head", kernels.exact_head_kernel, "head")
     for source in ("rows", "image", "by_colour", "neighbours"):
         yield job(f"digits {source}", kernels.exact_digits_kernel, "digits", SOURCE=source)
     for label, on in (
         ("", "BIAS"), (" hidden", "SQUARED"), (" gated", "GATE RESIDUAL"), (" gamma", "RESIDUAL GAMMA"),
+        (" gated gamma", "GATE RESIDUAL GAMMA"), (" partial", "PARTIAL"), (" bias partial", "BIAS PARTIAL"),
         (" max_key", "MAX_KEY"),
     ):  # fmt: skip
-        flags = {f"HAS_{name}": name in on.split() for name in ("BIAS", "SQUARED", "GATE", "RESIDUAL", "GAMMA")}
+        names = ("BIAS", "SQUARED", "GATE", "RESIDUAL", "GAMMA", "PARTIAL")
+        flags = {f"HAS_{name}": name in on.split() for name in names}
         yield job(f"linear{label}", kernels.exact_linear_kernel, "linear", MAX_KEY=on == "MAX_KEY", **flags)
     for previous in (False, True):
         flags = {"HAS_BIAS": not previous, "HAS_PREVIOUS": previous}
@@ -65,22 +62,7 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     yield job("shift digits", kernels.exact_shift_digits_kernel, "shift_digits", SHIFT, SIZE=5)
     yield job("wkv sums", wkv.exact_wkv_sums_kernel, "wkv_sums")
     yield job("wkv chain", wkv.exact_wkv_chain_kernel, "wkv_chain")
-    for chained in (False, True):
-        yield job(f"wkv values {chained}", wkv.exact_wkv_values_kernel, "wkv_values", CHAINED=chained)
-    for partial in (False, True):
-        flags = {"HAS_BIAS": not partial, "HAS_PARTIAL": partial, "BY_COLOUR": partial}
-        yield job(f"rows linear {partial}", kernels_rows.exact_rows_linear_kernel, "rows_linear", **flags)
-    yield job("two products", kernels_rows.exact_two_products_kernel, "two_products")
-    for has_x, has_partial in ((True, True), (True, False), (False, True)):
-        flags = {"HAS_X": has_x, "HAS_PARTIAL": has_partial}
-        yield job(f"mix norm {has_x} {has_partial}", kernels_rows.exact_mix_norm_kernel, "mix_norm", **flags)
-    yield job("output norm", kernels_rows.exact_output_norm_kernel, "output_norm")
-    yield job("shift mix", kernels_rows.exact_shift_mix_kernel, "shift_mix", SHIFT, SIZE=5)
-    for following in (False, True):
-        channel = kernels_rows.exact_shift_channel_kernel
-        yield job(f"shift channel {following}", channel, "shift_channel", SHIFT, SIZE=5, NEXT=following)
-    for start in ("partial", "spatial", "rows"):
-        yield job(f"aggregation {start}", kernels_rows.exact_aggregation_kernel, "aggregation", START=start)
+    yield job("wkv values", wkv.exact_wkv_values_kernel, "wkv_values")
 
 
 # What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals. A

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compiled.core import Job, itemsize
-from lalic_kernels.launch import Launch, vector
+from lalic_kernels.launch import vector
 from lalic_kernels.shift import gpu as launches
 from lalic_kernels.shift import kernels, kernels_backward
 
@@ -19,20 +19,14 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         for width in WIDTHS:
             vec = vector(itemsize(dtype), width)
             typical = width in (96, 67)
-            variants = [("many", True, False)]
-            if typical:
-                variants += [("few", True, False), ("many", False, False), ("many", False, True)]
-            for size, norm, turned in variants:
-                launch, _ = launches.tile(launches.MANY_PIXELS if size == "many" else 1, vec)
-                label = f"{'norm_' if norm else 'token_'}shift {size} C={width}{' turned' if turned else ''} {dtype}"
+            launch = launches.tile(vec)
+            for norm, turned in ((True, False), (False, False), (False, True))[: 3 if typical else 1]:
+                label = f"{'norm_' if norm else 'token_'}shift C={width}{' turned' if turned else ''} {dtype}"
                 constants = launches.over_channels(width, launch, vec) | {"VEC": vec, "NORM": norm, "TURNED": turned}
-                minor = width == 1024 or size == "few"
-                yield Job(label, kernels.shift_kernel, launch, dtype, constants, FLOAT32, minor=minor)
-            constants = launches.over_channels(width, launches.TAPS, vec) | {"VEC": vec}
-            whole = Launch((("STEPS", launches.NORM_STEPS),), num_warps=launches.TAPS.num_warps)
-            yield Job(
-                f"grad_norm C={width} {dtype}", kernels_backward.grad_norm_kernel, whole, dtype, constants, FLOAT32
-            )
+                yield Job(label, kernels.shift_kernel, launch, dtype, constants, FLOAT32, minor=width == 1024)
+            constants = launches.over_channels(width, launches.NORM, vec) | {"VEC": vec}
+            label = f"grad_norm C={width} {dtype}"
+            yield Job(label, kernels_backward.grad_norm_kernel, launches.NORM, dtype, constants, FLOAT32)
             for norm in (True, False) if typical else ():
                 label = f"grad_taps{' normed' if norm else ''} C={width} {dtype}"
                 constants = {"VEC": vec, "NORM": norm}

@@ -25,8 +25,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compiler as compiler_file
 from triton.runtime import driver as drivers
 
-from benchmarks.counting import labelled
-
 MAX_GRID = (2**31 - 1, 65535, 65535)
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes that a program may take
 
@@ -48,10 +46,12 @@ class Launched:
 class Specialised:
     """One compilation: the kernel, Triton's types by argument, constants by argument, the compiler's options.
 
+    function: Triton's, of which `kernel` is the name.
     compiled: Triton's kernel with its machine code; None if only the front end ran, or nothing.
     """
 
     kernel: str
+    function: Any
     signature: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
@@ -129,10 +129,15 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def recording(architecture: int = 90, compile: str = "front") -> Iterator[Recording]:
+def recording(
+    architecture: int = 90, compile: str = "front", launched: Callable[[str], None] | None = None
+) -> Iterator[Recording]:
     """Inside, kernels are specialised for sm_<architecture> and launches recorded.
 
+    Triton keeps what it compiled, so a process records for one architecture and one value of `compile`.
+
     compile: "none" counts specialisations, "front" runs Triton's front end over each, "all" makes machine code.
+    launched: called with the kernel's name at each launch.
 
     Raises RuntimeError if Triton interprets in this process, InvalidGrid at a launch that CUDA would refuse.
     """
@@ -148,6 +153,8 @@ def recording(architecture: int = 90, compile: str = "front") -> Iterator[Record
         named = zip(function.arg_names, arguments, strict=True)
         plain = {name: value for name, value in named if isinstance(value, int | float | str | None)}
         record.launches.append(Launched(function.__name__, grid, plain))
+        if launched is not None:
+            launched(function.__name__)
 
     make = compiler_file.compile
 
@@ -160,7 +167,7 @@ def recording(architecture: int = 90, compile: str = "front") -> Iterator[Record
                 make(source, target=target, options=options, **others)
         constants = {function_argument(source, key): value for key, value in source.constants.items()}
         record.compilations.append(
-            Specialised(source.fn.__name__, dict(source.signature), constants, dict(options or {}), made)
+            Specialised(source.fn.__name__, source.fn, dict(source.signature), constants, dict(options or {}), made)
         )
         return made or _Stub(source, write_down)
 

@@ -1,10 +1,10 @@
 """What a decode on a GPU launches, counted without one: `python -m benchmarks.counting.launches`.
 
-The code that runs on CUDA tensors is run on CPU tensors through Triton's interpreter, with the interpreter's kernels
-replaced by nothing: what is counted is each launch and each ATen call that would start a kernel, by the part of the
-decoder that makes it. Nothing is computed, so the picture is of any size and the result of none. A decoder whose course
-depended on a value would have to look at it, and a look (`.item()`, a comparison in Python) is counted as a wait for
-the device, unless it is one of those that end a picture.
+The code that runs on CUDA tensors is run on CPU tensors, behind the driver of `benchmarks.counting.jit`. Counted is
+each launch and each ATen call that would start a kernel, by the part of the decoder that makes it. No kernel runs or is
+compiled, so the picture is of any size and the result of none. A decoder whose course depended on a value would have to
+look at it, and a look (`.item()`, a comparison in Python) is counted as a wait for the device, unless it is one of
+those that end a picture.
 
 ATen calls: one kernel each, allocations and views none. Some start two; a copy to the GPU is counted as one.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+    os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,31 +79,17 @@ class _Calls(TorchDispatchMode):
 def counting() -> Iterator[Launches]:
     """Inside, CPU tensors take the path of CUDA tensors, and kernels are counted instead of run.
 
-    Raises RuntimeError unless Triton interprets (TRITON_INTERPRET=1 before its import).
+    Raises RuntimeError if Triton interprets in this process.
     """
-    from lalic_kernels import dispatch, installed
-
-    if not installed.interpreting():
-        raise RuntimeError("TRITON_INTERPRET: expected 1 before triton is imported, so that kernels can be left out")
-    from triton.runtime.interpreter import GridExecutor
-
-    from lalic.coder import gpu
+    from benchmarks.counting import jit
     from lalic.coder.engines import ExactEngine, ExactEntropy
     from lalic.coder.gpu_slices import GpuSliceState
     from lalic.model import LALIC
-    from lalic_kernels.exact import op as exact_op
-    from lalic_kernels.rans import checksum
     from lalic_kernels.rans.gpu import DeviceDecoder
 
     counts = Launches()
 
-    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        counts.add(self.fn.__name__)
-
-    def chosen(op: dispatch.Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-        return ("torch", "") if dtype == torch.float64 else ("triton", "")
-
-    def faults(self: Any) -> list[None]:
+    def faults(self: Any) -> list[None]:  # what a decoder looks at when the picture is done
         counts.done = True
         return [None] * self.sums().shape[0]
 
@@ -115,16 +101,11 @@ def counting() -> Iterator[Launches]:
         (DeviceDecoder, "decode_parameters", "entropy decoding"),
         (LALIC, "synthesise", "synthesis"),
     )  # fmt: skip
-    replaced: list[tuple[Any, str, Any]] = [
-        (GridExecutor, "__call__", launch), (dispatch, "choose", chosen),
-        (exact_op, "backend_of", lambda _: "triton"), (checksum.installed, "NUMBA", False),
-        # What a decoder looks at when the picture is done; of symbols that were not computed nothing is true.
-        (DeviceDecoder, "faults", faults), (gpu, "check_symbols", lambda *_: None),
-    ]  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        for owner, name, replacement in replaced:
-            stack.enter_context(mock.patch.object(owner, name, replacement))
-        stack.enter_context(labelled(counts.part, places))
+    with (
+        jit.recording(compile="none", launched=counts.add),
+        mock.patch.object(DeviceDecoder, "faults", faults),
+        labelled(counts.part, places),
+    ):
         yield counts
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: a decode is counted through its interpreter
+    os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: see benchmarks.counting.jit
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +185,7 @@ def held(config: Config, sizes: Sequence[Size]) -> Iterator[dict[str, int]]:
 def decode(model: LALIC, width: int, height: int) -> dict[str, float]:
     """Bytes a padded pixel at the peak of each part, and of "all": what a decode adds to what is there before it.
 
-    model: in eval mode with coding tables, on the CPU, with Triton's interpreter. width, height: multiples of 64.
+    model: in eval mode with coding tables, on the CPU. width, height: multiples of 64.
     """
     with launches.decoding(model, width, height) as (run, counts):
         run()  # makes what is cached

@@ -44,7 +44,7 @@ def biwkv(architecture: str) -> list[dict[str, Any]]:
             job = ours.by_chunk(kernel, launch, dtype, f"from {row.start}{ending}", fast, 16 // core.itemsize(dtype))
             kernels.append(_kernel(core.describe(job, target)))
     any_scan = next(row.launch for row in table if row.use == "scan")
-    scan = core.describe(next(iter(ours.scans(any_scan, 256))), target)
+    scan = core.describe(next(iter(ours.scans(any_scan, ()))), target)
     shared = any_scan["PIECE"] * any_scan["BLOCK_C"] // (32 * any_scan.num_warps)  # elements a thread
     per_scan = _floats(scan["accesses"], ("sums_ptr", "entering_ptr")) // shared
     return [{"architecture": architecture, **found} for found in kernels + list(_traffic(name, kernels, per_scan))]

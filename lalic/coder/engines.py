@@ -161,14 +161,10 @@ class ExactEntropy:
         """Hyper latents x (B, h, w, C) -> hyper parameters (B, M, 4 h, 4 w), channels last."""
         kernels = exact.slice_kernels(x.device, backend=engine.backend)
         first, *blocks, last = self.hyper
-        if kernels is None:
-            x = engine.conv(x, first)
-            for block in blocks:
-                x = engine.block(x, block)
-            x = engine.conv(x, last)
-        else:
-            x, absmax_bits = kernels.rwkv_blocks(kernels.conv(x, first, absmax_bits=absmax_bits), blocks)
-            x = kernels.conv(x, last, absmax_bits=absmax_bits)
+        x = engine.conv(x, first) if kernels is None else kernels.conv(x, first, absmax_bits=absmax_bits)
+        for block in blocks:
+            x = engine.block(x, block)
+        x = engine.conv(x, last)
         return x.permute(0, 3, 1, 2)
 
     def digest(self) -> str:

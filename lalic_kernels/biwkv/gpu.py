@@ -14,6 +14,7 @@ A row is used for sizes from its `start` up to the next row's start.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,11 +79,16 @@ TABLE = parse(json.loads(FILE.read_text(encoding="utf-8")))
 JOIN = Launch((("BLOCK", 256),), num_warps=4)
 
 
+def rows_of(use: str, arch: str, itemsize: int | None) -> list[Row]:
+    """The rows of the architecture if there are any, else of "any"."""
+    fitting = [row for row in TABLE if row.use == use and row.itemsize == itemsize]
+    return [row for row in fitting if row.architecture == arch] or [row for row in fitting if row.architecture == "any"]
+
+
 def find(use: str, arch: str, itemsize: int | None, size: int) -> Launch:
-    """The launch for `size` tokens or chunks, from the rows of the architecture if there are any, else of "any"."""
-    fitting = [row for row in TABLE if row.use == use and row.itemsize == itemsize and row.start <= size]
-    rows = [row for row in fitting if row.architecture == arch] or [row for row in fitting if row.architecture == "any"]
-    return max(rows, key=lambda row: row.start).launch
+    """The launch for `size` tokens or chunks."""
+    fitting = [row for row in rows_of(use, arch, itemsize) if row.start <= size]
+    return max(fitting, key=lambda row: row.start).launch
 
 
 def choose(use: str, arch: str, tokens: int, channels: int, itemsize: int) -> Choice:
@@ -103,13 +109,31 @@ def make_factors(w: Tensor, u: Tensor, choice: Choice, per_group: int = PER_GROU
     """The powers of exp(w) for groups of a chunk, (2 GROUPS + 4, C) float32; w, u (C,) contiguous float32."""
     from lalic_kernels.biwkv import kernels
 
-    channels, groups, block_c = w.shape[0], choice.chunk // per_group, choice.rows["BLOCK_C"]
+    channels, groups = w.shape[0], choice.chunk // per_group
+    launch = Launch((("BLOCK_C", choice.rows["BLOCK_C"]),), num_warps=4)
     factors = torch.empty((2 * groups + 4, channels), dtype=torch.float32, device=w.device)
     with on(w.device):
-        kernels.factors_kernel[(blocks(channels, block_c),)](
-            w, u, factors, channels, GROUPS=groups, PER_GROUP=per_group, BLOCK_C=block_c, num_warps=4
+        kernels.factors_kernel[(blocks(channels, launch["BLOCK_C"]),)](
+            w, u, factors, channels, GROUPS=groups, PER_GROUP=per_group, **launch.options()
         )
     return factors
+
+
+_compiled: set[tuple[Any, ...]] = set()  # device, dtype, vector, and whether gated
+
+
+def compile_forward(k: Tensor, arch: str, vec: int, gated: bool) -> None:
+    """At the first call of a kind: one launch with each row of the table, so that no later length has to compile."""
+    kind = (k.device, k.dtype, vec, gated)
+    if kind in _compiled or arch == "any":  # "any": the interpreter, which compiles nothing
+        return
+    _compiled.add(kind)
+    w, x = torch.zeros(vec, device=k.device), torch.zeros(1, 1, vec, dtype=k.dtype, device=k.device)
+    rows = [row.launch for row in rows_of("forward", arch, k.element_size())]
+    scans = [row.launch for row in rows_of("scan", arch, None)]
+    for row, scan in itertools.zip_longest(rows, scans):
+        choice = Choice(row or rows[0], scan or scans[0], PER_GROUP * (row or rows[0])["GROUPS"], vec)
+        _forward(w, w, x, x, x if gated else None, None, choice)
 
 
 def forward(
@@ -119,28 +143,37 @@ def forward(
 
     factors: the result of `make_factors` for w, u and these sizes, which saves one of four launches; or None.
     """
+    w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
+    arch = architecture(k.device)
+    choice = choose("forward", arch, k.shape[1], k.shape[2], k.element_size())
+    compile_forward(k, arch, choice.vec, gate is not None)
+    return _forward(w, u, k, v, None if gate is None else gate.contiguous(), factors, choice)
+
+
+def _forward(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, factors: Tensor | None, choice: Choice
+) -> Tensor:
+    """`forward` of contiguous tensors."""
     from lalic_kernels.biwkv import kernels
 
     batch, tokens, channels = k.shape
-    w, u, k, v = w.float().contiguous(), u.float().contiguous(), k.contiguous(), v.contiguous()
-    gates = k if gate is None else gate.contiguous()  # without a gate its pointer is not read
-    choice = choose("forward", architecture(k.device), tokens, channels, k.element_size())
-    chunks, across = blocks(tokens, choice.chunk), blocks(channels, choice.rows["BLOCK_C"])
-    plane = batch * chunks * channels
+    gates = k if gate is None else gate  # without a gate its pointer is not read
+    chunks = blocks(tokens, choice.chunk)
+    plane, by_chunk = batch * chunks * channels, (batch * chunks * blocks(channels, choice.rows["BLOCK_C"]),)
     if factors is None:
         factors = make_factors(w, u, choice)
     sums, entering = torch.empty((2, 6, batch, chunks, channels), dtype=torch.float32, device=k.device)
     y = torch.empty_like(k)
     options = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False}
     with on(k.device):
-        kernels.chunk_sums_kernel[(across, batch * chunks)](
+        kernels.chunk_sums_kernel[by_chunk](
             w, k, v, factors, sums, w, tokens, channels, chunks, plane, **options, CENTRED=False
         )
-        kernels.chunk_scan_kernel[(batch, blocks(channels, choice.scan["BLOCK_C"]))](
+        kernels.chunk_scan_kernel[(batch * blocks(channels, choice.scan["BLOCK_C"]),)](
             w, u, factors, sums, entering, entering, w, w, channels, chunks, plane,
-            GROUPS=choice.rows["GROUPS"], BACKWARD=False, **choice.scan.options(),
+            choice.rows["GROUPS"], BACKWARD=False, **choice.scan.options(),
         )  # fmt: skip
-        kernels.rows_kernel[(across, batch * chunks)](
+        kernels.rows_kernel[by_chunk](
             w, u, k, v, gates, factors, entering, y, tokens, channels, chunks, plane, **options, GATED=gate is not None
         )
     return y
@@ -162,7 +195,7 @@ def backward(
     gate = None if gate is None else gate.contiguous()
     batch, tokens, channels = k.shape
     choice = choose("backward", architecture(k.device), tokens, channels, k.element_size())
-    length, chunks, across = choice.chunk, blocks(tokens, choice.chunk), blocks(channels, choice.rows["BLOCK_C"])
+    length, chunks = choice.chunk, blocks(tokens, choice.chunk)
     plane = batch * chunks * channels
 
     def floats(*shape: int) -> Tensor:
@@ -180,20 +213,21 @@ def backward(
     sizes = (tokens, channels, chunks, plane)
     rows = choice.rows.options() | {"VEC": choice.vec, "FAST_ONLY": False, "GATED": gated}
     scan = choice.scan.options()
-    by_chunk, by_item = (across, batch * chunks), (batch, blocks(channels, choice.scan["BLOCK_C"]))
+    by_chunk = (batch * chunks * blocks(channels, choice.rows["BLOCK_C"]),)
+    by_item = batch * blocks(channels, choice.scan["BLOCK_C"])
     with on(k.device):
         kernels.chunk_sums_kernel[by_chunk](
             w, k, v, grouped, sums, peaks, *sizes, **sums_of(choice.rows, k.element_size()).options(),
             VEC=choice.vec, FAST_ONLY=False, CENTRED=True,
         )  # fmt: skip
-        kernels.chunk_scan_kernel[by_item](
+        kernels.chunk_scan_kernel[(by_item,)](
             w, u, grouped, sums, entering, own, peaks, centre, *sizes[1:],
-            GROUPS=length // PER_GROUP, BACKWARD=True, **scan,
+            length // PER_GROUP, BACKWARD=True, **scan,
         )  # fmt: skip
         kernels_backward.grad_sums_kernel[by_chunk](
             w, u, k, v, gates, grad, centre, single, entering, transposed, log_den, y, *sizes, **rows
         )
-        kernels_backward.grad_scan_kernel[(*by_item, 2)](
+        kernels_backward.grad_scan_kernel[(by_item, 2)](
             w, single, transposed, running, *sizes[1:], LENGTH=length, **scan
         )
         kernels_backward.grad_join_kernel[(blocks(plane, JOIN["BLOCK"]), 2)](

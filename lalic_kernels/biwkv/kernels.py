@@ -14,13 +14,15 @@ takes the four tokens of a group and 16 bytes of channels, so that most of a run
 import triton
 import triton.language as tl
 
-# The exponent of an empty sum: finite, so that differences are never NaN, and below any sensible key.
-EMPTY = tl.constexpr(-1.0e38)
-# The fast form's range: max|w| times the tokens of a chunk, and max|u|.
-RANGE = tl.constexpr(20.0)
+from lalic_kernels.triton_math import Constant, barrier
 
-# Not specialised: a size of 1 must not become a compile-time constant without a type.
-SIZES = ["tokens", "channels", "chunks"]
+# The exponent of an empty sum: finite, so that differences are never NaN, and below any sensible key.
+EMPTY = Constant(-1.0e38)
+# The fast form's range: max|w| times the tokens of a chunk, and max|u|.
+RANGE = Constant(20.0)
+
+# Not specialised: another size needs no compilation, and a size of 1 is no compile-time constant without a type.
+SIZES = ["tokens", "channels", "chunks", "plane"]
 
 
 @triton.jit(do_not_specialize=["channels"])
@@ -145,14 +147,15 @@ def log_row(
 
 @triton.jit
 def chunk_position(tokens, channels, chunks, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The block of channels and the chunk of a program, in a grid of (blocks of C, B * chunks).
+    """The block of channels and the chunk of a program, in a grid of (B * chunks * blocks of C,), channels first.
 
     Returns the first channel; all channels [BLOCK_C] and their mask; the program's index of B * chunks; the chunk's
     first token; the offset of the batch item; the number of tokens from the chunk's first one to the end.
     """
-    first = tl.program_id(0) * BLOCK_C
+    across = tl.cdiv(channels, BLOCK_C)
+    first = tl.program_id(0) % across * BLOCK_C
     c = first + tl.arange(0, BLOCK_C)
-    program = tl.program_id(1).to(tl.int64)
+    program = (tl.program_id(0) // across).to(tl.int64)
     token = program % chunks * LENGTH
     origin = program // chunks * tokens * channels
     return first, c, c < channels, program, token, origin, (tokens - token).to(tl.int32)
@@ -197,8 +200,8 @@ def chunk_sums_kernel(
 ):
     """Each chunk's sum, decayed to the first token after it, and to the last token before it.
 
-    The fast form leaves out the factors kappa W(GROUPS) and kappa U(-1), which the scan multiplies in. Grid (blocks of
-    C, B * chunks).
+    The fast form leaves out the factors kappa W(GROUPS) and kappa U(-1), which the scan multiplies in. Grid (B * chunks
+    * blocks of C,).
     """
     # The chunk's position.
     LENGTH: tl.constexpr = 4 * GROUPS
@@ -334,7 +337,7 @@ def middle_row(
     return tl.where(den > 0.0, num / tl.where(den > 0.0, den, 1.0), 0.0)
 
 
-@triton.jit(do_not_specialize=["channels", "chunks"])
+@triton.jit(do_not_specialize=[*SIZES[1:], "groups"])
 def chunk_scan_kernel(
     w_ptr,  # (C,) float32
     u_ptr,  # (C,) float32
@@ -347,7 +350,7 @@ def chunk_scan_kernel(
     channels,  # C
     chunks,
     plane,  # B * chunks * C
-    GROUPS: tl.constexpr,
+    groups,  # of 4 tokens in a chunk
     BACKWARD: tl.constexpr,
     PIECE: tl.constexpr,  # chunks at a time
     BLOCK_C: tl.constexpr,
@@ -355,23 +358,24 @@ def chunk_scan_kernel(
     """The sums that enter each chunk from its left and from its right. In float64: float32 decay factors would drift.
 
     In the fast form both sums are relative to one exponent, such that no weight of the chunk's rows exceeds one, and
-    times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B, blocks of C).
+    times U(-1) and W(GROUPS), as if they were groups just outside the chunk. Grid (B * blocks of C,).
     """
-    LENGTH: tl.constexpr = 4 * GROUPS
+    length = 4 * groups
     ROW_GROUP: tl.constexpr = 1 if BACKWARD else 4  # tokens per group in the kernel that computes rows
     # Decays and factors of a block of channels, [BLOCK_C].
-    item = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    across = tl.cdiv(channels, BLOCK_C)
+    item = (tl.program_id(0) // across).to(tl.int64)
+    c = tl.program_id(0) % across * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = c < channels
     w32 = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
-    fast = tl.load(factors_ptr + (2 * GROUPS + 3) * channels + c, mask=c_in, other=0.0) > 0.5  # [BLOCK_C]
-    decay = w32.to(tl.float64) * LENGTH
+    fast = tl.load(factors_ptr + (2 * groups + 3) * channels + c, mask=c_in, other=0.0) > 0.5  # [BLOCK_C]
+    decay = w32.to(tl.float64) * length
     near = tl.where(fast, w32, 0.0).to(tl.float64)
-    growth = tl.maximum(-near, 0.0) * LENGTH
-    shrink = tl.maximum(near, 0.0) * LENGTH
+    growth = tl.maximum(-near, 0.0) * length
+    shrink = tl.maximum(near, 0.0) * length
     from_left = tl.exp(-near * 4 - shrink)  # U(-1)
     from_right = tl.exp(-shrink)  # W(GROUPS)
-    kappa = tl.exp(near * 4 + tl.abs(near) * LENGTH)
+    kappa = tl.exp(near * 4 + tl.abs(near) * length)
     to_right = tl.where(fast, kappa * from_right, 1.0)[None, :]
     to_left = tl.where(fast, kappa * from_left, 1.0)[None, :]
     from_left = tl.exp(-near * ROW_GROUP - shrink)
@@ -383,7 +387,7 @@ def chunk_scan_kernel(
     centre = tl.zeros([BLOCK_C], tl.float32)
     if BACKWARD:
         centre = middle_row(
-            sums_ptr + base, peaks_ptr + base, plane, chunks, channels, w32 * LENGTH, to_right.to(tl.float32),
+            sums_ptr + base, peaks_ptr + base, plane, chunks, channels, w32 * length, to_right.to(tl.float32),
             to_left.to(tl.float32), c_in, PIECE, BLOCK_C,
         )  # fmt: skip
         tl.store(centre_ptr + item * channels + c, centre, mask=c_in)
@@ -415,7 +419,7 @@ def chunk_scan_kernel(
             tl.store(target, (a * scale).to(tl.float32), mask=mask)
             tl.store(target + plane, (b * scale).to(tl.float32), mask=mask)
             tl.store(target + 2 * plane, e32, mask=mask)
-    tl.debug_barrier()  # other threads of this program will read what was written
+    barrier()  # other threads of this program will read what was written
 
     # From the right: running states of the chunks after each chunk; then join both directions.
     a_carry = tl.zeros([BLOCK_C], tl.float64)
@@ -500,7 +504,7 @@ def rows_kernel(
     FAST_ONLY: tl.constexpr,  # without the logarithmic form, to count instructions
     GATED: tl.constexpr,  # sigmoid(gate) * y instead of y
 ):
-    """y for one chunk of tokens and a block of channels. Grid (blocks of C, B * chunks)."""
+    """y for one chunk of tokens and a block of channels. Grid (B * chunks * blocks of C,)."""
     # The chunk's position.
     LENGTH: tl.constexpr = 4 * GROUPS
     channels = (channels // VEC) * VEC

@@ -81,7 +81,7 @@ def grad_sums_kernel(
     FAST_ONLY: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """Each chunk's transposed sums, decayed to its two neighbours. Grid (blocks of C, B * chunks)."""
+    """Each chunk's transposed sums, decayed to its two neighbours. Grid (B * chunks * blocks of C,)."""
     # The chunk's position.
     channels = (channels // VEC) * VEC
     first, c, c_in, program, token, origin, remaining = chunk_position(tokens, channels, chunks, LENGTH, BLOCK_C)
@@ -155,11 +155,12 @@ def grad_scan_kernel(
     PIECE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Running transposed sums, in float64. Grid (B, blocks of C, 2): from the left, from the right."""
+    """Running transposed sums, in float64. Grid (B * blocks of C, 2): from the left, from the right."""
     # Decays of a block of channels, [BLOCK_C].
-    item = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    leftward = tl.program_id(2)
+    across = tl.cdiv(channels, BLOCK_C)
+    item = (tl.program_id(0) // across).to(tl.int64)
+    c = tl.program_id(0) % across * BLOCK_C + tl.arange(0, BLOCK_C)
+    leftward = tl.program_id(1)
     c_in = c < channels
     # The logarithmic form does not need these sums.
     c_in = c_in & (tl.load(factors_ptr + (2 * LENGTH + 3) * channels + c, mask=c_in, other=0.0) > 0.5)  # [BLOCK_C]
@@ -197,7 +198,7 @@ def grad_scan_kernel(
         tl.store(running + target + 2 * plane, e32, mask=mask)
 
 
-@triton.jit(do_not_specialize=["channels"])
+@triton.jit(do_not_specialize=["channels", "plane"])
 def grad_join_kernel(
     w_ptr,  # (C,) float32
     x_sums_ptr,  # (6, B, chunks, C) float32, of k and v
@@ -332,7 +333,7 @@ def grad_rows_kernel(
     FAST_ONLY: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """Gradients of a chunk's keys and values, and its parts of those of w and u. Grid (blocks of C, B * chunks).
+    """Gradients of a chunk's keys and values, and its parts of those of w and u. Grid (B * chunks * blocks of C,).
 
     (|s - i| - 1) counts the positions strictly between i and s. So the gradient of w is a sum over positions: at each,
     the sums of p from one side times the transposed sums from the other.

@@ -10,7 +10,8 @@ import triton.language as tl
 from lalic_kernels.triton_math import product, sigmoid_stable
 
 
-@triton.jit
+# Rows are not specialised, so that another size needs no compilation; widths are the model's, and decide on vectors.
+@triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x_ptr,  # (rows, width)
     matrix_ptr,  # (outputs, width)
@@ -48,7 +49,7 @@ def linear_kernel(
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layer_norm_kernel(
     m_ptr,  # (rows, width) float32
     weight_ptr,  # (width,)
@@ -93,7 +94,7 @@ def layer_norm_kernel(
         tl.store(n_ptr + base + c[None, :], n.to(n_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gated_sum_kernel(
     m_ptr,  # (rows, width) float32
     n_ptr,  # (rows, width)

@@ -1,8 +1,9 @@
 """Launches of the exact Triton kernels: the functions of `reference.py` on CUDA tensors, or in Triton's interpreter.
 
-A product and its epilogue are one launch. Blocks have two paths, chosen by size, with the same bits. In the kernels of
-`kernels_rows.py` a program computes whole rows through several steps in one launch, but reads all weights: good for few
-positions or weights. Otherwise each step is a launch whose programs share rows and outputs.
+A product and its epilogue are one launch, and so is what makes the digits that the next product reads: quantisation
+needs the largest value of a row, and several programs share a row's outputs. So programs are many and short. Programs
+that computed whole rows through several products would save launches, but do ten times as many steps one after the
+other on a part of the GPU (`benchmarks.counting.steps`).
 
 Launch shapes are fixed. Each public call checks once that its inputs were finite, which waits for the device; inside
 `gpu_state.one_check()` many calls share one check at its end.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lalic_kernels.exact import kernels, kernels_rows, kernels_wkv, reference
+from lalic_kernels.exact import kernels, kernels_wkv, reference
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact.gpu_state import checked, evenly_spaced, one_check, position_stride, zeros
 from lalic_kernels.exact.quantise import power_of_two, require_float32
@@ -27,42 +28,30 @@ from lalic_kernels.launch import Launch, blocks
 
 # Round every operation separately, on every GPU and for any default of Triton.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
-DEPTH = 64  # rows of digits are padded to a multiple of it
-CHUNKS_TO_WALK = 128  # up to this number of chunks each WKV program computes the sums that enter its chunk
-# Bytes of weights that all programs of a launch may read together. They come from the L2 cache at some TB/s: 2^27 bytes
-# take tens of microseconds, about as long as the launches that are saved.
-WEIGHTS_READ = 1 << 27
+DEPTH = 64  # rows of digits are padded to a multiple of it; a multiple of each BLOCK_K of a product
 # All these are estimates, not tuned on a GPU.
 LAUNCHES = {
     "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
-    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 128)), num_warps=4),
-    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 128)), num_warps=4),
+    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 512)), num_warps=4),
+    "norm_digits": Launch((("BLOCK_M", 4), ("BLOCK_N", 512)), num_warps=4),
+    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 512)), num_warps=4),
     "absmax": Launch((("BLOCK_M", 16), ("BLOCK_N", 64)), num_warps=4),
     "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
     "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
-    "shift_digits": Launch((("BLOCK_P", 4), ("BLOCK_C", 64)), num_warps=4),
+    "shift_digits": Launch((("BLOCK_P", 1), ("BLOCK_C", 128)), num_warps=2),
     "wkv_sums": Launch((("BLOCK_T", 8), ("BLOCK_C", 32)), num_warps=1),
     "wkv_chain": Launch((("BLOCK_C", 32),), num_warps=1),
     "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
-    "output_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "shift_mix": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "shift_channel": Launch((("BLOCK_M", 16), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-    "rows_linear": Launch((("BLOCK_M", 32), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "two_products": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=8, num_stages=2),
-    "mix_norm": Launch((("BLOCK_M", 16), ("BLOCK_N", 64), ("BLOCK_K", 64)), num_warps=4, num_stages=2),
-    "aggregation": Launch((("BLOCK_M", 16), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
 }
+
+# Else the last terms of a product would be cut off.
+assert all(DEPTH % LAUNCHES[name]["BLOCK_K"] == 0 for name in ("linear", "conv")), "DEPTH must be a multiple of BLOCK_K"
 
 
 @functools.cache
 def options(name: str) -> Mapping[str, Any]:
     """Keyword arguments of a launch."""
     return LAUNCHES[name].options() | OPTIONS
-
-
-def rows_pay(rows: int, weights: int) -> bool:
-    """Whether programs of 16 whole rows, each of which reads `weights` bytes of weights, are the faster path."""
-    return blocks(rows, 16) * weights <= WEIGHTS_READ
 
 
 # Digits
@@ -75,14 +64,9 @@ class Factor:
         self.depth = blocks(weight.shape[-1], DEPTH) * DEPTH
         q = torch.nn.functional.pad(weight.to(torch.int32), (0, self.depth - weight.shape[-1]))
         low = ((q + 64) & 127) - 64
-        self.digits = torch.stack((((q - low) >> 7).to(torch.int8), low.to(torch.int8)))  # high digits first
-        self.high, self.low = self.digits
+        self.high, self.low = ((q - low) >> 7).to(torch.int8), low.to(torch.int8)
         self.scales = power_of_two(exponent - (n.BITS - 1))
         self.bias = bias
-
-    def bias_or_zeros(self) -> Tensor:
-        """The bias, or zeros (O,), for kernels that always add one."""
-        return torch.zeros_like(self.scales) if self.bias is None else self.bias
 
 
 def factor_of(weights: ExactLinear) -> Factor:
@@ -153,6 +137,23 @@ def digits_of_neighbours(x: Tensor, taps: Tensor, status: Tensor) -> Rows:
     return _fill(digits, x, taps, status, "neighbours", images, rows, wide, stride, height, width // 2, channels)
 
 
+@functools.cache
+def eps_area(width: int) -> float:
+    """eps width^2, one float32 product."""
+    return float(np.float32(n.NORM_EPS) * np.float32(width * width))
+
+
+def norm_digits(x: Tensor, weight: Tensor, bias: Tensor, status: Tensor) -> Rows:
+    """Digits of the LayerNorm of contiguous x (rows, C), with one scale per row."""
+    rows, width = x.shape
+    digits = Rows(rows, width, x.device)
+    kernels.exact_norm_digits_kernel[(blocks(rows, LAUNCHES["norm_digits"]["BLOCK_M"]),)](
+        x, weight, bias, digits.high, digits.low, digits.scales, status, rows, width, digits.depth, eps_area(width),
+        **options("norm_digits"),
+    )  # fmt: skip
+    return digits
+
+
 def shift_taps(weights: ExactDepthwise) -> tuple[Tensor, Tensor]:
     """A shift's integers (k k, C) int16 and its channels' scales (C,), cached."""
 
@@ -183,10 +184,10 @@ def shift_digits(x: Tensor, absmax_bits: Tensor, weights: ExactDepthwise) -> Row
 
 def product(
     x: Rows, factor: Factor, squared: int = 0, gate: Tensor | None = None, residual: Tensor | None = None,
-    gamma: Tensor | None = None, max_key: Tensor | None = None,
+    gamma: Tensor | None = None, partial: Tensor | None = None, max_key: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """y (rows, O) = x @ w^T + bias, then each step that is given: relu(y)^2 for columns below `squared`,
-    sigmoid(gate) y, residual + gamma y.
+    sigmoid(gate) y, residual + gamma y, partial + y. The last sum is not settled.
 
     max_key (images, n): order keys that are raised to the maxima of the first n outputs over an image's rows.
     """
@@ -197,12 +198,13 @@ def product(
         x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
         factor.scales if factor.bias is None else factor.bias,
         y if gate is None else gate, y if residual is None else residual, factor.scales if gamma is None else gamma,
-        x.high if max_key is None else max_key, y, x.rows, x.depth, outputs, squared,
+        y if partial is None else partial, x.high if max_key is None else max_key, y, x.rows, x.depth, outputs, squared,
         0 if gate is None else gate.stride(0), 0 if residual is None else residual.stride(0),
+        0 if partial is None else partial.stride(0),
         1 if max_key is None else x.rows // max_key.shape[0], 0 if max_key is None else max_key.shape[1],
         HAS_BIAS=factor.bias is not None, HAS_SQUARED=squared > 0, HAS_GATE=gate is not None,
-        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, MAX_KEY=max_key is not None,
-        **options("linear"),
+        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, HAS_PARTIAL=partial is not None,
+        MAX_KEY=max_key is not None, **options("linear"),
     )  # fmt: skip
     return y
 
@@ -296,12 +298,6 @@ def _channel_mix(
     return product(hidden, factor_of(weights.value), gate=first[:, inner:], residual=residual, gamma=gamma)
 
 
-@functools.cache
-def eps_area(width: int) -> float:
-    """eps width^2, one float32 product."""
-    return float(np.float32(n.NORM_EPS) * np.float32(width * width))
-
-
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, absmax_bits: Tensor, status: Tensor) -> None:
     """Write the LayerNorm of x (rows of all images, C), any row stride, to y; raise absmax_bits (images, C) to y's."""
     images, width = absmax_bits.shape
@@ -319,155 +315,70 @@ def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor) -> Tensor:
     images, tokens, channels = kvr.shape[0], kvr.shape[1], kvr.shape[2] // 3
     y = torch.empty(images, tokens, channels, device=kvr.device)
     chunks, c_blocks = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
-    chained = chunks > CHUNKS_TO_WALK
     weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=kvr.device)
-    chunk_sums = torch.empty(images, chunks, 4, channels, dtype=torch.float64, device=kvr.device)
+    sums, entering = torch.empty(2, images, chunks, 4, channels, dtype=torch.float64, device=kvr.device)
     kernels_wkv.exact_wkv_sums_kernel[(chunks, c_blocks, images)](
-        w, kvr, max_key, weights, chunk_sums, tokens, channels, **options("wkv_sums")
+        w, kvr, max_key, weights, sums, tokens, channels, **options("wkv_sums")
     )
-    sums = torch.empty_like(chunk_sums) if chained else chunk_sums
-    if chained:
-        kernels_wkv.exact_wkv_chain_kernel[(c_blocks, images, 2)](
-            w, chunk_sums, sums, tokens, channels, chunks, **options("wkv_chain")
-        )
+    kernels_wkv.exact_wkv_chain_kernel[(c_blocks, images, 2)](
+        w, sums, entering, tokens, channels, chunks, **options("wkv_chain")
+    )
     kernels_wkv.exact_wkv_values_kernel[(chunks, c_blocks, images)](
-        w, u, kvr, weights, sums, left, y, tokens, channels, CHAINED=chained, **options("wkv_values")
+        w, u, kvr, weights, entering, left, y, tokens, channels, **options("wkv_values")
     )
     return y
 
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
-    """x (B, H, W, C) through one block after the other."""
-    return blocks_and_absmax(x, sequence)[0]
-
-
-def blocks_and_absmax(x: Tensor, sequence: Sequence[ExactBlock]) -> tuple[Tensor, Tensor | None]:
-    """`rwkv_blocks`, and each image's largest magnitude bits (B,) int32 or None.
-
-    Five launches per block and one more, or nine or ten per block. The bits are None if no launch computed them.
-    """
+    """x (B, H, W, C) through one block after the other, in thirteen launches each."""
     require_float32(x)
     reference.check_norm(x)
     if x.numel() == 0 or not sequence:
-        return x, None
-    images = _Images(x)
+        return x
+    flat = evenly_spaced(x).view(-1, x.shape[3])
     with one_check(), checked(x.device) as status:
-        for block, following in zip(sequence, [*sequence[1:], None], strict=True):
-            images.apply(block, following, status)
-    return images.flat.reshape(x.shape), images.absmax_bits
+        for block in sequence:
+            flat = _rwkv_block(flat, x.shape, block, status)
+    return flat.reshape(x.shape)
 
 
-class _Norm:
-    """Memory for a LayerNorm of images' rows: values (rows, C), and their channels' magnitude bits (B, C)."""
+def _rwkv_block(x: Tensor, shape: torch.Size, block: ExactBlock, status: Tensor) -> Tensor:
+    """A block of images of a shape (B, H, W, C), given and returned as rows (B H W, C); x may have any row stride."""
+    images, height, width, channels = shape
+    tokens = height * width
 
-    def __init__(self, rows: int, images: int, channels: int, device: torch.device):
-        self.values = torch.empty(rows, channels, device=device)
-        self.bits = zeros(device, images, channels)
+    def shifted_norm(x: Tensor, weight: Tensor, bias: Tensor, shift: ExactDepthwise) -> Rows:
+        normal, bits = torch.empty(shape, device=x.device), zeros(x.device, images, channels)
+        layer_norm(x, weight, bias, normal, bits, status)
+        return shift_digits(normal, bits, shift)
 
-
-class _Images:
-    """The state between blocks: the images' rows, and perhaps the first LayerNorm of the next block."""
-
-    def __init__(self, x: Tensor):
-        self.images, self.height, self.width, self.channels = self.shape = x.shape
-        self.tokens = self.height * self.width
-        self.rows = self.images * self.tokens
-        self.flat = evenly_spaced(x).view(-1, self.channels)
-        self.norm: _Norm | None = None
-        self.absmax_bits: Tensor | None = None
-
-    def apply(self, block: ExactBlock, following: ExactBlock | None, status: Tensor) -> None:
-        """Compute a block, and the first norm of the `following` one if that needs no launch."""
-        channels, inner = self.channels, block.key.weight.shape[0]
-        norm = self.norm
-        if norm is None:
-            norm = self._new_norm()
-            layer_norm(self.flat, block.norm1_weight, block.norm1_bias, norm.values, norm.bits, status)
-        max_key = zeros(self.flat.device, self.images, channels)
-        mix = self._mix_by_rows if rows_pay(self.rows, 6 * channels**2) else self._mix
-        kvr = mix(norm, block, max_key).reshape(self.images, self.tokens, 3 * channels)
-        # of the last number of tokens
-        w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(self.tokens), options=self.tokens)
-        norm = self._output(wkv(w, u, kvr, max_key).reshape(self.rows, channels), block, status)
-        if rows_pay(self.rows, 2 * channels * (channels + 2 * inner)):
-            self._channel_mix_by_rows(norm, block, following, inner)
-        else:
-            digits = shift_digits(norm.values.reshape(self.shape), norm.bits, block.shift2)
-            self.flat = _channel_mix(digits, block, self.flat, block.gamma2, status)
-            self.norm = None
-
-    def _new_norm(self) -> _Norm:
-        return _Norm(self.rows, self.images, self.channels, self.flat.device)
-
-    def _mix(self, norm: _Norm, block: ExactBlock, max_key: Tensor) -> Tensor:
-        """key, value and receptance, (rows, 3 C), in two launches."""
-        digits = shift_digits(norm.values.reshape(self.shape), norm.bits, block.shift1)
-        return product(digits, factor_of(block.mix), max_key=max_key)
-
-    def _mix_by_rows(self, norm: _Norm, block: ExactBlock, max_key: Tensor) -> Tensor:
-        """key, value and receptance, (rows, 3 C), in one launch."""
-        factor = factor_of(block.mix)
-        y = torch.empty(self.rows, 3 * self.channels, device=self.flat.device)
-        kernels_rows.exact_shift_mix_kernel[(blocks(self.tokens, LAUNCHES["shift_mix"]["BLOCK_M"]), self.images)](
-            norm.values, norm.bits, *shift_taps(block.shift1), torch.empty_like(norm.values), factor.digits,
-            factor.scales, max_key, y, self.height, self.width, self.channels, factor.depth,
-            SIZE=block.shift1.weight.shape[-1], **options("shift_mix"),
-        )  # fmt: skip
-        return y
-
-    def _output(self, mixed: Tensor, block: ExactBlock, status: Tensor) -> _Norm:
-        """The spatial mix's output product with its residual; returns the channel mix's norm."""
-        factor, norm, y = factor_of(block.output), self._new_norm(), torch.empty_like(mixed)
-        kernels_rows.exact_output_norm_kernel[(blocks(self.tokens, LAUNCHES["output_norm"]["BLOCK_M"]), self.images)](
-            mixed, factor.digits, factor.scales, self.flat, block.gamma1, block.norm2_weight, block.norm2_bias, y,
-            norm.values, norm.bits, status, self.tokens, self.channels, factor.depth, self.flat.stride(0),
-            eps_area(self.channels), **options("output_norm"),
-        )  # fmt: skip
-        self.flat = y
-        return norm
-
-    def _channel_mix_by_rows(self, norm: _Norm, block: ExactBlock, following: ExactBlock | None, inner: int) -> None:
-        """The channel mix, and the norm of the following block or the images' magnitude bits, in one launch."""
-        hidden, value, y = hidden_factor(block), factor_of(block.value), torch.empty_like(self.flat)
-        if following is None:
-            self.norm = None
-            self.absmax_bits = zeros(y.device, self.images)
-            # Without a following block the kernel uses only the fourth.
-            target = block.norm2_weight, block.norm2_bias, norm.values, self.absmax_bits
-        else:
-            self.norm = self._new_norm()
-            target = following.norm1_weight, following.norm1_bias, self.norm.values, self.norm.bits
-        grid = (blocks(self.tokens, LAUNCHES["shift_channel"]["BLOCK_M"]), self.images)
-        kernels_rows.exact_shift_channel_kernel[grid](
-            norm.values, norm.bits, *shift_taps(block.shift2), torch.empty_like(norm.values),
-            torch.empty(self.rows, inner, device=y.device), hidden.digits, hidden.scales, value.digits, value.scales,
-            self.flat, block.gamma2, *target[:2], y, *target[2:], self.height, self.width, self.channels, inner,
-            hidden.depth, value.depth, eps_area(self.channels), NEXT=following is not None,
-            SIZE=block.shift2.weight.shape[-1], **options("shift_channel"),
-        )  # fmt: skip
-        self.flat = y
+    # The spatial mix.
+    max_key = zeros(x.device, images, channels)
+    s = shifted_norm(x, block.norm1_weight, block.norm1_bias, block.shift1)
+    kvr = product(s, factor_of(block.mix), max_key=max_key).reshape(images, tokens, 3 * channels)
+    # of the last number of tokens
+    w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(tokens), options=tokens)
+    mixed = digits_of(wkv(w, u, kvr, max_key).reshape(-1, channels), status, channels)
+    x = product(mixed, factor_of(block.output), residual=x, gamma=block.gamma1)
+    # The channel mix.
+    s = shifted_norm(x, block.norm2_weight, block.norm2_bias, block.shift2)
+    return _channel_mix(s, block, x, block.gamma2, status)
 
 
 # Entropy parameters and Gaussian head
 
 
 def entropy_rows(block: ExactEntropyParams, x: Tensor | None, partial: Tensor | None, status: Tensor) -> Tensor:
-    """A block (rows, C) of x (rows, Cin), contiguous, and partial (rows, C), any row stride, in four launches.
+    """A block (rows, C) of x (rows, Cin), contiguous, and partial (rows, C), any row stride, in six launches.
 
     One of x and partial may be None; x is None if Cin is 0.
     """
-    mix = factor_of(block.mix)
-    first = partial if x is None else x
-    assert first is not None
-    rows, outputs = first.shape[0], mix.high.shape[0]
-    m = torch.empty(rows, outputs, device=first.device)
-    normal = Rows(rows, outputs, first.device)
-    kernels_rows.exact_mix_norm_kernel[(blocks(rows, LAUNCHES["mix_norm"]["BLOCK_M"]),)](
-        first, mix.digits, mix.scales, mix.bias_or_zeros(), first if partial is None else partial, block.norm_weight,
-        block.norm_bias, m, normal.high, normal.low, normal.scales, status, rows, first.shape[1], mix.depth, outputs,
-        normal.depth, 0 if partial is None else partial.stride(0), eps_area(outputs), HAS_X=x is not None,
-        HAS_PARTIAL=partial is not None, **options("mix_norm"),
-    )  # fmt: skip
+    if x is None:
+        assert partial is not None
+        m = (partial if block.mix.bias is None else partial + block.mix.bias).contiguous()
+    else:
+        m = product(digits_of(x, status, x.shape[1]), factor_of(block.mix), partial=partial)
+    normal = norm_digits(m, block.norm_weight, block.norm_bias, status)
     return _channel_mix(normal, block, m, None, status)
 
 

@@ -1,9 +1,12 @@
 """Exact kernels of one step each: LayerNorm, maxima, digits, linear product, convolution, shift, Gaussian head.
 
 A quantised factor q, |q| <= 8191, has two int8 digits, q = 128 high + low, both in -64..64. A matrix product is four
-products of digits with int32 sums (two of them share one sum of at most 2^30), combined in int64, and rounded to
-float32 once. Sums of integers are exact in any order of blocks; all steps after them are in the definition's order.
-Maxima are exact in any order too: programs raise them by atomic operations in memory that starts as zeros.
+products of digits with int32 sums of at most 2^29, combined in int64, and rounded to float32 once. Sums of integers are
+exact in any order of blocks; all steps after them are in the definition's order. Maxima are exact in any order too:
+programs raise them by atomic operations in memory that starts as zeros.
+
+Sizes of the picture are in `do_not_specialize`: Triton compiles nothing for a picture of another size. Sizes of the
+model are not, so that the compiler knows which rows are aligned.
 
 In comments M is BLOCK_M rows (P: BLOCK_P positions), N is BLOCK_N columns or outputs (C: BLOCK_C channels), K is
 BLOCK_K inputs of a product.
@@ -30,10 +33,11 @@ from lalic_kernels.exact.kernels_common import (
     sigmoid,
     threshold_index,
 )
+from lalic_kernels.triton_math import Constant, barrier
 
-NORM_LARGEST = tl.constexpr(2.0**n.NORM_BITS)
-NORM_SHIFT = tl.constexpr(n.NORM_BITS - 1)
-NORM_MIN = tl.constexpr(n.NORM_MIN_EXPONENT)
+NORM_LARGEST = Constant(2.0**n.NORM_BITS)
+NORM_SHIFT = Constant(n.NORM_BITS - 1)
+NORM_MIN = Constant(n.NORM_MIN_EXPONENT)
 
 
 # Rows: maxima and LayerNorm
@@ -82,37 +86,29 @@ def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
     return settle(y * weight[None, :] + bias[None, :])
 
 
-@triton.jit
-def raised(bits, y, mask):
-    """The largest magnitude bits of rows (M,), raised to those of a tile (M, N)."""
-    return tl.maximum(bits, tl.max(tl.where(mask, magnitude(y), 0), axis=1))
-
-
-@triton.jit
-def norm_rows(
-    x_ptr, base, bits, y_ptr, out_base, weight_ptr, bias_ptr, absmax_ptr, width, eps_area, row_in,
-    ABSMAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Write the LayerNorm of rows to y; with ABSMAX raise each channel's maximum. Returns y's magnitude bits (M,)."""
-    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    y_bits = tl.zeros([BLOCK_M], tl.int32)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
-        tl.store(y_ptr + out_base + c[None, :], y, mask=mask)
-        y_bits = raised(y_bits, y, mask)
-        if ABSMAX:
-            raise_absmax(absmax_ptr + c, tl.max(tl.where(mask, magnitude(y), 0), axis=0), c < width)
-    return y_bits
-
-
-@triton.jit
-def norm_digits(
-    x_ptr, base, bits, weight_ptr, bias_ptr, high_ptr, low_ptr, scale_ptr, row, width, depth, eps_area, row_in,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Write digits of the LayerNorm of rows to rows `row` (M,) of (rows, depth), and their scales."""
+@triton.jit(do_not_specialize=["rows"])
+def exact_norm_digits_kernel(
+    x_ptr,  # (rows, width)
+    weight_ptr,  # (width,)
+    bias_ptr,  # (width,)
+    high_ptr,  # (rows, depth) int8, written
+    low_ptr,  # (rows, depth) int8, written
+    scale_ptr,  # (rows,), written: 2^(exponent - 12)
+    status_ptr,
+    rows,
+    width,
+    depth,  # at least the width; digits after the width are 0
+    eps_area,  # eps width^2, float32
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Digits of the LayerNorm of each row, with one scale per row. Grid (blocks of rows,)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < rows
+    row = row.to(tl.int64)
+    base = row[:, None] * width
+    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
+    set_status(status_ptr, bits)
     half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
     # Each row's largest magnitude, for its scale.
     y_bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
@@ -136,7 +132,7 @@ def norm_digits(
         tl.store(high_ptr + out + c[None, :], high, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def exact_layer_norm_kernel(
     x_ptr,  # (images * rows, width), rows x_stride apart
     weight_ptr,  # (width,)
@@ -159,13 +155,17 @@ def exact_layer_norm_kernel(
     base = index[:, None] * x_stride
     bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
     set_status(status_ptr, bits)
-    norm_rows(
-        x_ptr, base, bits, y_ptr, index[:, None] * width, weight_ptr, bias_ptr, absmax_ptr + image * width, width,
-        eps_area, row_in, True, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
+    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        mask = row_in[:, None] & (c < width)[None, :]
+        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
+        tl.store(y_ptr + index[:, None] * width + c[None, :], y, mask=mask)
+        largest = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
+        raise_absmax(absmax_ptr + image * width + c, largest, c < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def exact_absmax_kernel(
     x_ptr,  # (images * rows, width), rows x_stride apart
     absmax_ptr,  # (images,) int32, raised to the largest magnitude bits of each image
@@ -185,7 +185,7 @@ def exact_absmax_kernel(
     tl.atomic_max(absmax_ptr + image, tl.max(bits, axis=0), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def exact_head_kernel(
     x_ptr,  # (rows, x_stride): `width` scales, then `width` means
     thresholds_ptr,  # (63,)
@@ -242,7 +242,7 @@ def neighbours(x_ptr, image, row, column, k, channels, taps_ptr, taps, height, w
     return tl.load(x_ptr + offset, mask=inside, other=0.0)  # [M, K]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "height", "half"])
 def exact_digits_kernel(
     x_ptr,  # "rows", "image", "by_colour": rows x_stride apart; "neighbours": images for `neighbours`
     absmax_ptr,  # (images,) int32 magnitude bits, in "image": all rows of an image have one scale
@@ -318,19 +318,22 @@ def exact_digits_kernel(
 
 
 @triton.jit
-def add_products(x_high, x_low, w_high, w_low, high, middle, low):
-    """Add the four products of a block's digits to the sums (M, N): x (M, K), w (K, N)."""
-    high = tl.dot(x_high, w_high, high, out_dtype=tl.int32)
-    middle = tl.dot(x_high, w_low, middle, out_dtype=tl.int32)
-    middle = tl.dot(x_low, w_high, middle, out_dtype=tl.int32)
-    low = tl.dot(x_low, w_low, low, out_dtype=tl.int32)
-    return high, middle, low
+def add_products(x_high, x_low, w_high, w_low, hh, hl, lh, ll):
+    """Add the four products of a block's digits to their sums (M, N): x (M, K), w (K, N).
+
+    Each has a sum of its own: Triton 3.6 to 3.8 compile two products of a loop into one sum wrongly for sm_100.
+    """
+    hh = tl.dot(x_high, w_high, hh, out_dtype=tl.int32)
+    hl = tl.dot(x_high, w_low, hl, out_dtype=tl.int32)
+    lh = tl.dot(x_low, w_high, lh, out_dtype=tl.int32)
+    ll = tl.dot(x_low, w_low, ll, out_dtype=tl.int32)
+    return hh, hl, lh, ll
 
 
 @triton.jit
-def dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS: tl.constexpr):
-    """`quantise.dequantise` of the sums (M, N): scale (M,), weight_scale (N,)."""
-    sums = high.to(tl.int64) * 16384 + middle.to(tl.int64) * 128 + low
+def dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS: tl.constexpr):
+    """`quantise.dequantise` of the sums of products (M, N): scale (M,), weight_scale (N,)."""
+    sums = hh.to(tl.int64) * 16384 + (hl + lh).to(tl.int64) * 128 + ll
     y = sums.to(tl.float32) * scale[:, None] * weight_scale[None, :]
     if HAS_BIAS:
         y = y + tl.load(bias_ptr + n, mask=n < outputs, other=0.0)[None, :]  # [N] -> [1, N]
@@ -348,7 +351,7 @@ def _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, channels):
         raise_max_key(max_key_ptr + image * channels + n, largest, n < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "squared", "gate_stride", "residual_stride", "partial_stride", "tokens", "keys"])
 def exact_linear_kernel(
     x_high_ptr,  # (rows, depth) int8
     x_low_ptr,  # (rows, depth) int8
@@ -360,6 +363,7 @@ def exact_linear_kernel(
     gate_ptr,  # rows of stride gate_stride, with HAS_GATE: y becomes sigmoid(gate) y
     residual_ptr,  # rows of stride residual_stride, with HAS_RESIDUAL: y becomes residual + gamma y
     gamma_ptr,  # (outputs,), with HAS_GAMMA
+    partial_ptr,  # rows of stride partial_stride, with HAS_PARTIAL: y becomes partial + y, not settled
     max_key_ptr,  # (images, keys) int32, with MAX_KEY: order keys, raised to the maxima of the first `keys` outputs
     y_ptr,  # (rows, outputs), written
     rows,
@@ -368,6 +372,7 @@ def exact_linear_kernel(
     squared,  # outputs below it become relu()^2, with HAS_SQUARED
     gate_stride,
     residual_stride,
+    partial_stride,
     tokens,  # rows of an image, with MAX_KEY
     keys,
     HAS_BIAS: tl.constexpr,
@@ -375,6 +380,7 @@ def exact_linear_kernel(
     HAS_GATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_GAMMA: tl.constexpr,
+    HAS_PARTIAL: tl.constexpr,
     MAX_KEY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -388,20 +394,21 @@ def exact_linear_kernel(
     x_base = row.to(tl.int64)[:, None] * depth
     w_base = n.to(tl.int64)[None, :] * depth
     # Sums of products of digits.
-    high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    hh = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    hl = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    lh = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    ll = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x_high = tl.load(x_high_ptr + x_base + k[None, :], mask=row_in[:, None], other=0)  # [M, K]
         x_low = tl.load(x_low_ptr + x_base + k[None, :], mask=row_in[:, None], other=0)  # [M, K]
         w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
         w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
-        high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
+        hh, hl, lh, ll = add_products(x_high, x_low, w_high, w_low, hh, hl, lh, ll)
     # Floats.
     scale = tl.load(x_scale_ptr + row, mask=row_in, other=1.0)  # [M]
     weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
-    y = dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    y = dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
     # The epilogue.
     mask = row_in[:, None] & n_in[None, :]
     offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
@@ -415,6 +422,9 @@ def exact_linear_kernel(
     if HAS_RESIDUAL:
         before = row.to(tl.int64)[:, None] * residual_stride + n[None, :]
         y = settle(tl.load(residual_ptr + before, mask=mask, other=0.0) + y)  # [M, N]
+    if HAS_PARTIAL:
+        before = row.to(tl.int64)[:, None] * partial_stride + n[None, :]
+        y = tl.load(partial_ptr + before, mask=mask, other=0.0) + y  # [M, N]
     tl.store(y_ptr + offset, y, mask=mask)
     if MAX_KEY:
         _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, keys)
@@ -423,7 +433,7 @@ def exact_linear_kernel(
 # Positions that read their neighbours: convolution and shift
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "height", "width", "rows", "columns", "taps", "in_step", "out_step"])
 def exact_conv_kernel(
     x_high_ptr,  # (images, height, width, depth) int8
     x_low_ptr,  # (images, height, width, depth) int8
@@ -473,9 +483,10 @@ def exact_conv_kernel(
     n_in = n < outputs
     depth = (depth // BLOCK_K) * BLOCK_K  # so that the compiler knows that rows are aligned
     # Sums of products of digits, tap by tap.
-    high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    middle = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    hh = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    hl = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    lh = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    ll = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for tap in range(first_tap, first_tap + count):
         y = i * in_step + tl.load(offsets_ptr + 2 * tap)  # []
         x = j * in_step + tl.load(offsets_ptr + 2 * tap + 1)  # []
@@ -488,11 +499,11 @@ def exact_conv_kernel(
             x_low = tl.load(x_low_ptr + x_base + k[None, :], mask=inside, other=0)  # [M, K]
             w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
             w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
-            high, middle, low = add_products(x_high, x_low, w_high, w_low, high, middle, low)
+            hh, hl, lh, ll = add_products(x_high, x_low, w_high, w_low, hh, hl, lh, ll)
     # Floats.
     scale = tl.load(x_scale_ptr + image, mask=pixel_in, other=1.0)  # [M]
     weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
-    value = dequantised(high, middle, low, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    value = dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
     # Add `previous`; write.
     target = (image * rows + first_row + i * out_step).to(tl.int64) * columns + first_column + j * out_step
     if HAS_PREVIOUS:
@@ -511,7 +522,7 @@ def shifted(
     exponent = leading_exponent(tl.load(absmax_ptr + c, mask=c_in, other=0), MIN_EXPONENT)  # [C]
     up = power_of_two(-(exponent - SHIFT))[None, :]
     sums = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
-    for tap in range(SIZE * SIZE):
+    for tap in tl.static_range(SIZE * SIZE):  # without a loop, so that no load waits for the one before
         y, x = row + tap // SIZE - SIZE // 2, column + tap % SIZE - SIZE // 2
         inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None] & c_in[None, :]
         offset = (y * width + x).to(tl.int64)[:, None] * channels + c[None, :]
@@ -522,7 +533,7 @@ def shifted(
     return settle(sums.to(tl.float32) * power_of_two(exponent - SHIFT)[None, :] * weight_scale[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def exact_shift_digits_kernel(
     x_ptr,  # (images, height, width, channels)
     absmax_ptr,  # (images, channels) int32 magnitude bits
@@ -561,7 +572,7 @@ def exact_shift_digits_kernel(
     exponent = leading_exponent(tl.max(y_bits, axis=1), MIN_EXPONENT)
     tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=pixel < height * width)
     up = power_of_two(-(exponent - SHIFT))[:, None]
-    tl.debug_barrier()  # other threads will read what was written
+    barrier()  # other threads will read what was written
     # Digits.
     for begin in range(0, depth, BLOCK_C):
         c = begin + tl.arange(0, BLOCK_C)

@@ -13,20 +13,21 @@ import triton
 import triton.language as tl
 
 from lalic_kernels.exact import numbers as n
+from lalic_kernels.triton_math import Constant
 
-TINY, HUGE = tl.constexpr(n.TINY), tl.constexpr(n.HUGE)
-MAX_EXPONENT, MIN_EXPONENT = tl.constexpr(n.EXPONENT), tl.constexpr(-n.EXPONENT)
-LARGEST = tl.constexpr(float(n.LARGEST))
-SHIFT = tl.constexpr(n.BITS - 1)
-ROUND, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)
-INFINITY = tl.constexpr(n.INFINITY)
-ROOT_GUESS = tl.constexpr(n.ROOT_GUESS)
-EXP_RANGE, LOG2E = tl.constexpr(n.EXP_RANGE), tl.constexpr(n.LOG2E)
-LN2_HIGH, LN2_LOW = tl.constexpr(n.LN2_HIGH), tl.constexpr(n.LN2_LOW)
-P0, P1, P2, P3, P4, P5 = (tl.constexpr(c) for c in n.EXP_POLYNOMIAL)
-LOG2E_64 = tl.constexpr(n.LOG2E_64)
-LN2_HIGH_64, LN2_LOW_64 = tl.constexpr(n.LN2_HIGH_64), tl.constexpr(n.LN2_LOW_64)
-Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7, Q8, Q9 = (tl.constexpr(c) for c in n.EXP64_POLYNOMIAL)
+TINY, HUGE = Constant(n.TINY), Constant(n.HUGE)
+MAX_EXPONENT, MIN_EXPONENT = Constant(n.EXPONENT), Constant(-n.EXPONENT)
+LARGEST = Constant(float(n.LARGEST))
+SHIFT = Constant(n.BITS - 1)
+ROUND, ROUND_64 = Constant(1.5 * 2.0**23), Constant(1.5 * 2.0**52)
+INFINITY = Constant(n.INFINITY)
+ROOT_GUESS = Constant(n.ROOT_GUESS)
+EXP_RANGE, LOG2E = Constant(n.EXP_RANGE), Constant(n.LOG2E)
+LN2_HIGH, LN2_LOW = Constant(n.LN2_HIGH), Constant(n.LN2_LOW)
+P0, P1, P2, P3, P4, P5 = (Constant(c) for c in n.EXP_POLYNOMIAL)
+LOG2E_64 = Constant(n.LOG2E_64)
+LN2_HIGH_64, LN2_LOW_64 = Constant(n.LN2_HIGH_64), Constant(n.LN2_LOW_64)
+Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7, Q8, Q9 = (Constant(c) for c in n.EXP64_POLYNOMIAL)
 
 
 @triton.jit

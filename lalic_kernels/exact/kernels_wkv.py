@@ -1,7 +1,6 @@
 """Exact kernels of the bidirectional WKV: float64, in the order of `reference.biwkv`, bit for bit.
 
-Two launches: first weights and each chunk's sums, then the values. For many chunks a launch between them computes the
-sums that enter each chunk; for few chunks every program of the last launch computes them. A program is one warp. p v
+Three launches: weights and the sums of each chunk, the sums that enter each chunk, values. A program is one warp. p v
 and p are two planes of (B, T, C); each chunk has four sums. In comments T is BLOCK_T tokens, C is BLOCK_C channels.
 
 A recurrence is a chain of dependent operations with operands from memory. These are loaded for several tokens before
@@ -21,11 +20,12 @@ from lalic_kernels.exact.kernels_common import (
     settle,
     sigmoid,
 )
+from lalic_kernels.triton_math import Constant, barrier
 
-CHUNK = tl.constexpr(n.CHUNK)
-EXP_FLOOR = tl.constexpr(n.EXP64_FLOOR)
-DECAY_RANGE, BOOST_RANGE = tl.constexpr(n.DECAY_RANGE), tl.constexpr(n.BOOST_RANGE)
-GROUP = tl.constexpr(8)
+CHUNK = Constant(n.CHUNK)
+EXP_FLOOR = Constant(n.EXP64_FLOOR)
+DECAY_RANGE, BOOST_RANGE = Constant(n.DECAY_RANGE), Constant(n.BOOST_RANGE)
+GROUP = Constant(8)
 
 
 @triton.jit
@@ -35,13 +35,6 @@ def _decay_exponent(w_ptr, c, c_in, tokens):
     limit = double(DECAY_RANGE) / count
     w = tl.load(w_ptr + c, mask=c_in, other=0.0).to(tl.float64)  # [C]
     return -clip64(w, -limit, limit)
-
-
-@triton.jit
-def _jump(w_ptr, c, c_in, tokens):
-    """The decay (C,) of a whole chunk."""
-    length = (tl.full([1], 0, tl.int32) + tl.minimum(CHUNK, tokens)).to(tl.float64)
-    return exp64(_decay_exponent(w_ptr, c, c_in, tokens) * length)
 
 
 @triton.jit
@@ -72,7 +65,7 @@ def _decayed(ptr, plane, step, begin, count, decay, c_in, BLOCK_C: tl.constexpr)
     return a, b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def exact_wkv_sums_kernel(
     w_ptr,  # (C,)
     kvr_ptr,  # (B, T, 3 C): keys, values, gates
@@ -106,7 +99,7 @@ def exact_wkv_sums_kernel(
         target = weights_ptr + token[:, None] * channels + c[None, :]
         tl.store(target, p * settle(v).to(tl.float64), mask=mask)
         tl.store(target + plane, p, mask=mask)
-    tl.debug_barrier()  # other threads will read what was written
+    barrier()  # other threads will read what was written
     # Their sums, to the chunk's end and to its beginning: [C].
     decay = exp64(_decay_exponent(w_ptr, c, c_in, tokens))
     count = tl.minimum(CHUNK, tokens - first)
@@ -121,6 +114,15 @@ def exact_wkv_sums_kernel(
 
 
 @triton.jit
+def _store_then_add(a, b, i, first, count, pv, p, ptr, plane, index, decay, c_in):
+    """One token or chunk: store the sums before it, then add it."""
+    inside = _inside(c_in, first + i, count)
+    tl.store(ptr + index, a, mask=inside)
+    tl.store(ptr + plane + index, b, mask=inside)
+    return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)
+
+
+@triton.jit(do_not_specialize=["tokens", "chunks"])
 def exact_wkv_chain_kernel(
     w_ptr,  # (C,)
     sums_ptr,  # (B, chunks, 4, C) float64: each chunk's sums
@@ -135,63 +137,42 @@ def exact_wkv_chain_kernel(
     batch = tl.program_id(1).to(tl.int64)
     side = tl.program_id(2)
     c_in = c < channels
-    jump = _jump(w_ptr, c, c_in, tokens)
+    # The decay of a whole chunk.
+    length = (tl.full([1], 0, tl.int32) + tl.minimum(CHUNK, tokens)).to(tl.float64)
+    jump = exp64(_decay_exponent(w_ptr, c, c_in, tokens) * length)
     # Over all chunks: store the sums so far, then add the chunk's.
+    begin = ((batch * chunks + side * (chunks - 1)) * 4 + 2 * side) * channels + c
+    step = (1 - 2 * side) * 4 * channels
     a = tl.zeros([BLOCK_C], tl.float64)
     b = tl.zeros([BLOCK_C], tl.float64)
-    for first in range(0, chunks, GROUP):
-        for i in tl.static_range(GROUP):
-            inside = _inside(c_in, first + i, chunks)
-            chunk = tl.where(side == 0, first + i, chunks - 1 - first - i)
-            index = ((batch * chunks + chunk) * 4 + 2 * side) * channels + c
-            chunk_a, chunk_b = _pair(sums_ptr, channels, index, inside)
-            tl.store(entering_ptr + index, a, mask=inside)
-            tl.store(entering_ptr + index + channels, b, mask=inside)
-            a = tl.where(inside, a * jump + chunk_a, a)
-            b = tl.where(inside, b * jump + chunk_b, b)
+    for first in range(0, chunks, 4):
+        # Loads come first: the compiler must not move them across stores.
+        at = begin + first * step
+        a0, b0 = _pair(sums_ptr, channels, at, _inside(c_in, first, chunks))
+        a1, b1 = _pair(sums_ptr, channels, at + step, _inside(c_in, first + 1, chunks))
+        a2, b2 = _pair(sums_ptr, channels, at + 2 * step, _inside(c_in, first + 2, chunks))
+        a3, b3 = _pair(sums_ptr, channels, at + 3 * step, _inside(c_in, first + 3, chunks))
+        a, b = _store_then_add(a, b, 0, first, chunks, a0, b0, entering_ptr, channels, at, jump, c_in)
+        a, b = _store_then_add(a, b, 1, first, chunks, a1, b1, entering_ptr, channels, at + step, jump, c_in)
+        a, b = _store_then_add(a, b, 2, first, chunks, a2, b2, entering_ptr, channels, at + 2 * step, jump, c_in)
+        a, b = _store_then_add(a, b, 3, first, chunks, a3, b3, entering_ptr, channels, at + 3 * step, jump, c_in)
 
 
-@triton.jit
-def _walk(sums_ptr, channels, begin, step, count, jump, c, c_in, BLOCK_C: tl.constexpr):
-    """The decayed sums, (C,) each, of `count` chunks of an image from chunk `begin` on in steps of `step`."""
-    a = tl.zeros([BLOCK_C], tl.float64)
-    b = tl.zeros([BLOCK_C], tl.float64)
-    for first in range(0, count, GROUP):
-        for i in tl.static_range(GROUP):
-            inside = _inside(c_in, first + i, count)
-            index = (begin + (first + i) * step) * 4 * channels + c
-            chunk_a, chunk_b = _pair(sums_ptr, channels, index, inside)
-            a = tl.where(inside, a * jump + chunk_a, a)
-            b = tl.where(inside, b * jump + chunk_b, b)
-    return a, b
-
-
-@triton.jit
-def _store_left(a, b, i, first, count, pv, p, left_ptr, plane, index, decay, c_in):
-    """One token from the left: store the sums before it, then add it."""
-    inside = _inside(c_in, first + i, count)
-    tl.store(left_ptr + index, a, mask=inside)
-    tl.store(left_ptr + plane + index, b, mask=inside)
-    return tl.where(inside, a * decay + pv, a), tl.where(inside, b * decay + p, b)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def exact_wkv_values_kernel(
     w_ptr,  # (C,)
     u_ptr,  # (C,)
     kvr_ptr,  # (B, T, 3 C): keys, values, gates
     weights_ptr,  # (2, B, T, C) float64: p v, p
-    sums_ptr,  # (B, chunks, 4, C) float64: each chunk's sums, or with CHAINED the sums that enter it
+    entering_ptr,  # (B, chunks, 4, C) float64: the sums that enter each chunk
     left_ptr,  # (2, B, T, C) float64, written: each token's sums from the left
     y_ptr,  # (B, T, C), written
     tokens,
     channels,
-    CHAINED: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """y of a chunk's tokens, times sigmoid(gate). Grid (chunks, blocks of channels, B)."""
     chunk = tl.program_id(0)
-    chunks = tl.num_programs(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     batch = tl.program_id(2).to(tl.int64)
     c_in = c < channels
@@ -203,13 +184,9 @@ def exact_wkv_values_kernel(
     count = tl.minimum(CHUNK, tokens - chunk * CHUNK)
     token = batch * tokens + chunk * CHUNK
     first = token * channels + c
-    sums_ptr += batch * chunks * 4 * channels
+    entering = entering_ptr + (batch * tl.num_programs(0) + chunk) * 4 * channels + c
     # From the left: the sums that enter the chunk, then token by token.
-    if CHAINED:
-        a, b = _pair(sums_ptr, channels, chunk * 4 * channels + c, c_in)
-    else:
-        jump = _jump(w_ptr, c, c_in, tokens)
-        a, b = _walk(sums_ptr, channels, 0, 1, chunk, jump, c, c_in, BLOCK_C)
+    a, b = _pair(entering, channels, 0, c_in)
     for begin in range(0, count, 4):
         # Loads come first: the compiler must not move them across stores.
         at = first + begin * channels
@@ -217,17 +194,13 @@ def exact_wkv_values_kernel(
         pv1, p1 = _pair(weights_ptr, plane, at + channels, _inside(c_in, begin + 1, count))
         pv2, p2 = _pair(weights_ptr, plane, at + 2 * channels, _inside(c_in, begin + 2, count))
         pv3, p3 = _pair(weights_ptr, plane, at + 3 * channels, _inside(c_in, begin + 3, count))
-        a, b = _store_left(a, b, 0, begin, count, pv0, p0, left_ptr, plane, at, decay, c_in)
-        a, b = _store_left(a, b, 1, begin, count, pv1, p1, left_ptr, plane, at + channels, decay, c_in)
-        a, b = _store_left(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
-        a, b = _store_left(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
-    tl.debug_barrier()
+        a, b = _store_then_add(a, b, 0, begin, count, pv0, p0, left_ptr, plane, at, decay, c_in)
+        a, b = _store_then_add(a, b, 1, begin, count, pv1, p1, left_ptr, plane, at + channels, decay, c_in)
+        a, b = _store_then_add(a, b, 2, begin, count, pv2, p2, left_ptr, plane, at + 2 * channels, decay, c_in)
+        a, b = _store_then_add(a, b, 3, begin, count, pv3, p3, left_ptr, plane, at + 3 * channels, decay, c_in)
+    barrier()
     # From the right: the sums that enter the chunk, then token by token with the values.
-    if CHAINED:
-        a, b = _pair(sums_ptr + 2 * channels, channels, chunk * 4 * channels + c, c_in)
-    else:
-        later = chunks - 1 - chunk
-        a, b = _walk(sums_ptr + 2 * channels, channels, chunks - 1, -1, later, jump, c, c_in, BLOCK_C)
+    a, b = _pair(entering + 2 * channels, channels, 0, c_in)
     for begin in range(0, count, 4):
         at = first + (count - 1 - begin) * channels
         pv0, p0 = _pair(weights_ptr, plane, at, _inside(c_in, begin, count))

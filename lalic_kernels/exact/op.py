@@ -111,7 +111,7 @@ def gaussian_head(parameters: Tensor, *, backend: str | None = None) -> tuple[Te
 
 
 def slice_kernels(device: torch.device, *, backend: str | None = None) -> SliceKernels | None:
-    """Kernels that code slices in few launches, if Triton runs; else None."""
+    """Kernels that code slices on a GPU, if Triton runs; else None."""
     if (backend or backend_of(device.type)) != "triton":
         return None
     from lalic_kernels.exact.gpu_slices import SliceKernels

@@ -12,6 +12,9 @@ network's scales and means) are read without a copy. A thread takes VEC columns.
 import triton
 import triton.language as tl
 
+# Not specialised: another size needs no compilation.
+SIZES = ["rows", "columns"]
+
 
 @triton.jit
 def _tail(z, falling):
@@ -49,8 +52,8 @@ def _elements(rows, columns, GROUPS: tl.constexpr, VEC: tl.constexpr):
     groups_per_row = columns // VEC
     first = tl.program_id(0).to(tl.int64) * GROUPS
     row = first // groups_per_row
-    # 32-bit from here on: a 64-bit division for each thread would cost more than the arithmetic.
-    group = (first - row * groups_per_row).to(tl.int32) + tl.arange(0, GROUPS)
+    # In the columns' type from here on, mostly 32-bit: a 64-bit division a thread would cost more than the arithmetic.
+    group = (first - row * groups_per_row).to(groups_per_row.dtype) + tl.arange(0, GROUPS)
     rows_down = group // groups_per_row
     column = (group - rows_down * groups_per_row)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     row = (row + rows_down)[:, None]
@@ -63,7 +66,7 @@ def _load(x_ptr, row, column, mask, stride, VEC: tl.constexpr):
     return tl.load(x_ptr + row * stride * VEC + column, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "y_stride", "scales_stride", "means_stride"])
 def likelihood_kernel(
     y_ptr, scales_ptr, means_ptr, out_ptr, rows, columns, y_stride, scales_stride, means_stride,
     SCALE_MIN: tl.constexpr, MASS_MIN: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
@@ -80,7 +83,7 @@ def likelihood_kernel(
     tl.store(out_ptr + row * (columns // VEC) * VEC + column, out, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "y_stride", "scales_stride", "means_stride", "grad_stride"])
 def grad_likelihood_kernel(
     y_ptr, scales_ptr, means_ptr, grad_ptr, grad_y_ptr, grad_scales_ptr, grad_means_ptr, rows, columns,
     y_stride, scales_stride, means_stride, grad_stride,

@@ -23,7 +23,8 @@ def _store_sum(y, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels, RESIDU
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+# Sizes are not specialised, so that another size needs no compilation.
+@triton.jit(do_not_specialize=["rows", "channels", "per"])
 def rows_linear_kernel(
     x_ptr,  # (rows, C)
     matrix_ptr,  # (PLANES * C, C)
@@ -84,7 +85,7 @@ def _finish(
     _store_sum(y, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels, RESIDUAL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "channels", "hidden"])
 def channel_mix_kernel(
     x_ptr,  # (rows, C)
     key_ptr,  # (hidden, C)

@@ -82,7 +82,7 @@ def _by_triton(symbols: Tensor, first: int) -> Tensor:
     sums = torch.zeros(symbols.shape[0], dtype=torch.int64, device=symbols.device)
     if symbols.numel():
         with on(symbols.device):
-            checksum_kernel[(blocks(symbols.shape[1], LAUNCH["BLOCK"]), symbols.shape[0])](
+            checksum_kernel[(symbols.shape[0] * blocks(symbols.shape[1], LAUNCH["BLOCK"]),)](
                 symbols, sums, symbols.shape[1], first, **LAUNCH.options()
             )
     return sums

@@ -264,16 +264,16 @@ class DeviceDecoder:
         positions = 1 if view is None else view.positions
         rows, numbers, raw = self._scratch_of(count)
         with on(self.device):
-            kernels.rans_rows_kernel[(blocks(count, LAUNCHES["rows"]["BLOCK"]), self._streams)](
+            kernels.rans_rows_kernel[(self._streams * blocks(count, LAUNCHES["rows"]["BLOCK"]),)](
                 source, _thresholds(self.device), rows, heads, count, positions, stride, self._groups, t.rows,
                 PARAMETERS=by_scale, **LAUNCHES["rows"].options(),
             )  # fmt: skip
-            kernels.rans_symbols_kernel[(self._groups, self._streams)](
+            kernels.rans_symbols_kernel[(self._streams * self._groups,)](
                 heads, words, rows, t.coarse, t.packed, t.bias, t.offset, t.escape, numbers, raw, out,
                 count, self._groups, self._words_stride, **LAUNCHES["symbols"].options(),
             )  # fmt: skip
             absmax = None if view is None else view.absmax_bits
-            kernels.rans_values_kernel[(blocks(count, LAUNCHES["values"]["BLOCK"]), self._streams)](
+            kernels.rans_values_kernel[(self._streams * blocks(count, LAUNCHES["values"]["BLOCK"]),)](
                 out, source if medians is None else medians, out if view is None else view.image,
                 heads if absmax is None else absmax, self._sums, heads, count, positions, self._first, self._groups,
                 *((1, 1, 0, 0) if view is None else view.numbers),

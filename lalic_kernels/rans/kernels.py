@@ -1,6 +1,6 @@
 """The coder and the checksum in Triton. reference.py defines the stream, gpu.py launches these kernels.
 
-Decoding a section of a batch of streams takes three launches; the second dimension of every grid is the stream:
+Decoding a section of a batch of streams takes three launches; programs of a stream follow each other in every grid:
 
     rows     table rows of all symbols, from indexes or from scales
     symbols  one program, a warp, for each group of lanes; the last program to finish decodes the escapes
@@ -20,32 +20,41 @@ import triton.language as tl
 
 from lalic_kernels.exact.kernels_common import INFINITY, magnitude, threshold_index
 from lalic_kernels.rans.layout import MIX_FIRST, MIX_SECOND
+from lalic_kernels.triton_math import Constant, barrier
 
-FAULTS = tl.constexpr(0)
-DECODED = tl.constexpr(1)
-ESCAPES = tl.constexpr(2)
-RAMP_STEPS = tl.constexpr(4)
-FIXED = tl.constexpr(16)  # numbers before those of the groups
-AT = tl.constexpr(0)
-END = tl.constexpr(1)
-WORKING = tl.constexpr(2)
-STEPS_LEFT = tl.constexpr(3)
-STEP = tl.constexpr(4)
-SECTION = tl.constexpr(5)
-RAMP = tl.constexpr(6)
-GROUPS = tl.constexpr(7)
-CONTROL = tl.constexpr(8)
+FAULTS = Constant(0)
+DECODED = Constant(1)
+ESCAPES = Constant(2)
+RAMP_STEPS = Constant(4)
+FIXED = Constant(16)  # numbers before those of the groups
+AT = Constant(0)
+END = Constant(1)
+WORKING = Constant(2)
+STEPS_LEFT = Constant(3)
+STEP = Constant(4)
+SECTION = Constant(5)
+RAMP = Constant(6)
+GROUPS = Constant(7)
+CONTROL = Constant(8)
 # Fault bits, 1 << -code for the codes of reference.py.
-BAD_INDEX = tl.constexpr(1 << 1)
-BAD_COUNT = tl.constexpr(1 << 2)
-BAD_DIGIT = tl.constexpr(1 << 3)
-TOO_LARGE = tl.constexpr(1 << 4)
-BAD_LANE = tl.constexpr(1 << 5)
-NOT_FINITE = tl.constexpr(1 << 16)
-_FIRST, _SECOND = tl.constexpr(MIX_FIRST), tl.constexpr(MIX_SECOND)
+BAD_INDEX = Constant(1 << 1)
+BAD_COUNT = Constant(1 << 2)
+BAD_DIGIT = Constant(1 << 3)
+TOO_LARGE = Constant(1 << 4)
+BAD_LANE = Constant(1 << 5)
+NOT_FINITE = Constant(1 << 16)
+_FIRST, _SECOND = Constant(MIX_FIRST), Constant(MIX_SECOND)
+# Not specialised, in all kernels: another size needs no compilation.
+SIZES = ["count", "positions", "groups_capacity"]
 
 
 # Functions of several kernels
+
+
+@triton.jit
+def _stream_and_block(per_stream):
+    """(stream as int64, block) of a program, in a grid of (B * per_stream,)."""
+    return (tl.program_id(0) // per_stream).to(tl.int64), tl.program_id(0) % per_stream
 
 
 @triton.jit
@@ -61,7 +70,7 @@ def _is_last(head_ptr, counter, programs):
     All threads' stores come before the barrier. Then one thread increments the counter with release and acquire for the
     whole device (PTX: bar.warp.sync or bar.sync, then atom.global.acq_rel.gpu), and the others get it after a barrier.
     """
-    tl.debug_barrier()
+    barrier()
     last = tl.atomic_add(head_ptr + counter, 1, sem="acq_rel", scope="gpu") == programs - 1
     if last:
         tl.store(head_ptr + counter, 0)
@@ -100,7 +109,7 @@ def _mixed(indices, symbols):
 # Decoding
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "stride", "table_rows"])
 def rans_rows_kernel(
     source_ptr,  # indexes int32, or with PARAMETERS float32 (B, positions, 2 g): scales, then means
     thresholds_ptr,  # (63,) float32
@@ -115,12 +124,12 @@ def rans_rows_kernel(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Table rows of symbols in coding order: channel by channel, each at all positions. Grid (blocks of count, B)."""
+    """Table rows of symbols in coding order: channel by channel, each at all positions. Grid (B * blocks of count,)."""
     # A block of a stream's symbols.
-    stream = tl.program_id(1).to(tl.int64)
+    stream, block = _stream_and_block(tl.cdiv(count, BLOCK))
     source_ptr += stream * stride
     head_ptr = heads_ptr + stream * (FIXED + (CONTROL + LANES) * groups_capacity)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     if PARAMETERS:
         # The row of each scale, by binary search in the thresholds.
@@ -154,7 +163,7 @@ def _escapes(
         escaped = (tl.load(rows_ptr + i, mask=i < count, other=0) < 0).to(tl.int32)  # [BLOCK]
         tl.store(numbers_ptr + escape_count + tl.cumsum(escaped, 0) - 1, i, mask=escaped != 0)
         escape_count += tl.sum(escaped, 0)
-    tl.debug_barrier()
+    barrier()
     lane = tl.arange(0, LANES)
     x = tl.load(x_ptr + lane).to(tl.uint32, bitcast=True)  # [LANES]
     at = tl.load(control_ptr + AT)
@@ -171,7 +180,7 @@ def _escapes(
         tl.store(raw_ptr + begin + lane, digits << 40, mask=mask)
     # 16, 16 and 4 bits of the values, low bits first.
     for part in tl.static_range(3):
-        tl.debug_barrier()
+        barrier()
         for begin in range(0, escape_count, working):
             mask = (lane < working) & (begin + lane < escape_count)
             raw = tl.load(raw_ptr + begin + lane, mask=mask, other=0)  # [LANES]
@@ -179,7 +188,7 @@ def _escapes(
             width = tl.minimum(tl.maximum(4 * digits - 16 * part, 0), 16 if part < 2 else 4)
             value, x, at = _field(x, mask, width, words_ptr, at, end)
             tl.store(raw_ptr + begin + lane, raw | (value.to(tl.int64) << (16 * part)), mask=mask)
-    tl.debug_barrier()
+    barrier()
     # Check the values, and write symbols.
     for begin in range(0, escape_count, LANES):
         mask = begin + lane < escape_count
@@ -204,7 +213,7 @@ def _escapes(
         _set_fault(head_ptr, faults)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "words_capacity"])
 def rans_symbols_kernel(
     heads_ptr,
     words_ptr,
@@ -223,10 +232,9 @@ def rans_symbols_kernel(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A group's symbols of a section. Grid (groups_capacity, B)."""
+    """A group's symbols of a section. Grid (B * groups_capacity,)."""
     # Load the group's state: [LANES], and numbers.
-    group = tl.program_id(0)
-    stream = tl.program_id(1).to(tl.int64)
+    stream, group = _stream_and_block(groups_capacity)
     head_ptr = heads_ptr + stream * (FIXED + (CONTROL + LANES) * groups_capacity)
     groups = tl.load(head_ptr + FIXED + GROUPS)
     if group >= groups:
@@ -262,7 +270,7 @@ def rans_symbols_kernel(
                 faults |= BAD_LANE
             at -= half
             tl.store(words_ptr + at + lane - half, (x & 0xFFFF).to(tl.int16), mask=stops & (at + lane - half < end))
-            tl.debug_barrier()  # other threads will read them
+            barrier()  # other threads will read them
             working = half
             steps_left = -1
             if half > 1:
@@ -318,7 +326,7 @@ def rans_symbols_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "first", "area", "value_stride", "half", "colour"])
 def rans_values_kernel(
     symbols_ptr,  # (B, count)
     parameters_ptr,  # "means": (B, positions, 2 g), scales, then means; "medians": (g,)
@@ -339,10 +347,10 @@ def rans_values_kernel(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """After decoding: write the values, add up the checksums. Grid (blocks of count, B)."""
+    """After decoding: write the values, add up the checksums. Grid (B * blocks of count,)."""
     # A block of symbols. They are stored channel by channel; values are written position by position.
-    stream = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    stream, block = _stream_and_block(tl.cdiv(count, BLOCK))
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     symbols_ptr += stream * count
     index = i
@@ -380,7 +388,7 @@ def rans_values_kernel(
 # Encoding
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lists", "groups", "lanes"])
 def rans_push_kernel(
     entries_ptr,  # (n,) packed intervals of all lists
     bounds_ptr,  # (lists + 1,) the first interval of each list
@@ -436,7 +444,7 @@ def rans_push_kernel(
 # The checksum alone
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "first"])
 def checksum_kernel(
     symbols_ptr,  # (B, count) int32
     totals_ptr,  # (B,) int64, added to
@@ -444,9 +452,9 @@ def checksum_kernel(
     first,
     BLOCK: tl.constexpr,
 ):
-    """Add a block of a row to its sum. The order of integer atomics does not matter. Grid (blocks of count, B)."""
-    row = tl.program_id(1)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Add a block of a row to its sum. The order of integer atomics does not matter. Grid (B * blocks of count,)."""
+    row, block = _stream_and_block(tl.cdiv(count, BLOCK))
+    i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
-    symbols = tl.load(symbols_ptr + row.to(tl.int64) * count + i, mask=inside, other=0)  # [BLOCK]
+    symbols = tl.load(symbols_ptr + row * count + i, mask=inside, other=0)  # [BLOCK]
     tl.atomic_add(totals_ptr + row, tl.sum(tl.where(inside, _mixed(i + first, symbols), 0), 0))

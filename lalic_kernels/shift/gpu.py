@@ -13,7 +13,7 @@ MANY_PIXELS = 16384
 BLOCK_C = 32
 SPLIT = 2  # blocks of channels per program for few pixels
 TAPS = Launch((("ROWS", 32), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C)), num_warps=4)
-NORM_STEPS = 8  # blocks of pixels per program in the norm's backward
+NORM = Launch((("STEPS", 8),), num_warps=4)  # the norm's backward: blocks of pixels per program
 _REGISTER_ELEMENTS = 4096  # elements in registers when statistics are computed
 
 
@@ -25,14 +25,13 @@ def taps(weight: Tensor) -> Tensor:
     return torch.nn.functional.pad(by_tap, (0, missing)) if missing else by_tap.contiguous()
 
 
-def tile(pixels: int, vec: int) -> tuple[Launch, bool]:
-    """The forward's tile for a number of pixels and a vector width, and whether several programs share its channels.
+def tile(vec: int) -> Launch:
+    """The forward's launch for a vector width.
 
     Two warps if a thread has eight neighbouring channels (vectors of 16-bit types); otherwise four, to save registers.
     """
-    many = pixels >= MANY_PIXELS
-    constants = (("ROWS", 8 if many else 4), ("COLUMNS", 16), ("BLOCK_C", BLOCK_C))
-    return Launch(constants, num_warps=2 if vec == 8 else 4), not many
+    constants = (("COLUMNS", 16), ("BLOCK_C", BLOCK_C))
+    return Launch(constants, num_warps=2 if vec == 8 else 4)
 
 
 def over_channels(channels: int, tile: Launch, vec: int) -> dict[str, int]:
@@ -96,10 +95,9 @@ def shift(
 
     batch, height, width, channels = x.shape
     vec = vector(x.element_size(), channels)
-    launch, shared = tile(batch * height * width, vec)
-    rows, columns = launch["ROWS"], launch["COLUMNS"]
-    c_blocks = blocks(channels, launch["BLOCK_C"])
-    split = SPLIT if shared else c_blocks
+    launch, c_blocks = tile(vec), blocks(channels, BLOCK_C)
+    rows, split = (8, c_blocks) if batch * height * width >= MANY_PIXELS else (4, SPLIT)
+    columns = launch["COLUMNS"]
     tiles, splits = batch * blocks(height, rows) * blocks(width, columns), blocks(c_blocks, split)
     statistics = taps
     if norm is not None:
@@ -107,7 +105,7 @@ def shift(
         statistics = torch.empty(scratch, dtype=torch.float32, device=x.device)
     with on(x.device):
         kernels.shift_kernel[(tiles, splits)](
-            x, *(norm or (taps, taps)), taps, statistics, out, height, width, channels, split, eps,
+            x, *(norm or (taps, taps)), taps, statistics, out, height, width, channels, split, rows, eps,
             NORM=norm is not None, TURNED=turned, VEC=vec,
             **over_channels(channels, launch, vec), **launch.options(),
         )  # fmt: skip
@@ -143,14 +141,14 @@ def grad_norm(x: Tensor, norm_weight: Tensor, grad: Tensor, eps: float) -> tuple
     channels = x.shape[3]
     pixels = x.numel() // channels
     vec = vector(x.element_size(), channels)
-    constants = over_channels(channels, TAPS, vec) | {"STEPS": NORM_STEPS}
-    programs = blocks(pixels, constants["PIXELS"] * NORM_STEPS)
+    constants = over_channels(channels, NORM, vec)
+    programs = blocks(pixels, constants["PIXELS"] * NORM["STEPS"])
     statistics = torch.empty((2, pixels), dtype=torch.float32, device=x.device)
     parts = torch.empty((programs, 2, channels), dtype=torch.float32, device=x.device)
     with on(x.device):
         kernels_backward.grad_norm_kernel[(programs,)](
             x, norm_weight, grad, statistics, parts, pixels, channels, eps,
-            VEC=vec, **constants, num_warps=TAPS.num_warps,
+            VEC=vec, **constants, **NORM.options(),
         )  # fmt: skip
     grad_norm_weight, grad_norm_bias = parts.sum(0, dtype=torch.float64).to(torch.float32)
     return grad_norm_weight, grad_norm_bias, statistics

@@ -3,34 +3,36 @@
 import triton
 import triton.language as tl
 
-# Not specialised: a size of 1 must not become a compile-time constant without a type.
-SIZES = ["height", "width", "channels", "split"]
+from lalic_kernels.triton_math import barrier
+
+# Not specialised: another size needs no compilation, and a size of 1 is no compile-time constant without a type.
+SIZES = ["height", "width", "channels", "split", "rows"]
 
 
 @triton.jit
-def tile_origin(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_origin(height, width, rows, COLUMNS: tl.constexpr):
     """(batch item as int64, first line, first column) of this program's tile; grid axis 0 counts tiles."""
     tile = tl.program_id(0)
     tiles_x = tl.cdiv(width, COLUMNS)
-    tiles_y = tl.cdiv(height, ROWS)
-    return (tile // (tiles_x * tiles_y)).to(tl.int64), tile // tiles_x % tiles_y * ROWS, tile % tiles_x * COLUMNS
+    tiles_y = tl.cdiv(height, rows)
+    return (tile // (tiles_x * tiles_y)).to(tl.int64), tile // tiles_x % tiles_y * rows, tile % tiles_x * COLUMNS
 
 
 @triton.jit
 def _statistics(
-    x_ptr, scratch, batch, top, left, height, width, channels, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr, ALL_C: tl.constexpr,
+    x_ptr, scratch, batch, top, left, height, width, channels, rows, eps,
+    COLUMNS: tl.constexpr, PIXELS: tl.constexpr, ALL_C: tl.constexpr,
 ):  # fmt: skip
     """Write mean and 1 / standard deviation of every pixel of the tile and its margin of two to `scratch`."""
     WIDE: tl.constexpr = COLUMNS + 4
-    COUNT: tl.constexpr = (ROWS + 4) * WIDE
+    count = (rows + 4) * WIDE
     c = tl.arange(0, ALL_C)
-    for start in range(0, COUNT, PIXELS):
+    for start in range(0, count, PIXELS):
         # The addresses of PIXELS pixels; pixels outside the image are zero.
         p = start + tl.arange(0, PIXELS)
         i = top - 2 + p // WIDE
         j = left - 2 + p % WIDE
-        inside = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (p < COUNT)
+        inside = (i >= 0) & (i < height) & (j >= 0) & (j < width) & (p < count)
         pixel = ((batch * height + i) * width + j) * channels
         mask = inside[:, None] & (c < channels)[None, :]
         # Mean and deviation over all channels: [PIXELS].
@@ -38,8 +40,8 @@ def _statistics(
         mean = tl.sum(x, axis=1) / channels
         centred = tl.where(mask, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
-        tl.store(scratch + p, mean, mask=p < COUNT)
-        tl.store(scratch + COUNT + p, factor, mask=p < COUNT)
+        tl.store(scratch + p, mean, mask=p < count)
+        tl.store(scratch + count + p, factor, mask=p < count)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -48,23 +50,23 @@ def shift_kernel(
     norm_weight_ptr,  # (C,) float32; read only with NORM, like norm_bias_ptr and statistics_ptr
     norm_bias_ptr,  # (C,) float32
     taps_ptr,  # (25, C padded to whole blocks of BLOCK_C) float32: the taps in row-major order
-    statistics_ptr,  # (programs, 2, (ROWS + 4) (COLUMNS + 4)) float32: scratch of each program
+    statistics_ptr,  # (programs, 2, (rows + 4) (COLUMNS + 4)) float32: scratch of each program
     y_ptr,  # (B, H, W, C), written
     height,  # H
     width,  # W
     channels,  # C
     split,  # blocks of channels per program
+    rows,  # lines of a tile
     eps,
     NORM: tl.constexpr,
     TURNED: tl.constexpr,  # the kernel turned by 180 degrees: the gradient's correlation
-    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PIXELS: tl.constexpr,
     ALL_C: tl.constexpr,  # a power of two, at least C
     VEC: tl.constexpr,  # C is a multiple of it
 ):
-    """y for a tile of ROWS x COLUMNS pixels and `split` blocks of channels. Grid (tiles, blocks of `split`).
+    """y for a tile of rows x COLUMNS pixels and `split` blocks of channels. Grid (tiles, blocks of `split`).
 
     For each block of channels the program goes down the tile's lines. A line is read five times, once for each column
     of the kernel, and is added to the sums of the five output lines that it belongs to, which rotate through registers.
@@ -72,16 +74,16 @@ def shift_kernel(
     memory; the barrier makes this safe (on AMD GPUs because all threads of a block share one cache).
     """
     WIDE: tl.constexpr = COLUMNS + 4
-    COUNT: tl.constexpr = (ROWS + 4) * WIDE
+    count = (rows + 4) * WIDE
     STEP: tl.constexpr = -5 if TURNED else 5
     channels = (channels // VEC) * VEC
-    # The tile, and the statistics of its pixels and margin: [2, ROWS + 4, COLUMNS + 4].
-    batch, top, left = tile_origin(height, width, ROWS, COLUMNS)
+    # The tile, and the statistics of its pixels and margin: [2, rows + 4, COLUMNS + 4].
+    batch, top, left = tile_origin(height, width, rows, COLUMNS)
     scratch = statistics_ptr
     if NORM:
-        scratch += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * COUNT)
-        _statistics(x_ptr, scratch, batch, top, left, height, width, channels, eps, ROWS, COLUMNS, PIXELS, ALL_C)
-        tl.debug_barrier()
+        scratch += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * count)
+        _statistics(x_ptr, scratch, batch, top, left, height, width, channels, rows, eps, COLUMNS, PIXELS, ALL_C)
+        barrier()
     column = tl.arange(0, COLUMNS)
     # The taps are padded to whole blocks, because a masked load would need one more instruction for each element.
     taps_row = tl.cdiv(channels, BLOCK_C) * BLOCK_C
@@ -102,7 +104,7 @@ def shift_kernel(
         sum_3 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
         sum_4 = tl.zeros([COLUMNS, BLOCK_C], tl.float32)
         # For each line of the tile and its margin:
-        for r in range(0, tl.minimum(ROWS, height - top) + 4):
+        for r in range(0, tl.minimum(rows, height - top) + 4):
             i = top - 2 + r
             # If the line is outside the image, move its columns outside too: one test then covers both.
             columns = tl.where((i >= 0) & (i < height), left + column, -8)
@@ -115,7 +117,7 @@ def shift_kernel(
                 x = tl.load(line + j[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
                 if NORM:
                     mean = tl.load(scratch + r * WIDE + column + d)  # [COLUMNS]
-                    factor = tl.load(scratch + COUNT + r * WIDE + column + d)  # [COLUMNS]
+                    factor = tl.load(scratch + count + r * WIDE + column + d)  # [COLUMNS]
                     x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
                     x = tl.where(inside[:, None], x, 0.0)
                 # One column of the kernel: add the line to the five output lines it belongs to.

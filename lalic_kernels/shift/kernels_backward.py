@@ -62,7 +62,7 @@ def grad_norm_kernel(
     tl.store(part + channels, grad_offset, mask=c_in)
 
 
-@triton.jit(do_not_specialize=["height", "width", "channels"])
+@triton.jit(do_not_specialize=["height", "width", "channels", "pixels"])
 def grad_taps_kernel(
     x_ptr,  # (B, H, W, C)
     norm_weight_ptr,  # (C,) float32; read only with NORM, like norm_bias_ptr and statistics_ptr

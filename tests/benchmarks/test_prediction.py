@@ -21,11 +21,12 @@ def test_the_document_is_todays() -> None:
     assert text == "\n".join(prediction.document()) + "\n"
 
 
-def test_the_larger_of_products_and_memory() -> None:
+def test_the_largest_of_products_memory_and_steps() -> None:
     sheet, middle = prediction.SHEET, 1
     assert prediction.part_ms("g_a", COUNTED["g_a"], middle) == pytest.approx(1e12 / (sheet["bfloat16"] * 0.35))
     assert prediction.part_ms("contexts", COUNTED["contexts"], middle) == pytest.approx(4e12 / (sheet["int8"] * 0.35))
     assert prediction.part_ms("g_s", COUNTED["g_s"], middle) == pytest.approx(5e12 / (sheet["memory"] * 0.7))
+    assert prediction.part_ms("h_s", COUNTED["h_s"] | {"steps": 10**6}, middle) == pytest.approx(250)
 
 
 def test_rows_add_up_and_get_worse() -> None:
@@ -43,7 +44,7 @@ def test_the_newest_record_of_the_full_model_counts(tmp_path: Path) -> None:
     rows = [{"launches": {"model": m, "total": n}} for m, n in (("full", 774), ("full", 298), ("slim", 250))]
     common = {"date": "2030-01-02", "device": "static"}
     (tmp_path / "static.jsonl").write_text("".join(json.dumps(common | row) + "\n" for row in rows))
-    assert prediction.launches(tmp_path)["launches"]["total"] == 298
+    assert prediction.newest("launches", tmp_path)["launches"]["total"] == 298
     (tmp_path / "static.jsonl").write_text(json.dumps(common | {"op": "slices"}) + "\n")
     with pytest.raises(ValueError, match=r"expected a record of `python -m benchmarks.counting.launches --save`"):
-        prediction.launches(tmp_path)
+        prediction.newest("launches", tmp_path)

@@ -138,6 +138,7 @@ KINDS = {
     "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
     "complexity": check_complexity, "decode_memory": counted, "counted": counted, "compiled": counted,
     "portability": has("portability", "setting", "exact", "float"), "rows": has("rows", *ROW),
+    "against": has("against", "call", "commit", "seconds before", "seconds", "ratio"),
     "ideal_bits": has("ideal_bits", "picture", "exact", "float"),
     **dict.fromkeys(("rate", "race", "exception_lists", "training"), of_older_commands),
 }  # fmt: skip

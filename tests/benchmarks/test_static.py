@@ -45,10 +45,10 @@ def test_every_access_is_128_bits_wide(kernels: list[dict]) -> None:
         kinds = {name: set(found) for name, found in row["accesses"].items()}
         assert set.union(*kinds.values()) <= {"load 128", "store 128"}, row
         # As many as a thread's share of the block has vectors: every element is read, and none of them twice. But the
-        # gate's gradient reads the gate and the upstream gradient once more, at the end.
+        # gate's gradient reads the gate and the upstream gradient once more, at the end; newer compilers keep them.
         again = {"gate_ptr", "grad_ptr"} if row["function"] == "grad_rows_kernel" and row["gated"] else set()
         for name, found in row["accesses"].items():
-            assert list(found.values()) == [2 * each if name in again else each], row
+            assert list(found.values()) in ([each], [2 * each if name in again else each]), row
         expected = {
             "chunk_sums_kernel": {"k_ptr", "v_ptr"},
             "rows_kernel": {"k_ptr", "v_ptr", "y_ptr"} | ({"gate_ptr"} if row["gated"] else set()),

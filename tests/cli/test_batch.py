@@ -15,9 +15,9 @@ from PIL import Image, ImageCms
 from tiny import noise, tiny
 
 from lalic import batch, codec
-from lalic.batch import Job, Outcome, Packed, compress_files, decompress_files
+from lalic.batch import Job, Outcome, Saved, compress_files, decompress_files
 from lalic.errors import LalicError, RequestError
-from lalic.files import WouldOverwrite
+from lalic.files import WouldOverwrite, read, write
 from lalic.images import ImageWarning
 
 
@@ -30,12 +30,17 @@ def jobs(tmp_path: Path) -> list[Job]:
     return made
 
 
+def save(target: str, value: int) -> Saved:
+    write(target, b"%d" % value, overwrite=False)
+    return Saved(len(str(value)), value, 1)
+
+
+def opened(source: str) -> int:
+    return int(read(source))
+
+
 def steps(**changed: Any) -> batch.Steps:
-    plain: dict[str, Any] = {
-        "open": lambda data: int(data),
-        "code": lambda values: [10 * value for value in values],
-        "pack": lambda target, value: Packed(b"%d" % value, value, 1),
-    }
+    plain: dict[str, Any] = {"open": opened, "code": lambda values: [10 * value for value in values], "save": save}
     return batch.Steps(**plain | changed)
 
 
@@ -80,12 +85,12 @@ def test_writing_overlaps_with_coding(jobs: list[Job]) -> None:
             third.set()
         return values
 
-    def pack(target: str, value: int) -> Packed:
+    def late(target: str, value: int) -> Saved:
         if value == 0:
             assert third.wait(60)
-        return Packed(b"%d" % value, 1, 1)
+        return save(target, value)
 
-    assert failed(run(jobs, steps(code=code, pack=pack))) == 0
+    assert failed(run(jobs, steps(code=code, save=late))) == 0
     assert contents(jobs) == [str(i) for i in range(12)]
 
 
@@ -93,19 +98,19 @@ def test_few_files_are_under_way(jobs: list[Job]) -> None:
     lock = threading.Lock()
     now = [0, 0]
 
-    def opened(data: bytes) -> int:
+    def counted(source: str) -> int:
         with lock:
             now[0] += 1
             now[1] = max(now)
-        return int(data)
+        return opened(source)
 
-    def pack(target: str, value: int) -> Packed:
+    def slow(target: str, value: int) -> Saved:
         threading.Event().wait(0.02)
         with lock:
             now[0] -= 1
-        return Packed(b"", 1, 1)
+        return Saved(0, 1, 1)
 
-    assert failed(run(jobs, steps(open=opened, pack=pack))) == 0
+    assert failed(run(jobs, steps(open=counted, save=slow))) == 0
     # read ahead, being read, being coded, waiting to be written, and one more before the wait
     assert now[0] == 0 and now[1] <= batch.READ_AHEAD + 3 + batch.WRITE_BEHIND + 1 < len(jobs)
 
@@ -122,17 +127,20 @@ def test_an_interrupt_leaves_whole_files(jobs: list[Job]) -> None:
     assert threading.active_count() == before
     assert contents(jobs) == [str(i) for i in range(len(contents(jobs)))]
     assert all(name.endswith(".out") for name in os.listdir(Path(jobs[0].target).parent))
+    for job in jobs:
+        Path(job.target).unlink(missing_ok=True)
     assert failed(run(jobs, steps(), overwrite=True)) == 0
 
 
 def test_warnings_belong_to_their_file(jobs: list[Job]) -> None:
-    def opened(data: bytes) -> int:
-        if int(data) % 4 == 1:
-            warnings.warn(f"of {int(data)}", ImageWarning, stacklevel=1)
+    def warned(source: str) -> int:
+        value = opened(source)
+        if value % 4 == 1:
+            warnings.warn(f"of {value}", ImageWarning, stacklevel=1)
         warnings.warn("for programmers", DeprecationWarning, stacklevel=1)
-        return int(data)
+        return value
 
-    found = {i: outcome.warnings for i, outcome in enumerate(run(jobs, steps(open=opened))) if outcome.warnings}
+    found = {i: outcome.warnings for i, outcome in enumerate(run(jobs, steps(open=warned))) if outcome.warnings}
     assert found == {i: [f"of {i}"] for i in (1, 5, 9)}
 
 

@@ -141,22 +141,51 @@ def test_many_files_and_folders(run, here):
 def test_one_bad_file_does_not_stop_the_rest(run, here):
     picture(1).save("a.png")
     Path("b.png").write_bytes(b"this is no picture")
-    picture(2, mode="RGBA").save("c.png")
+    Image.new("F", (9, 9)).save("c.tif")
     picture(3).save("d.png")
     Path("d.png").write_bytes(Path("d.png").read_bytes()[:500])
     picture(4).save("e.png")
-    done = run("compress", "a.png", "b.png", "c.png", "d.png", "e.png")
+    done = run("compress", "a.png", "b.png", "c.tif", "d.png", "e.png")
     assert done.code == 1 and len(done.out) == 3 and done.out[2].startswith("2 pictures in ")
-    assert [line.split(": ")[1] for line in done.err] == ["b.png", "c.png", "d.png", "3 of 5 files failed"]
-    assert listing(here) == ["a.lalic", "a.png", "b.png", "c.png", "d.png", "e.lalic", "e.png"]
+    assert [line.split(": ")[1] for line in done.err] == ["b.png", "c.tif", "d.png", "3 of 5 files failed"]
+    assert listing(here) == ["a.lalic", "a.png", "b.png", "c.tif", "d.png", "e.lalic", "e.png"]
 
 
 def test_background(run, here):
     Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save("a.png")
-    done = run("compress", "a.png")
-    assert done.code == 1 and "--background" in done.err[0]
     assert run("compress", "a.png", "--background", "#00ff00").code == 0
     assert Path("a.lalic").read_bytes() == codec.encode(Image.new("RGB", (3, 3), (0, 255, 0)), tiny())
+
+
+def test_alpha_and_metadata_come_back_unless_stripped(run, here):
+    clear = picture().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save("a.png", dpi=(72, 72))
+    assert run("compress", "a.png").code == 0 and run("decompress", "a.lalic", "-o", "b.png").code == 0
+    back = Image.open("b.png")
+    assert back.getchannel("A").tobytes() == clear.getchannel("A").tobytes()
+    assert back.info["dpi"][0] == pytest.approx(72, abs=0.02)  # a PNG has pixels a metre
+    described = run("info", "a.lalic").out
+    assert any("with alpha" in line for line in described) and any("dpi" in line for line in described)
+    run("compress", "a.png", "-o", "c.lalic", "--strip", "--background", "white")
+    stripped = json.loads("".join(run("info", "--json", "c.lalic").out))[0]
+    assert (stripped["metadata"], stripped["alpha"]) == ({}, False)
+
+
+def test_a_region_and_a_smaller_picture(run, here):
+    picture().save("a.png")
+    run("compress", "a.png")
+    run("decompress", "a.lalic", "-o", "whole.png")
+    whole = Image.open("whole.png")
+    assert run("decompress", "a.lalic", "-o", "part.png", "--region", "3,4,20,30").code == 0
+    assert Image.open("part.png").tobytes() == whole.crop((3, 4, 20, 30)).tobytes()
+    assert run("decompress", "a.lalic", "-o", "small.png", "--scale", "1/8").code == 0
+    assert Image.open("small.png").tobytes() == whole.reduce(8).tobytes()
+    done = run("decompress", "a.lalic", "-o", "no.png", "--region", "0,0,1000,3")
+    assert done.code == 1 and "region is (0, 0, 1000, 3), expected (left, top, right, bottom) inside of" in done.err[0]
+    for option, words in (("--scale", "1/3"), ("--scale", "8"), ("--region", "0,0,5"), ("--region", "a,0,5,5")):
+        done = run("decompress", "a.lalic", option, words)
+        assert done.code == 2 and "expected" in done.err[0]
 
 
 def test_warnings_about_a_picture_are_shown(run, here):
@@ -195,7 +224,10 @@ def test_damaged_files(run, here):
     data[100] ^= 1
     Path("bad.lalic").write_bytes(data)
     done = run("decompress", "bad.lalic")
-    assert (done.code, done.err) == (1, ["lalic: bad.lalic: the data is damaged: its checksum does not match"])
+    assert (done.code, done.err) == (
+        1,
+        ["lalic: bad.lalic: tile 0 of the picture is damaged: its checksum does not match"],
+    )
     assert not Path("bad.png").exists()
     done = run("decompress", "a.png", "-o", "c.png")
     assert done.code == 1 and "not a .lalic file" in done.err[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from lalic.container import Container, parse
+from lalic.container import Tile, parse
+from lalic.tiles import Grid
 
 
 def corrupted(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -49,40 +51,44 @@ def _one(files: list[bytes], rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def resealed(files: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` pairs of (what was done, bytes) with correct header and data checksums, so that they reach the model."""
+    """`count` pairs of (what was done, bytes) with correct checksums of all parts, so that they reach the model."""
     rng = np.random.default_rng(seed)
     containers = [parse(data) for data in files]
     made = 0
     while made < count:
-        fields = dict(vars(containers[rng.integers(len(containers))]))
+        container = containers[rng.integers(len(containers))]
         other = containers[rng.integers(len(containers))]
         kind = ("flip", "begin", "shorten", "lengthen", "empty", "splice", "size", "checksum")[rng.integers(8)]
-        stream = fields["stream"]
+        number = int(rng.integers(len(container.tiles)))
+        stream, checksum = container.tiles[number]
+        grid = container.grid
         if kind in ("flip", "begin"):
             flipped = bytearray(stream)
             for position in rng.integers(min(len(flipped), 16 if kind == "begin" else 2**28), size=rng.integers(1, 4)):
                 flipped[position] ^= 1 << rng.integers(8)
-            fields["stream"] = bytes(flipped)
+            stream = bytes(flipped)
         elif kind == "checksum":
-            fields["symbol_checksum"] ^= 1 << int(rng.integers(48))
+            checksum ^= 1 << int(rng.integers(48))
         elif kind == "size":
-            fields["width"], fields["height"] = (int(side) for side in rng.integers(1, 2048, 2))
-            step = 64  # another size with as many blocks is another picture of the same symbols, not damage
-            if -(-fields["width"] // step) == -(-other.width // step):
+            grid = replace(grid, width=int(rng.integers(1, 2048)), height=int(rng.integers(1, 2048)))
+            # Another size with as many blocks is another picture of the same symbols, not damage.
+            if grid.padded.width == container.grid.padded.width or len(grid) != len(container.grid):
                 continue
         else:
-            fields["stream"] = {
+            stream = {
                 "shorten": stream[: rng.integers(len(stream))],
                 "lengthen": stream + rng.bytes(int(rng.integers(1, 9))),
                 "empty": b"",
-                "splice": other.stream,
+                "splice": other.tiles[0].stream,
             }[kind]
-        container = Container(**fields)
-        if container not in containers:
+        tiles = list(container.tiles)
+        tiles[number] = Tile(stream, checksum)
+        made_one = replace(container, grid=grid, tiles=tuple(tiles))
+        if made_one not in containers:
             made += 1
-            yield kind, container.pack()
+            yield kind, made_one.pack()
 
 
 def claiming(data: bytes, width: int, height: int) -> bytes:
     """The file with another size in its header, with correct checksums."""
-    return Container(**{**vars(parse(data)), "width": width, "height": height}).pack()
+    return replace(parse(data), grid=Grid(width, height)).pack()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import struct
 import tracemalloc
 import zlib
+from dataclasses import replace
 
 import pytest
 
-from lalic.container import MAX_OVERHEAD, MAX_PIXELS, VERSION, Container, parse
+from lalic.container import MAX_OVERHEAD, MAX_PIXELS, VERSION, Container, Tile, parse
 from lalic.errors import BitstreamError
+from lalic.tiles import Grid
 
-SMALL = Container("slim", b"12345678", 300, 200, b"s" * 530, 0xC0DEDEADBEEF, 33.25)
+SMALL = Container("slim", b"12345678", Grid(300, 200), (Tile(b"s" * 530, 0xC0DEDEADBEEF),), 33.25)
+TILED = replace(
+    SMALL, grid=Grid(300, 200, 128, 64), tiles=tuple(Tile(bytes([i]) * i, i) for i in range(6)), grey=True,
+    alpha=(b"", b"a file", b"", b"another", b"", b""), metadata={"e": b"EXIF" * 30, "c": "sRGB from ¼".encode()},
+)  # fmt: skip
+BOTH = pytest.mark.parametrize("container", [SMALL, TILED], ids=["one tile", "all boxes"])
 
 
 def varint(value: int) -> bytes:
@@ -22,173 +28,232 @@ def varint(value: int) -> bytes:
     return out + bytes([value])
 
 
-def side(value: int) -> bytes:
-    return value.to_bytes(2, "big")
+def big(value: int, size: int = 4) -> bytes:
+    return value.to_bytes(size, "big")
 
 
-def raw(
-    magic=b"\x89LAL",
-    version=VERSION,
-    name=b"slim",
-    model_hash=b"12345678",
-    width=b"\x01\x2c",  # 300
-    height=b"\x00\xc8",  # 200
-    quality=b"\x0c\xfd",  # 33.25
-    lengths=b"\x92\x04",
-    streams=b"s" * 530,
-    checksum=b"\xc0\xde\xde\xad\xbe\xef",
-    tail=b"",
-) -> bytes:
+class File:
     """A file made on purpose: any field can be wrong, and all checksums are correct."""
-    header = magic + bytes([version, len(name)]) + name + model_hash + width + height + quality + lengths + checksum
-    data_crc = zlib.crc32(streams, zlib.crc32(header))
-    return header + struct.pack(">I", zlib.crc32(header)) + streams + struct.pack(">I", data_crc) + tail
+
+    def __init__(self, version=VERSION, flags=2, name=b"slim", quality=3325, width=b"\xac\2", height=b"\xc8\1") -> None:
+        header = b"\x89LAL" + bytes([version, flags, len(name)]) + name + b"12345678" + big(quality, 2) + width + height
+        self.crc = zlib.crc32(header)
+        self.data = header + big(self.crc)
+
+    def checked(self, data: bytes) -> bytes:
+        return data + big(zlib.crc32(data, self.crc))
+
+    def box(self, letter: str, payload: bytes, length: bytes | None = None) -> File:
+        self.data += self.checked(letter.encode() + (varint(len(payload)) if length is None else length) + payload)
+        return self
+
+    def picture(self, *tiles: bytes, length: int | None = None) -> File:
+        payload = b"".join(self.checked(big(0xC0DEDEADBEEF, 6) + stream) for stream in tiles)
+        self.data += b"P" + varint(len(payload) if length is None else length) + payload
+        return self
 
 
-def refused(data: bytes, match: str, **options) -> str:
+def refused(data: bytes, match: str, **options) -> None:
     with pytest.raises(BitstreamError, match=match) as caught:
         parse(data, **options)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 200
-    return message
 
 
-def test_the_layout_is_the_one_in_the_docstring():
-    assert SMALL.pack() == raw()
+def test_the_layout_is_the_one_in_the_docstring() -> None:
+    assert File().picture(b"s" * 530).data == SMALL.pack()
     assert VERSION == 1
 
 
-@pytest.mark.parametrize("name", ["a", "slim", "full-v12"])
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (127, 128), (5000, 6000), (65535, 1)])
-@pytest.mark.parametrize("stream", [b"", b"\xff" * 127, b"a" * 128, b"b" * 20000])
-def test_round_trip(name, width, height, stream):
-    container = Container(name, bytes(range(8)), width, height, stream, 2**48 - 1)
+@pytest.mark.parametrize("name", ["a", "full-v12"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (127, 128), (65535, 1), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("stream", [b"", b"\xff" * 127, b"b" * 20000])
+def test_round_trip(name, width, height, stream) -> None:
+    container = Container(name, bytes(range(8)), Grid(width, height), (Tile(stream, 2**48 - 1),))
     data = container.pack()
-    assert parse(data) == container
-    assert parse(bytearray(data)) == parse(memoryview(data)) == container
-    assert container.file_bytes == len(data) == container.overhead_bytes + len(stream)
-    assert container.bits_per_pixel == pytest.approx(8 * len(data) / (width * height))
+    assert parse(data, None) == container
+    assert parse(bytearray(data), None) == parse(memoryview(data), None) == container
+    assert container.stream_bytes == len(stream) and (container.width, container.height) == (width, height)
+
+
+def test_round_trip_of_every_box() -> None:
+    assert parse(TILED.pack()) == TILED
+    for letter in "extrc":
+        container = replace(SMALL, metadata={letter: bytes(1000)})
+        assert parse(container.pack()) == container
+        assert len(container.pack()) < len(SMALL.pack()) + 100, "metadata is compressed"
 
 
 @pytest.mark.parametrize("quality", [1.0, 1.01, 33.33, 50.0, 99.99, 100.0])
-def test_qualities_come_back_as_they_were(quality):
-    container = Container("slim", bytes(8), 64, 64, b"", 0, quality)
+def test_qualities_come_back_as_they_were(quality) -> None:
+    container = replace(SMALL, quality=quality)
     assert parse(container.pack()).quality == quality
-    assert len(container.pack()) == len(Container("slim", bytes(8), 64, 64, b"", 0).pack())
+    assert len(container.pack()) == len(replace(SMALL, quality=None).pack())
 
 
-def test_overhead_is_at_most_46_bytes_in_the_worst_case():
-    """Longest name, largest sides, and a stream with a length of a four-byte varint."""
+def test_overhead_of_one_tile() -> None:
+    """Longest name, sides below 2^14, and a stream with a length of a four-byte varint."""
     stream = b"\0" * 2**21  # the shortest such
-    worst = Container("abcdefgh", bytes(8), 65535, 65535, stream, 2**48 - 1, 100.0)
-    assert len(worst.pack()) - len(stream) == worst.overhead_bytes == MAX_OVERHEAD == 46
-    assert len(varint(2**28 - 1)) == 4
-    assert Container("slim", bytes(8), 768, 512, b"s" * 12300, 0).overhead_bytes == 40  # of a usual picture
-    # No container with more can be made: each of the four sizes is checked when one is constructed.
-    for field, value in [("width", 65536), ("height", 65536), ("model_name", "abcdefghi"), ("stream", _Long())]:
-        with pytest.raises(ValueError, match=field):
-            Container(**{**vars(worst), field: value})
+    worst = replace(SMALL, model_name="abcdefgh", grid=Grid(16383, 16383), tiles=(Tile(stream, 0),))
+    assert len(worst.pack()) - len(stream) == MAX_OVERHEAD == 48
+    usual = replace(SMALL, grid=Grid(768, 512), tiles=(Tile(b"s" * 12300, 0),))
+    assert len(usual.pack()) - 12300 == 42
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_name": ""}, {"model_name": "Slim"}, {"model_name": "slim\n"}, {"model_name": "schön"},
+        {"model_name": "abcdefghi"}, {"model_hash": b"1234567"}, {"tiles": ()}, {"tiles": (Tile(b"", 2**48),)},
+        {"tiles": (Tile(b"", -1),)}, {"quality": 0.99}, {"quality": 100.01}, {"quality": 33.333},
+        {"quality": float("nan")}, {"metadata": {"q": b""}}, {"alpha": ()}, {"grid": Grid(300, 200, 64)},
+    ],
+)  # fmt: skip
+def test_a_container_with_a_bad_field_cannot_be_made(change) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(change)).replace('grid', 'tiles')} "):
+        replace(SMALL, **change)
 
 
 class _Long(bytes):
     def __len__(self) -> int:
-        return 2**28
+        return 2**28 - 10
 
 
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [
-        ("model_name", ["", "Slim", "slim\n", "schön"]),
-        ("model_hash", [b"1234567"]),
-        ("width", [0]),
-        ("height", [-1]),
-        ("symbol_checksum", [2**48, -1]),
-        ("quality", [0.99, 100.01, 33.333, float("nan")]),
-    ],
-)
-def test_a_container_with_a_bad_field_cannot_be_made(field, values):
-    for value in values:
-        with pytest.raises(ValueError, match=field):
-            Container(**{**vars(SMALL), field: value})
+def test_a_stream_that_is_too_long_is_no_field() -> None:
+    with pytest.raises(ValueError, match="tiles has a stream of 268435446 bytes, expected at most 268435445"):
+        replace(SMALL, tiles=(Tile(_Long(), 0),))
 
 
-def test_not_a_lalic_file():
+def test_not_a_lalic_file() -> None:
     for data in (b"", b"\x89PNG\r\n\x1a\n", b"LAL", b"\x88LAL" + SMALL.pack()[4:], b"\0" * 1000):
         refused(data, r"not a \.lalic file")
 
 
 @pytest.mark.parametrize("version", [0, 2, 127, 255])
-def test_another_version(version):
-    refused(raw(version=version), rf"format version {version} is not readable by this release, which reads version 1$")
+def test_another_version(version) -> None:
+    data = File(version=version).picture(b"").data
+    refused(data, rf"format version {version} is not readable by this release, which reads version 1$")
 
 
-def test_every_truncation_is_refused_and_says_so():
-    data = SMALL.pack()
+@BOTH
+def test_every_truncation_is_refused_and_says_so(container) -> None:
+    data = container.pack()
     for length in range(1, len(data)):
-        inside = length < len(data) - 530 - 4
-        end = f"its {length} bytes end inside the header" if inside else f"expected {len(data)} bytes, got {length}"
-        refused(data[:length], f"truncated: {end}")
+        refused(data[:length], rf"truncated: its {length} bytes end inside (the header|a box|the box|tile)")
 
 
-def test_trailing_bytes():
-    refused(SMALL.pack() + b"\0", r"trailing bytes: expected 570 bytes, got 571")
-    refused(SMALL.pack() * 2, r"trailing bytes")
+@BOTH
+def test_trailing_bytes(container) -> None:
+    data = container.pack()
+    refused(data + b"\0", rf"trailing bytes: expected {len(data)} bytes, got {len(data) + 1}")
+    refused(data * 2, r"trailing bytes")
 
 
-def test_every_bit_flip_is_refused():
-    data = SMALL.pack()
-    kinds = set()
+@BOTH
+def test_every_bit_flip_is_refused(container) -> None:
+    data = container.pack()
     for position in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[position // 8] ^= 1 << position % 8
-        kinds.add(refused(bytes(flipped), r"damaged|truncated|trailing|not a \.lalic file|version"))
-    assert {kind[:24] for kind in kinds} >= {"the header is damaged: i", "the data is damaged: its"}
+        refused(bytes(flipped), r"damaged|truncated|trailing|not a \.lalic file|version|does not know|comes|invalid")
 
 
-def test_a_stream_behind_another_files_header_is_refused():
-    """Both files are good and their streams have one length, so only a checksum over both parts detects it."""
-    other = Container("slim", b"12345678", 200, 300, b"S" * 530, 0xC0DEDEADBEEF, 33.25).pack()
-    data = SMALL.pack()
-    header = len(data) - 534
-    refused(data[:header] + other[header:], r"the data is damaged")
-    refused(other[:header] + data[header:], r"the data is damaged")
+def test_flips_are_called_damage_of_their_part() -> None:
+    for container, part in ((SMALL, "tile 0 of the picture"), (TILED, "the box 'c'")):
+        data = bytearray(container.pack())
+        data[-10] ^= 4
+        refused(bytes(data), rf"{part} is damaged: its checksum")
+        data = bytearray(container.pack())
+        data[8] ^= 4
+        refused(bytes(data), r"the header is damaged: its checksum")
 
 
+def test_a_part_behind_another_files_header_is_refused() -> None:
+    """Both files are good and their parts have one length, so only a checksum over both detects it."""
+    other = replace(SMALL, grid=Grid(200, 300), tiles=(Tile(b"S" * 530, 0xC0DEDEADBEEF),)).pack()
+    data, header = SMALL.pack(), len(File().data)
+    refused(data[:header] + other[header:], r"tile 0 of the picture is damaged")
+    refused(other[:header] + data[header:], r"tile 0 of the picture is damaged")
+
+
+def test_what_a_later_release_may_add() -> None:
+    """A box with a small letter is skipped; one with a capital letter is refused by name."""
+    assert parse(File(flags=4).box("q", b"new").picture(b"s" * 530).data) == SMALL
+    assert parse(File(flags=4).picture(b"s" * 530).box("z", b"").data) == SMALL
+    refused(File(flags=4).picture(b"s").box("Q", b"new").data, r"without the box 'Q', which this release does not")
+
+
+INDEX = bytes((2, 1))  # tiles of 128 pixels, of which 300x200 has six, with a margin of 64
 HOSTILE = {
-    "zero width": ({"width": side(0)}, r"0x200, expected at least 1x1"),
-    "zero height": ({"height": side(0)}, r"300x0, expected at least 1x1"),
-    "many pixels": ({"width": side(65535), "height": side(65535)}, r"4294836225 pixels, and the limit is 33554432"),
-    "one pixel too many": ({"width": side(2**13), "height": side(2**12 + 1)}, r"too large"),
-    "length without end": ({"lengths": b"\xff" * 10}, r"length of the stream takes more than 4 bytes"),
-    "length not minimal": ({"lengths": b"\x9e\0"}, r"length of the stream is not in its shortest form"),
-    "length of five bytes": ({"lengths": varint(2**28)}, r"length of the stream takes more than 4 bytes"),
-    "beyond the end": ({"lengths": varint(2**28 - 1)}, r"truncated: expected 2684\d+ bytes, got 572"),
-    "one beyond the end": ({"lengths": varint(531)}, r"truncated: expected 571 bytes, got 570"),
-    "too short": ({"lengths": varint(529)}, r"trailing bytes"),
-    "quality below 1": ({"quality": side(99)}, r"its quality is 99, expected 0 or 100 to 10000"),
-    "quality above 100": ({"quality": side(10001)}, r"its quality is 10001"),
-    "no name": ({"name": b""}, r"name has 0 characters"),
-    "long name": ({"name": b"abcdefghi"}, r"name has 9 characters"),
-    "control characters": ({"name": b"sl\x1b[m"}, r"characters other than"),
-    "line break": ({"name": b"slim\n"}, r"characters other than"),
-    "capital": ({"name": b"Slim"}, r"characters other than"),
-    "tail": ({"tail": b"!"}, r"trailing bytes"),
-}
+    "zero width": (File(width=b"\0").picture(b""), r"0x200, expected sides of 1 to"),
+    "zero height": (File(height=b"\0").picture(b""), r"300x0, expected sides of 1 to"),
+    "a side over 31 bits": (File(width=varint(2**31)).picture(b""), r"2147483648x200, expected sides"),
+    "many pixels": (
+        File(width=varint(65535), height=varint(65535)).picture(b""), r"4294836225 pixels, and the limit is 268435456"
+    ),
+    "one pixel too many": (File(width=varint(2**14), height=varint(2**14 + 1)).picture(b""), r"too large"),
+    "a side without end": (File(width=b"\xff" * 10).picture(b""), r"the header is damaged: a number is not a varint"),
+    "a side not minimal": (File(width=b"\x9e\0").picture(b""), r"the header is damaged: a number is not a varint"),
+    "beyond the end": (File().picture(b"s", length=2**28), r"truncated: its \d+ bytes end inside tile 0"),
+    "one beyond the end": (File().picture(b"s" * 530, length=541), r"truncated: its \d+ bytes end inside tile 0"),
+    "too short": (File().picture(b"s" * 530, length=539), r"tile 0 of the picture is damaged"),
+    "no room for checksums": (File().picture(b"", length=9), r"'P' is invalid"),
+    "quality below 1": (File(quality=99).picture(b""), r"its quality is 99, expected 0 or 100 to 10000"),
+    "quality above 100": (File(quality=10001).picture(b""), r"its quality is 10001"),
+    "no name": (File(name=b"").picture(b""), r"name has 0 characters"),
+    "long name": (File(name=b"abcdefghi").picture(b""), r"name has 9 characters"),
+    "control characters": (File(name=b"sl\x1b[m").picture(b""), r"characters other than"),
+    "line break": (File(name=b"slim\n").picture(b""), r"characters other than"),
+    "no picture": (File(flags=0), r"no box 'P'"),
+    "no picture but an index": (File().box("I", INDEX + bytes(6)), r"no box 'P'"),
+    "two pictures": (File(flags=4).picture(b"").picture(b""), r"'P' comes twice"),
+    "an index too late": (File(flags=4).picture(b"").box("I", INDEX + bytes(6)), r"'I' comes after the picture"),
+    "tiles of side 0": (File(flags=4).box("I", bytes(8)).picture(b""), r"'I' is invalid: its tiles have side 0"),
+    "too few lengths": (File(flags=4).box("I", INDEX + bytes(5)), r"cannot hold the lengths of 6 tiles|truncated"),
+    "too many lengths": (File(flags=4).box("I", INDEX + bytes(7)), r"longer than the lengths of 6 tiles"),
+    "lengths that do not fill": (File(flags=4).box("I", INDEX + bytes([10] * 6)).picture(b""), r"'P' is invalid"),
+    "a tile below its checksums": (
+        File(flags=4).box("I", INDEX + bytes([9, 11, 10, 10, 10, 10])).picture(*[b""] * 6), r"'P' is invalid"
+    ),
+    "a tile without end": (File(flags=4).box("I", INDEX + b"\xff" * 10), r"'I' is damaged: a number is not a varint"),
+    "alpha before the picture": (File(flags=4).box("A", b"\0").picture(b""), r"'A' comes before the picture"),
+    "no length of alpha": (File(flags=4).picture(b"").box("A", b""), r"'A' is invalid: 0 bytes cannot hold"),
+    "alpha that does not fill": (File(flags=4).picture(b"").box("A", b"\2x"), r"'A' is invalid: files of 2 bytes"),
+    "a box that is no letter": (File(flags=4).picture(b"").box("7", b""), r"its type is byte 55, expected a letter"),
+    "metadata that is not compressed": (File(flags=4).picture(b"").box("e", b"EXIF"), r"'e' is invalid: it is not"),
+    "metadata that goes on": (
+        File(flags=4).picture(b"").box("e", zlib.compress(b"EXIF") + b"!"), r"'e' is invalid: it does not end"
+    ),
+    "metadata that is cut off": (
+        File(flags=4).picture(b"").box("e", zlib.compress(b"EXIF")[:-1]), r"'e' is invalid: it does not end"
+    ),
+    "metadata twice": (
+        File(flags=6).picture(b"").box("e", zlib.compress(b"")).box("e", zlib.compress(b"")), r"'e' comes twice"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_headers_whose_checksums_fit(name):
-    fields, match = HOSTILE[name]
+def test_hostile_files_whose_checksums_fit(name) -> None:
+    file, match = HOSTILE[name]
     tracemalloc.start()
-    refused(raw(**fields), match)
+    refused(file.data, match)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**20  # whatever sizes the header claims, the file has 600 bytes
+    assert peak < 2**20  # whatever sizes the file claims, it has 600 bytes
 
 
-def test_the_pixel_limit_is_the_callers():
-    data = raw(width=side(5793), height=side(5793))
+def test_metadata_is_decompressed_to_a_limit() -> None:
+    bomb = zlib.compress(bytes(2**26 + 1), 9)
+    tracemalloc.start()
+    refused(File(flags=4).picture(b"").box("x", bomb).data, r"'x' is invalid: .*over 67108864 bytes")
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+
+
+def test_the_pixel_limit_is_the_callers() -> None:
+    data = File(width=varint(16385), height=varint(16385)).picture(b"").data
     refused(data, r"too large", max_pixels=MAX_PIXELS)
-    assert parse(data, max_pixels=5793 * 5793).width == 5793
-    assert parse(data, max_pixels=None).height == 5793
-    refused(data, r"limit is 33558848", max_pixels=5793 * 5793 - 1)
+    assert parse(data, max_pixels=16385 * 16385).width == 16385
+    assert parse(data, max_pixels=None).height == 16385
+    refused(data, r"limit is 268468224", max_pixels=16385 * 16385 - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import lalic
 from lalic import cli, codec, coder
 from lalic.coder import Stream, engines
-from lalic.container import Container, parse
+from lalic.container import parse
 from lalic.errors import BitstreamError, ModelMismatchError
 from lalic.model import LALIC
 from lalic_kernels.rans import layout
@@ -52,6 +53,20 @@ def test_symbols_are_those_of_the_day_they_were_written(folder, backend, monkeyp
         assert codec.decode(data, model).size == size
 
 
+BOXES = {"grey": ("L", 1), "alpha": ("RGBA", 1), "tiles": ("RGB", 12), "everything": ("RGBA", 12)}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_files_with_every_box(name) -> None:
+    model, data = model_of("patches"), (STREAMS / "boxes" / f"{name}.lalic").read_bytes()
+    assert codec.symbol_hashes(data, model) == expected("boxes")["files"][name]
+    mode, tiles = BOXES[name]
+    container, decoded = parse(data), codec.decode(data, model)
+    assert (decoded.mode, len(container.grid)) == (mode, tiles) and parse(container.pack()) == container
+    assert decoded.size == (SIZES["smooth"] if tiles == 1 else SIZES["rings"])
+    assert "".join(container.metadata) == ("extrc" if name == "everything" else "")
+
+
 @pytest.mark.slow
 @EACH_FOLDER
 def test_kernels_decode_the_same_symbols(folder, monkeypatch) -> None:
@@ -66,7 +81,9 @@ def test_kernels_decode_the_same_symbols(folder, monkeypatch) -> None:
 @EACH_FOLDER
 def test_one_of_several_groups(folder) -> None:
     """One stream has several groups and lanes that end early, so that these parts of the format are tested."""
-    parts = layout.unpack(np.frombuffer(parse((STREAMS / folder / "rings.lalic").read_bytes()).stream, np.uint8))
+    parts = layout.unpack(
+        np.frombuffer(parse((STREAMS / folder / "rings.lalic").read_bytes()).tiles[0].stream, np.uint8)
+    )
     assert parts.highs.shape[0] > 1 and len(parts.ramp_steps) == 5
 
 
@@ -79,12 +96,12 @@ def test_symbols_that_stay_on_the_device(folder, monkeypatch) -> None:
     model = model_of(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     data = (STREAMS / folder / "pixel.lalic").read_bytes()
     assert codec.symbol_hashes(data, model) == expected(folder)["files"]["pixel"]
-    container = parse(data)
+    stream, checksum = parse(data).tiles[0]
     for bit, what in ((0, "symbols are not the encoder's"), (40, "symbols of z are not the encoder's")):
         with pytest.raises(BitstreamError, match=what):
-            model.read(Stream(container.stream, container.symbol_checksum ^ 1 << bit), 64, 64)
+            model.read(Stream(stream, checksum ^ 1 << bit), 64, 64)
     with pytest.raises(BitstreamError, match=r"symbols cannot be decoded: .*stream"):
-        model.read(Stream(container.stream + bytes(2), container.symbol_checksum), 64, 64)
+        model.read(Stream(stream + bytes(2), checksum), 64, 64)
 
 
 def test_the_command_prints_them(capsys) -> None:
@@ -104,10 +121,10 @@ def test_the_command_prints_them(capsys) -> None:
 def test_symbols_of_another_checksum_are_never_a_picture() -> None:
     model = model_of("published")
     container = parse((STREAMS / "published" / "smooth.lalic").read_bytes())
+    (tile,) = container.tiles
     for bit, what in ((0, "symbols are not the encoder's"), (40, "symbols of z are not the encoder's")):
-        fields = {**vars(container), "symbol_checksum": container.symbol_checksum ^ 1 << bit}
         with pytest.raises(BitstreamError, match=what):
-            codec.decode(Container(**fields).pack(), model)
-    fields = {**vars(container), "model_hash": bytes(8)}
+            changed = tile._replace(checksum=tile.checksum ^ 1 << bit)
+            codec.decode(replace(container, tiles=(changed,)).pack(), model)
     with pytest.raises(ModelMismatchError):
-        codec.decode(Container(**fields).pack(), model)
+        codec.decode(replace(container, model_hash=bytes(8)).pack(), model)

@@ -81,6 +81,7 @@ def test_the_epilogues_of_a_product() -> None:
         assert same(result, reference.residual(residual, reference.gate(gate, y)))
         result = gpu.product(digits, factor, residual=residual, gamma=gamma)
         assert same(result, reference.residual(residual, y, gamma))
+        assert same(gpu.product(digits, factor, partial=residual), residual + y)
         max_key = torch.zeros(3, 13, dtype=torch.int32, device=DEVICE)
         assert same(gpu.product(digits, factor, max_key=max_key), y)
     assert torch.equal(max_key, exact_inputs.order_key(y.reshape(3, 22, 40)[..., :13].amax(1)))

@@ -1,4 +1,4 @@
-"""Coding slices in few launches gives the bits of the definition, on both paths."""
+"""Coding slices on a GPU gives the bits of the definition."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ from lalic_kernels.exact import reference
 
 pytestmark = NEEDS_TRITON
 KERNELS = exact.slice_kernels(torch.device(DEVICE), backend="triton") if installed.TRITON else None
-ALL_ROWS, NO_ROWS = 1 << 40, 0  # `rows_pay` always, and never
 TAPS = torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32) - 2
-
-
-@pytest.fixture(params=[ALL_ROWS, NO_ROWS], ids=["whole rows", "one launch per step"])
-def limit_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    from lalic_kernels.exact import gpu
-
-    monkeypatch.setattr(gpu, "WEIGHTS_READ", request.param)
-    return request.param
 
 
 def by_colour(x: Tensor) -> Tensor:
@@ -39,32 +30,21 @@ def network(x, first: int, g: int) -> list[exact.ExactEntropyParams]:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_blocks_one_after_the_other(limit_bytes: int, batch: int) -> None:
-    """Norms and maxima that a launch computes for the next; images with values of very different sizes."""
+def test_blocks_one_after_the_other(batch: int) -> None:
+    """Rows that are apart; images with values of very different sizes."""
     x = Source(31, DEVICE).normal
     sequence = [make_block(x, 37, 2), make_block(x, 37, 2)]
     image = (x(batch, 3, 6, 40) * torch.tensor([1.0, 2.0**20], device=DEVICE)[:batch].reshape(-1, 1, 1, 1))[..., :37]
     expected = exact.rwkv_blocks(image, sequence, backend="reference")
-    result, absmax_bits = KERNELS.rwkv_blocks(image, sequence)
-    assert same(expected, result)
-    assert (absmax_bits is not None) == (limit_bytes == ALL_ROWS)
-    if absmax_bits is not None:
-        assert torch.equal(absmax_bits, expected.abs().flatten(1).amax(1).view(torch.int32))
-
-
-def test_what_is_not_finite_is_refused_on_both_paths(limit_bytes: int) -> None:
-    x = Source(32, DEVICE).normal
-    block, image = make_block(x, 8, 2), x(1, 4, 6, 8)
-    image[0, 3, 5, 7] = float("nan")
-    with pytest.raises(ValueError, match="must be finite"):
-        exact.rwkv_block(image, block, backend="triton")
+    assert same(expected, exact.rwkv_blocks(image, sequence, backend="triton"))
 
 
 @pytest.mark.parametrize("kind", ["wild", "digits"])
-def test_blocks_of_extreme_numbers(limit_bytes: int, kind: str) -> None:
+def test_blocks_of_extreme_numbers(kind: str) -> None:
     x = getattr(Source(38, DEVICE), kind)
     sequence, image = [make_block(x, 9, 2), make_block(x, 9, 2)], x(1, 3, 4, 9)
-    assert same(KERNELS.rwkv_blocks(image, sequence)[0], exact.rwkv_blocks(image, sequence, backend="reference"))
+    one, other = (exact.rwkv_blocks(image, sequence, backend=name) for name in ("triton", "reference"))
+    assert same(one, other)
 
 
 def reference_network(blocks, partial: Tensor, context: Tensor | None) -> Tensor:
@@ -75,7 +55,7 @@ def reference_network(blocks, partial: Tensor, context: Tensor | None) -> Tensor
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 2, 2), (2, 6, 10)])
-def test_aggregation(limit_bytes: int, batch: int, height: int, width: int) -> None:
+def test_aggregation(batch: int, height: int, width: int) -> None:
     """Anchors, and others with their neighbours: taps outside the image, a slice's channels among those of others."""
     g = 5
     x = Source(33, DEVICE).normal
@@ -92,19 +72,7 @@ def test_aggregation(limit_bytes: int, batch: int, height: int, width: int) -> N
     assert same(result, reference_network(blocks, partial, context))
 
 
-def test_some_blocks_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wide first block alone, the other two in one launch, as in the full model's last slice."""
-    from lalic_kernels.exact import gpu, gpu_slices
-
-    x = Source(34, DEVICE).normal
-    blocks, partial = network(x, 6, 3), x(1, 20, 33)
-    sizes = [gpu_slices._bytes(block) for block in blocks]
-    monkeypatch.setattr(gpu, "WEIGHTS_READ", 2 * (sizes[1] + sizes[2]))
-    assert [len(group) for group in gpu_slices._groups(blocks, 20, 0)] == [1, 2]
-    assert same(KERNELS.anchors(blocks, partial), reference_network(blocks, partial, None))
-
-
-def test_parts_of_first_products(limit_bytes: int) -> None:
+def test_parts_of_first_products() -> None:
     x = Source(35, DEVICE).normal
     image = x(2, 4, 6, 40)[..., 4:37]
     hyper, first, second = exact.prepare_linear(x(70, 33), x(70)), exact.prepare_linear(x(9, 33), x(9)), x(70, 9)
@@ -130,16 +98,14 @@ def test_convolution_of_a_slice() -> None:
     assert same(KERNELS.conv(image, kernel, previous=previous, absmax_bits=absmax_bits), expected)
 
 
-def test_sums_of_many_chunks_have_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For many chunks a separate launch computes the sums that enter each chunk."""
+def test_sums_of_many_chunks() -> None:
+    """Six chunks, the last one shorter: more than the chain loads at once."""
     from lalic_kernels.exact import gpu
 
-    x = Source(37, DEVICE).normal
-    w, u, k, v, r = x(3) / 70, x(3) / 70, x(1, 70, 3), x(1, 70, 3), x(1, 70, 3)
+    x, tokens = Source(37, DEVICE).normal, 5 * 64 + 6
+    w, u, k, v, r = x(3) / tokens, x(3) / tokens, x(2, tokens, 3), x(2, tokens, 3), x(2, tokens, 3)
     expected = reference.biwkv(w, u, k, v, r)
-    for limit in (0, 2):
-        monkeypatch.setattr(gpu, "CHUNKS_TO_WALK", limit)
-        assert same(gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1))), expected)
+    assert same(gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1))), expected)
 
 
 def test_images_with_unevenly_spaced_positions() -> None:

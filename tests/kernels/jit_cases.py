@@ -1,33 +1,33 @@
-"""What test_jit.py asks of Triton's JIT, in a process of its own: `python tests/kernels/jit_cases.py PART` prints JSON.
+"""What test_jit.py asks of Triton's JIT: `PYTHONPATH=. python tests/kernels/jit_cases.py PART` prints JSON.
 
-Triton reads at its import whether it interprets, and the tests' own process does.
+It is a process of its own: Triton reads at its import whether it interprets, and the tests' own process does.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import torch
 from op_specs import SPECS
-from tiny import tiny  # noqa: F401
 from torch import Tensor
 
 import lalic_kernels
 from benchmarks.counting import jit
 from benchmarks.counting.launches import some_stream
-from lalic.coder.gpu import GpuCoder
+from lalic.coder import gpu
 from lalic.config import FULL, SLIM
 from lalic.model import LALIC
+from lalic_kernels import rans
+from lalic_kernels.rans import gpu as rans_gpu
+from lalic_kernels.triton_math import Constant
 
 # (H, W, pictures): sizes of one block of hyper latents and of many, divisible by high powers of two and not.
 SIZES = ((64, 64, 1), (64, 128, 1), (128, 64, 1), (192, 256, 1), (256, 256, 1), (256, 320, 1), (320, 448, 1),
          (448, 512, 1), (512, 384, 1), (512, 512, 1), (256, 256, 2), (192, 256, 3), (64, 1088, 1))  # fmt: skip
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def failure(run: Callable[[], Any]) -> str:
@@ -46,42 +46,71 @@ def both_ways(public: Callable[..., Tensor], arguments: dict[str, Tensor]) -> No
     torch.autograd.grad(result, list(leaves.values()), torch.empty_like(result))
 
 
+def shapes(cases: dict[str, tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """All shapes of a contract, its last one with each dimension 1 in turn, and one of ones alone."""
+    yield from cases.values()
+    last = list(cases.values())[-1]
+    for place in range(len(last)):
+        yield (*last[:place], 1, *last[place + 1 :])
+    yield (1,) * len(last)
+
+
 def contract() -> dict[str, str]:
-    """Failures of all contract cases in two dtypes, by case."""
+    """Failures of all ops at all shapes in two dtypes, by op, shape and dtype."""
     found = {}
     with jit.recording():
         for spec in SPECS:
-            for case, sizes in spec.cases.items():
-                for dtype in (torch.float32, torch.bfloat16):
+            for sizes in shapes(spec.cases):
+                for dtype in DTYPES:
                     made = spec.make(sizes, torch.Generator().manual_seed(0))
                     arguments = {name: value.to(dtype) for name, value in made.items()}
-                    found[f"{spec.id}, {case}, {dtype}"] = failure(lambda a=arguments, s=spec: both_ways(s.public, a))
+                    found[f"{spec.id} {sizes} {dtype}"] = failure(lambda a=arguments, s=spec: both_ways(s.public, a))
     return found
 
 
 def large() -> dict[str, str]:
-    """Failures of tensors whose number of elements, batches or tokens is large. They are reserved and never touched."""
+    """Failures of tensors with many elements, batches, tokens or channels. They are reserved and never touched."""
     found = {}
+
+    def check(name: str, run: Callable[..., Any], **sizes: tuple[int, ...]) -> None:
+        made = {each: torch.empty(size, dtype=torch.bfloat16) for each, size in sizes.items()}
+        found[f"{name} {next(reversed(sizes.values()))}"] = failure(lambda: run(made))
+
+    def gradient(public: Callable[..., Tensor]) -> Callable[[dict[str, Tensor]], None]:
+        return lambda made: both_ways(public, made)
+
+    def forward(public: Callable[..., Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
+        return lambda made: public(**made, backend="triton")
+
     with jit.recording(compile="none"):
-        for batch, tokens, channels in ((8, 1 << 20, 96), (300, 128 * 128, 96), (70000, 16, 8), (1, 1 << 24, 32)):
-            arguments = {name: torch.empty(batch, tokens, channels, dtype=torch.bfloat16) for name in "kv"}
-            arguments = {name: torch.zeros(channels, dtype=torch.bfloat16) for name in "wu"} | arguments
-            found[f"biwkv {batch, tokens, channels}"] = failure(
-                lambda a=arguments: both_ways(lalic_kernels.biwkv, a)  # type: ignore[misc]
-            )
+        for shape in (
+            (8, 1 << 20, 96), (300, 128 * 128, 96), (70000, 16, 8), (1, 1 << 24, 32), (1, 2, 1 << 21)
+        ):  # fmt: skip
+            vector = shape[2:]
+            check("biwkv", gradient(lalic_kernels.biwkv), w=vector, u=vector, k=shape, v=shape)
+
+        # torch.vmap makes one batch of all its slices.
+        def in_vmap(made: dict[str, Tensor]) -> None:
+            torch.vmap(lambda k: lalic_kernels.biwkv(made["w"], made["u"], k, k, backend="triton"))(made["k"])
+
+        check("biwkv in vmap", in_vmap, w=(8,), u=(8,), k=(35000, 2, 16, 8))
         for shape in ((70000, 4, 4, 8), (1, 70000, 8, 16), (1, 8, 70000, 16), (8, 1024, 1024, 96)):
-            arguments = {
-                "x": torch.empty(shape, dtype=torch.bfloat16),
-                "weight": torch.zeros(shape[-1], 5, 5, dtype=torch.bfloat16),
-            }
-            found[f"token_shift {shape}"] = failure(
-                lambda a=arguments: both_ways(lalic_kernels.token_shift, a)  # type: ignore[misc]
-            )
-        for size in ((1 << 28,), (1 << 18, 3)):
-            made = {name: torch.empty(size, dtype=torch.bfloat16) for name in ("y", "scales", "means")}
-            found[f"gaussian_likelihood {size}"] = failure(
-                lambda a=made: both_ways(lalic_kernels.gaussian_likelihood, a)  # type: ignore[misc]
-            )
+            check("token_shift", gradient(lalic_kernels.token_shift), weight=(shape[3], 5, 5), x=shape)
+        for shape in ((1 << 31,), (1 << 18, 3)):
+            same = dict.fromkeys(("y", "scales", "means"), shape)
+            check("gaussian_likelihood", gradient(lalic_kernels.gaussian_likelihood), **same)
+        for shape in ((8, 1024, 1024, 96), (70000, 2, 2, 8)):
+            one = shape[3:]
+            square, wide, flat = one * 2, (4 * one[0], *one), (*one, 4 * one[0])
+            spatial = {"decay": one, "boost": one, **dict.fromkeys(("key", "value", "receptance", "output"), square)}
+            check("spatial_mix", forward(lalic_kernels.spatial_mix), **spatial, x=shape)
+            channel = {"key": wide, "receptance": square, "value": flat}
+            check("channel_mix", forward(lalic_kernels.channel_mix), **channel, x=shape)
+        symbols = torch.empty(70000, 8, dtype=torch.int32)
+        found["symbol_checksum (70000, 8)"] = failure(lambda: rans.symbol_checksum(symbols))
+        tables = model_of("slim").tables()
+        decoder = rans_gpu.DeviceDecoder([b""] * 70000, tables, torch.device("cpu"))
+        found["rans decoder of 70000 streams"] = failure(lambda: decoder.decode(torch.zeros(8, dtype=torch.int32)))
     return found
 
 
@@ -93,31 +122,71 @@ def model_of(name: str, precision: str = "float32") -> LALIC:
     return model
 
 
-def sizes(name: str, compile: str) -> list[dict[str, Any]]:
-    """Launches and compilations of a decode of each size, and of the launches of an encode, the first size first."""
-    model, found = model_of(name), []
-    stream, decoder = some_stream(model), GpuCoder(model, False)
+def encode(model: LALIC, height: int, width: int) -> None:
+    """The launches of an encode: from a picture to symbols, and the entropy coder's on symbols that are zeros."""
+    size = height // model.downsampling, width // model.downsampling
+    rows = gpu.z_rows(model.config.dims[5], size[0] * size[1], torch.device("cpu"))
+    x, qualities = torch.zeros(1, 3, height, width), model.as_qualities([None], 1)
+    sections = gpu._launch_encoding(model, x, True, qualities, rows).sections
+    zeros = [torch.zeros(symbols.shape, dtype=torch.int32) for symbols, _ in sections]
+    rans_gpu.encode([(x, x) for x in zeros], model.tables())
+
+
+def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
+    """Launches and compilations of a decode and, of one picture, an encode; the first size first.
+
+    "constants": by kernel those of modules that Triton compares at each launch, `Constant` aside, which costs nothing.
+    """
+    model, found = model_of(name, precision), []
+    constants: dict[str, list[str]] = {}
+    stream, decoder = some_stream(model), gpu.GpuCoder(model, False)
     with torch.no_grad(), jit.recording(compile=compile) as record:
         for height, width, batch in SIZES:
-            record.clear()
+            runs: dict[str, Callable[[], Any]] = {}
             size = (height // model.downsampling, width // model.downsampling)
-            decoder.decode([stream] * batch, size, [None] * batch)
-            found.append(
-                {
-                    "size": [height, width, batch],
-                    "launches": len(record.launches),
-                    "compiled": dict(record.compiled_kernels()),
-                    "fusion": sorted({str(each.options.get("enable_fp_fusion")) for each in record.compilations}),
-                }
-            )
-    return found
+            runs["decode"] = lambda b=batch, s=size: decoder.decode([stream] * b, s, [None] * b)
+            if batch == 1:
+                runs["encode"] = lambda h=height, w=width: encode(model, h, w)
+            for what, run in runs.items():
+                record.clear()
+                run()
+                for each in record.compilations:
+                    compared = each.function.used_global_vals.items()  # empty where the front end did not run
+                    names = [name for (name, _), (value, _) in compared if not isinstance(value, Constant)]
+                    constants[each.kernel] = names
+                fusion = {(each.kernel, each.options.get("enable_fp_fusion")) for each in record.compilations}
+                found.append(
+                    {
+                        "what": f"{what} {batch} x {height} x {width}",
+                        "launches": len(record.launches),
+                        "compiled": dict(record.compiled_kernels()),
+                        "fusion": sorted(fusion),
+                    }
+                )
+    return {"pictures": found, "constants": constants}
+
+
+def machine_code() -> list[dict[str, Any]]:
+    """What a first decode and encode compile for sm_90: registers, bytes that spill, shared memory."""
+    from benchmarks.compiled.core import resources
+
+    model = model_of("slim")
+    with torch.no_grad(), jit.recording(compile="all") as record:
+        gpu.GpuCoder(model, False).decode([some_stream(model)], (4, 6), [None])
+        encode(model, 256, 384)
+    return [
+        {"kernel": each.kernel, "constants": {k: str(v) for k, v in each.constants.items()}}
+        | {"shared": each.compiled.metadata.shared, **resources(each.compiled)}
+        for each in record.compilations
+    ]
 
 
 PARTS: dict[str, Callable[[], Any]] = {
     "contract": contract,
     "large": large,
-    "slim": lambda: sizes("slim", "front"),
-    "full": lambda: sizes("full", "none"),
+    "slim": lambda: sizes("slim", "float32", "front"),
+    "full": lambda: sizes("full", "bfloat16", "none"),
+    "machine code": machine_code,
 }
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Made the folder patches beside it, once: `python tests/golden/streams/make.py`. Run again it refuses to overwrite."""
+"""Made the folders patches and boxes beside it: `make.py patches`, `make.py boxes`. Files are never overwritten."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -11,11 +13,13 @@ from PIL import Image
 
 import lalic
 from lalic import codec
+from lalic.images import Picture
 from lalic.model import LALIC
 from lalic.nn.checkpoints import save_tensors
 from lalic.train.start import linear_start
 
-FOLDER = Path(__file__).parent / "patches"
+HERE = Path(__file__).parent
+WEIGHTS = HERE / "patches" / "tiny.safetensors"
 
 
 def model() -> LALIC:
@@ -44,20 +48,44 @@ def pictures() -> dict[str, Image.Image]:
     return {name: Image.fromarray(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-def main() -> None:
-    """Write the weights, a file for each picture and expected.json; none may be there."""
-    FOLDER.mkdir()
-    weights = FOLDER / "tiny.safetensors"
-    save_tensors(model().converted(), weights, overwrite=False)
-    made = lalic.load_checkpoint(weights)
+def patches() -> None:
+    """Write the weights, a file for each picture and expected.json."""
+    save_tensors(model().converted(), WEIGHTS, overwrite=False)
+    made = lalic.load_checkpoint(WEIGHTS)
+    files = {
+        name: codec.encode(picture, made, quality=quality)
+        for quality, (name, picture) in zip((50, 20, 50, 100, 70), pictures().items(), strict=True)
+    }
+    _write(WEIGHTS.parent, made, files)
+
+
+def boxes() -> None:
+    """Files with every box of the format, by the weights of patches."""
+    made, (smooth, *_, rings) = lalic.load_checkpoint(WEIGHTS), pictures().values()
+    alpha = Image.linear_gradient("L").resize(smooth.size)
+    exif, resolution = Image.Exif(), (720000).to_bytes(4, "big") * 2
+    exif[0x010F] = "a camera"
+    everything = {"e": exif.tobytes(), "x": b"<x:xmpmeta/>", "t": b'{"Title": "rings"}', "r": resolution, "c": b"P3"}
+    files = {"grey": codec.encode(smooth.convert("L"), made), "alpha": codec.encode(Picture(smooth, alpha), made)}
+    with mock.patch.multiple(codec, ONE_TILE=0, TILE=128, MARGIN=64):
+        files["tiles"] = codec.encode(rings, made)
+        mask = alpha.resize(rings.size).point(lambda value: 255 * (value > 99))
+        files["everything"] = codec.encode(Picture(rings.convert("L"), mask, everything), made)
+    _write(HERE / "boxes", made, files)
+
+
+def _write(folder: Path, made: LALIC, files: dict[str, bytes]) -> None:
+    """Write files, which may not be there, and what they decode to."""
+    folder.mkdir(exist_ok=True)
     expected = {}
-    for quality, (name, picture) in zip((50, 20, 50, 100, 70), pictures().items(), strict=True):
-        data = codec.encode(picture, made, quality=quality)
-        (FOLDER / f"{name}.lalic").write_bytes(data)
+    for name, data in files.items():
+        with open(folder / f"{name}.lalic", "xb") as file:
+            file.write(data)
         expected[name] = codec.symbol_hashes(data, made)
     text = json.dumps({"weights_hash": made.weights_hash().hex(), "files": expected}, indent=2)
-    (FOLDER / "expected.json").write_text(text + "\n")
+    with open(folder / "expected.json", "x", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    {"patches": patches, "boxes": boxes}[sys.argv[1]]()

@@ -1,0 +1,155 @@
+"""Pictures in several tiles: what comes back, regions, reduced pictures. Tiles are made small for this."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import astronaut, tiny
+
+from lalic import codec, search
+from lalic.container import parse
+from lalic.errors import BitstreamError, RequestError
+from lalic.tiles import SCALES
+
+SIZE = (500, 300)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch) -> None:
+    monkeypatch.setattr(codec, "ONE_TILE", 128 * 128)
+    monkeypatch.setattr(codec, "TILE", 128)
+    monkeypatch.setattr(codec, "MARGIN", 64)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+def coded() -> tuple[Image.Image, bytes]:
+    picture = astronaut(0, 0, *SIZE)
+    return picture, codec.encode(picture, tiny())
+
+
+def test_a_picture_in_tiles_comes_back() -> None:
+    picture, data = coded()
+    container = parse(data)
+    assert len(container.grid) == len(container.tiles) == 4 * 3
+    decoded = codec.decode(data, tiny())
+    assert decoded.size == SIZE and decoded.mode == "RGB"
+    assert ((pixels(decoded) - pixels(picture)) ** 2).mean() < 80
+
+
+def test_windows_make_no_seam_that_the_whole_picture_has_not(monkeypatch) -> None:
+    picture, data = coded()
+    tiled = codec.decode(data, tiny())
+    monkeypatch.setattr(codec, "ONE_TILE", 10**9)
+    whole = codec.encode(picture, tiny())
+    assert len(parse(whole).grid) == 1
+    errors = [(pixels(codec.decode(x, tiny())) - pixels(picture)) ** 2 for x in (whole, data)]
+    border = np.zeros(SIZE[::-1], bool)
+    for side in (128, 256, 384):
+        border[side - 8 : side + 8] = border[:, side - 8 : side + 8] = True
+    for part in (border, ~border):
+        assert errors[1][part].mean() < 1.05 * errors[0][part].mean()
+    assert np.array_equal(pixels(codec.decode(data, tiny())), pixels(tiled)), "the file says how it is divided"
+
+
+@pytest.mark.parametrize(
+    "region", [(0, 0, 500, 300), (0, 0, 1, 1), (499, 299, 500, 300), (120, 100, 140, 130), (128, 128, 256, 256)]
+)
+def test_a_region_is_that_part_of_the_whole(region, monkeypatch) -> None:
+    _, data = coded()
+    whole = codec.decode(data, tiny())
+    read = []
+    model = tiny()
+    original = type(model).read
+    monkeypatch.setattr(type(model), "read", lambda self, *a: read.append(a) or original(self, *a))
+    part = codec.decode(data, model, region=region)
+    assert np.array_equal(pixels(part), pixels(whole.crop(region)))
+    if region == (0, 0, 1, 1):
+        assert len(read) == 4, "a tile and the three whose latents its window shares"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_reduced_picture_is_the_whole_averaged(scale) -> None:
+    _, data = coded()
+    whole, reduced = codec.decode(data, tiny()), codec.decode(data, tiny(), scale=scale)
+    assert np.array_equal(pixels(reduced), pixels(whole.reduce(scale)))
+
+
+def test_region_and_scale_of_one_tile(monkeypatch) -> None:
+    monkeypatch.setattr(codec, "ONE_TILE", 10**9)
+    _, data = coded()
+    whole = codec.decode(data, tiny())
+    part = codec.decode(data, tiny(), region=(10, 20, 200, 99), scale=4)
+    assert np.array_equal(pixels(part), pixels(whole.crop((10, 20, 200, 99)).reduce(4)))
+
+
+@pytest.mark.parametrize(
+    "region", [(0, 0, 501, 300), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 9, 5, 12), (0, 0, 5), (0, 0, 500, 301)]
+)
+def test_what_is_no_region(region) -> None:
+    _, data = coded()
+    with pytest.raises(RequestError, match=r"region is \(.*inside of 500x300"):
+        codec.decode(data, tiny(), region=region)
+
+
+@pytest.mark.parametrize("scale", [0, 3, 128, -1])
+def test_what_is_no_scale(scale) -> None:
+    _, data = coded()
+    with pytest.raises(RequestError, match=f"scale is {scale}, expected one of 1, 2, 4, 8, 16, 32, 64"):
+        codec.decode(data, tiny(), scale=scale)
+
+
+def test_a_region_across_tiles_is_reduced_as_a_whole() -> None:
+    _, data = coded()
+    whole = codec.decode(data, tiny())
+    part = codec.decode(data, tiny(), region=(101, 55, 391, 211), scale=8)
+    assert np.array_equal(pixels(part), pixels(whole.crop((101, 55, 391, 211)).reduce(8)))
+
+
+def test_alpha_in_tiles() -> None:
+    picture = astronaut(0, 0, *SIZE).convert("RGBA")
+    alpha = Image.new("L", SIZE, 255)
+    alpha.paste(Image.linear_gradient("L").resize((100, 90)), (60, 70))
+    picture.putalpha(alpha)
+    data = codec.encode(picture, tiny())
+    files = parse(data).alpha
+    assert files is not None and 0 < sum(map(bool, files)) < len(files) == 12, "opaque tiles take no bytes"
+    decoded = codec.decode(data, tiny())
+    assert decoded.mode == "RGBA" and decoded.getchannel("A").tobytes() == alpha.tobytes()
+    part = codec.decode(data, tiny(), region=(100, 100, 300, 200))
+    assert part.getchannel("A").tobytes() == alpha.crop((100, 100, 300, 200)).tobytes()
+
+
+def test_grey_comes_back_grey() -> None:
+    picture = astronaut(0, 0, *SIZE).convert("L")
+    data = codec.encode(picture, tiny())
+    decoded = codec.decode(data, tiny())
+    assert decoded.mode == "L" and ((pixels(decoded) - pixels(picture)) ** 2).mean() < 120
+    assert codec.decode(data, tiny(), scale=8).mode == "L"
+
+
+def test_many_files_with_tiles_among_them(monkeypatch) -> None:
+    _, data = coded()
+    small = codec.encode(astronaut(0, 0, 100, 80), tiny())
+    results = list(codec.decode_many([data, small, data[:-1], data], tiny()))
+    assert np.array_equal(pixels(results[0]), pixels(codec.decode(data, tiny())))
+    assert results[1].size == (100, 80) and results[3].size == SIZE
+    assert isinstance(results[2], BitstreamError)
+
+
+def test_hashes_of_several_tiles() -> None:
+    _, data = coded()
+    hashes = codec.symbol_hashes(data, tiny())
+    assert {len(value) for value in hashes.values()} == {64}
+    assert hashes == codec.symbol_hashes(data, tiny())
+    other = codec.symbol_hashes(codec.encode(astronaut(1, 0, *SIZE), tiny()), tiny())
+    assert all(hashes[name] != other[name] for name in hashes)
+
+
+def test_search_in_tiles() -> None:
+    model = tiny(qualities=3)
+    found = search.encode_to_bpp(astronaut(0, 0, *SIZE), 1.0, model)
+    assert found.value == pytest.approx(1.0, rel=0.011) and len(parse(found.data).grid) == 12

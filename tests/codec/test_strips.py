@@ -1,0 +1,105 @@
+"""Pictures that Pillow would hold whole, through libvips. The limit is made small, so that pictures can be."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import astronaut, tiny
+
+from lalic import codec, images, search, strips
+from lalic.batch import compress_files, decompress_files
+from lalic.errors import ImageError, LalicError
+
+SIZE = (300, 200)
+LIMIT = SIZE[0] * SIZE[1] - 1
+
+
+@pytest.fixture
+def vips(monkeypatch):
+    monkeypatch.setattr(strips, "MAX_PIXELS", LIMIT)
+    monkeypatch.setattr(codec, "ONE_TILE", 128 * 128)
+    monkeypatch.setattr(codec, "TILE", 128)
+    return pytest.importorskip("pyvips", reason="libvips needs pyvips", exc_type=ImportError)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_files_are_those_of_pillow(vips, mode, tmp_path, monkeypatch) -> None:
+    """The same bytes as through Pillow, and back; whole pictures stay in files."""
+    picture = astronaut(0, 0, *SIZE).convert(mode)
+    exif = Image.Exif()
+    exif[0x010F] = "a scanner"
+    picture.save(tmp_path / "a.tif", exif=exif)
+    opened = images.open_picture(tmp_path / "a.tif")
+    assert (
+        isinstance(opened.image, strips.StripImage)
+        and opened.alpha is None
+        and (opened.image.size, opened.image.mode) == (SIZE, mode)
+    )
+    assert pixels(opened.image.crop((10, 20, 200, 190))).tolist() == pixels(picture.crop((10, 20, 200, 190))).tolist()
+    (done,) = compress_files([tmp_path / "a.tif"], model=tiny())
+    assert done.error is None
+    data = (tmp_path / "a.lalic").read_bytes()
+    (back,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "b.png", tiny())
+    assert back.error is None and (back.width, back.height) == SIZE and back.size == (tmp_path / "b.png").stat().st_size
+    monkeypatch.setattr(strips, "MAX_PIXELS", 10**9)
+    assert codec.encode(tmp_path / "a.tif", tiny()) == data
+    with Image.open(tmp_path / "b.png") as found:
+        assert found.mode == mode and found.getexif()[0x010F] == "a scanner"
+        assert (pixels(found) == pixels(codec.decode(data, tiny()))).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.lalic", "a.tif", "b.png"]
+
+
+def test_colours_orientation_and_depth(vips, tmp_path) -> None:
+    values = np.random.default_rng(3).integers(0, 65536, (SIZE[1], SIZE[0]), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    opened = images.open_picture(tmp_path / "deep.tif").image
+    assert opened.mode == "L" and (pixels(opened.crop((0, 0, *SIZE))) == (values.astype(int) + 128) // 257).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    astronaut(0, 0, *SIZE).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    assert images.open_picture(tmp_path / "turned.jpg").image.size == SIZE[::-1]
+    clear = astronaut(0, 0, *SIZE).convert("RGBA")
+    alpha = Image.linear_gradient("L").resize(SIZE)
+    clear.putalpha(alpha)
+    clear.save(tmp_path / "clear.png")
+    (done,) = compress_files([tmp_path / "clear.png"], model=tiny())
+    (back,) = decompress_files([tmp_path / "clear.lalic"], tmp_path / "back.png", tiny())
+    assert (done.error, back.error) == (None, None)
+    with Image.open(tmp_path / "back.png") as found:
+        assert found.mode == "RGBA" and found.getchannel("A").tobytes() == alpha.tobytes()
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    white = images.open_picture(tmp_path / "clear.png", background="white").image
+    assert (pixels(white.crop((0, 0, *SIZE))) == 255).all()
+
+
+def test_what_cannot_be_done_is_said(vips, tmp_path) -> None:
+    astronaut(0, 0, *SIZE).save(tmp_path / "a.png")
+    broken = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(broken[: len(broken) // 2])
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        codec.encode(tmp_path / "broken.png", tiny())
+    with pytest.raises(LalicError, match="a target in dB needs the whole picture"):
+        search.encode_to_psnr(tmp_path / "a.png", 30, tiny(qualities=3))
+    with pytest.raises(ImageError, match="too large to be held whole"):
+        images.load(tmp_path / "a.png")
+    (tmp_path / "a.lalic").write_bytes(codec.encode(tmp_path / "a.png", tiny()))
+    (done,) = decompress_files([tmp_path / "a.lalic"], "-", tiny())
+    assert "not written to standard output" in str(done.error)
+    (done,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "a.bmp", tiny())
+    assert isinstance(done.error, ImageError) and not (tmp_path / "a.bmp").exists()
+
+
+def test_without_pyvips_there_is_a_sentence(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(strips, "MAX_PIXELS", LIMIT)
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    astronaut(0, 0, *SIZE).save(tmp_path / "a.png")
+    with pytest.raises(LalicError, match=r"read and written by libvips, which cannot be loaded .*lalic\[large\]"):
+        codec.encode(tmp_path / "a.png", tiny())
