@@ -28,13 +28,10 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.codec --sizes 768x512 --batches 1
 
-# Needs a CUDA device: the GPU tests, then the benchmarks, then this architecture's own launch table (it changes
-# lalic_kernels/biwkv/launches.json: run the tests again, look at the difference, and commit it with the results).
+# Needs a CUDA device: the GPU tests, then the benchmarks in the order of their worth, in under 12 minutes. Records are
+# appended to benchmarks/results/ as they are taken: commit them. Logs and a summary are in build/gpu/.
 gpu: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests -m gpu
-	$(BIN)/python -m benchmarks.run --device cuda --save
-	$(BIN)/python -m benchmarks.codec --device cuda --save
-	$(BIN)/python -m benchmarks.tune biwkv --save
+	$(BIN)/python -m benchmarks.gpu
 
 # One page of all results, build/report.html.
 report: $(VENV)/installed

@@ -24,6 +24,7 @@ from benchmarks import records, report
 from benchmarks.codec import picture
 from benchmarks.measure import WrongResult
 from lalic import images
+from lalic.options import positive
 
 REPEATS = 3
 TIMEOUT = 300.0
@@ -110,9 +111,11 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print medians. Returns 0; usage errors and a busy machine exit with 2."""
     parser = records.parser("cold", "From process start to a picture.", quick="once, a small picture")
+    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help="default %(default)s")
     options = parser.parse_args(argv)
     record = records.environment(records.check(parser, options))
-    found = first_picture(options.device, 1 if options.quick else REPEATS, (128, 64) if options.quick else (768, 512))
+    repeats, size = (1, (128, 64)) if options.quick else (options.repeats, (768, 512))
+    found = first_picture(options.device, repeats, size)
     report.show(record | {"cold start": found})
     records.keep(record | {"cold start": found}, options)
     return 0

@@ -14,6 +14,7 @@ one at first touch, which can take longer than the arithmetic. `MEMORY` names th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import multiprocessing
@@ -160,6 +161,20 @@ def _difference(what: str, got: Tensor, want: Tensor) -> Tensor:
     if got.shape != want.shape:
         raise WrongResult(f"{what}: the shape is {tuple(got.shape)}, expected {tuple(want.shape)}")
     return got.double() - want.double()
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """No TF32 in torch's own products and convolutions: float32 is what its name says, also where torch allows TF32."""
+    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
 
 
 def measure(entry: str, case: Case, setting: Setting) -> list[Row]:

@@ -8,7 +8,7 @@ row each in the document, with a good, a middle and a bad value. A test makes th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,12 @@ def predict(direction: str, pixels: int, base: int, counted: dict[str, dict[str,
     return rows
 
 
+def counts(height: int, width: int, steps: dict[str, int]) -> dict[str, dict[str, int]]:
+    """{"macs", "bytes"} of each part of the full model, and the serial "steps" of those in `steps`."""
+    found = parts.counts(FULL, height, width)
+    return {name: one | ({"steps": steps[name]} if name in steps else {}) for name, one in found.items()}
+
+
 def document() -> Iterator[str]:
     """Lines of docs/gpu-prediction.md."""
     launched, stepped = newest("launches"), newest("steps")
@@ -111,9 +117,7 @@ def document() -> Iterator[str]:
     for name, what, values in ASSUMPTIONS:
         yield f"| {name} | {what} | {' | '.join(f'{value:g}' for value in values)} |"
     for label, height, width, base in CASES:
-        counted = parts.counts(FULL, height, width)
-        for name, number in steps.items():
-            counted[name]["steps"] = number
+        counted = counts(height, width, steps)
         yield ""
         yield f"## {label}: counts"
         yield ""
@@ -137,6 +141,39 @@ def document() -> Iterator[str]:
                 yield f"The bar is {bar:g} ms; as shares of it: {verdict}."
     yield ""
     yield CLOSING
+
+
+def beside(rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+    """Lines of a table: what was measured, its time in ms, the prediction's three, and the bar of a sum.
+
+    rows: of `benchmarks.codec`. Sums are of launches in a graph, parts of plain launches; the launches themselves and
+    the host's work are in no part. Cases that were not measured have no lines.
+    """
+    ours = [r for r in rows if r["model"] == "LALIC full-bfloat16" and r["side"] == "ours" and r["batch"] == 1]
+    for label, height, width, base in CASES:
+        for direction, names in (("decode", DECODE), ("encode", ENCODE)):
+            own = {
+                r["way"]: r
+                for r in ours
+                if (f"{r['width']}x{r['height']}", r.get("direction")) == (label, direction) and "seconds" in r
+            }
+            if not own:
+                continue
+            counted = counts(height, width, newest("steps")["steps"]["parts"])
+            launches = newest("launches")["launches"]["total"]
+            predicted = {
+                name: [f"{value:.3f}" for value in values]
+                for name, *values in predict(direction, height * width, base, counted, launches)
+            }
+            seen = own.get("plain launches", {}).get("parts", {})
+            chain = "entropy decoding" if direction == "decode" else "entropy encoding"
+            for name, part in (*((name, name) for name in names), ("rANS chain", chain)):
+                if part in seen:
+                    yield [f"{direction} {label}: {name}", f"{1e3 * seen[part]['seconds']:.3f}", *predicted[name], "-"]
+            bar = BARS.get((direction, label))
+            for way, row in own.items():
+                cells = [f"{direction} {label}, {way}", f"{1e3 * row['seconds']:.3f}", *predicted["sum"]]
+                yield [*cells, "-" if bar is None else f"{bar:g}"]
 
 
 def main() -> int:

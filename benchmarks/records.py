@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ FORMAT = 1
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5  # load average of a machine that does something else as well
+BUSY_GPU = 10  # percent of the last second in which a GPU computed
+LOOKS = 5  # at a GPU, a second apart: what ended just now still shows
+Record = dict[str, Any]
 PACKAGES = ("torch", "triton", "numba", "numpy", "compressai")
 
 
@@ -87,11 +91,31 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace, timed: b
         parser.error(f"--threads is {threads}, expected at least 1")
     if options.save and getattr(options, "quick", False):
         parser.error("--quick is for seeing that everything runs; its figures are not kept: leave out --save")
-    if options.save and timed and (load := os.getloadavg()[0]) > BUSY:
-        parser.error(f"this machine does something else (load {load:.1f}); times taken now are not worth keeping")
+    if options.save and timed and (load := busy(device)):
+        parser.error(f"this machine does something else ({load}); times taken now are not worth keeping")
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.device(device)
+
+
+def busy(device: str) -> str:
+    """What says that the device works for somebody else; "" if nothing does.
+
+    Of a GPU its own load, for the processor is at work before each run. A GPU that does not tell is taken to be idle.
+    """
+    if device != "cuda":
+        load = os.getloadavg()[0]
+        return f"load {load:.1f}" if load > BUSY else ""
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    if uuid := getattr(torch.cuda.get_device_properties(0), "uuid", None):  # the one that torch uses, not the first
+        query.append(f"--id=GPU-{uuid}")
+    for look in range(LOOKS):
+        if look:
+            time.sleep(1)
+        percent = (_output(*query) or "").split("\n")[0].strip()
+        if not percent.isdigit() or int(percent) <= BUSY_GPU:
+            return ""
+    return f"the GPU computes {percent} % of the time"
 
 
 def _commit() -> tuple[str | None, bool | None]:

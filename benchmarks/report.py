@@ -293,7 +293,7 @@ def context(records: Sequence[Record]) -> Iterator[Piece]:
 def codec(records: Sequence[Record]) -> Iterator[Piece]:
     """The baseline is the same model in plain PyTorch with a floating-point entropy model. A part's floor is what its
     products or its bytes take at the rates that this machine reaches: `benchmarks/parts.py`."""
-    for record in of_kind(records, "codec"):
+    for record in _by_run(records, "codec", ("model", "width", "height", "batch")):
         body = []
         for row in record["codec"]:
             took = seconds(row["seconds"]) if "seconds" in row else _not_run(row)
@@ -314,6 +314,24 @@ def _call(row: Record) -> str:
     together = "" if row["batch"] == 1 else f", {row['batch']} pictures"
     what = " ".join(row[key] for key in ("side", "direction", "way") if row.get(key))
     return f"{_where(row)}{together}: {what}"
+
+
+def _by_run(records: Sequence[Record], key: str, names: Sequence[str]) -> list[Record]:
+    """Records with the rows under `key` that are the latest of their device, threads and `names`, joined by run.
+
+    A command appends a record for each thing that it measures, and all of one run have its date.
+    """
+    runs: dict[Any, Record] = {}
+    parts = []
+    for record in records:
+        by_name: dict[Any, list[Record]] = {}
+        for row in record.get(key, ()):
+            by_name.setdefault(tuple(row.get(name) for name in names), []).append(row)
+        parts += [record | {key: rows, "part": name} for name, rows in by_name.items()]
+    for part in latest(parts, lambda r: (r["device"], r["threads"], r["part"])):
+        run = runs.setdefault((part["device"], part["threads"], part["date"], part["commit"]), part | {key: []})
+        run[key] = run[key] + part[key]
+    return list(runs.values())
 
 
 def cold(records: Sequence[Record]) -> Iterator[Piece]:

@@ -1,13 +1,15 @@
 """Measure: `python -m benchmarks.run [NAME ...] [--device cpu|cuda] [--threads N] [--quick] [--save]`.
 
 Every result is verified before it is timed; an entry with a wrong result is not timed at all, and the exit code is 1.
-Each entry runs in a fresh process, because what the memory allocator has seen before changes what a fresh output costs;
-on a CPU the operations are measured in two states of the allocator (`benchmarks.measure.MEMORY`).
+So it is where an entry fails; the others are still measured, and with --save each is a record of its own, appended at
+once. Each entry runs in a fresh process, because what the memory allocator has seen before changes what a fresh output
+costs; on a CPU the operations are measured in two states of the allocator (`benchmarks.measure.MEMORY`).
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 
 from benchmarks import records, report
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What disturbs the machine disturbs both sides of a ratio, so a busy one is not refused here.
     device = records.check(parser, options, timed=False)
 
-    record = records.environment(device) | {"rows": []}
+    record = records.environment(device)
     failed = False
     for name in dict.fromkeys(names):
         for memory in _states(name, options.memory, options.device):
@@ -45,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed = True
                 print(f"{name}: not timed, {error}", file=sys.stderr)
                 break
+            except Exception:  # such as too little memory, or a launch that a GPU refuses
+                failed = True
+                print(f"{name}: not timed\n{traceback.format_exc()}", file=sys.stderr)
+                break
             report.show(record | {"rows": rows})
-            record["rows"] += rows
-    if options.save and failed:
-        print("nothing is saved, because a result was wrong", file=sys.stderr)
-    else:
-        records.keep(record, options)
+            records.keep(record | {"rows": rows}, options)  # at once: what is cut short keeps what it has
     return int(failed)
 
 

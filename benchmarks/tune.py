@@ -195,12 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def timed(case: Case) -> list[Measured]:
         rows = measure("tune biwkv", case, setting)
         report.show(record | {"rows": rows})
+        records.keep(record | {"rows": rows}, options)
         return rows
 
-    best, measured = tune(architecture, setting, timed)
+    best, _ = tune(architecture, setting, timed)
     write([*(row for row in launches.TABLE if row.architecture != architecture), *best], options.output)
     print(f"wrote {len(best)} rows for {architecture} to {options.output}")
-    records.keep(record | {"rows": measured}, options)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command `lalic`: compress, decompress, info, convert, demo, eval, compare, train.
+"""The command `lalic`: compress, decompress, info, convert, demo, warmup, eval, compare, train.
 
 Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started; 130
 interrupted. Standard error has one sentence for each file that failed. With LALIC_TRACEBACK=1 in the environment an
@@ -169,6 +169,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_machine_options(demo)
 
+    warmup = command(
+        "warmup", _warmup, "compile ahead all that coding needs",
+        "Compile all that a model needs to encode and decode on a device, so that the first picture does not wait. "
+        "What is compiled is kept for later processes.",
+    )  # fmt: skip
+    warmup.add_argument(
+        "--size", action="append", type=_size, metavar="WxH", help="of a picture to code; repeatable (default 768x512)"
+    )
+    add_checkpoint_option(warmup)
+    add_precision_option(warmup)
+    add_machine_options(warmup)
+
     evaluation.register(commands, _EXIT_CODES)
     training.register(commands)
     return parser
@@ -217,12 +229,23 @@ def _message_of(source: str, error: Exception) -> str:
     return message if message.startswith(f"{source}: ") else f"{source}: {message}"
 
 
-def _announce_compiling() -> None:
-    """On a terminal, print a message when kernels are compiled, as that takes long."""
-    if sys.stderr.isatty():
-        from lalic_kernels import installed
+def _announce_compiling(device: str | None) -> None:
+    """On a terminal, print a message when something is compiled for a device, as that takes long."""
+    if not sys.stderr.isatty():
+        return
+    from lalic_kernels import compiling, installed
 
+    if (device or "cpu") == "cpu":
         installed.on_compiling(lambda: _log("compiling for this processor; this happens once and may take a minute"))
+    elif installed.TRITON:
+        said: list[None] = []
+
+        def say() -> None:
+            if not said:
+                said.append(None)
+                _log("compiling for this GPU; this happens once and may take minutes (lalic warmup is faster)")
+
+        compiling.on_kernel_compiling(say)
 
 
 # compress and decompress
@@ -253,8 +276,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     if sys.stdout.isatty() and (args.output == STREAM or (args.output is None and STREAM in args.inputs)):
         raise RequestError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
     set_up_process(args.threads)
-    if not args.quiet and (args.device or "cpu") == "cpu":
-        _announce_compiling()
+    if not args.quiet:
+        _announce_compiling(args.device)
     options: dict[str, Any] = {"model": _given_model(args), "device": args.device, "overwrite": args.force}
     if args.max_pixels is not None:
         options["max_pixels"] = args.max_pixels
@@ -385,7 +408,7 @@ def _described(entry: Mapping[str, Any], symbols: bool) -> str:
     return text
 
 
-# convert and demo
+# convert, demo and warmup
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -399,10 +422,26 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     set_up_process(args.threads)
-    _announce_compiling()
+    _announce_compiling(args.device)
     from lalic import demo
 
     demo.run(args.out_dir, device=args.device)
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Type for argparse: width and height as 768x512."""
+    width, _, height = text.partition("x")
+    return positive(width), positive(height)
+
+
+def _warmup(args: argparse.Namespace) -> int:
+    set_up_process(args.threads)
+    from lalic.codec import shipped_model
+    from lalic.warmup import SIZES, warm_up
+
+    model = _given_model(args) or shipped_model(device=args.device)
+    warm_up(model, args.size or SIZES)
     return 0
 
 

@@ -48,8 +48,8 @@ def start_triton() -> None:
         raise RuntimeError(f"Triton cannot start on this GPU, because this is missing or fails: {reason}") from error
 
 
-def on_compiling(warn: Callable[[], None]) -> None:
-    """Call `warn` once, when numba first compiles in this process.
+def on_compiling(warn: Callable[[], None], every: bool = False) -> None:
+    """Call `warn` once, when numba first compiles in this process; with `every` at each function that it compiles.
 
     numba compiles, which takes long, only if no cached code fits this processor. Imports numba; without it, does
     nothing.
@@ -63,7 +63,7 @@ def on_compiling(warn: Callable[[], None]) -> None:
             self.warned = False
 
         def on_start(self, event: Any) -> None:
-            if not self.warned:
+            if every or not self.warned:
                 self.warned = True
                 warn()
 

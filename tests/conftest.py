@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_tests import runs_on_either
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ and scripts/ are not part of the installed packages
 
@@ -69,6 +70,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         place = item.path.relative_to(config.rootpath).as_posix()
         if place.startswith(SLOW) or ("triton" in item.name and place.startswith(("tests/kernels/", "tests/exact/"))):
             item.add_marker(pytest.mark.slow)
+        if torch.cuda.is_available() and runs_on_either(place, item.name):
+            item.add_marker(pytest.mark.gpu)
     if torch.cuda.is_available():
         return
     for item in items:

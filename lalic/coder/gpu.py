@@ -237,6 +237,16 @@ def z_rows(channels: int, positions: int, device: torch.device) -> Tensor:
         return (host.z_rows(channels, positions) + gaussian_tables().rows).to(device)
 
 
+def launch_once(model: LALIC, x: Tensor, streams: Sequence[Stream], size: tuple[int, int]) -> None:
+    """Make the launches of an encode of x and of a decode of streams, and look at nothing. size: of hyper latents."""
+    qualities = _to_device(model.as_qualities(None, len(streams)), model.device)
+    rows = z_rows(model.config.dims[5], size[0] * size[1], model.device)
+    with model.launch_lock:
+        _launch_encoding(model, x, True, qualities, rows)
+        decoder = DeviceDecoder([stream.data for stream in streams], model.tables(), model.device)
+        _launch_decoding(model, decoder, size, rows, qualities)
+
+
 # Decoding: launches, and the check after them
 
 

@@ -141,7 +141,9 @@ def test_the_command_saves_whole_rows(in_this_process: None, tmp_path: Path, mon
     words = ["--models", "tiny", "--sizes", "100x60", "--batches", "1", "2", "--save", "--results", str(tmp_path)]
     assert codec.main(words) == 0
     (path,) = tmp_path.glob("*.jsonl")
-    rows = json.loads(path.read_text())["codec"]
+    appended = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(appended) == 2  # at once for each batch, so that a run which is cut short keeps what it has
+    rows = [row for record in appended for row in record["codec"]]
     found = {(row["side"], row["direction"], row["batch"]) for row in rows}
     directions = ("encode", "decode", "decode to the host")
     assert found == {(s, d, b) for s in ("ours", "baseline") for d in directions for b in (1, 2)}

@@ -22,6 +22,12 @@ ROOT = Path(__file__).parents[2]
 QUALITIES = (20.0, 50.0, 80.0)
 
 
+@pytest.fixture(autouse=True)
+def same_bits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN may choose an algorithm that adds in no fixed order."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 @pytest.fixture(scope="module")
 def model() -> Iterator[LALIC]:
     yield lalic.slim().to("cuda")

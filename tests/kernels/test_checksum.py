@@ -9,6 +9,7 @@ from op_specs import INTERPRETER, WHY_NO_INTERPRETER
 from lalic_kernels import installed
 from lalic_kernels.rans import checksum
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the kernel
 IMPLEMENTATIONS = {
     "torch": checksum.by_torch,
     "numba": checksum._by_numba,
@@ -30,9 +31,10 @@ def by_hand(symbols: list[int], first: int) -> int:
 def implementation(request):
     if request.param == "numba" and not installed.NUMBA:
         pytest.skip("numba is not installed")
-    if request.param == "triton" and not INTERPRETER:
+    if request.param == "triton" and not INTERPRETER and DEVICE == "cpu":
         pytest.skip(WHY_NO_INTERPRETER)
-    return IMPLEMENTATIONS[request.param]
+    computed, device = IMPLEMENTATIONS[request.param], DEVICE if request.param == "triton" else "cpu"
+    return lambda symbols, first: computed(symbols.to(device), first).cpu()
 
 
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 40000])
