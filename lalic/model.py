@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -25,7 +26,7 @@ from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision
 from lalic.nn.gains import Gains, as_qualities
 from lalic.nn.noise import ALL
-from lalic.nn.transforms import analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
+from lalic.nn.transforms import Float32, analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
 from lalic_kernels.cache import ModuleCache, WeightCache
 
@@ -443,8 +444,14 @@ class LALIC(nn.Module):
         """g_a, h_a or g_s of x, without gradients in the model's precision."""
         transform, dtype = getattr(self, name), dtype_of(self.precision)
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
-            return transform(x)
+            with Float32() if _wants_float32(x) else nullcontext():
+                return transform(x)
         return narrowed(self.cache, name, transform, x, dtype)
+
+
+def _wants_float32(x: Tensor) -> bool:
+    """Whether torch might use TF32 for what shall be float32: on a GPU, when it is not training."""
+    return x.is_cuda and x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _decodes(name: str) -> bool:

@@ -9,10 +9,11 @@ with any other, with the same symbols.
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lalic.config import Config, stride
 from lalic.errors import LalicError
@@ -20,46 +21,16 @@ from lalic.nn.blocks import RWKVBlock
 from lalic_kernels.cache import WeightCache
 
 
-class Conv2d(nn.Conv2d):
-    """torch's, but on a GPU float32 without gradients is float32, whatever torch's settings for TF32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, C', H', W')."""
-        return _convolved(self, x) if _is_float32_on_gpu(self, x) else super().forward(x)
-
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """torch's, but on a GPU float32 without gradients is float32, whatever torch's settings for TF32."""
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """x (B, C, H, W) -> (B, C', H', W')."""
-        return _convolved(self, x) if _is_float32_on_gpu(self, x) else super().forward(x, output_size)
-
-
-def _is_float32_on_gpu(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
-    float32 = x.dtype == conv.weight.dtype == torch.float32
-    return x.is_cuda and float32 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def _convolved(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """The convolution without TF32. torch's settings are those of the process, so other threads would see a change."""
-    cudnn, padding = torch.backends.cudnn, cast(tuple[int, ...], conv.padding)
-    return torch._convolution(
-        x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.transposed, conv.output_padding,
-        conv.groups, cudnn.benchmark, cudnn.deterministic, cudnn.enabled, False,
-    )  # fmt: skip
-
-
-def down(cin: int, cout: int, kernel: int) -> Conv2d:
+def down(cin: int, cout: int, kernel: int) -> nn.Conv2d:
     """Convolution that divides H and W: by 2 for kernels 3 and 5, which overlap, else by the kernel, in patches."""
     overlaps = kernel > stride(kernel)
-    return Conv2d(cin, cout, kernel, stride=stride(kernel), padding=kernel // 2 if overlaps else 0)
+    return nn.Conv2d(cin, cout, kernel, stride=stride(kernel), padding=kernel // 2 if overlaps else 0)
 
 
-def up(cin: int, cout: int, kernel: int) -> ConvTranspose2d:
+def up(cin: int, cout: int, kernel: int) -> nn.ConvTranspose2d:
     """Transposed convolution that multiplies H and W by the number that `down` divides by."""
     overlaps = kernel > stride(kernel)
-    return ConvTranspose2d(
+    return nn.ConvTranspose2d(
         cin, cout, kernel, stride(kernel), padding=kernel // 2 if overlaps else 0, output_padding=int(overlaps)
     )
 
@@ -112,6 +83,30 @@ def dtype_of(precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     return PRECISIONS[precision]
+
+
+class Float32(TorchFunctionMode):
+    """Inside, in this thread, 2-D convolutions do not use TF32. torch's settings would change for all threads."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.conv2d:
+            return _convolved(False, *args, **kwargs)
+        if func is torch.conv_transpose2d:
+            return _convolved(True, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _convolved(
+    transposed: bool, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *rest: Any
+) -> Tensor:
+    """The convolution that torch's modules ask for, whose last arguments differ in their order."""
+    output_padding, groups, dilation = rest if transposed else ((0, 0), *rest[::-1])
+    cudnn = torch.backends.cudnn
+    return torch._convolution(
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups,
+        cudnn.benchmark, cudnn.deterministic, cudnn.enabled, False,
+    )  # fmt: skip
 
 
 def narrowed(cache: WeightCache, name: str, transform: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:

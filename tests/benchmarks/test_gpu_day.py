@@ -40,7 +40,7 @@ from lalic.coder import Stream
 from lalic.coder import gpu as gpu_coder
 from lalic.coder.host import HostCoder
 from lalic.model import LALIC
-from lalic_kernels import dispatch
+from lalic_kernels import dispatch, installed
 from lalic_kernels.biwkv import gpu as launches
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -126,6 +126,7 @@ def no_gpu(gib: int) -> Iterator[None]:
     properties = SimpleNamespace(major=9, minor=0, total_memory=gib * GIB, name="A GPU", uuid="0-1")
     replaced: list[tuple[Any, str, Any]] = [
         (KernelInterface, "__getitem__", launch),
+        (installed, "start_triton", lambda: None),
         (dispatch, "choose", chosen),
         (records, "check", lambda *a, **k: check(*a, **k) and DEVICE),
         (records, "_output", lambda *words: "3" if words[0] == "nvidia-smi" else "a commit"),
@@ -143,7 +144,8 @@ def no_gpu(gib: int) -> Iterator[None]:
         "get_device_name": lambda _=None: "A GPU", "get_device_properties": lambda _=None: properties,
         "mem_get_info": lambda _=None: (gib * GIB, gib * GIB), "memory_allocated": lambda: 0, "Event": Event,
         "reset_peak_memory_stats": lambda: None, "max_memory_allocated": lambda: 1 << 20, "empty_cache": lambda: None,
-        "device": lambda _: contextlib.nullcontext(),
+        "device": lambda _: contextlib.nullcontext(), "is_current_stream_capturing": lambda: False,
+        "current_stream": lambda: Event(),
     }  # fmt: skip
     replaced += [(torch.cuda, name, value) for name, value in cuda.items()]
     measure.copy_bandwidth.cache_clear()
@@ -185,13 +187,14 @@ def no_coding() -> Iterator[list[tuple[int, int, bool]]]:
 
     def encode(self: Any, x: Tensor, *_: Any) -> Stream:
         if isinstance(self, gpu_coder.GpuCoder):
-            self._wants_graph(1, now[0])
+            self._graphs(self.model.coding, 1, now[0])
         return Stream(b"", 0)
 
     def decode(self: Any, streams: Any, size: tuple[int, int], *_: Any) -> list[Tensor]:
         now[0] = size
         if isinstance(self, gpu_coder.GpuCoder):
-            seen.append((len(streams), 64 * size[0] * 64 * size[1], bool(self._wants_graph(len(streams), size))))
+            graphs = self._graphs(self.model.decoding, len(streams), size)
+            seen.append((len(streams), 64 * size[0] * 64 * size[1], bool(self.graph and graphs is not None)))
         height, width = 64 * size[0], 64 * size[1]
         return [torch.empty(1, 3, height, width, device=DEVICE) for _ in streams]
 

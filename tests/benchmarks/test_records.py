@@ -134,11 +134,18 @@ def has(key: str, *names: str) -> Callable[[Record], None]:
 
 ROW = ("entry", "memory", "case", "call", "yardstick", "seconds", "quartiles", "repeats", "ratios", "metrics")
 KINDS = {
-    "rd": check_rd, "launches": check_launches, "memory": check_training_memory, "published": check_published,
+    "rd": check_rd, "launches": check_launches, "steps": counted, "memory": check_training_memory, "published": check_published,
     "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
     "complexity": check_complexity, "decode_memory": counted, "counted": counted, "compiled": counted,
     "portability": has("portability", "setting", "exact", "float"), "rows": has("rows", *ROW),
     "against": has("against", "call", "commit", "seconds before", "seconds", "ratio"),
+    "large pictures": has(
+        "large pictures", "size", "picture MiB", "compress MiB", "decompress MiB", "bits per pixel"
+    ),
+    "seams": has(
+        "seams", "picture", "size", "quality", "rate", "one tile dB", "one tile at borders dB", "one tile elsewhere dB",
+        "tiles dB", "tiles at borders dB", "tiles elsewhere dB",
+    ),
     "ideal_bits": has("ideal_bits", "picture", "exact", "float"),
     **dict.fromkeys(("rate", "race", "exception_lists", "training"), of_older_commands),
 }  # fmt: skip

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lalic
 from lalic.errors import LalicError
-from lalic.nn import transforms
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_only_matrices_are_narrowed(model) -> None:
 @torch.no_grad()
 def test_float32_on_a_gpu_is_float32(model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without TF32, whatever the settings: said with each convolution, as settings are shared between threads."""
-    assert not transforms._is_float32_on_gpu(model.g_s[0], torch.zeros(1, model.config.dims[3], 4, 4))
+    assert not lalic.model._wants_float32(picture())
     x, expected, seen = picture(), model.latents(picture()), []
 
     class Convolutions(TorchDispatchMode):
@@ -67,10 +66,10 @@ def test_float32_on_a_gpu_is_float32(model, monkeypatch: pytest.MonkeyPatch) -> 
                 seen.append((func._schema.name, args[-1]))
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(transforms, "_is_float32_on_gpu", lambda conv, x: True)
+    monkeypatch.setattr(lalic.model, "_wants_float32", lambda x: True)
     with Convolutions():
         found = model.latents(x)
-        model.g_s(found)
+        model.synthesise(found, model.as_qualities(None, 1))
     assert torch.equal(found, expected)
     kinds = torch.nn.Conv2d | torch.nn.ConvTranspose2d
     convolutions = [m for transform in (model.g_a, model.g_s) for m in transform if isinstance(m, kinds)]

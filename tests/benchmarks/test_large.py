@@ -1,0 +1,39 @@
+"""Large pictures: a picture of any size, the peak of a process, tiles against one tile."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import astronaut, save, tiny
+
+from benchmarks import large
+from benchmarks.measure import WrongResult
+from lalic import codec
+
+
+def test_a_mirrored_picture_has_no_edges_inside() -> None:
+    pixels = np.asarray(large.mirrored(1300, 1100)).astype(int)
+    assert pixels.shape == (1100, 1300, 3)
+    assert (pixels[:, 511] == pixels[:, 512]).all() and (pixels[1023] == pixels[1024]).all()
+
+
+def test_the_peak_of_a_process() -> None:
+    """The peak of a process is at least that of the one it was forked from, so the parent's is in both."""
+    word = "b'x' * (1 << 30)"
+    small, big = (large._peak([sys.executable, "-c", code]) for code in ("pass", word))
+    assert big > 1000 and small < big
+    with pytest.raises(WrongResult, match="ended with 3"):
+        large._peak([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_tiles_are_compared_with_one_tile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(codec, "ONE_TILE", 0)
+    monkeypatch.setattr(codec, "TILE", 128)
+    astronaut(0, 0, 300, 200).save(tmp_path / "a.png")
+    row = large.seams(tmp_path / "a.png", None, str(save(tmp_path / "weights.pth", tiny())))
+    assert 0 < abs(row["rate"]) < 0.1 and row["size"] == [300, 200]  # a linear model shows no seams
+    for name in ("one tile", "tiles"):
+        assert 20 < row[f"{name} at borders dB"] < 40 and 20 < row[f"{name} elsewhere dB"] < 40
