@@ -134,7 +134,8 @@ def has(key: str, *names: str) -> Callable[[Record], None]:
 
 ROW = ("entry", "memory", "case", "call", "yardstick", "seconds", "quartiles", "repeats", "ratios", "metrics")
 KINDS = {
-    "rd": check_rd, "launches": check_launches, "steps": counted, "memory": check_training_memory, "published": check_published,
+    "rd": check_rd, "launches": check_launches, "steps": counted, "memory": check_training_memory,
+    "published": check_published,
     "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
     "complexity": check_complexity, "decode_memory": counted, "counted": counted, "compiled": counted,
     "portability": has("portability", "setting", "exact", "float"), "rows": has("rows", *ROW),
