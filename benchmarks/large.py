@@ -62,14 +62,24 @@ def memory(megapixels: int, checkpoint: str | None = None) -> dict[str, Any]:
     return row
 
 
+# A process counts the peak of the one that it was forked from as its own, so a small one starts the measured one.
+_MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def _peak(command: list[str]) -> float:
     """Largest resident size of a process, in MiB. Raises ``WrongResult`` if it fails."""
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(records.ROOT)})
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise WrongResult(f"{' '.join(command[:5])} ended with {process.returncode}")
-    return usage.ru_maxrss / 1024
+    environment = os.environ | {"PYTHONPATH": str(records.ROOT)}
+    words = [sys.executable, "-c", _MEASURE, *command]
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise WrongResult(f"{' '.join(command[:5])} ended with {done.returncode}")
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def seams(path: Path, quality: float | None, checkpoint: str | None = None) -> dict[str, Any]:

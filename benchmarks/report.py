@@ -355,10 +355,16 @@ def seams(records: Sequence[Record]) -> Iterator[Piece]:
     yield from _rows(of_kind(records, "seams"), "seams")
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return number(value, digits=4) if isinstance(value, float) else str(value)
+
+
 def _rows(records: Sequence[Record], key: str) -> Iterator[Piece]:
     for record in records:
         names = list(record[key][0])
-        body = [["x".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()] for row in record[key]]
+        body = [[_cell(value) for value in row.values()] for row in record[key]]
         yield table(names, body, record)
 
 
