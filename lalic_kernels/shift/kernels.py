@@ -40,8 +40,8 @@ def _statistics(
         mean = tl.sum(x, axis=1) / channels
         centred = tl.where(mask, x - mean[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
-        tl.store(scratch + p, mean, mask=p < count)
-        tl.store(scratch + count + p, factor, mask=p < count)
+        tl.store(scratch + 2 * p, mean, mask=p < count)
+        tl.store(scratch + 2 * p + 1, factor, mask=p < count)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -50,7 +50,7 @@ def shift_kernel(
     norm_weight_ptr,  # (C,) float32; read only with NORM, like norm_bias_ptr and statistics_ptr
     norm_bias_ptr,  # (C,) float32
     taps_ptr,  # (25, C padded to whole blocks of BLOCK_C) float32: the taps in row-major order
-    statistics_ptr,  # (programs, 2, (rows + 4) (COLUMNS + 4)) float32: scratch of each program
+    statistics_ptr,  # (programs, (rows + 4) (COLUMNS + 4), 2) float32: scratch of each program
     y_ptr,  # (B, H, W, C), written
     height,  # H
     width,  # W
@@ -74,14 +74,13 @@ def shift_kernel(
     memory; the barrier makes this safe (on AMD GPUs because all threads of a block share one cache).
     """
     WIDE: tl.constexpr = COLUMNS + 4
-    count = (rows + 4) * WIDE
     STEP: tl.constexpr = -5 if TURNED else 5
     channels = (channels // VEC) * VEC
-    # The tile, and the statistics of its pixels and margin: [2, rows + 4, COLUMNS + 4].
+    # The tile, and the statistics of its pixels and margin: [rows + 4, COLUMNS + 4, 2].
     batch, top, left = tile_origin(height, width, rows, COLUMNS)
     scratch = statistics_ptr
     if NORM:
-        scratch += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * count)
+        scratch += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * (rows + 4) * WIDE)
         _statistics(x_ptr, scratch, batch, top, left, height, width, channels, rows, eps, COLUMNS, PIXELS, ALL_C)
         barrier()
     column = tl.arange(0, COLUMNS)
@@ -116,8 +115,8 @@ def shift_kernel(
                 # x: [COLUMNS, BLOCK_C]
                 x = tl.load(line + j[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
                 if NORM:
-                    mean = tl.load(scratch + r * WIDE + column + d)  # [COLUMNS]
-                    factor = tl.load(scratch + count + r * WIDE + column + d)  # [COLUMNS]
+                    of_pixel = scratch + 2 * (r * WIDE + column + d)
+                    mean, factor = tl.load(of_pixel), tl.load(of_pixel + 1)  # [COLUMNS]
                     x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
                     x = tl.where(inside[:, None], x, 0.0)
                 # One column of the kernel: add the line to the five output lines it belongs to.
