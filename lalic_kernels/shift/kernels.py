@@ -115,8 +115,8 @@ def shift_kernel(
                 # x: [COLUMNS, BLOCK_C]
                 x = tl.load(line + j[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
                 if NORM:
-                    of_pixel = scratch + 2 * (r * WIDE + column + d)
-                    mean, factor = tl.load(of_pixel), tl.load(of_pixel + 1)  # [COLUMNS]
+                    of_pixel = scratch + 2 * (r * WIDE + d)
+                    mean, factor = tl.load(of_pixel + 2 * column), tl.load(of_pixel + 2 * column + 1)  # [COLUMNS]
                     x = (x - mean[:, None]) * (factor[:, None] * scale[None, :]) + offset[None, :]
                     x = tl.where(inside[:, None], x, 0.0)
                 # One column of the kernel: add the line to the five output lines it belongs to.
