@@ -156,12 +156,12 @@ def decompress_files(
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
     def decode(files: list[bytes]) -> list[Any]:
+        if len(files) > 1:
+            return list(codec.decode_many(files, model, batch=len(files), **options))
         container = parse(files[0], max_pixels)
         if whole and needs_strips(container.width, container.height):
             return files  # `save` decodes it while it writes
-        if len(files) == 1:
-            return [codec.decode(files[0], model, **part, **options)]
-        return list(codec.decode_many(files, model, batch=len(files), **options))
+        return [codec.decode(files[0], model, **part, **options)]
 
     def save(target: str, picture: Image.Image | bytes) -> Saved:
         if isinstance(picture, bytes):
@@ -175,6 +175,7 @@ def decompress_files(
         container = parse(data, max_pixels)
         if target == STREAM:
             raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         parts = codec.decode_parts(data, model, device=device, max_pixels=max_pixels)
         with replacing(target, overwrite=overwrite) as temporary:
             write_strips(parts, (container.width, container.height), temporary, container.metadata)

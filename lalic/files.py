@@ -95,8 +95,11 @@ def _atomic(path: str, overwrite: bool) -> Iterator[IO[bytes]]:
 def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[str]:
     """The name of an empty temporary file, which becomes the file `path` if the block ends without an error.
 
-    The name is in the same folder and has the same extension. `write_atomic` says more.
+    The name is in the same folder and has the same extension. `write_atomic` says more. Raises `OSError` for a path
+    that is there and is no file.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "is not a file", os.fspath(path))
     path = os.path.realpath(path)  # follows links, so that the file is replaced and not the link
     ending = os.path.splitext(path)[1]
     temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part{ending}")

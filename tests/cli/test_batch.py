@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 from tiny import noise, tiny
 
@@ -218,3 +219,15 @@ def test_a_picture_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ImageCms, "ImageCmsProfile", lambda given: seen.append(given) or inner(given))
     assert failed(compress_files([tmp_path / "a.png"], model=tiny())) == 0
     assert sum(isinstance(given, io.BytesIO) for given in seen) == 1
+
+
+def test_a_damaged_file_fails_alone_where_several_are_decoded_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        noise(i).save(tmp_path / f"{i}.png")
+    compress_files([tmp_path], tmp_path / "out", tiny())
+    (tmp_path / "out" / "0.lalic").write_bytes(b"damaged")
+    monkeypatch.setattr(codec, "resolve_device", lambda device: torch.device("cuda"))
+    outcomes = decompress_files([tmp_path / "out"], tmp_path / "back", tiny())
+    assert [outcome.error is None for outcome in outcomes] == [False, True, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -93,6 +94,11 @@ def test_what_cannot_be_done_is_said(vips, tmp_path) -> None:
     (tmp_path / "a.lalic").write_bytes(codec.encode(tmp_path / "a.png", tiny()))
     (done,) = decompress_files([tmp_path / "a.lalic"], "-", tiny())
     assert "not written to standard output" in str(done.error)
+    os.mkfifo(tmp_path / "pipe")
+    (done,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "pipe", tiny())
+    assert isinstance(done.error, OSError) and "is not a file" in str(done.error) and (tmp_path / "pipe").is_fifo()
+    (done,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "new" / "a.png", tiny())
+    assert done.error is None and (tmp_path / "new" / "a.png").is_file()
     (done,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "a.bmp", tiny())
     assert isinstance(done.error, ImageError) and not (tmp_path / "a.bmp").exists()
 
