@@ -71,12 +71,17 @@ def parsed_size(text: str) -> tuple[int, int]:
 
 
 def picture(height: int, width: int) -> Tensor:
-    """The photo that ships, mirrored to the right and below as far as needed: (1, 3, height, width) in [0, 1]."""
+    """`photo` as (1, 3, height, width) in [0, 1]."""
+    return images.to_tensor(photo(height, width))
+
+
+def photo(height: int, width: int) -> Image.Image:
+    """The photo that ships, mirrored to the right and below as far as needed."""
     with resources.files(lalic).joinpath("assets/astronaut.png").open("rb") as file:
         pixels = np.asarray(Image.open(file).convert("RGB"))
     missing = [max(0, wanted - have) for wanted, have in zip((height, width), pixels.shape[:2], strict=True)]
     pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
-    return images.to_tensor(Image.fromarray(np.ascontiguousarray(pixels[:height, :width])))
+    return Image.fromarray(np.ascontiguousarray(pixels[:height, :width]))
 
 
 def padded(side: int) -> int:

@@ -17,13 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import lalic
 from benchmarks import records, report
-from benchmarks.codec import picture
+from benchmarks.codec import photo
 from benchmarks.measure import WrongResult
-from lalic import images
 from lalic.options import positive
 
 REPEATS = 3
@@ -66,8 +64,7 @@ def first_picture(device: str, repeats: int, size: tuple[int, int] = (768, 512))
     }
     with tempfile.TemporaryDirectory() as folder:
         source, path, back = (Path(folder) / name for name in ("picture.png", "picture.lalic", "back.png"))
-        pixels = images.from_tensor(picture(size[1], size[0]))
-        assert isinstance(pixels, Image.Image)
+        pixels = photo(size[1], size[0])
         pixels.save(source)
         path.write_bytes(lalic.encode(pixels))
         threads = str(torch.get_num_threads())

@@ -14,15 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from PIL import Image
 
 from benchmarks import records, report
+from benchmarks.codec import photo
 from benchmarks.measure import WrongResult
 from lalic import codec, images
 from lalic.hub import load_model
@@ -32,21 +31,6 @@ BAND = 8  # pixels on each side of a border
 MIB = 1 << 20
 
 
-def mirrored(width: int, height: int) -> Image.Image:
-    """The picture that ships, mirrored at its edges until it has this size."""
-    tile = images.load(resources.files("lalic").joinpath("assets", "astronaut.png").read_bytes())
-    size = tile.width
-    pair = Image.new("RGB", (2 * size, 2 * size))
-    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        turned = tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if x else tile
-        pair.paste(turned.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if y else turned, (x * size, y * size))
-    out = Image.new("RGB", (width, height))
-    for top in range(0, height, 2 * size):
-        for left in range(0, width, 2 * size):
-            out.paste(pair, (left, top))
-    return out
-
-
 def memory(megapixels: int, checkpoint: str | None = None) -> dict[str, Any]:
     """Peaks of both commands for a picture of 4 to 3 sides, in MiB, and what is above the picture in Pillow."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
@@ -54,7 +38,7 @@ def memory(megapixels: int, checkpoint: str | None = None) -> dict[str, Any]:
     row: dict[str, Any] = {"size": [width, height], "picture MiB": round(4 * width * height / MIB)}
     with tempfile.TemporaryDirectory() as folder:
         source, coded, back = (os.path.join(folder, name) for name in ("a.jpg", "a.lalic", "b.png"))
-        mirrored(width, height).save(source, quality=95)
+        photo(height, width).save(source, quality=95)
         for name, words in (("compress", [source, "-o", coded]), ("decompress", [coded, "-o", back])):
             given = [] if checkpoint is None else ["--checkpoint", checkpoint]
             row[f"{name} MiB"] = round(_peak([sys.executable, "-m", "lalic", name, *words, *given, "--quiet"]))

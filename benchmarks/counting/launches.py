@@ -11,6 +11,7 @@ ATen calls: one kernel each, allocations and views none. Some start two; a copy 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -143,20 +144,31 @@ def decode(model: Any, width: int, height: int) -> Launches:
     return counts
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the launches by part. Returns 0; usage errors exit with 2."""
+def random_model(name: str) -> Any:
+    """The model "slim" or "full", ready to code, with the same random weights each time: a count needs no others."""
     from lalic.config import FULL, SLIM
     from lalic.model import LALIC
 
-    parser = records.parser("counting.launches", "Launches of a decode.", where=False)
+    torch.manual_seed(1)
+    model = LALIC.from_config(SLIM if name == "slim" else FULL).eval()
+    model.update()
+    return model
+
+
+def parser_of_a_decode(name: str, about: str) -> argparse.ArgumentParser:
+    """Of a counter of one decode: --model and --size beside what `records.parser` declares."""
+    parser = records.parser(name, about, where=False)
     parser.add_argument("--model", choices=("slim", "full"), default="full")
     parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the launches by part. Returns 0; usage errors exit with 2."""
+    parser = parser_of_a_decode("counting.launches", "Launches of a decode.")
     parser.add_argument("--kernels", action="store_true", help="every kernel and call, not the parts alone")
     options = parser.parse_args(argv)
-    torch.manual_seed(1)
-    model = LALIC.from_config(SLIM if options.model == "slim" else FULL).eval()
-    model.update()
-    counts = decode(model, *options.size)
+    counts = decode(random_model(options.model), *options.size)
     print(f"{options.model}, {options.size[0]}x{options.size[1]}, one picture")
     for part, count in counts.by_part().items():
         print(f"{count:6d}  {part}")

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.counting import Parts, labelled
+from benchmarks.counting.launches import parser_of_a_decode, random_model
 from lalic_kernels.launch import blocks
 
 BITS_PER_PIXEL = 0.29  # of the stream, whose length decides how many lanes it has
@@ -139,17 +140,8 @@ def decode(model: Any, width: int, height: int, bits_per_pixel: float = BITS_PER
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the steps by kernel. Returns 0; usage errors exit with 2."""
-    from lalic.config import FULL, SLIM
-    from lalic.model import LALIC
-
-    parser = records.parser("counting.steps", "Serial steps of a decode.", where=False)
-    parser.add_argument("--model", choices=("slim", "full"), default="full")
-    parser.add_argument("--size", nargs=2, type=int, default=(768, 512), metavar=("W", "H"))
-    options = parser.parse_args(argv)
-    torch.manual_seed(1)
-    model = LALIC.from_config(SLIM if options.model == "slim" else FULL).eval()
-    model.update()
-    found = decode(model, *options.size)
+    options = parser_of_a_decode("counting.steps", "Serial steps of a decode.").parse_args(argv)
+    found = decode(random_model(options.model), *options.size)
     print(f"{options.model}, {options.size[0]}x{options.size[1]}, one picture, {BITS_PER_PIXEL} bits per pixel")
     for kind, steps in found.steps.items():
         print(f"{steps.total():6d}  {kind}")

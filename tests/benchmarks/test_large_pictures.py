@@ -10,12 +10,13 @@ import pytest
 from tiny import astronaut, save, tiny
 
 from benchmarks import large
+from benchmarks.codec import photo
 from benchmarks.measure import WrongResult
 from lalic import codec
 
 
 def test_a_mirrored_picture_has_no_edges_inside() -> None:
-    pixels = np.asarray(large.mirrored(1300, 1100)).astype(int)
+    pixels = np.asarray(photo(1100, 1300)).astype(int)
     assert pixels.shape == (1100, 1300, 3)
     assert (pixels[:, 511] == pixels[:, 512]).all() and (pixels[1023] == pixels[1024]).all()
 

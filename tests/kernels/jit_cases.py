@@ -16,9 +16,8 @@ from torch import Tensor
 
 import lalic_kernels
 from benchmarks.counting import jit
-from benchmarks.counting.launches import some_stream
+from benchmarks.counting.launches import random_model, some_stream
 from lalic.coder import gpu
-from lalic.config import FULL, SLIM
 from lalic.model import LALIC
 from lalic_kernels import rans
 from lalic_kernels.rans import gpu as rans_gpu
@@ -115,11 +114,7 @@ def large() -> dict[str, str]:
 
 
 def model_of(name: str, precision: str = "float32") -> LALIC:
-    torch.manual_seed(1)
-    model = LALIC.from_config(SLIM if name == "slim" else FULL).eval()
-    model.update()
-    model.set_precision(precision)
-    return model
+    return random_model(name).set_precision(precision)
 
 
 def encode(model: LALIC, height: int, width: int) -> None:
