@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
             result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             result[name] = "not installed"
-    return result
+    return result | {"torch": str(torch.__version__)}  # with the build, such as +cpu, which the package's may lack
 
 
 def devices() -> list[str]:
