@@ -3,9 +3,9 @@
     box  contents                                                           written by `lalic.images.dump` to
     e    EXIF: the TIFF structure from its byte order on, turned upright    PNG, JPEG, WebP, AVIF; TIFF: tags
     x    XMP: a packet, turned upright                                      PNG, JPEG, WebP, AVIF, TIFF
-    t    text: JSON in UTF-8, one object of strings (PNG text chunks by     PNG; of JPEG the comment
-         keyword; the comment of a JPEG or GIF as "comment")
-    r    resolution: across, then down; two unsigned big-endian integers    PNG, JPEG, TIFF
+    t    text: JSON in UTF-8, one object of strings (PNG text chunks by     PNG; of JPEG, JPEG 2000 and
+         keyword; the comment of a JPEG or GIF as "comment")                GIF the comment
+    r    resolution: across, then down; two unsigned big-endian integers    PNG, JPEG, TIFF, BMP
          of 4 bytes, in 1/10000 pixel per inch, above 0
     c    colour: a sentence in UTF-8 that names the ICC profile which the   none; a PNG says that it is in sRGB
          pixels were converted from
@@ -34,6 +34,7 @@ ORIENTATION = 0x0112
 _X_RESOLUTION = 0x011A
 _COLOR_SPACE, _INTEROP_INDEX, _MAKER_NOTE = 0xA001, 0x0001, 0x927C
 _THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
+_STRIP_OFFSET, _STRIP_LENGTH = 0x0111, 0x0117
 # Tags of a TIFF that speak of the picture and not of how the file stores it; the sub-IFDs EXIF and GPS are among them.
 _ABOUT_THE_PICTURE = {
     0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, 0x8769, 0x8825,
@@ -222,7 +223,7 @@ class _Tiff:
         struct.pack_into(self.order + "HHIHH", self.data, entry.at, entry.tag, 3, 1, value, 0)
 
     def cut_thumbnail(self) -> None:
-        """Drop the second directory with the JPEG file that it points to."""
+        """Drop the second directory with the JPEG file or the pixels that it points to."""
         link = self._end(self.first)
         try:
             following = self._read("I", link)
@@ -232,10 +233,17 @@ class _Tiff:
         self.data[link : link + 4] = bytes(4)
         begin, length = tags.get(_THUMBNAIL_OFFSET, 0), tags.get(_THUMBNAIL_LENGTH, 0)
         if self.data[begin : begin + 2] == b"\xff\xd8":  # else the offset is wrong
-            end = min(begin + length, len(self.data))
-            self.data[begin:end] = bytes(end - begin)
-            if end == len(self.data):
-                del self.data[begin:]
+            self._cut(begin, length)
+        # Pixels without compression: one strip, which lies behind all else that the directories hold.
+        begin, length = tags.get(_STRIP_OFFSET, 0), tags.get(_STRIP_LENGTH, 0)
+        if following < begin and begin + length == len(self.data):
+            self._cut(begin, length)
+
+    def _cut(self, begin: int, length: int) -> None:
+        end = min(begin + length, len(self.data))
+        self.data[begin:end] = bytes(end - begin)
+        if end == len(self.data):
+            del self.data[begin:]
 
 
 def _upright(exif: bytes) -> bytes:
@@ -311,15 +319,19 @@ def save_options(image: Image.Image, format: str) -> dict[str, Any]:
     exif, xmp, dpi = info.get("exif", b""), info.get("xmp", b""), info.get("dpi")
     if format == "PNG":
         return {"pnginfo": _png_chunks(image, xmp)} | _given(exif=exif, dpi=dpi)
+    texts = _texts(image)
+    comment = texts.get("comment", texts.get("Comment", "")).encode()
     if format == "JPEG":
-        texts = _texts(image)
-        comment = texts.get("comment", texts.get("Comment", "")).encode()
-        boxes = {  # given also where empty, as Pillow would take some from `info`
-            "exif": _at_most(_JPEG_SEGMENT, exif, "EXIF data"),
-            "xmp": _at_most(_JPEG_XMP, xmp, "XMP data"),
-            "comment": _at_most(_JPEG_SEGMENT, comment, "the comment"),
-        }
-        return boxes | _given(dpi=dpi if dpi and max(dpi) < 2**16 else None)
+        return _given(
+            exif=_at_most(_JPEG_SEGMENT, exif, "EXIF data"),
+            xmp=_at_most(_JPEG_XMP, xmp, "XMP data"),
+            comment=_at_most(_JPEG_SEGMENT, comment, "the comment"),
+            dpi=dpi if dpi and max(dpi) < 2**16 else None,
+        )
+    if format in ("GIF", "JPEG2000"):
+        return _given(comment=comment)
+    if format == "BMP":
+        return _given(dpi=dpi)
     if format in ("WEBP", "AVIF"):
         return _given(exif=exif, xmp=xmp)
     if format == "TIFF":
@@ -354,16 +366,19 @@ def _png_chunks(image: Image.Image, xmp: bytes) -> PngImagePlugin.PngInfo:
 
 def _tiff_tags(exif: bytes, xmp: bytes) -> bytes:
     """EXIF data of the tags that go into a TIFF file, XMP being one of them."""
+
+    def with_xmp(tags: Image.Exif) -> bytes:
+        if xmp:
+            tags[_TIFF_XMP] = xmp
+        return tags.tobytes() if len(tags) else b""
+
     tags = Image.Exif()
     try:
         tags.load(exif)
-        tags = _about_the_picture(tags)
-    except Exception as error:  # Pillow's EXIF reader raises many types for damaged data
+        return with_xmp(_about_the_picture(tags))
+    except Exception as error:  # Pillow's EXIF reader and writer raise many types for damaged data
         _warn(f"the EXIF data is damaged ({error}); it is dropped")
-        tags = Image.Exif()
-    if xmp:
-        tags[_TIFF_XMP] = xmp
-    return tags.tobytes() if len(tags) else b""
+        return with_xmp(Image.Exif())
 
 
 # For people
