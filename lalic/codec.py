@@ -28,7 +28,7 @@ from lalic.coder import Stream
 from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, Container, Tile, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
-from lalic.tiles import SCALES, STEP, Box, Grid
+from lalic.tiles import MAX_WINDOW, SCALES, STEP, Box, Grid
 from lalic_kernels.cache import one_look
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "resolve_device", "shipped_model"]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
-ONE_TILE = 1 << 20  # pixels, after padding
+ONE_TILE = MAX_WINDOW  # pixels, after padding
 MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
@@ -369,7 +369,8 @@ def _joined_latents(grid: Grid, latents: Mapping[int, torch.Tensor], window: Box
 def _region(region: Sequence[int] | None, grid: Grid) -> Box:
     if region is None:
         return grid.whole
-    box = Box(*region) if len(region) == 4 else Box(0, 0, 0, 0)
+    numbers = len(region) == 4 and all(hasattr(side, "__index__") for side in region)
+    box = Box(*map(int, region)) if numbers else Box(0, 0, 0, 0)
     if box.empty or box.intersection(grid.whole) != box:
         raise RequestError(
             f"region is {tuple(region)}, expected (left, top, right, bottom) inside of {grid.width}x{grid.height}"
@@ -378,7 +379,7 @@ def _region(region: Sequence[int] | None, grid: Grid) -> Box:
 
 
 def _check_scale(scale: int) -> None:
-    if scale not in SCALES:
+    if not hasattr(scale, "__index__") or scale not in SCALES:
         raise RequestError(f"scale is {scale}, expected one of {', '.join(map(str, SCALES))}")
 
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lalic.errors import BitstreamError
-from lalic.tiles import MAX_SIDE, STEP, Grid
+from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
 
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse"]
 
@@ -55,7 +55,7 @@ _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
 _TILE_OVERHEAD = 6 + 4  # checksums
 _MAX_STREAM = 2**28 - 1 - _TILE_OVERHEAD
-_MAX_METADATA = 2**26  # bytes of a box when decompressed: a file made on purpose gets no more memory
+MAX_METADATA = 2**24  # bytes of a box when decompressed: a file made on purpose gets no more memory
 _GREY = 1
 
 
@@ -203,7 +203,7 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file. max_pixels: limit on width * height, None for no limit beyond 2^31 - 1 a side. Metadata is limited
-    to 2^26 bytes a box; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
+    to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
     the fault.
     """
     reader = _Reader(memoryview(data).cast("B"))
@@ -223,6 +223,10 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         length = reader.varint(what)
         if letter == "P":
             grid, lengths = found.get("I", (grid, [length]))
+            if grid.window_pixels > MAX_WINDOW:
+                raise BitstreamError(
+                    f"the file is invalid: its windows have {grid.window_pixels} pixels, expected at most {MAX_WINDOW}"
+                )
             found[letter] = _read_tiles(reader, lengths, length)
             continue
         payload = reader.take(length, what)
@@ -287,6 +291,8 @@ def _read_index(payload: bytes, grid: Grid) -> tuple[Grid, list[int]]:
     tile, margin = reader.varint(what) * STEP, reader.varint(what) * STEP
     if tile == 0:
         raise BitstreamError(f"{what} is invalid: its tiles have side 0")
+    if margin > tile:  # a window is computed for each tile: small tiles with wide margins take time without end
+        raise BitstreamError(f"{what} is invalid: margins of {margin} pixels are larger than tiles of {tile}")
     grid = Grid(grid.width, grid.height, tile, margin)
     if len(grid) > len(payload):  # each length takes a byte or more
         raise BitstreamError(f"{what} is invalid: {len(payload)} bytes cannot hold the lengths of {len(grid)} tiles")
@@ -324,9 +330,9 @@ def _read_alpha(payload: bytes, count: int) -> tuple[bytes, ...]:
 def _decompress(payload: bytes, what: str) -> bytes:
     stream = zlib.decompressobj()
     try:
-        contents = stream.decompress(payload, _MAX_METADATA)
+        contents = stream.decompress(payload, MAX_METADATA)
     except zlib.error:
         raise BitstreamError(f"{what} is invalid: it is not compressed by zlib") from None
     if not stream.eof or stream.unused_data:
-        raise BitstreamError(f"{what} is invalid: it does not end with its payload, or has over {_MAX_METADATA} bytes")
+        raise BitstreamError(f"{what} is invalid: it does not end with its payload, or has over {MAX_METADATA} bytes")
     return contents

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from lalic.container import MAX_METADATA
 from lalic.errors import BitstreamError, ImageWarning
 
 __all__ = ["ORIENTATION", "attach", "collect", "describe", "note_conversion", "orientation", "save_options"]
@@ -45,7 +46,7 @@ _EXIF_PREFIX = b"Exif\0\0"
 _HEX_EXIF = "Raw profile type exif"  # how ImageMagick writes EXIF to a PNG
 _PNG_XMP = "XML:com.adobe.xmp"
 _XMP_ORIENTATION = rb"""((?<!/)tiff:Orientation\s*(?:=\s*["']|>)\s*)([1-8])"""
-_MAX_BOX = 2**24
+_MAX_TEXTS = 2**16  # in one picture
 _JPEG_SEGMENT = 65533  # bytes of contents
 _JPEG_XMP = _JPEG_SEGMENT - 29
 _MAX_WORDS = 200  # characters that `describe` gives of a text
@@ -94,9 +95,9 @@ def collect(image: Image.Image, orientation: int | None = 1, *, text: bool = Tru
         "r": _resolution(image, orientation in (5, 6, 7, 8)),
     }
     for letter, contents in boxes.items():
-        if len(contents) > _MAX_BOX:
-            _warn(f"{_NAMES[letter]} of {len(contents)} bytes is dropped; the limit is {_MAX_BOX}")
-    return {letter: contents for letter, contents in boxes.items() if 0 < len(contents) <= _MAX_BOX}
+        if len(contents) > MAX_METADATA:
+            _warn(f"{_NAMES[letter]} of {len(contents)} bytes is dropped; the limit is {MAX_METADATA}")
+    return {letter: contents for letter, contents in boxes.items() if 0 < len(contents) <= MAX_METADATA}
 
 
 _NAMES = {"e": "EXIF data", "x": "XMP data", "t": "text", "r": "resolution", "c": "colour"}
@@ -145,6 +146,9 @@ def _xmp(image: Image.Image) -> bytes:
 
 def _text_box(image: Image.Image) -> bytes:
     texts = _texts(image)
+    if len(texts) > _MAX_TEXTS:
+        _warn(f"{len(texts)} texts are dropped; the limit is {_MAX_TEXTS}")
+        return b""
     return json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace") if texts else b""
 
 
@@ -307,6 +311,8 @@ def _parse_text(contents: bytes) -> dict[str, str]:
         "".join([*texts.keys(), *texts.values()]).encode()  # strings, and none with half a character
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise BitstreamError("the box 't' is invalid: it is not a JSON object of strings") from None
+    if len(texts) > _MAX_TEXTS:
+        raise BitstreamError(f"the box 't' is invalid: it has {len(texts)} texts, expected at most {_MAX_TEXTS}")
     return texts
 
 

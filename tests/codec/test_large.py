@@ -87,15 +87,17 @@ def test_region_and_scale_of_one_tile(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "region", [(0, 0, 501, 300), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 9, 5, 12), (0, 0, 5), (0, 0, 500, 301)]
-)
+    "region",
+    [(0, 0, 501, 300), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 9, 5, 12), (0, 0, 5), (0, 0, 500, 301), (0.5, 0, 5, 5),
+     (0, 0, 5.0, 5), (0, 0, "5", 5), (0, 0, None, 5), (0, 0, float("nan"), 5)],
+)  # fmt: skip
 def test_what_is_no_region(region) -> None:
     _, data = coded()
     with pytest.raises(RequestError, match=r"region is \(.*inside of 500x300"):
         codec.decode(data, tiny(), region=region)
 
 
-@pytest.mark.parametrize("scale", [0, 3, 128, -1])
+@pytest.mark.parametrize("scale", [0, 3, 128, -1, 2.0, "2", None])
 def test_what_is_no_scale(scale) -> None:
     _, data = coded()
     with pytest.raises(RequestError, match=f"scale is {scale}, expected one of 1, 2, 4, 8, 16, 32, 64"):

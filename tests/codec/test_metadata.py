@@ -312,6 +312,19 @@ def test_invalid_boxes_are_refused(letter, contents):
         assert "\n" not in str(caught.value)
 
 
+def test_texts_without_end():
+    """Each takes some hundred bytes of memory, however short it is."""
+    many = {f"{i:x}": "" for i in range(2**16 + 1)}
+    with pytest.raises(BitstreamError, match="it has 65537 texts, expected at most 65536"):
+        metadata.describe({"t": json.dumps(many).encode()})
+    image = RGB.copy()
+    image.text = many
+    with pytest.warns(ImageWarning, match="65537 texts are dropped; the limit is 65536"):
+        assert open_picture(image).metadata == {}
+    image.text = dict(list(many.items())[1:])
+    assert len(json.loads(open_picture(image).metadata["t"])) == 2**16
+
+
 # For people
 
 
