@@ -1,8 +1,8 @@
 """The command `lalic`: compress, decompress, info, convert, demo, warmup, eval, compare, train.
 
 Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started; 130
-interrupted. Standard error has one sentence for each file that failed. With LALIC_TRACEBACK=1 in the environment an
-unexpected error shows its traceback.
+interrupted, 143 terminated: then no file is left half-written. Standard error has one sentence for each file that
+failed. With LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback.
 
 Each command calls a public function: `lalic.batch`, `lalic.hub.convert`, `lalic.demo`, `lalic.eval`, `lalic.train`.
 Only commands that need torch import it, so that `lalic --help` and `lalic info` are fast.
@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lalic.container import VERSION, parse
@@ -60,10 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
-        args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-        return args.run(args) or 0
+        with _terminated_by_an_exception():
+            args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+            return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
         return stop.code if isinstance(stop.code, int) else 2
+    except _Terminated:
+        _log("terminated")
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         _log("interrupted")
         return 130
@@ -76,6 +82,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # users get one sentence for any error
         _log(_message(error))
         return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminated_by_an_exception() -> Iterator[None]:
+    """Raise `_Terminated` where SIGTERM would end the process at once, and leave files half-written."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # The parser
@@ -203,8 +230,16 @@ def _scale(text: str) -> int:
 # Messages
 
 
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
+def _one_line(text: str) -> str:
+    """A text with its control characters as escapes: file names may have line breaks, and codes for terminals."""
+    return text.translate(_CONTROL)
+
+
 def _log(message: str) -> None:
-    print(f"lalic: {message}", file=sys.stderr)
+    print(f"lalic: {_one_line(message)}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:
@@ -218,7 +253,8 @@ def _message(error: Exception) -> str:
         return line
     if os.environ.get("LALIC_TRACEBACK") == "1":
         raise error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in line:  # torch's words on a CPU
         return "there is not enough memory for this picture"
     return f"unexpected {type(error).__name__}: {line[:300]}"
 
@@ -314,11 +350,12 @@ def _run_batch(
             hidden = count == 1 or args.quiet or not sys.stderr.isatty()
             bar = stack.enter_context(tqdm(total=count, unit="file", file=sys.stderr, disable=hidden))
         if done.error is not None:
-            bar.write(f"lalic: {_message_of(done.source, done.error)}", file=sys.stderr)
+            bar.write(_one_line(f"lalic: {_message_of(done.source, done.error)}"), file=sys.stderr)
         for warning in done.warnings:
-            bar.write(f"lalic: {done.source}: warning: {warning}", file=sys.stderr)
+            bar.write(_one_line(f"lalic: {done.source}: warning: {warning}"), file=sys.stderr)
         if done.error is None and not args.quiet and done.target != STREAM:
-            bar.write(f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s", file=sys.stdout)
+            words = f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s"
+            bar.write(_one_line(words), file=sys.stdout)
         bar.update()
 
     with ExitStack() as stack:
@@ -400,7 +437,7 @@ def _described(entry: Mapping[str, Any], symbols: bool) -> str:
     at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
     tiles = "one tile" if entry["tile"] is None else f"{entry['tiles']} tiles of {entry['tile']} pixels"
     text = (_INFO + _SYMBOLS if symbols else _INFO).format(
-        **{**entry, "tiles": tiles}, kind=kind, at_quality=at_quality
+        **{**entry, "file": _one_line(entry["file"]), "tiles": tiles}, kind=kind, at_quality=at_quality
     )
     for name, value in entry["metadata"].items():
         for key, word in value.items() if isinstance(value, dict) else ((name.replace("_", " "), value),):
@@ -416,7 +453,9 @@ def _convert(args: argparse.Namespace) -> int:
 
     model = hub.convert(args.checkpoint, args.output, overwrite=args.force)
     size = os.path.getsize(args.output)
-    print(f"{args.checkpoint} -> {args.output}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
+    print(
+        f"{_one_line(f'{args.checkpoint} -> {args.output}')}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes"
+    )
     return 0
 
 

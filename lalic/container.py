@@ -203,8 +203,8 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file. max_pixels: limit on width * height, None for no limit beyond 2^31 - 1 a side. Metadata is limited
-    to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
-    the fault.
+    to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError`
+    with one sentence about the fault.
     """
     reader = _Reader(memoryview(data).cast("B"))
     fields, boxes = _read_header(reader, max_pixels)

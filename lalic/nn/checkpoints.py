@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -212,6 +213,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # torch and safetensors raise many types for a damaged or foreign file
         reason = str(error).strip().split("\n")[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch's words name the way to load it nevertheless
+            reason = "it is none, or holds more than tensors"
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: expected a dict with a state dict, got {type(loaded).__name__}")
