@@ -453,9 +453,8 @@ def _convert(args: argparse.Namespace) -> int:
 
     model = hub.convert(args.checkpoint, args.output, overwrite=args.force)
     size = os.path.getsize(args.output)
-    print(
-        f"{_one_line(f'{args.checkpoint} -> {args.output}')}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes"
-    )
+    names = _one_line(f"{args.checkpoint} -> {args.output}")
+    print(f"{names}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
     return 0
 
 
