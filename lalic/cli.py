@@ -1,8 +1,8 @@
 """The command `lalic`: compress, decompress, info, convert, demo, warmup, eval, compare, train.
 
 Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started; 130
-interrupted, 143 terminated: then no file is left half-written. Standard error has one sentence for each file that
-failed. With LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback.
+interrupted, 129 or 143 terminated: then no file is left half-written. Standard error has one sentence for each file
+that failed. With LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback.
 
 Each command calls a public function: `lalic.batch`, `lalic.hub.convert`, `lalic.demo`, `lalic.eval`, `lalic.train`.
 Only commands that need torch import it, so that `lalic --help` and `lalic info` are fast.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises only unexpected errors, and those only with LALIC_TRACEBACK=1.
     """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print about damaged pictures
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
@@ -67,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
         return stop.code if isinstance(stop.code, int) else 2
-    except _Terminated:
+    except _Terminated as stop:
         _log("terminated")
-        return 128 + signal.SIGTERM
+        return 128 + stop.number
     except KeyboardInterrupt:
         _log("interrupted")
         return 130
@@ -85,24 +87,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """A signal came that ends a process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+_TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def _terminated_by_an_exception() -> Iterator[None]:
-    """Raise `_Terminated` where SIGTERM would end the process at once, and leave files half-written."""
+    """Raise `_Terminated` where a signal would end the process at once, and leave files half-written."""
 
-    def terminate(*_: object) -> NoReturn:
-        raise _Terminated
+    def terminate(number: int, _: object) -> NoReturn:
+        raise _Terminated(number)
 
-    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if own:
-        signal.signal(signal.SIGTERM, terminate)
+    ours = [number for number in _TERMINATING if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []  # Python allows no other thread to choose
+    for number in ours:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        if own:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 # The parser

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -289,13 +290,27 @@ def test_interrupting_leaves_no_file(run, here, monkeypatch):
     assert listing(here) == ["a.png"]
 
 
-def test_terminating_leaves_no_file(run, here, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_terminating_leaves_no_file(run, here, monkeypatch, number, code):
     picture().save("a.png")
-    monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    done = run("compress", "a.png", "--force")
-    assert (done.code, done.err) == (143, ["lalic: terminated"])
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), number))
+        done = run("compress", "a.png", "--force")
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert (done.code, done.err) == (code, ["lalic: terminated"])
     assert listing(here) == ["a.png"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_libraries_print_nothing_about_a_damaged_picture(run, here):
+    picture().save("a.tif")
+    data = Path("a.tif").read_bytes()
+    number = data.index(struct.pack("<HHI", 277, 3, 1)) + 8  # of samples a pixel
+    Path("a.tif").write_bytes(data[:number] + b"\0\1" + data[number + 2 :])
+    done = run("compress", "a.tif")
+    assert done.code == 1 and len(done.err) == 1 and done.err[0].startswith("lalic: a.tif: ")
 
 
 def test_names_with_control_characters_are_one_line(run, here):
