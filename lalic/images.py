@@ -173,9 +173,13 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
         if max_pixels >= image.width * image.height and needs_strips(*image.size):
             _check_kind(image)
             # Of a PNG, Pillow would load all pixels to look for EXIF or text behind them.
-            orientation = metadata.orientation(image) if "exif" in image.info or image.format == "TIFF" else 1
-            boxes = {} if strip else metadata.collect(image, orientation, text=False)
-            return Picture(*open_strips(source, below), boxes)
+            orientation = 1 if image.format == "PNG" and "exif" not in image.info else metadata.orientation(image)
+            picture = Picture(*open_strips(source, below, orientation or 1))
+            if not strip:
+                picture.metadata = metadata.collect(image, orientation, text=False)
+                if picture.image.mode == "RGB" and (name := _converted_from(image)) is not None:
+                    metadata.note_conversion(picture.metadata, name)
+            return picture
         return _convert(image, stream, below, strip, max_pixels)
 
 
@@ -471,6 +475,19 @@ def _to_srgb(image: Image.Image, profile: bytes | None, in_place: bool) -> tuple
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image), None
     return (image.convert("RGB") if image.mode == "CMYK" else image), None
+
+
+def _converted_from(image: Image.Image) -> str | None:
+    """The name of an image's ICC profile if libvips moves colours by it, else None."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile") or b""))
+        if profile.profile.xcolor_space.strip() == "RGB" and _is_identity(
+            ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+        ):
+            return None
+        return ImageCms.getProfileDescription(profile)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 _LEVELS = np.arange(256, dtype=np.uint8)[None]
