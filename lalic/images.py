@@ -614,7 +614,12 @@ def save(image: Image.Image, extension: str, out: IO[bytes]) -> None:
 def _written(image: Image.Image, out: IO[bytes], name: str, options: dict[str, Any], optional: bool = False) -> bool:
     """Write a picture file. optional: return False instead of raising `ImageError`."""
     try:
-        image.save(out, name, **options)
+        if name == "JPEG2000":  # whose encoder goes on without end where a stream fails, as on a full disk
+            held = io.BytesIO()
+            image.save(held, name, **options)
+            out.write(held.getbuffer())
+        else:
+            image.save(out, name, **options)
         return True
     except MemoryError:
         raise
