@@ -520,8 +520,8 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
-# Formats that need an external program, or are no pictures: not searched for in folders.
-_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+# Formats that need an external program, are no pictures, or are compressed already: not searched for in folders.
+_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "LALIC"}
 
 
 def readable_extensions() -> frozenset[str]:
