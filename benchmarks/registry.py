@@ -19,7 +19,7 @@ _ALL = (
     Entry("entropy_params", "the entropy-parameter block", entropy_params.cases, memory=_BOTH),
     Entry("gaussian_likelihood", "the latents' likelihoods, forward and backward", gaussian.cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
-    Entry("loading", "training data: .lalic files beside JPEG and WebP of equal PSNR", loading.cases, by_name=True),
+    Entry("loading", "training data beside JPEG and WebP of equal PSNR", loading.cases, devices=("cpu",), by_name=True),
     Entry("slices", "the slice loop without one thing or another that is kept", slices.cases, by_name=True),
     Entry("exact_model", "the exact entropy model", exact_model.cases, devices=("cpu",), by_name=True),
     Entry("context", "the context models, slice by slice", context.cases, by_name=True),

@@ -17,7 +17,7 @@ from lalic.eval.codecs import open_codecs
 from lalic.eval.side_by_side import Match, coded_at, nearest
 
 QUALITY = 50
-PICTURES = 4  # of one size, so of one batch on a GPU
+PICTURES = 4
 
 
 class Files(Dataset):
@@ -54,8 +54,8 @@ def cases(setting: Setting) -> Iterator[Case]:
                 matches = [nearest(codec, pictures[0], "psnr", target)]
                 matches += [coded_at(codec, picture, matches[0].quality) for picture in pictures[1:]]
             paths = _written(matches, folder)
-            dataset = Pictures(paths, device=setting.device) if codec is codecs[0] else Files(paths)
-            calls.append(_call(dataset, matches, pictures, setting))
+            dataset = Pictures(paths) if codec is codecs[0] else Files(paths)
+            calls.append(_call(dataset, matches, pictures))
         yield Case(f"{PICTURES} of {width}x{height}, {target:.2f} dB", tuple(calls), wall_clock=True)
 
 
@@ -68,7 +68,7 @@ def _written(matches: list[Match], folder: Path) -> list[Path]:
     return paths
 
 
-def _call(dataset: Dataset, matches: list[Match], pictures: list[Image.Image], setting: Setting) -> Call:
+def _call(dataset: Dataset, matches: list[Match], pictures: list[Image.Image]) -> Call:
     codec, size = matches[0].codec, sum(match.coded.size for match in matches)
 
     def run() -> torch.Tensor:
