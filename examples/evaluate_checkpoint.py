@@ -1,6 +1,7 @@
-"""Rate and distortion of a model, a table and a curve: `python examples/evaluate_checkpoint.py [CHECKPOINT] [PICTURES]`.
+"""Rate and distortion of a model: `python examples/evaluate_checkpoint.py [CHECKPOINT] [PICTURES]`.
 
 CHECKPOINT is a .pth or .safetensors file, "-" for the model that ships; PICTURES a folder. Every point is a real file.
+Prints a table, and draws curves into the folder `evaluation`.
 """
 
 from __future__ import annotations

@@ -45,13 +45,12 @@ def test_a_notebook(name: str, tmp_path: Path) -> None:
     pytest.importorskip("ipykernel", reason="needs ipykernel")
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     # results.ipynb looks for the repository above the folder that it runs in, others write files there.
-    where = EXAMPLES if name == "results.ipynb" else tmp_path
+    notebook = EXAMPLES / name
+    if name != "results.ipynb":
+        notebook = tmp_path / name
+        notebook.write_text((EXAMPLES / name).read_text())
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    notebook = tmp_path / name
-    notebook.write_text((EXAMPLES / name).read_text())
-    done = run(
-        [*command, "--nbmake", "--nbmake-timeout=600", str(EXAMPLES / name if where == EXAMPLES else notebook)], where
-    )
+    done = run([*command, "--nbmake", "--nbmake-timeout=600", str(notebook)], notebook.parent)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
