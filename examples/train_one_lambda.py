@@ -64,9 +64,8 @@ for step in range(steps):
     model.aux_loss().backward()
     aux_optimizer.step()
     if step % 5 == 0 or step == steps - 1:
-        print(
-            f"step {step}: loss {loss.item():.3f}, {bpp.item():.3f} bits per pixel, PSNR {-10 * math.log10(mse.item()):.2f} dB"
-        )
+        psnr = -10 * math.log10(mse.item())
+        print(f"step {step}: loss {loss.item():.3f}, {bpp.item():.3f} bits per pixel, PSNR {psnr:.2f} dB")
 
 model.eval().update()  # coding tables of the prior, after training
 torch.save(model.state_dict(), "one_lambda.pth")
