@@ -269,7 +269,7 @@ def decode(
                 picture = part
                 break
             if picture is None:
-                picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
+                picture = Image.new(container.mode, (-(-box.width // step), -(-box.height // step)))
             picture.paste(part, ((place.left - box.left) // step, (place.top - box.top) // step))
     assert picture is not None
     picture = picture if step == scale else picture.reduce(scale)
@@ -313,12 +313,6 @@ def _with_alpha(picture: Image.Image, container: Container, index: int) -> Image
     alpha = decode_alpha(container.alpha[index], (whole.width, whole.height))
     picture.putalpha(alpha.crop((0, 0, *picture.size)))
     return picture
-
-
-def _mode(container: Container) -> str:
-    if container.alpha is not None:
-        return "RGBA"
-    return "L" if container.grey else "RGB"
 
 
 def _decoded_tiles(

@@ -125,6 +125,13 @@ class Container:
         return self.grid.height
 
     @property
+    def mode(self) -> str:
+        """Pillow's mode of the decoded picture."""
+        if self.alpha is not None:
+            return "RGBA"
+        return "L" if self.grey else "RGB"
+
+    @property
     def stream_bytes(self) -> int:
         """Bytes of all entropy-coded streams."""
         return sum(len(stream) for stream, _ in self.tiles)

@@ -562,8 +562,8 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
 }
 _WITHOUT_ALPHA = {"BMP", "DIB", "EPS", "JPEG", "MPO", "PCX", "PPM"}  # of some Pillow would drop it without a word
 _ICONS = {"ICNS", "ICO"}  # of which Pillow would write other sizes
-# Formats that need an external program, or are no pictures: not searched for in folders.
-_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+# Formats that need an external program, are no pictures, or are compressed already: not searched for in folders.
+_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "LALIC"}
 
 
 def readable_extensions() -> frozenset[str]:
