@@ -171,16 +171,13 @@ def recording(
         )
         return made or _Stub(source, write_down)
 
-    before = drivers._active
-    drivers.set_active(_Driver(architecture, write_down))
-    try:
-        with contextlib.ExitStack() as stack:
-            for owner in (compiler, compiler_file):
-                stack.enter_context(mock.patch.object(owner, "compile", compiling))
-            stack.enter_context(_as_cuda(f"cuda {architecture}"))
-            yield record
-    finally:
-        drivers._active = before
+    active = "_active" if "_active" in vars(drivers) else "active"  # Triton 3.3
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(drivers, active, _Driver(architecture, write_down)))
+        for owner in (compiler, compiler_file):
+            stack.enter_context(mock.patch.object(owner, "compile", compiling))
+        stack.enter_context(_as_cuda(f"cuda {architecture}"))
+        yield record
 
 
 def function_argument(source: Any, key: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import triton.language as tl
 from op_specs import SPECS
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from lalic.coder import gpu
 from lalic.model import LALIC
 from lalic_kernels import rans
 from lalic_kernels.rans import gpu as rans_gpu
-from lalic_kernels.triton_math import Constant
 
 # (H, W, pictures): sizes of one block of hyper latents and of many, divisible by high powers of two and not.
 SIZES = ((64, 64, 1), (64, 128, 1), (128, 64, 1), (192, 256, 1), (256, 256, 1), (256, 320, 1), (320, 448, 1),
@@ -130,7 +130,7 @@ def encode(model: LALIC, height: int, width: int) -> None:
 def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
     """Launches and compilations of a decode and, of one picture, an encode; the first size first.
 
-    "constants": by kernel those of modules that Triton compares at each launch, `Constant` aside, which costs nothing.
+    "constants": by kernel those of modules that Triton compares slowly at each launch (`lalic_kernels.triton_math`).
     """
     model, found = model_of(name, precision), []
     constants: dict[str, list[str]] = {}
@@ -147,8 +147,8 @@ def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
                 run()
                 for each in record.compilations:
                     compared = each.function.used_global_vals.items()  # empty where the front end did not run
-                    names = [name for (name, _), (value, _) in compared if not isinstance(value, Constant)]
-                    constants[each.kernel] = names
+                    slow = {name for (name, _), (value, _) in compared if type(value) is tl.constexpr}
+                    constants[each.kernel] = sorted(slow)
                 fusion = {(each.kernel, each.options.get("enable_fp_fusion")) for each in record.compilations}
                 found.append(
                     {
