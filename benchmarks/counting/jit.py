@@ -220,7 +220,7 @@ def _as_cuda(architecture: str) -> Iterator[None]:
         # Of symbols that were not computed nothing is true.
         (DeviceDecoder, "faults", lambda self: [None] * self.sums().shape[0]), (gpu, "check_symbols", lambda *_: None),
     ]  # fmt: skip
-    for name in ("biwkv", "mix", "block"):
+    for name in ("biwkv", "mix", "block", "entropy_params"):
         module = importlib.import_module(f"lalic_kernels.{name}.gpu")
         replaced.append((module, "architecture", lambda _: architecture))
     with contextlib.ExitStack() as stack:
