@@ -16,8 +16,8 @@ from op_specs import SPECS
 from torch import Tensor
 
 import lalic_kernels
-from benchmarks.counting import jit
-from benchmarks.counting.launches import random_model, some_stream
+from benchmarks.counting import jit, resources
+from benchmarks.counting.launches import encode, random_model, some_stream
 from lalic.coder import gpu
 from lalic.model import LALIC
 from lalic_kernels import rans
@@ -117,16 +117,6 @@ def model_of(name: str, precision: str = "float32") -> LALIC:
     return random_model(name).set_precision(precision)
 
 
-def encode(model: LALIC, height: int, width: int) -> None:
-    """The launches of an encode: from a picture to symbols, and the entropy coder's on symbols that are zeros."""
-    size = height // model.downsampling, width // model.downsampling
-    rows = gpu.z_rows(model.config.dims[5], size[0] * size[1], torch.device("cpu"))
-    x, qualities = torch.zeros(1, 3, height, width), model.as_qualities([None], 1)
-    sections = gpu._launch_encoding(model, x, True, qualities, rows).sections
-    zeros = [torch.zeros(symbols.shape, dtype=torch.int32) for symbols, _ in sections]
-    rans_gpu.encode([(x, x) for x in zeros], model.tables())
-
-
 def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
     """Launches and compilations of a decode and, of one picture, an encode; the first size first.
 
@@ -162,18 +152,8 @@ def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
 
 
 def machine_code() -> list[dict[str, Any]]:
-    """What a first decode and encode compile for sm_90: registers, bytes that spill, shared memory."""
-    from benchmarks.compiled.core import resources
-
-    model = model_of("slim")
-    with torch.no_grad(), jit.recording(compile="all") as record:
-        gpu.GpuCoder(model, False).decode([some_stream(model)], (4, 6), [None])
-        encode(model, 256, 384)
-    return [
-        {"kernel": each.kernel, "constants": {k: str(v) for k, v in each.constants.items()}}
-        | {"shared": each.compiled.metadata.shared, **resources(each.compiled)}
-        for each in record.compilations
-    ]
+    """What a decode and an encode of the slim model compile for sm_90: registers, spilled bytes, shared memory."""
+    return resources.compiled("cuda 90", ["slim"], (384, 256))["kernels"]
 
 
 PARTS: dict[str, Callable[[], Any]] = {
