@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 TRITON = importlib.util.find_spec("triton") is not None
-TRITON_FROM = (3, 3)  # kernels pass bundles of arguments, which older ones cannot compile
+TRITON_FROM = (3, 3)  # older ones do not compile named tuples
 NUMBA = importlib.util.find_spec("numba") is not None
 
 

@@ -73,18 +73,6 @@ def rows_linear_kernel(
         _store_sum(y, residual_ptr, gamma_ptr, plane_ptr, row, n, rows, channels)
 
 
-@triton.jit
-def _finish(
-    mixed, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Write y = sigmoid(x @ receptance^T) * mixed, or residual + gamma * (), for the channels c."""
-    # The gate: [BLOCK_M, BLOCK_N] float32.
-    gate = product(x_ptr, receptance_ptr, row, c, rows, channels, channels, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-    y = sigmoid_stable(gate) * mixed
-    _store_sum(y, residual_ptr, gamma_ptr, y_ptr, row, c, rows, channels)
-
-
 @triton.jit(do_not_specialize=["rows", "channels", "hidden"])
 def channel_mix_kernel(
     x_ptr,  # (rows, C)
@@ -139,12 +127,8 @@ def channel_mix_kernel(
         if REST > 0:
             acc1 = tl.dot(a, transposed_of(value_ptr, c1, h, channels, hidden), acc1, input_precision=PRECISION)
     # Gate, residual and gamma, for each part.
-    _finish(
-        acc0, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c0, rows, channels,
-        BLOCK_M, MAIN, BLOCK_K, PRECISION,
-    )  # fmt: skip
+    gate0 = product(x_ptr, receptance_ptr, row, c0, rows, channels, channels, BLOCK_M, MAIN, BLOCK_K, PRECISION)
+    _store_sum(sigmoid_stable(gate0) * acc0, residual_ptr, gamma_ptr, y_ptr, row, c0, rows, channels)
     if REST > 0:
-        _finish(
-            acc1, x_ptr, receptance_ptr, residual_ptr, gamma_ptr, y_ptr, row, c1, rows, channels,
-            BLOCK_M, REST, BLOCK_K, PRECISION,
-        )  # fmt: skip
+        gate1 = product(x_ptr, receptance_ptr, row, c1, rows, channels, channels, BLOCK_M, REST, BLOCK_K, PRECISION)
+        _store_sum(sigmoid_stable(gate1) * acc1, residual_ptr, gamma_ptr, y_ptr, row, c1, rows, channels)
