@@ -1,7 +1,7 @@
 """What kernels of several ops use: constants, a barrier, a sigmoid, loads with masked edges, a matrix product.
 
-Matrices are contiguous and row-major; rows are tokens; any width works. Products accumulate in float32, and float32
-inputs are multiplied as IEEE float32 (no TF32), because some results select the entropy coder's tables.
+Matrices are contiguous and row-major; rows are tokens; any width works. Products accumulate in float32; how float32
+factors are multiplied is PRECISION (`launch.precision`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def transposed_of(matrix_ptr, row, column, rows, columns):
 @triton.jit
 def product(
     x_ptr, matrix_ptr, row, n, rows, width, outputs,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x[row] @ matrix[n]^T, shape [BLOCK_M, BLOCK_N] float32; x (rows, width), matrix (outputs, width)."""
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -79,5 +79,5 @@ def product(
         k = start + tl.arange(0, BLOCK_K)
         x = tile_of(x_ptr, row, k, rows, width)  # [BLOCK_M, BLOCK_K]
         matrix = transposed_of(matrix_ptr, n, k, outputs, width)  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(x, matrix, acc, input_precision="ieee")
+        acc = tl.dot(x, matrix, acc, input_precision=PRECISION)
     return acc

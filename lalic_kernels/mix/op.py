@@ -45,8 +45,8 @@ def spatial_mix(
 
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. k, v, r and y are rounded to x's
-        dtype; sums are float32. float32 products are IEEE float32. Inside `torch.autocast` x and the matrices are cast
-        as for F.linear, other arguments are not.
+        dtype; sums are float32. float32 products are as exact as float32. Inside `torch.autocast` x and the matrices
+        are cast as for F.linear, other arguments are not.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -107,8 +107,9 @@ def channel_mix(
 
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. Sums are float32; the hidden layer
-        is rounded to x's dtype, and in float16 overflows where relu(K x) exceeds 255. float32 products are IEEE
-        float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma are not.
+        is rounded to x's dtype, and in float16 overflows where relu(K x) exceeds 255. float32 products are
+        as exact as float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma
+        are not.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
