@@ -6,8 +6,9 @@
              model.synthesise -> the tile's part -> picture
 
 A picture of at most `ONE_TILE` pixels is one tile and one window. A larger one is coded window by window
-(`lalic.tiles`), so memory does not grow with it. Padding repeats the last column to the right and the last row to the
-bottom, up to a multiple of 64; the file has the size before padding.
+(`lalic.tiles`), so memory does not grow with it. Tiles follow one another, and threads share the work inside of a tile:
+workers with a tile each would hold a window each, and were no faster on two cores. Padding repeats the last column to
+the right and the last row to the bottom, up to a multiple of 64; the file has the size before padding.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lalic.coder import Coder, Stream, codes_on_gpu
 from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, Container, Tile, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
+from lalic.memory import give_back
 from lalic.tiles import SCALES, STEP, Box, Grid
 from lalic_kernels.cache import one_look
 
@@ -195,6 +197,7 @@ class Prepared:
         coder, at_once = self.model.coder(self.graph), _at_once(self.model, self.grid)
         if at_once == 1:  # what is cached for a model is made now, and does not lie between the arrays of a window
             coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), quality)
+            give_back()
         for begin in range(0, len(self.grid), at_once):
             indexes = range(begin, min(begin + at_once, len(self.grid)))
             windows = [self.grid.window(index) for index in indexes]
@@ -274,15 +277,17 @@ def decode(
     _check_scale(scale)
     # Tiles lie at multiples of every scale from the picture's corner, not from a region's: that is reduced at the end.
     step = scale if region is None else 1
-    # Before the first window: between the arrays of windows it would leave holes of no use.
-    picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
+    picture: Image.Image | None = None  # gets no memory before a tile was found to be sound
     with torch.inference_mode():
         for place, part in _decoded_parts(container, model, box, graph):
             part = part if step == 1 else part.reduce(step)
             if place == box:
                 picture = part
-            else:
-                picture.paste(part, ((place.left - box.left) // step, (place.top - box.top) // step))
+                break
+            if picture is None:
+                picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
+            picture.paste(part, ((place.left - box.left) // step, (place.top - box.top) // step))
+    assert picture is not None
     picture = picture if step == scale else picture.reduce(scale)
     metadata.attach(picture, container.metadata)
     return picture
@@ -358,6 +363,7 @@ def _decoded_tiles(
         if begin == 0 and at_once == 1:  # as in the encoder
             first = latents[order[0]][:, :, :4, :4]
             coder.synthesise(first.contiguous(), model.as_qualities(quality, 1))
+            give_back()
         joined = torch.cat([_joined_latents(grid, latents, window) for window in windows.values()])
         pictures = coder.synthesise(joined, model.as_qualities([quality] * len(windows), len(windows)))
         for (index, window), x in zip(windows.items(), pictures.split(1), strict=True):

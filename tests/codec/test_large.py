@@ -144,12 +144,17 @@ def test_windows_of_all_large_pictures_are_batches_of_one_size(monkeypatch) -> N
     assert reads <= {(h, w) for h in (1, 2) for w in (1, 2)}, "tiles at the right and at the bottom are smaller"
 
 
-def test_a_damaged_tile_in_a_batch(monkeypatch) -> None:
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_a_damaged_tile(in_batches, monkeypatch) -> None:
+    """Found out before the picture gets memory, which a header alone does not get."""
     _, data = coded()
     tiles = list(parse(data).tiles)
-    tiles[3] = tiles[3]._replace(checksum=tiles[3].checksum ^ 1)
+    tiles[1] = tiles[1]._replace(checksum=tiles[1].checksum ^ 1)
     damaged = replace(parse(data), tiles=tuple(tiles)).pack()
-    monkeypatch.setattr(codec, "codes_on_gpu", lambda device: True)
+    monkeypatch.setattr(codec, "codes_on_gpu", lambda device: in_batches)
+    if in_batches:
+        monkeypatch.setattr(type(tiny()), "coder", lambda self, graph=None: HostCoder(self))
+    monkeypatch.setattr(Image, "new", None)
     with pytest.raises(BitstreamError, match="the decoded symbols"):
         codec.decode(damaged, tiny())
 
