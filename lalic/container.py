@@ -82,7 +82,7 @@ class Container:
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. grid: size of the picture and its division.
     tiles: one for each tile of the grid, row by row. quality: None, or 1 to 100 in whole hundredths. grey: the picture
     is grey. alpha: a WebP file for each tile, or no bytes. metadata: uncompressed contents of boxes by their letter, of
-    "e", "x", "t", "r", "c".
+    "e", "x", "t", "r", "c". metadata_bytes: of a file that was read, their bytes in it, compressed.
     """
 
     model_name: str
@@ -93,6 +93,7 @@ class Container:
     grey: bool = False
     alpha: tuple[bytes, ...] | None = None
     metadata: Mapping[str, bytes] = field(default_factory=dict)
+    metadata_bytes: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model_name.encode()):
@@ -140,11 +141,6 @@ class Container:
     def alpha_bytes(self) -> int:
         """Bytes of all alpha files."""
         return sum(map(len, self.alpha or ()))
-
-    @property
-    def metadata_bytes(self) -> int:
-        """Bytes of metadata as the file stores it, compressed."""
-        return sum(len(zlib.compress(contents, 9)) for contents in self.metadata.values())
 
     def pack(self) -> bytes:
         """The bytes of the file."""
@@ -217,6 +213,7 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     fields, boxes = _read_header(reader, max_pixels)
     grid = fields.pop("grid")
     found: dict[str, Any] = {}
+    compressed = 0
     for _ in range(boxes):
         begin = reader.at
         letter = chr(reader.take(1, "a box")[0])
@@ -244,14 +241,19 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
             found[letter] = _read_index(payload, grid)
         elif letter == "A":
             found[letter] = _read_alpha(payload, len(grid))
+        elif letter in METADATA:
+            found[letter] = _decompress(payload, what)
+            compressed += length
         else:
-            found[letter] = _decompress(payload, what) if letter in METADATA else payload
+            found[letter] = payload
     if reader.at < len(reader.data):
         raise BitstreamError(f"the file has trailing bytes: expected {reader.at} bytes, got {len(reader.data)}")
     if "P" not in found:
         raise BitstreamError("the file is damaged: it has no box 'P', the picture")
     metadata = {letter: found[letter] for letter in METADATA if letter in found}
-    return Container(**fields, grid=grid, tiles=found["P"], alpha=found.get("A"), metadata=metadata)
+    return Container(
+        **fields, grid=grid, tiles=found["P"], alpha=found.get("A"), metadata=metadata, metadata_bytes=compressed
+    )
 
 
 def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any], int]:

@@ -30,7 +30,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LALIC:
     The configuration follows from the shapes of the tensors. Pickled code is never run (``weights_only=True``). Raises
     ``CheckpointError`` if the file cannot be read or is not a LALIC checkpoint.
     """
-    return LALIC.from_state_dict(checkpoints.read(path))
+    return LALIC.from_state_dict(checkpoints.read(path, mapped=True))
 
 
 def load_model(

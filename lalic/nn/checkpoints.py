@@ -22,6 +22,7 @@ import itertools
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -198,9 +199,10 @@ def load_into(model: LALIC, sd: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the state dict does not fit the model: {first}") from error
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Any]:
     """Contents of a .pth or .safetensors checkpoint, on the CPU. No code in the file is run.
 
+    mapped: tensors may lie in the file, not in memory of the process: to be copied soon, and then dropped.
     Raises ``CheckpointError`` when the file is missing, is no checkpoint, or holds pickled objects beyond tensors.
     """
     try:
@@ -208,7 +210,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # torch and safetensors raise many types for a damaged or foreign file

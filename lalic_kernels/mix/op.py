@@ -204,10 +204,15 @@ def _spatial_mix(
     else:
         with checks.no_autocast(x.device):
             # BiWKV's compiled code would convert all of float16 k, v, r: convert chunks while they are in the cache.
-            wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else None
-            kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
-            y = torch_path.biwkv(decay, boost, kvr, backend)
+            wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else x.dtype
+            saved = tokens.new_empty((3, *tokens.shape), dtype=wide) if saving else None
+            # If nothing is saved: arrays of one size, each of which fits where another one was, given back early.
+            planes = [torch.empty_like(tokens, dtype=wide) for _ in range(3)] if saved is None else list(saved)
+            torch_path.planes(tokens, (key, value, receptance, output), planes)
+            y = torch_path.biwkv(decay, boost, planes, backend)
+            del planes
             result = torch_path.project(y, output, added, gamma).view(x.shape)
+            return result, *(nothing if saved is None else (saved, y))
     return result, *((kvr, y) if saving else nothing)
 
 

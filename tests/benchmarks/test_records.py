@@ -149,6 +149,7 @@ KINDS = {
     "large pictures": has(
         "large pictures", "size", "picture MiB", "compress MiB", "decompress MiB", "bits per pixel"
     ),
+    "regions": has("regions", "size", "region", "tiles", "read", "seconds", "seconds a tile"),
     "seams": has(
         "seams", "picture", "size", "quality", "rate", "one tile dB", "one tile at borders dB", "one tile elsewhere dB",
         "tiles dB", "tiles at borders dB", "tiles elsewhere dB",

@@ -84,6 +84,8 @@ def test_round_trip_of_every_box() -> None:
         container = replace(SMALL, metadata={letter: bytes(1000)})
         assert parse(container.pack()) == container
         assert len(container.pack()) < len(SMALL.pack()) + 100, "metadata is compressed"
+        added = len(container.pack()) - len(SMALL.pack())
+        assert parse(container.pack()).metadata_bytes == added - 6, "less type, length and checksum of the box"
 
 
 @pytest.mark.parametrize("quality", [1.0, 1.01, 33.33, 50.0, 99.99, 100.0])
