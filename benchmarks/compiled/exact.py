@@ -68,8 +68,8 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         unused = {"bias", "gate", "residual", "gamma", "partial", "max_key"}.difference(on.split())
         constants = {f"{name}_ptr": None for name in unused} | {"HAS_SQUARED": on == "squared"}
         yield job(f"linear{label}", kernels.exact_linear_kernel, "linear", **constants)
-    for unused in ("previous", "bias"):
-        yield job(f"conv without {unused}", kernels.exact_conv_kernel, "conv", **{f"{unused}_ptr": None})
+    for other in ("previous", "bias"):
+        yield job(f"conv without {other}", kernels.exact_conv_kernel, "conv", **{f"{other}_ptr": None})
     yield job("shift digits", kernels.exact_shift_digits_kernel, "shift of 128", SHIFT, SIZE=5)
     for channels in (128, 512):
         launch = f"shift of {channels}"
