@@ -48,6 +48,20 @@ else:  # its name in newer versions of Triton
 
 
 @triton.jit
+def is_last(counter_ptr, programs):
+    """Whether this is the last of `programs` to get here; then it sees the stores of all others. Resets the counter.
+
+    All threads' stores come before the barrier. Then one thread increments the counter with release and acquire for the
+    whole device (PTX: bar.warp.sync or bar.sync, then atom.global.acq_rel.gpu), and the others get it after a barrier.
+    """
+    barrier()
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
+
+
+@triton.jit
 def sigmoid_stable(x):
     """1 / (1 + exp(-x)) without overflow."""
     z = tl.exp(-tl.abs(x))
