@@ -15,6 +15,7 @@ __all__ = [
     "ModelMismatchError",
     "QualityError",
     "RequestError",
+    "sentence",
 ]
 
 
@@ -48,3 +49,15 @@ class CheckpointError(LalicError):
 
 class RequestError(LalicError):
     """A request is contradictory, or would overwrite a file. Raised before any work starts."""
+
+
+def sentence(error: Exception) -> str:
+    """One line about any exception, for users; with its type for an unexpected one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    line = " ".join(str(error).split())
+    if isinstance(error, LalicError):
+        return line
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "there is not enough memory for this picture"
+    return f"unexpected {type(error).__name__}: {line[:300]}"
