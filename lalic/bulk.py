@@ -22,6 +22,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ def compress(
     that holds other files or was begun with other options; `LalicError` for a missing package, and after `LOST` shards
     that could not be done.
     """
+    from lalic.codec import resolve_device
+
     for name, value, known in (("form", form, FORMATS), ("executor", executor, EXECUTORS)):
         if value not in known:
             raise RequestError(f"{name} is {value!r}, expected one of {', '.join(known)}")
@@ -84,10 +87,14 @@ def compress(
         package("pyarrow", "bulk")
     if executor == "ray":
         package("ray", "ray")
+        if device not in ("cpu", "cuda"):
+            raise RequestError(f"device is {device!r}, expected cpu or cuda: Ray gives each worker its GPU")
+    else:
+        resolve_device(device)
     checkpoint = None if checkpoint is None else os.path.abspath(checkpoint)
     settings = Settings(absolute(target), form, quality, background, strip, psnr, checkpoint, precision, device)
     shards = shards_of(os.fspath(source), settings, shard)
-    _begin(settings, shards)
+    settings = replace(settings, weights=_begin(settings, shards))
     finished = []
     for done in (_ray if executor == "ray" else _local)(settings, shards, workers):
         finished.append(done)
@@ -99,11 +106,10 @@ def compress(
     return finished
 
 
-def _begin(settings: Settings, shards: Sequence[Shard]) -> None:
-    """Check the options, and compare them with those of an earlier run, or store them."""
+def _begin(settings: Settings, shards: Sequence[Shard]) -> str:
+    """Check the options, and compare them with those of an earlier run, or store them. Returns the weights' hash."""
     from lalic import codec, hub, images
 
-    device = codec.resolve_device(settings.device)
     model = hub.load_model(settings.checkpoint, precision=settings.precision)
     try:
         background = None if settings.background is None else list(images.parse_color(settings.background))
@@ -113,9 +119,10 @@ def _begin(settings: Settings, shards: Sequence[Shard]) -> None:
     names = [shard.tar[0] if shard.tar else name for shard in shards for name, _ in shard.pictures or [("", "")]]
     options = {
         "format version": VERSION,
-        "model": f"{model.config.name} {model.weights_hash().hex()}",
+        "model": model.config.name,
+        "weights": model.weights_hash().hex(),
         "precision": model.precision,
-        "device": device.type,
+        "device": settings.device.partition(":")[0],
         "format": settings.form,
         "quality": quality,
         "background": background,
@@ -131,13 +138,13 @@ def _begin(settings: Settings, shards: Sequence[Shard]) -> None:
         if target.names() - {"_bulk"}:
             raise RequestError(f"the target {settings.target} holds other files, expected a new or an empty folder")
         target.put("_bulk/options.json", json.dumps(options, indent=2).encode())
-        return
-    for name, before in json.loads(text).items():
+    for name, before in json.loads(text or b"{}").items():
         if options.get(name) != before:
             raise RequestError(
                 f"the target {settings.target} was begun with {name} {before}, and now it is {options.get(name)}: "
                 "use the first again, or choose a new target"
             )
+    return str(options["weights"])
 
 
 # Who does the shards

@@ -32,6 +32,7 @@ from lalic.errors import LalicError, RequestError, sentence
 if TYPE_CHECKING:
     from lalic.batch import Saved
     from lalic.images import Color
+    from lalic.model import LALIC
 
 __all__ = ["Done", "Settings", "Shard", "Stopped", "Target", "Worker", "absolute", "package", "shards_of"]
 
@@ -55,6 +56,7 @@ class Settings:
     checkpoint: str | None
     precision: str | None
     device: str
+    weights: str = ""  # their hash
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise LalicError(f'the package {name} is needed and not installed: pip install "lalic[{extra}]"') from None
+        raise LalicError(
+            f'the package {name.partition(".")[0]} is needed and not installed: pip install "lalic[{extra}]"'
+        ) from None
 
 
 # Files by URL
@@ -97,8 +101,9 @@ def package(name: str, extra: str) -> Any:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
+    core = package("fsspec.core", "bulk")
     try:
-        return package("fsspec.core", "bulk").url_to_fs(url)
+        return core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol that is unknown, or whose package is missing
         raise RequestError(" ".join(f"{url}: {error}".split())) from None
 
@@ -137,11 +142,12 @@ class Target:
             self.fs.pipe_file(path, data)
 
     def names(self) -> set[str]:
-        """What the folder holds."""
+        """What the folder holds, without hidden names."""
         try:
-            return {posixpath.basename(entry["name"].rstrip("/")) for entry in self.fs.ls(self.root, detail=True)}
+            names = {posixpath.basename(entry["name"].rstrip("/")) for entry in self.fs.ls(self.root, detail=True)}
         except FileNotFoundError:
             return set()
+        return {name for name in names if not name.startswith(".")}
 
 
 # The source
@@ -259,19 +265,24 @@ class Worker:
     def __init__(
         self, settings: Settings, device: str | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> None:
-        from lalic import hub
-
         self.settings, self.stopped, self.target = settings, stopped, Target(settings.target)
-        device = device or settings.device
-        self.model = functools.cache(
-            lambda: hub.load_model(settings.checkpoint, device=device, precision=settings.precision)
-        )
+        self.device = device or settings.device
 
     def __call__(self, shard: Shard) -> Done:
         try:
             return self._do(shard)
         except Exception as error:  # of the target or the machine: those of pictures go to the manifest
             return Done(shard.index, error=sentence(error))
+
+    @functools.cached_property
+    def model(self) -> LALIC:
+        from lalic import hub
+
+        settings = self.settings
+        model = hub.load_model(settings.checkpoint, device=self.device, precision=settings.precision)
+        if model.weights_hash().hex() != settings.weights:
+            raise LalicError(f"this machine has other weights: {model.weights_hash().hex()}, not {settings.weights}")
+        return model
 
     def _do(self, shard: Shard) -> Done:
         before = self._manifest(shard)
@@ -350,7 +361,9 @@ class Worker:
         from lalic import batch, codec, images
         from lalic.metrics import psnr
 
-        settings = self.settings
+        if not window:
+            return
+        settings, model = self.settings, self.model
         values: dict[str, float | None] = {}
 
         def load(path: str) -> images.Picture:
@@ -362,7 +375,7 @@ class Worker:
             return images.open_picture(data, background=settings.background, strip=settings.strip)
 
         def code(pictures: list[images.Picture]) -> list[tuple[bytes, float]]:
-            (picture,), model = pictures, self.model()
+            (picture,) = pictures
             data = codec.encode(picture, model, quality=settings.quality)
             if not settings.psnr:
                 return [(data, 0)]

@@ -166,12 +166,17 @@ def test_memory_and_lists_of_urls(here):
 
 
 def test_equal_sizes_are_coded_together(here, monkeypatch):
+    from lalic import shards
+
     sizes = []
     encode = codec.encode
     monkeypatch.setattr(codec, "encode", lambda p, *a, **k: sizes.append(p.image.size) or encode(p, *a, **k))
     compress(shard=8)
     assert sizes == sorted(sizes) and len(sizes) == 8
     assert [row["path"] for row in rows()] == sorted(row["path"] for row in rows())
+    monkeypatch.setattr(shards, "WINDOW", 30000)  # bytes: the shard is read in several parts, and written as before
+    compress(target="parts", shard=8)
+    assert sizes[8:] != sizes[:8] and sorted(sizes[8:]) == sizes[:8] and tree("parts") == tree()
 
 
 # What is done again
@@ -215,7 +220,13 @@ def test_a_shard_without_a_manifest_is_done_again(here, form):
     assert [each.coded for each in compress(form=form)] == [0, 3, 2] and tree() == before
 
 
-@pytest.mark.parametrize("at", [0, 1, 4])
+def test_a_machine_with_other_weights_does_nothing(here, monkeypatch):
+    monkeypatch.setattr(bulk, "_begin", lambda *_: "00")
+    done = compress()
+    assert all("this machine has other weights" in each.error for each in done) and tree() == {}
+
+
+@pytest.mark.parametrize("at", [0, 4])
 def test_an_interrupt_leaves_nothing_half_written(here, monkeypatch, at):
     compress(target="whole")
     calls = []
@@ -260,9 +271,11 @@ def test_a_target_that_cannot_be_written_is_no_failure_of_pictures(here, monkeyp
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
+def test_other_options_for_a_target_are_refused(here):
+    Path("others.txt").write_text("".join(f"photos/{name}.png\n" for name in [1, 0, 2, 4, 5, 6, 7, "more/3"]))
+    compress(quality=50)
+    before = tree()
+    for options, words in [
         ({"quality": 51}, "was begun with quality 50.0, and now it is 51"),
         ({"form": "webdataset"}, "format files"),
         ({"shard": 4}, "pictures of a shard 3"),
@@ -273,19 +286,14 @@ def test_a_target_that_cannot_be_written_is_no_failure_of_pictures(here, monkeyp
         ({"source": "photos/?.png"}, "files of the source 8"),
         ({"source": "others.txt"}, "sha256"),
         ({"checkpoint": None}, "model custom"),
-    ],
-)
-def test_other_options_for_a_target_are_refused(here, options, sentence):
-    Path("others.txt").write_text("".join(f"photos/{name}.png\n" for name in [1, 0, 2, 4, 5, 6, 7, "more/3"]))
-    compress(quality=50)
-    before = tree()
-    with pytest.raises(RequestError, match=sentence) as caught:
-        compress(**{"quality": 50} | options)
-    assert "\n" not in str(caught.value) and tree() == before
+    ]:
+        with pytest.raises(RequestError, match=words) as caught:
+            compress(**{"quality": 50} | options)
+        assert "\n" not in str(caught.value) and tree() == before
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "options", "sentence"),
+    ("source", "target", "options", "words"),
     [
         ("none", "out", {}, "none: there are no pictures"),
         ("tiny.pth*", "out", {}, "there are no pictures"),
@@ -298,11 +306,14 @@ def test_other_options_for_a_target_are_refused(here, options, sentence):
         ("photos", "out", {"workers": 0}, "workers is 0"),
         ("photos", "out", {"form": "zip"}, "expected one of files, webdataset, parquet"),
         ("photos", "out", {"executor": "dask"}, "expected one of local, ray"),
+        ("photos", "out", {"executor": "ray", "device": "cuda:1"}, "Ray gives each worker its GPU"),
     ],
 )
-def test_bad_requests_are_refused_before_any_work(here, source, target, options, sentence):
+def test_bad_requests_are_refused_before_any_work(here, source, target, options, words):
     before = tree(".")
-    with pytest.raises(RequestError, match=sentence) as caught:
+    if options.get("executor") == "ray":
+        pytest.importorskip("ray", reason="needs the package ray")
+    with pytest.raises(RequestError, match=words) as caught:
         compress(source, target, **options)
     assert "\n" not in str(caught.value) and tree(".") == before
 
