@@ -91,9 +91,8 @@ def package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise LalicError(
-            f'the package {name.partition(".")[0]} is needed and not installed: pip install "lalic[{extra}]"'
-        ) from None
+        missing = name.partition(".")[0]
+        raise LalicError(f'the package {missing} is needed and not installed: pip install "lalic[{extra}]"') from None
 
 
 # Files by URL

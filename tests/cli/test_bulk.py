@@ -18,7 +18,8 @@ from lalic.metrics import psnr
 
 fsspec = pytest.importorskip("fsspec", reason="needs the package fsspec")
 
-FORMATS = ["files", "webdataset", "parquet"]
+slow = pytest.mark.slow
+FORMATS = ["files", *(pytest.param(form, marks=slow) for form in ("webdataset", "parquet"))]
 SIZES = [(64, 64), (128, 96), (64, 64), (96, 64)]
 
 
@@ -98,6 +99,7 @@ def test_files_and_their_manifest(here):
         }
 
 
+@slow
 def test_tars_are_read_by_webdataset(here):
     webdataset = pytest.importorskip("webdataset", reason="needs the package webdataset")
     Path("photos/7.png").rename("photos/a.b.png")
@@ -108,6 +110,7 @@ def test_tars_are_read_by_webdataset(here):
     assert [sample["lalic"] for sample in samples] == [expected(i) for i in (0, 1, 2, 4, 5, 6, 7, 3)]
 
 
+@slow
 def test_tables_are_read_by_pyarrow(here):
     dataset = pytest.importorskip("pyarrow.dataset", reason="needs the package pyarrow")
     compress(form="parquet")
@@ -248,6 +251,7 @@ def test_an_interrupt_leaves_nothing_half_written(here, monkeypatch, at):
     assert tree() == whole
 
 
+@slow
 def test_a_target_that_cannot_be_written_is_no_failure_of_pictures(here, monkeypatch):
     from lalic import shards
 
@@ -271,6 +275,7 @@ def test_a_target_that_cannot_be_written_is_no_failure_of_pictures(here, monkeyp
 # What is refused
 
 
+@slow
 def test_other_options_for_a_target_are_refused(here):
     Path("others.txt").write_text("".join(f"photos/{name}.png\n" for name in [1, 0, 2, 4, 5, 6, 7, "more/3"]))
     compress(quality=50)

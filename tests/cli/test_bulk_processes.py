@@ -203,8 +203,19 @@ def ray():
 
 def test_ray_gives_the_bytes_of_one_process(here, ray):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+    def interrupt(done, count):
+        if manifests(here) >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.compress("photos", here, **OPTIONS, executor="ray", progress=interrupt)
+    assert tree(here).items() <= tree("one").items() and parts(here) == []
+    before = manifests(here)
+    assert 3 <= before < 11
     done = bulk.compress("photos", here, **OPTIONS, executor="ray")
-    assert sum(each.coded for each in done) == COUNT + 1 and all(each.error is None for each in done)
+    assert sum(each.pictures for each in done) == COUNT + 1 and all(each.error is None for each in done)
+    assert sum(each.coded == each.pictures for each in done) == 11 - before
     assert tree(here) == tree("one")
     done = bulk.compress("photos", here, **OPTIONS, executor="ray")
     assert sum(each.coded for each in done) == 1 and tree(here) == tree("one")
