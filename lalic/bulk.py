@@ -95,12 +95,12 @@ def compress(
     settings = Settings(absolute(target), form, quality, background, strip, psnr, checkpoint, precision, device)
     shards = shards_of(os.fspath(source), settings, shard)
     settings = replace(settings, weights=_begin(settings, shards))
-    finished = []
+    finished, lost = [], 0
     for done in (_ray if executor == "ray" else _local)(settings, shards, workers):
         finished.append(done)
         if progress is not None:
             progress(done, len(shards))
-        lost = sum(each.error is not None for each in finished)
+        lost += done.error is not None
         if lost == LOST:
             raise LalicError(f"{lost} shards could not be done, the last because: {done.error}")
     return finished
