@@ -171,23 +171,27 @@ def shards_of(source: str, settings: Settings, size: int | None) -> list[Shard]:
 
 def _listed(source: str, target: str) -> list[tuple[str, str]]:
     """(name, URL) of each picture and tar of a source, in order. Names begin below the folder that holds them all."""
-    fs, path = _filesystem(source)
+    url = absolute(source)
+    fs, path = _filesystem(url)
     root = None
     if _extension(path) == ".txt":
+        if not fs.exists(path):
+            raise RequestError(f"{source}: there is no such file")
         lines = [line.strip() for line in fs.cat_file(path).decode().splitlines()]
-        folder = posixpath.dirname(source) or "."
+        folder = posixpath.dirname(url)
         urls = [absolute(a if "://" in a or a.startswith("/") else f"{folder}/{a}") for a in lines if a]
     elif fs.isfile(path):
-        urls = [absolute(source)]
+        urls = [url]
     else:
-        paths = fs.glob(path)
         if fs.isdir(path):
-            root = absolute(source)
+            root = url
             if f"{target}/".startswith(f"{root}/"):
                 raise RequestError(f"the target {target} is inside the source, expected a folder elsewhere")
             paths = [file for file in fs.find(path) if "/." not in file[len(path) :]]  # no hidden names
+        else:
+            paths = fs.glob(path)
         take = _picture_extensions() | {".tar"}
-        urls = [absolute(fs.unstrip_protocol(file)) for file in sorted(paths) if _extension(file) in take]
+        urls = [fs.unstrip_protocol(file) for file in sorted(paths) if _extension(file) in take]
     if not urls:
         raise RequestError(f"{source}: there are no pictures")
     folders = [root.split("/")] if root else [url.split("/")[:-1] for url in urls]
@@ -308,7 +312,7 @@ class Worker:
                     window = {}
         self._code(entries, window)
         rows = {path: entry.row for path, entry in entries.items() if entry.row is not None}
-        if rows != before or len(kept) < len(good):
+        if rows != before or not rows or len(kept) < len(good):
             # Of a sample with a failed picture, the other files are left out.
             bad = {_sample(entries[path].output) for path, row in rows.items() if row["status"] != "ok"}
             written = [

@@ -301,6 +301,7 @@ def test_other_options_for_a_target_are_refused(here):
     ("source", "target", "options", "words"),
     [
         ("none", "out", {}, "none: there are no pictures"),
+        ("none.txt", "out", {}, "none.txt: there is no such file"),
         ("tiny.pth*", "out", {}, "there are no pictures"),
         ("photos", "photos/out", {}, "is inside the source"),
         ("photos", "photos", {}, "is inside the source"),
