@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests -n $(JOBS) -m "not slow" --durations 25
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-interfaces
 	$(BIN)/python -m pytest tests -n $(JOBS) -m slow --durations 25
 
 test-all: test test-slow
@@ -63,6 +63,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(VENV)/installed-interfaces: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[interfaces]"
 	touch $@
 
 clean:
