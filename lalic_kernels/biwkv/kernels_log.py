@@ -26,6 +26,12 @@ def outside_channels(factors_ptr, channels, length, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
+def weight(x):
+    """exp(x) of an x that is at most a rounding error above zero. NaN stays NaN, which `tl.minimum` would drop."""
+    return tl.exp(tl.where(x > 1.0, 1.0, x))
+
+
+@triton.jit
 def load_grad(grad_ptr, gate_ptr, offset, inside, GATED: tl.constexpr):
     """The gradient of y, float32: the result's, times sigmoid(gate) if GATED."""
     grad = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(tl.float32)
@@ -60,7 +66,7 @@ def state_of(k_ptr, v_ptr, w, begin, end, edge, channels, c, c_in, PIECE: tl.con
         k = tl.load(k_ptr + at, mask=inside, other=EMPTY).to(tl.float64)  # [PIECE, BLOCK_C]
         v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)  # [PIECE, BLOCK_C]
         reach = k - (tl.abs(i - edge) - 1).to(tl.float64)[:, None] * w
-        p = tl.exp(tl.minimum(reach - e.to(tl.float64)[None, :], 1.0).to(tl.float32))
+        p = weight((reach - e.to(tl.float64)[None, :]).to(tl.float32))
         p = tl.where(inside, p, 0.0)
         a += p * v
         b += p
@@ -97,12 +103,12 @@ def row_sums(k_ptr, v_ptr, w, u, row, first, tokens, channels, c, c_in, LENGTH: 
         reach = k_i - (gap - 1).to(tl.float32) * w[None, :]
         e_max = tl.maximum(e_max, tl.where(gap > 0, reach, EMPTY))
     # The sums relative to them, in the same order.
-    den = tl.exp(tl.minimum((k - e_max) + u[None, :], 1.0))
+    den = weight((k - e_max) + u[None, :])
     num = den * v
-    scale = tl.exp(tl.minimum((e_left - e_max) - decay_left, 1.0))
+    scale = weight((e_left - e_max) - decay_left)
     num += scale * a_left[None, :]
     den += scale * b_left[None, :]
-    scale = tl.exp(tl.minimum((e_right - e_max) - decay_right, 1.0))
+    scale = weight((e_right - e_max) - decay_right)
     num += scale * a_right[None, :]
     den += scale * b_right[None, :]
     for i in range(first, end):
@@ -110,7 +116,7 @@ def row_sums(k_ptr, v_ptr, w, u, row, first, tokens, channels, c, c_in, LENGTH: 
         k_i = tl.load(k_ptr + at, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
         v_i = tl.load(v_ptr + at, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
         gap = tl.abs(row - i)[:, None]
-        p = tl.exp(tl.minimum((k_i - e_max) - (gap - 1).to(tl.float32) * w[None, :], 1.0))
+        p = weight((k_i - e_max) - (gap - 1).to(tl.float32) * w[None, :])
         p = tl.where(gap > 0, p, 0.0)
         num += p * v_i
         den += p
@@ -177,7 +183,7 @@ def whole_rows(k_ptr, v_ptr, w, u, centre, row, tokens, channels, c, c_in, LENGT
         v = tl.load(v_ptr + offset, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
         gap = tl.abs(row - i)[:, None]
         reach = tl.where(gap == 0, k + u[None, :], k - (gap - 1).to(tl.float32) * w[None, :])
-        p = tl.exp(tl.minimum(reach - e_max, 1.0))
+        p = weight(reach - e_max)
         num += p * (v - centre[None, :])
         den += p
         offset += channels
@@ -253,7 +259,7 @@ def grad_sums(
         gap = tl.abs(row - t)[:, None]
         steps = (gap - 1).to(tl.float32)
         same = gap == 0
-        p = tl.exp(tl.minimum(tl.where(same, k + u[None, :], k - steps * w[None, :]) - log_den, 1.0))
+        p = weight(tl.where(same, k + u[None, :], k - steps * w[None, :]) - log_den)
         part = p * g
         part_k = part * (v - y)
         grad_v += part

@@ -233,9 +233,9 @@ def test_launches_of_long_sequences(tokens: int, chunk: int, scans: bool, monkey
 
 @KERNELS
 def test_each_channel_has_its_own_form() -> None:
-    """A steep decay, a large bonus and NaN among others: a channel's result depends on its own parameters."""
+    """Steep decays and NaN among others: a channel's result depends on its own parameters."""
     args = arguments(6, 90, 0.01, 0.1, 2.0, channels=5, device=DEVICE)
-    args["w"][1], args["u"][2] = 5.0, 30.0
+    args["w"][1], args["w"][2] = 5.0, -5.0
     check(args, by("triton"))
     args["w"][3] = torch.nan
     fine = [0, 1, 2, 4]
