@@ -73,7 +73,7 @@ def logarithmic(launch: Launch, dtype: str, kernels: Iterable[Any]) -> Iterator[
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
     """Every kernel and launch configuration."""
-    table = [row for row in launches.TABLE if row.architecture in ("any", target)]
+    table = [row for row in launches.TABLE if row in launches.rows_of(row.use, target, row.itemsize)]
     for dtype in dtypes:
         for row in table:
             if row.itemsize == itemsize(dtype):

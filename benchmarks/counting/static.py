@@ -39,7 +39,7 @@ def biwkv(architecture: str) -> list[dict[str, Any]]:
     from benchmarks.compiled import core
 
     target, name = core.target_of("cuda", architecture), f"cuda {architecture}"
-    table = [row for row in launches.TABLE if row.architecture in ("any", name)]
+    table = [row for row in launches.TABLE if row in launches.rows_of(row.use, name, row.itemsize)]
     kernels: list[dict[str, Any]] = []
     for row in table:
         dtype = {2: "bf16", 4: "fp32"}.get(row.itemsize or 0, "")
