@@ -28,26 +28,26 @@ from benchmarks.measure import Row as Measured
 from lalic_kernels.biwkv import gpu as launches
 from lalic_kernels.launch import Launch
 
-# (GROUPS, BLOCK_C, warps): a thread has the four tokens of a group times 16 bytes of channels, in float32 twice that.
-_WHOLE = ((16, 16, 1), (16, 32, 2), (32, 16, 2), (32, 32, 4), (64, 16, 4), (64, 32, 8), (128, 16, 8))
-_HALF = ((16, 16, 2), (32, 16, 4))  # more warps of less each; with eight, registers would not do
+# (GROUPS, BLOCK_C, warps): a thread has the four tokens of a group times four channels, or eight.
+_HALF = ((16, 8, 1), (16, 16, 2), (32, 16, 4), (64, 16, 8))
+_WHOLE = ((16, 16, 1), (32, 16, 2), (64, 16, 4), (128, 16, 8))
 CANDIDATES: dict[tuple[str, int | None], tuple[tuple[int, int, int], ...]] = {
-    ("forward", 2): _WHOLE,
-    ("forward", 4): _WHOLE + _HALF,
+    ("forward", 2): _HALF + _WHOLE,
+    ("forward", 4): _HALF + _WHOLE,
     # (PIECE, BLOCK_C, warps)
     ("scan", None): ((32, 4, 1), (32, 8, 2), (64, 4, 2), (128, 2, 2), (128, 4, 4)),
     # (LENGTH, BLOCK_C, warps)
-    ("backward", 2): ((32, 16, 2), (32, 32, 4), (64, 16, 4)),
-    ("backward", 4): ((32, 16, 2), (32, 32, 4), (64, 16, 4)),
+    ("backward", 2): ((32, 16, 4), (64, 16, 4), (64, 16, 8)),
+    ("backward", 4): ((32, 16, 4), (64, 16, 4), (64, 16, 8)),
 }
-# Where a class of sizes begins, in tokens, and the shape that stands for it: the model's stages where there is one.
+# Where a class of sizes begins, in T * C, and the shape that stands for it: the model's stages where there is one.
 FORWARD_SIZES = (
     (0, (8, 128, 192)),
-    (240, (1, 384, 256)),
-    (1024, (1, 2040, 256)),
-    (4096, (1, 6144, 256)),
-    (16384, (1, 24576, 144)),
-    (65536, (1, 98304, 96)),
+    (1 << 16, (1, 384, 256)),
+    (1 << 18, (1, 2040, 256)),
+    (1 << 20, (1, 6144, 256)),
+    (1 << 21, (1, 24576, 144)),
+    (1 << 22, (1, 98304, 96)),
 )
 SIZES: dict[str, tuple[tuple[int, tuple[int, int, int]], ...]] = {
     "forward": FORWARD_SIZES,
@@ -165,13 +165,12 @@ def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
     for (use, itemsize), candidates in CANDIDATES.items():
         for launch in (launch_of(use, each) for each in candidates):
             if itemsize is None:
-                for job in ours.scans(launch, (64,)):
+                for job in ours.scans(launch):
                     yield core.describe(job, target)
                 continue
             dtype = "bf16" if itemsize == 2 else "fp32"
-            kernel = ours.BY_CHUNK[use][-1]
-            more = list(ours.VARIANTS[kernel.__name__].values())[-1]
-            yield core.describe(ours.by_chunk(kernel, launch, dtype, name_of(launch), more, 16 // itemsize), target)
+            *_, (kernel, blocks, _, more) = ours.variants(launches.Row(use, "any", itemsize, 0, launch))
+            yield core.describe(ours.by_chunk(kernel, blocks, dtype, name_of(launch), more, 16 // itemsize), target)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,7 +64,8 @@ def biwkv(
     checks.same_device("biwkv", ("k", k), ("v", v), ("w", w), ("u", u), ("gate", gate))
     if backend == "reference":
         return reference.biwkv(w.to(dtype), u.to(dtype), k, v, gate)
-    return OP.call(w, u, k, v, gate, backend)
+    saving = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (w, u, k, v, gate))
+    return OP.call(w, u, k, v, gate, saving, backend)[0]
 
 
 def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str | None) -> str:
@@ -77,17 +78,40 @@ def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str | None) -> str:
     return chosen
 
 
-def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, backend: str | None) -> Tensor:
-    chosen = _choose(w, u, k, backend)
+def _nothing(k: Tensor) -> list[Tensor]:
+    """In place of the three tensors of `gpu.States`."""
+    return [k.new_empty(0, dtype=torch.float32) for _ in range(3)]
+
+
+def _forward(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, saving: bool, backend: str | None
+) -> tuple[Tensor, ...]:
+    """The result; with `saving` on a GPU also `gpu.States`, else three empty tensors."""
+    chosen, nothing = _choose(w, u, k, backend), _nothing(k)
     if k.numel() == 0:
-        return torch.empty_like(k, memory_format=torch.contiguous_format)
+        return torch.empty_like(k, memory_format=torch.contiguous_format), *nothing
     if k.shape[1] == 1:  # the only weight cancels exactly
-        return v.clone(memory_format=torch.contiguous_format) if gate is None else _gated(v, gate).contiguous()
+        y = v.clone(memory_format=torch.contiguous_format) if gate is None else _gated(v, gate).contiguous()
+        return y, *nothing
+    if chosen == "triton" and saving:
+        y, states = gpu.forward_for_backward(w, u, k, v, gate)
+        return y, *states
     if chosen == "triton":
-        return gpu.forward(w, u, k, v, gate)
+        return gpu.forward(w, u, k, v, gate), *nothing
     if chosen == "cpu":
-        return cpu.forward(*_for_cpu(w, u, k, v, *(() if gate is None else (gate,)))).to(k.dtype)
-    return torch_path.biwkv(w, u, k, v, gate).contiguous()
+        y = cpu.forward(*_for_cpu(w, u, k, v, *(() if gate is None else (gate,)))).to(k.dtype)
+        return y, *nothing
+    return torch_path.biwkv(w, u, k, v, gate).contiguous(), *nothing
+
+
+def _forward_fake(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, saving: bool, backend: str | None
+) -> tuple[Tensor, ...]:
+    y = torch.empty_like(k, memory_format=torch.contiguous_format)
+    chosen = backend or dispatch.resolve(OP, None, k.device.type, k.dtype)  # meta tensors fit every backend
+    if chosen != "triton" or not saving or k.numel() == 0 or k.shape[1] == 1:
+        return y, *_nothing(k)
+    return y, *(k.new_empty(shape, dtype=torch.float32) for shape in gpu.shapes_of_states(k))
 
 
 def _gated(y: Tensor, gate: Tensor) -> Tensor:
@@ -101,7 +125,16 @@ def _for_cpu(w: Tensor, u: Tensor, *data: Tensor) -> list[Tensor]:
 
 
 def _backward(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, grad: Tensor, backend: str | None
+    w: Tensor,
+    u: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor | None,
+    factors: Tensor,
+    entering: Tensor,
+    centre: Tensor,
+    grad: Tensor,
+    backend: str | None,
 ) -> list[Tensor | None]:
     """Gradients of w, u, k, v and gate, each in its argument's dtype; the last is None without a gate."""
     given = () if gate is None else (gate,)
@@ -119,7 +152,8 @@ def _backward(
     elif chosen == "cpu":
         grads = list(cpu.backward(*_for_cpu(w, u, k, v, grad, *given)))
     elif chosen == "triton":
-        grads = list(gpu.backward(w, u, k, v, grad, gate))
+        states = gpu.States(factors, entering, centre) if entering.numel() else None
+        grads = list(gpu.backward(w, u, k, v, grad, gate, states))
     else:
         wide = torch.promote_types(k.dtype, torch.float32)
         grads = recompute(torch_path.centred, inputs, grad.to(wide))
@@ -147,27 +181,31 @@ def _into_channels(tensors: Sequence[Any], in_dims: Sequence[int | None], size: 
     return [_folded(x, in_dims[i], size, 0 if i < 2 else 2) for i, x in enumerate(tensors)]
 
 
-def _forward_rule(op: Callable[..., Tensor]) -> _Rule:
-    """The torch.vmap rule of op(w, u, k, v, gate, backend) -> y."""
+def _forward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
+    """The torch.vmap rule of op(w, u, k, v, gate, saving, backend) -> y and what is saved: here nothing.
+
+    The backward folds another dimension, so it would have no use for it.
+    """
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        size, (*tensors, backend) = info.batch_size, arguments
+        size, (*tensors, _, backend) = info.batch_size, arguments
         if in_dims[0] is None and in_dims[1] is None:
-            data = [_folded(tensors[i], in_dims[i], size, 0) for i in (2, 3, 4)]
-            y = op(*tensors[:2], *data, backend)
-            return y.unflatten(0, (size, y.shape[0] // size)), 0
-        y = op(*_into_channels(tensors, in_dims, size), backend)
-        return y.unflatten(2, (size, y.shape[2] // size)), 2
+            axis, inputs = 0, [*tensors[:2], *(_folded(tensors[i], in_dims[i], size, 0) for i in (2, 3, 4))]
+        else:
+            axis, inputs = 2, _into_channels(tensors, in_dims, size)
+        y, *nothing = op(*inputs, False, backend)
+        return (y.unflatten(axis, (size, y.shape[axis] // size)), *nothing), (axis, None, None, None)
 
     return rule
 
 
 def _backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
-    """The torch.vmap rule of op(w, u, k, v, gate, grad, backend) -> gradients of the first five arguments."""
+    """The torch.vmap rule of op(w, u, k, v, gate, what is saved, grad, backend) -> gradients of the first five."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        size, (*tensors, backend) = info.batch_size, arguments
-        grads = op(*_into_channels(tensors, in_dims, size), backend)
+        size, (*tensors, grad, backend) = info.batch_size, arguments
+        inputs = _into_channels((*tensors[:5], grad), (*in_dims[:5], in_dims[8]), size)
+        grads = op(*inputs[:5], *_nothing(grad), inputs[5], backend)
         axes = (0, 0, 2, 2, None if tensors[4] is None else 2)
         unfolded = (g if d is None else g.unflatten(d, (size, -1)) for g, d in zip(grads, axes, strict=True))
         return tuple(unfolded), axes
@@ -177,11 +215,12 @@ def _backward_rule(op: Callable[..., tuple[Tensor, ...]]) -> _Rule:
 
 OP = register(
     "biwkv",
-    "(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate, str? backend) -> Tensor",
+    "(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? gate, bool saving, str? backend) "
+    "-> (Tensor y, Tensor factors, Tensor entering, Tensor centre)",
     forward=_forward,
     backward=_backward,
-    saves=("w", "u", "k", "v", "gate", "backend"),
-    like="k",
+    saves=("w", "u", "k", "v", "gate", "factors", "entering", "centre", "backend"),
+    like=_forward_fake,
     # As in the paper's supplement: 29 operations per element; an exponential or a division counts as one. The gate adds
     # an exponential, an addition, a division and a product.
     flops=lambda w, u, k, v, gate, *_, **__: (29 if gate is None else 33) * k[0] * k[1] * k[2],

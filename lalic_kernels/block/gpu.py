@@ -1,4 +1,4 @@
-"""The block in inference on a GPU: eight launches. What is computed from parameters is cached."""
+"""The block in inference on a GPU: eight launches, or nine. What is computed from parameters is cached."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def powers(p: BlockParameters, tokens: int, itemsize: int) -> tuple[Tensor, Tens
     """decay / T, boost / T, and BiWKV's table of their powers, for T tokens."""
     w, u = (x.detach().float() / tokens for x in (p.decay, p.boost))
     choice = biwkv.choose("forward", architecture(w.device), tokens, w.shape[0], itemsize)
-    return w, u, biwkv.make_factors(w, u, choice)
+    return w, u, biwkv.make_factors(w, u, choice.chunk)
 
 
 def rwkv_block(x: Tensor, p: BlockParameters) -> Tensor:

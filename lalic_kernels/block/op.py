@@ -98,8 +98,8 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     """One RWKV block: a = x + gamma1 * SpatialMix(Shift1(LN1(x))); result a + gamma2 * ChannelMix(Shift2(LN2(a))).
 
     Four ops: `norm_shift`, `spatial_mix`, `norm_shift`, `channel_mix`. For training each saves its inputs, four images
-    per block, and its backward computes the rest again. Without gradients on a GPU, eight kernels are launched directly
-    on cached weights; but torch.compile, autocast, float64 and images of one token always take the four ops.
+    per block, and its backward computes the rest again. Without gradients on a GPU, eight or nine kernels are launched
+    directly on cached weights; but torch.compile, autocast, float64 and images of one token always take the four ops.
 
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.

@@ -71,7 +71,7 @@ def planes(x: Tensor, matrices: Matrices, out: Tensor | Sequence[Tensor]) -> Non
 def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor | Sequence[Tensor], backend: str | None) -> Tensor:
     """sigmoid(r) * BiWKV(decay / T, boost / T, k, v), shape (B, T, C)."""
     k, v, r = kvr
-    return BIWKV.call(*by_tokens(decay, boost, k), k, v, r, backend)
+    return BIWKV.call(*by_tokens(decay, boost, k), k, v, r, False, backend)[0]
 
 
 def by_tokens(decay: Tensor, boost: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,10 +118,11 @@ def spatial_backward(
     wide, s = sums_dtype(x), x.flatten(1, 2).contiguous()
     matrices = (key.contiguous(), value.contiguous(), receptance.contiguous(), output.contiguous())
     with no_autocast(x.device):
+        states = [x.new_empty(0, dtype=torch.float32) for _ in range(3)]
         if kvr.numel() == 0:
             kvr = s.new_empty((3, *s.shape))
             planes(s, matrices, kvr)
-            y = biwkv(decay, boost, kvr, backend)
+            y, *states = BIWKV.call(*by_tokens(decay, boost, kvr[0]), *kvr, True, backend)
         flat_x, upstream = s.flatten(0, 1), grad.flatten(0, 2).contiguous().to(x.dtype)
         sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in matrices]
         add_product_(sums[3], upstream, y.flatten(0, 1))
@@ -134,7 +135,7 @@ def spatial_backward(
             scaled = gamma.to(wide)[:, None] * output
         grad_y = torch.mm(upstream, scaled.to(x.dtype)).view_as(s)
         by_t = by_tokens(decay, boost, kvr[0])
-        grad_w, grad_u, *grads = BIWKV.call_backward(*by_t, *kvr, grad_y, backend)
+        grad_w, grad_u, *grads = BIWKV.call_backward(*by_t, *kvr, *states, grad_y, backend)
         del kvr, grad_y
         grad_x = torch.zeros_like(flat_x)
         for matrix, total, part in zip(matrices, sums, grads, strict=False):

@@ -36,14 +36,14 @@ def test_nothing_spills(kernels: list[dict]) -> None:
     assert not [row for row in kernels if row["spills"]]
 
 
-def test_every_access_is_128_bits_wide(kernels: list[dict]) -> None:
+def test_every_access_is_as_wide_as_four_channels(kernels: list[dict]) -> None:
     for row in kernels:
         itemsize = 4 if row["dtype"] == "fp32" else 2
-        launch = row["launch"]
+        launch, width = row["launch"], 4 * itemsize * 8
         tokens = launch["LENGTH"] if "LENGTH" in launch else 4 * launch["GROUPS"]
-        each = tokens * launch["BLOCK_C"] // (32 * launch["num_warps"]) * itemsize * 8 // 128
+        each = tokens * launch["BLOCK_C"] // (32 * launch["num_warps"]) * itemsize * 8 // width
         kinds = {name: set(found) for name, found in row["accesses"].items()}
-        assert set.union(*kinds.values()) <= {"load 128", "store 128"}, row
+        assert set.union(*kinds.values()) <= {f"load {width}", f"store {width}"}, row
         # As many as a thread's share of the block has vectors: every element is read, and none of them twice. But the
         # gate's gradient reads the gate and the upstream gradient once more, at the end; newer compilers keep them.
         again = {"gate_ptr", "grad_ptr"} if row["function"] == "grad_rows_kernel" and row["gated"] else set()
@@ -59,28 +59,39 @@ def test_every_access_is_128_bits_wide(kernels: list[dict]) -> None:
         assert expected[row["function"]] <= set(kinds), row
 
 
+def test_sixteen_warps_a_processor(kernels: list[dict]) -> None:
+    """Loads of some programs overlap with the arithmetic of others: 65536 registers hold at least 16 warps."""
+    for row in kernels:
+        warps = row["launch"]["num_warps"]
+        program = -(-row["registers"] // 8) * 8 * 32 * warps
+        assert 65536 // program * warps >= 16, row
+
+
 def test_one_exponential_an_element_and_pass(kernels: list[dict]) -> None:
-    # 1.25 is the bar, which leaves gates aside: one exponential more, and two more for the gate's own gradient.
+    # 1.25 is the bar, which leaves gates aside: one exponential more, and two more for the gate's own gradient. A
+    # program that adds the sums of chunks itself has one more for each of them.
     for row in kernels:
         of_gate = row["gated"] * (2 if row["function"] == "grad_rows_kernel" else 1)
-        assert row["exponentials"] is not None and row["exponentials"] <= 1.25 + of_gate, row
+        of_chunks = row["folds"] / (4 * row["launch"]["GROUPS"]) if row["folds"] else 0
+        assert row["exponentials"] is not None and row["exponentials"] <= 1.25 + of_gate + of_chunks, row
 
 
 def test_bytes_moved(rows: list[dict]) -> None:
-    """At most 1.75 times the minimum from 240 tokens on; below, a single chunk's states are too many in 16 bits."""
+    """At most 1.75 times the minimum from 2^20 elements on, 1.9 below: there more states make more programs."""
     traffic = [row for row in rows if "traffic" in row]
     assert {row["tokens"] for row in traffic} >= {64, 240, 384, 1024, 1025, 98304}
-    assert all(row["states"] == traffic[0]["states"] for row in traffic)
-    for row in traffic:
-        assert row["over the minimum"] <= (1.75 if row["tokens"] >= 240 else 2.1), row
+    few, many = sorted({row["states"] for row in traffic})  # the chunks' sums alone, and their running sums too
     # Between the lengths of the report, by the launch table: the worst is just after a chunk was begun.
     from lalic_kernels.biwkv import gpu as launches
 
+    found = [(row["tokens"], row["over the minimum"]) for row in traffic]
     for itemsize in (2, 4):
-        for tokens in range(240, 10_000):
-            chunk = launches.choose("forward", "any", tokens, 96, itemsize).chunk
-            moved = 5 * itemsize + 4 * traffic[0]["states"] * -(-tokens // chunk) / tokens
-            assert moved <= 1.75 * 3 * itemsize, (itemsize, tokens)
+        for tokens in range(64, 40_000):
+            choice = launches.choose("forward", "any", tokens, 96, itemsize)
+            states = few if choice.scan is None else many
+            moved = 5 * itemsize + 4 * states * -(-tokens // choice.chunk) / tokens
+            found.append((tokens, moved / (3 * itemsize)))
+    assert not [(tokens, over) for tokens, over in found if over > (1.75 if tokens * 96 >= 1 << 20 else 1.9)]
 
 
 def test_a_narrow_access_is_seen() -> None:

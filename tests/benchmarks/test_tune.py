@@ -32,19 +32,19 @@ def test_the_table_is_written_as_it_is_kept(tmp_path: Path) -> None:
 def test_an_architecture_takes_its_own_rows_by_size() -> None:
     own = [
         launches.Row("forward", "cuda 90", 2, 0, tune.launch_of("forward", (32, 16, 2))),
-        launches.Row("forward", "cuda 90", 2, 5000, tune.launch_of("forward", (64, 32, 8))),
+        launches.Row("forward", "cuda 90", 2, 1001 * 96, tune.launch_of("forward", (64, 32, 8))),
     ]
     with tune.using((*launches.TABLE, *own)):
-        assert launches.choose("forward", "cuda 90", 4999, 96, 2).chunk == 128
-        assert launches.choose("forward", "cuda 90", 5000, 96, 2).rows == own[1].launch
-        assert launches.choose("forward", "cuda 90", 5000, 95, 2).vec == 1
+        assert launches.choose("forward", "cuda 90", 1000, 96, 2).chunk == 128
+        assert launches.choose("forward", "cuda 90", 1001, 96, 2).rows == own[1].launch
+        assert launches.choose("forward", "cuda 90", 1001, 95, 2).vec == 1
         # Another architecture, another dtype, the backward: as before.
         for arch, itemsize in (("cuda 80", 2), ("cuda 90", 4)):
-            assert launches.choose("forward", arch, 5000, 96, itemsize) == launches.choose(
-                "forward", "any", 5000, 96, itemsize
+            assert launches.choose("forward", arch, 1001, 96, itemsize) == launches.choose(
+                "forward", "any", 1001, 96, itemsize
             )
         assert launches.choose("backward", "cuda 90", 9, 96, 2) == launches.choose("backward", "any", 9, 96, 2)
-    assert launches.choose("forward", "cuda 90", 4999, 96, 2) == launches.choose("forward", "any", 4999, 96, 2)
+    assert launches.choose("forward", "cuda 90", 1000, 96, 2) == launches.choose("forward", "any", 1000, 96, 2)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_fastest_candidates_become_rows(tmp_path: Path) -> None:
         best, _ = tune.tune("cuda 90", Setting(torch.device("cpu")), timed)
     assert len(seen) == 4 * len(tune.FORWARD_SIZES) + len(tune.SIZES["scan"])
     found = [(row.start, row.launch["GROUPS"], row.launch["BLOCK_C"]) for row in best if row.use == "forward"]
-    assert found == [(0, 16, 16), (1024, 64, 32)] * 2  # merged: one row for each run of equal winners
+    assert found == [(0, 16, 8), (1 << 16, 128, 16)] * 2  # merged: one row for each run of equal winners
     tune.write([*launches.TABLE, *best], tmp_path / "table.json")
     assert set(read(tmp_path / "table.json")) == {*launches.TABLE, *best}
 

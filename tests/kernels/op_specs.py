@@ -150,7 +150,7 @@ BIWKV = OpSpec(
         ("u", lambda u: u[0], "u must have 1 dimensions (C,)"),
     ),
     cpu_backends=CPU_BACKENDS,
-    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], None, backend),
+    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], None, True, backend),
     flops=lambda s: 29 * s[0] * s[1] * s[2],
     bytes=lambda s: 4 * (3 * s[0] * s[1] * s[2] + 2 * s[2]),
 )
@@ -163,7 +163,7 @@ GATED_BIWKV = replace(
         ("gate", lambda gate: gate[0], "gate must have 3 dimensions (B, T, C)"),
         ("gate", lambda gate: gate[..., 1:], "gate must have shape (B, T, C)"),
     ),
-    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], a["gate"], backend),
+    registered=lambda a, backend: (a["w"], a["u"], a["k"], a["v"], a["gate"], True, backend),
     flops=lambda s: 33 * s[0] * s[1] * s[2],
     bytes=lambda s: 4 * (4 * s[0] * s[1] * s[2] + 2 * s[2]),
 )

@@ -16,6 +16,10 @@ from lalic_kernels.biwkv import cpu, reference, torch_path
 
 EPS = torch.finfo(torch.float32).eps
 COMPILED = pytest.mark.skipif(not installed.NUMBA, reason="compiled CPU code needs numba")
+KERNELS = pytest.mark.skipif(
+    bool(WHY_NO_INTERPRETER) and not torch.cuda.is_available(), reason=WHY_NO_INTERPRETER or "-"
+)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def arguments(
@@ -182,18 +186,19 @@ def test_one_token_is_exact(backend: str) -> None:
     assert not any(grads[name].any() for name in "wuk")
 
 
-@pytest.mark.skipif(bool(WHY_NO_INTERPRETER) and not torch.cuda.is_available(), reason=WHY_NO_INTERPRETER or "-")
+@KERNELS
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("w", "u", "fast"), [(0.999, 0.999, 1), (1.001, 0.999, 0), (0.999, 1.001, 0)])
 def test_both_sides_of_the_kernels_limit(w: float, u: float, fast: int, sign: int) -> None:
     """The kernels' fast form at its limit, |w| 64 <= 20 and |u| <= 20, and just past it, with widely spread keys."""
-    from lalic_kernels.biwkv import kernels
+    from lalic_kernels.biwkv import gpu, kernels
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    args = arguments(5, 71, sign * w * 20 / 64, u * 20, 60.0, device=device)
-    factors = torch.empty((2 * 16 + 4, 4), device=device)
-    kernels.factors_kernel[(1,)](args["w"], args["u"], factors, 4, GROUPS=16, PER_GROUP=4, BLOCK_C=16)
-    assert (factors[-1] == fast).all()
+    args = arguments(5, 71, sign * w * 20 / 64, u * 20, 60.0, device=DEVICE)
+    factors = gpu.make_factors(args["w"], args["u"], 64)
+    # Each channel for itself: of these decays the last is the steepest, of these bonuses the first and last are large.
+    within = (args["w"].abs() * 64 <= 20) & (args["u"].abs() <= 20)
+    assert within.all() == bool(fast)
+    assert torch.equal(factors[2 * 64 + kernels.FAST.value] > 0.5, within)
     assert norm_error(*check(args, by("triton"))) <= 3e-6
 
 
@@ -208,14 +213,50 @@ def test_full_length_does_not_drift() -> None:
         assert norm_error(grad, grads_true[name]) <= 3e-5, f"gradient of {name}"
 
 
-@pytest.mark.parametrize("tokens", [1100, pytest.param(98_304, marks=pytest.mark.gpu)])
-def test_long_launch(tokens: int) -> None:
-    """From 1024 tokens on another launch configuration is used."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and WHY_NO_INTERPRETER:
-        pytest.skip(WHY_NO_INTERPRETER)
-    args = arguments(8, tokens, 3.0 / tokens, 0.1, 2.0, channels=3, device=device)
+@KERNELS
+@pytest.mark.parametrize(
+    ("tokens", "chunk", "scans"),
+    [(1100, 64, False), (2100, 256, False), (600, 256, True), pytest.param(98_304, 256, True, marks=pytest.mark.gpu)],
+)
+def test_launches_of_long_sequences(tokens: int, chunk: int, scans: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and large chunks, whose sums the rows' programs add or a launch of its own."""
+    from lalic_kernels.biwkv import gpu
+
+    if tokens == 600:
+        monkeypatch.setattr(gpu, "folds", lambda rows: 0)
+    choice = gpu.choose("forward", "any", tokens, 3, 4)
+    assert (choice.chunk, choice.scan is not None) == (chunk, scans)
+    args = arguments(8, tokens, 3.0 / tokens, 0.1, 2.0, channels=3, device=DEVICE)
+    args["w"][1] *= -1
     assert norm_error(by("triton")(**args), torch_path.biwkv(**wide(args))) <= 3e-6
+
+
+@KERNELS
+def test_each_channel_has_its_own_form() -> None:
+    """Steep decays and NaN among others: a channel's result depends on its own parameters."""
+    args = arguments(6, 90, 0.01, 0.1, 2.0, channels=5, device=DEVICE)
+    args["w"][1], args["w"][2] = 5.0, -5.0
+    check(args, by("triton"))
+    args["w"][3] = torch.nan
+    fine = [0, 1, 2, 4]
+    (y_true, true), (y, grads) = gradients(reference.biwkv, wide(args)), gradients(by("triton"), args)
+    assert y[..., 3].isnan().all()
+    assert norm_error(y[..., fine], y_true[..., fine]) <= 3e-6
+    for name, grad in grads.items():
+        assert norm_error(grad[..., fine], true[name][..., fine]) <= 3e-5, f"gradient of {name}"
+
+
+@KERNELS
+def test_saved_sums_are_those_that_are_computed_again() -> None:
+    from lalic_kernels.biwkv import gpu
+
+    w, u, k, v = arguments(7, 150, 0.02, 0.1, 2.0, channels=5, device=DEVICE).values()
+    gate, grad = (torch.linspace(a, 1, k.numel(), device=DEVICE).view_as(k) for a in (-3, 2))
+    y, states = gpu.forward_for_backward(w, u, k, v, gate)
+    assert norm_error(y, gpu.forward(w, u, k, v, gate)) <= 1e-6
+    assert [x.shape for x in states] == list(gpu.shapes_of_states(k))
+    saved, again = (gpu.backward(w, u, k, v, grad, gate, given) for given in (states, None))
+    assert all(torch.equal(a, b) for a, b in zip(saved, again, strict=True))
 
 
 def test_long_sequences_take_linear_memory() -> None:

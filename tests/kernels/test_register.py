@@ -292,5 +292,6 @@ def test_an_argument_that_is_none_has_no_gradient() -> None:
     """A registered op cannot return None, so it returns an empty tensor."""
     op = OPS["biwkv"]
     w, u, k, v = torch.rand(3), torch.rand(3), torch.randn(1, 5, 3), torch.randn(1, 5, 3)
-    *grads, grad_gate = op.call_backward(w, u, k, v, None, torch.ones_like(k), None)
+    nothing = [torch.empty(0)] * 3
+    *grads, grad_gate = op.call_backward(w, u, k, v, None, *nothing, torch.ones_like(k), None)
     assert grad_gate.shape == (0,) and [g.shape for g in grads] == [w.shape, u.shape, k.shape, v.shape]
