@@ -56,7 +56,7 @@ from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError
 
 from lalic import metadata
 from lalic.alpha import fill_transparent, strips
-from lalic.container import MAX_PIXELS
+from lalic.container import MAGIC, MAX_PIXELS
 from lalic.errors import ImageError, ImageWarning, LalicError
 from lalic.strips import StripImage, needs_strips, open_strips
 
@@ -211,6 +211,9 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 
 
 def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
+    if stream.read(len(MAGIC)) == MAGIC:  # which Pillow would open after `import lalic.pillow`
+        raise ImageError("this is not a picture to compress, but a .lalic file; lalic decompress reads it")
+    stream.seek(0)
     try:
         return Image.open(stream)
     except UnidentifiedImageError:
@@ -592,7 +595,7 @@ def save(image: Image.Image, extension: str, out: IO[bytes]) -> None:
     """
     Image.init()
     name = Image.registered_extensions().get(extension.lower())
-    if name is None or name not in Image.SAVE:
+    if name is None or name not in Image.SAVE or name == "LALIC":  # registered by `lalic.pillow`
         raise ImageError(f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png")
     if name in _ICONS:
         raise ImageError(f"{extension} files hold icons of fixed sizes, and not a picture of any size; try .png")
