@@ -1,7 +1,8 @@
 """Rate-distortion curves as records: `python -m benchmarks.rd FOLDER [arguments of lalic eval] --save`.
 
 Measures what `lalic eval` measures and prints the same. With --save a record goes to the results: means of each point
-of each codec, bits per pixel and PSNR of each picture, BD-rates. `--figure STEM --name SET` measures nothing: it draws
+of each codec, bits per pixel and PSNR of each picture, BD-rates; no seconds if the machine did something else when it
+began, as rates do not depend on that and times do. `--figure STEM --name SET` measures nothing: it draws
 STEM-psnr and STEM-ms-ssim (.png, .svg) from the newest record of the set, so that figures in documents come from
 committed results.
 """
@@ -37,20 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("expected pictures or folders of pictures")
     device = resolve_device(arguments.device)
     record = records.environment(device)  # before the measurement: the date is that of its start
+    timed = not records.busy(device.type)
     found = cli.results_of(arguments)
     print(eval_report.text(found, arguments.each))
     if arguments.output is not None:
         eval_report.write(found, arguments.output)
-    records.keep(record | as_record(found), arguments)
+    records.keep(record | as_record(found, timed), arguments)
     return 0
 
 
-def as_record(found: Results) -> dict[str, Any]:
-    """What a record holds besides the environment; five digits are more than the figures are good for."""
+def as_record(found: Results, timed: bool = True) -> dict[str, Any]:
+    """What a record holds besides the environment; five digits are more than the figures are good for.
+
+    timed: False leaves seconds out.
+    """
     return {
         "pictures": found.name,
         "picture_names": [row.picture for row in found.curves[0].points[0].rows],
-        "rd": [_codec(curve) for curve in found.curves],
+        "rd": [_codec(curve, timed) for curve in found.curves],
         "read": [{"title": other.title, "points": other.points} for other in found.others],
         "bpp_span": found.bpp,
         "left_out": found.left_out,
@@ -58,15 +63,15 @@ def as_record(found: Results) -> dict[str, Any]:
     }
 
 
-def _codec(curve: Curve) -> dict[str, Any]:
+def _codec(curve: Curve, timed: bool) -> dict[str, Any]:
     points = [
         {
             "quality": point.label or None,
             "bits_per_pixel": _short(point.bpp),
             "psnr": _short(point.psnr),
             "ms_ssim": _short(point.ms_ssim),
-            "encode_seconds": _short(point.encode_seconds),
-            "decode_seconds": _short(point.decode_seconds),
+            "encode_seconds": _short(point.encode_seconds) if timed else None,
+            "decode_seconds": _short(point.decode_seconds) if timed else None,
             "each_bits_per_pixel": [_short(row.bpp) for row in point.rows],
             "each_psnr": [_short(row.psnr) for row in point.rows],
         }

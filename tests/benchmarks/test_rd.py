@@ -62,3 +62,14 @@ def test_what_it_refuses(results, capsys) -> None:
     results.mkdir()
     with pytest.raises(SystemExit, match="no record with curves of 'moon'"):
         rd.newest("moon", results)
+
+
+def test_a_busy_machine_gives_rates_without_times(results, tmp_path, monkeypatch) -> None:
+    for busy in ("load 3.0", ""):
+        monkeypatch.setattr(records, "busy", lambda device, busy=busy: busy)
+        assert rd.main([str(tmp_path / "set"), "--codecs", "jpeg:20,40", "--save"]) == 0
+    (path,) = results.iterdir()
+    points = [json.loads(line)["rd"][0]["points"][0] for line in path.read_text().splitlines()]
+    assert [point["encode_seconds"] is None for point in points] == [True, False]
+    assert [point["decode_seconds"] is None for point in points] == [True, False]
+    assert points[0]["bits_per_pixel"] == points[1]["bits_per_pixel"] > 0
