@@ -65,7 +65,7 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Integers of a converted checkpoint become floats, exactly. Raises ``CheckpointError`` if it has no state dict.
     """
-    for wrapper in ("state_dict", "model_state_dict"):
+    for wrapper in ("network", "state_dict", "model_state_dict"):
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
@@ -188,10 +188,10 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_into(model: LALIC, sd: Mapping[str, Tensor]) -> None:
-    """Strict ``model.load_state_dict`` that raises ``CheckpointError``, one sentence, in place of torch's list."""
+def load_into(model: LALIC, sd: Mapping[str, Tensor], strict: bool = True) -> None:
+    """``model.load_state_dict`` that raises ``CheckpointError``, one sentence, in place of torch's list."""
     try:
-        model.load_state_dict(sd)
+        model.load_state_dict(sd, strict=strict)
     except RuntimeError as error:
         first = " ".join(str(error).split("\n", 2)[1:2]).strip()[:300]
         raise CheckpointError(f"the state dict does not fit the model: {first}") from error
