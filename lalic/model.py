@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lalic_kernels
+from lalic import pretrained
 from lalic.coder import Coder, Decoded, Stream, coder_for
 from lalic.coder.engines import FLOAT, exact_entropy
 from lalic.coder.graphs import LaunchLock
@@ -95,8 +97,8 @@ class LALIC(nn.Module):
     Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
 
     The argument ``quality`` of a model with gains (`lalic.nn.gains`) is a number in [1, 100], or a tensor (B,) with one
-    for each picture; ``None`` is 50. Decoding needs the quality of encoding. ``QualityError`` is raised for other
-    numbers, and by a model without gains for anything but ``None``.
+    for each picture; ``None`` is the attribute ``default_quality``, 50. Decoding needs the quality of encoding.
+    ``QualityError`` is raised for other numbers, and by a model without gains for anything but ``None``.
 
     The argument ``graph`` is for a model on a GPU: True to capture the launches as a CUDA graph, False to launch one by
     one, ``None`` for the value of the attribute ``graphs``; if that is ``None`` too, a graph is captured at the second
@@ -140,6 +142,7 @@ class LALIC(nn.Module):
         self._ddp_params_and_buffers_to_ignore = derived(self)
         self.precision = "float32"
         self.entropy = "exact"
+        self.default_quality = DEFAULT_QUALITY
         self.share = ALL  # this process's part of a batch in training
         self.graphs: bool | None = None
         self.cache = WeightCache()  # tables, transforms in low precision
@@ -177,6 +180,26 @@ class LALIC(nn.Module):
                     f"it names: it is damaged, or was converted for other arithmetic than version {exact.VERSION}"
                 )
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> LALIC:
+        """A model ready to code, in eval mode, from a folder of `save_pretrained` or from the Hugging Face Hub.
+
+        options: revision, token, cache_dir, force_download, local_files_only, as in huggingface_hub. `lalic.load` takes
+        files too. Raises ``CheckpointError`` if there is no such model, ``ImportError`` without the package.
+        """
+        return cls.from_state_dict(pretrained.read(pretrained_model_name_or_path, **options))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> str | None:
+        """Write weights, configuration and a model card into a folder; options as in huggingface_hub's mixin."""
+        return pretrained.save(self, save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put the folder of `save_pretrained` on the Hugging Face Hub; options as in huggingface_hub's mixin.
+
+        Returns the address. Raises ``CheckpointError`` if the Hub does not take it.
+        """
+        return pretrained.push(self, repo_id, **options)
 
     def converted(self) -> dict[str, Tensor]:
         """State dict with the matrices of the entropy model as integers, for `from_state_dict`.
@@ -462,7 +485,7 @@ class LALIC(nn.Module):
     def as_qualities(self, quality: float | Sequence[float | None] | Tensor | None, batch: int) -> Tensor | None:
         """Checked qualities (batch,) float32, on the CPU or a given tensor's device; None for a model without gains.
 
-        quality: one for all pictures, or one for each; ``None`` is 50. Raises ``QualityError``.
+        quality: one for all pictures, or one for each; ``None`` is `default_quality`. Raises ``QualityError``.
         """
         values: Any = quality if isinstance(quality, list | tuple) else [quality]
         if self.gains is None:
@@ -475,7 +498,7 @@ class LALIC(nn.Module):
             return None
         if isinstance(quality, Tensor):
             return as_qualities(quality, batch)
-        return as_qualities([DEFAULT_QUALITY if q is None else float(q) for q in values], batch)
+        return as_qualities([self.default_quality if q is None else float(q) for q in values], batch)
 
     def check_picture(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x is (B, 3, H, W) floating point, with H and W multiples of 64."""

@@ -221,7 +221,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def save_weights(model: LALIC, path: str | os.PathLike[str]) -> None:
     """Write the weights as safetensors: matrices in half precision, vectors, prior and gains in float32, tables int32.
 
-    `lalic.load_checkpoint` reads the file. It is written whole or not at all.
+    `lalic.load` reads the file. It is written whole or not at all.
     """
     tensors = {}
     for name, value in model.state_dict().items():
