@@ -28,7 +28,7 @@ from lalic_kernels.biwkv.op import biwkv
 from lalic_kernels.block.op import BlockParameters, rwkv_block
 from lalic_kernels.cache import WeightCache
 from lalic_kernels.mix.op import channel_mix, spatial_mix
-from lalic_kernels.shift.op import fold_token_shift, token_shift
+from lalic_kernels.shift.op import fold_token_shift, norm_shift, token_shift
 
 __all__ = ["BiWKVAttention", "ChannelMix", "OmniShift", "RWKVBlock"]
 
@@ -240,6 +240,10 @@ class ChannelMix(nn.Module):
         return _like(x, channel_mix(s, self.key.weight, self.receptance.weight, self.value.weight))
 
 
+def _norm_shift(x: Tensor, norm: nn.LayerNorm, shift: OmniShift) -> Tensor:
+    return norm_shift(x, norm.weight, norm.bias, shift.kernel(), eps=norm.eps)
+
+
 class RWKVBlock(nn.Module):
     """x + gamma1 * BiWKVAttention(LN(x)), then x + gamma2 * ChannelMix(LN(x)).
 
@@ -295,6 +299,11 @@ class RWKVBlock(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         if self.form == "lalic":
             return rwkv_block(x, self.block_parameters())
+        if self.form == "restore":
+            att, ffn = self.att, self.ffn
+            x = x + self.gamma1 * att._restore(_norm_shift(x, self.ln1, att.omni_shift))
+            matrices = ffn.key.weight, ffn.receptance.weight, ffn.value.weight
+            return channel_mix(_norm_shift(x, self.ln2, ffn.omni_shift), *matrices, residual=x, gamma=self.gamma2)
         x = x if self.ln0 is None else self.ln0(x)
         for half, norm, gamma in ((self.att, self.ln1, self.gamma1), (self.ffn, self.ln2, self.gamma2)):
             y = norm(half(x)) if self.post_norm else half(norm(x))
