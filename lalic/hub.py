@@ -52,7 +52,7 @@ def load_model(
     device: of the model. precision: of its transforms (`LALIC.set_precision`), None for float32. Raises
     ``CheckpointError`` if the file cannot be read or is not a LALIC checkpoint.
     """
-    model = slim() if checkpoint is None else load(checkpoint)
+    model = slim(pretrained=True) if checkpoint is None else load(checkpoint)
     model = model.to(device).eval()
     return model if precision is None else model.set_precision(precision)
 
