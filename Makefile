@@ -10,7 +10,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-all bench gpu report lint setup clean
+.PHONY: demo test test-slow test-all triton bench gpu report lint setup clean
 
 demo: $(VENV)/installed
 	$(BIN)/lalic demo
@@ -19,10 +19,17 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests -n $(JOBS) -m "not slow" --durations 25
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-interfaces
 	$(BIN)/python -m pytest tests -n $(JOBS) -m slow --durations 25
 
 test-all: test test-slow
+
+# The kernels under another Triton, as `make triton TRITON=3.3.1`: every launch through its compiler, values in its
+# interpreter, which before 3.7 needs numpy below 2.4.
+triton: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --no-deps --target build/triton-$(TRITON) triton==$(TRITON) "numpy<2.4"
+	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest tests/kernels/test_jit.py tests/kernels/test_contract.py \
+		-k "test_jit or (test_values_and_gradients and cpu-triton and not float16)"
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.run
@@ -56,6 +63,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(VENV)/installed-interfaces: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[interfaces]"
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import exact_model, slices
-from benchmarks.cases import biwkv, block, entropy_params, gaussian, rans, shift, transforms
+from benchmarks.cases import biwkv, block, entropy_params, gaussian, loading, rans, shift, transforms
 from benchmarks.measure import Entry, Row, Setting, measure, without_tf32
 from benchmarks.paper import context
 
@@ -19,6 +19,7 @@ _ALL = (
     Entry("entropy_params", "the entropy-parameter block", entropy_params.cases, memory=_BOTH),
     Entry("gaussian_likelihood", "the latents' likelihoods, forward and backward", gaussian.cases, memory=_BOTH),
     Entry("rans", "the entropy coder, one core", rans.cases, devices=("cpu",)),
+    Entry("loading", "training data beside JPEG and WebP of equal PSNR", loading.cases, devices=("cpu",), by_name=True),
     Entry("slices", "the slice loop without one thing or another that is kept", slices.cases, by_name=True),
     Entry("exact_model", "the exact entropy model", exact_model.cases, devices=("cpu",), by_name=True),
     Entry("context", "the context models, slice by slice", context.cases, by_name=True),

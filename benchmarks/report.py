@@ -350,6 +350,12 @@ def large(records: Sequence[Record]) -> Iterator[Piece]:
     yield from _rows(of_kind(records, "large pictures"), "large pictures")
 
 
+def regions(records: Sequence[Record]) -> Iterator[Piece]:
+    """Time of decoding a region, and of the whole. Its tiles are synthesised; of those that are read the windows see
+    latents."""
+    yield from _rows(of_kind(records, "regions"), "regions")
+
+
 def seams(records: Sequence[Record]) -> Iterator[Piece]:
     """A picture in tiles against the same in one tile: rate, and PSNR within 8 pixels of the borders and elsewhere."""
     yield from _rows(of_kind(records, "seams"), "seams")
@@ -431,6 +437,7 @@ KINDS: dict[str, tuple[str, str, Make]] = {
     "codec": ("Whole models and their parts", "codec", codec),
     "cold start": ("The first picture of a process", "cold", cold),
     "large pictures": ("Memory of large pictures", "large", large),
+    "regions": ("Regions of large pictures", "large --megapixels 24 --regions", regions),
     "seams": ("Tiles of large pictures", "large --seams PICTURE", seams),
     "rows": ("Speed", "run", speed),
     "ideal_bits": ("Exact arithmetic", "exact_model FOLDER", exactness),

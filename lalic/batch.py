@@ -25,7 +25,7 @@ from PIL import Image
 from lalic import codec, images, search
 from lalic.container import MAX_PIXELS, parse
 from lalic.errors import LalicError, RequestError
-from lalic.files import STREAM, Name, WouldOverwrite, read, replacing, walk, write, writing
+from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, replacing, walk, write, writing
 from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
 from lalic.strips import needs_strips, write_strips
@@ -85,8 +85,9 @@ def compress_files(
     (`lalic.search`), in place of `quality`. overwrite: replace files that exist. progress: called with each outcome in
     order, and the number of files.
 
-    Raises `RequestError` before any work for names that clash, a quality that the model does not have, a background
-    that is no colour, and more than one of quality and targets; `LalicError` for a device that does not exist.
+    Raises `RequestError` before any work for names that clash, a quality that the model does not have, a target that no
+    file can meet, a background that is no colour, and more than one of quality and targets; `LalicError` for a device
+    that does not exist.
     """
     given = [value for value in (quality, target_bpp, target_psnr) if value is not None]
     if len(given) > 1:
@@ -97,6 +98,8 @@ def compress_files(
         if background is not None:
             images.parse_color(background)
         codec.coded_quality(model or codec.shipped_model(device=device), quality)
+        search.check_target(target_bpp, "bits per pixel")
+        search.check_target(target_psnr, "dB")
     except LalicError as error:  # once, not for each picture
         raise RequestError(str(error)) from None
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
@@ -175,7 +178,7 @@ def decompress_files(
         container = parse(data, max_pixels)
         if target == STREAM:
             raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
-        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+        make_folder_of(target)
         parts = codec.decode_parts(data, model, device=device, max_pixels=max_pixels)
         with replacing(target, overwrite=overwrite) as temporary:
             write_strips(parts, (container.width, container.height), temporary, container.metadata)
@@ -215,6 +218,8 @@ def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collec
     Raises `RequestError` if a source is missing, a folder has no such files, two sources have one target, or a target
     is a source. It does not check whether targets exist.
     """
+    if isinstance(sources, str | bytes | os.PathLike):
+        raise TypeError(f"sources is of type {type(sources).__name__}, expected a list of names")
     names = [os.fspath(source) for source in sources]
     out = None if output is None else os.fspath(output)
     if STREAM in names:
@@ -242,7 +247,8 @@ def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collec
             for file in files:
                 inside = file.relative_to(root) if root.is_dir() else Path(file.name)
                 target = file if out is None else Path(out) / inside
-                jobs.append(Job(str(file), str(target.with_suffix(suffix))))
+                name = str(file) if str(file) != STREAM else os.path.join(".", STREAM)  # "./-" is a file
+                jobs.append(Job(name, str(target.with_suffix(suffix))))
     _refuse_clashes(jobs)
     return jobs
 

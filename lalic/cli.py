@@ -1,10 +1,11 @@
-"""The command `lalic`: compress, decompress, info, convert, demo, warmup, eval, compare, train.
+"""The command `lalic`: compress, decompress, bulk, info, convert, demo, warmup, eval, compare, train.
 
 Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started; 130
-interrupted. Standard error has one sentence for each file that failed. With LALIC_TRACEBACK=1 in the environment an
-unexpected error shows its traceback.
+interrupted, 129 or 143 terminated: then no file is left half-written. Standard error has one sentence for each file
+that failed. With LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback.
 
-Each command calls a public function: `lalic.batch`, `lalic.hub.convert`, `lalic.demo`, `lalic.eval`, `lalic.train`.
+Each command calls a public function: `lalic.batch`, `lalic.bulk`, `lalic.hub.convert`, `lalic.demo`, `lalic.eval`,
+`lalic.train`.
 Only commands that need torch import it, so that `lalic --help` and `lalic info` are fast.
 """
 
@@ -12,15 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lalic.bulk import EXECUTORS, FORMATS
 from lalic.container import VERSION, parse
-from lalic.errors import LalicError, RequestError
+from lalic.errors import LalicError, RequestError, sentence
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, read
 from lalic.metadata import describe
@@ -38,6 +43,7 @@ from lalic.train import cli as training
 if TYPE_CHECKING:
     from lalic.batch import Outcome
     from lalic.model import LALIC
+    from lalic.shards import Done
 
 __all__ = ["main"]
 
@@ -56,14 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises only unexpected errors, and those only with LALIC_TRACEBACK=1.
     """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print about damaged pictures
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
-        args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-        return args.run(args) or 0
+        with _terminated_by_an_exception():
+            args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+            return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
         return stop.code if isinstance(stop.code, int) else 2
+    except _Terminated as stop:
+        _log("terminated")
+        return 128 + stop.number
     except KeyboardInterrupt:
         _log("interrupted")
         return 130
@@ -76,6 +87,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # users get one sentence for any error
         _log(_message(error))
         return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal came that ends a process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+_TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def _terminated_by_an_exception() -> Iterator[None]:
+    """Raise `_Terminated` where a signal would end the process at once, and leave files half-written."""
+
+    def terminate(number: int, _: object) -> NoReturn:
+        raise _Terminated(number)
+
+    ours = [number for number in _TERMINATING if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []  # Python allows no other thread to choose
+    for number in ours:
+        signal.signal(number, terminate)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 # The parser
@@ -140,6 +181,31 @@ def build_parser() -> argparse.ArgumentParser:
         add_precision_option(each)
         add_machine_options(each)
 
+    bulk = command(
+        "bulk", _bulk, "a data set, by many processes or machines, in shards that can be resumed",
+        "Compress a data set. Run it again to go on after an interrupt, and to try failed pictures again.",
+    )  # fmt: skip
+    bulk.add_argument("source", metavar="SOURCE", help="folder, glob, .txt list, or tar; a path or a URL of fsspec")
+    bulk.add_argument("target", metavar="TARGET", help="folder to write; a path or a URL")
+    bulk.add_argument(
+        "--format", dest="form", choices=FORMATS, default="files", help="what is written (default %(default)s)"
+    )
+    bulk.add_argument(
+        "--shard", type=positive, metavar="N", help="pictures of a shard (default 1000, fewer for a small source)"
+    )
+    bulk.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
+    bulk.add_argument("--background", metavar="COLOR", help="blend transparent pixels with a colour, such as white")
+    bulk.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
+    bulk.add_argument("--psnr", action="store_true", help="decode each picture, and note its PSNR in the manifest")
+    bulk.add_argument(
+        "--executor", choices=EXECUTORS, default="local", help="processes here, or a Ray cluster (default %(default)s)"
+    )
+    bulk.add_argument("--workers", type=positive, metavar="N", help="how many (default: one a core, or a GPU)")
+    bulk.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
+    bulk.add_argument("--quiet", action="store_true", help="print errors only")
+    add_checkpoint_option(bulk)
+    add_precision_option(bulk)
+
     info = command("info", _info, "contents of .lalic files", "Check .lalic files and describe them.")
     info.add_argument("inputs", nargs="+", metavar="FILE", help=".lalic file, or - for standard input")
     info.add_argument("--json", action="store_true", help="print a JSON list, one object for each readable file")
@@ -203,24 +269,26 @@ def _scale(text: str) -> int:
 # Messages
 
 
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
+def _one_line(text: str) -> str:
+    """A text with its control characters as escapes: file names may have line breaks, and codes for terminals."""
+    return text.translate(_CONTROL)
+
+
 def _log(message: str) -> None:
-    print(f"lalic: {message}", file=sys.stderr)
+    print(f"lalic: {_one_line(message)}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:
-    """One line for any exception; with its type for an unexpected one, which is raised with LALIC_TRACEBACK=1."""
+    """`sentence`; with LALIC_TRACEBACK=1 an unexpected exception is raised."""
     if isinstance(error, WouldOverwrite):
         return f"{error.filename} exists already, --force overwrites it"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    line = " ".join(str(error).split())
-    if isinstance(error, LalicError):
-        return line
-    if os.environ.get("LALIC_TRACEBACK") == "1":
+    expected = isinstance(error, LalicError) or (isinstance(error, OSError) and error.strerror)
+    if not expected and os.environ.get("LALIC_TRACEBACK") == "1":
         raise error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "there is not enough memory for this picture"
-    return f"unexpected {type(error).__name__}: {line[:300]}"
+    return sentence(error)
 
 
 def _message_of(source: str, error: Exception) -> str:
@@ -314,11 +382,12 @@ def _run_batch(
             hidden = count == 1 or args.quiet or not sys.stderr.isatty()
             bar = stack.enter_context(tqdm(total=count, unit="file", file=sys.stderr, disable=hidden))
         if done.error is not None:
-            bar.write(f"lalic: {_message_of(done.source, done.error)}", file=sys.stderr)
+            bar.write(_one_line(f"lalic: {_message_of(done.source, done.error)}"), file=sys.stderr)
         for warning in done.warnings:
-            bar.write(f"lalic: {done.source}: warning: {warning}", file=sys.stderr)
+            bar.write(_one_line(f"lalic: {done.source}: warning: {warning}"), file=sys.stderr)
         if done.error is None and not args.quiet and done.target != STREAM:
-            bar.write(f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s", file=sys.stdout)
+            words = f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s"
+            bar.write(_one_line(words), file=sys.stdout)
         bar.update()
 
     with ExitStack() as stack:
@@ -332,6 +401,52 @@ def _run_batch(
     if failed:
         _log(f"{failed} of {len(outcomes)} files failed")
     return 1 if failed else 0
+
+
+# bulk
+
+
+def _bulk(args: argparse.Namespace) -> int:
+    import signal
+
+    from tqdm import tqdm
+
+    from lalic import bulk
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    set_up_process(1)
+    signal.signal(signal.SIGTERM, stop)
+    hidden = args.quiet or not sys.stderr.isatty()
+    pictures = failed = 0
+    with tqdm(unit="shard", file=sys.stderr, disable=hidden) as bar:
+
+        def progress(done: Done, count: int) -> None:
+            nonlocal pictures, failed
+            pictures, failed, bar.total = pictures + done.pictures, failed + done.failed, count
+            if done.error is not None:
+                bar.write(f"lalic: shard {done.index}: {done.error}", file=sys.stderr)
+            for path, error in done.failures:
+                bar.write(f"lalic: {path}: {error}", file=sys.stderr)
+            if done.failed > len(done.failures):
+                bar.write(f"lalic: shard {done.index}: {done.failed} pictures failed in all", file=sys.stderr)
+            bar.set_postfix(pictures=pictures, failed=failed, refresh=False)
+            bar.update()
+
+        options = {name: value for name, value in vars(args).items() if name not in ("run", "quiet")}
+        start = time.perf_counter()
+        shards = bulk.compress(**options, progress=progress)
+    if not args.quiet:
+        coded, read, written = (sum(getattr(s, name) for s in shards) for name in ("coded", "bytes_in", "bytes_out"))
+        print(
+            f"{pictures} pictures, {coded} of them coded now in {time.perf_counter() - start:.1f} s; "
+            f"{read} bytes in, {written} out"
+        )
+    lost = sum(shard.error is not None for shard in shards)
+    if failed or lost:
+        _log(f"{failed} pictures failed, {lost} shards were not done; the same command tries them again")
+    return 1 if failed or lost else 0
 
 
 # info
@@ -400,7 +515,7 @@ def _described(entry: Mapping[str, Any], symbols: bool) -> str:
     at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
     tiles = "one tile" if entry["tile"] is None else f"{entry['tiles']} tiles of {entry['tile']} pixels"
     text = (_INFO + _SYMBOLS if symbols else _INFO).format(
-        **{**entry, "tiles": tiles}, kind=kind, at_quality=at_quality
+        **{**entry, "file": _one_line(entry["file"]), "tiles": tiles}, kind=kind, at_quality=at_quality
     )
     for name, value in entry["metadata"].items():
         for key, word in value.items() if isinstance(value, dict) else ((name.replace("_", " "), value),):
@@ -416,7 +531,8 @@ def _convert(args: argparse.Namespace) -> int:
 
     model = hub.convert(args.checkpoint, args.output, overwrite=args.force)
     size = os.path.getsize(args.output)
-    print(f"{args.checkpoint} -> {args.output}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
+    names = _one_line(f"{args.checkpoint} -> {args.output}")
+    print(f"{names}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
     return 0
 
 

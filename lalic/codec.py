@@ -6,8 +6,9 @@
              model.synthesise -> the tile's part -> picture
 
 A picture of at most `ONE_TILE` pixels is one tile and one window. A larger one is coded window by window
-(`lalic.tiles`), so memory does not grow with it. Padding repeats the last column to the right and the last row to the
-bottom, up to a multiple of 64; the file has the size before padding.
+(`lalic.tiles`), so memory does not grow with it. Tiles follow one another, and threads share the work inside of a tile:
+workers with a tile each would hold a window each, and were no faster on two cores. Padding repeats the last column to
+the right and the last row to the bottom, up to a multiple of 64; the file has the size before padding.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from PIL import Image
 
 from lalic import images, metadata
 from lalic.alpha import decode_alpha, encode_alpha
-from lalic.coder import Stream
+from lalic.coder import Coder, Stream, codes_on_gpu
 from lalic.container import MAX_PIXELS, Container, Tile, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
-from lalic.tiles import SCALES, STEP, Box, Grid
+from lalic.memory import give_back
+from lalic.tiles import MAX_WINDOW, SCALES, STEP, Box, Grid
 from lalic_kernels.cache import one_look
 
 if TYPE_CHECKING:
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "resolve_device", "shipped_model"]
 
 SHIPPED = ("slim",)  # names of the models whose weights are part of the package
-ONE_TILE = 1 << 20  # pixels, after padding
+ONE_TILE = MAX_WINDOW  # pixels, after padding
 MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
+GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
+GPU_PIXELS = 1 << 22  # together
 
 _cache: dict[tuple[str, str], LALIC] = {}
 _cache_lock = threading.Lock()
@@ -162,9 +166,7 @@ class Prepared:
         quality = coded_quality(self.model, quality)
         with torch.inference_mode():
             if len(self.grid) > 1:
-                streams = [
-                    self.model.encode_latents(self._tile(i), quality, graph=self.graph) for i in range(len(self.grid))
-                ]
+                streams = list(self._tile_streams(quality))
             elif once and self._latents is None:
                 streams = [self.model.encode(self._pixels(self.grid.padded), quality, graph=self.graph)]
             else:
@@ -190,12 +192,20 @@ class Prepared:
         for index in range(len(self.grid)):
             yield self.grid.box(index).intersection(self.grid.whole)
 
-    def _tile(self, index: int) -> torch.Tensor:
-        """Latents (1, M, h, w) of one tile."""
-        window = self.grid.window(index)
-        tile = _latent_box(self.grid.box(index), window)
-        y = self.model.latents(self._pixels(window))
-        return y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous()
+    def _tile_streams(self, quality: float | None) -> Iterator[Stream]:
+        coder, at_once = self.model.coder(self.graph), _at_once(self.model, self.grid)
+        if at_once == 1:  # what is cached for a model is made now, and does not lie between the arrays of a window
+            coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), quality)
+            give_back()
+        for begin in range(0, len(self.grid), at_once):
+            indexes = range(begin, min(begin + at_once, len(self.grid)))
+            windows = [self.grid.window(index) for index in indexes]
+            latents = coder.latents(torch.cat([self._pixels(window) for window in windows]))
+            for index, window, y in zip(indexes, windows, latents.split(1), strict=True):
+                tile = _latent_box(self.grid.box(index), window)
+                yield coder.encode_latents(
+                    y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous(), quality
+                )
 
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""
@@ -214,6 +224,12 @@ def grid_of(width: int, height: int) -> Grid:
 def _latent_box(box: Box, window: Box) -> Box:
     """A box in latents, counted from the window's first."""
     return Box(*(side // LATENT for side in box.moved(-window.left, -window.top)))
+
+
+def _at_once(model: LALIC, grid: Grid) -> int:
+    """How many windows are transformed at once: all have one size, so on a GPU these are one graph."""
+    window = grid.window(0)
+    return max(1, min(GPU_WINDOWS, GPU_PIXELS // (window.width * window.height))) if codes_on_gpu(model.device) else 1
 
 
 def coded_quality(model: LALIC, quality: float | None) -> float | None:
@@ -260,7 +276,7 @@ def decode(
     _check_scale(scale)
     # Tiles lie at multiples of every scale from the picture's corner, not from a region's: that is reduced at the end.
     step = scale if region is None else 1
-    picture: Image.Image | None = None
+    picture: Image.Image | None = None  # gets no memory before a tile was found to be sound
     with torch.inference_mode():
         for place, part in _decoded_parts(container, model, box, graph):
             part = part if step == 1 else part.reduce(step)
@@ -268,7 +284,7 @@ def decode(
                 picture = part
                 break
             if picture is None:
-                picture = Image.new(_mode(container), (-(-box.width // step), -(-box.height // step)))
+                picture = Image.new(container.mode, (-(-box.width // step), -(-box.height // step)))
             picture.paste(part, ((place.left - box.left) // step, (place.top - box.top) // step))
     assert picture is not None
     picture = picture if step == scale else picture.reduce(scale)
@@ -314,12 +330,6 @@ def _with_alpha(picture: Image.Image, container: Container, index: int) -> Image
     return picture
 
 
-def _mode(container: Container) -> str:
-    if container.alpha is not None:
-        return "RGBA"
-    return "L" if container.grey else "RGB"
-
-
 def _decoded_tiles(
     container: Container, model: LALIC, box: Box, graph: bool | None
 ) -> Iterator[tuple[int, Box, torch.Tensor]]:
@@ -329,24 +339,49 @@ def _decoded_tiles(
         side = grid.padded
         yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
-    qualities = model.as_qualities([quality], 1)
-    if qualities is not None:
-        qualities = qualities.to(model.device)
+    coder, at_once = model.coder(graph), _at_once(model, grid)
     # In bands of columns from top to bottom: latents of two rows of a band are held, however wide the picture is.
     order = sorted(grid.meeting(box), key=lambda i: (i % grid.columns // BAND, i))
     latents: dict[int, torch.Tensor] = {}
-    for number, index in enumerate(order):
-        window, tile = grid.window(index), grid.box(index)
-        for near in grid.meeting(window):
-            if near not in latents:
-                place = grid.box(near)
-                latents[near] = model.read(_stream(container, near), place.height, place.width).y_hat
-        x = model.synthesise(_joined_latents(grid, latents, window), qualities).clamp_(0, 1)
-        inside = tile.moved(-window.left, -window.top)
-        yield index, tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
-        soon = {near for i in order[number + 1 : number + 1 + BAND] for near in grid.meeting(grid.window(i))}
-        for near in latents.keys() - soon:
-            del latents[near]
+
+    def near(begin: int, count: int) -> set[int]:
+        """The tiles that some windows meet."""
+        return {i for index in order[begin : begin + count] for i in grid.meeting(grid.window(index))}
+
+    for begin in range(0, len(order), at_once):
+        if not near(begin, at_once) <= latents.keys():
+            missing = near(begin, at_once if at_once == 1 else BAND) - latents.keys()
+            latents |= _read_tiles(container, coder, sorted(missing), at_once)
+        windows = {index: grid.window(index) for index in order[begin : begin + at_once]}
+        if begin == 0 and at_once == 1:  # as in the encoder
+            first = latents[order[0]][:, :, :4, :4]
+            coder.synthesise(first.contiguous(), model.as_qualities(quality, 1))
+            give_back()
+        joined = torch.cat([_joined_latents(grid, latents, window) for window in windows.values()])
+        pictures = coder.synthesise(joined, model.as_qualities([quality] * len(windows), len(windows)))
+        for (index, window), x in zip(windows.items(), pictures.split(1), strict=True):
+            tile = grid.box(index)
+            inside = tile.moved(-window.left, -window.top)
+            yield index, tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
+        for index in latents.keys() - near(begin + at_once, BAND):
+            del latents[index]
+
+
+def _read_tiles(
+    container: Container, coder: Coder, indexes: Sequence[int], at_once: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Latents (1, M, h, w) of tiles, by their index. Those of one size are decoded together."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for index in indexes:
+        tile = container.grid.box(index)
+        sizes.setdefault((tile.height // STEP, tile.width // STEP), []).append(index)
+    for size, alike in sizes.items():
+        for begin in range(0, len(alike), at_once):
+            some = alike[begin : begin + at_once]
+            for index, y_hat in zip(some, coder.read_latents([_stream(container, i) for i in some], size), strict=True):
+                if isinstance(y_hat, BitstreamError):
+                    raise y_hat
+                yield index, y_hat
 
 
 def _joined_latents(grid: Grid, latents: Mapping[int, torch.Tensor], window: Box) -> torch.Tensor:
@@ -368,7 +403,8 @@ def _joined_latents(grid: Grid, latents: Mapping[int, torch.Tensor], window: Box
 def _region(region: Sequence[int] | None, grid: Grid) -> Box:
     if region is None:
         return grid.whole
-    box = Box(*region) if len(region) == 4 else Box(0, 0, 0, 0)
+    numbers = len(region) == 4 and all(hasattr(side, "__index__") for side in region)
+    box = Box(*map(int, region)) if numbers else Box(0, 0, 0, 0)
     if box.empty or box.intersection(grid.whole) != box:
         raise RequestError(
             f"region is {tuple(region)}, expected (left, top, right, bottom) inside of {grid.width}x{grid.height}"
@@ -377,7 +413,7 @@ def _region(region: Sequence[int] | None, grid: Grid) -> Box:
 
 
 def _check_scale(scale: int) -> None:
-    if scale not in SCALES:
+    if not hasattr(scale, "__index__") or scale not in SCALES:
         raise RequestError(f"scale is {scale}, expected one of {', '.join(map(str, SCALES))}")
 
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lalic.errors import BitstreamError
-from lalic.tiles import MAX_SIDE, STEP, Grid
+from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
 
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse"]
 
@@ -55,7 +55,7 @@ _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
 _TILE_OVERHEAD = 6 + 4  # checksums
 _MAX_STREAM = 2**28 - 1 - _TILE_OVERHEAD
-_MAX_METADATA = 2**26  # bytes of a box when decompressed: a file made on purpose gets no more memory
+MAX_METADATA = 2**24  # bytes of a box when decompressed: a file made on purpose gets no more memory
 _GREY = 1
 
 
@@ -82,7 +82,7 @@ class Container:
     model_name: 1 to 8 characters of [a-z0-9-]. model_hash: 8 bytes. grid: size of the picture and its division.
     tiles: one for each tile of the grid, row by row. quality: None, or 1 to 100 in whole hundredths. grey: the picture
     is grey. alpha: a WebP file for each tile, or no bytes. metadata: uncompressed contents of boxes by their letter, of
-    "e", "x", "t", "r", "c".
+    "e", "x", "t", "r", "c". metadata_bytes: of a file that was read, their bytes in it, compressed.
     """
 
     model_name: str
@@ -93,6 +93,7 @@ class Container:
     grey: bool = False
     alpha: tuple[bytes, ...] | None = None
     metadata: Mapping[str, bytes] = field(default_factory=dict)
+    metadata_bytes: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model_name.encode()):
@@ -125,6 +126,13 @@ class Container:
         return self.grid.height
 
     @property
+    def mode(self) -> str:
+        """Pillow's mode of the decoded picture."""
+        if self.alpha is not None:
+            return "RGBA"
+        return "L" if self.grey else "RGB"
+
+    @property
     def stream_bytes(self) -> int:
         """Bytes of all entropy-coded streams."""
         return sum(len(stream) for stream, _ in self.tiles)
@@ -133,11 +141,6 @@ class Container:
     def alpha_bytes(self) -> int:
         """Bytes of all alpha files."""
         return sum(map(len, self.alpha or ()))
-
-    @property
-    def metadata_bytes(self) -> int:
-        """Bytes of metadata as the file stores it, compressed."""
-        return sum(len(zlib.compress(contents, 9)) for contents in self.metadata.values())
 
     def pack(self) -> bytes:
         """The bytes of the file."""
@@ -203,13 +206,14 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file. max_pixels: limit on width * height, None for no limit beyond 2^31 - 1 a side. Metadata is limited
-    to 2^26 bytes a box; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
-    the fault.
+    to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError`
+    with one sentence about the fault.
     """
     reader = _Reader(memoryview(data).cast("B"))
     fields, boxes = _read_header(reader, max_pixels)
     grid = fields.pop("grid")
     found: dict[str, Any] = {}
+    compressed = 0
     for _ in range(boxes):
         begin = reader.at
         letter = chr(reader.take(1, "a box")[0])
@@ -223,6 +227,10 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
         length = reader.varint(what)
         if letter == "P":
             grid, lengths = found.get("I", (grid, [length]))
+            if grid.window_pixels > MAX_WINDOW:
+                raise BitstreamError(
+                    f"the file is invalid: its windows have {grid.window_pixels} pixels, expected at most {MAX_WINDOW}"
+                )
             found[letter] = _read_tiles(reader, lengths, length)
             continue
         payload = reader.take(length, what)
@@ -233,14 +241,19 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIX
             found[letter] = _read_index(payload, grid)
         elif letter == "A":
             found[letter] = _read_alpha(payload, len(grid))
+        elif letter in METADATA:
+            found[letter] = _decompress(payload, what)
+            compressed += length
         else:
-            found[letter] = _decompress(payload, what) if letter in METADATA else payload
+            found[letter] = payload
     if reader.at < len(reader.data):
         raise BitstreamError(f"the file has trailing bytes: expected {reader.at} bytes, got {len(reader.data)}")
     if "P" not in found:
         raise BitstreamError("the file is damaged: it has no box 'P', the picture")
     metadata = {letter: found[letter] for letter in METADATA if letter in found}
-    return Container(**fields, grid=grid, tiles=found["P"], alpha=found.get("A"), metadata=metadata)
+    return Container(
+        **fields, grid=grid, tiles=found["P"], alpha=found.get("A"), metadata=metadata, metadata_bytes=compressed
+    )
 
 
 def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any], int]:
@@ -287,6 +300,8 @@ def _read_index(payload: bytes, grid: Grid) -> tuple[Grid, list[int]]:
     tile, margin = reader.varint(what) * STEP, reader.varint(what) * STEP
     if tile == 0:
         raise BitstreamError(f"{what} is invalid: its tiles have side 0")
+    if margin > tile:  # a window is computed for each tile: small tiles with wide margins take time without end
+        raise BitstreamError(f"{what} is invalid: margins of {margin} pixels are larger than tiles of {tile}")
     grid = Grid(grid.width, grid.height, tile, margin)
     if len(grid) > len(payload):  # each length takes a byte or more
         raise BitstreamError(f"{what} is invalid: {len(payload)} bytes cannot hold the lengths of {len(grid)} tiles")
@@ -324,9 +339,9 @@ def _read_alpha(payload: bytes, count: int) -> tuple[bytes, ...]:
 def _decompress(payload: bytes, what: str) -> bytes:
     stream = zlib.decompressobj()
     try:
-        contents = stream.decompress(payload, _MAX_METADATA)
+        contents = stream.decompress(payload, MAX_METADATA)
     except zlib.error:
         raise BitstreamError(f"{what} is invalid: it is not compressed by zlib") from None
     if not stream.eof or stream.unused_data:
-        raise BitstreamError(f"{what} is invalid: it does not end with its payload, or has over {_MAX_METADATA} bytes")
+        raise BitstreamError(f"{what} is invalid: it does not end with its payload, or has over {MAX_METADATA} bytes")
     return contents

@@ -15,6 +15,7 @@ __all__ = [
     "ModelMismatchError",
     "QualityError",
     "RequestError",
+    "sentence",
 ]
 
 
@@ -48,3 +49,16 @@ class CheckpointError(LalicError):
 
 class RequestError(LalicError):
     """A request is contradictory, or would overwrite a file. Raised before any work starts."""
+
+
+def sentence(error: Exception) -> str:
+    """One line about any exception, for users; with its type for an unexpected one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    line = " ".join(str(error).split())
+    if isinstance(error, LalicError):
+        return line
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in line:  # torch's words on a CPU
+        return "there is not enough memory for this picture"
+    return f"unexpected {type(error).__name__}: {line[:300]}"

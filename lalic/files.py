@@ -12,7 +12,18 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["STREAM", "Name", "WouldOverwrite", "read", "replacing", "walk", "write", "write_atomic", "writing"]
+__all__ = [
+    "STREAM",
+    "Name",
+    "WouldOverwrite",
+    "make_folder_of",
+    "read",
+    "replacing",
+    "walk",
+    "write",
+    "write_atomic",
+    "writing",
+]
 
 Name = str | os.PathLike[str]
 STREAM = "-"  # stands for standard input or standard output
@@ -55,7 +66,7 @@ def write(target: str, data: bytes, *, overwrite: bool = True) -> None:
 def writing(target: str, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     """A stream, for reading too, whose contents go where `write` would put them if the block ends without an error."""
     if target != STREAM:
-        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+        make_folder_of(target)
         with _atomic(target, overwrite) as out:
             yield out
         return
@@ -63,6 +74,15 @@ def writing(target: str, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     yield held
     sys.stdout.buffer.write(held.getbuffer())
     sys.stdout.buffer.flush()
+
+
+def make_folder_of(target: str) -> None:
+    """Make the folder of a file to be written, if it does not exist."""
+    folder = os.path.dirname(target) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, expected a folder", folder) from None
 
 
 def write_atomic(path: str | os.PathLike, data: bytes, *, overwrite: bool = True) -> None:
@@ -103,8 +123,8 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[st
     path = os.path.realpath(path)  # follows links, so that the file is replaced and not the link
     ending = os.path.splitext(path)[1]
     temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part{ending}")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
@@ -112,8 +132,11 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[st
             os.replace(temporary, path)
         else:
             _rename_new(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename = path
         raise
 
 

@@ -35,7 +35,7 @@ def load(source: str | os.PathLike[str]) -> LALIC:
     """
     if os.path.isdir(source) or (not os.path.exists(source) and pretrained.looks_like_an_id(source)):
         return LALIC.from_pretrained(source)
-    return LALIC.from_state_dict(checkpoints.read(source))
+    return LALIC.from_state_dict(checkpoints.read(source, mapped=True))
 
 
 load_checkpoint = load  # the older name

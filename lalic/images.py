@@ -12,7 +12,8 @@
       entry or colour)                            pixel is opaque. With `background` the picture is blended with this
                                                   colour instead (in sRGB, as browsers do)
     fully transparent pixels                    their hidden colour is replaced by a smooth one
-    16-bit grey (I;16, and I within 0..65535)   v -> round(v / 257), so 0 -> 0 and 65535 -> 255
+    16-bit grey (I;16, and I within 0..65535)   v -> round(v / 257), so 0 -> 0 and 65535 -> 255; of a TIFF also 12 bits,
+                                                  and white being 0
     32-bit integers (I) outside 0..65535        refused: the range is unknown
     16-bit RGB, RGBA, CMYK, grey with alpha     rounded in the same way if in a PNG or TIFF file; Pillow's 8 bits, which
                                                   may be the high bytes, of other formats, of a TIFF with separate
@@ -43,21 +44,20 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError
 
 from lalic import metadata
 from lalic.alpha import fill_transparent, strips
 from lalic.container import MAX_PIXELS
-from lalic.errors import ImageError, ImageWarning
+from lalic.errors import ImageError, ImageWarning, LalicError
 from lalic.strips import StripImage, needs_strips, open_strips
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def parse_color(color: Color) -> tuple[int, int, int]:
             rgb = rgb[:3]
     else:
         rgb = color
-    if len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
+    if not isinstance(rgb, tuple | list) or len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
         raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255")
     return (rgb[0], rgb[1], rgb[2])
 
@@ -157,15 +157,29 @@ def load(source: ImageSource, *, background: Color | None = None, max_pixels: in
 def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels: int) -> Picture:
     below = None if background is None else parse_color(background)
     if isinstance(source, Image.Image):
-        return _convert(source, None, below, strip, max_pixels)
-    in_memory = isinstance(source, (bytes, bytearray, memoryview))
-    with io.BytesIO(source) if in_memory else open(source, "rb") as stream, _pillow_limit(max_pixels):  # type: ignore[arg-type]
+        with _damage_in_one_sentence():
+            return _convert(source, None, below, strip, max_pixels)
+    file: IO[bytes]
+    if isinstance(source, bytes | bytearray | memoryview):
+        file = io.BytesIO(bytes(source))
+    elif isinstance(source, str | os.PathLike):
+        file = open(source, "rb")  # noqa: SIM115
+    else:  # among them integers, which `open` would take for file descriptors
+        raise TypeError(
+            f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file or a PIL.Image"
+        )
+    with file as stream, _pillow_limit(max_pixels), _damage_in_one_sentence():
         image = _open(stream, max_pixels)
         if max_pixels >= image.width * image.height and needs_strips(*image.size):
+            _check_kind(image)
             # Of a PNG, Pillow would load all pixels to look for EXIF or text behind them.
-            orientation = metadata.orientation(image) if "exif" in image.info or image.format == "TIFF" else 1
-            boxes = {} if strip else metadata.collect(image, orientation, text=False)
-            return Picture(*open_strips(source, below), boxes)
+            orientation = 1 if image.format == "PNG" and "exif" not in image.info else metadata.orientation(image)
+            picture = Picture(*open_strips(source, below, orientation or 1))
+            if not strip:
+                picture.metadata = metadata.collect(image, orientation, text=False)
+                if picture.image.mode == "RGB" and (name := _converted_from(image)) is not None:
+                    metadata.note_conversion(picture.metadata, name)
+            return picture
         return _convert(image, stream, below, strip, max_pixels)
 
 
@@ -203,13 +217,27 @@ def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
         raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
         raise ImageError(f"the picture is too large: the limit is {max_pixels} pixels") from None
-    except Exception as error:  # Pillow's decoders raise many types for a damaged file
-        raise _damaged(error) from error
 
 
-def _damaged(error: Exception) -> ImageError:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return ImageError(f"the picture is damaged or truncated and cannot be decoded ({reason[:200]})")
+@contextlib.contextmanager
+def _damage_in_one_sentence() -> Iterator[None]:
+    """Raise `ImageError` for whatever Pillow raises, when it decodes or converts a damaged picture."""
+    try:
+        yield
+    except (LalicError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises many types
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ImageError(f"the picture is damaged or truncated and cannot be decoded ({reason[:200]})") from error
+
+
+def _check_kind(image: Image.Image) -> None:
+    """Raise `ImageError` for what is refused whatever its pixels are."""
+    if image.format == "EPS":
+        raise ImageError("EPS files are refused, since opening one runs an interpreter")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in _MAIN_PICTURE_FIRST:
+        raise ImageError(f"the file holds {frames} frames, and a .lalic file holds one picture; extract one first")
 
 
 def _convert(
@@ -219,8 +247,6 @@ def _convert(
 
     A large picture is in memory twice at most, beside the caller's own: each step frees what it replaces.
     """
-    if source.format == "EPS":
-        raise ImageError("EPS files are refused, since opening one runs an interpreter")
     width, height = source.size
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width}x{height}, expected at least 1x1")
@@ -236,18 +262,13 @@ def _convert(
             image.close()
         return new
 
-    try:
-        frames = getattr(source, "n_frames", 1)
-        if frames > 1 and source.format not in _MAIN_PICTURE_FIRST:
-            raise ImageError(f"the file holds {frames} frames, and a .lalic file holds one picture; extract one first")
-        turned = getattr(source, "tag_v2", {}).get(metadata.ORIENTATION)  # Pillow turns a TIFF when it loads it
-        pixels = _load_pixels(source, stream)
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types for a damaged file
-        raise _damaged(error) from error
-
+    _check_kind(source)
+    tags = getattr(source, "tag_v2", {})
+    turned = tags.get(metadata.ORIENTATION)  # Pillow turns a TIFF when it loads it
+    pixels = _load_pixels(source, stream)
     profile = source.info.get("icc_profile")
+    if profile is None and "icc_profile" in source.info:  # of a PNG, where it cannot be decompressed
+        warnings.warn("the ICC profile is ignored (it is damaged)", ImageWarning, stacklevel=4)
     orientation = 1 if turned else metadata.orientation(source)
     boxes = {} if strip else metadata.collect(source, turned or orientation)
     image = replace(pixels)
@@ -255,7 +276,7 @@ def _convert(
         image = replace(image.transpose(_TURNS[orientation]))
     colors, alpha = _split_alpha(image)
     image = replace(colors)
-    image = replace(_to_8_bit(image))
+    image = replace(_to_8_bit(image, tags))
     converted, name = _to_srgb(image, profile, image is not own)
     image = replace(converted)
     if name is not None and not strip:
@@ -332,9 +353,9 @@ def _round_in_place(high: Image.Image, low: Image.Image) -> None:
         high.putalpha(alpha)
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """round(v / 257) of integers 0 to 65535."""
-    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+def _rounded(values: np.ndarray, largest: int = 65535) -> np.ndarray:
+    """round(255 v / largest) of integers 0 to `largest`, which is odd."""
+    return ((values.astype(np.int32) * 255 + largest // 2) // largest).astype(np.uint8)
 
 
 def _mapped(image: Image.Image, mode: str, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
@@ -391,8 +412,8 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """The picture in one of the modes of `_to_srgb`: RGB, L, CMYK or LAB."""
+def _to_8_bit(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """The picture in one of the modes of `_to_srgb`: RGB, L, CMYK or LAB. tags: of a TIFF."""
     mode = image.mode
     if mode in ("RGB", "L", "CMYK", "LAB"):
         return image
@@ -401,7 +422,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if mode in _MODES_OF_RGB:
         return image.convert("RGB")
     if mode == "I" or mode.startswith("I;16"):
-        return _mapped(image, "L", _rounded_grey)
+        largest = 4095 if tags.get(_BITS_A_SAMPLE) == (12,) else 65535
+        grey = _mapped(image, "L", lambda values: _rounded_grey(values, largest))
+        # Of 8 bits and fewer, Pillow has turned them already.
+        return ImageChops.invert(grey) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
     if mode == "F":
         raise ImageError(
             "the picture has floating-point pixels, whose range is unknown; convert it to 8 or 16 bit first"
@@ -409,11 +433,14 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     raise ImageError(f"the picture has Pillow's mode {mode}, which lalic does not read; convert it to RGB first")
 
 
-def _rounded_grey(values: np.ndarray) -> np.ndarray:
+_BITS_A_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def _rounded_grey(values: np.ndarray, largest: int) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"the picture has integers from {low} to {high}, expected 16-bit grey, 0 to 65535")
-    return _rounded(values)
+    return _rounded(values, largest)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, in_place: bool) -> tuple[Image.Image, str | None]:
@@ -448,6 +475,19 @@ def _to_srgb(image: Image.Image, profile: bytes | None, in_place: bool) -> tuple
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image), None
     return (image.convert("RGB") if image.mode == "CMYK" else image), None
+
+
+def _converted_from(image: Image.Image) -> str | None:
+    """The name of an image's ICC profile if libvips moves colours by it, else None."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile") or b""))
+        if profile.profile.xcolor_space.strip() == "RGB" and _is_identity(
+            ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+        ):
+            return None
+        return ImageCms.getProfileDescription(profile)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 _LEVELS = np.arange(256, dtype=np.uint8)[None]
@@ -517,11 +557,13 @@ def pixels_of(tensor: torch.Tensor) -> torch.Tensor:
 
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 95, "subsampling": 0, "optimize": True},
-    "WEBP": {"lossless": True},
+    "WEBP": {"lossless": True, "exact": True},  # exact: colours below transparent pixels too
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
-# Formats that need an external program, or are no pictures: not searched for in folders.
-_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+_WITHOUT_ALPHA = {"BMP", "DIB", "EPS", "JPEG", "MPO", "PCX", "PPM"}  # of some Pillow would drop it without a word
+_ICONS = {"ICNS", "ICO"}  # of which Pillow would write other sizes
+# Formats that need an external program, are no pictures, or are compressed already: not searched for in folders.
+_NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "LALIC"}
 
 
 def readable_extensions() -> frozenset[str]:
@@ -552,24 +594,38 @@ def save(image: Image.Image, extension: str, out: IO[bytes]) -> None:
     name = Image.registered_extensions().get(extension.lower())
     if name is None or name not in Image.SAVE:
         raise ImageError(f"{extension or 'a name without extension'} is no picture format that Pillow writes, try .png")
+    if name in _ICONS:
+        raise ImageError(f"{extension} files hold icons of fixed sizes, and not a picture of any size; try .png")
+    if image.mode in ("RGBA", "LA") and name in _WITHOUT_ALPHA:
+        raise ImageError(f"{extension} files hold no alpha channel, and the picture has one; try .png, .webp or .tif")
     options, boxes = _SAVE_OPTIONS.get(name, {}), metadata.save_options(image, name)
+    info, image.info = image.info, {}  # else Pillow's writers take texts for options of theirs
     try:
-        image.save(out, name, **options, **boxes)
-        return
-    except _SAVE_ERRORS as error:
-        if not boxes:
-            raise _not_written(name, error) from error
-    out.seek(0)
-    out.truncate()
-    try:
-        image.save(out, name, **options)
-    except _SAVE_ERRORS as error:
-        raise _not_written(name, error) from error
+        if _written(image, out, name, options | boxes, optional=bool(boxes)):
+            return
+        out.seek(0)
+        out.truncate()
+        _written(image, out, name, options)
+    finally:
+        image.info = info
     warnings.warn(f"Pillow cannot write the metadata as {name}; it is dropped", ImageWarning, stacklevel=2)
 
 
-_SAVE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SyntaxError, struct.error)
-
-
-def _not_written(name: str, error: Exception) -> ImageError:
-    return ImageError(f"Pillow cannot write this picture as {name} ({error})")
+def _written(image: Image.Image, out: IO[bytes], name: str, options: dict[str, Any], optional: bool = False) -> bool:
+    """Write a picture file. optional: return False instead of raising `ImageError`."""
+    try:
+        if name == "JPEG2000":  # whose encoder goes on without end where a stream fails, as on a full disk
+            held = io.BytesIO()
+            image.save(held, name, **options)
+            out.write(held.getbuffer())
+        else:
+            image.save(out, name, **options)
+        return True
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's writers raise many types
+        if isinstance(error, OSError) and error.errno:  # the disk's, not the format's
+            raise
+        if optional:
+            return False
+        raise ImageError(f"Pillow cannot write this picture as {name} ({error})") from error

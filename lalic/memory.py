@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
+_keeps = False
 
 
 def keep_memory() -> bool:
@@ -18,4 +19,12 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    global _keeps
+    _keeps = bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return _keeps
+
+
+def give_back() -> None:
+    """Return what is free now to the system, once, if the process keeps memory: before work that needs other sizes."""
+    if _keeps:
+        ctypes.CDLL(None).malloc_trim(0)

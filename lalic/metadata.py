@@ -3,9 +3,9 @@
     box  contents                                                           written by `lalic.images.dump` to
     e    EXIF: the TIFF structure from its byte order on, turned upright    PNG, JPEG, WebP, AVIF; TIFF: tags
     x    XMP: a packet, turned upright                                      PNG, JPEG, WebP, AVIF, TIFF
-    t    text: JSON in UTF-8, one object of strings (PNG text chunks by     PNG; of JPEG the comment
-         keyword; the comment of a JPEG or GIF as "comment")
-    r    resolution: across, then down; two unsigned big-endian integers    PNG, JPEG, TIFF
+    t    text: JSON in UTF-8, one object of strings (PNG text chunks by     PNG; of JPEG, JPEG 2000 and
+         keyword; the comment of a JPEG or GIF as "comment")                GIF the comment
+    r    resolution: across, then down; two unsigned big-endian integers    PNG, JPEG, TIFF, BMP
          of 4 bytes, in 1/10000 pixel per inch, above 0
     c    colour: a sentence in UTF-8 that names the ICC profile which the   none; a PNG says that it is in sRGB
          pixels were converted from
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from lalic.container import MAX_METADATA
 from lalic.errors import BitstreamError, ImageWarning
 
 __all__ = ["ORIENTATION", "attach", "collect", "describe", "note_conversion", "orientation", "save_options"]
@@ -34,6 +35,7 @@ ORIENTATION = 0x0112
 _X_RESOLUTION = 0x011A
 _COLOR_SPACE, _INTEROP_INDEX, _MAKER_NOTE = 0xA001, 0x0001, 0x927C
 _THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
+_STRIP_OFFSET, _STRIP_LENGTH = 0x0111, 0x0117
 # Tags of a TIFF that speak of the picture and not of how the file stores it; the sub-IFDs EXIF and GPS are among them.
 _ABOUT_THE_PICTURE = {
     0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, 0x8769, 0x8825,
@@ -44,7 +46,7 @@ _EXIF_PREFIX = b"Exif\0\0"
 _HEX_EXIF = "Raw profile type exif"  # how ImageMagick writes EXIF to a PNG
 _PNG_XMP = "XML:com.adobe.xmp"
 _XMP_ORIENTATION = rb"""((?<!/)tiff:Orientation\s*(?:=\s*["']|>)\s*)([1-8])"""
-_MAX_BOX = 2**24
+_MAX_TEXTS = 2**16  # in one picture
 _JPEG_SEGMENT = 65533  # bytes of contents
 _JPEG_XMP = _JPEG_SEGMENT - 29
 _MAX_WORDS = 200  # characters that `describe` gives of a text
@@ -93,9 +95,9 @@ def collect(image: Image.Image, orientation: int | None = 1, *, text: bool = Tru
         "r": _resolution(image, orientation in (5, 6, 7, 8)),
     }
     for letter, contents in boxes.items():
-        if len(contents) > _MAX_BOX:
-            _warn(f"{_NAMES[letter]} of {len(contents)} bytes is dropped; the limit is {_MAX_BOX}")
-    return {letter: contents for letter, contents in boxes.items() if 0 < len(contents) <= _MAX_BOX}
+        if len(contents) > MAX_METADATA:
+            _warn(f"{_NAMES[letter]} of {len(contents)} bytes is dropped; the limit is {MAX_METADATA}")
+    return {letter: contents for letter, contents in boxes.items() if 0 < len(contents) <= MAX_METADATA}
 
 
 _NAMES = {"e": "EXIF data", "x": "XMP data", "t": "text", "r": "resolution", "c": "colour"}
@@ -144,6 +146,9 @@ def _xmp(image: Image.Image) -> bytes:
 
 def _text_box(image: Image.Image) -> bytes:
     texts = _texts(image)
+    if len(texts) > _MAX_TEXTS:
+        _warn(f"{len(texts)} texts are dropped; the limit is {_MAX_TEXTS}")
+        return b""
     return json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace") if texts else b""
 
 
@@ -222,7 +227,7 @@ class _Tiff:
         struct.pack_into(self.order + "HHIHH", self.data, entry.at, entry.tag, 3, 1, value, 0)
 
     def cut_thumbnail(self) -> None:
-        """Drop the second directory with the JPEG file that it points to."""
+        """Drop the second directory with the JPEG file or the pixels that it points to."""
         link = self._end(self.first)
         try:
             following = self._read("I", link)
@@ -232,10 +237,17 @@ class _Tiff:
         self.data[link : link + 4] = bytes(4)
         begin, length = tags.get(_THUMBNAIL_OFFSET, 0), tags.get(_THUMBNAIL_LENGTH, 0)
         if self.data[begin : begin + 2] == b"\xff\xd8":  # else the offset is wrong
-            end = min(begin + length, len(self.data))
-            self.data[begin:end] = bytes(end - begin)
-            if end == len(self.data):
-                del self.data[begin:]
+            self._cut(begin, length)
+        # Pixels without compression: one strip, which lies behind all else that the directories hold.
+        begin, length = tags.get(_STRIP_OFFSET, 0), tags.get(_STRIP_LENGTH, 0)
+        if following < begin and begin + length == len(self.data):
+            self._cut(begin, length)
+
+    def _cut(self, begin: int, length: int) -> None:
+        end = min(begin + length, len(self.data))
+        self.data[begin:end] = bytes(end - begin)
+        if end == len(self.data):
+            del self.data[begin:]
 
 
 def _upright(exif: bytes) -> bytes:
@@ -299,6 +311,8 @@ def _parse_text(contents: bytes) -> dict[str, str]:
         "".join([*texts.keys(), *texts.values()]).encode()  # strings, and none with half a character
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise BitstreamError("the box 't' is invalid: it is not a JSON object of strings") from None
+    if len(texts) > _MAX_TEXTS:
+        raise BitstreamError(f"the box 't' is invalid: it has {len(texts)} texts, expected at most {_MAX_TEXTS}")
     return texts
 
 
@@ -311,15 +325,19 @@ def save_options(image: Image.Image, format: str) -> dict[str, Any]:
     exif, xmp, dpi = info.get("exif", b""), info.get("xmp", b""), info.get("dpi")
     if format == "PNG":
         return {"pnginfo": _png_chunks(image, xmp)} | _given(exif=exif, dpi=dpi)
+    texts = _texts(image)
+    comment = texts.get("comment", texts.get("Comment", "")).encode()
     if format == "JPEG":
-        texts = _texts(image)
-        comment = texts.get("comment", texts.get("Comment", "")).encode()
-        boxes = {  # given also where empty, as Pillow would take some from `info`
-            "exif": _at_most(_JPEG_SEGMENT, exif, "EXIF data"),
-            "xmp": _at_most(_JPEG_XMP, xmp, "XMP data"),
-            "comment": _at_most(_JPEG_SEGMENT, comment, "the comment"),
-        }
-        return boxes | _given(dpi=dpi if dpi and max(dpi) < 2**16 else None)
+        return _given(
+            exif=_at_most(_JPEG_SEGMENT, exif, "EXIF data"),
+            xmp=_at_most(_JPEG_XMP, xmp, "XMP data"),
+            comment=_at_most(_JPEG_SEGMENT, comment, "the comment"),
+            dpi=dpi if dpi and max(dpi) < 2**16 else None,
+        )
+    if format in ("GIF", "JPEG2000"):
+        return _given(comment=comment)
+    if format == "BMP":
+        return _given(dpi=dpi)
     if format in ("WEBP", "AVIF"):
         return _given(exif=exif, xmp=xmp)
     if format == "TIFF":
@@ -354,16 +372,19 @@ def _png_chunks(image: Image.Image, xmp: bytes) -> PngImagePlugin.PngInfo:
 
 def _tiff_tags(exif: bytes, xmp: bytes) -> bytes:
     """EXIF data of the tags that go into a TIFF file, XMP being one of them."""
+
+    def with_xmp(tags: Image.Exif) -> bytes:
+        if xmp:
+            tags[_TIFF_XMP] = xmp
+        return tags.tobytes() if len(tags) else b""
+
     tags = Image.Exif()
     try:
         tags.load(exif)
-        tags = _about_the_picture(tags)
-    except Exception as error:  # Pillow's EXIF reader raises many types for damaged data
+        return with_xmp(_about_the_picture(tags))
+    except Exception as error:  # Pillow's EXIF reader and writer raise many types for damaged data
         _warn(f"the EXIF data is damaged ({error}); it is dropped")
-        tags = Image.Exif()
-    if xmp:
-        tags[_TIFF_XMP] = xmp
-    return tags.tobytes() if len(tags) else b""
+        return with_xmp(Image.Exif())
 
 
 # For people

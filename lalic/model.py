@@ -313,13 +313,13 @@ class LALIC(nn.Module):
         coded with these weights.
         """
         _check_one(x)
-        return self._coder(graph).encode(x, quality)
+        return self.coder(graph).encode(x, quality)
 
     @torch.no_grad()
     def encode_latents(self, y: Tensor, quality: float | None = None, *, graph: bool | None = None) -> Stream:
         """The stream of one picture, from its `latents` y (1, M, H / 16, W / 16)."""
         _check_one(y)
-        return self._coder(graph).encode_latents(y, quality)
+        return self.coder(graph).encode_latents(y, quality)
 
     @torch.no_grad()
     def decode(
@@ -354,7 +354,7 @@ class LALIC(nn.Module):
                 f"streams, qualities: expected lists of one length, got {len(streams)} and {len(qualities)}"
             )
         size = self._hyper_size(height, width)
-        return self._coder(graph).decode(streams, size, qualities)
+        return self.coder(graph).decode(streams, size, qualities)
 
     @torch.no_grad()
     def read(self, stream: Stream, height: int, width: int) -> Decoded:
@@ -428,7 +428,8 @@ class LALIC(nn.Module):
             raise ValueError("the model has no coding tables yet: call update() after training or loading weights")
         return tables
 
-    def _coder(self, graph: bool | None) -> Coder:
+    def coder(self, graph: bool | None = None) -> Coder:
+        """The steps of coding by themselves, as pictures in several tiles need them. Without gradients."""
         return coder_for(self, self.graphs if graph is None else graph)
 
     def _hyper_size(self, height: int, width: int) -> tuple[int, int]:

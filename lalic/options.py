@@ -19,6 +19,9 @@ __all__ = [
 ]
 
 
+MAX_THREADS = 1024
+
+
 def positive(text: str) -> int:
     """Type for argparse: a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
@@ -26,10 +29,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def _threads(text: str) -> int:
+    """Type for argparse: a number of threads, which libraries start without asking whether there is memory."""
+    if positive(text) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {MAX_THREADS}, got {text}")
+    return int(text)
+
+
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """--device and --threads."""
     parser.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: as torch chooses)")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: as torch chooses)")
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:

@@ -119,7 +119,7 @@ def read(source: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     if os.path.isdir(source):
         for name in WEIGHTS:
             if os.path.exists(path := os.path.join(source, name)):
-                return checkpoints.read(path)
+                return checkpoints.read(path, mapped=True)
         raise CheckpointError(f"{os.fspath(source)}: the folder has no {' or '.join(WEIGHTS)}")
     mixin = _mixin()
     name, _, revision = os.fspath(source).partition("@")
@@ -133,7 +133,7 @@ def read(source: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{name}: no such file, and no model of the Hugging Face Hub: {_reason(error)}"
         ) from error
-    return checkpoints.read(path)
+    return checkpoints.read(path, mapped=True)
 
 
 def _around(model: LALIC) -> Any:

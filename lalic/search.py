@@ -16,7 +16,7 @@ from lalic.metrics import psnr
 from lalic.model import LALIC
 from lalic.strips import StripImage
 
-__all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "encode_to_bpp", "encode_to_psnr"]
+__all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "check_target", "encode_to_bpp", "encode_to_psnr"]
 
 BPP_TOLERANCE = 0.01  # of the target: one percent
 PSNR_TOLERANCE = 0.05  # dB
@@ -63,6 +63,12 @@ def encode_to_psnr(
     return _search(image, decibels, model, tolerance, "dB", options)
 
 
+def check_target(target: float | None, unit: str) -> None:
+    """Raise `LalicError` for a target that no file can have, whatever the picture is."""
+    if target is not None and not 0 < target < math.inf:
+        raise LalicError(f"the target is {target:g} {unit}, expected more than 0")
+
+
 def _search(
     image: ImageSource | Picture,
     target: float,
@@ -71,8 +77,7 @@ def _search(
     unit: str,
     options: dict[str, Any],
 ) -> Encoded:
-    if not 0 < target < math.inf:
-        raise LalicError(f"the target is {target:g} {unit}, expected more than 0")
+    check_target(target, unit)
     prepared = codec.Prepared(image, model, **options)
     name = prepared.model.config.name
     if codec.coded_quality(prepared.model, None) is None:

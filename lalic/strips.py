@@ -1,7 +1,7 @@
 """Pictures above `MAX_PIXELS`, which Pillow would hold whole: libvips reads and writes them strip by strip.
 
 It needs pyvips (`pip install "lalic[large]"`). `StripImage` has what the codec asks of a `PIL.Image`: size, mode, crop.
-Colours are converted to sRGB, 16 bits rounded to 8, the EXIF orientation applied; grey stays grey, its profile unused.
+Colours are converted to sRGB, 16 bits rounded to 8, the orientation applied; grey stays grey, its profile unused.
 Text is dropped, and hidden colours below transparent pixels are coded as they are.
 """
 
@@ -23,7 +23,8 @@ from lalic.tiles import Box
 __all__ = ["StripImage", "needs_strips", "open_strips", "write_strips"]
 
 
-_WITH_METADATA = (".png", ".jpg", ".jpeg", ".webp")
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+_WITH_METADATA = (".png", ".webp", *_JPEG)
 
 
 def needs_strips(width: int, height: int) -> bool:
@@ -61,11 +62,13 @@ class StripImage:
         return Image.frombytes(self.mode, (right - left, bottom - top), pixels)
 
 
-def open_strips(source: Any, below: tuple[int, int, int] | None = None) -> tuple[StripImage, StripImage | None]:
+def open_strips(
+    source: Any, below: tuple[int, int, int] | None = None, orientation: int = 1
+) -> tuple[StripImage, StripImage | None]:
     """Open a picture from a path or the bytes of a file: its colours, and alpha if it has some.
 
-    below: colour to blend transparent pixels with instead. Raises `ImageError` for what libvips cannot read,
-    `LalicError` without pyvips.
+    below: colour to blend transparent pixels with instead. orientation: 1 to 8, by which it is turned. Raises
+    `ImageError` for what libvips cannot read, `LalicError` without pyvips.
     """
     vips = _vips()
     try:
@@ -74,6 +77,10 @@ def open_strips(source: Any, below: tuple[int, int, int] | None = None) -> tuple
             image = vips.Image.new_from_file(os.fspath(source), access="random", fail_on="error", revalidate=True)
         else:
             image = vips.Image.new_from_buffer(bytes(source), "", access="random", fail_on="error")
+        if image.format not in ("uchar", "ushort"):
+            raise ImageError(f"the picture has pixels of libvips' format {image.format}, expected 8 or 16 bits")
+        image = image.copy()
+        image.set_type(vips.GValue.gint_type, "orientation", orientation)
         image = image.autorot()
         alpha = None
         if image.hasalpha() and below is not None:
@@ -85,17 +92,18 @@ def open_strips(source: Any, below: tuple[int, int, int] | None = None) -> tuple
         if image.get_typeof("icc-profile-data") and not grey:
             image = image.icc_transform("srgb", embedded=True, intent="perceptual")
         image = _to_8_bit(image, grey).colourspace("b-w" if grey else "srgb")
-        if image.format != "uchar":
-            raise ImageError(f"the picture has pixels of libvips' format {image.format}, expected 8 or 16 bits")
         return StripImage(image), alpha
     except vips.Error as error:
-        raise _damaged(error) from None
+        raise ImageError(
+            f"libvips, which reads pictures above {MAX_PIXELS} pixels, cannot open this one ({_line(error)})"
+        ) from None
 
 
 def _to_8_bit(image: Any, grey: bool) -> Any:
     if image.format != "ushort":
         return image
-    return ((image + 128) / 257).floor().cast("uchar").copy(interpretation="b-w" if grey else "srgb")
+    meaning = "b-w" if grey else "cmyk" if image.interpretation == "cmyk" else "srgb"
+    return ((image + 128) / 257).floor().cast("uchar").copy(interpretation=meaning)
 
 
 def write_strips(
@@ -111,23 +119,30 @@ def write_strips(
     `ImageError` if the format cannot hold the picture.
     """
     vips = _vips()
-    bands = 3
+    extension, bands = os.path.splitext(target)[1].lower(), 3
+    if extension not in vips.get_suffixes():  # now, and not after decoding
+        raise ImageError(f"libvips writes no {extension} files, and this picture is too large for Pillow; try .png")
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".", suffix=".lalic-raw") as raw:
         for place, pixels in parts:
             bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+            if bands == 4 and extension in _JPEG:
+                raise ImageError(f"{extension} files hold no alpha channel, and the picture has one; try .png or .tif")
             for row, values in enumerate(np.ascontiguousarray(pixels)):
                 raw.seek(((place.top + row) * size[0] + place.left) * bands)
                 raw.write(values.data)
         raw.flush()
         image = vips.Image.rawload(raw.name, *size, bands)
         image = image.copy(interpretation="b-w" if bands == 1 else "srgb")
-        if metadata and not target.lower().endswith(_WITH_METADATA):
+        if metadata and extension not in _WITH_METADATA:
             warnings.warn("EXIF and XMP are written to PNG, JPEG and WebP only", ImageWarning, stacklevel=2)
         for letter, name, prefix in (("e", "exif-data", b"Exif\0\0"), ("x", "xmp-data", b"")):
             if metadata and letter in metadata:
                 image.set_type(vips.GValue.blob_type, name, prefix + metadata[letter])
         try:
-            image.write_to_file(target)
+            options: dict[str, Any] = {"Q": 95, "subsample_mode": "off"} if extension in _JPEG else {}
+            if extension in (".tif", ".tiff"):
+                options["bigtiff"] = size[0] * size[1] * bands >= 2**31  # far below 4 GB, the end of a plain one
+            image.write_to_file(target, **options)
         except vips.Error as error:
             raise ImageError(f"libvips cannot write this picture to {target} ({_line(error)})") from None
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 STEP = 64  # pixels a side for one hyper latent
 MAX_SIDE = 2**31 - 1
+MAX_WINDOW = 2**20  # pixels, after padding: what a reader needs memory for at a time
 SCALES = (1, 2, 4, 8, 16, 32, STEP)  # divisors of a tile's side, by which a picture can be reduced
 
 
@@ -101,6 +102,13 @@ class Grid:
         left, width = self._placed(tile.left, all_.width)
         top, height = self._placed(tile.top, all_.height)
         return Box(left, top, left + width, top + height)
+
+    @property
+    def window_pixels(self) -> int:
+        """Pixels of each window."""
+        if not self.tile:
+            return self.padded.width * self.padded.height
+        return self._placed(0, self.padded.width)[1] * self._placed(0, self.padded.height)[1]
 
     def _placed(self, begin: int, side: int) -> tuple[int, int]:
         """Where a window begins, and its size, along a side of the padded picture."""

@@ -55,6 +55,7 @@ def missing() -> list[str]:
     if not installed.NUMBA:
         lines.append("numba: no compiled code for the CPU; plain torch is used instead, several times slower for biwkv")
     if installed.TRITON:
+        lines += [f"{reason}: no kernels on CUDA tensors"] if (reason := installed.too_old()) else []
         lines += [f"{tool}: no kernels on CUDA tensors before it is installed" for tool in installed.missing_to_start()]
     if not torch.cuda.is_available():
         lines.append("a CUDA device: the Triton kernels cannot run (except in Triton's interpreter, for tests)")

@@ -6,6 +6,7 @@ Code that needs one of them is imported inside the function that calls it.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 TRITON = importlib.util.find_spec("triton") is not None
+TRITON_FROM = (3, 3)  # older ones do not compile named tuples
 NUMBA = importlib.util.find_spec("numba") is not None
 
 
@@ -32,6 +34,17 @@ def missing_to_start() -> list[str]:
     return lacking
 
 
+def too_old() -> str:
+    """The sentence about a Triton that is older than the kernels need; empty if it is not."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # not installed, or under another name, as AMD's
+        return ""
+    if tuple(map(int, version.split(".")[:2])) >= TRITON_FROM:
+        return ""
+    return f"triton: expected {'.'.join(map(str, TRITON_FROM))} or later, got {version}"
+
+
 @functools.cache
 def start_triton() -> None:
     """Let Triton find the GPU, before the first launch.
@@ -41,6 +54,8 @@ def start_triton() -> None:
     """
     from triton.runtime import driver
 
+    if reason := too_old():
+        raise RuntimeError(reason)
     try:
         driver.active.get_current_device()
     except Exception as error:

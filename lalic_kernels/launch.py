@@ -52,11 +52,24 @@ def on(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device)
 
 
+def precision(arch: str) -> str:
+    """How kernels multiply float32 matrices on an architecture, in Triton's words.
+
+    "tf32x3" on NVIDIA's GPUs: each factor is a sum of two TF32 numbers, which tensor cores multiply in three products,
+    as exact as float32 (`lalic_kernels/mix/README.md` has the bound). "ieee" on AMD's, which multiply float32 as it is.
+    torch's settings for TF32 change neither: they are for torch's own products.
+    """
+    return "ieee" if arch.startswith("hip") else "tf32x3"
+
+
 def architecture(device: torch.device) -> str:
-    """The name of a device's architecture in launch tables: "cuda 90", "hip gfx942"; "any" in the interpreter."""
+    """The name of a device's architecture in launch tables: "cuda 90", "hip gfx942"; "any" in the interpreter.
+
+    "cuda 100" is all of Blackwell for data centres, 103 too.
+    """
     if device.type != "cuda":
         return "any"
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return "hip " + properties.gcnArchName.split(":")[0]
-    return f"cuda {properties.major}{properties.minor}"
+    return f"cuda {properties.major}{0 if properties.major == 10 else properties.minor}"

@@ -1,7 +1,7 @@
 """What kernels of several ops use: constants, a barrier, a sigmoid, loads with masked edges, a matrix product.
 
-Matrices are contiguous and row-major; rows are tokens; any width works. Products accumulate in float32, and float32
-inputs are multiplied as IEEE float32 (no TF32), because some results select the entropy coder's tables.
+Matrices are contiguous and row-major; rows are tokens; any width works. Products accumulate in float32; how float32
+factors are multiplied is PRECISION (`launch.precision`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,20 @@ else:  # its name in newer versions of Triton
 
 
 @triton.jit
+def is_last(counter_ptr, programs):
+    """Whether this is the last of `programs` to get here; then it sees the stores of all others. Resets the counter.
+
+    All threads' stores come before the barrier. Then one thread increments the counter with release and acquire for the
+    whole device (PTX: bar.warp.sync or bar.sync, then atom.global.acq_rel.gpu), and the others get it after a barrier.
+    """
+    barrier()
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
+
+
+@triton.jit
 def sigmoid_stable(x):
     """1 / (1 + exp(-x)) without overflow."""
     z = tl.exp(-tl.abs(x))
@@ -71,7 +85,7 @@ def transposed_of(matrix_ptr, row, column, rows, columns):
 @triton.jit
 def product(
     x_ptr, matrix_ptr, row, n, rows, width, outputs,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x[row] @ matrix[n]^T, shape [BLOCK_M, BLOCK_N] float32; x (rows, width), matrix (outputs, width)."""
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -79,5 +93,5 @@ def product(
         k = start + tl.arange(0, BLOCK_K)
         x = tile_of(x_ptr, row, k, rows, width)  # [BLOCK_M, BLOCK_K]
         matrix = transposed_of(matrix_ptr, n, k, outputs, width)  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(x, matrix, acc, input_precision="ieee")
+        acc = tl.dot(x, matrix, acc, input_precision=PRECISION)
     return acc

@@ -79,14 +79,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def exact_float32_from_the_start():
+    """No TF32 in torch's own operations, which tests compare with; the first of all fixtures, of modules too."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture(autouse=True)
 def exact_float32():
-    """No TF32 in torch's own operations, which tests compare with."""
-    if not torch.cuda.is_available():
-        yield
-        return
+    """Torch's settings for TF32 are after a test as they were before it."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 

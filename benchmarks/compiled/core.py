@@ -6,7 +6,6 @@ Triton must not be in interpreter mode, so this runs in a process of its own. No
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import shutil
 import subprocess
@@ -108,15 +107,6 @@ def _source(job: Job, constants: Mapping[str, Any]) -> ASTSource:
             attributes[(place,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = job.types.get(name, "fp32" if name == "eps" else "i32")
-    if "constexprs" not in inspect.signature(ASTSource.__init__).parameters:
-        # Triton 3.2: another name, and attributes of another kind.
-        signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
-        from triton.backends.compiler import AttrsDescriptor
-
-        aligned = AttrsDescriptor.from_dict(
-            {"arg_properties": {"tt.divisibility": [place for (place,) in attributes]}, "cls": "AttrsDescriptor"}
-        )
-        return ASTSource(job.kernel, signature, constants=dict(constants), attrs=aligned)
     return ASTSource(job.kernel, signature, constexprs=dict(constants), attrs=attributes)
 
 

@@ -20,8 +20,17 @@ from lalic_kernels.exact import kernels_wkv as wkv
 from lalic_kernels.exact.gpu import LAUNCHES, OPTIONS
 
 _BYTES = ("high_ptr", "low_ptr", "x_high_ptr", "x_low_ptr", "w_high_ptr", "w_low_ptr")
-_DOUBLES = ("weights_ptr", "sums_ptr", "entering_ptr", "left_ptr")
-_INTEGERS = ("status_ptr", "absmax_ptr", "max_key_ptr", "index_ptr", "offsets_ptr", "phases_ptr", "taps_ptr")
+_DOUBLES = ("weights_ptr", "sums_ptr", "entering_ptr", "boost_ptr", "states_ptr")
+_INTEGERS = (
+    "status_ptr",
+    "absmax_ptr",
+    "max_key_ptr",
+    "counter_ptr",
+    "index_ptr",
+    "offsets_ptr",
+    "phases_ptr",
+    "taps_ptr",
+)
 TYPES = {
     **dict.fromkeys(_BYTES, "*i8"),
     **dict.fromkeys(_DOUBLES, "*fp64"),
@@ -42,27 +51,34 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
             options=OPTIONS,
         )  # fmt: skip
 
-    yield job("layer_norm", kernels.exact_layer_norm_kernel, "layer_norm")
-    yield job("norm digits", kernels.exact_norm_digits_kernel, "norm_digits")
+    for width in (512, 1024, 4096):
+        launch = f"rows of {width}"
+        label = "" if width == 512 else f" {width}"
+        yield job(f"layer_norm{label}", kernels.exact_layer_norm_kernel, launch)
+        yield job(f"norm digits{label}", kernels.exact_norm_digits_kernel, launch)
+        for source in ("rows", "image", "by_colour", "neighbours"):
+            yield job(f"digits {source}{label}", kernels.exact_digits_kernel, launch, SOURCE=source)
     yield job("absmax", kernels.exact_absmax_kernel, "absmax")
     yield job("head", kernels.exact_head_kernel, "head")
-    for source in ("rows", "image", "by_colour", "neighbours"):
-        yield job(f"digits {source}", kernels.exact_digits_kernel, "digits", SOURCE=source)
     for label, on in (
-        ("", "BIAS"), (" hidden", "SQUARED"), (" gated", "GATE RESIDUAL"), (" gamma", "RESIDUAL GAMMA"),
-        (" gated gamma", "GATE RESIDUAL GAMMA"), (" partial", "PARTIAL"), (" bias partial", "BIAS PARTIAL"),
-        (" max_key", "MAX_KEY"),
+        ("", "bias"), (" hidden", "squared"), (" gated", "gate residual"), (" gamma", "residual gamma"),
+        (" gated gamma", "gate residual gamma"), (" partial", "partial"), (" bias partial", "bias partial"),
+        (" max_key", "max_key"),
     ):  # fmt: skip
-        names = ("BIAS", "SQUARED", "GATE", "RESIDUAL", "GAMMA", "PARTIAL")
-        flags = {f"HAS_{name}": name in on.split() for name in names}
-        yield job(f"linear{label}", kernels.exact_linear_kernel, "linear", MAX_KEY=on == "MAX_KEY", **flags)
-    for previous in (False, True):
-        flags = {"HAS_BIAS": not previous, "HAS_PREVIOUS": previous}
-        yield job(f"conv {previous}", kernels.exact_conv_kernel, "conv", **flags)
-    yield job("shift digits", kernels.exact_shift_digits_kernel, "shift_digits", SHIFT, SIZE=5)
+        unused = {"bias", "gate", "residual", "gamma", "partial", "max_key"}.difference(on.split())
+        constants = {f"{name}_ptr": None for name in unused} | {"HAS_SQUARED": on == "squared"}
+        yield job(f"linear{label}", kernels.exact_linear_kernel, "linear", **constants)
+    for other in ("previous", "bias"):
+        yield job(f"conv without {other}", kernels.exact_conv_kernel, "conv", **{f"{other}_ptr": None})
+    yield job("shift digits", kernels.exact_shift_digits_kernel, "shift of 128", SHIFT, SIZE=5)
+    for channels in (128, 512):
+        launch = f"shift of {channels}"
+        yield job(f"shift digits {channels}", kernels.exact_shift_digits_kernel, launch, SHIFT, SIZE=5, y_ptr=None)
     yield job("wkv sums", wkv.exact_wkv_sums_kernel, "wkv_sums")
-    yield job("wkv chain", wkv.exact_wkv_chain_kernel, "wkv_chain")
-    yield job("wkv values", wkv.exact_wkv_values_kernel, "wkv_values")
+    yield job("wkv digits", wkv.exact_wkv_digits_kernel, "wkv of 128")
+    yield job("wkv states", wkv.exact_wkv_states_kernel, "wkv_states")
+    for channels in (128, 512):
+        yield job(f"wkv digits {channels}", wkv.exact_wkv_digits_kernel, f"wkv of {channels}", y_ptr=None)
 
 
 # What rounds twice or not correctly: contracted products, approximate functions and divisions, flushed subnormals. A

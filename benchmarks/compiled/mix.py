@@ -11,6 +11,7 @@ from lalic_kernels.mix import gpu, kernels
 SPATIAL = {"fp32": (96, 144, 255), "bf16": (96, 144, 160, 256, 320, 255), "fp16": (96, 144, 256)}
 CHANNEL = {"fp32": (96, 144, 256, 512, 255), "bf16": (96, 128, 144, 192, 256, 512, 255), "fp16": (96, 144, 256)}
 GAMMA = frozenset({"gamma_ptr"})
+NO_RESIDUAL = {"residual_ptr": None, "gamma_ptr": None}
 
 
 def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
@@ -19,13 +20,11 @@ def jobs(dtypes: Sequence[str], target: str) -> Iterator[Job]:
         for channels in SPATIAL[dtype]:
             for label, planes, residual in (("kvr", 3, False), ("output", 1, True)):
                 linear = gpu.choose_linear(target, channels, itemsize(dtype))
-                more = {"VEC": linear.vec, "PLANES": planes, "RESIDUAL": residual, "MAIN": linear.main}
-                more["REST"] = linear.rest
+                more = {"PLANES": planes, **linear.constants(), **({} if residual else NO_RESIDUAL)}
                 name = f"{label} {channels} {dtype}"
                 yield Job(name, kernels.rows_linear_kernel, linear.launch, dtype, more, GAMMA)
         for channels in CHANNEL[dtype]:
             choice = gpu.choose_channel(target, channels, 4 * channels, itemsize(dtype))
             assert choice is not None
-            more = {"VEC": choice.vec, "RESIDUAL": True, "MAIN": choice.main, "REST": choice.rest}
             name = f"channel_mix {channels} {dtype}"
-            yield Job(name, kernels.channel_mix_kernel, choice.launch, dtype, more, GAMMA)
+            yield Job(name, kernels.channel_mix_kernel, choice.launch, dtype, choice.constants(), GAMMA)

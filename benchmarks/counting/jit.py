@@ -26,7 +26,11 @@ from triton.compiler import compiler as compiler_file
 from triton.runtime import driver as drivers
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
-SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes that a program may take
+# Bytes that a program may take.
+SHARED = {
+    "cuda 80": 166912, "cuda 86": 101376, "cuda 89": 101376, "cuda 90": 232448, "cuda 100": 232448,
+    "cuda 120": 101376, "hip gfx942": 65536,
+}  # fmt: skip
 
 
 class InvalidGrid(RuntimeError):
@@ -100,13 +104,14 @@ def _launcher(source: Any, write_down: Callable[..., None]) -> Callable[..., Non
 class _Driver:
     """What Triton asks of the active driver."""
 
-    def __init__(self, architecture: int, write_down: Callable[..., None]) -> None:
+    def __init__(self, architecture: str, write_down: Callable[..., None]) -> None:
         self._architecture = architecture
         self.launcher_cls = lambda source, metadata: _launcher(source, write_down)
         self.utils = self
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._architecture, 32)
+        backend, name = self._architecture.split()
+        return GPUTarget(backend, name, 64) if backend == "hip" else GPUTarget(backend, int(name), 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -130,9 +135,9 @@ class _Driver:
 
 @contextlib.contextmanager
 def recording(
-    architecture: int = 90, compile: str = "front", launched: Callable[[str], None] | None = None
+    architecture: str = "cuda 90", compile: str = "front", launched: Callable[[str], None] | None = None
 ) -> Iterator[Recording]:
-    """Inside, kernels are specialised for sm_<architecture> and launches recorded.
+    """Inside, kernels are specialised for an architecture of `SHARED`, and launches recorded.
 
     Triton keeps what it compiled, so a process records for one architecture and one value of `compile`.
 
@@ -171,16 +176,13 @@ def recording(
         )
         return made or _Stub(source, write_down)
 
-    before = drivers._active
-    drivers.set_active(_Driver(architecture, write_down))
-    try:
-        with contextlib.ExitStack() as stack:
-            for owner in (compiler, compiler_file):
-                stack.enter_context(mock.patch.object(owner, "compile", compiling))
-            stack.enter_context(_as_cuda(f"cuda {architecture}"))
-            yield record
-    finally:
-        drivers._active = before
+    active = "_active" if "_active" in vars(drivers) else "active"  # Triton 3.3
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(drivers, active, _Driver(architecture, write_down)))
+        for owner in (compiler, compiler_file):
+            stack.enter_context(mock.patch.object(owner, "compile", compiling))
+        stack.enter_context(_as_cuda(architecture))
+        yield record
 
 
 def function_argument(source: Any, key: Any) -> str:
@@ -223,7 +225,7 @@ def _as_cuda(architecture: str) -> Iterator[None]:
         # Of symbols that were not computed nothing is true.
         (DeviceDecoder, "faults", lambda self: [None] * self.sums().shape[0]), (gpu, "check_symbols", lambda *_: None),
     ]  # fmt: skip
-    for name in ("biwkv", "mix", "block"):
+    for name in ("biwkv", "mix", "block", "entropy_params"):
         module = importlib.import_module(f"lalic_kernels.{name}.gpu")
         replaced.append((module, "architecture", lambda _: architecture))
     with contextlib.ExitStack() as stack:

@@ -119,6 +119,19 @@ def some_stream(model: Any) -> Any:
     return Stream(rans.encode([(some, some)], model.tables()), 0)
 
 
+def encode(model: Any, height: int, width: int) -> None:
+    """The launches of an encode: from a picture to symbols, and the entropy coder's on symbols that are zeros."""
+    from lalic.coder import gpu
+    from lalic_kernels.rans import gpu as rans_gpu
+
+    size = height // model.downsampling, width // model.downsampling
+    rows = gpu.z_rows(model.config.dims[5], size[0] * size[1], torch.device("cpu"))
+    x, qualities = torch.zeros(1, 3, height, width), model.as_qualities([None], 1)
+    sections = gpu._launch_encoding(model, x, True, qualities, rows).sections
+    zeros = [torch.zeros(symbols.shape, dtype=torch.int32) for symbols, _ in sections]
+    rans_gpu.encode([(x, x) for x in zeros], model.tables())
+
+
 @contextlib.contextmanager
 def decoding(model: Any, width: int, height: int) -> Iterator[tuple[Callable[[], Any], Launches]]:
     """A decode from a stream on the host to a picture on the device, to be run inside, and the counter of its parts.

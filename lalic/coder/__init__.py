@@ -36,6 +36,15 @@ class Coder(Protocol):
     ) -> list[Tensor | BitstreamError]:
         """Pictures of one size. For a stream that is damaged the list has its error in place of a picture."""
 
+    def read_latents(self, streams: Sequence[Stream], size: tuple[int, int]) -> list[Tensor | BitstreamError]:
+        """y_hat (1, M, h, w) of tiles of one size; for a damaged stream its error."""
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Latents y (B, M, h, w) of a batch of pictures."""
+
+    def synthesise(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of a batch of decoded latents. qualities: from `LALIC.as_qualities`."""
+
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
         """Decode without the synthesis transform. Raises ``BitstreamError`` for a damaged stream."""
 

@@ -6,6 +6,9 @@ launches of one. At the second request of a size the launches are captured as a 
 Encoding launches everything from the picture, or its latents, to symbols; this part can be captured. Then the entropy
 coder of `lalic_kernels.rans.gpu` makes the bytes, the same as on a CPU. It reads numbers back from the device, so it is
 not part of a graph.
+
+A large picture is coded in tiles. Its windows are of one size, so transforms of several at once are one graph, and so
+is the decoding of the latents of several tiles.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ _GROUPS = (4, 16, 64, 256, 1024)  # capacities in groups: few, so that few graph
 
 
 class Decoding(NamedTuple):
-    """Decoded pictures x (B, 3, H, W), for each its fault and its checksums (of z, of all symbols).
+    """Decoded pictures x (B, 3, H, W) or latents (B, M, h, w), for each its fault and checksums (of z, of all symbols).
 
     finite: whether all values of the whole batch were finite.
     """
@@ -95,13 +98,56 @@ class GpuCoder:
         size = (x.shape[2] // step, x.shape[3] // step)
         key = ("encode", analyse, size, x.dtype)
         graphs = self._graphs(model.coding, 1, size)
-        captured = self._captured(graphs, key, lambda: _EncodeGraph(model, x, analyse, size, qualities))
+        rows = z_rows(model.config.dims[5], size[0] * size[1], x.device)
+        return self._run(
+            graphs, key, x, qualities, lambda x, qualities: _launch_encoding(model, x, analyse, qualities, rows),
+            functools.partial(_finish_encoding, model.tables()), [rows],
+        )  # fmt: skip
+
+    # Transforms alone
+
+    def latents(self, x: Tensor) -> Tensor:
+        """y (B, M, H / 16, W / 16) of pictures x (B, 3, H, W), before gains."""
+        model = self.model
+        model.check_picture(x)
+        return self._transform(model.coding, "latents", x, None, lambda x, _: model.latents(x))
+
+    def synthesise(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of decoded latents y_hat (B, M, h, w). qualities: from `as_qualities`."""
+        model = self.model
+        return self._transform(
+            model.decoding, "synthesise", y_hat, qualities, lambda y, q: model.synthesise(y, q).clamp_(0, 1)
+        )
+
+    def _transform(
+        self,
+        cache: ModuleCache,
+        name: str,
+        x: Tensor,
+        qualities: Tensor | None,
+        launch: Callable[[Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        step = self.model.downsampling // (1 if name == "latents" else 16)
+        graphs = self._graphs(cache, x.shape[0], (x.shape[2] // step, x.shape[3] // step))
+        return self._run(graphs, (name, x.shape, x.dtype), x, qualities, launch, _copied, [])
+
+    def _run(
+        self,
+        graphs: GraphCache | None,
+        key: tuple[Hashable, ...],
+        x: Tensor,
+        qualities: Tensor | None,
+        launch: Callable[[Tensor, Tensor | None], Any],
+        finish: Callable[[Any], Any],
+        held: list[Tensor],
+    ) -> Any:
+        """`finish(launch(x, qualities))`, launched by a graph if there is one. Arguments as of `_InputGraph`."""
+        captured = self._captured(graphs, key, lambda: _InputGraph(self.model, x, qualities, launch, finish, held))
         if captured is not None:
             return captured(x, qualities)
-        rows = z_rows(model.config.dims[5], size[0] * size[1], x.device)
-        with model.launch_lock:
-            launched = _launch_encoding(model, x, analyse, _to_device(qualities, x.device), rows)
-        return _finish_encoding(model.tables(), launched)
+        with self.model.launch_lock:
+            launched = launch(x, _to_device(qualities, x.device))
+        return finish(launched)
 
     # Decoding
 
@@ -109,8 +155,17 @@ class GpuCoder:
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]
     ) -> list[Tensor | BitstreamError]:
         """Pictures (1, 3, H, W) in [0, 1] of one size; for a damaged stream its error. size: of hyper latents."""
+        return self._decoded(streams, size, self.model.as_qualities(qualities, len(streams)), pixels=True)
+
+    def read_latents(self, streams: Sequence[Stream], size: tuple[int, int]) -> list[Tensor | BitstreamError]:
+        """y_hat (1, M, h, w) of tiles of one size; for a damaged stream its error. size: of hyper latents."""
+        return self._decoded(streams, size, None, pixels=False)
+
+    def _decoded(
+        self, streams: Sequence[Stream], size: tuple[int, int], qualities: Tensor | None, pixels: bool
+    ) -> list[Tensor | BitstreamError]:
+        """Pictures, or latents without the synthesis transform."""
         model = self.model
-        checked = model.as_qualities(qualities, len(streams))
         graphs = self._graphs(model.decoding, len(streams), size)
         results: list[Any] = [None] * len(streams)
         data: dict[int, ReadStream] = {}  # streams whose header is sound
@@ -122,15 +177,17 @@ class GpuCoder:
                 results[i] = error
         if not data:
             return results
-        if checked is not None and len(data) < len(streams):
-            checked = checked[list(data)]
-        batch = self._decode([*data.values()], size, checked, graphs)
+        sound = qualities
+        if qualities is not None and len(data) < len(streams):
+            sound = qualities[list(data)]
+        batch = self._decode([*data.values()], size, sound, graphs, pixels)
         if not batch.finite and len(data) > 1:  # decode one by one to see which stream it was
             plain = GpuCoder(model, False)
             for i in data:
-                (results[i],) = plain.decode([streams[i]], size, [qualities[i]])
+                one = None if qualities is None else qualities[i : i + 1]
+                (results[i],) = plain._decoded([streams[i]], size, one, pixels)
             return results
-        for i, picture, fault, sums in zip(data, batch.x.split(1), batch.faults, batch.sums, strict=True):
+        for i, x, fault, sums in zip(data, batch.x.split(1), batch.faults, batch.sums, strict=True):
             if fault is None and not batch.finite:
                 fault = exact.NotFinite()
             try:
@@ -138,7 +195,7 @@ class GpuCoder:
                     if fault is not None:
                         raise fault
                 check_symbols(joined_sums(*sums), streams[i], model.entropy)
-                results[i] = picture
+                results[i] = x
             except BitstreamError as error:
                 results[i] = error
         return results
@@ -163,19 +220,20 @@ class GpuCoder:
         size: tuple[int, int],
         qualities: Tensor | None,
         graphs: GraphCache | None,
+        pixels: bool,
     ) -> Decoding:
         model, device = self.model, self.model.device
         capacity = _capacity([rans_gpu.capacity_of(stream) for stream in data])
         captured = self._captured(
-            graphs, ("decode", len(data), size, capacity),
-            lambda: _DecodeGraph(model, data, size, qualities, capacity),
+            graphs, ("decode", pixels, len(data), size, capacity),
+            lambda: _DecodeGraph(model, data, size, qualities, capacity, pixels),
         )  # fmt: skip
         if captured is not None:
             return captured(data, qualities)
         decoder = DeviceDecoder(data, model.tables(), device)
         rows = z_rows(model.config.dims[5], size[0] * size[1], device)
         with model.launch_lock:
-            x, statuses = _launch_decoding(model, decoder, size, rows, _to_device(qualities, device))
+            x, statuses = _launch_decoding(model, decoder, size, rows, _to_device(qualities, device), pixels)
         return _finish_decoding(x, decoder, statuses)
 
     # Graphs
@@ -263,6 +321,7 @@ class _DecodeGraph(Graph):
         size: tuple[int, int],
         qualities: Tensor | None,
         capacity: tuple[int, int],
+        pixels: bool,
     ) -> None:
         device = model.device
         with torch.inference_mode(False), torch.no_grad():
@@ -273,7 +332,7 @@ class _DecodeGraph(Graph):
             self.capture(
                 device,
                 lambda: self._write(data, qualities),
-                lambda: _launch_decoding(model, self._decoder, size, rows, self._qualities),
+                lambda: _launch_decoding(model, self._decoder, size, rows, self._qualities, pixels),
                 lambda: [rows, *tensors_of(model)],
             )
         buffers = [value for value in vars(self._decoder).values() if isinstance(value, Tensor)]
@@ -293,11 +352,18 @@ class _DecodeGraph(Graph):
 
 
 def _launch_decoding(
-    model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], rows: Tensor, qualities: Tensor | None
+    model: LALIC,
+    decoder: DeviceDecoder,
+    size: tuple[int, int],
+    rows: Tensor,
+    qualities: Tensor | None,
+    pixels: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Launch everything of a decode -> pictures (B, 3, H, W), and statuses from `exact.statuses`."""
+    """Launch everything of a decode -> pictures (B, 3, H, W) or latents, and statuses from `exact.statuses`."""
     with exact.statuses(model.device) as statuses:
-        x = model.synthesise(decode_latents(model, decoder, size, rows), qualities).clamp_(0, 1)
+        x = decode_latents(model, decoder, size, rows)
+        if pixels:
+            x = model.synthesise(x, qualities).clamp_(0, 1)
     return x, statuses
 
 
@@ -322,25 +388,36 @@ def _finish_decoding(x: Tensor, decoder: DeviceDecoder, statuses: list[Tensor]) 
     return Decoding(x, faults, decoder.sums().tolist(), not any(int(status) for status in statuses))
 
 
-# Encoding
+# Encoding, and transforms alone
 
 
-class _EncodeGraph(Graph):
-    """The captured launches of one encode; call it with other pictures of this size."""
+class _InputGraph(Graph):
+    """The captured launches of `launch(x, qualities)`; call it with others of these shapes, for what `finish` returns.
 
-    def __init__(self, model: LALIC, x: Tensor, analyse: bool, size: tuple[int, int], qualities: Tensor | None) -> None:
+    finish: makes the result of what was launched, and waits for the device: the next run overwrites it. held: tensors
+    that the launches read, beside the model's.
+    """
+
+    def __init__(
+        self,
+        model: LALIC,
+        x: Tensor,
+        qualities: Tensor | None,
+        launch: Callable[[Tensor, Tensor | None], Any],
+        finish: Callable[[Any], Any],
+        held: list[Tensor],
+    ) -> None:
         device = x.device
         with torch.inference_mode(False):
             self._x = torch.empty(x.shape, dtype=x.dtype, device=device)
-            self._qualities = None if qualities is None else torch.empty(1, device=device)
-        self._tables = model.tables()  # and not the model, which has this graph in its cache
-        rows = z_rows(model.config.dims[5], size[0] * size[1], device)
+            self._qualities = None if qualities is None else torch.empty(qualities.shape, device=device)
+        self._finish = finish  # and neither `launch` nor the model, which has this graph in its cache
         with model.launch_lock:
             self.capture(
                 device,
                 lambda: self._write(x, qualities),
-                lambda: _launch_encoding(model, self._x, analyse, self._qualities, rows),
-                lambda: [rows, *tensors_of(model)],
+                lambda: launch(self._x, self._qualities),
+                lambda: [*held, *tensors_of(model)],
             )
         self.bytes += self._x.untyped_storage().nbytes()
 
@@ -349,11 +426,17 @@ class _EncodeGraph(Graph):
         if self._qualities is not None and qualities is not None:
             self._qualities.copy_(qualities, non_blocking=True)
 
-    def __call__(self, x: Tensor, qualities: Tensor | None) -> Stream:
+    def __call__(self, x: Tensor, qualities: Tensor | None) -> Any:
         with self.lock, torch.cuda.device(self.device):
             self._write(x, qualities)
             self.run()
-            return _finish_encoding(self._tables, self.results)
+            return self._finish(self.results)
+
+
+def _copied(x: Tensor) -> Tensor:
+    copy = x.clone()
+    torch.cuda.current_stream(x.device).synchronize()
+    return copy
 
 
 def _launch_encoding(model: LALIC, x: Tensor, analyse: bool, qualities: Tensor | None, rows: Tensor) -> Encoding:

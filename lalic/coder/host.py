@@ -81,13 +81,30 @@ class HostCoder:
         """Pictures (1, 3, H, W) in [0, 1], one by one; for a damaged stream its error. size: of hyper latents."""
         results: list[Tensor | BitstreamError] = []
         for stream, quality in zip(streams, qualities, strict=True):
+            (found,) = self.read_latents([stream], size)
+            if not isinstance(found, BitstreamError):
+                found = self.synthesise(found, self.model.as_qualities(quality, 1))
+            results.append(found)
+        return results
+
+    def read_latents(self, streams: Sequence[Stream], size: tuple[int, int]) -> list[Tensor | BitstreamError]:
+        """y_hat (1, M, h, w) of tiles of one size, one by one; for a damaged stream its error."""
+        results: list[Tensor | BitstreamError] = []
+        for stream in streams:
             try:
-                y_hat = self.read(stream, size).y_hat
+                results.append(self.read(stream, size).y_hat)
             except BitstreamError as error:
                 results.append(error)
-            else:
-                results.append(self.model.synthesise(y_hat, self.model.as_qualities(quality, 1)).clamp_(0, 1))
         return results
+
+    def latents(self, x: Tensor) -> Tensor:
+        """y (B, M, H / 16, W / 16) of pictures x (B, 3, H, W), before gains."""
+        return self.model.latents(x)
+
+    def synthesise(self, y_hat: Tensor, qualities: Tensor | None) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of decoded latents y_hat (B, M, h, w). qualities: from `as_qualities`."""
+        qualities = None if qualities is None else qualities.to(y_hat.device)
+        return self.model.synthesise(y_hat, qualities).clamp_(0, 1)
 
     def read(self, stream: Stream, size: tuple[int, int]) -> Decoded:
         """Decode without the synthesis transform. Raises ``BitstreamError``. size: of hyper latents."""

@@ -16,6 +16,7 @@ from lalic.errors import LalicError
 from lalic.eval.codecs import Codec, Coded, Options, Quality, open_codecs
 from lalic.eval.curves import Figures, decibels
 from lalic.eval.measure import code
+from lalic.search import check_target
 
 __all__ = ["Box", "Match", "SideBySide", "choose_crops", "coded_at", "compare", "nearest", "parse_box", "sheet"]
 
@@ -57,6 +58,7 @@ def compare(
     """
     if match not in ("bpp", "psnr"):
         raise LalicError(f"match is {match!r}, expected bpp or psnr")
+    check_target(target, "bits per pixel" if match == "bpp" else "dB")
     opened, left_out = open_codecs(codecs, **options)
     if not opened:
         raise LalicError("nothing is left to compare")

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -197,9 +199,10 @@ def load_into(model: LALIC, sd: Mapping[str, Tensor], strict: bool = True) -> No
         raise CheckpointError(f"the state dict does not fit the model: {first}") from error
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Any]:
     """Contents of a .pth or .safetensors checkpoint, on the CPU. No code in the file is run.
 
+    mapped: tensors may lie in the file, not in memory of the process: to be copied soon, and then dropped.
     Raises ``CheckpointError`` when the file is missing, is no checkpoint, or holds pickled objects beyond tensors.
     """
     try:
@@ -207,11 +210,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # torch and safetensors raise many types for a damaged or foreign file
         reason = str(error).strip().split("\n")[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch's words name the way to load it nevertheless
+            reason = "it is none, or holds more than tensors"
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: expected a dict with a state dict, got {type(loaded).__name__}")

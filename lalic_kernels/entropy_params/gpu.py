@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lalic_kernels.launch import Launch, blocks, on
+from lalic_kernels.launch import Launch, architecture, blocks, on, precision
 
-# float32 products do not use the tensor cores and need more registers per element than 16-bit types.
+# In float32 the two parts of both factors need registers.
 LAUNCHES = {
-    "float32": Launch((("BLOCK_M", 32), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4),
+    "float32": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4),
     "float16": Launch((("BLOCK_M", 64), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=8, num_stages=2),
 }
 NORM_LAUNCH = Launch((("BLOCK_M", 4), ("BLOCK_N", 256)), num_warps=4)
@@ -35,7 +37,8 @@ def entropy_params(
     launch = LAUNCHES["float32" if x.dtype == torch.float32 else "float16"]
     x, mix_weight, key, receptance, value = (t.contiguous() for t in (x, mix_weight, key, receptance, value))
     mix_bias, norm_weight, norm_bias = mix_bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
-    added = mix_bias if partial is None else partial.contiguous()
+    added = None if partial is None else partial.contiguous()
+    options: dict[str, Any] = launch.options() | {"PRECISION": precision(architecture(x.device))}
     m = torch.empty((rows, n_out), dtype=torch.float32, device=x.device)
     n = torch.empty((rows, n_out), dtype=x.dtype, device=x.device)
     hidden = torch.empty((rows, 2 * n_out), dtype=x.dtype, device=x.device)
@@ -43,15 +46,13 @@ def entropy_params(
     down, across = blocks(rows, launch["BLOCK_M"]), blocks(n_out, launch["BLOCK_N"])
     with on(x.device):
         kernels.linear_kernel[(down, across)](
-            x, mix_weight, mix_bias, added, m, rows, n_in, n_out,
-            HAS_BIAS=True, HAS_PARTIAL=partial is not None, SQUARED_RELU=False, **launch.options(),
-        )  # fmt: skip
+            x, mix_weight, mix_bias, added, m, rows, n_in, n_out, SQUARED_RELU=False, **options
+        )
         kernels.layer_norm_kernel[(blocks(rows, NORM_LAUNCH["BLOCK_M"]),)](
             m, norm_weight, norm_bias, n, rows, n_out, eps, **NORM_LAUNCH.options()
         )
         kernels.linear_kernel[(down, blocks(2 * n_out, launch["BLOCK_N"]))](
-            n, key, mix_bias, mix_bias, hidden, rows, n_out, 2 * n_out,
-            HAS_BIAS=False, HAS_PARTIAL=False, SQUARED_RELU=True, **launch.options(),
-        )  # fmt: skip
-        kernels.gated_sum_kernel[(down, across)](m, n, hidden, receptance, value, y, rows, n_out, **launch.options())
+            n, key, None, None, hidden, rows, n_out, 2 * n_out, SQUARED_RELU=True, **options
+        )
+        kernels.gated_sum_kernel[(down, across)](m, n, hidden, receptance, value, y, rows, n_out, **options)
     return y

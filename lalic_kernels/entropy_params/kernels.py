@@ -1,7 +1,7 @@
 """Triton kernels of the entropy-parameter block's forward: linear layer, LayerNorm, gated sum.
 
-Matrices are contiguous and row-major; rows are positions. Products accumulate in float32; float32 inputs are multiplied
-as IEEE float32 (no TF32), because the results select the entropy coder's tables. Any width works: edges are masked.
+Matrices are contiguous and row-major; rows are positions. Products accumulate in float32; float32 factors are
+multiplied as exactly as float32 (`launch.precision`). Any width works: edges are masked.
 """
 
 import triton
@@ -15,33 +15,32 @@ from lalic_kernels.triton_math import product, sigmoid_stable
 def linear_kernel(
     x_ptr,  # (rows, width)
     matrix_ptr,  # (outputs, width)
-    bias_ptr,  # (outputs,); unused without HAS_BIAS
-    partial_ptr,  # (rows, outputs); unused without HAS_PARTIAL
+    bias_ptr,  # (outputs,), or None
+    partial_ptr,  # (rows, outputs), or None
     y_ptr,  # (rows, outputs), written
     rows,
     width,
     outputs,
-    HAS_BIAS: tl.constexpr,
-    HAS_PARTIAL: tl.constexpr,
     SQUARED_RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,  # of float32 products: `launch.precision`
 ):
-    """y = x @ matrix^T, then + bias, + partial, relu()^2, each if its flag is set. Width may be 0.
+    """y = x @ matrix^T, then + bias, + partial, relu()^2, each if it is given or set. Width may be 0.
 
     Grid (blocks of rows, blocks of outputs).
     """
     # The product: [BLOCK_M, BLOCK_N] float32.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K)
+    y = product(x_ptr, matrix_ptr, row, n, rows, width, outputs, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     # Bias, partial and relu()^2; write.
-    if HAS_BIAS:
+    if bias_ptr is not None:
         y += tl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]  # [BLOCK_M, BLOCK_N]
     mask = (row < rows)[:, None] & (n < outputs)[None, :]
     offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
-    if HAS_PARTIAL:
+    if partial_ptr is not None:
         y += tl.load(partial_ptr + offset, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if SQUARED_RELU:
         y = tl.maximum(y, 0.0)
@@ -107,15 +106,16 @@ def gated_sum_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,  # of float32 products: `launch.precision`
 ):
     """y = m + sigmoid(n @ receptance^T) * (h @ value^T). Grid (blocks of rows, blocks of width)."""
     # Both products: [BLOCK_M, BLOCK_N] float32.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    gate = sigmoid_stable(product(n_ptr, receptance_ptr, row, c, rows, width, width, BLOCK_M, BLOCK_N, BLOCK_K))
-    mlp = product(h_ptr, value_ptr, row, c, rows, 2 * width, width, BLOCK_M, BLOCK_N, BLOCK_K)
+    gate = product(n_ptr, receptance_ptr, row, c, rows, width, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    mlp = product(h_ptr, value_ptr, row, c, rows, 2 * width, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     # Gate, add, write.
     mask = (row < rows)[:, None] & (c < width)[None, :]
     offset = row.to(tl.int64)[:, None] * width + c[None, :]
     m = tl.load(m_ptr + offset, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
-    tl.store(y_ptr + offset, (m + gate * mlp).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offset, (m + sigmoid_stable(gate) * mlp).to(y_ptr.dtype.element_ty), mask=mask)

@@ -44,7 +44,7 @@ def entropy_params(
 
     Returns:
         Shape (B, P, Cout), contiguous, in x's dtype. The Triton kernels accumulate in float32 and keep m in float32; n
-        and the hidden layer are stored in x's dtype. float32 products are IEEE float32, not TF32.
+        and the hidden layer are stored in x's dtype. float32 products are as exact as float32.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.

@@ -28,30 +28,41 @@ from lalic_kernels.launch import Launch, blocks
 
 # Round every operation separately, on every GPU and for any default of Triton.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
-DEPTH = 64  # rows of digits are padded to a multiple of it; a multiple of each BLOCK_K of a product
+DEPTH = int(kernels.DEPTH)  # rows of digits are padded to a multiple of it
 # All these are estimates, not tuned on a GPU.
 LAUNCHES = {
     "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
-    "layer_norm": Launch((("BLOCK_M", 4), ("BLOCK_N", 512)), num_warps=4),
-    "norm_digits": Launch((("BLOCK_M", 4), ("BLOCK_N", 512)), num_warps=4),
-    "digits": Launch((("BLOCK_M", 4), ("BLOCK_K", 512)), num_warps=4),
+    "rows of 512": Launch((("BLOCK_M", 4), ("BLOCK_N", 512)), num_warps=4),
+    "rows of 1024": Launch((("BLOCK_M", 2), ("BLOCK_N", 1024)), num_warps=4),
+    "rows of 4096": Launch((("BLOCK_M", 1), ("BLOCK_N", 4096)), num_warps=8),
     "absmax": Launch((("BLOCK_M", 16), ("BLOCK_N", 64)), num_warps=4),
-    "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
+    "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 128)), num_warps=4, num_stages=3),
     "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
-    "shift_digits": Launch((("BLOCK_P", 1), ("BLOCK_C", 128)), num_warps=2),
-    "wkv_sums": Launch((("BLOCK_T", 8), ("BLOCK_C", 32)), num_warps=1),
-    "wkv_chain": Launch((("BLOCK_C", 32),), num_warps=1),
-    "wkv_values": Launch((("BLOCK_C", 32),), num_warps=1),
+    "shift of 128": Launch((("BLOCK_P", 1), ("BLOCK_C", 128)), num_warps=2),
+    "shift of 512": Launch((("BLOCK_P", 1), ("BLOCK_C", 512)), num_warps=4),
+    "wkv_sums": Launch((("BLOCK_T", 16), ("BLOCK_C", 32)), num_warps=2),
+    "wkv_states": Launch((("BLOCK_C", 32),), num_warps=2),
+    "wkv of 128": Launch((("BLOCK_C", 128),), num_warps=2),
+    "wkv of 512": Launch((("BLOCK_C", 512),), num_warps=4),
 }
-
-# Else the last terms of a product would be cut off.
-assert all(DEPTH % LAUNCHES[name]["BLOCK_K"] == 0 for name in ("linear", "conv")), "DEPTH must be a multiple of BLOCK_K"
+# Else the last terms of a convolution would be cut off.
+assert DEPTH % LAUNCHES["conv"]["BLOCK_K"] == 0, "DEPTH must be a multiple of BLOCK_K"
 
 
 @functools.cache
 def options(name: str) -> Mapping[str, Any]:
     """Keyword arguments of a launch."""
     return LAUNCHES[name].options() | OPTIONS
+
+
+def channel_launch(name: str, depth: int) -> tuple[str, bool]:
+    """The launch for all channels of a position, and whether they fit into its block; else it has a loop."""
+    return next(((f"{name} of {size}", True) for size in (128, 512) if depth <= size), (f"{name} of 128", False))
+
+
+def row_launch(width: int) -> str:
+    """The launch for whole rows: the smallest tile that holds one, or the largest."""
+    return next((f"rows of {size}" for size in (512, 1024) if width <= size), "rows of 4096")
 
 
 # Digits
@@ -102,9 +113,10 @@ def _fill(
     x_stride: int, height: int = 1, half: int = 1, channels: int = 1,
 ) -> Rows:  # fmt: skip
     """Write `digits` by `exact_digits_kernel`. other: the images' magnitude bits ("image") or taps ("neighbours")."""
-    kernels.exact_digits_kernel[(blocks(rows, LAUNCHES["digits"]["BLOCK_M"]), images)](
+    launch = "rows of 1024" if source == "neighbours" else row_launch(digits.depth)  # one is enough for few launches
+    kernels.exact_digits_kernel[(blocks(rows, LAUNCHES[launch]["BLOCK_M"]), images)](
         x, other, other, digits.high, digits.low, digits.scales, status, rows, width, x_stride, digits.depth, height,
-        half, channels, SOURCE=source, **options("digits"),
+        half, channels, SOURCE=source, **options(launch),
     )  # fmt: skip
     return digits
 
@@ -147,9 +159,10 @@ def norm_digits(x: Tensor, weight: Tensor, bias: Tensor, status: Tensor) -> Rows
     """Digits of the LayerNorm of contiguous x (rows, C), with one scale per row."""
     rows, width = x.shape
     digits = Rows(rows, width, x.device)
-    kernels.exact_norm_digits_kernel[(blocks(rows, LAUNCHES["norm_digits"]["BLOCK_M"]),)](
+    launch = row_launch(digits.depth)
+    kernels.exact_norm_digits_kernel[(blocks(rows, LAUNCHES[launch]["BLOCK_M"]),)](
         x, weight, bias, digits.high, digits.low, digits.scales, status, rows, width, digits.depth, eps_area(width),
-        **options("norm_digits"),
+        **options(launch),
     )  # fmt: skip
     return digits
 
@@ -171,10 +184,10 @@ def shift_digits(x: Tensor, absmax_bits: Tensor, weights: ExactDepthwise) -> Row
     """
     images, height, width, channels = x.shape
     digits = Rows(images * height * width, channels, x.device)
-    grid = (blocks(height * width, LAUNCHES["shift_digits"]["BLOCK_P"]), images)
-    kernels.exact_shift_digits_kernel[grid](
-        x, absmax_bits, *shift_taps(weights), torch.empty_like(x), digits.high, digits.low, digits.scales, height,
-        width, channels, digits.depth, SIZE=weights.weight.shape[-1], **options("shift_digits"),
+    launch, fits = channel_launch("shift", digits.depth)
+    kernels.exact_shift_digits_kernel[(blocks(height * width, LAUNCHES[launch]["BLOCK_P"]), images)](
+        x, absmax_bits, *shift_taps(weights), None if fits else torch.empty_like(x), digits.high, digits.low,
+        digits.scales, height, width, channels, digits.depth, SIZE=weights.weight.shape[-1], **options(launch),
     )  # fmt: skip
     return digits
 
@@ -196,15 +209,11 @@ def product(
     launch = LAUNCHES["linear"]
     kernels.exact_linear_kernel[(blocks(x.rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
         x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
-        factor.scales if factor.bias is None else factor.bias,
-        y if gate is None else gate, y if residual is None else residual, factor.scales if gamma is None else gamma,
-        y if partial is None else partial, x.high if max_key is None else max_key, y, x.rows, x.depth, outputs, squared,
+        factor.bias, gate, residual, gamma, partial, max_key, y, x.rows, x.depth, outputs, squared,
         0 if gate is None else gate.stride(0), 0 if residual is None else residual.stride(0),
         0 if partial is None else partial.stride(0),
         1 if max_key is None else x.rows // max_key.shape[0], 0 if max_key is None else max_key.shape[1],
-        HAS_BIAS=factor.bias is not None, HAS_SQUARED=squared > 0, HAS_GATE=gate is not None,
-        HAS_RESIDUAL=residual is not None, HAS_GAMMA=gamma is not None, HAS_PARTIAL=partial is not None,
-        MAX_KEY=max_key is not None, **options("linear"),
+        HAS_SQUARED=squared > 0, **options("linear"),
     )  # fmt: skip
     return y
 
@@ -276,11 +285,9 @@ def conv(
         kernels.exact_conv_kernel[
             (blocks(pixels, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]), len(weights.phases))
         ](
-            digits.high, digits.low, digits.scales, factor.high, factor.low, factor.scales,
-            factor.scales if factor.bias is None else factor.bias, factor.offsets, factor.phases,
-            y if previous is None else previous, y, images, height, width, digits.depth, rows, columns, outputs,
-            factor.taps, in_step, out_step, 0 if previous is None else position_stride(previous),
-            HAS_BIAS=factor.bias is not None, HAS_PREVIOUS=previous is not None, **options("conv"),
+            digits.high, digits.low, digits.scales, factor.high, factor.low, factor.scales, factor.bias, factor.offsets,
+            factor.phases, previous, y, images, height, width, digits.depth, rows, columns, outputs, factor.taps,
+            in_step, out_step, 0 if previous is None else position_stride(previous), **options("conv"),
         )  # fmt: skip
     return y
 
@@ -302,35 +309,44 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, absmax_bits: 
     """Write the LayerNorm of x (rows of all images, C), any row stride, to y; raise absmax_bits (images, C) to y's."""
     images, width = absmax_bits.shape
     rows = x.shape[0] // images
-    kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES["layer_norm"]["BLOCK_M"]), images)](
-        x, weight, bias, y, absmax_bits, status, rows, width, x.stride(0), eps_area(width), **options("layer_norm")
+    launch = row_launch(width)
+    kernels.exact_layer_norm_kernel[(blocks(rows, LAUNCHES[launch]["BLOCK_M"]), images)](
+        x, weight, bias, y, absmax_bits, status, rows, width, x.stride(0), eps_area(width), **options(launch)
     )
 
 
-def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor) -> Tensor:
-    """The gated WKV (B, T, C) of kvr (B, T, 3 C): keys, values and gates, contiguous and finite.
+def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor, y: Tensor | None = None) -> Rows:
+    """Digits of the gated WKV (B T, C) of kvr (B, T, 3 C): keys, values and gates, contiguous and finite.
 
-    max_key (B, C): order keys of the keys' maxima.
+    max_key (B, C): order keys of the keys' maxima. y: contiguous, if given the values (B, T, C) themselves are written
+    to it.
     """
     images, tokens, channels = kvr.shape[0], kvr.shape[1], kvr.shape[2] // 3
-    y = torch.empty(images, tokens, channels, device=kvr.device)
+    device = kvr.device
+    digits = Rows(images * tokens, channels, device)
     chunks, c_blocks = blocks(tokens, n.CHUNK), blocks(channels, LAUNCHES["wkv_sums"]["BLOCK_C"])
-    weights, left = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=kvr.device)
-    sums, entering = torch.empty(2, images, chunks, 4, channels, dtype=torch.float64, device=kvr.device)
+    weights = torch.empty(2, images, tokens, channels, dtype=torch.float64, device=device)
+    states = torch.empty(2, 2, images, tokens, channels, dtype=torch.float64, device=device)
+    sums, entering = torch.empty(2, images, chunks, 4, channels, dtype=torch.float64, device=device)
+    boost = torch.empty(channels, dtype=torch.float64, device=device)
     kernels_wkv.exact_wkv_sums_kernel[(chunks, c_blocks, images)](
-        w, kvr, max_key, weights, sums, tokens, channels, **options("wkv_sums")
+        w, u, kvr, max_key, weights, sums, entering, boost, zeros(device, images, c_blocks), tokens, channels,
+        **options("wkv_sums"),
+    )  # fmt: skip
+    kernels_wkv.exact_wkv_states_kernel[(chunks, c_blocks, images)](
+        w, weights, entering, states, tokens, channels, **options("wkv_states")
     )
-    kernels_wkv.exact_wkv_chain_kernel[(c_blocks, images, 2)](
-        w, sums, entering, tokens, channels, chunks, **options("wkv_chain")
-    )
-    kernels_wkv.exact_wkv_values_kernel[(chunks, c_blocks, images)](
-        w, u, kvr, weights, entering, left, y, tokens, channels, **options("wkv_values")
-    )
-    return y
+    launch, fits = channel_launch("wkv", digits.depth)
+    y = torch.empty(digits.rows, channels, device=device) if y is None and not fits else y
+    kernels_wkv.exact_wkv_digits_kernel[(images * tokens,)](
+        kvr, boost, weights, states, y, digits.high, digits.low, digits.scales, images * tokens, channels, digits.depth,
+        **options(launch),
+    )  # fmt: skip
+    return digits
 
 
 def rwkv_blocks(x: Tensor, sequence: Sequence[ExactBlock]) -> Tensor:
-    """x (B, H, W, C) through one block after the other, in thirteen launches each."""
+    """x (B, H, W, C) through one block after the other, in twelve launches each."""
     require_float32(x)
     reference.check_norm(x)
     if x.numel() == 0 or not sequence:
@@ -358,8 +374,7 @@ def _rwkv_block(x: Tensor, shape: torch.Size, block: ExactBlock, status: Tensor)
     kvr = product(s, factor_of(block.mix), max_key=max_key).reshape(images, tokens, 3 * channels)
     # of the last number of tokens
     w, u = block.cache.get("gpu wkv", (), lambda: block.per_token(tokens), options=tokens)
-    mixed = digits_of(wkv(w, u, kvr, max_key).reshape(-1, channels), status, channels)
-    x = product(mixed, factor_of(block.output), residual=x, gamma=block.gamma1)
+    x = product(wkv(w, u, kvr, max_key), factor_of(block.output), residual=x, gamma=block.gamma1)
     # The channel mix.
     s = shifted_norm(x, block.norm2_weight, block.norm2_bias, block.shift2)
     return _channel_mix(s, block, x, block.gamma2, status)

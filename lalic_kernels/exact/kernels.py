@@ -8,6 +8,9 @@ programs raise them by atomic operations in memory that starts as zeros.
 Sizes of the picture are in `do_not_specialize`: Triton compiles nothing for a picture of another size. Sizes of the
 model are not, so that the compiler knows which rows are aligned.
 
+Where one scale holds for a whole row, the row stays in registers between its maximum and its digits: it is one tile,
+of the smallest size that holds it (`gpu.row_launch`).
+
 In comments M is BLOCK_M rows (P: BLOCK_P positions), N is BLOCK_N columns or outputs (C: BLOCK_C channels), K is
 BLOCK_K inputs of a product.
 """
@@ -38,52 +41,39 @@ from lalic_kernels.triton_math import Constant, barrier
 NORM_LARGEST = Constant(2.0**n.NORM_BITS)
 NORM_SHIFT = Constant(n.NORM_BITS - 1)
 NORM_MIN = Constant(n.NORM_MIN_EXPONENT)
+DEPTH = Constant(64)  # rows of digits are padded to a multiple of it, so that they are aligned
 
 
-# Rows: maxima and LayerNorm
-
-
-@triton.jit
-def row_bits(x_ptr, base, width, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Largest magnitude bits of each row (M,); base (M, 1): offsets of the rows."""
-    bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
-        bits = tl.maximum(bits, magnitude(x))
-    return tl.max(bits, axis=1)
+# Rows: LayerNorm and maxima
 
 
 @triton.jit
-def norm_factors(
-    x_ptr, base, bits, width, eps_area, row_in, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):  # fmt: skip
-    """Factors for `normal`: h, s and g of the definition, each (M,), of rows with largest magnitude bits `bits`."""
+def normalised(x_ptr, weight_ptr, bias_ptr, status_ptr, base, row_in, c, width, eps_area):
+    """LayerNorm of whole rows: settled (M, N), 0 outside of the rows; base (M,): offsets of rows, c (N,): columns."""
+    mask = row_in[:, None] & (c < width)[None, :]
+    x = tl.load(x_ptr + base[:, None] + c[None, :], mask=mask, other=0.0)  # [M, N]
+    bits = tl.max(magnitude(x), axis=1)
+    set_status(status_ptr, bits)
     half = power_of_two(-(leading_exponent(bits, NORM_MIN) - NORM_SHIFT))
-    totals = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    squares = tl.zeros([BLOCK_M, BLOCK_N], tl.int64)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        x = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
-        q = clip_round(x * half[:, None], NORM_LARGEST)
-        totals += q
-        squares += q.to(tl.int64) * q
-    total = tl.sum(totals, axis=1)
-    wide = total.to(tl.int64)
-    variance = tl.sum(squares, axis=1) * width - wide * wide  # times width^2
-    rstd = reciprocal_root(variance.to(tl.float32) + (eps_area * half) * half)
-    return half, total, rstd
-
-
-@triton.jit
-def normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width):
-    """The normalised values at columns c, settled (M, N); meaningless outside the mask."""
-    x = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)  # [M, N]
     q = clip_round(x * half[:, None], NORM_LARGEST)
+    total = tl.sum(q, axis=1)
+    wide = total.to(tl.int64)
+    variance = tl.sum(q.to(tl.int64) * q, axis=1) * width - wide * wide  # times width^2
+    rstd = reciprocal_root(variance.to(tl.float32) + (eps_area * half) * half)
     y = (q * width - total[:, None]).to(tl.float32) * rstd[:, None]
     weight = settle(tl.load(weight_ptr + c, mask=c < width, other=0.0))  # [N]
     bias = settle(tl.load(bias_ptr + c, mask=c < width, other=0.0))  # [N]
-    return settle(y * weight[None, :] + bias[None, :])
+    return tl.where(mask, settle(y * weight[None, :] + bias[None, :]), 0.0)
+
+
+@triton.jit
+def store_digits(high_ptr, low_ptr, x, up, row, row_in, c, depth):
+    """Write digits of x (M, N) at columns c of rows; up (M,): the powers of two that make them integers."""
+    high, low = digits(x, up[:, None])
+    target = row.to(tl.int64)[:, None] * depth + c[None, :]
+    inside = row_in[:, None] & (c < depth)[None, :]
+    tl.store(low_ptr + target, low, mask=inside)
+    tl.store(high_ptr + target, high, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -100,36 +90,16 @@ def exact_norm_digits_kernel(
     depth,  # at least the width; digits after the width are 0
     eps_area,  # eps width^2, float32
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # at least the depth
 ):
     """Digits of the LayerNorm of each row, with one scale per row. Grid (blocks of rows,)."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
-    row = row.to(tl.int64)
-    base = row[:, None] * width
-    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
-    set_status(status_ptr, bits)
-    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    # Each row's largest magnitude, for its scale.
-    y_bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
-        y_bits = tl.maximum(y_bits, tl.where(mask, magnitude(y), 0))
-    exponent = leading_exponent(tl.max(y_bits, axis=1), MIN_EXPONENT)
+    c = tl.arange(0, BLOCK_N)
+    y = normalised(x_ptr, weight_ptr, bias_ptr, status_ptr, row.to(tl.int64) * width, row_in, c, width, eps_area)
+    exponent = leading_exponent(tl.max(magnitude(y), axis=1), MIN_EXPONENT)
     tl.store(scale_ptr + row, power_of_two(exponent - SHIFT), mask=row_in)
-    # The values again, as digits.
-    up = power_of_two(-(exponent - SHIFT))[:, None]
-    out = row[:, None] * depth
-    for start in range(0, depth, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
-        high, low = digits(tl.where(mask, y, 0.0), up)
-        inside = row_in[:, None] & (c < depth)[None, :]
-        tl.store(low_ptr + out + c[None, :], low, mask=inside)
-        tl.store(high_ptr + out + c[None, :], high, mask=inside)
+    store_digits(high_ptr, low_ptr, y, power_of_two(-(exponent - SHIFT)), row, row_in, c, depth)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -145,24 +115,17 @@ def exact_layer_norm_kernel(
     x_stride,
     eps_area,  # eps width^2, float32
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # at least the width
 ):
     """LayerNorm of each row, and its channels' maxima over an image. Grid (blocks of rows, images)."""
     image = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < rows
     index = image.to(tl.int64) * rows + row
-    base = index[:, None] * x_stride
-    bits = row_bits(x_ptr, base, width, row_in, BLOCK_M, BLOCK_N)
-    set_status(status_ptr, bits)
-    half, total, rstd = norm_factors(x_ptr, base, bits, width, eps_area, row_in, BLOCK_M, BLOCK_N)
-    for start in range(0, width, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        mask = row_in[:, None] & (c < width)[None, :]
-        y = normal(x_ptr, weight_ptr, bias_ptr, base, c, mask, half, total, rstd, width)
-        tl.store(y_ptr + index[:, None] * width + c[None, :], y, mask=mask)
-        largest = tl.max(tl.where(mask, magnitude(y), 0), axis=0)
-        raise_absmax(absmax_ptr + image * width + c, largest, c < width)
+    c = tl.arange(0, BLOCK_N)
+    y = normalised(x_ptr, weight_ptr, bias_ptr, status_ptr, index * x_stride, row_in, c, width, eps_area)
+    tl.store(y_ptr + index[:, None] * width + c[None, :], y, mask=row_in[:, None] & (c < width)[None, :])
+    raise_absmax(absmax_ptr + image * width + c, tl.max(magnitude(y), axis=0), c < width)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -180,7 +143,12 @@ def exact_absmax_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.program_id(1)
     base = (image.to(tl.int64) * rows + row)[:, None] * x_stride
-    bits = row_bits(x_ptr, base, width, row < rows, BLOCK_M, BLOCK_N)
+    x_bits = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    for start in range(0, width, BLOCK_N):
+        c = start + tl.arange(0, BLOCK_N)
+        x = tl.load(x_ptr + base + c[None, :], mask=(row < rows)[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
+        x_bits = tl.maximum(x_bits, magnitude(x))
+    bits = tl.max(x_bits, axis=1)
     set_status(status_ptr, bits)
     tl.atomic_max(absmax_ptr + image, tl.max(bits, axis=0), sem="relaxed")
 
@@ -260,11 +228,12 @@ def exact_digits_kernel(
     channels,  # of x, in "neighbours"
     SOURCE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """Digits of x and their scales. Grid (blocks of rows, images); one image except in "image" and "neighbours".
 
     "by_colour": the rows of images (B, height, 2 half) by colour. "neighbours": neighbours of the second colour.
+    A row of up to BLOCK_N columns is read once; of a longer one, the columns after the first block twice.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.program_id(1)
@@ -278,20 +247,26 @@ def exact_digits_kernel(
     column = 2 * (row % half) + ((line + 1) & 1)
     taps = width // channels
     base = source[:, None] * x_stride
-    # Scales.
+    # The first block, and scales.
+    k = tl.arange(0, BLOCK_N)
+    if SOURCE == "neighbours":
+        x = neighbours(x_ptr, image, line, column, k, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in)
+    else:
+        x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)  # [M, N]
     if SOURCE == "image":
         bits = tl.zeros([BLOCK_M], tl.int32) + tl.load(absmax_ptr + image)  # [] -> [M]
     else:
-        x_bits = tl.zeros([BLOCK_M, BLOCK_K], tl.int32)
-        for start in range(0, width, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
+        x_bits = magnitude(x)
+        for start in range(BLOCK_N, width, BLOCK_N):
+            c = start + k
             if SOURCE == "neighbours":
-                x = neighbours(
-                    x_ptr, image, line, column, k, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in
+                more = neighbours(
+                    x_ptr, image, line, column, c, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in
                 )
             else:
-                x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)  # [M, K]
-            x_bits = tl.maximum(x_bits, magnitude(x))
+                mask = row_in[:, None] & (c < width)[None, :]
+                more = tl.load(x_ptr + base + c[None, :], mask=mask, other=0.0)  # [M, N]
+            x_bits = tl.maximum(x_bits, magnitude(more))
         bits = tl.max(x_bits, axis=1)
     set_status(status_ptr, bits)
     exponent = leading_exponent(bits, MIN_EXPONENT)
@@ -300,18 +275,17 @@ def exact_digits_kernel(
     else:
         tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=row_in)
     # Digits.
-    up = power_of_two(-(exponent - SHIFT))[:, None]
-    out = index[:, None] * depth
-    for start in range(0, depth, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+    up = power_of_two(-(exponent - SHIFT))
+    store_digits(high_ptr, low_ptr, x, up, index, row_in, k, depth)
+    for start in range(BLOCK_N, depth, BLOCK_N):
+        c = start + k
         if SOURCE == "neighbours":
-            x = neighbours(x_ptr, image, line, column, k, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in)
+            more = neighbours(
+                x_ptr, image, line, column, c, channels, taps_ptr, taps, height, 2 * half, x_stride, row_in
+            )
         else:
-            x = tl.load(x_ptr + base + k[None, :], mask=row_in[:, None] & (k < width)[None, :], other=0.0)  # [M, K]
-        high, low = digits(x, up)
-        inside = row_in[:, None] & (k < depth)[None, :]
-        tl.store(low_ptr + out + k[None, :], low, mask=inside)
-        tl.store(high_ptr + out + k[None, :], high, mask=inside)
+            more = tl.load(x_ptr + base + c[None, :], mask=row_in[:, None] & (c < width)[None, :], other=0.0)  # [M, N]
+        store_digits(high_ptr, low_ptr, more, up, index, row_in, c, depth)
 
 
 # Linear products
@@ -331,11 +305,11 @@ def add_products(x_high, x_low, w_high, w_low, hh, hl, lh, ll):
 
 
 @triton.jit
-def dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS: tl.constexpr):
+def dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs):
     """`quantise.dequantise` of the sums of products (M, N): scale (M,), weight_scale (N,)."""
     sums = hh.to(tl.int64) * 16384 + (hl + lh).to(tl.int64) * 128 + ll
     y = sums.to(tl.float32) * scale[:, None] * weight_scale[None, :]
-    if HAS_BIAS:
+    if bias_ptr is not None:
         y = y + tl.load(bias_ptr + n, mask=n < outputs, other=0.0)[None, :]  # [N] -> [1, N]
     return settle(y)
 
@@ -351,7 +325,14 @@ def _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, channels):
         raise_max_key(max_key_ptr + image * channels + n, largest, n < channels)
 
 
-@triton.jit(do_not_specialize=["rows", "squared", "gate_stride", "residual_stride", "partial_stride", "tokens", "keys"])
+_STRIDES = "gate_stride", "residual_stride", "partial_stride"
+
+
+# Only sizes and pointers of the loop are specialised: elsewhere alignment saves less than a compilation costs.
+@triton.jit(
+    do_not_specialize=["rows", "outputs", "squared", "tokens", "keys", *_STRIDES],
+    do_not_specialize_on_alignment=["gate_ptr", "residual_ptr", "partial_ptr"],
+)
 def exact_linear_kernel(
     x_high_ptr,  # (rows, depth) int8
     x_low_ptr,  # (rows, depth) int8
@@ -359,29 +340,23 @@ def exact_linear_kernel(
     w_high_ptr,  # (outputs, depth) int8
     w_low_ptr,  # (outputs, depth) int8
     w_scale_ptr,  # (outputs,)
-    bias_ptr,  # (outputs,); unused without HAS_BIAS
-    gate_ptr,  # rows of stride gate_stride, with HAS_GATE: y becomes sigmoid(gate) y
-    residual_ptr,  # rows of stride residual_stride, with HAS_RESIDUAL: y becomes residual + gamma y
-    gamma_ptr,  # (outputs,), with HAS_GAMMA
-    partial_ptr,  # rows of stride partial_stride, with HAS_PARTIAL: y becomes partial + y, not settled
-    max_key_ptr,  # (images, keys) int32, with MAX_KEY: order keys, raised to the maxima of the first `keys` outputs
+    bias_ptr,  # (outputs,) or None
+    gate_ptr,  # rows of stride gate_stride, or None: y becomes sigmoid(gate) y
+    residual_ptr,  # rows of stride residual_stride, or None: y becomes residual + gamma y
+    gamma_ptr,  # (outputs,) or None
+    partial_ptr,  # rows of stride partial_stride, or None: y becomes partial + y, not settled
+    max_key_ptr,  # (images, keys) int32 or None: order keys, raised to the maxima of the first `keys` outputs
     y_ptr,  # (rows, outputs), written
     rows,
-    depth,  # a multiple of BLOCK_K
+    depth,  # a multiple of DEPTH
     outputs,
     squared,  # outputs below it become relu()^2, with HAS_SQUARED
     gate_stride,
     residual_stride,
     partial_stride,
-    tokens,  # rows of an image, with MAX_KEY
+    tokens,  # rows of an image, for max_key
     keys,
-    HAS_BIAS: tl.constexpr,
     HAS_SQUARED: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_GAMMA: tl.constexpr,
-    HAS_PARTIAL: tl.constexpr,
-    MAX_KEY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -389,7 +364,7 @@ def exact_linear_kernel(
     """y = x @ w^T + bias, and its epilogue. Grid (blocks of rows, blocks of outputs)."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = (depth // BLOCK_K) * BLOCK_K  # so that the compiler knows that rows are aligned
+    depth = (depth // DEPTH) * DEPTH  # so that the compiler knows that rows are aligned
     row_in, n_in = row < rows, n < outputs
     x_base = row.to(tl.int64)[:, None] * depth
     w_base = n.to(tl.int64)[None, :] * depth
@@ -400,33 +375,34 @@ def exact_linear_kernel(
     ll = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x_high = tl.load(x_high_ptr + x_base + k[None, :], mask=row_in[:, None], other=0)  # [M, K]
-        x_low = tl.load(x_low_ptr + x_base + k[None, :], mask=row_in[:, None], other=0)  # [M, K]
-        w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
-        w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=n_in[None, :], other=0)  # [K, N]
+        x_in, w_in = row_in[:, None] & (k < depth)[None, :], n_in[None, :] & (k < depth)[:, None]
+        x_high = tl.load(x_high_ptr + x_base + k[None, :], mask=x_in, other=0)  # [M, K]
+        x_low = tl.load(x_low_ptr + x_base + k[None, :], mask=x_in, other=0)  # [M, K]
+        w_high = tl.load(w_high_ptr + w_base + k[:, None], mask=w_in, other=0)  # [K, N]
+        w_low = tl.load(w_low_ptr + w_base + k[:, None], mask=w_in, other=0)  # [K, N]
         hh, hl, lh, ll = add_products(x_high, x_low, w_high, w_low, hh, hl, lh, ll)
     # Floats.
     scale = tl.load(x_scale_ptr + row, mask=row_in, other=1.0)  # [M]
     weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
-    y = dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    y = dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs)
     # The epilogue.
     mask = row_in[:, None] & n_in[None, :]
     offset = row.to(tl.int64)[:, None] * outputs + n[None, :]
     if HAS_SQUARED:
         y = tl.where((n < squared)[None, :], settle(tl.where(y > 0, y * y, 0.0)), y)
-    if HAS_GATE:
+    if gate_ptr is not None:
         gate = tl.load(gate_ptr + row.to(tl.int64)[:, None] * gate_stride + n[None, :], mask=mask, other=0.0)  # [M, N]
         y = settle(sigmoid(gate) * y)
-    if HAS_GAMMA:
+    if gamma_ptr is not None:
         y = settle(settle(tl.load(gamma_ptr + n, mask=n_in, other=0.0))[None, :] * y)  # [N] -> [1, N]
-    if HAS_RESIDUAL:
+    if residual_ptr is not None:
         before = row.to(tl.int64)[:, None] * residual_stride + n[None, :]
         y = settle(tl.load(residual_ptr + before, mask=mask, other=0.0) + y)  # [M, N]
-    if HAS_PARTIAL:
+    if partial_ptr is not None:
         before = row.to(tl.int64)[:, None] * partial_stride + n[None, :]
         y = tl.load(partial_ptr + before, mask=mask, other=0.0) + y  # [M, N]
     tl.store(y_ptr + offset, y, mask=mask)
-    if MAX_KEY:
+    if max_key_ptr is not None:
         _raise_max_keys(max_key_ptr, y, row, n, rows, tokens, keys)
 
 
@@ -441,15 +417,15 @@ def exact_conv_kernel(
     w_high_ptr,  # (outputs, taps, depth) int8, a phase's taps one after the other
     w_low_ptr,  # (outputs, taps, depth) int8
     w_scale_ptr,  # (outputs,)
-    bias_ptr,  # (outputs,); unused without HAS_BIAS
+    bias_ptr,  # (outputs,) or None
     offsets_ptr,  # (taps, 2) int32: (dy, dx)
     phases_ptr,  # (phases, 4) int32: row, column, first tap, number of taps
-    previous_ptr,  # pixels previous_stride apart, with HAS_PREVIOUS: y becomes previous + y
+    previous_ptr,  # pixels previous_stride apart, or None: y becomes previous + y
     y_ptr,  # (images, rows, columns, outputs), written
     images,
     height,
     width,
-    depth,  # a multiple of BLOCK_K
+    depth,  # a multiple of DEPTH, which is one of BLOCK_K
     rows,
     columns,
     outputs,
@@ -457,8 +433,6 @@ def exact_conv_kernel(
     in_step,
     out_step,
     previous_stride,
-    HAS_BIAS: tl.constexpr,
-    HAS_PREVIOUS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -503,10 +477,10 @@ def exact_conv_kernel(
     # Floats.
     scale = tl.load(x_scale_ptr + image, mask=pixel_in, other=1.0)  # [M]
     weight_scale = tl.load(w_scale_ptr + n, mask=n_in, other=1.0)  # [N]
-    value = dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs, HAS_BIAS)
+    value = dequantised(hh, hl, lh, ll, scale, weight_scale, bias_ptr, n, outputs)
     # Add `previous`; write.
     target = (image * rows + first_row + i * out_step).to(tl.int64) * columns + first_column + j * out_step
-    if HAS_PREVIOUS:
+    if previous_ptr is not None:
         before = target[:, None] * previous_stride + n[None, :]
         value = tl.load(previous_ptr + before, mask=pixel_in[:, None] & n_in[None, :], other=0.0) + value  # [M, N]
     tl.store(y_ptr + target[:, None] * outputs + n[None, :], value, mask=pixel_in[:, None] & n_in[None, :])
@@ -514,10 +488,14 @@ def exact_conv_kernel(
 
 @triton.jit
 def shifted(
-    x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, row, column, c, height, width, channels,
+    x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, pixel, c, height, width, channels,
     SIZE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Depth-wise SIZE x SIZE convolution, (P, C), at positions (P,) and channels c (C,); pointers to the image."""
+    """Depth-wise SIZE x SIZE convolution, (P, C), at positions (P,) and channels c (C,); pointers to the image.
+
+    0 after the last channel.
+    """
+    row, column = pixel // width, pixel % width
     c_in = c < channels
     exponent = leading_exponent(tl.load(absmax_ptr + c, mask=c_in, other=0), MIN_EXPONENT)  # [C]
     up = power_of_two(-(exponent - SHIFT))[None, :]
@@ -539,7 +517,7 @@ def exact_shift_digits_kernel(
     absmax_ptr,  # (images, channels) int32 magnitude bits
     taps_ptr,  # (SIZE^2, channels) int16
     w_scale_ptr,  # (channels,)
-    y_ptr,  # (images, height, width, channels), written: the convolution, scratch of this launch
+    y_ptr,  # (images, height, width, channels), scratch for the convolution; None if depth is at most BLOCK_C
     high_ptr,  # (images * height * width, depth) int8, written
     low_ptr,  # (images * height * width, depth) int8, written
     scale_ptr,  # (images * height * width,), written: 2^(exponent - 12)
@@ -554,31 +532,37 @@ def exact_shift_digits_kernel(
     """Digits of a depth-wise convolution, with one scale per position. Grid (blocks of positions, images)."""
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     image = tl.program_id(1).to(tl.int64)
-    inside = (pixel < height * width)[:, None]
+    inside = pixel < height * width
     start = image * height * width
-    index = start + pixel
-    # The convolution, and each position's largest magnitude.
-    y_bits = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
-    for begin in range(0, channels, BLOCK_C):
-        c = begin + tl.arange(0, BLOCK_C)
+    x_ptr += start * channels
+    absmax_ptr += image * channels
+    c = tl.arange(0, BLOCK_C)
+    base = (start + pixel)[:, None] * channels + c[None, :]
+    # The convolution, and each position's largest magnitude. The last block stays in registers.
+    last = 0
+    if y_ptr is None:
         y = shifted(
-            x_ptr + start * channels, absmax_ptr + image * channels, taps_ptr, w_scale_ptr, pixel // width,
-            pixel % width, c, height, width, channels, SIZE, BLOCK_P, BLOCK_C,
+            x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, pixel, c, height, width, channels, SIZE, BLOCK_P, BLOCK_C
         )  # fmt: skip
-        mask = inside & (c < channels)[None, :]
-        tl.store(y_ptr + index[:, None] * channels + c[None, :], y, mask=mask)
-        y_bits = tl.maximum(y_bits, tl.where(mask, magnitude(y), 0))
-    # Scales.
+        y_bits = magnitude(y)
+    else:
+        last = (depth - 1) // BLOCK_C * BLOCK_C
+        y = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+        y_bits = tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
+        for begin in range(0, depth, BLOCK_C):
+            y = shifted(
+                x_ptr, absmax_ptr, taps_ptr, w_scale_ptr, pixel, begin + c, height, width, channels, SIZE, BLOCK_P,
+                BLOCK_C,
+            )  # fmt: skip
+            tl.store(y_ptr + begin + base, y, mask=inside[:, None] & (begin + c < channels)[None, :])
+            y_bits = tl.maximum(y_bits, magnitude(y))
     exponent = leading_exponent(tl.max(y_bits, axis=1), MIN_EXPONENT)
-    tl.store(scale_ptr + index, power_of_two(exponent - SHIFT), mask=pixel < height * width)
-    up = power_of_two(-(exponent - SHIFT))[:, None]
-    barrier()  # other threads will read what was written
+    tl.store(scale_ptr + start + pixel, power_of_two(exponent - SHIFT), mask=inside)
     # Digits.
-    for begin in range(0, depth, BLOCK_C):
-        c = begin + tl.arange(0, BLOCK_C)
-        offset = index[:, None] * channels + c[None, :]
-        y = tl.load(y_ptr + offset, mask=inside & (c < channels)[None, :], other=0.0)  # [P, C]
-        high, low = digits(y, up)
-        out = index[:, None] * depth + c[None, :]
-        tl.store(high_ptr + out, high, mask=inside & (c < depth)[None, :])
-        tl.store(low_ptr + out, low, mask=inside & (c < depth)[None, :])
+    up = power_of_two(-(exponent - SHIFT))
+    store_digits(high_ptr, low_ptr, y, up, start + pixel, inside, last + c, depth)
+    if y_ptr is not None:
+        barrier()  # other threads will read what was written
+        for begin in range(0, last, BLOCK_C):
+            y = tl.load(y_ptr + begin + base, mask=inside[:, None], other=0.0)  # [P, C]
+            store_digits(high_ptr, low_ptr, y, up, start + pixel, inside, begin + c, depth)

@@ -6,12 +6,13 @@ beyond the table not even 16 tokens fit, and torch's matrix products over chunks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lalic_kernels.launch import Launch, architecture, blocks, on, vector
+from lalic_kernels.launch import Launch, architecture, blocks, on, precision, vector
 from lalic_kernels.mix.torch_path import dtype_of
 
 # Programs that a launch must have before one takes several blocks of outputs: 2 for each of 132 processors.
@@ -33,19 +34,22 @@ def _launch(block_m: int, block_n: int, block_k: int, warps: int, stages: int, h
 
 # (architecture or "any", largest number of channels with padding, elements in a 16-byte vector) -> configuration.
 # With vectors of one element each address needs a register, so tiles are small and x is not held in registers.
+# Blackwell for data centres has one stage wherever a loop has two products for one sum, as the two parts of C and the
+# three products of float32 are: Triton 3.6 to 3.8 pipeline these wrongly (triton-lang/triton issue 10821).
+ANY_WIDTH = 1 << 30
 LINEAR: dict[tuple[str, int, int], Launch] = {
     ("any", 96, 8): _launch(128, 32, 32, 4, 2),
     ("any", 160, 8): _launch(64, 32, 32, 4, 2),
     ("any", 256, 8): _launch(64, 32, 32, 4, 1),
-}
-# The same for all other numbers of channels, by the elements in a vector.
-LINEAR_WIDE: dict[int, Launch] = {
-    8: _launch(64, 32, 32, 4, 1, held=False),
-    4: _launch(32, 32, 32, 4, 1, held=False),
-    1: _launch(32, 32, 16, 4, 1, held=False),
+    ("any", ANY_WIDTH, 8): _launch(64, 32, 32, 4, 1, held=False),
+    ("any", ANY_WIDTH, 4): _launch(64, 32, 32, 4, 1, held=False),
+    ("any", ANY_WIDTH, 1): _launch(32, 32, 16, 4, 1, held=False),
+    ("cuda 100", 96, 8): _launch(128, 32, 32, 4, 1),
+    ("cuda 100", 160, 8): _launch(64, 32, 32, 4, 1),
 }
 CHANNEL: dict[tuple[str, int, int], Launch] = {
     ("any", 96, 8): _launch(128, 32, 32, 8, 2),
+    ("cuda 100", 96, 8): _launch(128, 32, 32, 8, 1),
     ("any", 160, 8): _launch(64, 32, 32, 8, 1),
     ("any", 256, 8): _launch(32, 32, 16, 8, 1),
     ("any", 512, 8): _launch(16, 16, 16, 8, 1, held=False),
@@ -53,23 +57,35 @@ CHANNEL: dict[tuple[str, int, int], Launch] = {
     ("cuda 90", 160, 8): _launch(64, 32, 32, 8, 2),
     ("cuda 90", 256, 8): _launch(64, 32, 32, 8, 2),
     ("hip gfx942", 256, 8): _launch(64, 32, 32, 8, 2),
+    # float32: the two parts of both factors need registers too.
+    ("any", 96, 4): _launch(64, 32, 16, 8, 1, held=False),
+    ("any", 160, 4): _launch(32, 16, 16, 8, 1, held=False),
+    ("any", 256, 4): _launch(32, 32, 16, 8, 1, held=False),
     ("any", 512, 4): _launch(16, 16, 16, 8, 1, held=False),
+    ("hip gfx942", 160, 4): _launch(16, 16, 16, 8, 1, held=False),
+    ("cuda 90", 96, 4): _launch(128, 32, 16, 8, 1, held=False),
+    ("cuda 90", 160, 4): _launch(64, 16, 16, 8, 1, held=False),  # 32 spill in Triton 3.3
     ("any", 256, 1): _launch(16, 16, 16, 8, 1, held=False),
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A launch for C channels: `split` of C, and the channels in a 16-byte vector (or 1)."""
+    """A launch for C channels: `split` of C, the channels in a 16-byte vector (or 1), the products' precision."""
 
     launch: Launch
     main: int
     rest: int
     vec: int
+    precision: str
 
-    def options(self) -> dict[str, int]:
+    def constants(self) -> dict[str, Any]:
+        """Compile-time constants besides the launch's."""
+        return {"VEC": self.vec, "MAIN": self.main, "REST": self.rest, "PRECISION": self.precision}
+
+    def options(self) -> dict[str, Any]:
         """Keyword arguments for the Triton launch."""
-        return self.launch.options() | {"VEC": self.vec, "MAIN": self.main, "REST": self.rest}
+        return self.launch.options() | self.constants()
 
 
 def choose(table: dict[tuple[str, int, int], Launch], arch: str, channels: int, vec: int) -> Choice | None:
@@ -79,14 +95,15 @@ def choose(table: dict[tuple[str, int, int], Launch], arch: str, channels: int, 
     if limit is None:
         return None
     launch = table.get((arch, limit, vec)) or table["any", limit, vec]
-    return Choice(launch, main, rest, vec)
+    return Choice(launch, main, rest, vec, precision(arch))
 
 
 def choose_linear(arch: str, channels: int, itemsize: int) -> Choice:
     """The configuration of the products of the spatial mix."""
-    vec = vector(itemsize, channels)
-    # Wide launches do not use the two parts.
-    return choose(LINEAR, arch, channels, vec) or Choice(LINEAR_WIDE[vec], 16, 0, vec)
+    choice = choose(LINEAR, arch, channels, vector(itemsize, channels))
+    assert choice is not None  # the table has ANY_WIDTH
+    # Where x is not held its two parts are not used: one compilation for all widths.
+    return choice if choice.launch["HELD"] else replace(choice, main=16, rest=0)
 
 
 def choose_channel(arch: str, channels: int, hidden: int, itemsize: int) -> Choice | None:
@@ -118,9 +135,8 @@ def linear(
     y = torch.empty(shape, dtype=dtype_of(x, residual), device=x.device)
     with on(x.device):
         kernels.rows_linear_kernel[grid](
-            x, matrix, x if residual is None else residual, x if gamma is None else gamma, y, rows, channels, per,
-            PLANES=planes, RESIDUAL=residual is not None, **choice.options(),
-        )  # fmt: skip
+            x, matrix, residual, gamma, y, rows, channels, per, PLANES=planes, **choice.options()
+        )
     return y
 
 
@@ -137,7 +153,6 @@ def channel_mix(
     y = torch.empty(x.shape, dtype=dtype_of(x, residual), device=x.device)
     with on(x.device):
         kernels.channel_mix_kernel[(blocks(rows, choice.launch["BLOCK_M"]),)](
-            x, key, receptance, value, x if residual is None else residual, x if gamma is None else gamma, y,
-            rows, channels, hidden, RESIDUAL=residual is not None, **choice.options(),
-        )  # fmt: skip
+            x, key, receptance, value, residual, gamma, y, rows, channels, hidden, **choice.options()
+        )
     return y

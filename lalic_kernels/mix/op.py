@@ -45,8 +45,8 @@ def spatial_mix(
 
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. k, v, r and y are rounded to x's
-        dtype; sums are float32. float32 products are IEEE float32. Inside `torch.autocast` x and the matrices are cast
-        as for F.linear, other arguments are not.
+        dtype; sums are float32. float32 products are as exact as float32. Inside `torch.autocast` x and the matrices
+        are cast as for F.linear, other arguments are not.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -107,8 +107,9 @@ def channel_mix(
 
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. Sums are float32; the hidden layer
-        is rounded to x's dtype, and in float16 overflows where relu(K x) exceeds 255. float32 products are IEEE
-        float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma are not.
+        is rounded to x's dtype, and in float16 overflows where relu(K x) exceeds 255. float32 products are
+        as exact as float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma
+        are not.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -203,10 +204,15 @@ def _spatial_mix(
     else:
         with checks.no_autocast(x.device):
             # BiWKV's compiled code would convert all of float16 k, v, r: convert chunks while they are in the cache.
-            wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else None
-            kvr = torch_path.planes(tokens, (key, value, receptance, output), wide)
-            y = torch_path.biwkv(decay, boost, kvr, backend)
+            wide = torch.float32 if x.device.type == "cpu" and x.dtype == torch.float16 else x.dtype
+            saved = tokens.new_empty((3, *tokens.shape), dtype=wide) if saving else None
+            # If nothing is saved: arrays of one size, each of which fits where another one was, given back early.
+            planes = [torch.empty_like(tokens, dtype=wide) for _ in range(3)] if saved is None else list(saved)
+            torch_path.planes(tokens, (key, value, receptance, output), planes)
+            y = torch_path.biwkv(decay, boost, planes, backend)
+            del planes
             result = torch_path.project(y, output, added, gamma).view(x.shape)
+            return result, *(nothing if saved is None else (saved, y))
     return result, *((kvr, y) if saving else nothing)
 
 

@@ -8,7 +8,7 @@ Tensors are contiguous and of one dtype, except residual and gamma. Rows are tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,20 +57,18 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += torch.mm(a.t(), b)
 
 
-def planes(x: Tensor, matrices: Matrices, dtype: torch.dtype | None = None) -> Tensor:
-    """k, v, r, shape (3, B, T, C), from x (B, T, C): rounded to x's dtype and stored in `dtype`, or x's for None."""
-    kvr = torch.empty((3, *x.shape), dtype=dtype or x.dtype, device=x.device)
+def planes(x: Tensor, matrices: Matrices, out: Tensor | Sequence[Tensor]) -> None:
+    """Write k, v, r of x (B, T, C) to three tensors of this shape: rounded to x's dtype, stored in their own."""
     flat = x.flatten(0, 1)
-    for matrix, plane in zip(matrices, kvr.flatten(1, 2), strict=False):
+    for matrix, plane in zip(matrices, (plane.flatten(0, 1) for plane in out), strict=False):
         if plane.dtype == x.dtype:
             torch.mm(flat, matrix.t(), out=plane)
         else:  # convert each chunk while it is in the cache
             for rows in token_chunks(flat, 2 * flat.shape[1]):
                 plane[rows].copy_(torch.mm(flat[rows], matrix.t()))
-    return kvr
 
 
-def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor, backend: str | None) -> Tensor:
+def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor | Sequence[Tensor], backend: str | None) -> Tensor:
     """sigmoid(r) * BiWKV(decay / T, boost / T, k, v), shape (B, T, C)."""
     k, v, r = kvr
     return BIWKV.call(*by_tokens(decay, boost, k), k, v, r, backend)
@@ -121,7 +119,8 @@ def spatial_backward(
     matrices = (key.contiguous(), value.contiguous(), receptance.contiguous(), output.contiguous())
     with no_autocast(x.device):
         if kvr.numel() == 0:
-            kvr = planes(s, matrices)
+            kvr = s.new_empty((3, *s.shape))
+            planes(s, matrices, kvr)
             y = biwkv(decay, boost, kvr, backend)
         flat_x, upstream = s.flatten(0, 1), grad.flatten(0, 2).contiguous().to(x.dtype)
         sums = [torch.zeros(matrix.shape, dtype=wide, device=x.device) for matrix in matrices]

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from lalic_kernels.exact.kernels_common import INFINITY, magnitude, threshold_index
 from lalic_kernels.rans.layout import MIX_FIRST, MIX_SECOND
-from lalic_kernels.triton_math import Constant, barrier
+from lalic_kernels.triton_math import Constant, barrier, is_last
 
 FAULTS = Constant(0)
 DECODED = Constant(1)
@@ -36,6 +36,7 @@ SECTION = Constant(5)
 RAMP = Constant(6)
 GROUPS = Constant(7)
 CONTROL = Constant(8)
+NEAR = Constant(3)  # intervals after the first one that a step loads at once
 # Fault bits, 1 << -code for the codes of reference.py.
 BAD_INDEX = Constant(1 << 1)
 BAD_COUNT = Constant(1 << 2)
@@ -64,26 +65,22 @@ def _set_fault(head_ptr, fault):
 
 
 @triton.jit
-def _is_last(head_ptr, counter, programs):
-    """Whether this is the last program to get here; then it sees the stores of all others. Resets the counter.
-
-    All threads' stores come before the barrier. Then one thread increments the counter with release and acquire for the
-    whole device (PTX: bar.warp.sync or bar.sync, then atom.global.acq_rel.gpu), and the others get it after a barrier.
-    """
-    barrier()
-    last = tl.atomic_add(head_ptr + counter, 1, sem="acq_rel", scope="gpu") == programs - 1
-    if last:
-        tl.store(head_ptr + counter, 0)
-    return last
+def _ones(bits):
+    """The number of ones in uint32 bits. LLVM knows this formula, and makes one instruction of it."""
+    bits = bits - ((bits >> 1) & 0x55555555)
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    return ((((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
 def _refill(x, mask, words_ptr, at, end):
     """Let the lanes in `mask` with too small states read words, lane by lane; returns x and the next word's index."""
-    need = (mask & (x < 65536)).to(tl.int32)
-    i = at + tl.cumsum(need, 0) - need
-    word = tl.load(words_ptr + i, mask=(need != 0) & (i < end), other=0).to(tl.uint32) & 0xFFFF  # [LANES]
-    return tl.where(need != 0, (x << 16) | word, x), at + tl.sum(need, 0)
+    bit = tl.full(x.shape, 1, tl.uint32) << tl.arange(0, x.shape[0]).to(tl.uint32)
+    need = mask & (x < 65536)
+    voted = tl.sum(tl.where(need, bit, 0), 0)  # a bit a lane: one instruction, where a prefix sum takes a chain of five
+    i = at + _ones(voted & (bit - 1))
+    word = tl.load(words_ptr + i, mask=need & (i < end), other=0).to(tl.uint32) & 0xFFFF  # [LANES]
+    return tl.where(need, (x << 16) | word, x), at + _ones(voted)
 
 
 @triton.jit
@@ -255,7 +252,7 @@ def rans_symbols_kernel(
     if section == tl.load(control_ptr + RAMP):
         steps_left = tl.load(head_ptr + RAMP_STEPS)
         step_index = 1
-    escapes = 0
+    escapes = tl.zeros([LANES], tl.int32)
     faults = 0
     begin = 0
     current = group * working + lane
@@ -283,25 +280,33 @@ def rans_symbols_kernel(
             row = tl.load(rows_ptr + current, mask=mask, other=0)  # [LANES]
         next_i = current + groups * working
         next_row = tl.load(rows_ptr + next_i, mask=(lane < working) & (next_i < count), other=0)  # [LANES]
-        # The interval of each state's slot: a binary search in the intervals of its bin.
+        # The interval of each state's slot: a binary search in the intervals of its bin, until at most NEAR may follow
+        # the first one. It mostly ends at once, and these are loaded together.
         slot = x & 0xFFFF
         bins = tl.load(coarse_ptr + row * 256 + (slot >> 8).to(tl.int32))  # [LANES]
         entry = bins & 0xFFFFFF
         more = tl.where(mask, (bins >> 24) & 0xFF, 0)
-        while tl.max(more, 0) > 0:
+        while tl.max(more, 0) > NEAR:
             half_way = (more + 1) >> 1
             below = (tl.load(packed_ptr + entry + half_way).to(tl.uint32, bitcast=True) & 0xFFFF) <= slot  # [LANES]
             entry = tl.where(below, entry + half_way, entry)
             more = tl.where(below, more - half_way, tl.maximum(half_way - 1, 0))
         interval = tl.load(packed_ptr + entry).to(tl.uint32, bitcast=True)  # [LANES]
+        found = entry
+        for i in tl.static_range(1, NEAR + 1):
+            follows = more >= i
+            later = tl.load(packed_ptr + entry + i, mask=follows, other=0).to(tl.uint32, bitcast=True)  # [LANES]
+            below = follows & ((later & 0xFFFF) <= slot)
+            interval = tl.where(below, later, interval)
+            found = tl.where(below, entry + i, found)
         # The next state, and the symbol.
         low = interval & 0xFFFF
         freq = (interval >> 16) + 1
         x, at = _refill(tl.where(mask, freq * (x >> 16) + slot - low, x), mask, words_ptr, at, end)
-        tl.store(symbols_ptr + current, entry + tl.load(bias_ptr + row), mask=mask)
+        tl.store(symbols_ptr + current, found + tl.load(bias_ptr + row), mask=mask)
         escaped = mask & (low + freq == 65536)
         tl.store(rows_ptr + current, -1 - row, mask=escaped)
-        escapes += tl.sum(escaped.to(tl.int32), 0)
+        escapes += escaped.to(tl.int32)
         row = next_row
         steps_left -= ((steps_left > 0) & (begin < count)).to(tl.int32)
         begin += groups * working
@@ -312,12 +317,13 @@ def rans_symbols_kernel(
     tl.store(control_ptr + STEPS_LEFT, steps_left)
     tl.store(control_ptr + STEP, step_index)
     tl.store(control_ptr + SECTION, section + 1)
-    if escapes > 0:
-        tl.atomic_add(head_ptr + ESCAPES, escapes, sem="relaxed")
+    escape_count = tl.sum(escapes, 0)
+    if escape_count > 0:
+        tl.atomic_add(head_ptr + ESCAPES, escape_count, sem="relaxed")
     if faults > 0:
         _set_fault(head_ptr, faults)
     # The last program of the stream decodes the escapes.
-    if _is_last(head_ptr, DECODED, groups):  # noqa: SIM102 - the load must come after the counter
+    if is_last(head_ptr + DECODED, groups):  # noqa: SIM102 - the load must come after the counter
         if tl.load(head_ptr + ESCAPES) > 0:
             tl.store(head_ptr + ESCAPES, 0)
             _escapes(
@@ -407,6 +413,7 @@ def rans_push_kernel(
     """
     group = tl.program_id(0)
     lane = tl.arange(0, LANES)
+    bit = tl.full([LANES], 1, tl.uint32) << lane.to(tl.uint32)
     x = tl.load(x_ptr + group * LANES + lane).to(tl.uint32, bitcast=True)  # [LANES]
     free = tl.load(free_ptr + group)
     for back in range(0, lists):
@@ -426,9 +433,9 @@ def rans_push_kernel(
             # A state that is too large writes a word. The decoder reads lane by lane: lane 0's word comes first.
             freq = (interval >> 16) + 1
             full = mask & ((x >> 16) >= freq)
-            writes = full.to(tl.int32)
-            count = tl.sum(writes, 0)
-            to = free - count + tl.cumsum(writes, 0) - writes
+            voted = tl.sum(tl.where(full, bit, 0), 0)
+            count = _ones(voted)
+            to = free - count + _ones(voted & (bit - 1))
             tl.store(words_ptr + to, (x & 0xFFFF).to(tl.int16), mask=full)
             free -= count
             x = tl.where(full, x >> 16, x)

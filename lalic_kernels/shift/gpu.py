@@ -99,15 +99,14 @@ def shift(
     rows, split = (8, c_blocks) if batch * height * width >= MANY_PIXELS else (4, SPLIT)
     columns = launch["COLUMNS"]
     tiles, splits = batch * blocks(height, rows) * blocks(width, columns), blocks(c_blocks, split)
-    statistics = taps
+    statistics = None
     if norm is not None:
         scratch = tiles * splits * 2 * (rows + 4) * (columns + 4)
         statistics = torch.empty(scratch, dtype=torch.float32, device=x.device)
     with on(x.device):
         kernels.shift_kernel[(tiles, splits)](
-            x, *(norm or (taps, taps)), taps, statistics, out, height, width, channels, split, rows, eps,
-            NORM=norm is not None, TURNED=turned, VEC=vec,
-            **over_channels(channels, launch, vec), **launch.options(),
+            x, *(norm or (None, None)), taps, statistics, out, height, width, channels, split, rows, eps,
+            TURNED=turned, VEC=vec, **over_channels(channels, launch, vec), **launch.options(),
         )  # fmt: skip
 
 
@@ -124,8 +123,8 @@ def grad_weight(x: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, Tensor] | N
     parts = torch.empty((tiles, 25, channels), dtype=torch.float32, device=x.device)
     with on(x.device):
         kernels_backward.grad_taps_kernel[(tiles, blocks(channels, TAPS["BLOCK_C"]), 5)](
-            x, *(norm or (parts, parts, parts)), grad, parts, height, width, channels, batch * height * width,
-            NORM=norm is not None, VEC=vector(x.element_size(), channels), **TAPS.options(),
+            x, *(norm or (None, None, None)), grad, parts, height, width, channels, batch * height * width,
+            VEC=vector(x.element_size(), channels), **TAPS.options(),
         )  # fmt: skip
     return parts.sum(0, dtype=torch.float64).to(torch.float32).t().reshape(channels, 5, 5)
 

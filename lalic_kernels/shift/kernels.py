@@ -47,7 +47,7 @@ def _statistics(
 @triton.jit(do_not_specialize=SIZES)
 def shift_kernel(
     x_ptr,  # (B, H, W, C)
-    norm_weight_ptr,  # (C,) float32; read only with NORM, like norm_bias_ptr and statistics_ptr
+    norm_weight_ptr,  # (C,) float32, or None without a norm, like norm_bias_ptr and statistics_ptr
     norm_bias_ptr,  # (C,) float32
     taps_ptr,  # (25, C padded to whole blocks of BLOCK_C) float32: the taps in row-major order
     statistics_ptr,  # (programs, (rows + 4) (COLUMNS + 4), 2) float32: scratch of each program
@@ -58,7 +58,6 @@ def shift_kernel(
     split,  # blocks of channels per program
     rows,  # lines of a tile
     eps,
-    NORM: tl.constexpr,
     TURNED: tl.constexpr,  # the kernel turned by 180 degrees: the gradient's correlation
     COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -70,17 +69,18 @@ def shift_kernel(
 
     For each block of channels the program goes down the tile's lines. A line is read five times, once for each column
     of the kernel, and is added to the sums of the five output lines that it belongs to, which rotate through registers.
-    With NORM the pixels' statistics over all channels come first. Threads share them through the program's scratch
+    With a norm the pixels' statistics over all channels come first. Threads share them through the program's scratch
     memory; the barrier makes this safe (on AMD GPUs because all threads of a block share one cache).
     """
+    NORM: tl.constexpr = norm_weight_ptr is not None
     WIDE: tl.constexpr = COLUMNS + 4
     STEP: tl.constexpr = -5 if TURNED else 5
     channels = (channels // VEC) * VEC
     # The tile, and the statistics of its pixels and margin: [rows + 4, COLUMNS + 4, 2].
     batch, top, left = tile_origin(height, width, rows, COLUMNS)
-    scratch = statistics_ptr
     if NORM:
-        scratch += (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * (rows + 4) * WIDE)
+        program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        scratch = statistics_ptr + program * (2 * (rows + 4) * WIDE)
         _statistics(x_ptr, scratch, batch, top, left, height, width, channels, rows, eps, COLUMNS, PIXELS, ALL_C)
         barrier()
     column = tl.arange(0, COLUMNS)

@@ -65,7 +65,7 @@ def grad_norm_kernel(
 @triton.jit(do_not_specialize=["height", "width", "channels", "pixels"])
 def grad_taps_kernel(
     x_ptr,  # (B, H, W, C)
-    norm_weight_ptr,  # (C,) float32; read only with NORM, like norm_bias_ptr and statistics_ptr
+    norm_weight_ptr,  # (C,) float32, or None without a norm, like norm_bias_ptr and statistics_ptr
     norm_bias_ptr,  # (C,) float32
     statistics_ptr,  # (2, B, H, W) float32: mean, 1 / standard deviation
     grad_ptr,  # (B, H, W, C): gradient of the shift's result
@@ -74,7 +74,6 @@ def grad_taps_kernel(
     width,  # W
     channels,  # C
     pixels,  # B * H * W
-    NORM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -85,6 +84,7 @@ def grad_taps_kernel(
     The program goes down the lines of the (normalised) image. The five lines of the gradient that belong to a line
     rotate through registers, so that each line of both images is read once.
     """
+    NORM: tl.constexpr = norm_weight_ptr is not None
     channels = (channels // VEC) * VEC
     # The tile, a block of channels, and the column of the kernel.
     batch, top, left = tile_origin(height, width, ROWS, COLUMNS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import astronaut, save, tiny
 
 from benchmarks import large
@@ -28,6 +29,31 @@ def test_the_peak_of_a_process() -> None:
     assert small < 100 < held.nbytes >> 20 and 256 < big < small + 300
     with pytest.raises(WrongResult, match="ended with 3"):
         large._peak([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_commands_on_pictures_of_some_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also one in strips; each says what it does, and from the second on how long it may take."""
+    said: list[str] = []
+    monkeypatch.setattr(large, "_peak", lambda command: Path(command[command.index("-o") + 1]).write_bytes(b"1234"))
+    monkeypatch.setattr(large, "needs_strips", lambda width, height: False)
+    rows = large.all_memory([1, 2], say=said.append)
+    assert [row["size"] for row in rows] == [[1155, 866], [1633, 1225]] and rows[0]["picture MiB"] == 4
+    assert said[0] == "1 megapixels" and said[3].startswith("2 megapixels, some ") and len(said) == 6
+    pytest.importorskip("pyvips", reason="libvips needs pyvips", exc_type=ImportError)
+    monkeypatch.setattr(large, "needs_strips", lambda width, height: True)
+    assert large.memory(1, say=said.append)["picture MiB"] == 0
+    large._write(1300, 1100, str(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "a.tif") as made:
+        assert (np.asarray(made) == np.asarray(photo(1100, 1300))).all()
+
+
+def test_regions_of_more_and_more_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(codec, "ONE_TILE", 0)
+    monkeypatch.setattr(codec, "TILE", 256)
+    said: list[str] = []
+    rows = large.regions(1, str(save(tmp_path / "weights.pth", tiny())), 2, said.append)
+    assert [(row["tiles"], row["read"]) for row in rows] == [(1, 4), (4, 9), (9, 16), (20, 20)] and len(said) == 2
+    assert all(row["seconds a tile"] == row["seconds"] / row["tiles"] > 0 for row in rows)
 
 
 def test_tiles_are_compared_with_one_tile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ def counted(record: Record) -> None:
     assert record["device"] == "static" and record["device_type"] == "none"
 
 
+def check_resources(record: Record) -> None:
+    counted(record)
+    found = record["resources"]
+    assert found["specialisations"] == len(found["kernels"]) and found["spills"] == 0 and found["steps"]
+
+
 def check_rd(record: Record) -> None:
     assert record["pictures"] and record["picture_names"] and record["comparisons"]
     assert all({"codec", "title", "points"} <= set(curve) and curve["points"] for curve in record["rd"])
@@ -140,8 +146,8 @@ def has(key: str, *names: str) -> Callable[[Record], None]:
 
 ROW = ("entry", "memory", "case", "call", "yardstick", "seconds", "quartiles", "repeats", "ratios", "metrics")
 KINDS = {
-    "rd": check_rd, "launches": check_launches, "steps": counted, "memory": check_training_memory,
-    "published": check_published,
+    "rd": check_rd, "launches": check_launches, "steps": counted, "resources": check_resources,
+    "memory": check_training_memory, "published": check_published,
     "codec": check_codec, "cold start": check_cold, "mechanisms": check_mechanisms, "scaling": check_scaling,
     "complexity": check_complexity, "decode_memory": counted, "counted": counted, "compiled": counted,
     "portability": has("portability", "setting", "exact", "float"), "rows": has("rows", *ROW),
@@ -149,6 +155,7 @@ KINDS = {
     "large pictures": has(
         "large pictures", "size", "picture MiB", "compress MiB", "decompress MiB", "bits per pixel"
     ),
+    "regions": has("regions", "size", "region", "tiles", "read", "seconds", "seconds a tile"),
     "seams": has(
         "seams", "picture", "size", "quality", "rate", "one tile dB", "one tile at borders dB", "one tile elsewhere dB",
         "tiles dB", "tiles at borders dB", "tiles elsewhere dB",

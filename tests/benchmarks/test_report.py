@@ -73,6 +73,8 @@ def mechanism(name: str, lengths: tuple[int, ...]) -> dict[str, Any]:
 def records() -> list[dict[str, Any]]:
     """The results of this repository, and those of a device with words that are no words of HTML."""
     made = [mechanism(name, (1024, 2048, 4096)) for name in ("AFT-simple", "window <attention>")]
+    region = {"size": [4000, 3000], "region": [384, 384], "tiles": 4, "read": 9, "seconds": 2.5}
+    made.append(record(regions=[region | {"seconds a tile": 0.625}]))
     return [*load(RESULTS), *made]
 
 

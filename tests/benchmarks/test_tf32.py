@@ -56,14 +56,13 @@ class TF32(TorchDispatchMode):
 @contextlib.contextmanager
 def allowed(products: bool = False) -> Iterator[TF32]:
     """torch's defaults; products: TF32 for matrix products too, as many programs set it."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = products
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, True  # `conftest.py` says no
     try:
-        assert torch.backends.cudnn.allow_tf32, "no longer torch's default"
         with TF32() as mode:
             yield mode
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def test_the_emulation() -> None:

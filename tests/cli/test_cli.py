@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,10 @@ def test_the_extension_chooses_the_format(run, here, extension):
         ("compress a.png -q x", "invalid float"),
         ("compress a.png -q 5 --target-bpp 1", "not allowed"),
         ("compress a.png -q 50", "trained for one quality"),
+        ("compress a.png --target-bpp nan", "expected more than 0"),
+        ("compress a.png --target-psnr -1", "expected more than 0"),
+        ("compress a.png --threads 1025", "expected at most 1024"),
+        ("decompress old.lalic -o b.ico", "icons of fixed sizes"),
     ],
 )
 def test_a_request_that_cannot_be_starts_nothing(run, here, monkeypatch, words, sentence):
@@ -215,6 +221,8 @@ def test_checkpoint(run, here):
     assert same("b.png", decoded("a.lalic", tiny("custom", lmbda=0.002)))
     done = run("compress", "a.png", "--checkpoint", "none.pth", "--force")
     assert (done.code, done.err) == (1, ["lalic: none.pth: no such file"])
+    done = run("compress", "a.png", "--checkpoint", "a.png", "--force")
+    assert done.code == 1 and "cannot be read as a checkpoint" in done.err[0] and "weights_only" not in done.err[0]
 
 
 def test_damaged_files(run, here):
@@ -280,6 +288,50 @@ def test_interrupting_leaves_no_file(run, here, monkeypatch):
     done = run("compress", "a.png", "--force")
     assert (done.code, done.err) == (130, ["lalic: interrupted"])
     assert listing(here) == ["a.png"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_terminating_leaves_no_file(run, here, monkeypatch, number, code):
+    picture().save("a.png")
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), number))
+        done = run("compress", "a.png", "--force")
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert (done.code, done.err) == (code, ["lalic: terminated"])
+    assert listing(here) == ["a.png"]
+
+
+def test_libraries_print_nothing_about_a_damaged_picture(run, here):
+    picture().save("a.tif")
+    data = Path("a.tif").read_bytes()
+    number = data.index(struct.pack("<HHI", 277, 3, 1)) + 8  # of samples a pixel
+    Path("a.tif").write_bytes(data[:number] + b"\0\1" + data[number + 2 :])
+    done = run("compress", "a.tif")
+    assert done.code == 1 and len(done.err) == 1 and done.err[0].startswith("lalic: a.tif: ")
+
+
+def test_names_with_control_characters_are_one_line(run, here):
+    name = "line\nbreak \x1b[31mred.png"
+    picture().save(name)
+    done = run("compress", name)
+    assert done.code == 0 and len(done.out) == 1 and done.out[0].startswith(r"line\nbreak \x1b[31mred.png -> line\n")
+    done = run("compress", name)
+    assert done.code == 1 and done.err == [
+        r"lalic: line\nbreak \x1b[31mred.png: line\nbreak \x1b[31mred.lalic exists already, --force overwrites it"
+    ]
+    done = run("info", "line\nbreak \x1b[31mred.lalic")
+    assert done.code == 0 and done.out[0] == r"line\nbreak \x1b[31mred.lalic"
+    assert run("compress", "no\nfile").err == [r"lalic: no\nfile: there is no such file or folder"]
+
+
+def test_memory_that_torch_cannot_get(run, here, monkeypatch):
+    picture().save("a.png")
+    monkeypatch.setattr(codec, "encode", lambda *_, **__: torch.empty(2**60))
+    done = run("compress", "a.png")
+    assert (done.code, done.err) == (1, ["lalic: a.png: there is not enough memory for this picture"])
 
 
 def test_standard_input_and_output(run, here, monkeypatch):

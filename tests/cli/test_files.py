@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from lalic.batch import Job, plan
 from lalic.errors import RequestError
-from lalic.files import STREAM, write_atomic
+from lalic.files import STREAM, write, write_atomic
 
 PICTURES = [".png", ".jpg"]
 
@@ -57,6 +58,26 @@ def test_an_error_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path, monk
         write_atomic(path, b"new")
     assert len(seen[0]) == 2  # the temporary file was there
     assert path.read_bytes() == b"old" and names(tmp_path) == ["a"]
+
+
+def test_an_error_names_the_target_and_not_the_temporary_file(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+
+    def fail(name, *_):
+        raise OSError(errno.EROFS, "Read-only file system", name)
+
+    for step in ("open", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Read-only") as caught:
+            patch.setattr(os, step, fail)
+            write_atomic(path, b"new")
+        assert caught.value.filename == str(path)
+    assert names(tmp_path) == []
+
+
+def test_a_file_where_a_folder_belongs(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
+        write(str(tmp_path / "a" / "b"), b"y")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permission bits and links of POSIX")
@@ -137,6 +158,19 @@ def test_streams(tree):
 def test_what_is_refused(tree, sources, out, match):
     with pytest.raises(RequestError, match=match):
         plan(sources, out, ".lalic", PICTURES)
+
+
+def test_a_file_of_the_name_of_standard_input(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    (tree / "-").write_bytes(b"x")
+    assert plan(["./-"], None, ".lalic", PICTURES) == [Job("./-", "-.lalic")]
+    assert plan(["-"], None, ".lalic", PICTURES) == [Job(STREAM, STREAM)]
+
+
+@pytest.mark.parametrize("sources", ["a.png", b"a.png"])
+def test_one_name_is_no_list_of_names(sources):
+    with pytest.raises(TypeError, match=r"sources is of type (str|bytes), expected a list of names"):
+        plan(sources, None, ".lalic", PICTURES)
 
 
 def test_two_sources_of_one_target(tree):

@@ -11,8 +11,8 @@ import pytest
 MIB = 256
 PROBE = f"""
 import resource, sys, torch
-from lalic.memory import keep_memory
-said = keep_memory() if sys.argv[1] == "keep" else None
+from lalic.memory import give_back, keep_memory
+said = None if sys.argv[1] == "default" else keep_memory()
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
@@ -20,6 +20,8 @@ def resident():
 before = resident()
 large = torch.ones({MIB} << 18)
 del large
+if sys.argv[1] == "give back":
+    give_back()
 print(said, resident() - before)
 """
 
@@ -37,3 +39,5 @@ def test_freed_memory_stays_with_the_process():
     assert probe("default")[1] < MIB // 2
     said, kept = probe("keep")
     assert said == "True" and kept >= MIB - 8
+    said, kept = probe("give back")
+    assert said == "True" and kept < MIB // 2

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from lalic import container as container_module
 from lalic.container import MAX_OVERHEAD, MAX_PIXELS, VERSION, Container, Tile, parse
 from lalic.errors import BitstreamError
 from lalic.tiles import Grid
@@ -68,7 +69,8 @@ def test_the_layout_is_the_one_in_the_docstring() -> None:
 @pytest.mark.parametrize("name", ["a", "full-v12"])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (127, 128), (65535, 1), (2**31 - 1, 2**31 - 1)])
 @pytest.mark.parametrize("stream", [b"", b"\xff" * 127, b"b" * 20000])
-def test_round_trip(name, width, height, stream) -> None:
+def test_round_trip(name, width, height, stream, monkeypatch) -> None:
+    monkeypatch.setattr(container_module, "MAX_WINDOW", 2**64)
     container = Container(name, bytes(range(8)), Grid(width, height), (Tile(stream, 2**48 - 1),))
     data = container.pack()
     assert parse(data, None) == container
@@ -82,6 +84,8 @@ def test_round_trip_of_every_box() -> None:
         container = replace(SMALL, metadata={letter: bytes(1000)})
         assert parse(container.pack()) == container
         assert len(container.pack()) < len(SMALL.pack()) + 100, "metadata is compressed"
+        added = len(container.pack()) - len(SMALL.pack())
+        assert parse(container.pack()).metadata_bytes == added - 6, "less type, length and checksum of the box"
 
 
 @pytest.mark.parametrize("quality", [1.0, 1.01, 33.33, 50.0, 99.99, 100.0])
@@ -209,6 +213,14 @@ HOSTILE = {
     "two pictures": (File(flags=4).picture(b"").picture(b""), r"'P' comes twice"),
     "an index too late": (File(flags=4).picture(b"").box("I", INDEX + bytes(6)), r"'I' comes after the picture"),
     "tiles of side 0": (File(flags=4).box("I", bytes(8)).picture(b""), r"'I' is invalid: its tiles have side 0"),
+    "a margin above the side": (
+        File(flags=4).box("I", b"\2\3" + bytes([10] * 6)).picture(*[b""] * 6), r"margins of 192 pixels are larger than"
+    ),
+    "a window too long": (File(width=varint(2**14 + 1), height=b"\1").picture(b""), r"its windows have 1052672 pixels"),
+    "a window too large": (
+        File(flags=4, width=varint(2000), height=varint(1000)).box("I", b"\x0c\3" + b"\x0a" * 6).picture(*[b""] * 6),
+        r"windows have 1179648 pixels, expected at most 1048576",
+    ),
     "too few lengths": (File(flags=4).box("I", INDEX + bytes(5)), r"cannot hold the lengths of 6 tiles|truncated"),
     "too many lengths": (File(flags=4).box("I", INDEX + bytes(7)), r"longer than the lengths of 6 tiles"),
     "lengths that do not fill": (File(flags=4).box("I", INDEX + bytes([10] * 6)).picture(b""), r"'P' is invalid"),
@@ -243,15 +255,20 @@ def test_hostile_files_whose_checksums_fit(name) -> None:
     assert peak < 2**20  # whatever sizes the file claims, it has 600 bytes
 
 
+def test_the_largest_window() -> None:
+    assert len(parse(File(width=varint(2**14), height=b"\1").picture(b"").data).grid) == 1
+
+
 def test_metadata_is_decompressed_to_a_limit() -> None:
-    bomb = zlib.compress(bytes(2**26 + 1), 9)
+    bomb = zlib.compress(bytes(2**24 + 1), 9)
     tracemalloc.start()
-    refused(File(flags=4).picture(b"").box("x", bomb).data, r"'x' is invalid: .*over 67108864 bytes")
-    assert tracemalloc.get_traced_memory()[1] < 2**28
+    refused(File(flags=4).picture(b"").box("x", bomb).data, r"'x' is invalid: .*over 16777216 bytes")
+    assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()
 
 
-def test_the_pixel_limit_is_the_callers() -> None:
+def test_the_pixel_limit_is_the_callers(monkeypatch) -> None:
+    monkeypatch.setattr(container_module, "MAX_WINDOW", 2**64)
     data = File(width=varint(16385), height=varint(16385)).picture(b"").data
     refused(data, r"too large", max_pixels=MAX_PIXELS)
     assert parse(data, max_pixels=16385 * 16385).width == 16385

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import warnings
@@ -22,6 +23,7 @@ from lalic.images import (
     open_picture,
     parse_color,
     readable_extensions,
+    save,
     to_tensor,
 )
 
@@ -58,16 +60,16 @@ def file(image, kind="PNG", **options) -> bytes:
 
 def png(width, height, depth, color_type, rows: bytes, extra=b"") -> bytes:
     """A PNG made by hand, for the kinds that Pillow does not write."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def trns(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + b"tRNS" + data + struct.pack(">I", zlib.crc32(b"tRNS" + data))
+    return chunk(b"tRNS", data)
 
 
 def grey_rgb(grey):
@@ -443,6 +445,70 @@ def test_a_missing_file_is_an_os_error(tmp_path):
         load(tmp_path / "none.png")
 
 
+BROKEN_WHERE_IT_IS_CONVERTED = {
+    "a palette PNG without a palette": png(4, 1, 8, 3, b"\0\0\1\2\3"),
+    "pixels beyond the palette": png(4, 1, 8, 3, b"\0\0\1\2\3", chunk(b"PLTE", bytes(3)) + trns(bytes(300))),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_WHERE_IT_IS_CONVERTED)
+def test_damage_that_shows_only_in_a_conversion_is_damage(name):
+    refused(BROKEN_WHERE_IT_IS_CONVERTED[name], r"^the picture is damaged or truncated")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "I", "I;16"])
+def test_a_transparency_that_is_none(mode):
+    image = Image.new(mode, (4, 3))
+    image.info["transparency"] = (1, 2, 3, 4, 5)
+    refused(image, r"^the picture is damaged or truncated")
+
+
+def test_too_little_memory_is_no_damage(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "getchannel", full)
+    with pytest.raises(MemoryError):
+        open_picture(Image.fromarray(np.dstack([RGB, GREY])))
+
+
+@pytest.mark.parametrize("source", [0, True, None, 1.5, RGB, ["a.png"], io.BytesIO(b"")])
+def test_what_is_no_source(source):
+    """Among them integers, which `open` takes for file descriptors, and would close."""
+    with pytest.raises(TypeError, match=f"image is of type {type(source).__name__}, expected a path, the bytes"):
+        open_picture(source)
+
+
+def test_any_buffer_of_bytes_is_a_file():
+    data = file(Image.fromarray(RGB))
+    for source in (bytearray(data), memoryview(data), memoryview(data[::-1])[::-1]):
+        assert np.array_equal(pixels(source), RGB)
+
+
+def test_a_profile_that_a_png_cannot_give_is_told():
+    data = png(1, 1, 8, 2, b"\0\1\2\3", chunk(b"iCCP", b"a profile\0\0no stream of zlib"))
+    with pytest.warns(ImageWarning, match=r"the ICC profile is ignored \(it is damaged\)"):
+        assert open_picture(data).image.getpixel((0, 0)) == (1, 2, 3)
+
+
+def grey_tiff(bits: int, photometric: int, rows: bytes, width: int) -> bytes:
+    """A TIFF of one row, little-endian."""
+    entries = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    entries.append((279, len(rows)))
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 3, 1, v) for tag, v in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(rows)) + rows + directory + bytes(4)
+
+
+def test_deep_greys_of_a_tiff_by_its_tags():
+    """Pillow gives 16 bits as they are stored, also where white is 0, and 12 bits as numbers up to 4095."""
+    deep = struct.pack("<4H", 0, 257, 32896, 65535)
+    for photometric, expected in ((1, [0, 1, 128, 255]), (0, [255, 254, 127, 0])):
+        image = open_picture(grey_tiff(16, photometric, deep, 4)).image
+        assert image.mode == "L" and list(image.tobytes()) == expected
+    image = open_picture(grey_tiff(12, 1, bytes.fromhex("000010808fff"), 4)).image
+    assert list(image.tobytes()) == [0, 1, 128, 255]
+
+
 # Tensors and writing
 
 
@@ -507,3 +573,36 @@ def test_readable_extensions():
     found = readable_extensions()
     assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp"} <= found
     assert not found & {".eps", ".ps", ".mpg", ".pdf", ".lalic"}
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".bmp", ".ppm", ".pgm", ".pcx"])
+def test_alpha_is_not_dropped_without_a_word(extension):
+    image = Image.fromarray(np.dstack([RGB, HALF]))
+    with pytest.raises(ImageError, match=rf"^{extension} files hold no alpha channel"):
+        dump(image, extension)
+    assert dump(image.convert("RGB"), extension)
+
+
+@pytest.mark.parametrize("extension", [".png", ".webp", ".tif"])
+def test_colours_below_transparent_pixels_are_written_too(extension):
+    image = Image.fromarray(np.dstack([RGB, HALF]))
+    assert Image.open(io.BytesIO(dump(image, extension))).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("extension", [".ico", ".icns"])
+def test_what_would_be_written_in_another_size(extension):
+    with pytest.raises(ImageError, match=r"hold icons of fixed sizes"):
+        dump(Image.fromarray(RGB), extension)
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".tif", ".jp2", ".webp", ".bmp", ".gif", ".tga", ".sgi"])
+def test_a_full_disk_is_an_error_of_the_disk(extension):
+    """Pillow's encoder of JPEG 2000 would go on without end."""
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        save(Image.fromarray(RGB), extension, Full())
+    assert not isinstance(caught.value, ImageError)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import astronaut, tiny
 
 from lalic import codec, search
+from lalic.coder.host import HostCoder
 from lalic.container import parse
 from lalic.errors import BitstreamError, RequestError
 from lalic.tiles import SCALES
@@ -62,10 +65,9 @@ def test_a_region_is_that_part_of_the_whole(region, monkeypatch) -> None:
     _, data = coded()
     whole = codec.decode(data, tiny())
     read = []
-    model = tiny()
-    original = type(model).read
-    monkeypatch.setattr(type(model), "read", lambda self, *a: read.append(a) or original(self, *a))
-    part = codec.decode(data, model, region=region)
+    original = HostCoder.read
+    monkeypatch.setattr(HostCoder, "read", lambda self, *a: read.append(a) or original(self, *a))
+    part = codec.decode(data, tiny(), region=region)
     assert np.array_equal(pixels(part), pixels(whole.crop(region)))
     if region == (0, 0, 1, 1):
         assert len(read) == 4, "a tile and the three whose latents its window shares"
@@ -87,19 +89,76 @@ def test_region_and_scale_of_one_tile(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "region", [(0, 0, 501, 300), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 9, 5, 12), (0, 0, 5), (0, 0, 500, 301)]
-)
+    "region",
+    [(0, 0, 501, 300), (-1, 0, 5, 5), (5, 5, 5, 9), (9, 9, 5, 12), (0, 0, 5), (0, 0, 500, 301), (0.5, 0, 5, 5),
+     (0, 0, 5.0, 5), (0, 0, "5", 5), (0, 0, None, 5), (0, 0, float("nan"), 5)],
+)  # fmt: skip
 def test_what_is_no_region(region) -> None:
     _, data = coded()
     with pytest.raises(RequestError, match=r"region is \(.*inside of 500x300"):
         codec.decode(data, tiny(), region=region)
 
 
-@pytest.mark.parametrize("scale", [0, 3, 128, -1])
+@pytest.mark.parametrize("scale", [0, 3, 128, -1, 2.0, "2", None])
 def test_what_is_no_scale(scale) -> None:
     _, data = coded()
     with pytest.raises(RequestError, match=f"scale is {scale}, expected one of 1, 2, 4, 8, 16, 32, 64"):
         codec.decode(data, tiny(), scale=scale)
+
+
+class Batches(HostCoder):
+    """As a coder of a GPU is asked: several windows and tiles of one size at once. Notes the shapes."""
+
+    seen: set[tuple[object, ...]]
+
+    def read_latents(self, streams, size):
+        self.seen.add(("read", len(streams), *size))
+        return super().read_latents(streams, size)
+
+    def latents(self, x):
+        self.seen.add(("latents", *x.shape))
+        return super().latents(x)
+
+    def synthesise(self, y_hat, qualities):
+        self.seen.add(("synthesise", *y_hat.shape))
+        return super().synthesise(y_hat, qualities)
+
+
+def test_windows_of_all_large_pictures_are_batches_of_one_size(monkeypatch) -> None:
+    """Files and pixels are those of window by window, and a GPU needs few graphs for pictures of many sizes."""
+    model = tiny(qualities=3)
+    pictures = [astronaut(0, 0, *size) for size in ((500, 300), (510, 266), (300, 460), (384, 384), (257, 512))]
+    alone = [codec.encode(picture, model, quality=70) for picture in pictures]
+    decoded = [pixels(codec.decode(data, model)) for data in alone]
+    parts = [pixels(codec.decode(data, model, region=(100, 120, 250, 266))) for data in alone]
+    Batches.seen = set()
+    monkeypatch.setattr(type(model), "coder", lambda self, graph=None: Batches(self))
+    monkeypatch.setattr(codec, "codes_on_gpu", lambda device: True)
+    for picture, data, whole, part in zip(pictures, alone, decoded, parts, strict=True):
+        assert codec.encode(picture, model, quality=70) == data
+        assert np.array_equal(pixels(codec.decode(data, model)), whole)
+        assert np.array_equal(pixels(codec.decode(data, model, region=(100, 120, 250, 266))), part)
+    for what in ("latents", "synthesise"):
+        shapes = {shape[1:] for shape in Batches.seen if shape[0] == what}
+        assert len({shape[1:] for shape in shapes}) == 1, "one size of window"
+        assert {shape[0] for shape in shapes} <= {1, 2, 3, 4}, "full batches, and what is left of a picture"
+    reads = {shape[2:] for shape in Batches.seen if shape[0] == "read"}
+    assert reads <= {(h, w) for h in (1, 2) for w in (1, 2)}, "tiles at the right and at the bottom are smaller"
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_a_damaged_tile(in_batches, monkeypatch) -> None:
+    """Found out before the picture gets memory, which a header alone does not get."""
+    _, data = coded()
+    tiles = list(parse(data).tiles)
+    tiles[1] = tiles[1]._replace(checksum=tiles[1].checksum ^ 1)
+    damaged = replace(parse(data), tiles=tuple(tiles)).pack()
+    monkeypatch.setattr(codec, "codes_on_gpu", lambda device: in_batches)
+    if in_batches:
+        monkeypatch.setattr(type(tiny()), "coder", lambda self, graph=None: HostCoder(self))
+    monkeypatch.setattr(Image, "new", None)
+    with pytest.raises(BitstreamError, match="the decoded symbols"):
+        codec.decode(damaged, tiny())
 
 
 def test_bands_change_no_pixel(monkeypatch) -> None:

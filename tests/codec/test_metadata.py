@@ -71,6 +71,12 @@ def test_the_thumbnail_is_cut_out_and_nothing_else():
         found = {k: v for k, v in with_.get_ifd(directory).items() if k != ExifTags.IFD.Interop}
         assert found == {k: v for k, v in without.get_ifd(directory).items() if k != ExifTags.IFD.Interop}
         assert len(found) >= 2
+    # One of plain pixels.
+    plain = camera_exif(thumbnail=b"plain pixels")
+    for tag, other in ((0x0201, 0x0111), (0x0202, 0x0117)):
+        plain = plain.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", other, 4, 1))
+    data = boxes(file(RGB, "PNG", exif=EXIF + plain))["e"]
+    assert b"plain pixels" not in data and len(data) == len(plain) - len(b"plain pixels")
     # A thumbnail that points at something else takes nothing away.
     broken = camera_exif(thumbnail=b"no JPEG file")
     assert boxes(file(RGB, "PNG", exif=EXIF + broken))["e"].endswith(b"no JPEG file")
@@ -248,6 +254,9 @@ def test_damaged_exif_in_a_box_does_not_lose_the_picture(extension):
         warnings.simplefilter("ignore")
         for data in (b"", b"II*\0", b"junk" * 9, camera_exif()[:60], *(rng.bytes(80) for _ in range(3))):
             assert written(extension, {"e": data}).size == RGB.size
+        # A number where a text belongs: Pillow reads it, and cannot write it.
+        number = b"II*\0" + struct.pack("<IHHHIfI", 8, 1, 0x010F, 11, 1, 1.5, 0)
+        assert written(extension, {"e": number}).size == RGB.size
         for _ in range(30):
             data = bytearray(camera_exif())
             for place in rng.integers(8, len(data), 6):
@@ -260,6 +269,24 @@ def test_a_text_named_like_an_entry_of_pillow_stays_a_text(extension):
     texts = dict.fromkeys(("transparency", "icc_profile", "dpi", "exif", "compression", "loop"), "text")
     out = written(extension, {"t": json.dumps(texts).encode()})
     assert out.size == RGB.size and (extension != ".png" or out.text == texts)
+
+
+@pytest.mark.parametrize("extension", [*FORMATS, ".gif", ".tga", ".jp2", ".bmp", ".sgi"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_text_named_like_an_option_of_a_writer_is_none(extension, mode):
+    """Some of Pillow's writers look for their options in `info`."""
+    names = ("palette", "id_section", "orientation", "rle", "quality", "save_all", "disposal", "bpp", "photoshop")
+    image = RGB if mode == "RGB" else with_alpha(np.asarray(GREY))
+    if (extension, mode) in ((".jpg", "RGBA"), (".bmp", "RGBA")):
+        return
+    out = written(extension, {"t": json.dumps(dict.fromkeys(names, "text")).encode()}, image)
+    assert out.size == RGB.size
+
+
+def test_the_comment_and_the_resolution_of_other_formats():
+    for extension in (".gif", ".jp2"):
+        assert written(extension, ALL).info["comment"] == b"made by hand"
+    assert [round(dpi) for dpi in written(".bmp", ALL).info["dpi"]] == [300, 150]
 
 
 def test_texts_that_a_png_cannot_hold():
@@ -283,6 +310,19 @@ def test_invalid_boxes_are_refused(letter, contents):
         with pytest.raises(BitstreamError, match=f"the box '{letter}' is invalid") as caught:
             function({letter: contents})
         assert "\n" not in str(caught.value)
+
+
+def test_texts_without_end():
+    """Each takes some hundred bytes of memory, however short it is."""
+    many = {f"{i:x}": "" for i in range(2**16 + 1)}
+    with pytest.raises(BitstreamError, match="it has 65537 texts, expected at most 65536"):
+        metadata.describe({"t": json.dumps(many).encode()})
+    image = RGB.copy()
+    image.text = many
+    with pytest.warns(ImageWarning, match="65537 texts are dropped; the limit is 65536"):
+        assert open_picture(image).metadata == {}
+    image.text = dict(list(many.items())[1:])
+    assert len(json.loads(open_picture(image).metadata["t"])) == 2**16
 
 
 # For people

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import numpy as np
 import pytest
+from kinds import KINDS, file, xmp
 from PIL import Image
 from tiny import astronaut, tiny
 
 from lalic import codec, images, search, strips
 from lalic.batch import compress_files, decompress_files
 from lalic.errors import ImageError, LalicError
+from lalic.tiles import Box
 
 SIZE = (300, 200)
 LIMIT = SIZE[0] * SIZE[1] - 1
@@ -79,6 +82,54 @@ def test_colours_orientation_and_depth(vips, tmp_path) -> None:
     clear.save(tmp_path / "clear.png")
     white = images.open_picture(tmp_path / "clear.png", background="white").image
     assert (pixels(white.crop((0, 0, *SIZE))) == 255).all()
+
+
+@pytest.mark.parametrize("name", ["16-bit CMYK TIFF", "wide-gamut JPEG (Display P3)", "phone JPEG, EXIF orientation 6"])
+def test_kinds_that_libvips_would_take_otherwise(vips, name, monkeypatch) -> None:
+    data = next(kind for kind in KINDS if kind.name == name).make()
+    whole = images.open_picture(data)
+    monkeypatch.setattr(strips, "MAX_PIXELS", 100)
+    opened = images.open_picture(data)
+    assert isinstance(opened.image, strips.StripImage) and opened.image.size == whole.image.size
+    difference = pixels(opened.image.crop((0, 0, *opened.image.size))) - pixels(whole.image)
+    assert np.abs(difference).mean() < (40 if "CMYK" in name else 1)  # without a profile, libvips has one of its own
+    assert opened.metadata.keys() == whole.metadata.keys() and opened.metadata.get("e") == whole.metadata.get("e")
+
+
+def test_the_orientation_of_xmp_is_applied(vips, monkeypatch) -> None:
+    data = file(astronaut(0, 0, *SIZE), "JPEG", xmp=xmp(6))
+    opened = images.open_picture(data)
+    assert opened.image.size == SIZE[::-1] and opened.metadata == {"x": xmp(1)}
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_deep_numbers_are_not_cut_off(vips, mode) -> None:
+    with pytest.raises(ImageError, match=r"pixels of libvips' format (int|float), expected 8 or 16 bits"):
+        images.open_picture(file(Image.new(mode, SIZE, 300), "TIFF"))
+
+
+def test_pages_and_eps_are_refused_before_libvips_sees_them(vips) -> None:
+    page = astronaut(0, 0, *SIZE)
+    with pytest.raises(ImageError, match="the file holds 2 frames"):
+        images.open_picture(file(page, "TIFF", save_all=True, append_images=[page]))
+    with pytest.raises(ImageError, match="EPS files are refused"):
+        images.open_picture(file(page, "EPS"))
+
+
+def test_jpeg_of_strips_is_that_of_pillow(vips, tmp_path) -> None:
+    """Quality 95 and no subsampling; alpha is not dropped; what libvips does not write is refused before decoding."""
+    rgb = np.asarray(astronaut(0, 0, *SIZE))
+    whole = Box(0, 0, *SIZE)
+    strips.write_strips([(whole, rgb)], SIZE, str(tmp_path / "a.jpg"))
+    other = Image.open(io.BytesIO(images.dump(Image.fromarray(rgb), ".jpg")))
+    with Image.open(tmp_path / "a.jpg") as found:
+        assert np.abs(pixels(found) - rgb).mean() < 1.01 * np.abs(pixels(other) - rgb).mean()
+    clear = np.dstack([rgb, rgb[..., 0]])
+    with pytest.raises(ImageError, match=r"^\.jpg files hold no alpha channel"):
+        strips.write_strips([(whole, clear)], SIZE, str(tmp_path / "b.jpg"))
+    with pytest.raises(ImageError, match=r"^libvips writes no \.bmp files"):
+        strips.write_strips(iter(lambda: pytest.fail("decoded"), None), SIZE, str(tmp_path / "b.bmp"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_what_cannot_be_done_is_said(vips, tmp_path) -> None:

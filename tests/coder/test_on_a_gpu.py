@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from graph_double import damaged
@@ -70,6 +71,18 @@ def test_a_cpu_reads_files_of_a_gpu(model: LALIC, pictures: list[torch.Tensor]) 
                 file = model.encode(x.cuda(), quality, graph=graph)
                 shown = here.decode(file, 192, 256, quality)
             assert (shown - decode(model, file, quality, graph).cpu()).abs().max() < 1e-3
+
+
+def test_a_picture_in_tiles(model: LALIC) -> None:
+    """Windows and tiles in batches, by graphs from the second picture on; a CPU reads the file."""
+    photo = images.load(ROOT / "lalic" / "assets" / "astronaut.png").resize((1700, 1600))
+    data = [lalic.encode(photo, model) for _ in range(2)]
+    assert data[0] == data[1]
+    whole = [np.asarray(lalic.decode(data[0], model, graph=graph)).astype(int) for graph in (False, None, None)]
+    here = np.asarray(lalic.decode(data[0])).astype(int)
+    part = np.asarray(lalic.decode(data[0], model, region=(700, 700, 900, 900))).astype(int)
+    for found in whole:
+        assert abs(found - here).max() <= 1 and abs(part - found[700:900, 700:900]).max() <= 1
 
 
 def test_pixels_are_those_of_a_cpu(pictures: list[torch.Tensor]) -> None:

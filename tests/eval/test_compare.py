@@ -120,6 +120,8 @@ def test_compare_from_python() -> None:
     for codecs, options, message in (
         (["vtm"], {}, "nothing is left to compare"),
         (["jpeg"], {"match": "size"}, "match is 'size', expected bpp or psnr"),
+        (["jpeg"], {"target": float("nan")}, "the target is nan bits per pixel, expected more than 0"),
+        (["jpeg"], {"target": 0.0, "match": "psnr"}, "the target is 0 dB, expected more than 0"),
     ):
         with pytest.raises(LalicError, match=message):
             compare(picture, codecs, **options)

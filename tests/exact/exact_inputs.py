@@ -165,7 +165,9 @@ class Gpu:
             return self.gpu.product(ones, self.gpu.factor_of(weight), gate=gate).reshape(x.shape)
 
     def gated_biwkv(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
-        return self.gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1)))
+        y = torch.empty_like(v)
+        self.gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1)), y)
+        return y
 
 
 def order_key(x: Tensor) -> Tensor:

@@ -99,13 +99,17 @@ def test_convolution_of_a_slice() -> None:
 
 
 def test_sums_of_many_chunks() -> None:
-    """Six chunks, the last one shorter: more than the chain loads at once."""
+    """Eighteen chunks, the last one shorter: more than are loaded at once. Digits are the values' integers."""
     from lalic_kernels.exact import gpu
 
-    x, tokens = Source(37, DEVICE).normal, 5 * 64 + 6
-    w, u, k, v, r = x(3) / tokens, x(3) / tokens, x(2, tokens, 3), x(2, tokens, 3), x(2, tokens, 3)
-    expected = reference.biwkv(w, u, k, v, r)
-    assert same(gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1))), expected)
+    x, tokens = Source(37, DEVICE).normal, 17 * 64 + 6
+    w, u, k, v, r = x(3) / tokens, x(3) / tokens, x(1, tokens, 3), x(1, tokens, 3), x(1, tokens, 3)
+    y = torch.empty_like(v)
+    digits = gpu.wkv(w, u, torch.cat((k, v, r), dim=2), order_key(k.amax(1)), y)
+    assert same(y, reference.biwkv(w, u, k, v, r))
+    q, exponent = exact.quantise(y[0], (-1,))
+    assert torch.equal(128 * digits.high.int() + digits.low.int(), torch.nn.functional.pad(q, (0, digits.depth - 3)))
+    assert torch.equal(digits.scales, torch.ldexp(torch.ones(tokens), exponent.flatten().cpu() - 12).to(DEVICE))
 
 
 def test_images_with_unevenly_spaced_positions() -> None:

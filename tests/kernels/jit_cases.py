@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import triton.language as tl
 from op_specs import SPECS
 from torch import Tensor
 
 import lalic_kernels
-from benchmarks.counting import jit
-from benchmarks.counting.launches import random_model, some_stream
+from benchmarks.counting import jit, resources
+from benchmarks.counting.launches import encode, random_model, some_stream
 from lalic.coder import gpu
 from lalic.model import LALIC
 from lalic_kernels import rans
 from lalic_kernels.rans import gpu as rans_gpu
-from lalic_kernels.triton_math import Constant
 
 # (H, W, pictures): sizes of one block of hyper latents and of many, divisible by high powers of two and not.
 SIZES = ((64, 64, 1), (64, 128, 1), (128, 64, 1), (192, 256, 1), (256, 256, 1), (256, 320, 1), (320, 448, 1),
@@ -117,20 +117,10 @@ def model_of(name: str, precision: str = "float32") -> LALIC:
     return random_model(name).set_precision(precision)
 
 
-def encode(model: LALIC, height: int, width: int) -> None:
-    """The launches of an encode: from a picture to symbols, and the entropy coder's on symbols that are zeros."""
-    size = height // model.downsampling, width // model.downsampling
-    rows = gpu.z_rows(model.config.dims[5], size[0] * size[1], torch.device("cpu"))
-    x, qualities = torch.zeros(1, 3, height, width), model.as_qualities([None], 1)
-    sections = gpu._launch_encoding(model, x, True, qualities, rows).sections
-    zeros = [torch.zeros(symbols.shape, dtype=torch.int32) for symbols, _ in sections]
-    rans_gpu.encode([(x, x) for x in zeros], model.tables())
-
-
 def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
     """Launches and compilations of a decode and, of one picture, an encode; the first size first.
 
-    "constants": by kernel those of modules that Triton compares at each launch, `Constant` aside, which costs nothing.
+    "constants": by kernel those of modules that Triton compares slowly at each launch (`lalic_kernels.triton_math`).
     """
     model, found = model_of(name, precision), []
     constants: dict[str, list[str]] = {}
@@ -147,8 +137,8 @@ def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
                 run()
                 for each in record.compilations:
                     compared = each.function.used_global_vals.items()  # empty where the front end did not run
-                    names = [name for (name, _), (value, _) in compared if not isinstance(value, Constant)]
-                    constants[each.kernel] = names
+                    slow = {name for (name, _), (value, _) in compared if type(value) is tl.constexpr}
+                    constants[each.kernel] = sorted(slow)
                 fusion = {(each.kernel, each.options.get("enable_fp_fusion")) for each in record.compilations}
                 found.append(
                     {
@@ -162,18 +152,8 @@ def sizes(name: str, precision: str, compile: str) -> dict[str, Any]:
 
 
 def machine_code() -> list[dict[str, Any]]:
-    """What a first decode and encode compile for sm_90: registers, bytes that spill, shared memory."""
-    from benchmarks.compiled.core import resources
-
-    model = model_of("slim")
-    with torch.no_grad(), jit.recording(compile="all") as record:
-        gpu.GpuCoder(model, False).decode([some_stream(model)], (4, 6), [None])
-        encode(model, 256, 384)
-    return [
-        {"kernel": each.kernel, "constants": {k: str(v) for k, v in each.constants.items()}}
-        | {"shared": each.compiled.metadata.shared, **resources(each.compiled)}
-        for each in record.compilations
-    ]
+    """What a decode and an encode of the slim model compile for sm_90: registers, spilled bytes, shared memory."""
+    return resources.compiled("cuda 90", ["slim"], (384, 256))["kernels"]
 
 
 PARTS: dict[str, Callable[[], Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import sysconfig
@@ -156,7 +157,7 @@ def test_what_triton_needs_to_start_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         def get_current_device(self) -> int:
             raise RuntimeError("Failed to find C compiler.")
 
-    monkeypatch.setattr(driver, "_active", Driver())
+    monkeypatch.setattr(driver, "_active" if "_active" in vars(driver) else "active", Driver())  # Triton 3.3
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
     assert any("a C compiler (gcc or clang in PATH" in line for line in info.missing())
@@ -167,4 +168,17 @@ def test_what_triton_needs_to_start_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
     assert installed.missing_to_start() == ["Python's headers (the package python3-dev)"]
+    installed.start_triton.cache_clear()
+
+
+def test_a_triton_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    assert not installed.too_old()
+    needed = ".".join(map(str, installed.TRITON_FROM))
+    assert f"triton>={needed};" in (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "3.2.0")
+    assert f"triton: expected {needed} or later, got 3.2.0: no kernels on CUDA tensors" in info.missing()
+    installed.start_triton.cache_clear()
+    with pytest.raises(RuntimeError, match=rf"^triton: expected {needed} or later, got 3\.2\.0$"):
+        installed.start_triton()
     installed.start_triton.cache_clear()

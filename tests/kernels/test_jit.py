@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def results(part: str) -> Any:
     """What a part of jit_cases.py finds. Fusion is asked for by each launch, so the default must not matter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "0"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # which may have another Triton
+    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "0"}
     command = [sys.executable, str(Path(__file__).with_name("jit_cases.py")), part]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

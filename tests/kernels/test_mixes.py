@@ -98,6 +98,16 @@ def test_every_width_has_a_launch_that_covers_it(arch: str) -> None:
                 assert grid[1] * per >= tiles > (grid[1] - 1) * per
 
 
+def test_two_products_for_one_sum_are_not_pipelined_on_blackwell() -> None:
+    """Triton 3.6 to 3.8 do it wrongly. Two products: the parts of C where x is held, or those of float32."""
+    for itemsize in (2, 4):
+        for channels in range(8, 520, 8):
+            for choice in (gpu.choose_linear("cuda 100", channels, itemsize),
+                           gpu.choose_channel("cuda 100", channels, channels, itemsize)):  # fmt: skip
+                if choice is not None and (itemsize == 4 or (choice.launch["HELD"] and choice.rest)):
+                    assert choice.launch.num_stages == 1, (channels, itemsize)
+
+
 def _largest(call: Callable[[], object]) -> int:
     """The number of elements of the largest result of all ATen calls."""
     sizes = []

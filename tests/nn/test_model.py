@@ -151,6 +151,9 @@ def test_state_dict_round_trips_with_published_names(model, weights, golden, tmp
     torch.save({"epoch": 3, "state_dict": renamed, "loss": 1.0}, tmp_path / "published.pth")
     again = lalic.load_checkpoint(tmp_path / "published.pth")
     assert again.weights_hash() == model.weights_hash()
+    # The format of torch before 1.6, which cannot be mapped into memory.
+    torch.save(renamed, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert lalic.load_checkpoint(tmp_path / "old.pth").weights_hash() == model.weights_hash()
     checkpoints.save_weights(small(), tmp_path / "tiny.safetensors")
     assert lalic.load_checkpoint(tmp_path / "tiny.safetensors").config == small().config
     again = LALIC(**CTOR)
