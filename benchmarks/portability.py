@@ -118,7 +118,7 @@ def decode(folder: Path) -> dict[str, Any]:
 
     {entropy: {picture: [symbols, latents] or "refused"}, "batch": {entropy: {picture: latents or "refused"}}}.
     """
-    model = lalic.load_checkpoint(folder / "weights.pth")
+    model = lalic.load(folder / "weights.pth")
     work = json.loads((folder / "work.json").read_text())
     found: dict[str, Any] = {entropy: {} for entropy in ENTROPIES} | {"batch": {entropy: {} for entropy in ENTROPIES}}
     for entropy in ENTROPIES:
@@ -197,7 +197,7 @@ def model_and_pictures(
     paths = sorted(p for p in options.folder.glob("*") if p.suffix.lower() in images.readable_extensions())
     if not paths:
         parser.error(f"no pictures in {options.folder}")
-    model = lalic.slim() if options.checkpoint is None else lalic.load_checkpoint(options.checkpoint)
+    model = lalic.slim() if options.checkpoint is None else lalic.load(options.checkpoint)
     return model, ((p.stem, pad(images.to_tensor(images.load(p)), model.downsampling)) for p in paths)
 
 

@@ -69,6 +69,6 @@ for step in range(steps):
 
 model.eval().update()  # coding tables of the prior, after training
 torch.save(model.state_dict(), "one_lambda.pth")
-model = lalic.load_checkpoint("one_lambda.pth")
+model = lalic.load("one_lambda.pth")
 data = lalic.encode(pictures[0], model)
 print(f"a real file of {len(data)} bytes, decoded to {lalic.decode(data, model).size}")

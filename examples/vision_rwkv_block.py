@@ -11,11 +11,11 @@ from importlib import resources
 
 import numpy as np
 import torch
-from lalic_kernels.layers import RWKVBlock
 from PIL import Image
 from torch import nn
 
 import lalic
+from lalic_kernels.layers import RWKVBlock
 
 PATCH, SIDE, CHANNELS, BATCH = 4, 48, 48, 32
 

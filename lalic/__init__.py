@@ -4,9 +4,10 @@
 >>> data = lalic.encode("photo.png")  # doctest: +SKIP
 >>> lalic.decode(data).save("again.png")  # doctest: +SKIP
 
-Models: `lalic.slim()` ships with weights, `lalic.load_checkpoint(path)` takes the published files, `lalic.LALIC(...)`
-builds any other. Many files: `lalic.batch`. Measuring and training: `lalic.eval`, `lalic.train`. Names are imported on
-first use, so that `import lalic` and `lalic --help` do not load torch.
+Models: `lalic.slim()` ships with weights, `lalic.load("path-or-hub-id")` takes the published files and others,
+`lalic.LALIC(...)` builds any. Many files: `lalic.batch`. Measuring and training: `lalic.eval`, `lalic.train`; beside
+CompressAI's models: `lalic.compressai`. Names are imported on first use, so that `import lalic` and `lalic --help` do
+not load torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lalic.codec import decode, decode_many, encode
     from lalic.errors import BitstreamError, CheckpointError, ImageError, LalicError, ModelMismatchError
-    from lalic.hub import load_checkpoint, slim
+    from lalic.hub import load, load_checkpoint, slim
     from lalic.model import LALIC
 
 _MODULES = {
@@ -32,6 +33,7 @@ _MODULES = {
     "LalicError": "errors",
     "ModelMismatchError": "errors",
     "LALIC": "model",
+    "load": "hub",
     "load_checkpoint": "hub",
     "slim": "hub",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "decode",
     "decode_many",
     "encode",
+    "load",
     "load_checkpoint",
     "slim",
 ]

@@ -26,7 +26,6 @@ from PIL import Image
 from lalic import images, metadata
 from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Coder, Stream, codes_on_gpu
-from lalic.config import DEFAULT_QUALITY
 from lalic.container import MAX_PIXELS, Container, Tile, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
 from lalic.memory import give_back
@@ -116,7 +115,7 @@ def encode(
 
     image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`; or a picture
     that `lalic.images.open_picture` gave.
-    model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model (None:
+    model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
     quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
     leave out metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height.
@@ -234,13 +233,13 @@ def _at_once(model: LALIC, grid: Grid) -> int:
 
 
 def coded_quality(model: LALIC, quality: float | None) -> float | None:
-    """The quality of a file of this model: rounded to hundredths, 50 for None; None for a model of one quality.
+    """The quality of a file of this model: rounded to hundredths, its default for None; None for one of one quality.
 
     Raises `QualityError` for a number not in 1 to 100, and for any number if the model has one quality.
     """
     if model.as_qualities(quality, 1) is None:
         return None
-    return round(100 * (DEFAULT_QUALITY if quality is None else quality)) / 100
+    return round(100 * (model.default_quality if quality is None else quality)) / 100
 
 
 # Decoding

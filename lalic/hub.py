@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from lalic import weights
+from lalic import pretrained, weights
 from lalic.config import SLIM
 from lalic.errors import CheckpointError
 from lalic.model import LALIC
@@ -24,13 +24,21 @@ def slim(pretrained: bool = True) -> LALIC:
     return LALIC.from_state_dict(weights.load(SLIM.name))
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> LALIC:
-    """A model in eval mode, ready to code, from a .pth file (published or trained) or a .safetensors file.
+def load(source: str | os.PathLike[str]) -> LALIC:
+    """A model in eval mode, ready to code.
+
+    source: a .pth file (published or trained) or a .safetensors file; a folder of `LALIC.save_pretrained` or of a
+    training run; or "user/model", perhaps with "@revision", of the Hugging Face Hub (`pip install lalic[hub]`).
 
     The configuration follows from the shapes of the tensors. Pickled code is never run (``weights_only=True``). Raises
-    ``CheckpointError`` if the file cannot be read or is not a LALIC checkpoint.
+    ``CheckpointError`` if there is none, it cannot be read or is not a LALIC checkpoint.
     """
-    return LALIC.from_state_dict(checkpoints.read(path, mapped=True))
+    if os.path.isdir(source) or (not os.path.exists(source) and pretrained.looks_like_an_id(source)):
+        return LALIC.from_pretrained(source)
+    return LALIC.from_state_dict(checkpoints.read(source, mapped=True))
+
+
+load_checkpoint = load  # the older name
 
 
 def load_model(
@@ -39,12 +47,12 @@ def load_model(
     device: str | torch.device = "cpu",
     precision: str | None = None,
 ) -> LALIC:
-    """A new model in eval mode, ready to code: from a checkpoint, or the slim one that ships (None).
+    """A new model in eval mode, ready to code: from what `load` takes, or the slim one that ships (None).
 
     device: of the model. precision: of its transforms (`LALIC.set_precision`), None for float32. Raises
     ``CheckpointError`` if the file cannot be read or is not a LALIC checkpoint.
     """
-    model = slim(pretrained=True) if checkpoint is None else load_checkpoint(checkpoint)
+    model = slim(pretrained=True) if checkpoint is None else load(checkpoint)
     model = model.to(device).eval()
     return model if precision is None else model.set_precision(precision)
 
@@ -59,6 +67,6 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, o
     """
     if not os.fspath(target).endswith(".safetensors"):
         raise CheckpointError(f"{os.fspath(target)}: a converted checkpoint's name must end in .safetensors")
-    model = load_checkpoint(source)
+    model = load(source)
     checkpoints.save_tensors(model.converted(), target, overwrite)
     return model

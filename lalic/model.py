@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import lalic_kernels
+from lalic import pretrained
 from lalic.coder import Coder, Decoded, Stream, coder_for
 from lalic.coder.engines import FLOAT, exact_entropy
 from lalic.coder.graphs import LaunchLock
@@ -22,13 +25,15 @@ from lalic.coder.tables import bottleneck_cdfs, gaussian_tables
 from lalic.config import DEFAULT_QUALITY, FULL, Config
 from lalic.errors import BitstreamError, CheckpointError, QualityError
 from lalic.nn import checkpoints
+from lalic.nn.blocks import RWKVBlock
 from lalic.nn.bottleneck import EntropyBottleneck
-from lalic.nn.context import SliceStack, full_precision
+from lalic.nn.context import SliceStack, full_precision, narrowed_for
 from lalic.nn.gains import Gains, as_qualities
-from lalic.nn.noise import ALL
+from lalic.nn.noise import ALL, Share
 from lalic.nn.transforms import Float32, analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
 from lalic_kernels.cache import ModuleCache, WeightCache
+from lalic_kernels.layers import derived
 
 
 class _Hyper(nn.Module):
@@ -48,6 +53,27 @@ class LatentCodec(nn.Module):
         self.y = SliceStack(c)
         self.hyper = _Hyper(c)
 
+    def __getitem__(self, name: str) -> nn.Module:
+        """The parts "y" (slices) and "hyper", as the published class has them."""
+        if name not in ("y", "hyper"):
+            raise KeyError(f'latent_codec: expected "y" or "hyper", got {name!r}')
+        return self.y if name == "y" else self.hyper
+
+    def forward(self, y: Tensor, z: Tensor | None = None, share: Share = ALL) -> dict[str, Any]:
+        """Gained latents y (B, M, h, w) -> ``{"likelihoods": {"y", "z"}, "y_hat"}``, as the published method.
+
+        z: hyper latents (B, C, h / 4, w / 4) that are computed already. share: this process's part of the batch.
+        """
+        z = self.hyper.h_a(narrowed_for(next(self.hyper.h_a.parameters()), y)) if z is None else z
+        z_hat, z_likelihoods = self.hyper.entropy_bottleneck(full_precision(z), share)
+        coder = Estimate(y, self.y.groups, self.training, share)
+        y_hat = code_slices(SliceState(self.y, self.hyper_parameters(z_hat), FLOAT), coder)
+        return {"likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}, "y_hat": y_hat}
+
+    def hyper_parameters(self, z_hat: Tensor) -> Tensor:
+        """Rounded hyper latents (B, C, h / 4, w / 4) -> hyper parameters (B, hyper_width, h, w), in floating point."""
+        return self.hyper.h_s(_channels_last(narrowed_for(next(self.hyper.h_s.parameters()), z_hat)))
+
 
 class LALIC(nn.Module):
     """Linear Attention Modeling for Learned Image Compression (Feng et al., CVPR 2025).
@@ -57,6 +83,7 @@ class LALIC(nn.Module):
         M: latent channels, equal to ``dims[3]``.
         dims, depths: six numbers of channels, four numbers of RWKV blocks (`lalic.config.Config`).
         groups: latent channels of each slice; ``None``: 16, 16, 32, 64 and the rest, as published.
+        use_ckpt: keep only the input of each RWKV block in training, and compute the rest again in the backward pass.
         context_depth, context_rate: blocks of a channel context, and their hidden width in multiples of their own.
         context_width: channels of the hyper parameters and inside the channel contexts; 0: M, as published.
         kernels: sides of the convolutions of g_a, and of g_s in reverse order.
@@ -70,8 +97,8 @@ class LALIC(nn.Module):
     Pictures are (B, 3, H, W) float in [0, 1] with H and W multiples of 64. A bad configuration raises ``ValueError``.
 
     The argument ``quality`` of a model with gains (`lalic.nn.gains`) is a number in [1, 100], or a tensor (B,) with one
-    for each picture; ``None`` is 50. Decoding needs the quality of encoding. ``QualityError`` is raised for other
-    numbers, and by a model without gains for anything but ``None``.
+    for each picture; ``None`` is the attribute ``default_quality``, 50. Decoding needs the quality of encoding.
+    ``QualityError`` is raised for other numbers, and by a model without gains for anything but ``None``.
 
     The argument ``graph`` is for a model on a GPU: True to capture the launches as a CUDA graph, False to launch one by
     one, ``None`` for the value of the attribute ``graphs``; if that is ``None`` too, a graph is captured at the second
@@ -87,6 +114,7 @@ class LALIC(nn.Module):
         dims: Sequence[int] = FULL.dims,
         depths: Sequence[int] = FULL.depths,
         groups: Sequence[int] | None = None,
+        use_ckpt: bool = False,
         *,
         context_depth: int = 2,
         context_rate: int = 8,
@@ -107,8 +135,14 @@ class LALIC(nn.Module):
         self.h_a = self.latent_codec.hyper.h_a  # the published state dict has these two twice
         self.h_s = self.latent_codec.hyper.h_s
         self.gains = Gains(M, qualities) if qualities else None
+        for module in self.modules():
+            if isinstance(module, RWKVBlock):
+                module.with_ckpt = use_ckpt
+        # DistributedDataParallel reads this name: it would wait for gradients that never come.
+        self._ddp_params_and_buffers_to_ignore = derived(self)
         self.precision = "float32"
         self.entropy = "exact"
+        self.default_quality = DEFAULT_QUALITY
         self.share = ALL  # this process's part of a batch in training
         self.graphs: bool | None = None
         self.cache = WeightCache()  # tables, transforms in low precision
@@ -124,16 +158,18 @@ class LALIC(nn.Module):
         return cls(**{f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"})
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> LALIC:
+    def from_state_dict(cls, state_dict: Mapping[str, Any], strict: bool = True) -> LALIC:
         """A model ready to code, in eval mode. The configuration follows from the shapes of the tensors.
 
-        Takes wrappers and key names of published files, and converted checkpoints. Raises ``CheckpointError`` if it is
-        no LALIC state dict, or a converted one with another entropy model than its digest names.
+        Takes wrappers and key names of published files, and converted checkpoints. strict: False takes a state dict
+        with keys too many or too few, if it has those that the configuration follows from; what is missing starts at
+        random. Raises ``CheckpointError`` if it is no LALIC state dict, or a converted one with another entropy model
+        than its digest names.
         """
         sd = checkpoints.normalise(state_dict)
-        with checkpoints.Uninitialised():
+        with checkpoints.Uninitialised() if strict else nullcontext():
             model = cls.from_config(checkpoints.infer_config(sd))
-        checkpoints.load_into(model, sd)
+        checkpoints.load_into(model, sd, strict)
         model.update()
         expected = state_dict.get(checkpoints.DIGEST)
         if expected is not None:
@@ -144,6 +180,26 @@ class LALIC(nn.Module):
                     f"it names: it is damaged, or was converted for other arithmetic than version {exact.VERSION}"
                 )
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> LALIC:
+        """A model ready to code, in eval mode, from a folder of `save_pretrained` or from the Hugging Face Hub.
+
+        options: revision, token, cache_dir, force_download, local_files_only, as in huggingface_hub. `lalic.load` takes
+        files too. Raises ``CheckpointError`` if there is no such model, ``ImportError`` without the package.
+        """
+        return cls.from_state_dict(pretrained.read(pretrained_model_name_or_path, **options))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> str | None:
+        """Write weights, configuration and a model card into a folder; options as in huggingface_hub's mixin."""
+        return pretrained.save(self, save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put the folder of `save_pretrained` on the Hugging Face Hub; options as in huggingface_hub's mixin.
+
+        Returns the address. Raises ``CheckpointError`` if the Hub does not take it.
+        """
+        return pretrained.push(self, repo_id, **options)
 
     def converted(self) -> dict[str, Tensor]:
         """State dict with the matrices of the entropy model as integers, for `from_state_dict`.
@@ -161,17 +217,24 @@ class LALIC(nn.Module):
                 buffer.resize_(sd[name].shape)
         return super().load_state_dict(sd, strict=strict, assign=assign)
 
-    def update(self, scale_table: Any = None, force: bool = False) -> bool:
+    def update(self, scale_table: Any = None, force: bool = False, update_quantiles: bool = False) -> bool:
         """Make the integer coding tables of z from the trained prior. Returns whether they were made.
 
-        Existing tables, such as those of a checkpoint, stay unless ``force``. The tables of y are constant data;
-        ``scale_table`` exists for published scripts and must be ``None``.
+        Existing tables, such as those of a checkpoint, stay unless ``force``. update_quantiles: search the prior's
+        quantiles first, where training has left them short. The tables of y are constant data: ``scale_table`` exists
+        for published scripts, and ``ValueError`` is raised for another table than `lalic_kernels.scale_table`.
         """
         if scale_table is not None:
-            raise ValueError("scale_table: expected None, the Gaussian tables are frozen; got another table")
+            given, frozen = torch.as_tensor(scale_table, dtype=torch.float32).cpu(), lalic_kernels.scale_table()
+            if given.shape != frozen.shape or not torch.allclose(given, frozen):
+                raise ValueError(
+                    "scale_table: expected None or the default table, as Gaussian tables are frozen; got another one"
+                )
         prior = self.prior
         if prior.tables()[0].numel() and not force:
             return False
+        if update_quantiles:
+            prior.search_quantiles()
         # On the CPU for any model's device, as devices differ in the last bit.
         on_cpu = EntropyBottleneck(prior.channels)
         on_cpu.load_state_dict({**prior.state_dict(), **{n: torch.empty(0) for n in checkpoints.PRIOR_TABLES}})
@@ -224,17 +287,15 @@ class LALIC(nn.Module):
     def forward(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
         """x (B, 3, H, W) -> ``{"x_hat", "likelihoods": {"y", "z"}}``, as the published method.
 
-        x_hat (B, 3, H, W) is not clamped; likelihoods are (B, M, H / 16, W / 16) and (B, C, H / 64, W / 64). In
-        training mode noise replaces rounding for the likelihoods, and rounding passes gradients on.
+        x_hat (B, 3, H, W) is not clamped; likelihoods are (B, M, H / 16, W / 16) and (B, C, H / 64, W / 64), at least
+        float32. In training mode noise replaces rounding for the likelihoods. Rounding of what x_hat is made of passes
+        gradients on, in training and evaluation mode.
         """
         self.check_picture(x)
         qualities = self.as_qualities(quality, x.shape[0])
         y = self.gain(self._transform("g_a", _channels_last(x)), qualities)
-        z_hat, z_likelihoods = self.prior(full_precision(self._transform("h_a", y)), self.share)
-        coder = Estimate(y, self.config.groups, self.training, self.share)
-        y_hat = code_slices(SliceState(self.latent_codec.y, self.h_s(_channels_last(z_hat)), FLOAT), coder)
-        x_hat = self.synthesise(y_hat, qualities)
-        return {"x_hat": x_hat, "likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}}
+        coded = self.latent_codec(y, self._transform("h_a", y), self.share)
+        return {"x_hat": self.synthesise(coded["y_hat"], qualities), "likelihoods": coded["likelihoods"]}
 
     @torch.no_grad()
     def latents(self, x: Tensor) -> Tensor:
@@ -380,6 +441,15 @@ class LALIC(nn.Module):
 
     # Steps of encoding and decoding
 
+    def __getitem__(self, name: str) -> nn.Module:
+        """The parts "y" and "hyper" of the entropy model, as the published class has them."""
+        return self.latent_codec[name]
+
+    @property
+    def groups(self) -> list[int]:
+        """Latent channels of each slice."""
+        return list(self.config.groups)
+
     @property
     def prior(self) -> EntropyBottleneck:
         """The factorised prior of the hyper latents."""
@@ -392,7 +462,7 @@ class LALIC(nn.Module):
 
     @property
     def medians(self) -> Tensor:
-        """Medians of the hyper latents' distributions, (1, C, 1, 1)."""
+        """Medians of the hyper latents' distributions, (1, C, 1, 1), at least float32."""
         return self.prior.medians().reshape(1, -1, 1, 1)
 
     def hyper_latents(self, y: Tensor) -> Tensor:
@@ -416,7 +486,7 @@ class LALIC(nn.Module):
     def as_qualities(self, quality: float | Sequence[float | None] | Tensor | None, batch: int) -> Tensor | None:
         """Checked qualities (batch,) float32, on the CPU or a given tensor's device; None for a model without gains.
 
-        quality: one for all pictures, or one for each; ``None`` is 50. Raises ``QualityError``.
+        quality: one for all pictures, or one for each; ``None`` is `default_quality`. Raises ``QualityError``.
         """
         values: Any = quality if isinstance(quality, list | tuple) else [quality]
         if self.gains is None:
@@ -429,7 +499,7 @@ class LALIC(nn.Module):
             return None
         if isinstance(quality, Tensor):
             return as_qualities(quality, batch)
-        return as_qualities([DEFAULT_QUALITY if q is None else float(q) for q in values], batch)
+        return as_qualities([self.default_quality if q is None else float(q) for q in values], batch)
 
     def check_picture(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x is (B, 3, H, W) floating point, with H and W multiples of 64."""
@@ -442,8 +512,9 @@ class LALIC(nn.Module):
             raise ValueError(f"x: expected a floating dtype with values in [0, 1], got {x.dtype}")
 
     def _transform(self, name: str, x: Tensor) -> Tensor:
-        """g_a, h_a or g_s of x, without gradients in the model's precision."""
+        """g_a, h_a or g_s of x, without gradients in the model's precision; a model in 16 bits computes in its own."""
         transform, dtype = getattr(self, name), dtype_of(self.precision)
+        x = narrowed_for(next(transform.parameters()), x)
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
             with Float32() if _wants_float32(x) else nullcontext():
                 return transform(x)

@@ -44,7 +44,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
     """--checkpoint."""
-    parser.add_argument("--checkpoint", metavar="PATH", help="weights to use instead of those that ship")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        help="weights to use instead of those that ship: a file, a folder, or user/model of the Hugging Face Hub",
+    )
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ _coder: dict[str, Any] = {"model": None, "device": None}
 def use(model: LALIC | None = None, *, device: str | torch.device | None = None) -> None:
     """Choose what Pillow codes .lalic files with from now on, in this process.
 
-    model: None for the slim model that ships, or one from `lalic.load_checkpoint`. device: of the shipped model, None
+    model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model, None
     for the CPU; a given model stays on its device.
     """
     _coder.update(model=model, device=device)

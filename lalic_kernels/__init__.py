@@ -1,5 +1,6 @@
 """Fused operations for learned image compression with linear attention. Knows tensors and shapes, never the model."""
 
+from lalic_kernels import layers
 from lalic_kernels.biwkv.op import biwkv
 from lalic_kernels.block.op import BlockParameters, rwkv_block
 from lalic_kernels.dispatch import BackendUnavailable
@@ -18,6 +19,7 @@ __all__ = [
     "entropy_params",
     "fold_token_shift",
     "gaussian_likelihood",
+    "layers",
     "norm_shift",
     "rwkv_block",
     "scale_index",

@@ -1,10 +1,14 @@
 """BiWKV under the names and calling forms of published code, so that a CUDA extension is replaced by an import.
 
-    from lalic_kernels.compat import RUN_BiWKV4   # Restore-RWKV, LALIC:  RUN_BiWKV4(w, u, k, v)
-    from lalic_kernels.compat import RUN_CUDA     # Vision-RWKV:          RUN_CUDA(B, T, C, w, u, k, v)
+    from lalic_kernels.compat import RUN_BiWKV4, load_biwkv4  # RwkvCompress (LALIC)
+    from lalic_kernels.compat import RUN_CUDA                 # all others, in either form:
+
+    RUN_CUDA(w, u, k, v)            # Vision-RWKV, Restore-RWKV, RWKV-SAM
+    RUN_CUDA(B, T, C, w, u, k, v)   # Vision-RWKV before its second kernel and in mae/, Diffusion-RWKV, U-RWKV
 
 The import replaces the code that loads the extension, its autograd function and the function of that name. New code
-should call `lalic_kernels.biwkv(w, u, k, v)`, which can also apply the receptance gate.
+should call `lalic_kernels.biwkv(w, u, k, v)`, which can also apply the receptance gate, or take a layer from
+`lalic_kernels.layers`.
 
 Differences from the published CUDA kernel:
 
@@ -18,17 +22,23 @@ Differences from the published CUDA kernel:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lalic_kernels import checks
 from lalic_kernels.biwkv.op import biwkv
 
-__all__ = ["RUN_CUDA", "RUN_BiWKV4"]
+__all__ = ["RUN_CUDA", "RUN_BiWKV4", "load_biwkv4"]
+
+
+def load_biwkv4() -> None:
+    """Do nothing: the published model of LALIC calls this name to compile its extension, and none is needed here."""
 
 
 def RUN_BiWKV4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """BiWKV in the calling form of Restore-RWKV and LALIC.
+    """BiWKV in the calling form of LALIC.
 
     Args:
         w: decay per step, shape (C,), any floating dtype; the model's parameter divided by T, as in published code.
@@ -47,15 +57,25 @@ def RUN_BiWKV4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _run("RUN_BiWKV4", w, u, k, v)
 
 
-def RUN_CUDA(B: int, T: int, C: int, w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """BiWKV in the calling form of Vision-RWKV: `RUN_BiWKV4` after the sizes of k, which are checked.
+def RUN_CUDA(*arguments: Any) -> Tensor:
+    """BiWKV in both calling forms of Vision-RWKV and what follows it: (w, u, k, v) or (B, T, C, w, u, k, v).
+
+    Args:
+        arguments: w, u, k, v as `RUN_BiWKV4` takes them; before them perhaps the three sizes of k, which are checked.
+
+    Returns:
+        y, shape (B, T, C), in k's dtype, as `RUN_BiWKV4`.
 
     Raises:
-        TypeError: an argument is not a tensor, its dtype is not floating, or a size is not an integer.
+        TypeError: another number of arguments, one that is not a tensor, a dtype that is not floating, or a size that
+            is not an integer.
         ValueError: a shape, layout or device does not fit, or B, T, C are not k's shape.
     """
-    if isinstance(k, Tensor) and k.dim() == 3:
-        for name, size, expected in zip("BTC", (B, T, C), k.shape, strict=True):
+    if len(arguments) not in (4, 7):
+        raise TypeError(f"RUN_CUDA: expected (w, u, k, v) or (B, T, C, w, u, k, v), but got {len(arguments)} arguments")
+    *sizes, w, u, k, v = arguments
+    if sizes and isinstance(k, Tensor) and k.dim() == 3:
+        for name, size, expected in zip("BTC", sizes, k.shape, strict=True):
             if isinstance(size, bool) or not isinstance(size, int | torch.SymInt):
                 raise TypeError(f"RUN_CUDA: {name} must be an integer, but is a {type(size).__name__}")
             if size != expected:

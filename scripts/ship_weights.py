@@ -84,7 +84,7 @@ def ship(runs: Sequence[Path], device_time: str, limits: str, to: Path, after: s
     data = (runs[-1] / "weights.safetensors").read_bytes()
     if len(data) > MAX_BYTES:
         raise CheckpointError(f"{runs[-1]}: weights of {len(data)} bytes, expected at most {MAX_BYTES}")
-    model = lalic.load_checkpoint(runs[-1] / "weights.safetensors")
+    model = lalic.load(runs[-1] / "weights.safetensors")
     config = model.config
     rows = [_rows(run / "log.csv") for run in runs]
     counted = sum(p.numel() for n, p in model.named_parameters() if "conv5x5_reparam" not in n)

@@ -30,7 +30,7 @@ from lalic.coder.schedule import GpuRead, PassCoder, SliceState, StackWeights, c
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.checkpoints import matters
-from lalic.nn.context import SliceStack, full_precision
+from lalic.nn.context import SliceStack, full_precision, narrowed_for
 from lalic_kernels import exact
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class _Affine(NamedTuple):
 
 
 class FloatEngine:
-    """Floating point, differentiable: torch and `lalic_kernels`. Preparing leaves weights as they are."""
+    """Floating point, differentiable: torch and `lalic_kernels`. Preparing leaves weights as they are.
+
+    Latents are float32 always; a model in 16 bits takes them in its weights' dtype.
+    """
 
     name = "float"
 
@@ -59,10 +62,11 @@ class FloatEngine:
         return tensors
 
     def linear(self, x: Tensor, weights: _Affine) -> Tensor:
-        return F.linear(x, weights.weight, weights.bias)
+        return F.linear(narrowed_for(weights.weight, x), weights.weight, weights.bias)
 
     def conv(self, x: Tensor, weights: _Affine) -> Tensor:
-        return F.conv2d(x.permute(0, 3, 1, 2), weights.weight, weights.bias, padding=1).permute(0, 2, 3, 1)
+        image = narrowed_for(weights.weight, x).permute(0, 3, 1, 2)
+        return F.conv2d(image, weights.weight, weights.bias, padding=1).permute(0, 2, 3, 1)
 
     def block(self, x: Tensor, weights: RWKVBlock) -> Tensor:
         return weights(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

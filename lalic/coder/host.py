@@ -48,7 +48,7 @@ def decode_latents(model: LALIC, z: Tensor, coder: PassCoder | GpuRead) -> Tenso
         return exact_entropy(model.latent_codec).code(z, coder)
     if model.entropy != "float":
         raise ValueError(f'entropy: expected "exact" or "float", got {model.entropy!r}')
-    params = model.h_s((z + model.medians).contiguous(memory_format=torch.channels_last))
+    params = model.latent_codec.hyper_parameters(z + model.medians)
     return code_slices(SliceState(model.latent_codec.y, params, FLOAT), coder)
 
 

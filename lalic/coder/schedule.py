@@ -33,7 +33,7 @@ import lalic_kernels
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.context import CHECKERBOARD_TAPS, Slice, SliceStack, full_precision, interleave, pack
-from lalic.nn.noise import ALL, Share, uniform_like
+from lalic.nn.noise import ALL, Share, rounded, uniform_like
 from lalic_kernels.rans import OutputView
 
 
@@ -365,7 +365,10 @@ class _HasLatents:
 
 
 class Estimate(_HasLatents):
-    """A pass coder that rounds y and collects likelihoods. In training: noise for the rate, straight-through rounding.
+    """A pass coder that rounds y and collects likelihoods: in training of values with noise, else of rounded values.
+
+    Where gradients are on, they pass the rounding of y_hat. The likelihood of a rounded value has a gradient at its
+    scale alone, as published.
 
     y: (B, M, h, w). groups: channels of each slice. share: this process's part of the batch (`lalic.nn.noise`).
     """
@@ -377,10 +380,10 @@ class Estimate(_HasLatents):
 
     def __call__(self, k: int, parity: int, scales: Tensor, means: Tensor) -> Tensor:
         y = pack(self.slices[k], parity)
-        t = y - means
-        y_hat = ((torch.round(t) - t).detach() + t) + means if self.training else torch.round(t) + means
-        noisy = y + uniform_like(y, self.share) if self.training else y_hat
-        self._likelihoods.append(lalic_kernels.gaussian_likelihood(noisy, scales, means))
+        symbols = rounded(y - means)
+        y_hat = symbols + means
+        values = y + uniform_like(y, self.share) if self.training else symbols.detach() + means
+        self._likelihoods.append(lalic_kernels.gaussian_likelihood(values, scales, means))
         return y_hat
 
     def likelihoods(self) -> Tensor:

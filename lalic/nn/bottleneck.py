@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lalic.nn.context import LowerBound, full_precision
-from lalic.nn.noise import ALL, Share, uniform_like
+from lalic.nn.noise import ALL, Share, rounded, uniform_like
 from lalic_kernels.gaussian import lower_bound
 
 _FILTERS = (1, 3, 3, 3, 3, 1)
@@ -57,32 +57,51 @@ class EntropyBottleneck(nn.Module):
         """
         for i in range(self.layers):
             matrix, bias = getattr(self, f"_matrix{i}"), getattr(self, f"_bias{i}")
+            matrix, bias = matrix.to(x.dtype), bias.to(x.dtype)  # a model in 16 bits computes probabilities in float32
             if frozen:
                 matrix, bias = matrix.detach(), bias.detach()
             x = torch.matmul(F.softplus(matrix), x) + bias
             if i < self.layers - 1:
-                factor = getattr(self, f"_factor{i}")
+                factor = getattr(self, f"_factor{i}").to(x.dtype)
                 x = x + torch.tanh(factor.detach() if frozen else factor) * torch.tanh(x)
         return x
 
+    @torch.no_grad()
+    def search_quantiles(self, radius: float = 1e5) -> None:
+        """Set the quantiles to where the cumulative function has the tail masses and one half, within +-radius.
+
+        By bisection, to a float's last bits: what the auxiliary loss trains them to in many steps.
+        """
+        edges = full_precision(self.target).expand_as(self.quantiles)
+        low, high = torch.full_like(edges, -radius), torch.full_like(edges, radius)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.logits_cumulative(middle) < edges
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        self.quantiles.copy_((low + high) / 2)
+
     def medians(self) -> Tensor:
-        """Median of each channel's distribution, (C,), without gradient."""
-        return self.quantiles[:, 0, 1].detach()
+        """Median of each channel's distribution, (C,), at least float32, without gradient."""
+        return full_precision(self.quantiles[:, 0, 1].detach())
 
     def likelihood(self, z: Tensor) -> Tensor:
-        """Probability of the unit interval around each value: z (B, C, h, w) -> same shape, at least 1e-9."""
-        B, C, h, w = z.shape
-        z = full_precision(z)
-        flat = z.transpose(0, 1).reshape(C, 1, -1)
+        """Probability of the unit interval around each value: z (B, C, ...) -> same shape, at least 1e-9."""
+        self._check(z)
+        z = full_precision(z).transpose(0, 1)
+        flat = z.reshape(self.channels, 1, -1)
         # A probability is a difference of close numbers: autocast must not compute it in low precision.
         with torch.autocast(z.device.type, enabled=False):
             low, high = self.logits_cumulative(flat - 0.5), self.logits_cumulative(flat + 0.5)
         p = lower_bound(torch.sigmoid(high) - torch.sigmoid(low), _LIKELIHOOD_MIN)
-        return p.reshape(C, B, h, w).transpose(0, 1)
+        return p.reshape(z.shape).transpose(0, 1)
+
+    def _check(self, z: Tensor) -> None:
+        if z.ndim < 2 or z.shape[1] != self.channels:
+            raise ValueError(f"z: expected shape (B, {self.channels}, ...), got {tuple(z.shape)}")
 
     def auxiliary_loss(self) -> Tensor:
         """Distance of the cumulative function at the quantiles from the tail masses and one half, in logits; scalar."""
-        return (self.logits_cumulative(self.quantiles, frozen=True) - self.target).abs().sum()
+        return (self.logits_cumulative(full_precision(self.quantiles), frozen=True) - self.target).abs().sum()
 
     def tables(self) -> list[Tensor]:
         """Integer coding tables (CDFs, their lengths, offsets), int32; empty before they are set."""
@@ -94,9 +113,12 @@ class EntropyBottleneck(nn.Module):
         self._quantized_cdf, self._cdf_length, self._offset = cdf.to(device), length.to(device), offset.to(device)
 
     def forward(self, z: Tensor, share: Share = ALL) -> tuple[Tensor, Tensor]:
-        """z (B, C, h, w) -> (z_hat, likelihoods). Training: noise for the rate, straight-through rounding for z_hat."""
-        medians = self.medians().reshape(1, -1, 1, 1)
-        rounded = torch.round(z - medians) + medians
-        if not self.training:
-            return rounded, self.likelihood(rounded)
-        return z + (rounded - z).detach(), self.likelihood(z + uniform_like(z, share))
+        """z (B, C, ...) -> (z_hat, likelihoods).
+
+        Where gradients are on, they pass the rounding of z_hat. Likelihoods are those of rounded values; in training,
+        of values with noise. Raises ``ValueError`` for another number of channels.
+        """
+        self._check(z)
+        medians = self.medians().reshape(1, -1, *[1] * (z.ndim - 2))
+        z_hat = rounded(z - medians) + medians
+        return z_hat, self.likelihood(z + uniform_like(z, share) if self.training else z_hat.detach())

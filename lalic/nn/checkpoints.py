@@ -67,7 +67,7 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Integers of a converted checkpoint become floats, exactly. Raises ``CheckpointError`` if it has no state dict.
     """
-    for wrapper in ("state_dict", "model_state_dict"):
+    for wrapper in ("network", "state_dict", "model_state_dict"):
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
@@ -190,10 +190,10 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_into(model: LALIC, sd: Mapping[str, Tensor]) -> None:
-    """Strict ``model.load_state_dict`` that raises ``CheckpointError``, one sentence, in place of torch's list."""
+def load_into(model: LALIC, sd: Mapping[str, Tensor], strict: bool = True) -> None:
+    """``model.load_state_dict`` that raises ``CheckpointError``, one sentence, in place of torch's list."""
     try:
-        model.load_state_dict(sd)
+        model.load_state_dict(sd, strict=strict)
     except RuntimeError as error:
         first = " ".join(str(error).split("\n", 2)[1:2]).strip()[:300]
         raise CheckpointError(f"the state dict does not fit the model: {first}") from error
@@ -226,7 +226,7 @@ def read(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Any
 def save_weights(model: LALIC, path: str | os.PathLike[str]) -> None:
     """Write the weights as safetensors: matrices in half precision, vectors, prior and gains in float32, tables int32.
 
-    `lalic.load_checkpoint` reads the file. It is written whole or not at all.
+    `lalic.load` reads the file. It is written whole or not at all.
     """
     tensors = {}
     for name, value in model.state_dict().items():

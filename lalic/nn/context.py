@@ -20,6 +20,11 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def narrowed_for(weight: Tensor, x: Tensor) -> Tensor:
+    """x in the dtype of a 16-bit weight; unchanged beside any other, which autocast may narrow."""
+    return x.to(weight.dtype) if weight.dtype.itemsize == 2 else x
+
+
 def pack(x: Tensor, parity: int) -> Tensor:
     """Half of the positions, as a checkerboard: x (B, h, w, C), h and w even -> (B, h, w / 2, C).
 

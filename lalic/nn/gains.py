@@ -47,6 +47,7 @@ class Gains(nn.Module):
 
     @staticmethod
     def _scaled(x: Tensor, logs: Tensor, quality: Tensor) -> Tensor:
+        logs = logs.float() if logs.dtype.itemsize == 2 else logs
         last = logs.shape[0] - 1
         position = (quality.to(logs, non_blocking=True) - LOWEST) * (last / (HIGHEST - LOWEST))  # in anchors
         below = position.floor().clamp(0, last - 1)

@@ -1,4 +1,4 @@
-"""Noise in place of rounding in training, drawn so that it does not depend on how processes divide a batch."""
+"""Rounding with gradients; noise in its place, drawn so that it does not depend on how processes divide a batch."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def uniform_like(x: Tensor, share: Share = ALL) -> Tensor:
     n = x.shape[0]
     noise = torch.empty((share.parts * n, *x.shape[1:]), dtype=x.dtype, device=x.device).uniform_(-0.5, 0.5)
     return noise[share.number * n :][:n]
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x rounded, with the same values everywhere. Where gradients are on they pass unchanged (straight-through)."""
+    nearest = torch.round(x)
+    # The difference is exact, and so is its sum with x.
+    return x + (nearest - x).detach() if torch.is_grad_enabled() else nearest

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lalic.errors import LalicError
 from lalic.nn.noise import ALL, Share
+from lalic_kernels.layers import derived
 
 
 @contextmanager
@@ -48,7 +50,8 @@ def parallel(module: nn.Module, share: Share, device: torch.device) -> nn.Module
     if share.parts == 1:
         return module
     devices = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    DDP._set_params_and_buffers_to_ignore_for_model(module, derived(module))
+    return DDP(module, device_ids=devices, broadcast_buffers=False)
 
 
 def mean_over(values: dict[str, float], share: Share, device: torch.device) -> dict[str, float]:

@@ -30,13 +30,16 @@ from lalic.train.objective import Objective, balances, draw_qualities, lambdas, 
 from lalic.train.optimisers import Soap
 from lalic.train.recipe import Recipe, learning_rate
 from lalic.train.start import BLOCKS, check_kernels, configuration, init_from, linear_start, start_gains, start_weights
+from lalic_kernels.layers import derived
 
 HELD_OUT_QUALITIES = (10.0, 30.0, 50.0, 70.0, 90.0)
 
 
 def _weights(model: LALIC) -> list[Tensor]:
-    """The parameters of the main optimiser and of the moving average: all but the prior's quantiles."""
-    return [p for n, p in model.named_parameters() if not n.endswith("quantiles") and p.requires_grad]
+    """The parameters of the main optimiser and of the moving average: all with gradients but the prior's quantiles."""
+    without = derived(model)
+    named = model.named_parameters()
+    return [p for n, p in named if not n.endswith("quantiles") and n not in without and p.requires_grad]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,8 +65,6 @@ class BlockParameters:
     channel_value: Tensor
     gamma2: Tensor
     eps: float = field(default=1e-5, kw_only=True)
-    # Weights for each dtype, and BiWKV's powers for each number of tokens, i.e. for a few image sizes.
-    cache: WeightCache = field(default_factory=lambda: WeightCache(CACHE_SIZE), init=False, repr=False)
     _tensors: tuple[Tensor, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +77,11 @@ class BlockParameters:
         if not self.eps >= 0:
             raise ValueError(f"BlockParameters: eps must be at least 0, but is {self.eps}")
         object.__setattr__(self, "_tensors", tuple(value for _, value in named))
+
+    @cached_property
+    def cache(self) -> WeightCache:
+        """Weights for each dtype, and BiWKV's powers for each number of tokens, i.e. for a few image sizes."""
+        return WeightCache(CACHE_SIZE)  # made on use, as torch.compile cannot trace its lock
 
     @property
     def channels(self) -> int:

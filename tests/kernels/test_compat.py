@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lalic_kernels
 from lalic_kernels.biwkv import reference
-from lalic_kernels.compat import RUN_CUDA, RUN_BiWKV4
+from lalic_kernels.compat import RUN_CUDA, RUN_BiWKV4, load_biwkv4
 
 B, T, C = 2, 19, 7
 
@@ -19,7 +19,11 @@ def arguments() -> list[Tensor]:
     return list(make(BIWKV, (B, T, C), torch.float32, "cpu").values())
 
 
-FORMS = {"RUN_BiWKV4": RUN_BiWKV4, "RUN_CUDA": lambda *tensors: RUN_CUDA(B, T, C, *tensors)}
+FORMS = {
+    "RUN_BiWKV4": RUN_BiWKV4,
+    "RUN_CUDA": RUN_CUDA,
+    "RUN_CUDA with sizes": lambda *tensors: RUN_CUDA(B, T, C, *tensors),
+}
 FORM = pytest.mark.parametrize("form", FORMS)
 
 
@@ -55,7 +59,19 @@ def test_sizes_that_differ_from_ks(name: str, sizes: tuple[int, int, int]) -> No
     with pytest.raises(ValueError, match=rf"RUN_CUDA: {name} must be \d+, as k has shape \(2, 19, 7\), but is"):
         RUN_CUDA(*sizes, *arguments())
     with pytest.raises(TypeError, match="RUN_CUDA: T must be an integer, but is a float"):
-        RUN_CUDA(B, 19.0, C, *arguments())  # type: ignore[arg-type]
+        RUN_CUDA(B, 19.0, C, *arguments())
+
+
+def test_another_number_of_arguments() -> None:
+    for wrong in (arguments()[:3], [B, T, *arguments()], []):
+        with pytest.raises(
+            TypeError, match=rf"RUN_CUDA: expected \(w, u, k, v\) or .*, but got {len(wrong)} arguments"
+        ):
+            RUN_CUDA(*wrong)
+
+
+def test_the_published_constructor_finds_nothing_to_load() -> None:
+    assert load_biwkv4() is None  # type: ignore[func-returns-value]
 
 
 @FORM
@@ -69,7 +85,7 @@ def test_errors_name_the_called_function(form: str) -> None:
         ((w, u, k, v.int()), TypeError, "v must be float16"),
         ((w, u, k.to("meta"), v), ValueError, "v must be on meta"),
     ):
-        with pytest.raises(error, match=f"^{form}: {message}"):
+        with pytest.raises(error, match=f"^{form.split()[0]}: {message}"):
             FORMS[form](*bad)
 
 
