@@ -40,7 +40,10 @@ class _PlainBiWKV(torch.autograd.Function):
         w, u, k, v = ctx.saved_tensors
         if k.is_meta:
             return torch.empty_like(w), torch.empty_like(u), torch.empty_like(k), torch.empty_like(v)
-        return torch.ops.lalic_kernels.biwkv_backward(w, u, k, v, None, grads[0], None)[:4]
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (w, u, k, v)]
+            y = lalic_kernels.biwkv(*leaves)
+        return torch.autograd.grad(y, leaves, grads)
 
 
 def _branches(shift: OmniShift, n: Tensor) -> Tensor:
