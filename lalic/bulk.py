@@ -40,6 +40,7 @@ __all__ = ["EXECUTORS", "FORMATS", "compress"]
 EXECUTORS = ("local", "ray")
 FORMATS = ("files", "webdataset", "parquet")
 ATTEMPTS = 3  # at a shard whose worker dies
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOST = 10  # shards that could not be done, after which a run stops
 
 
@@ -175,7 +176,12 @@ def _local(settings: Settings, shards: Sequence[Shard], workers: int | None) -> 
     def start(device: str) -> None:
         link, other = context.Pipe()
         process = context.Process(target=_serve, args=(settings, device, other))
-        process.start()
+        # A worker inherits this, so a signal to the whole group does not meet it while it imports.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
         busy[link] = process, device, remaining[0]
         send(link)
@@ -226,8 +232,9 @@ def _local(settings: Settings, shards: Sequence[Shard], workers: int | None) -> 
 
 def _serve(settings: Settings, device: str, link: connection.Connection) -> None:
     """A process: does shards from a pipe until it is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides
+    for number in SIGNALS:  # they reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     set_up_process(1)
     with contextlib.suppress(EOFError, OSError, Stopped):
         work = Worker(settings, device, stopped=link.poll)
