@@ -212,7 +212,7 @@ def exact_wkv_digits_kernel(
     """Digits of y, one token a program. Grid (rows,)."""
     row = tl.program_id(0) + tl.arange(0, 1).to(tl.int64)
     row_in = row < rows
-    plane = tl.zeros_like(row) + rows * channels.to(tl.int64)
+    plane = tl.zeros_like(row) + rows * tl.cast(channels, tl.int64)
     c = tl.arange(0, BLOCK_C)
     # The values, and their largest magnitude. The last block stays in registers.
     last = 0

@@ -48,6 +48,9 @@ LINEAR: dict[tuple[str, int, int], Launch] = {
     ("cuda 100", 160, 8): _launch(64, 32, 32, 4, 1),
 }
 CHANNEL: dict[tuple[str, int, int], Launch] = {
+    ("any", 64, 8): _launch(128, 32, 32, 8, 2),
+    ("cuda 80", 64, 8): _launch(64, 32, 32, 8, 2),  # 128 rows spill
+    ("cuda 100", 64, 8): _launch(128, 32, 32, 8, 1),
     ("any", 96, 8): _launch(128, 32, 32, 8, 2),
     ("cuda 100", 96, 8): _launch(128, 32, 32, 8, 1),
     ("any", 160, 8): _launch(64, 32, 32, 8, 1),
