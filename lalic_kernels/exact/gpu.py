@@ -34,7 +34,7 @@ LAUNCHES = {
     "head": Launch((("BLOCK_M", 8), ("BLOCK_N", 64)), num_warps=4),
     "rows of 512": Launch((("BLOCK_M", 4), ("BLOCK_N", 512)), num_warps=4),
     "rows of 1024": Launch((("BLOCK_M", 2), ("BLOCK_N", 1024)), num_warps=4),
-    "rows of 4096": Launch((("BLOCK_M", 1), ("BLOCK_N", 4096)), num_warps=8),
+    "rows of 4096": Launch((("BLOCK_M", 1), ("BLOCK_N", 4096)), num_warps=16),
     "absmax": Launch((("BLOCK_M", 16), ("BLOCK_N", 64)), num_warps=4),
     "linear": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 128)), num_warps=4, num_stages=3),
     "conv": Launch((("BLOCK_M", 64), ("BLOCK_N", 32), ("BLOCK_K", 64)), num_warps=4, num_stages=3),
