@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,10 +132,14 @@ def test_workers_end_when_their_parent_is_killed(here):
 
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
 def test_a_signal_leaves_nothing_half_written(here, number, group):
-    process = command(here)
-    assert wait_for(lambda: manifests(here) >= 1, process)
-    (os.killpg if group else os.kill)(process.pid, number)
-    _, errors = process.communicate(timeout=120)
+    for _ in range(5):
+        process = command(here)
+        assert wait_for(lambda: manifests(here) >= 1, process)
+        (os.killpg if group else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=120)
+        if process.returncode != 1:  # as after all shards, one picture being bad: the signal came too late
+            break
+        shutil.rmtree(here)
     assert process.returncode == 130 and errors.strip().endswith("lalic: interrupted") and "Traceback" not in errors
     assert parts(here) == [] and manifests(here) < 11
     for name, data in tree(here).items():
