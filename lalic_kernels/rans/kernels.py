@@ -36,7 +36,6 @@ SECTION = Constant(5)
 RAMP = Constant(6)
 GROUPS = Constant(7)
 CONTROL = Constant(8)
-NEAR = Constant(3)  # intervals after the first one that a step loads at once
 # Fault bits, 1 << -code for the codes of reference.py.
 BAD_INDEX = Constant(1 << 1)
 BAD_COUNT = Constant(1 << 2)
@@ -280,30 +279,23 @@ def rans_symbols_kernel(
             row = tl.load(rows_ptr + current, mask=mask, other=0)  # [LANES]
         next_i = current + groups * working
         next_row = tl.load(rows_ptr + next_i, mask=(lane < working) & (next_i < count), other=0)  # [LANES]
-        # The interval of each state's slot: a binary search in the intervals of its bin, until at most NEAR may follow
-        # the first one. It mostly ends at once, and these are loaded together.
+        # The interval of each state's slot: a binary search in the intervals of its bin. Loading the next few at once
+        # would spare most loops, but Triton 3.3 and 3.4 crash on such a kernel.
         slot = x & 0xFFFF
         bins = tl.load(coarse_ptr + row * 256 + (slot >> 8).to(tl.int32))  # [LANES]
         entry = bins & 0xFFFFFF
         more = tl.where(mask, (bins >> 24) & 0xFF, 0)
-        while tl.max(more, 0) > NEAR:
+        while tl.max(more, 0) > 0:
             half_way = (more + 1) >> 1
             below = (tl.load(packed_ptr + entry + half_way).to(tl.uint32, bitcast=True) & 0xFFFF) <= slot  # [LANES]
             entry = tl.where(below, entry + half_way, entry)
             more = tl.where(below, more - half_way, tl.maximum(half_way - 1, 0))
         interval = tl.load(packed_ptr + entry).to(tl.uint32, bitcast=True)  # [LANES]
-        found = entry
-        for i in tl.static_range(1, NEAR + 1):
-            follows = more >= i
-            later = tl.load(packed_ptr + entry + i, mask=follows, other=0).to(tl.uint32, bitcast=True)  # [LANES]
-            below = follows & ((later & 0xFFFF) <= slot)
-            interval = tl.where(below, later, interval)
-            found = tl.where(below, entry + i, found)
         # The next state, and the symbol.
         low = interval & 0xFFFF
         freq = (interval >> 16) + 1
         x, at = _refill(tl.where(mask, freq * (x >> 16) + slot - low, x), mask, words_ptr, at, end)
-        tl.store(symbols_ptr + current, found + tl.load(bias_ptr + row), mask=mask)
+        tl.store(symbols_ptr + current, entry + tl.load(bias_ptr + row), mask=mask)
         escaped = mask & (low + freq == 65536)
         tl.store(rows_ptr + current, -1 - row, mask=escaped)
         escapes += escaped.to(tl.int32)
