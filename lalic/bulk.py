@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from lalic.container import VERSION
 from lalic.errors import LalicError, RequestError, sentence
 from lalic.files import Name
-from lalic.options import set_up_process
+from lalic.options import EXECUTORS, FORMATS, set_up_process
 from lalic.shards import Done, Settings, Shard, Stopped, Target, Worker, absolute, package, shards_of
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXECUTORS", "FORMATS", "compress"]
 
-EXECUTORS = ("local", "ray")
-FORMATS = ("files", "webdataset", "parquet")
 ATTEMPTS = 3  # at a shard whose worker dies
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOST = 10  # shards that could not be done, after which a run stops
@@ -92,7 +90,8 @@ def compress(
             raise RequestError(f"device is {device!r}, expected cpu or cuda: Ray gives each worker its GPU")
     else:
         resolve_device(device)
-    checkpoint = None if checkpoint is None else os.path.abspath(checkpoint)
+    if checkpoint is not None:  # workers may have another folder; what is not here may be a model of the Hub
+        checkpoint = os.path.abspath(checkpoint) if os.path.exists(checkpoint) else os.fspath(checkpoint)
     settings = Settings(absolute(target), form, quality, background, strip, psnr, checkpoint, precision, device)
     shards = shards_of(os.fspath(source), settings, shard)
     settings = replace(settings, weights=_begin(settings, shards))

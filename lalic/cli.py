@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lalic.bulk import EXECUTORS, FORMATS
 from lalic.container import VERSION, parse
 from lalic.errors import LalicError, RequestError, sentence
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, read
 from lalic.metadata import describe
 from lalic.options import (
+    EXECUTORS,
+    FORMATS,
     add_checkpoint_option,
     add_force_option,
     add_machine_options,
@@ -407,8 +408,6 @@ def _run_batch(
 
 
 def _bulk(args: argparse.Namespace) -> int:
-    import signal
-
     from tqdm import tqdm
 
     from lalic import bulk
@@ -426,9 +425,9 @@ def _bulk(args: argparse.Namespace) -> int:
             nonlocal pictures, failed
             pictures, failed, bar.total = pictures + done.pictures, failed + done.failed, count
             if done.error is not None:
-                bar.write(f"lalic: shard {done.index}: {done.error}", file=sys.stderr)
+                bar.write(_one_line(f"lalic: shard {done.index}: {done.error}"), file=sys.stderr)
             for path, error in done.failures:
-                bar.write(f"lalic: {path}: {error}", file=sys.stderr)
+                bar.write(_one_line(f"lalic: {path}: {error}"), file=sys.stderr)
             if done.failed > len(done.failures):
                 bar.write(f"lalic: shard {done.index}: {done.failed} pictures failed in all", file=sys.stderr)
             bar.set_postfix(pictures=pictures, failed=failed, refresh=False)

@@ -10,6 +10,8 @@ import sys
 from lalic.memory import keep_memory
 
 __all__ = [
+    "EXECUTORS",
+    "FORMATS",
     "add_checkpoint_option",
     "add_force_option",
     "add_machine_options",
@@ -18,8 +20,9 @@ __all__ = [
     "set_up_process",
 ]
 
-
 MAX_THREADS = 1024
+EXECUTORS = ("local", "ray")  # of `lalic bulk`, whose module needs more imports than `lalic --help` should wait for
+FORMATS = ("files", "webdataset", "parquet")
 
 
 def positive(text: str) -> int:

@@ -342,7 +342,27 @@ def test_a_missing_package_is_named_with_its_extra(here, monkeypatch, name, opti
         compress(**options)
 
 
+def test_a_model_of_the_hub_goes_to_the_workers_by_its_name(here, monkeypatch):
+    asked = []
+
+    def load_model(checkpoint, **options):
+        asked.append(checkpoint)
+        raise LalicError("found nothing")
+
+    monkeypatch.setattr(hub, "load_model", load_model)
+    for checkpoint in ("user/model", "tiny.pth"):
+        with pytest.raises(LalicError, match="found nothing"):
+            compress(checkpoint=checkpoint)
+    assert asked == ["user/model", str(Path("tiny.pth").absolute())]
+
+
 # The command
+
+
+def test_names_do_not_reach_the_terminal_as_codes(here, run_here):
+    Path("photos/\x1b[31m.png").write_bytes(b"no picture")
+    done = run_here("bulk", "photos", "out", "--checkpoint", "tiny.pth", "--workers", "1")
+    assert done.code == 1 and "\\x1b[31m.png" in done.err[0] and not any("\x1b" in line for line in done.err)
 
 
 def test_the_command(here, run_here):
