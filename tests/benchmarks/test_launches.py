@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from benchmarks import records
 from benchmarks.counting import launches
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,25 @@ def test_launches_of_a_decode(model: str, most: int, tmp_path: Path) -> None:
     assert found["total"] == sum(found["parts"].values()) <= most and found["waits"] == {}
     assert f"{found['total']}  in all; waits for the device: none" in printed
     assert found["parts"]["entropy decoding"] == 3 * 11, "not all is seen"  # z and five slices twice
+
+
+def test_the_coders_page_is_the_newest_record() -> None:
+    newest = {r["launches"]["model"]: r["launches"] for r in records.load() if r.get("launches")}
+    steps = next(r["steps"] for r in reversed(records.load()) if r.get("steps") and r["steps"]["model"] == "full")
+    text = " ".join((ROOT / "lalic" / "coder" / "README.md").read_text(encoding="utf-8").split())
+    full, slim = newest["full"], newest["slim"]
+    assert f"launches at most {full['total']} kernels for the full model at 768x512 and {slim['total']} for" in text
+    steps_of = {
+        "aggregation": steps["parts"]["aggregation"],
+        "channel contexts": steps["parts"]["contexts"],
+        "hyper synthesis": steps["parts"]["h_s"],
+        "entropy decoding": sum(steps["kernels"]["entropy decoding"].values()),
+        "rest": steps["parts"]["rest"],
+    }
+    for part, count in full["parts"].items():
+        name = "between the parts" if part == "rest" else part
+        row = f"| {name} | {count} | {f'{steps_of[part]} ' if part in steps_of else ''}| "
+        assert row in text, row
 
 
 def test_the_size_does_not_matter() -> None:
