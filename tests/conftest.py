@@ -17,6 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ and scripts/ a
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Processes of one test reach each other without a network, whatever this machine's name stands for.
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
 
 def _quicken_interpreter() -> None:
     """One jit function calling another patches all of triton.language anew, 4 ms a call: do it once a launch."""
