@@ -94,10 +94,13 @@ class _Call:
         return x
 
 
-def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
+def forward(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """y (B, T, C) from w, u (C,) float32 and k, v (B, T, C), all contiguous on the CPU; with gate, sigmoid(gate) * y.
 
-    k, v, gate and y have one dtype, float32 or bfloat16. bfloat16 is computed in float32 and rounded once.
+    k, v, gate and y have one dtype, float32 or bfloat16. bfloat16 is computed in float32 and rounded once. `out` gets
+    y where it is given; it may be the gate, each element of which is read before y's is written.
 
     Raises:
         ValueError: w or u is out of range (`supports`).
@@ -107,7 +110,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
     if k.shape[1] == 1:  # one token: its weight cancels exactly
         return v.clone() if gate is None else torch.sigmoid(gate) * v
     call = _Call(w, u, k, v)
-    y = torch.empty_like(k)
+    y = torch.empty_like(k) if out is None else out
     x = call.summaries(None)
     x.chain(call.w, call.chunk, call.T, call.per, call.B)
     result, receptance = flat_array(y), None if gate is None else flat_array(gate)

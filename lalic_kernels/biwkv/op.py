@@ -78,6 +78,13 @@ def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str | None) -> str:
     return chosen
 
 
+def gated_over(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor, backend: str | None) -> Tensor:
+    """sigmoid(gate) * y without gradients. The gate's memory is lost: compiled CPU code writes the result there."""
+    if _choose(w, u, k, backend) == "cpu" and k.shape[1] > 1:
+        return cpu.forward(w.float().contiguous(), u.float().contiguous(), k, v, gate, out=gate)
+    return _forward(w, u, k, v, gate, False, backend)[0]
+
+
 def _nothing(k: Tensor) -> list[Tensor]:
     """In place of the three tensors of `gpu.States`."""
     return [k.new_empty(0, dtype=torch.float32) for _ in range(3)]

@@ -209,7 +209,7 @@ def _spatial_mix(
             # If nothing is saved: arrays of one size, each of which fits where another one was, given back early.
             planes = [torch.empty_like(tokens, dtype=wide) for _ in range(3)] if saved is None else list(saved)
             torch_path.planes(tokens, (key, value, receptance, output), planes)
-            y = torch_path.biwkv(decay, boost, planes, backend)
+            y = torch_path.biwkv(decay, boost, planes, backend, over=saved is None)
             del planes
             result = torch_path.project(y, output, added, gamma).view(x.shape)
             return result, *(nothing if saved is None else (saved, y))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lalic_kernels.biwkv.op import OP as BIWKV
+from lalic_kernels.biwkv.op import gated_over
 from lalic_kernels.checks import no_autocast
 
 # Work space for a chunk of tokens. It fits a core's cache on a CPU, and the L2 cache on a GPU.
@@ -68,10 +69,13 @@ def planes(x: Tensor, matrices: Matrices, out: Tensor | Sequence[Tensor]) -> Non
                 plane[rows].copy_(torch.mm(flat[rows], matrix.t()))
 
 
-def biwkv(decay: Tensor, boost: Tensor, kvr: Tensor | Sequence[Tensor], backend: str | None) -> Tensor:
-    """sigmoid(r) * BiWKV(decay / T, boost / T, k, v), shape (B, T, C)."""
+def biwkv(
+    decay: Tensor, boost: Tensor, kvr: Tensor | Sequence[Tensor], backend: str | None, over: bool = False
+) -> Tensor:
+    """sigmoid(r) * BiWKV(decay / T, boost / T, k, v), shape (B, T, C). over: r's memory may get the result."""
     k, v, r = kvr
-    return BIWKV.call(*by_tokens(decay, boost, k), k, v, r, False, backend)[0]
+    w, u = by_tokens(decay, boost, k)
+    return gated_over(w, u, k, v, r, backend) if over else BIWKV.call(w, u, k, v, r, False, backend)[0]
 
 
 def by_tokens(decay: Tensor, boost: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

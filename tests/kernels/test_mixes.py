@@ -13,6 +13,7 @@ from test_contract import gradients, make, wide, worst
 from torch import Tensor
 
 import lalic_kernels
+from lalic_kernels import installed
 from lalic_kernels.mix import gpu, op, torch_path
 
 MIXES = pytest.mark.parametrize("spec", [CHANNEL_MIX, SPATIAL_MIX], ids=lambda spec: spec.name)
@@ -127,6 +128,25 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
     assert _largest(lambda: op._channel_mix_backward(x, key, receptance, value, gamma, *nothing, residual)) == image
     monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1 << 40)
     assert _largest(lambda: op._channel_mix(*forward)) == 8 * image
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_gated_result_takes_the_memory_of_r(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients k, v, r and the result are all that the compiled spatial mix makes of the image's size."""
+    if not installed.NUMBA:
+        pytest.skip("needs numba")
+    arguments = make(SPATIAL_MIX, (1, 16, 64, 24), dtype, "cpu")
+    monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 1)  # the least, 64 tokens
+    image, made = arguments["x"].numel(), []
+
+    def note(func: object, args: object, result: object) -> None:
+        if isinstance(result, Tensor) and result.numel() == image:
+            made.append(result)  # alive, so that no address comes twice
+
+    with torch.no_grad(), Calls(note):
+        op._spatial_mix(*arguments.values(), False, "cpu")
+    given = {t.untyped_storage().data_ptr() for t in arguments.values()}
+    assert len({t.untyped_storage().data_ptr() for t in made} - given) == 4
 
 
 @MIXES
