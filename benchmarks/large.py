@@ -2,7 +2,7 @@
 
 Memory: largest resident size of `lalic compress` and `lalic decompress`, each a process of its own, on a JPEG of the
 picture that ships, mirrored to the size. Pillow holds a picture at 4 bytes a pixel; what is above that should not grow.
-Pictures above 2^28 pixels are TIFF and PPM files, which libvips reads and writes in strips. The time that is expected
+Pictures above 2^28 pixels are TIFF files, which libvips reads and writes in strips. The time that is expected
 follows from the first 4 megapixels.
 
 Regions: seconds of decoding a region of so many tiles, which should be in proportion to their number.
@@ -46,7 +46,7 @@ def memory(megapixels: int, checkpoint: str | None = None, say: Say = print) -> 
     strips = needs_strips(width, height)
     row: dict[str, Any] = {"size": [width, height], "picture MiB": 0 if strips else round(4 * width * height / MIB)}
     with tempfile.TemporaryDirectory() as folder:
-        names = ("a.tif", "a.lalic", "b.ppm") if strips else ("a.jpg", "a.lalic", "b.png")
+        names = ("a.tif", "a.lalic", "b.tif") if strips else ("a.jpg", "a.lalic", "b.png")
         source, coded, back = (os.path.join(folder, name) for name in names)
         _write(width, height, source)
         for name, words in (("compress", [source, "-o", coded]), ("decompress", [coded, "-o", back])):
