@@ -99,8 +99,8 @@ def forward(
 ) -> Tensor:
     """y (B, T, C) from w, u (C,) float32 and k, v (B, T, C), all contiguous on the CPU; with gate, sigmoid(gate) * y.
 
-    k, v, gate and y have one dtype, float32 or bfloat16. bfloat16 is computed in float32 and rounded once. `out` gets
-    y where it is given; it may be the gate, each element of which is read before y's is written.
+    k, v, gate and y have one dtype, float32 or bfloat16. bfloat16 is computed in float32 and rounded once. `out` is
+    memory for y; it may be the gate, each element of which is read before y's is written.
 
     Raises:
         ValueError: w or u is out of range (`supports`).

@@ -79,8 +79,11 @@ def _choose(w: Tensor, u: Tensor, k: Tensor, backend: str | None) -> str:
 
 
 def gated_over(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor, backend: str | None) -> Tensor:
-    """sigmoid(gate) * y without gradients. The gate's memory is lost: compiled CPU code writes the result there."""
-    if _choose(w, u, k, backend) == "cpu" and k.shape[1] > 1:
+    """sigmoid(gate) * y without gradients. The gate's values are lost: compiled CPU code writes the result there.
+
+    k, v and gate are contiguous.
+    """
+    if _choose(w, u, k, backend) == "cpu":
         return cpu.forward(w.float().contiguous(), u.float().contiguous(), k, v, gate, out=gate)
     return _forward(w, u, k, v, gate, False, backend)[0]
 

@@ -143,8 +143,11 @@ def test_the_gated_result_takes_the_memory_of_r(dtype: torch.dtype, monkeypatch:
         if isinstance(result, Tensor) and result.numel() == image:
             made.append(result)  # alive, so that no address comes twice
 
-    with torch.no_grad(), Calls(note):
-        op._spatial_mix(*arguments.values(), False, "cpu")
+    with torch.no_grad():
+        with Calls(note):
+            result, *_ = op._spatial_mix(*arguments.values(), False, "cpu")
+        kept, *_ = op._spatial_mix(*arguments.values(), True, "cpu")  # r stays
+    assert torch.equal(result, kept)
     given = {t.untyped_storage().data_ptr() for t in arguments.values()}
     assert len({t.untyped_storage().data_ptr() for t in made} - given) == 4
 
