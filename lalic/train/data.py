@@ -6,12 +6,14 @@ import contextlib
 import itertools
 import lzma
 import os
+import posixpath
 import shutil
 import tarfile
 import tempfile
 import warnings
+import weakref
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +30,7 @@ from lalic.files import Name, walk
 from lalic.memory import KEEP_MIB, Kept
 from lalic.nn.noise import ALL, Share
 
+LINKS = 8  # in a row
 THREADS = 4  # that decode pictures of one batch
 
 
@@ -53,15 +56,18 @@ class Source:
         return picture.convert("RGB")
 
 
-def _sources(paths: Iterable[Name], unpacked: Path) -> list[Source]:
-    """Every picture in ``paths``, in order of name within each path. unpacked: folder for those of compressed tars."""
+def _sources(paths: Iterable[Name], owner: object) -> list[Source]:
+    """Every picture in ``paths``, in order of name within each path.
+
+    owner: as long as it is there, so are the temporary files with the pictures of compressed tars.
+    """
     extensions = images.readable_extensions()
     sources: list[Source] = []
     for path in map(Path, paths):
         if path.is_dir():
             sources += [Source(str(file), file) for file in walk(path, extensions)]
         elif path.is_file() and tarfile.is_tarfile(path):
-            sources += _members(path, extensions, unpacked)
+            sources += _members(path, extensions, owner)
         elif path.suffix.lower() in extensions and path.is_file():
             sources.append(Source(str(path), path))
         else:
@@ -69,25 +75,40 @@ def _sources(paths: Iterable[Name], unpacked: Path) -> list[Source]:
     return sources
 
 
-def _members(path: Path, extensions: Iterable[str], unpacked: Path) -> list[Source]:
-    """The pictures of a tar, which stay in it; those of a compressed tar are unpacked to one file."""
+def _members(path: Path, extensions: Iterable[str], owner: object) -> list[Source]:
+    """The pictures of a tar, which stay in it; those of a compressed tar are unpacked to one file. Links are followed."""
     try:
         with tarfile.open(path) as tar:
-            taken = {
-                m.name: m for m in tar if m.isfile() and _is_taken(m.name, extensions)
-            }  # the last of a name counts
-            members = [taken[name] for name in sorted(taken)]
-            if _is_plain(path) and not any(m.issparse() for m in members):
-                return [Source(f"{path}/{m.name}", path, m.offset_data, m.size) for m in members]
-            descriptor, name = tempfile.mkstemp(dir=unpacked)
-            starts = {}
+            members = {posixpath.normpath(m.name): m for m in tar}  # the last of a name counts
+            taken = sorted((m.name, m) for m in members.values() if _is_taken(m.name, extensions) and not m.isdir())
+            files = {name: target for name, member in taken if (target := _target(member, members, path))}
+            if _is_plain(path) and not any(m.issparse() for m in files.values()):
+                return [Source(f"{path}/{name}", path, m.offset_data, m.size) for name, m in files.items()]
+            descriptor, unpacked = tempfile.mkstemp(prefix="lalic-")
+            weakref.finalize(owner, os.unlink, unpacked)
+            starts: dict[int, int] = {}  # by the place in the tar
             with open(descriptor, "wb") as out:
-                for member in sorted(members, key=lambda m: m.offset):  # a compressed tar is read once, in its order
-                    starts[member.name] = out.tell()
-                    shutil.copyfileobj(tar.extractfile(member), out)  # type: ignore[arg-type]
-            return [Source(f"{path}/{m.name}", Path(name), starts[m.name], m.size) for m in members]
+                for member in sorted(files.values(), key=lambda m: m.offset):  # in its order: it is read once
+                    if member.offset not in starts:
+                        starts[member.offset] = out.tell()
+                        shutil.copyfileobj(tar.extractfile(member), out)  # type: ignore[arg-type]
+            return [Source(f"{path}/{name}", Path(unpacked), starts[m.offset], m.size) for name, m in files.items()]
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ImageError(f"{path}: the tar is damaged ({error})") from None
+
+
+def _target(member: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo], path: Path) -> tarfile.TarInfo | None:
+    """The file that a member of a tar is, or a hard or symbolic link to. None, with a warning, if there is none."""
+    found: tarfile.TarInfo | None = member
+    for _ in range(LINKS):
+        if found is None or found.isfile():
+            break
+        folder = posixpath.dirname(found.name) if found.issym() else ""
+        found = members.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
+    if found is None or not found.isfile():
+        _warn(f"{path}/{member.name}", ImageError("it is no file in the tar, and no link to one"))
+        return None
+    return found
 
 
 def _is_taken(name: str, extensions: Iterable[str]) -> bool:
@@ -139,8 +160,7 @@ class Crops:
         shrink: float = 1.0,
         keep_mib: int = KEEP_MIB,
     ):
-        self._unpacked = tempfile.TemporaryDirectory(prefix="lalic-")  # removed with this object
-        sources = _sources(paths, Path(self._unpacked.name))
+        sources = _sources(paths, self)
         if not sources:
             raise ImageError(f"no pictures to train on in {[str(p) for p in paths]}")
         self._train = [source for i, source in enumerate(sources) if i % hold_out] or sources
@@ -165,9 +185,9 @@ class Crops:
                 yield self._picture(source)
             except ImageError as error:
                 self._damaged.add(source)
-                _warn(source, error)
+                _warn(source.name, error)
             except OSError as error:  # perhaps readable later
-                _warn(source, error)
+                _warn(source.name, error)
 
     def __getitem__(self, index: int) -> Tensor:
         """Batch ``index``: float32 (batch, 3, patch, patch) in [0, 1]."""
@@ -229,5 +249,5 @@ class Crops:
         return result
 
 
-def _warn(source: Source, error: Exception) -> None:
-    warnings.warn(f"{source.name} is left out: {sentence(error)}", ImageWarning, stacklevel=2)
+def _warn(name: str, error: Exception) -> None:
+    warnings.warn(f"{name} is left out: {sentence(error)}", ImageWarning, stacklevel=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tempfile
 import warnings
 
 import numpy as np
@@ -143,6 +144,41 @@ def test_tars_are_not_read_whole(five, tmp_path):
     (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tgz").read_bytes()[:20000])
     with pytest.raises(ImageError, match=r"a\.tgz: the tar is damaged"):
         Crops([tmp_path / "a.tgz"], 64, 4, seed=1)
+
+
+def test_links_in_tars_are_followed(five, tmp_path):
+    """tar writes the second name of a file as a link to the first."""
+    (five / "2b.jpg").unlink()
+    (five / "5.png").hardlink_to(five / "0.png")
+    (five / "more").mkdir()
+    (five / "more" / "6.png").symlink_to("../1.png")
+    wanted = Crops([five], 64, 6, seed=1)
+    for name, mode in (("a.tar", "w"), ("a.tgz", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as tar:
+            tar.add(five, ".")
+        crops = Crops([tmp_path / name], 64, 6, seed=1)
+        assert len(crops) == len(wanted) == 6 and crops[0].equal(wanted[0])
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.add(five / "0.png", "0.png")
+        link = tarfile.TarInfo("1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "1.png"
+        tar.addfile(link)
+    with pytest.warns(ImageWarning, match=r"b\.tar/1\.png is left out: it is no file in the tar, and no link to one"):
+        assert len(Crops([tmp_path / "b.tar"], 64, 1, seed=1)) == 1
+
+
+def test_temporary_files_are_for_compressed_tars_alone(five, tmp_path, monkeypatch):
+    """They go with what reads them. Without them a folder for temporary files is not needed."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    crops = Crops([tar_of(five, tmp_path / "a.tgz", "w:gz")], 64, 1, seed=1)
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del crops
+    assert list((tmp_path / "temporary").iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    Crops([five, tar_of(five, tmp_path / "a.tar")], 64, 1, seed=1)
 
 
 def test_kept_pictures_have_a_limit(tmp_path, monkeypatch):
