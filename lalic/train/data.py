@@ -76,7 +76,7 @@ def _sources(paths: Iterable[Name], owner: object) -> list[Source]:
 
 
 def _members(path: Path, extensions: Iterable[str], owner: object) -> list[Source]:
-    """The pictures of a tar, which stay in it; those of a compressed tar are unpacked to one file. Links are followed."""
+    """The pictures of a tar, links followed. They stay in it; those of a compressed tar are unpacked to one file."""
     try:
         with tarfile.open(path) as tar:
             members = {posixpath.normpath(m.name): m for m in tar}  # the last of a name counts
