@@ -30,7 +30,7 @@ from lalic.container import VERSION
 from lalic.errors import LalicError, RequestError, sentence
 from lalic.files import Name
 from lalic.options import EXECUTORS, FORMATS, set_up_process
-from lalic.shards import Done, Settings, Shard, Stopped, Target, Worker, absolute, package, shards_of
+from lalic.shards import Done, Settings, Shard, Stopped, Target, Worker, absolute, package, shards_of, utf8
 
 if TYPE_CHECKING:
     from lalic.images import Color
@@ -130,7 +130,7 @@ def _begin(settings: Settings, shards: Sequence[Shard]) -> str:
         "psnr": settings.psnr,
         "pictures of a shard": len(shards[0].pictures),
         "files of the source": len(names),
-        "sha256 of the source's names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "sha256 of the source's names": hashlib.sha256(utf8("\n".join(names))).hexdigest(),
     }
     target = Target(settings.target)
     text = target.get("_bulk/options.json")

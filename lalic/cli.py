@@ -19,12 +19,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lalic.container import VERSION, parse
-from lalic.errors import LalicError, RequestError, sentence
+from lalic.errors import ImageWarning, LalicError, RequestError, sentence
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, read
 from lalic.metadata import describe
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
-        with _terminated_by_an_exception():
+        with _terminated_by_an_exception(), _warnings_in_one_line():
             args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
             return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
@@ -88,6 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # users get one sentence for any error
         _log(_message(error))
         return 1
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings about pictures as a sentence, without a line of code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, ImageWarning):
+                _log(f"warning: {message}")
+            else:
+                show(message, category, *where, **options)
+
+        warnings.showwarning = line
+        yield
 
 
 class _Terminated(KeyboardInterrupt):

@@ -13,6 +13,7 @@ the right and the last row to the bottom, up to a multiple of 64; the file has t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import threading
@@ -84,8 +85,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (target.index or 0) >= count:
             raise LalicError(f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use")
-        target = torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
-    return target
+        return torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
+    return torch.device("cpu")  # also for cpu:0, which torch takes for another device
 
 
 def _check_device(model: LALIC, device: str | torch.device | None) -> torch.device:
@@ -95,6 +96,13 @@ def _check_device(model: LALIC, device: str | torch.device | None) -> torch.devi
             f"device is {str(device)!r}, but the given model is on {model.device}; move it with model.to(device)"
         )
     return model.device
+
+
+@contextlib.contextmanager
+def _coding() -> Iterator[None]:
+    """One look at the weights, and no autocast of the caller's: `LALIC.set_precision` chooses how files are coded."""
+    with one_look(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 # Encoding
@@ -160,7 +168,7 @@ class Prepared:
         self.graph = graph
         self.grid = grid_of(*self.picture.image.size)
 
-    @one_look()
+    @_coding()
     def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
         """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
         quality = coded_quality(self.model, quality)
@@ -239,13 +247,13 @@ def coded_quality(model: LALIC, quality: float | None) -> float | None:
     """
     if model.as_qualities(quality, 1) is None:
         return None
-    return round(100 * (model.default_quality if quality is None else quality)) / 100
+    return round(100 * (model.default_quality if quality is None else float(quality))) / 100
 
 
 # Decoding
 
 
-@one_look()
+@_coding()
 def decode(
     data: bytes,
     model: LALIC | None = None,
@@ -302,9 +310,13 @@ def decode_parts(
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    with torch.inference_mode():
-        for place, part in _decoded_parts(container, model, container.grid.whole, None):
-            yield place, np.asarray(part)
+    parts = _decoded_parts(container, model, container.grid.whole, None)
+    while True:
+        with _coding(), torch.inference_mode():  # and not in what the caller does between the parts
+            found = next(parts, None)
+        if found is None:
+            return
+        yield found[0], np.asarray(found[1])
 
 
 def _decoded_parts(
@@ -440,7 +452,7 @@ def decode_many(
         yield from _decode_batch(batch_files, model, device, max_pixels, graph)
 
 
-@one_look()
+@_coding()
 def _decode_batch(
     files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:

@@ -35,6 +35,9 @@ class WouldOverwrite(FileExistsError):
     def __init__(self, path: str) -> None:
         super().__init__(errno.EEXIST, "exists already", path)
 
+    def __reduce__(self) -> tuple[type[WouldOverwrite], tuple[str]]:
+        return WouldOverwrite, (self.filename,)
+
 
 def walk(folder: Name, extensions: Collection[str]) -> list[Path]:
     """The files in a folder and its folders that end in one of `extensions`, in order; without hidden names.

@@ -49,6 +49,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,9 +103,10 @@ def parse_color(color: Color) -> tuple[int, int, int]:
             rgb = rgb[:3]
     else:
         rgb = color
-    if not isinstance(rgb, tuple | list) or len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
+    channels = isinstance(rgb, tuple | list) and len(rgb) == 3 and all(isinstance(c, Integral) for c in rgb)
+    if not channels or not all(0 <= c <= 255 for c in rgb):
         raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255")
-    return (rgb[0], rgb[1], rgb[2])
+    return (int(rgb[0]), int(rgb[1]), int(rgb[2]))
 
 
 # Loading
@@ -156,6 +158,8 @@ def load(source: ImageSource, *, background: Color | None = None, max_pixels: in
 
 def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels: int) -> Picture:
     below = None if background is None else parse_color(background)
+    if not isinstance(max_pixels, Real):
+        raise TypeError(f"max_pixels is {max_pixels!r}, expected a number")
     if isinstance(source, Image.Image):
         with _damage_in_one_sentence():
             return _convert(source, None, below, strip, max_pixels)

@@ -28,7 +28,7 @@ from lalic.nn import checkpoints
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision, narrowed_for
-from lalic.nn.gains import Gains, as_qualities
+from lalic.nn.gains import Gains, as_number, as_qualities
 from lalic.nn.noise import ALL, Share
 from lalic.nn.transforms import Float32, analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
@@ -492,14 +492,14 @@ class LALIC(nn.Module):
         if self.gains is None:
             for value in values:
                 if value is not None:
-                    name = self.config.name
+                    given, name = as_number(value), self.config.name
                     raise QualityError(
-                        f"quality is {value:g}, expected none: the model {name!r} was trained for one quality"
+                        f"quality is {given:g}, expected none: the model {name!r} was trained for one quality"
                     )
             return None
         if isinstance(quality, Tensor):
             return as_qualities(quality, batch)
-        return as_qualities([self.default_quality if q is None else float(q) for q in values], batch)
+        return as_qualities([self.default_quality if q is None else as_number(q) for q in values], batch)
 
     def check_picture(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x is (B, 3, H, W) floating point, with H and W multiples of 64."""

@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     _add_codec_options(parser)
 
 
+_EVAL_OPTIONS = ("published", "against", "name", "background")
 _CODEC_OPTIONS = ("checkpoints", "qualities", "precision", "device", "vtm", "vtm_config")
 
 
@@ -96,6 +97,7 @@ def _add_codec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q", "--quality", dest="qualities", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100"
     )
+    parser.add_argument("--background", metavar="COLOR", help="put this colour below transparent pixels")
     add_precision_option(parser)
     add_machine_options(parser)
     parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
@@ -107,7 +109,7 @@ def results_of(args: argparse.Namespace) -> Results:
     set_up_process(args.threads)
     from lalic.eval import evaluate
 
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("published", "against", "name", *_CODEC_OPTIONS)}
+    options: dict[str, Any] = {name: getattr(args, name) for name in (*_EVAL_OPTIONS, *_CODEC_OPTIONS)}
     bpp = args.bpp and (args.bpp[0], args.bpp[1])
     return evaluate(args.inputs, args.codecs or DEFAULT_CODECS, bpp=bpp, log=_log, **options)
 
@@ -130,10 +132,9 @@ def _run_eval(args: argparse.Namespace) -> int:
 def _run_compare(args: argparse.Namespace) -> int:
     """Write the sheet and the pictures. Returns the exit code, 1 if a codec that was named is not installed."""
     set_up_process(args.threads)
-    from lalic import images
     from lalic.codec import resolve_device
     from lalic.eval import compare
-    from lalic.eval.measure import caption
+    from lalic.eval.measure import caption, load_one
     from lalic.eval.side_by_side import parse_box, sheet
     from lalic.files import WouldOverwrite, write_atomic
 
@@ -142,7 +143,7 @@ def _run_compare(args: argparse.Namespace) -> int:
         stem = os.path.join(stem, f"{Path(args.input).stem}-compare")
     if os.path.exists(f"{stem}.png") and not args.force:
         raise WouldOverwrite(f"{stem}.png")
-    picture = images.load(args.input)
+    picture = load_one(args.input, args.background)
     boxes = [parse_box(text, picture) for text in args.crop]
     options: dict[str, Any] = {name: getattr(args, name) for name in ("match", *_CODEC_OPTIONS)}
     results = compare(picture, args.codecs, args.target, **options)

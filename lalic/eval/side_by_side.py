@@ -41,6 +41,7 @@ def compare(
     target: float | None = None,
     *,
     match: str = "bpp",
+    background: images.Color | None = None,
     **options: Unpack[Options],
 ) -> SideBySide:
     """Compress one picture with several codecs at equal size or PSNR.
@@ -48,7 +49,8 @@ def compare(
     picture: a path, bytes, or a `PIL.Image` (`lalic.images.load`). codecs: names, such as "webp" or "webp:20,40", or
     objects (`lalic.eval.codecs`); with qualities given, a codec is measured at them, else as near to the target as
     possible. match: "bpp" or "psnr". target: bits per pixel or dB; None: the value of the first codec at its first
-    given quality, or at the middle one of its defaults. options: `lalic.eval.codecs.Options`, such as checkpoints.
+    given quality, or at the middle one of its defaults. background: colour to put below transparent pixels.
+    options: `lalic.eval.codecs.Options`, such as checkpoints.
 
     Raises `LalicError` for wrong arguments, `ImageError` for a picture that is not taken, `OSError` if it cannot be
     opened.
@@ -62,7 +64,7 @@ def compare(
     opened, left_out = open_codecs(codecs, **options)
     if not opened:
         raise LalicError("nothing is left to compare")
-    loaded = images.load(picture)
+    loaded = images.load(picture, background=background)
     matches: list[Match] = []
     for codec in opened:
         if codec.chosen:

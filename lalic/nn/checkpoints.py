@@ -179,7 +179,18 @@ def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator
 
 
 class Uninitialised(TorchFunctionMode):
-    """In this context modules are made without drawing initial weights, for a model that is loaded next."""
+    """In this context modules are made without drawing initial weights, for a model that is loaded next.
+
+    The numbers that torch draws after it are those it would have drawn before.
+    """
+
+    def __enter__(self) -> Uninitialised:
+        self._generator = torch.get_rng_state()
+        return super().__enter__()
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        torch.set_rng_state(self._generator)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ interpolated between them in the log domain, for every quality in [1, 100]. The 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,13 +64,23 @@ def anchor_qualities(anchors: int) -> Tensor:
     return torch.linspace(LOWEST, HIGHEST, anchors)
 
 
+def as_number(quality: Any) -> float:
+    """A quality as Python's float, from a number of Python, NumPy or torch. Raises `TypeError` for anything else."""
+    try:
+        if not isinstance(quality, str | bytes | bytearray):
+            return float(quality)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"quality is {str(quality)[:40]!r} of type {type(quality).__name__}, expected a number")
+
+
 def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tensor:
     """One number, or one for each picture, as (batch,) float32: on the CPU, or on the device of a given tensor.
 
     Raises ``QualityError`` for a number not in [1, 100], ``ValueError`` for another count.
     """
     if not isinstance(quality, Tensor):
-        numbers = [quality] if isinstance(quality, int | float) else list(quality)
+        numbers = [as_number(value) for value in (quality if isinstance(quality, list | tuple) else [quality])]
         for number in numbers:
             if not LOWEST <= number <= HIGHEST:
                 raise QualityError(f"quality is {number:g}, expected {LOWEST:g} to {HIGHEST:g}")
