@@ -50,8 +50,8 @@ class _LowerBound(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        passes = (x >= ctx.bound) | (grad < 0)
-        return grad * passes, None
+        stops = (x < ctx.bound) & (grad >= 0)
+        return grad * ~stops, None  # of a NaN too
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
