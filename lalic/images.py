@@ -517,12 +517,14 @@ def to_tensor(image: Image.Image, device: torch.device | None = None) -> torch.T
     if image.mode != "RGB":
         raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts")
     device = torch.device("cpu") if device is None else device
-    pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    pixels = torch.empty(
+        (image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu"
+    )
     pixels.numpy()[:] = np.asarray(image)
-    planes = torch.empty((1, 3, image.height, image.width), device=device)
+    planes = torch.empty((1, 3, image.height, image.width), device=device, dtype=torch.float32)
     planes.copy_(pixels.to(device, non_blocking=True).permute(2, 0, 1)[None])
     # A tensor as divisor: torch may divide by a number as a product with its reciprocal, which rounds twice.
-    return planes.div_(torch.full((1,), 255.0, device=device))
+    return planes.div_(torch.full((1,), 255.0, device=device, dtype=torch.float32))
 
 
 def from_tensor(tensor: torch.Tensor) -> Image.Image:
@@ -537,7 +539,7 @@ def from_tensor(tensor: torch.Tensor) -> Image.Image:
     height, width = tensor.shape[2:]
     pixels = pixels_of(tensor)
     if tensor.is_cuda:  # one copy, of bytes
-        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels)
+        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True, device="cpu").copy_(pixels)
     values = pixels.numpy()
     if values[-1]:
         raise ValueError("tensor has values that are not finite, expected numbers in [0, 1]")

@@ -107,6 +107,8 @@ class LALIC(nn.Module):
 
     downsampling = 64  # pixels a side for one hyper latent
 
+    # Tensors made in torch.inference_mode have no version, so that nothing computed from them could be kept.
+    @torch.inference_mode(mode=False)
     def __init__(
         self,
         N: int = FULL.N,
@@ -167,8 +169,10 @@ class LALIC(nn.Module):
         than its digest names.
         """
         sd = checkpoints.normalise(state_dict)
-        with checkpoints.Uninitialised() if strict else nullcontext():
-            model = cls.from_config(checkpoints.infer_config(sd))
+        # In float32 whatever the program's default is; and on the CPU where that is the device without memory.
+        meta = torch.get_default_device().type == "meta"
+        with torch.device("cpu") if meta else nullcontext(), checkpoints.Uninitialised() if strict else nullcontext():
+            model = cls.from_config(checkpoints.infer_config(sd)).float()
         checkpoints.load_into(model, sd, strict)
         model.update()
         expected = state_dict.get(checkpoints.DIGEST)
@@ -201,6 +205,11 @@ class LALIC(nn.Module):
         """
         return pretrained.push(self, repo_id, **options)
 
+    @torch.inference_mode(mode=False)
+    def _apply(self, fn: Any, recurse: bool = True) -> LALIC:
+        """What `to`, `half`, `cuda` and others call; for `inference_mode` see the constructor."""
+        return super()._apply(fn, recurse)
+
     def converted(self) -> dict[str, Tensor]:
         """State dict with the matrices of the entropy model as integers, for `from_state_dict`.
 
@@ -225,7 +234,7 @@ class LALIC(nn.Module):
         for published scripts, and ``ValueError`` is raised for another table than `lalic_kernels.scale_table`.
         """
         if scale_table is not None:
-            given, frozen = torch.as_tensor(scale_table, dtype=torch.float32).cpu(), lalic_kernels.scale_table()
+            given, frozen = torch.as_tensor(scale_table, dtype=torch.float32, device="cpu"), lalic_kernels.scale_table()
             if given.shape != frozen.shape or not torch.allclose(given, frozen):
                 raise ValueError(
                     "scale_table: expected None or the default table, as Gaussian tables are frozen; got another one"
@@ -236,8 +245,10 @@ class LALIC(nn.Module):
         if update_quantiles:
             prior.search_quantiles()
         # On the CPU for any model's device, as devices differ in the last bit.
-        on_cpu = EntropyBottleneck(prior.channels)
-        on_cpu.load_state_dict({**prior.state_dict(), **{n: torch.empty(0) for n in checkpoints.PRIOR_TABLES}})
+        with torch.device("cpu"):
+            on_cpu = EntropyBottleneck(prior.channels).float()
+            empty = {name: torch.empty(0) for name in checkpoints.PRIOR_TABLES}
+        on_cpu.load_state_dict({**prior.state_dict(), **empty})
         prior.set_tables(*bottleneck_cdfs(on_cpu.logits_cumulative, on_cpu.quantiles))
         return True
 

@@ -54,7 +54,7 @@ def decode_latents(model: LALIC, z: Tensor, coder: PassCoder | GpuRead) -> Tenso
 
 def z_rows(channels: int, positions: int) -> Tensor:
     """Row of the prior's tables for every symbol of z, which is its channel: (channels * positions,) int32."""
-    return torch.arange(channels, dtype=torch.int32).repeat_interleave(positions)
+    return torch.arange(channels, dtype=torch.int32, device="cpu").repeat_interleave(positions)
 
 
 class HostCoder:

@@ -189,7 +189,7 @@ class SliceState:
     def _begin(self, params: Tensor) -> None:
         """Compute what all slices need of the hyper parameters (B, h, w, M)."""
         rows = neighbours(self.batch, self.height, self.width)
-        self._neighbours = torch.as_tensor(rows, device="cpu").to(params.device)
+        self._neighbours = torch.as_tensor(rows, device="cpu", dtype=torch.int64).to(params.device)
         self._hyper = self.hyper_parts(self._by_parity(params))
 
     def parameters(self) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,13 @@ def complete(sd: dict[str, Tensor], model: LALIC) -> dict[str, Tensor]:
             full.setdefault(_ALIASED + name, value)
         elif name.startswith((_ALIASED + "h_a.", _ALIASED + "h_s.")):
             full.setdefault(name[len(_ALIASED) :], value)
-    for name, value in model.state_dict().items():
+    own = model.state_dict()
+    if any(
+        value.is_meta and not matters(name) for name, value in own.items()
+    ):  # what is to be loaded has no such value
+        with torch.device("cpu"):
+            own = type(model).from_config(model.config).state_dict()
+    for name, value in own.items():
         table = name.rsplit(".", 1)[-1] in TABLE_BUFFERS
         if "conv5x5_reparam" in name:
             full[name] = value
@@ -292,7 +298,11 @@ def _integers(name: str, value: Tensor, config: Config) -> tuple[Tensor, Tensor,
     parts = [exact.quantise(part, range(1, value.ndim)) for part in rows.split(list(widths), dim=1)]
     q = torch.cat([q for q, _ in parts], dim=1).to(torch.int16)
     exponents = torch.cat([e.flatten(1) for _, e in parts], dim=1).to(torch.int8)
-    return (q.transpose(0, 1) if rows is not value else q), exponents, torch.tensor(widths, dtype=torch.int32)
+    return (
+        (q.transpose(0, 1) if rows is not value else q),
+        exponents,
+        torch.tensor(widths, dtype=torch.int32, device="cpu"),
+    )
 
 
 def _unpacked(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,9 +322,9 @@ def _unpacked(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 ) from error
             if name.endswith(".omni_shift.conv5x5.weight"):
                 prefix, channels = name.removesuffix("conv5x5.weight"), plain[name].shape[0]
-                plain[prefix + "alpha"] = torch.tensor([0.0, 0.0, 0.0, 1.0])
-                plain[prefix + "conv1x1.weight"] = torch.zeros(channels, 1, 1, 1)
-                plain[prefix + "conv3x3.weight"] = torch.zeros(channels, 1, 3, 3)
+                plain[prefix + "alpha"] = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float32, device="cpu")
+                plain[prefix + "conv1x1.weight"] = torch.zeros(channels, 1, 1, 1, dtype=torch.float32, device="cpu")
+                plain[prefix + "conv3x3.weight"] = torch.zeros(channels, 1, 3, 3, dtype=torch.float32, device="cpu")
     return plain
 
 

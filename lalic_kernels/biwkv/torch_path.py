@@ -97,7 +97,7 @@ def centred(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
 
 def _row(w: Tensor, u: Tensor, k: Tensor, v: Tensor, row: int) -> Tensor:
     """Row `row` of y, (B, 1, C), by the definition."""
-    gap = (torch.arange(k.shape[1], device=k.device) - row).abs()[:, None]
+    gap = (torch.arange(k.shape[1], device=k.device, dtype=torch.int64) - row).abs()[:, None]
     logits = torch.where(gap == 0, u + k, k - (gap - 1) * w)
     return (torch.softmax(logits, dim=1) * v).sum(dim=1, keepdim=True)
 

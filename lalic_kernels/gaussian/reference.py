@@ -21,7 +21,9 @@ def scale_table() -> Tensor:
 
     Source: Balle et al., 2018; constants as in CompressAI's GaussianConditional.
     """
-    return torch.exp(torch.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS, dtype=torch.float32))
+    return torch.exp(
+        torch.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS, dtype=torch.float32, device="cpu")
+    )
 
 
 def scale_index(scales: Tensor) -> Tensor:
