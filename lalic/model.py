@@ -175,7 +175,7 @@ class LALIC(nn.Module):
             model = cls.from_config(checkpoints.infer_config(sd)).float()
         checkpoints.load_into(model, sd, strict)
         model.update()
-        expected = state_dict.get(checkpoints.DIGEST)
+        expected = checkpoints.unwrap(state_dict).get(checkpoints.DIGEST)
         if expected is not None:
             digest = exact_entropy(model.latent_codec).digest()
             if not isinstance(expected, Tensor) or bytes(expected.tolist()).hex() != digest:
@@ -220,11 +220,17 @@ class LALIC(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """``torch.nn.Module.load_state_dict`` that also takes published key names, and resizes the coding tables."""
-        sd = checkpoints.complete(checkpoints.normalise(state_dict), self)
+        given = checkpoints.normalise(state_dict)
+        sd = checkpoints.complete(given, self)
         for name, buffer in list(self.named_buffers()):
             if name.rsplit(".", 1)[-1] in checkpoints.TABLE_BUFFERS and name in sd:
                 buffer.resize_(sd[name].shape)
-        return super().load_state_dict(sd, strict=strict, assign=assign)
+        result = super().load_state_dict(sd, strict=strict, assign=assign)
+        if (
+            not strict
+        ):  # as of a plain module: safetensors.torch.load_model counts the second names that a file leaves out
+            result.missing_keys.extend(checkpoints.second_names(checkpoints.unwrap(state_dict)))
+        return result
 
     def update(self, scale_table: Any = None, force: bool = False, update_quantiles: bool = False) -> bool:
         """Make the integer coding tables of z from the trained prior. Returns whether they were made.

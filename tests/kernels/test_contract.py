@@ -144,9 +144,7 @@ DATA = ("x", "k", "v", "gate", "residual", "partial", "y", "scales", "means", "r
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning", "ignore:All-NaN:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @IMPLEMENTATIONS
-def test_what_is_not_finite_comes_out_not_finite(
-    spec: OpSpec, device: str, backend: str, dtype: torch.dtype
-) -> None:
+def test_what_is_not_finite_comes_out_not_finite(spec: OpSpec, device: str, backend: str, dtype: torch.dtype) -> None:
     """Where the definition gives NaN or infinity, so does every backend, or it raises: nothing hides a broken run."""
     interpreted = (device, backend) == ("cpu", "triton")
     if interpreted and dtype != torch.float32:
