@@ -318,6 +318,8 @@ class LALIC(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: equal for every quality."""
         self.check_picture(x)
+        if x.is_cpu:  # elsewhere it would wait for the device
+            _check_values(x)
         return self._transform("g_a", _channels_last(x))
 
     # Tensors to bytes
@@ -389,6 +391,8 @@ class LALIC(nn.Module):
         picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``; y_hat is (B, M, h, w). Each string
         is a rANS stream of its own; `encode` makes the smaller streams of files.
         """
+        self.check_picture(x)
+        _check_values(x)
         z, passes, y_hat = symbols_of(self, self.latents(x), quality)
         tables = [gaussian_tables()] * len(passes) + [self.prior_tables()]
         strings = [
@@ -536,6 +540,13 @@ class LALIC(nn.Module):
             with Float32() if _wants_float32(x) else nullcontext():
                 return transform(x)
         return narrowed(self.cache, name, transform, x, dtype)
+
+
+def _check_values(x: Tensor) -> None:
+    """Raise ``ValueError`` for values that are not of a picture in [0, 1], which may overshoot a little."""
+    low, high = (float(value) for value in x.aminmax())
+    if not (low >= -0.5 and high <= 1.5):  # also for NaN
+        raise ValueError(f"x: expected values in [0, 1], got {low:g} to {high:g}")
 
 
 def _wants_float32(x: Tensor) -> bool:

@@ -45,8 +45,10 @@ PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
 TABLE_BUFFERS = (*PRIOR_TABLES, "scale_table")
 _PRIOR = "latent_codec.hyper.entropy_bottleneck."
 _ALIASED = "latent_codec.hyper."  # h_a and h_s have names with this prefix and without
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "params", "weights")
-_WRAPPERS += ("ema", "state_dict_ema", "ema_model", "params_ema")
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "network", "net", "module", "params", "weights",
+    "ema", "state_dict_ema", "ema_model", "params_ema",
+)  # fmt: skip
 _COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel has it beside the model
 _MARK = "g_a.0.weight"  # what every LALIC state dict has
 _RENAMES = (
@@ -263,8 +265,8 @@ def read(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Any
         ):  # torch's words are many, and name the way to load it nevertheless
             if found := re.search(r"(?:GLOBAL|but got|function|class) (?:<class ')?([\w.]+)", str(error)):
                 raise CheckpointError(
-                    f"{path}: cannot be read as a checkpoint: it holds an object of Python, {found[1]}, which could run "
-                    f"code when it is loaded; save the state dict alone: torch.save(model.state_dict(), path)"
+                    f"{path}: cannot be read as a checkpoint: it holds an object of Python, {found[1]}, which could "
+                    f"run code when it is loaded; save the state dict alone: torch.save(model.state_dict(), path)"
                 ) from error
             reason = "it is none, or holds more than tensors"
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error

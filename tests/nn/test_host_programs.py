@@ -17,7 +17,7 @@ from lalic.config import SLIM
 from lalic.nn.checkpoints import matters
 
 PACKAGES = Path(lalic.__file__).parent, Path(lalic_kernels.__file__).parent
-FACTORIES = "empty zeros ones full arange linspace logspace eye rand randn randint tensor as_tensor".split()
+FACTORIES = {"empty", "zeros", "ones", "full", "arange", "linspace", "eye", "rand", "randn", "tensor", "as_tensor"}
 # Constructors of modules, which follow the defaults as torch's layers do, and training.
 FOLLOW_DEFAULTS = ("nn/bottleneck.py", "nn/context.py", "nn/gains.py", "lalic_kernels/layers.py", "lalic/train/")
 
