@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import lalic_kernels
 from lalic import pretrained
 from lalic.coder import Coder, Decoded, Stream, coder_for
-from lalic.coder.engines import FLOAT, exact_entropy
+from lalic.coder.engines import exact_entropy, float_state
 from lalic.coder.graphs import LaunchLock
 from lalic.coder.host import decode_latents, symbols_of, z_rows
-from lalic.coder.schedule import Estimate, Read, SliceState, code_slices
+from lalic.coder.schedule import Estimate, Read, code_slices
 from lalic.coder.stream import as_bitstream_errors
 from lalic.coder.tables import bottleneck_cdfs, gaussian_tables
 from lalic.config import DEFAULT_QUALITY, FULL, Config
@@ -34,6 +34,7 @@ from lalic.nn.transforms import Float32, analysis, dtype_of, hyper_analysis, hyp
 from lalic_kernels import exact, rans
 from lalic_kernels.cache import ModuleCache, WeightCache
 from lalic_kernels.layers import derived
+from lalic_kernels.plain import PlainLayers
 
 
 class _Hyper(nn.Module):
@@ -50,6 +51,7 @@ class LatentCodec(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.cache = WeightCache()  # the exact entropy model
+        self.plain = PlainLayers()
         self.y = SliceStack(c)
         self.hyper = _Hyper(c)
 
@@ -67,7 +69,7 @@ class LatentCodec(nn.Module):
         z = self.hyper.h_a(narrowed_for(next(self.hyper.h_a.parameters()), y)) if z is None else z
         z_hat, z_likelihoods = self.hyper.entropy_bottleneck(full_precision(z), share)
         coder = Estimate(y, self.y.groups, self.training, share)
-        y_hat = code_slices(SliceState(self.y, self.hyper_parameters(z_hat), FLOAT), coder)
+        y_hat = code_slices(float_state(self.y, self.hyper_parameters(z_hat)), coder)
         return {"likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}, "y_hat": y_hat}
 
     def hyper_parameters(self, z_hat: Tensor) -> Tensor:
