@@ -333,7 +333,7 @@ class RWKVBlock(nn.Module):
         """
         parameters = [p for name, p in self.named_parameters() if "conv5x5_reparam" not in name]
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if differentiable or torch.compiler.is_compiling():
+        if differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._gather()
         return self._cache.get("parameters", parameters, self._gather)
 

@@ -45,6 +45,7 @@ class _Layers:
 
     def __init__(self, modules: tuple[nn.Module, ...], inner: bool):
         named = [each for module in modules for each in module.named_modules() if each[0] or not inner]
+        named = [each for each in named if ".parametrizations" not in f".{each[0]}"]  # a weight comes out of these
         self._names = [name for name, _ in named]
         self._layers = [layer for _, layer in named]
         self._types = [type(layer) for layer in self._layers]

@@ -111,7 +111,7 @@ def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeig
     contexts = [context[i] for context in stack.channel_context.values() for i in (0, -1)]  # type: ignore[index]
     sources = [p for module in (stack.latent_codec, *contexts) for p in module.parameters()]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-    if differentiable or torch.compiler.is_compiling():
+    if differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return make_weights(stack, engine)
     return stack.cache.get(engine.name, sources, lambda: make_weights(stack, engine))
 
