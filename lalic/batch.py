@@ -29,6 +29,7 @@ from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, repl
 from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
 from lalic.strips import needs_strips, write_strips
+from lalic_kernels.threads import submit
 
 __all__ = ["Job", "Outcome", "Saved", "Steps", "compress_files", "decompress_files", "plan", "run"]
 
@@ -350,14 +351,14 @@ def run(
 
         def read_ahead() -> None:
             while len(reading) < steps.batch + READ_AHEAD and (job := next(remaining, None)) is not None:
-                reading.append(readers.submit(opened, job))
+                reading.append(submit(readers, opened, job))
 
         try:
             read_ahead()
             while reading:
                 files = [reading.popleft().result() for _ in range(min(steps.batch, len(reading)))]
                 read_ahead()
-                writing += [writers.submit(written, *file) for file in _coded(files, steps)]
+                writing += [submit(writers, written, *file) for file in _coded(files, steps)]
                 while writing and (len(writing) > WRITE_BEHIND or writing[0].done()):
                     finish(writing.popleft().result())
             while writing:

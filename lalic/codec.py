@@ -27,7 +27,7 @@ from PIL import Image
 from lalic import images, metadata
 from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Coder, Stream, codes_on_gpu
-from lalic.container import MAX_PIXELS, Container, Tile, parse
+from lalic.container import MAX_PIXELS, Container, FileSource, Tile, contents, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
 from lalic.memory import give_back
 from lalic.tiles import MAX_WINDOW, SCALES, STEP, Box, Grid
@@ -121,8 +121,8 @@ def encode(
 ) -> bytes:
     """Compress a picture to the bytes of a .lalic file.
 
-    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`; or a picture
-    that `lalic.images.open_picture` gave.
+    image: a path, the bytes of a picture file, an open binary file, a `PIL.Image`, an array or a tensor, converted by
+    the rules of `lalic.images.open_picture`; or what that gave.
     model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
     quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
@@ -255,7 +255,7 @@ def coded_quality(model: LALIC, quality: float | None) -> float | None:
 
 @_coding()
 def decode(
-    data: bytes,
+    data: FileSource,
     model: LALIC | None = None,
     *,
     region: Sequence[int] | None = None,
@@ -264,15 +264,16 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> Image.Image:
-    """Decompress the bytes of a .lalic file to a `PIL.Image` in sRGB, of mode RGB, RGBA, or L if it was grey.
+    """Decompress a .lalic file to a `PIL.Image` in sRGB, of mode RGB, RGBA, or L if it was grey.
 
-    model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in
-    pixels, the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a
-    picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by
-    this factor, by averaging; it takes the time of the whole, and without a region the memory of the result. device: of
-    the shipped model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory
-    is allocated. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one,
-    None for a graph from the second picture of a size on (docs/gpu.md).
+    data: the file's bytes, its path, or an open binary file. model: the one that wrote the file; None for the slim
+    model that ships. region: (left, top, right, bottom) in pixels, the part to decode, equal to that part of the whole
+    picture; only the tiles near it are decoded, and a picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4,
+    8, ... 64, the picture or region is reduced by this factor, by averaging; it takes the time of the whole, and
+    without a region the memory of the result. device: of the shipped model (None: the CPU). max_pixels: limit on width
+    * height of the whole picture, checked before memory is allocated. graph: of a model on a GPU, True to capture its
+    launches as a CUDA graph, False to launch one by one, None for a graph from the second picture of a size on
+    (docs/gpu.md).
 
     Raises `ModelMismatchError` if the file was written with other weights, `BitstreamError` for any other fault: a file
     is decoded to the picture that was written, or not at all. Raises `RequestError` for a region that is not inside the
@@ -301,7 +302,11 @@ def decode(
 
 
 def decode_parts(
-    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+    data: FileSource,
+    model: LALIC | None = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[Box, np.ndarray]]:
     """Decompress the bytes of a .lalic file tile by tile, in bounded memory: (place, pixels) of each.
 
@@ -430,7 +435,7 @@ def _check_scale(scale: int) -> None:
 
 
 def decode_many(
-    files: Iterable[bytes],
+    files: Iterable[FileSource],
     model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
@@ -438,7 +443,7 @@ def decode_many(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> Iterator[Image.Image | LalicError]:
-    """Decompress the bytes of many .lalic files: yields for each its picture, or the error that `decode` would raise.
+    """Decompress many files, each as `decode` takes it: yields its picture, or the error that `decode` would raise.
 
     batch: number of files that are read at a time. On a GPU those of one padded size are decoded together; this changes
     no symbol, and no pixel by more than the rounding of the synthesis transform. A damaged file affects no other. On a
@@ -448,13 +453,13 @@ def decode_many(
     if batch < 1:
         raise ValueError(f"batch: expected at least 1, got {batch}")
     remaining = iter(files)
-    while batch_files := list(itertools.islice(remaining, batch)):
+    while batch_files := [contents(file) for file in itertools.islice(remaining, batch)]:
         yield from _decode_batch(batch_files, model, device, max_pixels, graph)
 
 
 @_coding()
 def _decode_batch(
-    files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
+    files: list[memoryview], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:
     results: list[Any] = [None] * len(files)
     groups: dict[tuple[int, int, int], list[tuple[int, Container]]] = {}
@@ -495,7 +500,11 @@ def _stream(container: Container, index: int) -> Stream:
 
 
 def symbol_hashes(
-    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+    data: FileSource,
+    model: LALIC | None = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, str]:
     """Hashes of a .lalic file's symbols and latents: {"symbols_sha256", "latents_sha256"}, 64 hex digits each.
 

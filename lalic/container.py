@@ -33,12 +33,13 @@ decoding: they detect an encoder or a decoder that departs from the exact arithm
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from lalic.errors import BitstreamError
 from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
@@ -202,14 +203,30 @@ class _Reader:
             raise BitstreamError(f"{what} is damaged: its checksum does not match")
 
 
-def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIXELS) -> Container:
+FileSource = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
+
+
+def contents(source: FileSource) -> memoryview:
+    """The bytes of a file that is given as bytes, by its path, or as an open file, which is read to its end."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            return memoryview(file.read())
+    data = source.read() if hasattr(source, "read") else source
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        kind = "a text file" if isinstance(data, str) else f"of type {type(source).__name__}"
+        raise TypeError(f"data is {kind}, expected the bytes of a .lalic file, its path or a binary file") from None
+
+
+def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS) -> Container:
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
-    data: the file. max_pixels: limit on width * height, None for no limit beyond 2^31 - 1 a side. Metadata is limited
-    to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError`
-    with one sentence about the fault.
+    data: the file, its path or an open binary file. max_pixels: limit on width * height, None for no limit beyond 2^31
+    - 1 a side. Metadata is limited to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is
+    allocated. Raises `BitstreamError` with one sentence about the fault.
     """
-    reader = _Reader(memoryview(data).cast("B"))
+    reader = _Reader(contents(data))
     fields, boxes = _read_header(reader, max_pixels)
     grid = fields.pop("grid")
     found: dict[str, Any] = {}

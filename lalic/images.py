@@ -79,7 +79,7 @@ __all__ = [
     "to_tensor",
 ]
 
-ImageSource = str | os.PathLike | bytes | Image.Image
+ImageSource = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
 Color = str | tuple[int, int, int]
 
 _MAIN_PICTURE_FIRST = {"MPO", "PSD"}
@@ -128,8 +128,10 @@ class Picture:
 def open_picture(
     source: ImageSource, *, background: Color | None = None, strip: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Picture:
-    """Open a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the rules of this module.
+    """Open a picture by the rules of this module.
 
+    source: a path, the bytes of a file, an open binary file, which is read to its end, or a `PIL.Image`. Or pixels in
+    sRGB: an array uint8 (H, W), (H, W, 3) or (H, W, 4), or a tensor (C, H, W), uint8 or floating point in [0, 1].
     background: colour to blend transparent pixels with; None: the alpha channel is kept. strip: drop all metadata.
     max_pixels: limit on width * height. Nothing in the result is shared with `source`. Raises `ImageError`; `OSError`
     if a path cannot be opened.
@@ -164,13 +166,23 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
         with _damage_in_one_sentence():
             return _convert(source, None, below, strip, max_pixels)
     file: IO[bytes]
+    torch = sys.modules.get("torch")  # which this module does not load
+    if isinstance(source, np.ndarray) or (torch is not None and isinstance(source, torch.Tensor)):
+        with _damage_in_one_sentence():
+            return _convert(_from_array(source), None, below, strip, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         file = io.BytesIO(bytes(source))
+    elif hasattr(source, "read"):
+        contents = source.read()
+        if not isinstance(contents, bytes):
+            raise TypeError("image is a text file, expected one that is opened in binary mode")
+        file = io.BytesIO(contents)
     elif isinstance(source, str | os.PathLike):
         file = open(source, "rb")  # noqa: SIM115
     else:  # among them integers, which `open` would take for file descriptors
         raise TypeError(
-            f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file or a PIL.Image"
+            f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file, a binary file, "
+            "a PIL.Image, an array or a tensor"
         )
     with file as stream, _pillow_limit(max_pixels), _damage_in_one_sentence():
         image = _open(stream, max_pixels)
@@ -185,6 +197,31 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
                     metadata.note_conversion(picture.metadata, name)
             return picture
         return _convert(image, stream, below, strip, max_pixels)
+
+
+def _from_array(array: Any) -> Image.Image:
+    """A picture from an array (H, W) or (H, W, C) of uint8, or a tensor (C, H, W) or (1, C, H, W): uint8, or floating
+    point in [0, 1], which is rounded. C: 1, 3 or 4. Raises ``ImageError`` for others.
+    """
+    pixels, form = array, "an array uint8 (H, W), (H, W, 3) or (H, W, 4)"
+    if not isinstance(array, np.ndarray):
+        form = "a tensor (3, H, W), or 1 or 4 channels, perhaps a batch of 1: uint8, or floating point in [0, 1]"
+        pixels = array.detach().cpu()
+        if pixels.ndim == 4 and pixels.shape[0] == 1:
+            pixels = pixels[0]
+        if pixels.is_floating_point() and pixels.numel():
+            low, high = (float(value) for value in pixels.float().aminmax())
+            if not (low >= -0.01 and high <= 1.01):
+                raise ImageError(f"image: expected {form}, got values from {low:g} to {high:g}")
+            pixels = (pixels.float() * 255).round().clamp(0, 255).byte()
+        pixels = pixels.movedim(0, -1).numpy() if pixels.ndim == 3 else pixels.numpy()
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise ImageError(f"image: expected {form}, got {array.dtype} of shape {tuple(array.shape)}")
+    if 0 in pixels.shape:
+        raise ImageError(f"image: expected {form}, got no pixels, shape {tuple(array.shape)}")
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 _limits: list[int] = []  # of the calls that run now
@@ -521,12 +558,14 @@ def to_tensor(image: Image.Image, device: torch.device | None = None) -> torch.T
     if image.mode != "RGB":
         raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts")
     device = torch.device("cpu") if device is None else device
-    pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    pixels = torch.empty(
+        (image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu"
+    )
     pixels.numpy()[:] = np.asarray(image)
-    planes = torch.empty((1, 3, image.height, image.width), device=device)
+    planes = torch.empty((1, 3, image.height, image.width), device=device, dtype=torch.float32)
     planes.copy_(pixels.to(device, non_blocking=True).permute(2, 0, 1)[None])
     # A tensor as divisor: torch may divide by a number as a product with its reciprocal, which rounds twice.
-    return planes.div_(torch.full((1,), 255.0, device=device))
+    return planes.div_(torch.full((1,), 255.0, device=device, dtype=torch.float32))
 
 
 def from_tensor(tensor: torch.Tensor) -> Image.Image:
@@ -541,7 +580,7 @@ def from_tensor(tensor: torch.Tensor) -> Image.Image:
     height, width = tensor.shape[2:]
     pixels = pixels_of(tensor)
     if tensor.is_cuda:  # one copy, of bytes
-        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels)
+        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True, device="cpu").copy_(pixels)
     values = pixels.numpy()
     if values[-1]:
         raise ValueError("tensor has values that are not finite, expected numbers in [0, 1]")

@@ -48,8 +48,11 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @njit(inline="always")
 def exp(x):
-    """exp for float32 in plain arithmetic, so that a loop over it vectorises; error 1e-7 relative, 0 below -87."""
-    clipped = max(x, _LOWEST)
+    """exp for float32 in plain arithmetic, so that a loop over it vectorises; error 1e-7 relative, 0 below -87.
+
+    NaN stays NaN, here and in the other functions, as in torch.
+    """
+    clipped = x if x > _LOWEST else _LOWEST
     n = np.floor(clipped * _LOG2E + f32(0.5))
     r = clipped - n * _LN2_HI
     r = r - n * _LN2_LO
@@ -61,7 +64,7 @@ def exp(x):
     p = p * r + f32(5.0000001201e-1)
     y = p * r * r + r + f32(1.0)
     scale = view(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)), f32)
-    return y * scale if x > _LOWEST else f32(0.0)
+    return y * scale if x > _LOWEST else (f32(0.0) if x <= _LOWEST else x)
 
 
 @njit(inline="always")
@@ -299,7 +302,7 @@ def minus_abs(typingctx: Any, a: Any) -> Any:
 
 @intrinsic
 def exp16(typingctx: Any, x: Any) -> Any:
-    """exp of 16 numbers by the method of `exp`: error 1e-7 relative for x up to 88; 0 for x <= -87 and for NaN."""
+    """exp of 16 numbers by the method of `exp`: error 1e-7 relative for x up to 88; 0 for x <= -87; NaN for NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = args[0]
@@ -315,7 +318,7 @@ def exp16(typingctx: Any, x: Any) -> Any:
         for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
             p = emit_fma(builder, p, r, _floats(c))
         y = builder.fadd(emit_fma(builder, builder.fmul(p, r), r, r), _floats(1.0))
-        above = builder.fcmp_ordered(">", x, _floats(-87.0))
+        above = builder.fcmp_unordered(">", x, _floats(-87.0))  # of NaN it selects y, which is NaN
         return builder.select(above, builder.fmul(y, scale), _floats(0.0))
 
     return VECTOR(VECTOR), codegen

@@ -61,7 +61,7 @@ class Gains(nn.Module):
 
 def anchor_qualities(anchors: int) -> Tensor:
     """Quality of each anchor: (anchors,) float32, from 1 to 100."""
-    return torch.linspace(LOWEST, HIGHEST, anchors)
+    return torch.linspace(LOWEST, HIGHEST, anchors, dtype=torch.float32, device="cpu")
 
 
 def as_number(quality: Any) -> float:
