@@ -23,9 +23,9 @@ TRITON_FROM = (3, 3)  # older ones do not compile named tuples
 def _why_no_numba() -> str:
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
-    from numba.core import config
+    from numba import config
 
-    return "NUMBA_DISABLE_JIT is set, so numba compiles nothing" if config.DISABLE_JIT else ""
+    return "NUMBA_DISABLE_JIT is set, so numba compiles nothing" if config.DISABLE_JIT else ""  # type: ignore[attr-defined]
 
 
 WHY_NO_NUMBA = _why_no_numba()
