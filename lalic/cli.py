@@ -455,7 +455,10 @@ def _run_batch(
     if skipped and not args.quiet:
         print(f"{skipped} of {len(outcomes)} files skipped, as their outputs exist already")
     if failed:
-        _log(f"{failed} of {len(outcomes)} files failed")
+        existed = any(isinstance(done.error, WouldOverwrite) for done in outcomes)
+        _log(
+            f"{failed} of {len(outcomes)} files failed{'; --skip-existing leaves out what is done' if existed else ''}"
+        )
     return 1 if failed else 0
 
 

@@ -171,6 +171,8 @@ def test_what_exists_is_skipped(run, folder):
     assert run("compress", "in").code == 0
     Path("in/z.lalic").unlink()
     before = Path("in/a.lalic").stat().st_mtime_ns
+    done = run("compress", "in/a.png", "in/private/b.png")
+    assert done.code == 1 and done.err[-1] == "lalic: 2 of 2 files failed; --skip-existing leaves out what is done"
     done = run("compress", "in", "--skip-existing")
     assert done.code == 0 and done.err == [] and Path("in/a.lalic").stat().st_mtime_ns == before
     assert done.out[0].startswith("in/z.png -> in/z.lalic") and done.out[1].startswith("1 pictures in ")
