@@ -44,7 +44,7 @@ from typing import IO, Any, NamedTuple
 from lalic.errors import BitstreamError
 from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
 
-__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse"]
+__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse", "too_large"]
 
 MAGIC = b"\x89LAL"
 VERSION = 1
@@ -219,6 +219,12 @@ def contents(source: FileSource) -> memoryview:
         raise TypeError(f"data is {kind}, expected the bytes of a .lalic file, its path or a binary file") from None
 
 
+def too_large(max_pixels: int, width: int = 0, height: int = 0) -> str:
+    """The sentence about a picture above a limit. width, height: 0 if they are not known."""
+    size = f"{width}x{height} is {width * height} pixels, and " if width else ""
+    return f"the picture is too large: {size}the limit is {max_pixels} pixels (max_pixels, --max-pixels)"
+
+
 def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS) -> Container:
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
@@ -299,9 +305,7 @@ def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise BitstreamError(f"the header is invalid: the picture is {width}x{height}, expected sides of 1 to 2^31 - 1")
     if max_pixels is not None and width * height > max_pixels:
-        raise BitstreamError(
-            f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
-        )
+        raise BitstreamError(too_large(max_pixels, width, height))
     if hundredths and not 100 <= hundredths <= 10000:
         raise BitstreamError(f"the header is invalid: its quality is {hundredths}, expected 0 or 100 to 10000")
     fields = {

@@ -42,8 +42,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import os
+import re
 import sys
 import threading
 import warnings
@@ -57,8 +60,9 @@ from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError
 
 from lalic import metadata
 from lalic.alpha import fill_transparent, strips
-from lalic.container import MAGIC, MAX_PIXELS
-from lalic.errors import ImageError, ImageWarning, LalicError
+from lalic.container import MAGIC, MAX_PIXELS, too_large
+from lalic.errors import ImageError, ImageWarning, LalicError, is_out_of_memory
+from lalic.files import PACKAGES
 from lalic.strips import StripImage, needs_strips, open_strips
 
 if TYPE_CHECKING:
@@ -255,12 +259,40 @@ def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
     if stream.read(len(MAGIC)) == MAGIC:  # which Pillow would open after `import lalic.pillow`
         raise ImageError("this is not a picture to compress, but a .lalic file; lalic decompress reads it")
     stream.seek(0)
+    start = stream.read(16)
+    package = next((package for pattern, package in _NEED_A_PACKAGE if pattern.match(start)), "")
+    if package:
+        _register_packages()
+    stream.seek(0)
     try:
         return Image.open(stream)
     except UnidentifiedImageError:
+        if package and package not in _register_packages():
+            raise ImageError(
+                f"this is a picture of a format that Pillow reads with the package {package}: pip install {package}"
+            ) from None
         raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"the picture is too large: the limit is {max_pixels} pixels") from None
+        raise ImageError(too_large(max_pixels)) from None
+
+
+_NEED_A_PACKAGE = (
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), PACKAGES[".heic"]),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", re.DOTALL), PACKAGES[".jxl"]),
+)
+
+
+@functools.cache
+def _register_packages() -> list[str]:
+    """Let Pillow use the packages of `lalic.files.PACKAGES`. Returns those that are installed."""
+    found = []
+    for package, name in (("pillow-heif", "pillow_heif"), ("pillow-jxl-plugin", "pillow_jxl")):
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)  # pillow_jxl registers itself
+            if hasattr(module, "register_heif_opener"):
+                module.register_heif_opener()
+            found.append(package)
+    return found
 
 
 @contextlib.contextmanager
@@ -268,9 +300,11 @@ def _damage_in_one_sentence() -> Iterator[None]:
     """Raise `ImageError` for whatever Pillow raises, when it decodes or converts a damaged picture."""
     try:
         yield
-    except (LalicError, MemoryError):
+    except LalicError:
         raise
     except Exception as error:  # Pillow raises many types
+        if is_out_of_memory(error):
+            raise MemoryError from error
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ImageError(f"the picture is damaged or truncated and cannot be decoded ({reason[:200]})") from error
 
@@ -295,9 +329,7 @@ def _convert(
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width}x{height}, expected at least 1x1")
     if width * height > max_pixels:
-        raise ImageError(
-            f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
-        )
+        raise ImageError(too_large(max_pixels, width, height))
     own = source if stream is None else None
     image = source
 
@@ -615,6 +647,7 @@ _NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "LALIC"}
 def readable_extensions() -> frozenset[str]:
     """Extensions, lower-case with their dot, of the files that `lalic compress FOLDER` reads."""
     Image.init()
+    _register_packages()
     return frozenset(
         extension.lower()
         for extension, name in Image.registered_extensions().items()
@@ -667,9 +700,9 @@ def _written(image: Image.Image, out: IO[bytes], name: str, options: dict[str, A
         else:
             image.save(out, name, **options)
         return True
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's writers raise many types
+        if is_out_of_memory(error):
+            raise MemoryError from error
         if isinstance(error, OSError) and error.errno:  # the disk's, not the format's
             raise
         if optional:

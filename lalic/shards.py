@@ -190,7 +190,7 @@ def _listed(source: str, target: str) -> list[tuple[str, str]]:
             root = url
             if f"{target}/".startswith(f"{root}/"):
                 raise RequestError(f"the target {target} is inside the source, expected a folder elsewhere")
-            paths = [file for file in fs.find(path) if "/." not in file[len(path) :]]  # no hidden names
+            paths = [file for file in _all_below(fs, path) if "/." not in file[len(path) :]]  # no hidden names
         else:
             paths = fs.glob(path)
         take = _picture_extensions() | {".tar"}
@@ -205,6 +205,18 @@ def _listed(source: str, target: str) -> list[tuple[str, str]]:
         if not _inside(name):
             raise RequestError(f"{url}: expected all files of a source on one file system, and no .. in their names")
     return found
+
+
+def _all_below(fs: Any, path: str) -> list[str]:
+    """The files of a folder and its folders. Raises `RequestError` for a folder that cannot be read."""
+    if not _is_local(fs):
+        return list(fs.find(path))
+    found = files.search(path, _picture_extensions() | {".tar"})
+    if found.unreadable:
+        raise RequestError(sentence(found.unreadable[0]))
+    if words := found.left_out():
+        warnings.warn(words, files.ImageWarning, stacklevel=2)
+    return [file.as_posix() for file in found.files]
 
 
 def _extension(name: str) -> str:
@@ -229,7 +241,7 @@ def _inside(name: str) -> bool:
 
 def _output(name: str, form: str) -> str:
     """Name of the .lalic file of a picture."""
-    folder, base = posixpath.split(posixpath.splitext(name)[0])
+    folder, base = posixpath.split(posixpath.splitext(name)[0] if _is_picture(name) else name)
     if form == "webdataset":  # whose readers take all behind the first dot for the extension
         base = base.replace(".", "_")
     return posixpath.join(folder, f"{base}.lalic")
