@@ -27,7 +27,7 @@ def register(commands: Any, epilog: str) -> None:
         "AVIF. Needs pip install lalic[web]. Ctrl+C ends it.",
         epilog=epilog,
     )
-    web.add_argument("--port", type=int, metavar="N", help="of the page (default 7860, or the next that is free)")
+    web.add_argument("--port", type=_port, metavar="N", help="of the page (default 7860, or the next that is free)")
     web.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default %(default)s)"
     )
@@ -37,6 +37,13 @@ def register(commands: Any, epilog: str) -> None:
     add_precision_option(web)
     add_machine_options(web)
     web.set_defaults(run=_run)
+
+
+def _port(text: str) -> int:
+    """Type for argparse: a port, 0 for any that is free."""
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -57,8 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         model = shipped_model(device=device)
     else:
         model = load_model(args.checkpoint, device=device, precision=args.precision)
-    print("lalic: getting ready", file=sys.stderr, flush=True)
-    warm_up(model, [(512, 512)])
+    warm_up(model, [(512, 512)], say=lambda line: print(f"lalic: {line}", file=sys.stderr, flush=True))
     host = "localhost" if args.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else args.host
     address = f"http://{host}:{place.getsockname()[1]}/"
 

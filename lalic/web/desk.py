@@ -15,6 +15,7 @@ import contextlib
 import secrets
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,7 @@ Report = Callable[[str, float | None], None]  # what is being done, and the shar
 
 
 _CLOSED = object()
+_warnings_lock = threading.Lock()
 
 
 class Superseded(Exception):
@@ -247,10 +249,14 @@ class Desk:
                 if picture.mode in ("RGBA", "LA"):
                     opened.notes.append("Transparent pixels are shown on white")
         else:
-            loaded = images.open_picture(data, strip=True, max_pixels=self.max_pixels)
+            report("Opening", None)
+            with _warnings_lock, warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", images.ImageWarning)
+                loaded = images.open_picture(data, strip=True, max_pixels=self.max_pixels)
             transparent = loaded.alpha is not None
             picture = images.load(data, background="white", max_pixels=self.max_pixels) if transparent else loaded.image
             opened = Opened(stem, picture if picture.mode == "RGB" else picture.convert("RGB"))
+            opened.notes = [_capital(str(each.message)) for each in caught if each.category is images.ImageWarning]
             if transparent:
                 opened.notes.append(
                     "Transparent pixels are on white here, so that codecs are comparable; lalic compress keeps them"
@@ -384,6 +390,10 @@ def _watched(opened: Opened, request: Request, report: Report) -> Report:
         report(text, share)
 
     return call
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

@@ -189,15 +189,14 @@ async def _refuse(send: Any, status: int, text: str) -> None:
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens. port: None for 7860, or the next of a hundred that is free.
+    """A socket that listens. port: None for 7860, or the next of a hundred that is free; 0 for any.
 
     Raises `LalicError` if there is none.
     """
     ports = range(7860, 7960) if port is None else (port,)
     for number in ports:
+        found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            found = socket.socket(family, socket.SOCK_STREAM)
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind((host, number))
             found.listen(128)
@@ -205,8 +204,6 @@ def listen(host: str, port: int | None) -> socket.socket:
         except OSError as error:
             found.close()
             reason = error.strerror or str(error)
-        except OverflowError:
-            reason = "expected 0 to 65535"
     where = f"{host}:{ports[0]}" if port is not None else f"{host}, ports {ports[0]} to {ports[-1]}"
     raise LalicError(f"the page cannot be served at {where} ({reason}); --port and --host choose another place")
 
