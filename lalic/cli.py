@@ -1,4 +1,5 @@
-"""The command `lalic`: compress, decompress, bulk, info, convert, demo, warmup, eval, compare, train.
+"""The command `lalic`: compress, decompress, bulk, info, convert, demo, warmup, eval, compare, web,
+train.
 
 Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started: also for
 a device, package or checkpoint that is not there; 130 interrupted (SIGINT), 143 or 129 terminated (SIGTERM, SIGHUP):
@@ -43,6 +44,7 @@ from lalic.options import (
 )
 from lalic.tiles import SCALES
 from lalic.train import cli as training
+from lalic.web import cli as page
 
 if TYPE_CHECKING:
     from lalic.batch import Outcome
@@ -285,6 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_machine_options(warmup)
 
     evaluation.register(commands, _EXIT_CODES)
+    page.register(commands, _EXIT_CODES)
     training.register(commands)
     return parser
 

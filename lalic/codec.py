@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,18 +169,28 @@ class Prepared:
         self.grid = grid_of(*self.picture.image.size)
 
     @_coding()
-    def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
-        """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
+    def encode(
+        self,
+        quality: float | None = None,
+        *,
+        once: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> bytes:
+        """The bytes of a .lalic file.
+
+        once: this is the only call, so the latents need not be stored. progress: called after each tile with how many
+        are coded, and their number; what it raises ends the call.
+        """
         quality = coded_quality(self.model, quality)
+        streams: list[Stream] = []
         with torch.inference_mode():
-            if len(self.grid) > 1:
-                streams = list(self._tile_streams(quality))
-            elif once and self._latents is None:
+            if once and self._latents is None and len(self.grid) == 1:
                 streams = [self.model.encode(self._pixels(self.grid.padded), quality, graph=self.graph)]
             else:
-                if self._latents is None:
-                    self._latents = self.model.latents(self._pixels(self.grid.padded))
-                streams = [self.model.encode_latents(self._latents, quality, graph=self.graph)]
+                for y in self.latents():
+                    streams.append(self.model.encode_latents(y, quality, graph=self.graph))
+                    if progress is not None:
+                        progress(len(streams), len(self.grid))
         alpha: tuple[bytes, ...] | None = None
         if (channel := self.picture.alpha) is not None:
             alpha = tuple(encode_alpha(channel.crop(box)) for box in self._boxes())
@@ -200,10 +210,17 @@ class Prepared:
         for index in range(len(self.grid)):
             yield self.grid.box(index).intersection(self.grid.whole)
 
-    def _tile_streams(self, quality: float | None) -> Iterator[Stream]:
+    def latents(self) -> Iterator[torch.Tensor]:
+        """Latents (1, M, h, w) of each tile, before gains: equal for every quality. Those of one tile are kept."""
+        if len(self.grid) == 1:
+            if self._latents is None:
+                with torch.inference_mode():
+                    self._latents = self.model.latents(self._pixels(self.grid.padded))
+            yield self._latents
+            return
         coder, at_once = self.model.coder(self.graph), _at_once(self.model, self.grid)
         if at_once == 1:  # what is cached for a model is made now, and does not lie between the arrays of a window
-            coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), quality)
+            coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), None)
             give_back()
         for begin in range(0, len(self.grid), at_once):
             indexes = range(begin, min(begin + at_once, len(self.grid)))
@@ -211,9 +228,7 @@ class Prepared:
             latents = coder.latents(torch.cat([self._pixels(window) for window in windows]))
             for index, window, y in zip(indexes, windows, latents.split(1), strict=True):
                 tile = _latent_box(self.grid.box(index), window)
-                yield coder.encode_latents(
-                    y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous(), quality
-                )
+                yield y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous()
 
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""

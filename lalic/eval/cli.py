@@ -19,6 +19,8 @@ from lalic.options import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lalic.eval.measure import Results
 
 _CODECS = (
@@ -54,6 +56,9 @@ def register(commands: Any, epilog: str) -> None:
     )
     compare.add_argument(
         "-o", "--output", metavar="STEM", help="writes STEM.png; in a folder IN-compare.png (default: here)"
+    )
+    compare.add_argument(
+        "--page", action="store_true", help="write STEM.html too: all in one file, with a divider and zoom"
     )
     compare.add_argument("--pictures", action="store_true", help="write each whole picture too, STEM-1-CODEC.png ...")
     add_force_option(compare)
@@ -135,32 +140,45 @@ def _run_compare(args: argparse.Namespace) -> int:
     from lalic.codec import resolve_device
     from lalic.eval import compare
     from lalic.eval.measure import caption, load_one
-    from lalic.eval.side_by_side import parse_box, sheet
+    from lalic.eval.side_by_side import parse_box, remarks, sheet
+    from lalic.eval.viewer import page
     from lalic.files import WouldOverwrite, write_atomic
 
     stem = args.output or ""
     if not stem or stem.endswith(("/", os.sep)) or os.path.isdir(stem):
         stem = os.path.join(stem, f"{Path(args.input).stem}-compare")
-    if os.path.exists(f"{stem}.png") and not args.force:
-        raise WouldOverwrite(f"{stem}.png")
+    for extension in ("png", "html") if args.page else ("png",):
+        if os.path.exists(f"{stem}.{extension}") and not args.force:
+            raise WouldOverwrite(f"{stem}.{extension}")
     picture = load_one(args.input, args.background)
     boxes = [parse_box(text, picture) for text in args.crop]
     options: dict[str, Any] = {name: getattr(args, name) for name in ("match", *_CODEC_OPTIONS)}
     results = compare(picture, args.codecs, args.target, **options)
     for message in results.left_out:
         _log(f"left out: {message}")
-    outputs = {f"{stem}.png": sheet(picture, results.matches, boxes)}
+    machine = caption(resolve_device(args.device))
+    outputs = {f"{stem}.png": _png(sheet(picture, results.matches, boxes))}
+    if args.page:
+        name = Path(args.input).stem
+        outputs[f"{stem}.html"] = page(name, picture, results.matches, args.match, machine).encode()
     for number, match in enumerate(results.matches, 1):
         print(f"{match.codec.title}: {match.text()}; {match.codec.version}")
         if args.pictures:
-            outputs[f"{stem}-{number}-{match.codec.name}.png"] = match.coded.picture
-    print(caption(resolve_device(args.device)))
-    for path, image in outputs.items():
-        out = io.BytesIO()
-        image.save(out, "PNG", optimize=True)
-        write_atomic(path, out.getvalue(), overwrite=args.force)
+            outputs[f"{stem}-{number}-{match.codec.name}.png"] = _png(match.coded.picture)
+    for sentence in remarks(results.matches, args.match):
+        print(sentence)
+    print(machine)
+    for path, data in outputs.items():
+        write_atomic(path, data, overwrite=args.force)
         print(f"wrote {path}")
     return 1 if results.left_out else 0
+
+
+def _png(picture: Image.Image) -> bytes:
+    """A PNG file."""
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def _log(message: str) -> None:

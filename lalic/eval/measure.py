@@ -34,7 +34,18 @@ from lalic.images import Color
 from lalic.memory import KEEP_MIB, Kept
 from lalic.metrics import MIN_SIDE, ms_ssim, psnr
 
-__all__ = ["Pictures", "Results", "caption", "code", "device_name", "evaluate", "load", "measure", "similarity"]
+__all__ = [
+    "Pictures",
+    "Results",
+    "caption",
+    "code",
+    "device_name",
+    "evaluate",
+    "figures_of",
+    "load",
+    "measure",
+    "similarity",
+]
 
 
 @dataclass(frozen=True)
@@ -183,12 +194,17 @@ def load(sources: Iterable[Name], background: Color | None = None) -> Pictures:
 
 # One codec
 
+_LARGE = 1 << 22  # pixels
+
 
 def similarity(a: Image.Image, b: Image.Image) -> float | None:
     """MS-SSIM of two RGB pictures of one size, in [0, 1], computed in float32; None if a side is below 161 pixels."""
     if min(a.size) < MIN_SIDE:
         return None
-    return float(ms_ssim(images.to_tensor(a), images.to_tensor(b)))
+    x, y = images.to_tensor(a), images.to_tensor(b)
+    # Channels are averaged, so of a large picture one at a time takes a third of the memory.
+    step = 3 if a.width * a.height <= _LARGE else 1
+    return sum(float(ms_ssim(x[:, i : i + step], y[:, i : i + step])) for i in range(0, 3, step)) * step / 3
 
 
 def code(codec: Codec, picture: Image.Image, quality: Quality) -> tuple[Coded, Figures]:
@@ -199,7 +215,12 @@ def code(codec: Codec, picture: Image.Image, quality: Quality) -> tuple[Coded, F
     coded = codec.code(picture, quality)
     if coded.picture.size != picture.size:
         raise LalicError(f"{codec.name} gave a picture of {coded.picture.size} back for one of {picture.size}")
-    return coded, Figures(
+    return coded, figures_of(picture, coded)
+
+
+def figures_of(picture: Image.Image, coded: Coded) -> Figures:
+    """The figures of a coded RGB picture."""
+    return Figures(
         bpp=8 * coded.size / (picture.width * picture.height),
         psnr=psnr(picture, coded.picture),
         ms_ssim=similarity(picture, coded.picture),

@@ -455,9 +455,9 @@ def test_the_light_commands_do_not_wait_for_torch(tmp_path):
     (tmp_path / "ü.lalic").write_bytes(codec.encode(tmp_path / "ü.png", tiny()))
     check = (
         "import sys; from lalic.cli import main; code = main(sys.argv[1:]);"
-        "sys.exit(code or 9 * bool({'torch', 'numpy', 'lalic.bulk'} & set(sys.modules)))"
+        "sys.exit(code or 9 * bool({'torch', 'numpy', 'lalic.bulk', 'gradio'} & set(sys.modules)))"
     )
-    for words in (["--help"], ["--version"], ["compress", "--help"], ["info", "ü.lalic"]):
+    for words in (["--help"], ["--version"], ["compress", "--help"], ["web", "--help"], ["info", "ü.lalic"]):
         done = in_a_new_process("-c", check, *words, cwd=tmp_path)
         assert done.returncode == 0 and done.stderr == b"" and done.stdout
 
