@@ -16,7 +16,7 @@ from lalic.web import cli as page
 @pytest.mark.parametrize("name", ["gradio", "uvicorn"])
 def test_a_missing_extra_is_one_sentence(monkeypatch, capfd, name):
     monkeypatch.setattr(page.importlib.util, "find_spec", lambda wanted: None if wanted == name else object())
-    assert cli.main(["web"]) == 1
+    assert cli.main(["web"]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err == f'lalic: lalic web needs {name}, which is not installed (pip install "lalic[web]")\n'
 
@@ -36,12 +36,12 @@ def test_a_place_that_is_taken_is_one_sentence(monkeypatch, capfd):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert cli.main(["web", "--port", str(port), "--no-browser"]) == 1
+        assert cli.main(["web", "--port", str(port), "--no-browser"]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.startswith(f"lalic: the page cannot be served at 127.0.0.1:{port} (") and "--port" in err
-    assert cli.main(["web", "--host", "203.0.113.7", "--no-browser"]) == 1
+    assert cli.main(["web", "--host", "203.0.113.7", "--no-browser"]) == 2
     assert "203.0.113.7" in capfd.readouterr().err
-    assert cli.main(["web", "--device", "tpu"]) == 1
+    assert cli.main(["web", "--device", "tpu"]) == 2
     assert "expected cpu, cuda or cuda:N" in capfd.readouterr().err
 
 
