@@ -63,7 +63,7 @@ def test_other_arrays_and_tensors_are_refused(source: np.ndarray | torch.Tensor)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", [None, 3, ["a.png"], io.StringIO("text"), object()], ids=str)
+@pytest.mark.parametrize("source", [None, 3, ["a.png"], io.StringIO("text"), object()], ids=lambda x: type(x).__name__)
 def test_what_is_no_picture_and_no_file_is_named(source: object) -> None:
     with pytest.raises(TypeError, match=r"^image is "):
         encode(source)

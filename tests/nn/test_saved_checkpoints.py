@@ -117,7 +117,7 @@ class Own:
         (Own(), "Own"),
         (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
 )
 def test_pickled_objects_are_named_in_one_sentence(extra: object, name: str, tmp_path: Path) -> None:
     for saved in ({"state_dict": tiny().state_dict(), "args": extra}, extra):
