@@ -350,6 +350,11 @@ def large(records: Sequence[Record]) -> Iterator[Piece]:
     yield from _rows(of_kind(records, "large pictures"), "large pictures")
 
 
+def long_use(records: Sequence[Record]) -> Iterator[Piece]:
+    """Resident size of a process that codes many small pictures, after a tenth and half of them, and at the end."""
+    yield from _rows(of_kind(records, "load"), "load")
+
+
 def regions(records: Sequence[Record]) -> Iterator[Piece]:
     """Time of decoding a region, and of the whole. Its tiles are synthesised; of those that are read the windows see
     latents."""
@@ -437,6 +442,7 @@ KINDS: dict[str, tuple[str, str, Make]] = {
     "codec": ("Whole models and their parts", "codec", codec),
     "cold start": ("The first picture of a process", "cold", cold),
     "large pictures": ("Memory of large pictures", "large", large),
+    "load": ("Memory of long use", "load", long_use),
     "regions": ("Regions of large pictures", "large --megapixels 24 --regions", regions),
     "seams": ("Tiles of large pictures", "large --seams PICTURE", seams),
     "rows": ("Speed", "run", speed),

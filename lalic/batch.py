@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,13 @@ from PIL import Image
 
 from lalic import codec, images, search
 from lalic.container import MAX_PIXELS, parse
-from lalic.errors import LalicError, RequestError
-from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, replacing, walk, write, writing
+from lalic.errors import LalicError, RequestError, as_request
+from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, replacing, write, writing
+from lalic.files import search as search_folder
 from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
 from lalic.strips import needs_strips, write_strips
+from lalic_kernels.threads import submit
 
 __all__ = ["Job", "Outcome", "Saved", "Steps", "compress_files", "decompress_files", "plan", "run"]
 
@@ -48,7 +50,8 @@ class Outcome:
         quality: of the .lalic file; None for a model of one quality and for decompressed files.
         seconds: of work on this file, without waiting.
         warnings: one sentence for each part of the picture file that was ignored.
-        error: why the file failed; None if it was written.
+        error: why the file failed; None if it was written, or skipped.
+        skipped: the target existed, and `skip_existing` was asked for.
     """
 
     source: str
@@ -60,6 +63,7 @@ class Outcome:
     seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     error: Exception | None = None
+    skipped: bool = False
 
 
 def compress_files(
@@ -76,32 +80,31 @@ def compress_files(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_extension: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
     """Compress pictures to .lalic files. A file that fails does not stop the others. Returns the outcomes in order.
 
-    sources, output: arguments of `plan`. model, device, quality, background, strip, max_pixels, graph: of
-    `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB
-    (`lalic.search`), in place of `quality`. overwrite: replace files that exist. progress: called with each outcome in
-    order, and the number of files.
+    sources, output, keep_extension: arguments of `plan`. model, device, quality, background, strip, max_pixels, graph:
+    of `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB
+    (`lalic.search`), in place of `quality`. overwrite: replace files that exist. skip_existing: leave them, which is
+    then no error. progress: called with each outcome in order, and the number of files.
 
-    Raises `RequestError` before any work for names that clash, a quality that the model does not have, a target that no
-    file can meet, a background that is no colour, and more than one of quality and targets; `LalicError` for a device
-    that does not exist.
+    Raises `RequestError` before any work for names that clash, a device that does not exist, a quality that the model
+    does not have, a target that no file can meet, a background that is no colour, and options that contradict.
     """
     given = [value for value in (quality, target_bpp, target_psnr) if value is not None]
     if len(given) > 1:
         raise RequestError(f"quality, target_bpp, target_psnr: expected at most one of them, got {len(given)}")
-    jobs = plan(sources, output, ".lalic", images.readable_extensions())
-    codec.resolve_device(device)
-    try:
+    jobs = plan(sources, output, ".lalic", images.readable_extensions(), keep_extension=keep_extension)
+    with as_request():  # once, not for each picture
+        codec.resolve_device(device)
         if background is not None:
             images.parse_color(background)
         codec.coded_quality(model or codec.shipped_model(device=device), quality)
         search.check_target(target_bpp, "bits per pixel")
         search.check_target(target_psnr, "dB")
-    except LalicError as error:  # once, not for each picture
-        raise RequestError(str(error)) from None
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
     def load(source: str) -> Picture:
@@ -121,7 +124,7 @@ def compress_files(
         return Saved(len(data), container.width, container.height, container.quality)
 
     steps = Steps(load, lambda pictures: [encode(picture) for picture in pictures], save)
-    return run(jobs, steps, overwrite=overwrite, progress=progress)
+    return run(jobs, steps, overwrite=overwrite, skip_existing=skip_existing, progress=progress)
 
 
 def decompress_files(
@@ -135,27 +138,28 @@ def decompress_files(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_extension: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
     """Decompress .lalic files to pictures. A file that fails does not stop the others. Returns the outcomes in order.
 
     Pictures are PNG files; if `output` names one file, its extension decides the format. A GPU decodes several files of
-    one size at once. sources, output: arguments of `plan`. model, region, scale, device, max_pixels, graph: of
-    `lalic.decode`. overwrite: replace files that exist. progress: called with each outcome in order, and the number of
-    files.
+    one size at once. sources, output, keep_extension: arguments of `plan`. model, region, scale, device, max_pixels,
+    graph: of `lalic.decode`. overwrite: replace files that exist. skip_existing: leave them, which is then no error.
+    progress: called with each outcome in order, and the number of files.
 
-    Raises `RequestError` before any work for names that clash and an extension that Pillow cannot write; `LalicError`
-    for a device that does not exist.
+    Raises `RequestError` before any work for names that clash, an extension that Pillow cannot write, a device that
+    does not exist, and options that contradict.
     """
-    jobs = plan(sources, output, ".png", [".lalic"])
-    for extension in sorted({_extension(job.target) for job in jobs}):
-        try:
+    jobs = plan(sources, output, ".png", [".lalic"], keep_extension=keep_extension)
+    with as_request():
+        for extension in sorted({_extension(job.target) for job in jobs if job.problem is None}):
             images.dump(Image.new("RGB", (1, 1)), extension)  # fails now, not after decoding
-        except LalicError as error:
-            raise RequestError(str(error)) from None
+        on_gpu = codec.resolve_device(device).type == "cuda"
     part: dict[str, Any] = {"region": region, "scale": scale}
     whole = region is None and scale == 1
-    several = codec.resolve_device(device).type == "cuda" and whole and max_pixels <= MAX_PIXELS
+    several = on_gpu and whole and max_pixels <= MAX_PIXELS
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
     def decode(files: list[bytes]) -> list[Any]:
@@ -185,7 +189,7 @@ def decompress_files(
         return Saved(os.path.getsize(target), container.width, container.height)
 
     steps = Steps(read, decode, save, GPU_BATCH if several else 1)
-    return run(jobs, steps, overwrite=overwrite, progress=progress)
+    return run(jobs, steps, overwrite=overwrite, skip_existing=skip_existing, progress=progress)
 
 
 def _extension(target: str) -> str:
@@ -200,23 +204,37 @@ def _extension(target: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One file to read and one to write; either may be "-", standard input or output."""
+    """One file to read and one to write; either may be "-", standard input or output.
+
+    problem: why it cannot be done; such a source may be a folder that cannot be read.
+    """
 
     source: str
     target: str
+    problem: Exception | None = None
 
 
-def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collection[str]) -> list[Job]:
+def plan(
+    sources: Sequence[Name],
+    output: Name | None,
+    suffix: str,
+    take: Collection[str],
+    *,
+    keep_extension: bool = False,
+) -> list[Job]:
     """Which file is read and which is written, before any work starts.
 
-    sources: files, folders (searched recursively for the extensions in `take`, without hidden names) or "-", standard
-    input.
-    output: None: next to each source, with `suffix` (such as ".lalic") in place of its extension. For one source that
-    is a file: the name of the file to write, or a folder. For several: a folder, made if it does not exist, with the
-    structure of each source folder. "-": standard output, which is also the default for the source "-".
+    sources: files, folders (searched by `lalic.files.search` for the extensions in `take`) or "-", standard input.
+    output: None: next to each source, with `suffix` (such as ".lalic") in place of its extension, if this is one of
+    `take`, and else behind it. For one source that is a file: the name of the file to write, or a folder. For several:
+    a folder, made if it does not exist, with the structure of each source folder. "-": standard output, which is also
+    the default for the source "-". keep_extension: `suffix` is always added behind.
 
-    Raises `RequestError` if a source is missing, a folder has no such files, two sources have one target, or a target
-    is a source. It does not check whether targets exist.
+    Two files of one folder that would be written to one target are jobs with a problem, and so is a folder in a folder
+    that cannot be read. An `ImageWarning` says what is left out of a folder.
+
+    Raises `RequestError` if a source is missing, a folder has no such files, two sources that are named have one
+    target, a target is a source, or `output` names a file for several sources. It does not check whether targets exist.
     """
     if isinstance(sources, str | bytes | os.PathLike):
         raise TypeError(f"sources is of type {type(sources).__name__}, expected a list of names")
@@ -232,25 +250,63 @@ def plan(sources: Sequence[Name], output: Name | None, suffix: str, take: Collec
     single = len(names) == 1 and not os.path.isdir(names[0])
     if out == STREAM and not single:
         raise RequestError(f"-o {STREAM} (standard output) takes exactly one input file")
-    if out is not None and single and not os.path.isdir(out) and not out.endswith(("/", os.sep)):
-        jobs = [Job(names[0], out)]
-    else:
-        if out is not None and os.path.exists(out) and not os.path.isdir(out):
+    if out is not None and not os.path.isdir(out) and not out.endswith(("/", os.sep)):
+        if single:
+            jobs = [Job(names[0], out)]
+            _refuse_clashes(jobs)
+            return jobs
+        if os.path.exists(out):
             raise RequestError(f"-o {out} is a file, expected a folder for several inputs")
-        jobs = []
-        for source in names:
-            root = Path(source)
-            files = walk(root, take) if root.is_dir() else [root]
-            if not files:
+        if os.path.splitext(out)[1].lower() in {".lalic", *images.readable_extensions()}:
+            raise RequestError(f"-o {out} is the name of a file, expected a folder for several inputs ({out}/ is one)")
+    jobs, named = [], []
+    for source in names:
+        root = Path(source)
+        folder = root.is_dir()
+        if folder:
+            found = search_folder(root, take)
+            if words := found.left_out():
+                warnings.warn(words, ImageWarning, stacklevel=3)
+            if not found.files and not found.unreadable:
                 endings = f"one of {len(take)} picture extensions" if len(take) > 1 else ", ".join(take)
                 raise RequestError(f"{source}: this folder holds no file that ends in {endings}")
-            for file in files:
-                inside = file.relative_to(root) if root.is_dir() else Path(file.name)
-                target = file if out is None else Path(out) / inside
-                name = str(file) if str(file) != STREAM else os.path.join(".", STREAM)  # "./-" is a file
-                jobs.append(Job(name, str(target.with_suffix(suffix))))
-    _refuse_clashes(jobs)
+            jobs += [Job(str(error.filename), "", error) for error in found.unreadable]
+            pairs = [(file, file.relative_to(root)) for file in found.files]
+        else:
+            pairs = [(root, Path(root.name))]
+        for file, inside in pairs:
+            target = file if out is None else Path(out) / inside
+            whole = keep_extension or target.suffix.lower() not in take
+            name = str(file) if str(file) != STREAM else os.path.join(".", STREAM)  # "./-" is a file
+            target = target.with_name(target.name + suffix) if whole else target.with_suffix(suffix)
+            jobs.append(Job(name, str(target)))
+            named += [] if folder else jobs[-1:]
+    _refuse_clashes(named)
+    jobs = _with_clashes(jobs)
+    _refuse_clashes([job for job in jobs if job.problem is None])
     return jobs
+
+
+def _with_clashes(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, with a problem for those of one folder that have one target."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((os.path.dirname(job.source), _identity(job.target)), []).append(job)
+
+    def checked(job: Job) -> Job:
+        group = groups[os.path.dirname(job.source), _identity(job.target)]
+        others = sorted({os.path.basename(other.source) for other in group} - {os.path.basename(job.source)})
+        if job.problem is not None or not others:
+            return job
+        return replace(
+            job,
+            problem=RequestError(
+                f"{' and '.join(others)} beside it would be written to {job.target} too; --keep-extension adds to the "
+                "whole name"
+            ),
+        )
+
+    return [checked(job) for job in jobs]
 
 
 def _refuse_clashes(jobs: Sequence[Job]) -> None:
@@ -267,7 +323,8 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
             if _identity(first) == _identity(job.source):
                 raise RequestError(f"{job.source} is named twice")
             raise RequestError(
-                f"{first} and {job.source} would both be written to {job.target}; run them one by one with -o"
+                f"{first} and {job.source} would both be written to {job.target}; run them one by one with -o, or add "
+                "to the whole names with --keep-extension"
             )
         targets[key] = job
 
@@ -308,17 +365,22 @@ def run(
     steps: Steps,
     *,
     overwrite: bool = False,
+    skip_existing: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
     """Do every job, and return the outcomes in order.
 
-    overwrite: replace files that exist. progress: called with each outcome in order, and the number of jobs, while
-    threads go on working.
+    overwrite: replace files that exist. skip_existing: leave them, which is then no error. progress: called with each
+    outcome in order, and the number of jobs, while threads go on working.
     """
+    if overwrite and skip_existing:
+        raise RequestError("overwrite and skip_existing contradict: expected one of them")
     outcomes: list[Outcome] = []
 
     def opened(job: Job) -> tuple[Outcome, Any]:
         def step() -> Any:
+            if job.problem is not None:
+                raise job.problem
             if not overwrite and os.path.isfile(job.target):
                 raise WouldOverwrite(job.target)
             return steps.open(job.source)
@@ -333,6 +395,8 @@ def run(
         return outcome
 
     def finish(outcome: Outcome) -> None:
+        if skip_existing and isinstance(outcome.error, WouldOverwrite):
+            outcome.error, outcome.skipped = None, True
         outcomes.append(outcome)
         if progress is not None:
             progress(outcome, len(jobs))
@@ -350,14 +414,14 @@ def run(
 
         def read_ahead() -> None:
             while len(reading) < steps.batch + READ_AHEAD and (job := next(remaining, None)) is not None:
-                reading.append(readers.submit(opened, job))
+                reading.append(submit(readers, opened, job))
 
         try:
             read_ahead()
             while reading:
                 files = [reading.popleft().result() for _ in range(min(steps.batch, len(reading)))]
                 read_ahead()
-                writing += [writers.submit(written, *file) for file in _coded(files, steps)]
+                writing += [submit(writers, written, *file) for file in _coded(files, steps)]
                 while writing and (len(writing) > WRITE_BEHIND or writing[0].done()):
                     finish(writing.popleft().result())
             while writing:

@@ -27,10 +27,10 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 from lalic.container import VERSION
-from lalic.errors import LalicError, RequestError, sentence
+from lalic.errors import RequestError, RunError, as_request, sentence
 from lalic.files import Name
 from lalic.options import EXECUTORS, FORMATS, set_up_process
-from lalic.shards import Done, Settings, Shard, Stopped, Target, Worker, absolute, package, shards_of
+from lalic.shards import Done, Settings, Shard, Stopped, Target, Worker, absolute, package, shards_of, utf8
 
 if TYPE_CHECKING:
     from lalic.images import Color
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["EXECUTORS", "FORMATS", "compress"]
 
 ATTEMPTS = 3  # at a shard whose worker dies
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOST = 10  # shards that could not be done, after which a run stops
 
 
@@ -71,8 +71,8 @@ def compress(
     called with each finished shard, and the number of shards. Returns all shards, in the order in which they finished.
 
     Raises `RequestError` before any work for a source without pictures, names that clash, a bad option, and a target
-    that holds other files or was begun with other options; `LalicError` for a missing package, and after `LOST` shards
-    that could not be done.
+    that holds other files or was begun with other options; `LalicError` for a missing package;
+    `RunError` after `LOST` shards that could not be done.
     """
     from lalic.codec import resolve_device
 
@@ -102,7 +102,7 @@ def compress(
             progress(done, len(shards))
         lost += done.error is not None
         if lost == LOST:
-            raise LalicError(f"{lost} shards could not be done, the last because: {done.error}")
+            raise RunError(f"{lost} shards could not be done, the last because: {done.error}")
     return finished
 
 
@@ -111,11 +111,9 @@ def _begin(settings: Settings, shards: Sequence[Shard]) -> str:
     from lalic import codec, hub, images
 
     model = hub.load_model(settings.checkpoint, precision=settings.precision)
-    try:
+    with as_request():
         background = None if settings.background is None else list(images.parse_color(settings.background))
         quality = codec.coded_quality(model, settings.quality)
-    except LalicError as error:
-        raise RequestError(str(error)) from None
     names = [shard.tar[0] if shard.tar else name for shard in shards for name, _ in shard.pictures or [("", "")]]
     options = {
         "format version": VERSION,
@@ -130,7 +128,7 @@ def _begin(settings: Settings, shards: Sequence[Shard]) -> str:
         "psnr": settings.psnr,
         "pictures of a shard": len(shards[0].pictures),
         "files of the source": len(names),
-        "sha256 of the source's names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "sha256 of the source's names": hashlib.sha256(utf8("\n".join(names))).hexdigest(),
     }
     target = Target(settings.target)
     text = target.get("_bulk/options.json")

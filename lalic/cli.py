@@ -1,8 +1,10 @@
-"""The command `lalic`: compress, decompress, bulk, info, convert, demo, warmup, eval, compare, train.
+"""The command `lalic`: compress, decompress, bulk, info, convert, demo, warmup, eval, compare, web,
+train.
 
-Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started; 130
-interrupted, 129 or 143 terminated: then no file is left half-written. Standard error has one sentence for each file
-that failed. With LALIC_TRACEBACK=1 in the environment an unexpected error shows its traceback.
+Exit codes: 0 all done; 1 at least one file failed, the others are done; 2 wrong request, nothing was started: also for
+a device, package or checkpoint that is not there; 130 interrupted (SIGINT), 143 or 129 terminated (SIGTERM, SIGHUP):
+then no file is left half-written. Standard error has one sentence for each file that failed. With LALIC_TRACEBACK=1 in
+the environment an unexpected error shows its traceback.
 
 Each command calls a public function: `lalic.batch`, `lalic.bulk`, `lalic.hub.convert`, `lalic.demo`, `lalic.eval`,
 `lalic.train`.
@@ -19,19 +21,21 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lalic.container import VERSION, parse
-from lalic.errors import LalicError, RequestError, sentence
+from lalic.errors import ImageWarning, LalicError, RequestError, RunError, as_request, sentence
 from lalic.eval import cli as evaluation
-from lalic.files import STREAM, WouldOverwrite, read
+from lalic.files import STREAM, WouldOverwrite, check_standard_stream, open_standard_streams, read
 from lalic.metadata import describe
 from lalic.options import (
     EXECUTORS,
     FORMATS,
     add_checkpoint_option,
+    add_existing_options,
     add_force_option,
     add_machine_options,
     add_precision_option,
@@ -40,6 +44,7 @@ from lalic.options import (
 )
 from lalic.tiles import SCALES
 from lalic.train import cli as training
+from lalic.web import cli as page
 
 if TYPE_CHECKING:
     from lalic.batch import Outcome
@@ -48,7 +53,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EXIT_CODES = "exit codes: 0 all done, 1 some file failed (the others are done), 2 wrong usage, 130 interrupted"
+_EXIT_CODES = (
+    "exit codes: 0 all done, 1 some file failed (the others are done), 2 wrong request (nothing was started), "
+    "130 interrupted, 143 terminated"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,12 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises only unexpected errors, and those only with LALIC_TRACEBACK=1.
     """
+    open_standard_streams()
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print about damaged pictures
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
+    code = _code(argv)
     try:
-        with _terminated_by_an_exception():
+        sys.stdout.flush()
+    except OSError as error:
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            _log(f"standard output: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+        return code or 1
+    return code
+
+
+def _code(argv: Sequence[str] | None) -> int:
+    try:
+        with _terminated_by_an_exception(), _warnings_in_one_line():
             args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
             return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
@@ -80,14 +101,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log("interrupted")
         return 130
     except BrokenPipeError:  # the reader of the output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except RequestError as error:
-        _log(str(error))
-        return 2
     except Exception as error:  # users get one sentence for any error
-        _log(_message(error))
-        return 1
+        _log(str(error) if isinstance(error, RequestError) else _message(error))
+        # What is wrong with one file is not raised by a command.
+        return 2 if isinstance(error, LalicError) and not isinstance(error, RunError) else 1
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings about pictures as a sentence, without a line of code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, ImageWarning):
+                _log(f"warning: {message}")
+            else:
+                show(message, category, *where, **options)
+
+        warnings.showwarning = line
+        yield
 
 
 class _Terminated(KeyboardInterrupt):
@@ -172,7 +206,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     for each in (compress, decompress):
         each.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
-        add_force_option(each)
+        each.add_argument(
+            "--keep-extension", action="store_true",
+            help=f"add to the whole name: {'a.jpg becomes a.jpg.lalic' if each is compress else 'a.lalic.png'}",
+        )  # fmt: skip
+        add_existing_options(each)
         each.add_argument(
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
@@ -249,6 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_machine_options(warmup)
 
     evaluation.register(commands, _EXIT_CODES)
+    page.register(commands, _EXIT_CODES)
     training.register(commands)
     return parser
 
@@ -279,7 +318,8 @@ def _one_line(text: str) -> str:
 
 
 def _log(message: str) -> None:
-    print(f"lalic: {_one_line(message)}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # standard error may be a full disk, or have been closed
+        print(f"lalic: {_one_line(message)}", file=sys.stderr, flush=True)
 
 
 def _message(error: Exception) -> str:
@@ -299,13 +339,20 @@ def _message_of(source: str, error: Exception) -> str:
 
 
 def _announce_compiling(device: str | None) -> None:
-    """On a terminal, print a message when something is compiled for a device, as that takes long."""
+    """On a terminal, print a message when something is compiled for a device, as that takes long.
+
+    Wherever errors go, print one if what is compiled cannot be kept.
+    """
+    from lalic_kernels import code_cache, compiling, installed
+
+    code_cache.on_not_kept(_log)
     if not sys.stderr.isatty():
         return
-    from lalic_kernels import compiling, installed
-
     if (device or "cpu") == "cpu":
-        installed.on_compiling(lambda: _log("compiling for this processor; this happens once and may take a minute"))
+        often = "once" if code_cache.kept_in() else "in every process, as no folder for it can be written to,"
+        installed.on_compiling(
+            lambda: _log(f"compiling for this processor; this happens {often} and may take a minute")
+        )
     elif installed.TRITON:
         said: list[None] = []
 
@@ -342,12 +389,16 @@ def _decompress(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Set up the process, and return the options of both commands. Loads the checkpoint, so its errors come once."""
-    if sys.stdout.isatty() and (args.output == STREAM or (args.output is None and STREAM in args.inputs)):
-        raise RequestError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
+    if args.output == STREAM or (args.output is None and STREAM in args.inputs):
+        with as_request():
+            check_standard_stream("stdout")
+        if sys.stdout.isatty():
+            raise RequestError("standard output is a terminal; give -o OUT, or send the output to a file or a program")
     set_up_process(args.threads)
     if not args.quiet:
         _announce_compiling(args.device)
     options: dict[str, Any] = {"model": _given_model(args), "device": args.device, "overwrite": args.force}
+    options |= {"skip_existing": args.skip_existing, "keep_extension": args.keep_extension}
     if args.max_pixels is not None:
         options["max_pixels"] = args.max_pixels
     if args.no_graph:
@@ -363,7 +414,8 @@ def _given_model(args: argparse.Namespace) -> LALIC | None:
     from lalic.codec import resolve_device
     from lalic.hub import load_model
 
-    return load_model(args.checkpoint, device=resolve_device(args.device), precision=precision)
+    with as_request():
+        return load_model(args.checkpoint, device=resolve_device(args.device), precision=precision)
 
 
 def _run_batch(
@@ -382,11 +434,14 @@ def _run_batch(
         if bar is None:
             hidden = count == 1 or args.quiet or not sys.stderr.isatty()
             bar = stack.enter_context(tqdm(total=count, unit="file", file=sys.stderr, disable=hidden))
-        if done.error is not None:
-            bar.write(_one_line(f"lalic: {_message_of(done.source, done.error)}"), file=sys.stderr)
-        for warning in done.warnings:
-            bar.write(_one_line(f"lalic: {done.source}: warning: {warning}"), file=sys.stderr)
-        if done.error is None and not args.quiet and done.target != STREAM:
+        with bar.external_write_mode(sys.stderr):
+            if done.error is not None:
+                _log(_message_of(done.source, done.error))
+            for warning in done.warnings:
+                _log(f"{done.source}: warning: {warning}")
+        if done.skipped and count == 1 and not args.quiet:
+            bar.write(_one_line(f"{done.source}: skipped, {done.target} exists already"), file=sys.stdout)
+        elif done.error is None and not done.skipped and not args.quiet and done.target != STREAM:
             words = f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s"
             bar.write(_one_line(words), file=sys.stdout)
         bar.update()
@@ -396,11 +451,17 @@ def _run_batch(
     failed = sum(done.error is not None for done in outcomes)
     if len(outcomes) == 1:
         return 1 if failed else 0
-    count, seconds = len(outcomes) - failed, time.perf_counter() - start
+    skipped = sum(done.skipped for done in outcomes)
+    count, seconds = len(outcomes) - failed - skipped, time.perf_counter() - start
     if count and not args.quiet:
         print(f"{count} pictures in {seconds:.2f} s, {count / seconds:.2f} a second")
+    if skipped and not args.quiet:
+        print(f"{skipped} of {len(outcomes)} files skipped, as their outputs exist already")
     if failed:
-        _log(f"{failed} of {len(outcomes)} files failed")
+        existed = any(isinstance(done.error, WouldOverwrite) for done in outcomes)
+        _log(
+            f"{failed} of {len(outcomes)} files failed{'; --skip-existing leaves out what is done' if existed else ''}"
+        )
     return 1 if failed else 0
 
 
@@ -412,11 +473,7 @@ def _bulk(args: argparse.Namespace) -> int:
 
     from lalic import bulk
 
-    def stop(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
     set_up_process(1)
-    signal.signal(signal.SIGTERM, stop)
     hidden = args.quiet or not sys.stderr.isatty()
     pictures = failed = 0
     with tqdm(unit="shard", file=sys.stderr, disable=hidden) as bar:
@@ -424,12 +481,13 @@ def _bulk(args: argparse.Namespace) -> int:
         def progress(done: Done, count: int) -> None:
             nonlocal pictures, failed
             pictures, failed, bar.total = pictures + done.pictures, failed + done.failed, count
-            if done.error is not None:
-                bar.write(_one_line(f"lalic: shard {done.index}: {done.error}"), file=sys.stderr)
-            for path, error in done.failures:
-                bar.write(_one_line(f"lalic: {path}: {error}"), file=sys.stderr)
-            if done.failed > len(done.failures):
-                bar.write(f"lalic: shard {done.index}: {done.failed} pictures failed in all", file=sys.stderr)
+            with bar.external_write_mode(sys.stderr):
+                if done.error is not None:
+                    _log(f"shard {done.index}: {done.error}")
+                for path, error in done.failures:
+                    _log(f"{path}: {error}")
+                if done.failed > len(done.failures):
+                    _log(f"shard {done.index}: {done.failed} pictures failed in all")
             bar.set_postfix(pictures=pictures, failed=failed, refresh=False)
             bar.update()
 

@@ -13,10 +13,11 @@ the right and the last row to the bottom, up to a multiple of 64; the file has t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image
 from lalic import images, metadata
 from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Coder, Stream, codes_on_gpu
-from lalic.container import MAX_PIXELS, Container, Tile, parse
+from lalic.container import MAX_PIXELS, Container, FileSource, Tile, contents, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
 from lalic.memory import give_back
 from lalic.tiles import MAX_WINDOW, SCALES, STEP, Box, Grid
@@ -84,8 +85,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (target.index or 0) >= count:
             raise LalicError(f"device is {str(target)!r}, but this machine has {count} CUDA devices that torch can use")
-        target = torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
-    return target
+        return torch.device("cuda", target.index if target.index is not None else torch.cuda.current_device())
+    return torch.device("cpu")  # also for cpu:0, which torch takes for another device
 
 
 def _check_device(model: LALIC, device: str | torch.device | None) -> torch.device:
@@ -95,6 +96,13 @@ def _check_device(model: LALIC, device: str | torch.device | None) -> torch.devi
             f"device is {str(device)!r}, but the given model is on {model.device}; move it with model.to(device)"
         )
     return model.device
+
+
+@contextlib.contextmanager
+def _coding() -> Iterator[None]:
+    """One look at the weights, and no autocast of the caller's: `LALIC.set_precision` chooses how files are coded."""
+    with one_look(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 # Encoding
@@ -113,8 +121,8 @@ def encode(
 ) -> bytes:
     """Compress a picture to the bytes of a .lalic file.
 
-    image: a path, the bytes of a picture file, or a `PIL.Image`, converted by the rules of `lalic.images`; or a picture
-    that `lalic.images.open_picture` gave.
+    image: a path, the bytes of a picture file, an open binary file, a `PIL.Image`, an array or a tensor, converted by
+    the rules of `lalic.images.open_picture`; or what that gave.
     model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
     quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
@@ -160,19 +168,29 @@ class Prepared:
         self.graph = graph
         self.grid = grid_of(*self.picture.image.size)
 
-    @one_look()
-    def encode(self, quality: float | None = None, *, once: bool = False) -> bytes:
-        """The bytes of a .lalic file. once: this is the only call, so the latents need not be stored."""
+    @_coding()
+    def encode(
+        self,
+        quality: float | None = None,
+        *,
+        once: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> bytes:
+        """The bytes of a .lalic file.
+
+        once: this is the only call, so the latents need not be stored. progress: called after each tile with how many
+        are coded, and their number; what it raises ends the call.
+        """
         quality = coded_quality(self.model, quality)
+        streams: list[Stream] = []
         with torch.inference_mode():
-            if len(self.grid) > 1:
-                streams = list(self._tile_streams(quality))
-            elif once and self._latents is None:
+            if once and self._latents is None and len(self.grid) == 1:
                 streams = [self.model.encode(self._pixels(self.grid.padded), quality, graph=self.graph)]
             else:
-                if self._latents is None:
-                    self._latents = self.model.latents(self._pixels(self.grid.padded))
-                streams = [self.model.encode_latents(self._latents, quality, graph=self.graph)]
+                for y in self.latents():
+                    streams.append(self.model.encode_latents(y, quality, graph=self.graph))
+                    if progress is not None:
+                        progress(len(streams), len(self.grid))
         alpha: tuple[bytes, ...] | None = None
         if (channel := self.picture.alpha) is not None:
             alpha = tuple(encode_alpha(channel.crop(box)) for box in self._boxes())
@@ -192,10 +210,17 @@ class Prepared:
         for index in range(len(self.grid)):
             yield self.grid.box(index).intersection(self.grid.whole)
 
-    def _tile_streams(self, quality: float | None) -> Iterator[Stream]:
+    def latents(self) -> Iterator[torch.Tensor]:
+        """Latents (1, M, h, w) of each tile, before gains: equal for every quality. Those of one tile are kept."""
+        if len(self.grid) == 1:
+            if self._latents is None:
+                with torch.inference_mode():
+                    self._latents = self.model.latents(self._pixels(self.grid.padded))
+            yield self._latents
+            return
         coder, at_once = self.model.coder(self.graph), _at_once(self.model, self.grid)
         if at_once == 1:  # what is cached for a model is made now, and does not lie between the arrays of a window
-            coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), quality)
+            coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), None)
             give_back()
         for begin in range(0, len(self.grid), at_once):
             indexes = range(begin, min(begin + at_once, len(self.grid)))
@@ -203,9 +228,7 @@ class Prepared:
             latents = coder.latents(torch.cat([self._pixels(window) for window in windows]))
             for index, window, y in zip(indexes, windows, latents.split(1), strict=True):
                 tile = _latent_box(self.grid.box(index), window)
-                yield coder.encode_latents(
-                    y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous(), quality
-                )
+                yield y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous()
 
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""
@@ -239,15 +262,15 @@ def coded_quality(model: LALIC, quality: float | None) -> float | None:
     """
     if model.as_qualities(quality, 1) is None:
         return None
-    return round(100 * (model.default_quality if quality is None else quality)) / 100
+    return round(100 * (model.default_quality if quality is None else float(quality))) / 100
 
 
 # Decoding
 
 
-@one_look()
+@_coding()
 def decode(
-    data: bytes,
+    data: FileSource,
     model: LALIC | None = None,
     *,
     region: Sequence[int] | None = None,
@@ -256,15 +279,16 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> Image.Image:
-    """Decompress the bytes of a .lalic file to a `PIL.Image` in sRGB, of mode RGB, RGBA, or L if it was grey.
+    """Decompress a .lalic file to a `PIL.Image` in sRGB, of mode RGB, RGBA, or L if it was grey.
 
-    model: the one that wrote the file; None for the slim model that ships. region: (left, top, right, bottom) in
-    pixels, the part to decode, equal to that part of the whole picture; only the tiles near it are decoded, and a
-    picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4, 8, ... 64, the picture or region is reduced by
-    this factor, by averaging; it takes the time of the whole, and without a region the memory of the result. device: of
-    the shipped model (None: the CPU). max_pixels: limit on width * height of the whole picture, checked before memory
-    is allocated. graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one,
-    None for a graph from the second picture of a size on (docs/gpu.md).
+    data: the file's bytes, its path, or an open binary file. model: the one that wrote the file; None for the slim
+    model that ships. region: (left, top, right, bottom) in pixels, the part to decode, equal to that part of the whole
+    picture; only the tiles near it are decoded, and a picture of at most `ONE_TILE` pixels is one tile. scale: 1, 2, 4,
+    8, ... 64, the picture or region is reduced by this factor, by averaging; it takes the time of the whole, and
+    without a region the memory of the result. device: of the shipped model (None: the CPU). max_pixels: limit on width
+    * height of the whole picture, checked before memory is allocated. graph: of a model on a GPU, True to capture its
+    launches as a CUDA graph, False to launch one by one, None for a graph from the second picture of a size on
+    (docs/gpu.md).
 
     Raises `ModelMismatchError` if the file was written with other weights, `BitstreamError` for any other fault: a file
     is decoded to the picture that was written, or not at all. Raises `RequestError` for a region that is not inside the
@@ -293,7 +317,11 @@ def decode(
 
 
 def decode_parts(
-    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+    data: FileSource,
+    model: LALIC | None = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[Box, np.ndarray]]:
     """Decompress the bytes of a .lalic file tile by tile, in bounded memory: (place, pixels) of each.
 
@@ -302,9 +330,13 @@ def decode_parts(
     """
     container = parse(data, max_pixels)
     model = _matching_model(container, model, device)
-    with torch.inference_mode():
-        for place, part in _decoded_parts(container, model, container.grid.whole, None):
-            yield place, np.asarray(part)
+    parts = _decoded_parts(container, model, container.grid.whole, None)
+    while True:
+        with _coding(), torch.inference_mode():  # and not in what the caller does between the parts
+            found = next(parts, None)
+        if found is None:
+            return
+        yield found[0], np.asarray(found[1])
 
 
 def _decoded_parts(
@@ -418,7 +450,7 @@ def _check_scale(scale: int) -> None:
 
 
 def decode_many(
-    files: Iterable[bytes],
+    files: Iterable[FileSource],
     model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
@@ -426,7 +458,7 @@ def decode_many(
     max_pixels: int = MAX_PIXELS,
     graph: bool | None = None,
 ) -> Iterator[Image.Image | LalicError]:
-    """Decompress the bytes of many .lalic files: yields for each its picture, or the error that `decode` would raise.
+    """Decompress many files, each as `decode` takes it: yields its picture, or the error that `decode` would raise.
 
     batch: number of files that are read at a time. On a GPU those of one padded size are decoded together; this changes
     no symbol, and no pixel by more than the rounding of the synthesis transform. A damaged file affects no other. On a
@@ -436,13 +468,13 @@ def decode_many(
     if batch < 1:
         raise ValueError(f"batch: expected at least 1, got {batch}")
     remaining = iter(files)
-    while batch_files := list(itertools.islice(remaining, batch)):
+    while batch_files := [contents(file) for file in itertools.islice(remaining, batch)]:
         yield from _decode_batch(batch_files, model, device, max_pixels, graph)
 
 
-@one_look()
+@_coding()
 def _decode_batch(
-    files: list[bytes], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
+    files: list[memoryview], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
 ) -> list[Image.Image | LalicError]:
     results: list[Any] = [None] * len(files)
     groups: dict[tuple[int, int, int], list[tuple[int, Container]]] = {}
@@ -483,7 +515,11 @@ def _stream(container: Container, index: int) -> Stream:
 
 
 def symbol_hashes(
-    data: bytes, model: LALIC | None = None, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+    data: FileSource,
+    model: LALIC | None = None,
+    *,
+    device: str | torch.device | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, str]:
     """Hashes of a .lalic file's symbols and latents: {"symbols_sha256", "latents_sha256"}, 64 hex digits each.
 

@@ -33,17 +33,18 @@ decoding: they detect an encoder or a decoder that departs from the exact arithm
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from lalic.errors import BitstreamError
 from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
 
-__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse"]
+__all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse", "too_large"]
 
 MAGIC = b"\x89LAL"
 VERSION = 1
@@ -202,14 +203,36 @@ class _Reader:
             raise BitstreamError(f"{what} is damaged: its checksum does not match")
 
 
-def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = MAX_PIXELS) -> Container:
+FileSource = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
+
+
+def contents(source: FileSource) -> memoryview:
+    """The bytes of a file that is given as bytes, by its path, or as an open file, which is read to its end."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            return memoryview(file.read())
+    data = source.read() if hasattr(source, "read") else source
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        kind = "a text file" if isinstance(data, str) else f"of type {type(source).__name__}"
+        raise TypeError(f"data is {kind}, expected the bytes of a .lalic file, its path or a binary file") from None
+
+
+def too_large(max_pixels: int, width: int = 0, height: int = 0) -> str:
+    """The sentence about a picture above a limit. width, height: 0 if they are not known."""
+    size = f"{width}x{height} is {width * height} pixels, and " if width else ""
+    return f"the picture is too large: {size}the limit is {max_pixels} pixels (max_pixels, --max-pixels)"
+
+
+def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS) -> Container:
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
-    data: the file. max_pixels: limit on width * height, None for no limit beyond 2^31 - 1 a side. Metadata is limited
-    to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError`
-    with one sentence about the fault.
+    data: the file, its path or an open binary file. max_pixels: limit on width * height, None for no limit beyond 2^31
+    - 1 a side. Metadata is limited to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is
+    allocated. Raises `BitstreamError` with one sentence about the fault.
     """
-    reader = _Reader(memoryview(data).cast("B"))
+    reader = _Reader(contents(data))
     fields, boxes = _read_header(reader, max_pixels)
     grid = fields.pop("grid")
     found: dict[str, Any] = {}
@@ -282,9 +305,7 @@ def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise BitstreamError(f"the header is invalid: the picture is {width}x{height}, expected sides of 1 to 2^31 - 1")
     if max_pixels is not None and width * height > max_pixels:
-        raise BitstreamError(
-            f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
-        )
+        raise BitstreamError(too_large(max_pixels, width, height))
     if hundredths and not 100 <= hundredths <= 10000:
         raise BitstreamError(f"the header is invalid: its quality is {hundredths}, expected 0 or 100 to 10000")
     fields = {

@@ -6,6 +6,10 @@ wrong type, are `TypeError` and `ValueError`.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 __all__ = [
     "BitstreamError",
     "CheckpointError",
@@ -15,6 +19,9 @@ __all__ = [
     "ModelMismatchError",
     "QualityError",
     "RequestError",
+    "RunError",
+    "as_request",
+    "is_out_of_memory",
     "sentence",
 ]
 
@@ -51,14 +58,45 @@ class RequestError(LalicError):
     """A request is contradictory, or would overwrite a file. Raised before any work starts."""
 
 
+class RunError(LalicError):
+    """A run of many files, which had begun, was given up."""
+
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch's words on a CPU
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",  # CUDA's, and Pillow's
+    "unable to allocate",
+    "bad_alloc",  # C++
+    "status_alloc_failed",  # cuBLAS, cuDNN
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, means that there is too little memory."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = f"{type(error).__name__}: {error}".lower()
+    return "outofmemoryerror" in text or any(words in text for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def as_request() -> Iterator[None]:
+    """Raise what is found wrong before any work as `RequestError`."""
+    try:
+        yield
+    except (LalicError, OSError) as error:
+        raise RequestError(sentence(error)) from None
+
+
 def sentence(error: Exception) -> str:
     """One line about any exception, for users; with its type for an unexpected one."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     line = " ".join(str(error).split())
     if isinstance(error, LalicError):
         return line
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or "can't allocate memory" in line:  # torch's words on a CPU
+    if is_out_of_memory(error):
         return "there is not enough memory for this picture"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     return f"unexpected {type(error).__name__}: {line[:300]}"

@@ -5,20 +5,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import mimetypes
 import os
 import secrets
 import sys
+import time
+import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from lalic.errors import ImageWarning
+
 __all__ = [
+    "PACKAGES",
     "STREAM",
+    "Found",
     "Name",
     "WouldOverwrite",
+    "check_standard_stream",
     "make_folder_of",
+    "open_standard_streams",
     "read",
     "replacing",
+    "search",
     "walk",
     "write",
     "write_atomic",
@@ -35,22 +47,121 @@ class WouldOverwrite(FileExistsError):
     def __init__(self, path: str) -> None:
         super().__init__(errno.EEXIST, "exists already", path)
 
+    def __reduce__(self) -> tuple[type[WouldOverwrite], tuple[str]]:
+        return WouldOverwrite, (self.filename,)
 
-def walk(folder: Name, extensions: Collection[str]) -> list[Path]:
-    """The files in a folder and its folders that end in one of `extensions`, in order; without hidden names.
+
+PACKAGES = {  # with which Pillow opens more formats
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".hif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+}
+
+
+@dataclass
+class Found:
+    """What a folder holds, in order.
+
+    files: those that are taken. unreadable: a reason for each folder in it that cannot be listed. links: to folders.
+    others: where pictures are taken, the number of other files by extension, without what is surely no picture.
+    """
+
+    folder: str
+    files: list[Path] = field(default_factory=list)
+    unreadable: list[OSError] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def left_out(self) -> str:
+        """A sentence about what is left out and why; empty if there is nothing to say."""
+        reasons = []
+        if self.links:
+            named = ", ".join(self.links[:3]) + (", ..." if len(self.links) > 3 else "")
+            reasons.append(f"{_count(len(self.links), 'link')} to a folder, which is not followed ({named})")
+        for package in (*sorted(set(PACKAGES.values())), None):
+            endings = sorted(ending for ending in self.others if PACKAGES.get(ending) == package)
+            if endings:
+                why = f"which Pillow reads with the package {package}" if package else "which is not read"
+                count = _count(sum(self.others[ending] for ending in endings), "file")
+                named = ", ".join(ending or "no extension" for ending in endings[:5])
+                reasons.append(f"{count} of a format {why} ({named}{', ...' if len(endings) > 5 else ''})")
+        return f"{self.folder}: left out: {'; '.join(reasons)}" if reasons else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+_TYPES = mimetypes.MimeTypes()  # without the lists of this machine
+_NO_PICTURES = {".lalic", ".db", ".ini", ".log", ".md", ".toml", ".xmp", ".yaml", ".yml"}  # beside those of `_TYPES`
+
+
+def search(folder: Name, extensions: Collection[str]) -> Found:
+    """Search a folder and its folders for files that end in one of `extensions`; hidden names do not count.
 
     extensions: lower case, such as ".png"; names may be in upper case.
     """
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.suffix.lower() in extensions)
+    found = Found(os.fspath(folder))
+    pictures = ".lalic" not in extensions
+    for parent, folders, names in os.walk(folder, onerror=found.unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found.links += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if ending in extensions:
+                found.files.append(Path(parent, name))
+            elif (
+                pictures and ending not in _NO_PICTURES and (_TYPES.guess_type(name)[0] or "image").startswith("image")
+            ):
+                found.others[ending] += 1
+    found.files.sort()
+    return found
+
+
+def walk(folder: Name, extensions: Collection[str]) -> list[Path]:
+    """The files of `search`. Raises `OSError` for a folder that cannot be read, warns about what is left out."""
+    found = search(folder, extensions)
+    if found.unreadable:
+        raise found.unreadable[0]
+    if words := found.left_out():
+        warnings.warn(words, ImageWarning, stacklevel=2)
+    return found.files
+
+
+_closed: set[str] = set()
+
+
+def open_standard_streams() -> None:
+    """Let what is closed of standard input, output and error (2>&-) be the null device.
+
+    Otherwise the next file that is opened, such as a result, would get the number of standard error, and so whatever
+    libraries write there. `read` and `write` still refuse a closed stream.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        _closed.add(name)
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def check_standard_stream(name: str) -> None:
+    """Raise `OSError` if the process was started without this standard stream, "stdin" or "stdout"."""
+    if name in _closed:
+        words = {"stdin": "standard input", "stdout": "standard output"}[name]
+        raise OSError(errno.EBADF, "is closed", words)
 
 
 def read(source: str) -> bytes:
     """The bytes of a file, or of standard input."""
     if source == STREAM:
+        check_standard_stream("stdin")
         return sys.stdin.buffer.read()
     with open(source, "rb") as stream:
         return stream.read()
@@ -70,6 +181,7 @@ def writing(target: str, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
         with _atomic(target, overwrite) as out:
             yield out
         return
+    check_standard_stream("stdout")
     held = io.BytesIO()
     yield held
     sys.stdout.buffer.write(held.getbuffer())
@@ -121,23 +233,63 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[st
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "is not a file", os.fspath(path))
     path = os.path.realpath(path)  # follows links, so that the file is replaced and not the link
-    ending = os.path.splitext(path)[1]
-    temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.lalic-part{ending}")
+    folder, ending = os.path.dirname(path), os.path.splitext(path)[1]
+    _remove_parts(folder)
+    temporary = os.path.join(folder, f".{secrets.token_hex(8)}{_PART}{ending}")
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _rename_new(temporary, path)
+        with _locked(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)):
+            yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _rename_new(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.filename == temporary:
             error.filename = path
         raise
+
+
+_PART = ".lalic-part"
+_swept: set[str] = set()
+
+
+def _remove_parts(folder: str) -> None:
+    """Remove temporary files of processes that were killed: nobody has them locked. Once for a folder."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and _PART in entry.name:
+                with contextlib.suppress(OSError):
+                    # One that was made just now may not be locked yet.
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > 1 and _is_free(entry.path):
+                        os.unlink(entry.path)
+
+
+def _is_free(path: str) -> bool:
+    with _locked(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))) as locked:
+        return locked
+
+
+@contextlib.contextmanager
+def _locked(file: int) -> Iterator[bool]:
+    """Lock an open file, and close it at the end. Gives False if another process has it locked, or nothing can be."""
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except (ImportError, OSError):
+            locked = False
+        yield locked
+    finally:
+        os.close(file)
 
 
 def _rename_new(temporary: str, path: str) -> None:

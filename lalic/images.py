@@ -42,13 +42,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import os
+import re
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,8 +60,9 @@ from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError
 
 from lalic import metadata
 from lalic.alpha import fill_transparent, strips
-from lalic.container import MAGIC, MAX_PIXELS
-from lalic.errors import ImageError, ImageWarning, LalicError
+from lalic.container import MAGIC, MAX_PIXELS, too_large
+from lalic.errors import ImageError, ImageWarning, LalicError, is_out_of_memory
+from lalic.files import PACKAGES
 from lalic.strips import StripImage, needs_strips, open_strips
 
 if TYPE_CHECKING:
@@ -78,7 +83,7 @@ __all__ = [
     "to_tensor",
 ]
 
-ImageSource = str | os.PathLike | bytes | Image.Image
+ImageSource = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
 Color = str | tuple[int, int, int]
 
 _MAIN_PICTURE_FIRST = {"MPO", "PSD"}
@@ -102,9 +107,10 @@ def parse_color(color: Color) -> tuple[int, int, int]:
             rgb = rgb[:3]
     else:
         rgb = color
-    if not isinstance(rgb, tuple | list) or len(rgb) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in rgb):
+    channels = isinstance(rgb, tuple | list) and len(rgb) == 3 and all(isinstance(c, Integral) for c in rgb)
+    if not channels or not all(0 <= c <= 255 for c in rgb):
         raise ImageError(f"background is {color!r}, expected an opaque colour, three integers from 0 to 255")
-    return (rgb[0], rgb[1], rgb[2])
+    return (int(rgb[0]), int(rgb[1]), int(rgb[2]))
 
 
 # Loading
@@ -126,8 +132,10 @@ class Picture:
 def open_picture(
     source: ImageSource, *, background: Color | None = None, strip: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Picture:
-    """Open a picture from a path, from the bytes of a file, or from a `PIL.Image`, by the rules of this module.
+    """Open a picture by the rules of this module.
 
+    source: a path, the bytes of a file, an open binary file, which is read to its end, or a `PIL.Image`. Or pixels in
+    sRGB: an array uint8 (H, W), (H, W, 3) or (H, W, 4), or a tensor (C, H, W), uint8 or floating point in [0, 1].
     background: colour to blend transparent pixels with; None: the alpha channel is kept. strip: drop all metadata.
     max_pixels: limit on width * height. Nothing in the result is shared with `source`. Raises `ImageError`; `OSError`
     if a path cannot be opened.
@@ -156,17 +164,29 @@ def load(source: ImageSource, *, background: Color | None = None, max_pixels: in
 
 def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels: int) -> Picture:
     below = None if background is None else parse_color(background)
+    if not isinstance(max_pixels, Real):
+        raise TypeError(f"max_pixels is {max_pixels!r}, expected a number")
     if isinstance(source, Image.Image):
         with _damage_in_one_sentence():
             return _convert(source, None, below, strip, max_pixels)
     file: IO[bytes]
+    torch = sys.modules.get("torch")  # which this module does not load
+    if isinstance(source, np.ndarray) or (torch is not None and isinstance(source, torch.Tensor)):
+        with _damage_in_one_sentence():
+            return _convert(_from_array(source), None, below, strip, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         file = io.BytesIO(bytes(source))
+    elif hasattr(source, "read"):
+        contents = source.read()
+        if not isinstance(contents, bytes):
+            raise TypeError("image is a text file, expected one that is opened in binary mode")
+        file = io.BytesIO(contents)
     elif isinstance(source, str | os.PathLike):
         file = open(source, "rb")  # noqa: SIM115
     else:  # among them integers, which `open` would take for file descriptors
         raise TypeError(
-            f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file or a PIL.Image"
+            f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file, a binary file, "
+            "a PIL.Image, an array or a tensor"
         )
     with file as stream, _pillow_limit(max_pixels), _damage_in_one_sentence():
         image = _open(stream, max_pixels)
@@ -181,6 +201,31 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
                     metadata.note_conversion(picture.metadata, name)
             return picture
         return _convert(image, stream, below, strip, max_pixels)
+
+
+def _from_array(array: Any) -> Image.Image:
+    """A picture from an array (H, W) or (H, W, C) of uint8, or a tensor (C, H, W) or (1, C, H, W): uint8, or floating
+    point in [0, 1], which is rounded. C: 1, 3 or 4. Raises ``ImageError`` for others.
+    """
+    pixels, form = array, "an array uint8 (H, W), (H, W, 3) or (H, W, 4)"
+    if not isinstance(array, np.ndarray):
+        form = "a tensor (3, H, W), or 1 or 4 channels, perhaps a batch of 1: uint8, or floating point in [0, 1]"
+        pixels = array.detach().cpu()
+        if pixels.ndim == 4 and pixels.shape[0] == 1:
+            pixels = pixels[0]
+        if pixels.is_floating_point() and pixels.numel():
+            low, high = (float(value) for value in pixels.float().aminmax())
+            if not (low >= -0.01 and high <= 1.01):
+                raise ImageError(f"image: expected {form}, got values from {low:g} to {high:g}")
+            pixels = (pixels.float() * 255).round().clamp(0, 255).byte()
+        pixels = pixels.movedim(0, -1).numpy() if pixels.ndim == 3 else pixels.numpy()
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise ImageError(f"image: expected {form}, got {array.dtype} of shape {tuple(array.shape)}")
+    if 0 in pixels.shape:
+        raise ImageError(f"image: expected {form}, got no pixels, shape {tuple(array.shape)}")
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 _limits: list[int] = []  # of the calls that run now
@@ -214,12 +259,40 @@ def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
     if stream.read(len(MAGIC)) == MAGIC:  # which Pillow would open after `import lalic.pillow`
         raise ImageError("this is not a picture to compress, but a .lalic file; lalic decompress reads it")
     stream.seek(0)
+    start = stream.read(16)
+    package = next((package for pattern, package in _NEED_A_PACKAGE if pattern.match(start)), "")
+    if package:
+        _register_packages()
+    stream.seek(0)
     try:
         return Image.open(stream)
     except UnidentifiedImageError:
+        if package and package not in _register_packages():
+            raise ImageError(
+                f"this is a picture of a format that Pillow reads with the package {package}: pip install {package}"
+            ) from None
         raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"the picture is too large: the limit is {max_pixels} pixels") from None
+        raise ImageError(too_large(max_pixels)) from None
+
+
+_NEED_A_PACKAGE = (
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), PACKAGES[".heic"]),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", re.DOTALL), PACKAGES[".jxl"]),
+)
+
+
+@functools.cache
+def _register_packages() -> list[str]:
+    """Let Pillow use the packages of `lalic.files.PACKAGES`. Returns those that are installed."""
+    found = []
+    for package, name in (("pillow-heif", "pillow_heif"), ("pillow-jxl-plugin", "pillow_jxl")):
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)  # pillow_jxl registers itself
+            if hasattr(module, "register_heif_opener"):
+                module.register_heif_opener()
+            found.append(package)
+    return found
 
 
 @contextlib.contextmanager
@@ -227,9 +300,11 @@ def _damage_in_one_sentence() -> Iterator[None]:
     """Raise `ImageError` for whatever Pillow raises, when it decodes or converts a damaged picture."""
     try:
         yield
-    except (LalicError, MemoryError):
+    except LalicError:
         raise
     except Exception as error:  # Pillow raises many types
+        if is_out_of_memory(error):
+            raise MemoryError from error
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ImageError(f"the picture is damaged or truncated and cannot be decoded ({reason[:200]})") from error
 
@@ -254,9 +329,7 @@ def _convert(
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width}x{height}, expected at least 1x1")
     if width * height > max_pixels:
-        raise ImageError(
-            f"the picture is too large: {width}x{height} is {width * height} pixels, and the limit is {max_pixels}"
-        )
+        raise ImageError(too_large(max_pixels, width, height))
     own = source if stream is None else None
     image = source
 
@@ -517,12 +590,14 @@ def to_tensor(image: Image.Image, device: torch.device | None = None) -> torch.T
     if image.mode != "RGB":
         raise ImageError(f"image has mode {image.mode}, expected RGB; lalic.images.load converts")
     device = torch.device("cpu") if device is None else device
-    pixels = torch.empty((image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    pixels = torch.empty(
+        (image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu"
+    )
     pixels.numpy()[:] = np.asarray(image)
-    planes = torch.empty((1, 3, image.height, image.width), device=device)
+    planes = torch.empty((1, 3, image.height, image.width), device=device, dtype=torch.float32)
     planes.copy_(pixels.to(device, non_blocking=True).permute(2, 0, 1)[None])
     # A tensor as divisor: torch may divide by a number as a product with its reciprocal, which rounds twice.
-    return planes.div_(torch.full((1,), 255.0, device=device))
+    return planes.div_(torch.full((1,), 255.0, device=device, dtype=torch.float32))
 
 
 def from_tensor(tensor: torch.Tensor) -> Image.Image:
@@ -537,7 +612,7 @@ def from_tensor(tensor: torch.Tensor) -> Image.Image:
     height, width = tensor.shape[2:]
     pixels = pixels_of(tensor)
     if tensor.is_cuda:  # one copy, of bytes
-        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels)
+        pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True, device="cpu").copy_(pixels)
     values = pixels.numpy()
     if values[-1]:
         raise ValueError("tensor has values that are not finite, expected numbers in [0, 1]")
@@ -572,6 +647,7 @@ _NOT_SEARCHED_FOR = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "LALIC"}
 def readable_extensions() -> frozenset[str]:
     """Extensions, lower-case with their dot, of the files that `lalic compress FOLDER` reads."""
     Image.init()
+    _register_packages()
     return frozenset(
         extension.lower()
         for extension, name in Image.registered_extensions().items()
@@ -624,9 +700,9 @@ def _written(image: Image.Image, out: IO[bytes], name: str, options: dict[str, A
         else:
             image.save(out, name, **options)
         return True
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's writers raise many types
+        if is_out_of_memory(error):
+            raise MemoryError from error
         if isinstance(error, OSError) and error.errno:  # the disk's, not the format's
             raise
         if optional:

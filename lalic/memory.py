@@ -1,8 +1,44 @@
-"""A setting of the C library's memory allocator, for the command line."""
+"""Values that are kept up to a limit; and a setting of the C library's memory allocator, for the command line."""
 
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+KEEP_MIB = 1024  # of decoded pictures
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Kept(Generic[K, V]):
+    """Values by key, of which the first stay in memory, `limit` bytes in all; the others are made whenever asked for.
+
+    Nothing is replaced: where every value is asked for as often, as in training, the last ones used are no better to
+    keep than others. It may be used from several threads. size: bytes of a value.
+    """
+
+    def __init__(self, limit: int, size: Callable[[V], int]) -> None:
+        self._limit, self._size = limit, size
+        self._values: dict[K, V] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The value of a key, from `make` if it is not kept."""
+        if (value := self._values.get(key)) is not None:
+            return value
+        value = make()
+        size = self._size(value)
+        with self._lock:
+            if key not in self._values and size <= self._limit:
+                self._values[key] = value
+                self._limit -= size
+        return value
+
+
+# The allocator
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 _keeps = False

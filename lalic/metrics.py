@@ -18,16 +18,22 @@ __all__ = ["MIN_SIDE", "ms_ssim", "psnr"]
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, finest first
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
+_STRIP = 1 << 22  # numbers that `psnr` holds at a time
 MIN_SIDE = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1  # 161: below it the coarsest scale is smaller than the window
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit RGB pictures of equal size.
 
-    The mean square error is over all pixels and channels. Infinite for equal pictures.
+    The mean square error is over all pixels and channels, summed strip by strip, which is exact. Infinite for equal
+    pictures. Raises `ValueError` for two sizes.
     """
-    error = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    mean_square = float(np.mean(error**2))
+    x, y = np.asarray(a), np.asarray(b)
+    if x.shape != y.shape:
+        raise ValueError(f"a and b have shapes {x.shape} and {y.shape}, expected one")
+    rows = max(1, _STRIP // max(1, x[:1].size))
+    strips = (np.subtract(x[i : i + rows], y[i : i + rows], dtype=np.float64) for i in range(0, len(x), rows))
+    mean_square = sum(float(np.sum(strip**2)) for strip in strips) / x.size
     return float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
 
 

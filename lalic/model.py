@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import lalic_kernels
 from lalic import pretrained
 from lalic.coder import Coder, Decoded, Stream, coder_for
-from lalic.coder.engines import FLOAT, exact_entropy
+from lalic.coder.engines import exact_entropy, float_state
 from lalic.coder.graphs import LaunchLock
 from lalic.coder.host import decode_latents, symbols_of, z_rows
-from lalic.coder.schedule import Estimate, Read, SliceState, code_slices
+from lalic.coder.schedule import Estimate, Read, code_slices
 from lalic.coder.stream import as_bitstream_errors
 from lalic.coder.tables import bottleneck_cdfs, gaussian_tables
 from lalic.config import DEFAULT_QUALITY, FULL, Config
@@ -28,12 +28,13 @@ from lalic.nn import checkpoints
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.bottleneck import EntropyBottleneck
 from lalic.nn.context import SliceStack, full_precision, narrowed_for
-from lalic.nn.gains import Gains, as_qualities
+from lalic.nn.gains import Gains, as_number, as_qualities
 from lalic.nn.noise import ALL, Share
 from lalic.nn.transforms import Float32, analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
 from lalic_kernels.cache import ModuleCache, WeightCache
 from lalic_kernels.layers import derived
+from lalic_kernels.plain import PlainLayers
 
 
 class _Hyper(nn.Module):
@@ -50,6 +51,7 @@ class LatentCodec(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.cache = WeightCache()  # the exact entropy model
+        self.plain = PlainLayers()
         self.y = SliceStack(c)
         self.hyper = _Hyper(c)
 
@@ -67,7 +69,7 @@ class LatentCodec(nn.Module):
         z = self.hyper.h_a(narrowed_for(next(self.hyper.h_a.parameters()), y)) if z is None else z
         z_hat, z_likelihoods = self.hyper.entropy_bottleneck(full_precision(z), share)
         coder = Estimate(y, self.y.groups, self.training, share)
-        y_hat = code_slices(SliceState(self.y, self.hyper_parameters(z_hat), FLOAT), coder)
+        y_hat = code_slices(float_state(self.y, self.hyper_parameters(z_hat)), coder)
         return {"likelihoods": {"y": coder.likelihoods(), "z": z_likelihoods}, "y_hat": y_hat}
 
     def hyper_parameters(self, z_hat: Tensor) -> Tensor:
@@ -107,6 +109,8 @@ class LALIC(nn.Module):
 
     downsampling = 64  # pixels a side for one hyper latent
 
+    # Tensors made in torch.inference_mode have no version, so that nothing computed from them could be kept.
+    @torch.inference_mode(mode=False)
     def __init__(
         self,
         N: int = FULL.N,
@@ -167,11 +171,13 @@ class LALIC(nn.Module):
         than its digest names.
         """
         sd = checkpoints.normalise(state_dict)
-        with checkpoints.Uninitialised() if strict else nullcontext():
-            model = cls.from_config(checkpoints.infer_config(sd))
+        # In float32 whatever the program's default is; and on the CPU where that is the device without memory.
+        meta = torch.get_default_device().type == "meta"
+        with torch.device("cpu") if meta else nullcontext(), checkpoints.Uninitialised() if strict else nullcontext():
+            model = cls.from_config(checkpoints.infer_config(sd)).float()
         checkpoints.load_into(model, sd, strict)
         model.update()
-        expected = state_dict.get(checkpoints.DIGEST)
+        expected = checkpoints.unwrap(state_dict).get(checkpoints.DIGEST)
         if expected is not None:
             digest = exact_entropy(model.latent_codec).digest()
             if not isinstance(expected, Tensor) or bytes(expected.tolist()).hex() != digest:
@@ -201,6 +207,11 @@ class LALIC(nn.Module):
         """
         return pretrained.push(self, repo_id, **options)
 
+    @torch.inference_mode(mode=False)
+    def _apply(self, fn: Any, recurse: bool = True) -> LALIC:
+        """What `to`, `half`, `cuda` and others call; for `inference_mode` see the constructor."""
+        return super()._apply(fn, recurse)
+
     def converted(self) -> dict[str, Tensor]:
         """State dict with the matrices of the entropy model as integers, for `from_state_dict`.
 
@@ -211,11 +222,17 @@ class LALIC(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """``torch.nn.Module.load_state_dict`` that also takes published key names, and resizes the coding tables."""
-        sd = checkpoints.complete(checkpoints.normalise(state_dict), self)
+        given = checkpoints.normalise(state_dict)
+        sd = checkpoints.complete(given, self)
         for name, buffer in list(self.named_buffers()):
             if name.rsplit(".", 1)[-1] in checkpoints.TABLE_BUFFERS and name in sd:
                 buffer.resize_(sd[name].shape)
-        return super().load_state_dict(sd, strict=strict, assign=assign)
+        result = super().load_state_dict(sd, strict=strict, assign=assign)
+        if (
+            not strict
+        ):  # as of a plain module: safetensors.torch.load_model counts the second names that a file leaves out
+            result.missing_keys.extend(checkpoints.second_names(checkpoints.unwrap(state_dict)))
+        return result
 
     def update(self, scale_table: Any = None, force: bool = False, update_quantiles: bool = False) -> bool:
         """Make the integer coding tables of z from the trained prior. Returns whether they were made.
@@ -225,7 +242,7 @@ class LALIC(nn.Module):
         for published scripts, and ``ValueError`` is raised for another table than `lalic_kernels.scale_table`.
         """
         if scale_table is not None:
-            given, frozen = torch.as_tensor(scale_table, dtype=torch.float32).cpu(), lalic_kernels.scale_table()
+            given, frozen = torch.as_tensor(scale_table, dtype=torch.float32, device="cpu"), lalic_kernels.scale_table()
             if given.shape != frozen.shape or not torch.allclose(given, frozen):
                 raise ValueError(
                     "scale_table: expected None or the default table, as Gaussian tables are frozen; got another one"
@@ -236,8 +253,10 @@ class LALIC(nn.Module):
         if update_quantiles:
             prior.search_quantiles()
         # On the CPU for any model's device, as devices differ in the last bit.
-        on_cpu = EntropyBottleneck(prior.channels)
-        on_cpu.load_state_dict({**prior.state_dict(), **{n: torch.empty(0) for n in checkpoints.PRIOR_TABLES}})
+        with torch.device("cpu"):
+            on_cpu = EntropyBottleneck(prior.channels).float()
+            empty = {name: torch.empty(0) for name in checkpoints.PRIOR_TABLES}
+        on_cpu.load_state_dict({**prior.state_dict(), **empty})
         prior.set_tables(*bottleneck_cdfs(on_cpu.logits_cumulative, on_cpu.quantiles))
         return True
 
@@ -301,6 +320,8 @@ class LALIC(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: equal for every quality."""
         self.check_picture(x)
+        if x.is_cpu:  # elsewhere it would wait for the device
+            _check_values(x)
         return self._transform("g_a", _channels_last(x))
 
     # Tensors to bytes
@@ -372,6 +393,8 @@ class LALIC(nn.Module):
         picture; ``shape`` is ``{"y": [(g, h, w), ...], "hyper": (h / 4, w / 4)}``; y_hat is (B, M, h, w). Each string
         is a rANS stream of its own; `encode` makes the smaller streams of files.
         """
+        self.check_picture(x)
+        _check_values(x)
         z, passes, y_hat = symbols_of(self, self.latents(x), quality)
         tables = [gaussian_tables()] * len(passes) + [self.prior_tables()]
         strings = [
@@ -492,14 +515,14 @@ class LALIC(nn.Module):
         if self.gains is None:
             for value in values:
                 if value is not None:
-                    name = self.config.name
+                    given, name = as_number(value), self.config.name
                     raise QualityError(
-                        f"quality is {value:g}, expected none: the model {name!r} was trained for one quality"
+                        f"quality is {given:g}, expected none: the model {name!r} was trained for one quality"
                     )
             return None
         if isinstance(quality, Tensor):
             return as_qualities(quality, batch)
-        return as_qualities([self.default_quality if q is None else float(q) for q in values], batch)
+        return as_qualities([self.default_quality if q is None else as_number(q) for q in values], batch)
 
     def check_picture(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x is (B, 3, H, W) floating point, with H and W multiples of 64."""
@@ -519,6 +542,13 @@ class LALIC(nn.Module):
             with Float32() if _wants_float32(x) else nullcontext():
                 return transform(x)
         return narrowed(self.cache, name, transform, x, dtype)
+
+
+def _check_values(x: Tensor) -> None:
+    """Raise ``ValueError`` for values that are not of a picture in [0, 1], which may overshoot a little."""
+    low, high = (float(value) for value in x.aminmax())
+    if not (low >= -0.5 and high <= 1.5):  # also for NaN
+        raise ValueError(f"x: expected values in [0, 1], got {low:g} to {high:g}")
 
 
 def _wants_float32(x: Tensor) -> bool:

@@ -13,6 +13,7 @@ __all__ = [
     "EXECUTORS",
     "FORMATS",
     "add_checkpoint_option",
+    "add_existing_options",
     "add_force_option",
     "add_machine_options",
     "add_precision_option",
@@ -63,7 +64,14 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_force_option(parser: argparse.ArgumentParser) -> None:
+def add_existing_options(parser: argparse.ArgumentParser) -> None:
+    """-f, --force, or --skip-existing."""
+    either = parser.add_mutually_exclusive_group()
+    add_force_option(either)
+    either.add_argument("--skip-existing", action="store_true", help="leave out what is done: whose output exists")
+
+
+def add_force_option(parser: argparse._ActionsContainer) -> None:
     """-f, --force."""
     parser.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
 

@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 def encode_to_bpp(
-    image: ImageSource | Picture,
+    image: ImageSource | Picture | codec.Prepared,
     bpp: float,
     model: LALIC | None = None,
     *,
@@ -41,14 +41,15 @@ def encode_to_bpp(
 ) -> Encoded:
     """Encode a picture to a file of `bpp` bits per pixel.
 
-    tolerance: allowed difference, relative to `bpp`. image, model, options: arguments of `lalic.encode`. Raises
-    `LalicError` for a model of one quality, and if no quality from 1 to 100 gives the target.
+    tolerance: allowed difference, relative to `bpp`. image, model, options: arguments of `lalic.encode`; or a
+    `lalic.codec.Prepared` alone. Raises `LalicError` for a model of one quality, and if no quality from 1 to 100 gives
+    the target.
     """
     return _search(image, bpp, model, tolerance * bpp, "bits per pixel", options)
 
 
 def encode_to_psnr(
-    image: ImageSource | Picture,
+    image: ImageSource | Picture | codec.Prepared,
     decibels: float,
     model: LALIC | None = None,
     *,
@@ -57,8 +58,8 @@ def encode_to_psnr(
 ) -> Encoded:
     """Encode a picture to a file with a PSNR (`lalic.metrics.psnr`) of `decibels`.
 
-    tolerance: allowed difference in dB. image, model, options: arguments of `lalic.encode`. Raises `LalicError` for a
-    model of one quality, and if no quality from 1 to 100 gives the target.
+    tolerance: allowed difference in dB. image, model, options: arguments of `lalic.encode`; or a `lalic.codec.Prepared`
+    alone. Raises `LalicError` for a model of one quality, and if no quality from 1 to 100 gives the target.
     """
     return _search(image, decibels, model, tolerance, "dB", options)
 
@@ -70,7 +71,7 @@ def check_target(target: float | None, unit: str) -> None:
 
 
 def _search(
-    image: ImageSource | Picture,
+    image: ImageSource | Picture | codec.Prepared,
     target: float,
     model: LALIC | None,
     tolerance: float,
@@ -78,7 +79,7 @@ def _search(
     options: dict[str, Any],
 ) -> Encoded:
     check_target(target, unit)
-    prepared = codec.Prepared(image, model, **options)
+    prepared = image if isinstance(image, codec.Prepared) else codec.Prepared(image, model, **options)
     name = prepared.model.config.name
     if codec.coded_quality(prepared.model, None) is None:
         raise LalicError(f"the model {name!r} was trained for one quality: it cannot meet a target")

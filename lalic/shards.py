@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lalic.images import Color
     from lalic.model import LALIC
 
-__all__ = ["Done", "Settings", "Shard", "Stopped", "Target", "Worker", "absolute", "package", "shards_of"]
+__all__ = ["Done", "Settings", "Shard", "Stopped", "Target", "Worker", "absolute", "package", "shards_of", "utf8"]
 
 SHARD = 1000  # pictures; fewer for a small source, to have 64 shards that workers share
 CONNECTIONS = 8  # threads of a worker that read or write files
@@ -101,6 +101,9 @@ def package(name: str, extra: str) -> Any:
 def _filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     core = package("fsspec.core", "bulk")
+    if url.startswith("file://") or "://" not in url:  # else fsspec would take :: in a name for a chain of URLs
+        fs = package("fsspec", "bulk").filesystem("file")
+        return fs, fs._strip_protocol(url)
     try:
         return core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol that is unknown, or whose package is missing
@@ -187,7 +190,7 @@ def _listed(source: str, target: str) -> list[tuple[str, str]]:
             root = url
             if f"{target}/".startswith(f"{root}/"):
                 raise RequestError(f"the target {target} is inside the source, expected a folder elsewhere")
-            paths = [file for file in fs.find(path) if "/." not in file[len(path) :]]  # no hidden names
+            paths = [file for file in _all_below(fs, path) if "/." not in file[len(path) :]]  # no hidden names
         else:
             paths = fs.glob(path)
         take = _picture_extensions() | {".tar"}
@@ -202,6 +205,18 @@ def _listed(source: str, target: str) -> list[tuple[str, str]]:
         if not _inside(name):
             raise RequestError(f"{url}: expected all files of a source on one file system, and no .. in their names")
     return found
+
+
+def _all_below(fs: Any, path: str) -> list[str]:
+    """The files of a folder and its folders. Raises `RequestError` for a folder that cannot be read."""
+    if not _is_local(fs):
+        return list(fs.find(path))
+    found = files.search(path, _picture_extensions() | {".tar"})
+    if found.unreadable:
+        raise RequestError(sentence(found.unreadable[0]))
+    if words := found.left_out():
+        warnings.warn(words, files.ImageWarning, stacklevel=2)
+    return [file.as_posix() for file in found.files]
 
 
 def _extension(name: str) -> str:
@@ -226,7 +241,7 @@ def _inside(name: str) -> bool:
 
 def _output(name: str, form: str) -> str:
     """Name of the .lalic file of a picture."""
-    folder, base = posixpath.split(posixpath.splitext(name)[0])
+    folder, base = posixpath.split(posixpath.splitext(name)[0] if _is_picture(name) else name)
     if form == "webdataset":  # whose readers take all behind the first dot for the extension
         base = base.replace(".", "_")
     return posixpath.join(folder, f"{base}.lalic")
@@ -322,7 +337,7 @@ class Worker:
             ]
             _store(self.target, self.settings.form, shard, written)
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()]
-            self.target.put(_manifest_name(shard), "".join(lines).encode())
+            self.target.put(_manifest_name(shard), utf8("".join(lines)))
         return _done(shard, rows, coded)
 
     def _manifest(self, shard: Shard) -> dict[str, dict[str, Any]]:
@@ -419,6 +434,11 @@ def _manifest_name(shard: Shard) -> str:
     return f"_bulk/{shard.index:06d}.jsonl"
 
 
+def utf8(text: str) -> bytes:
+    r"""UTF-8; what is no text in a file's name becomes an escape such as \udcff, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def _read(url: str) -> bytes | Exception:
     try:
         fs, path = _filesystem(url)
@@ -434,10 +454,25 @@ def _members(url: str) -> Iterator[tuple[str, bytes | Exception]]:
         with fs.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
-                if member.isfile() and not posixpath.basename(name).startswith("."):
-                    yield name, tar.extractfile(member).read()  # type: ignore[union-attr]
+                if posixpath.basename(name).startswith(".") or not (member.isfile() or member.islnk()):
+                    continue
+                data = tar.extractfile(member).read() if member.isfile() else _linked(url, member)  # type: ignore[union-attr]
+                yield name, data
     except Exception as error:
         yield "", LalicError(f"the tar is damaged ({error})") if isinstance(error, tarfile.TarError) else error
+
+
+def _linked(url: str, member: tarfile.TarInfo) -> bytes | Exception:
+    """What a hard link in a tar, the second name of a file, stands for. It is read again: the stream has passed it."""
+    fs, path = _filesystem(url)
+    try:
+        with fs.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for each in tar:
+                if each.name == member.linkname and each.isfile():
+                    return tar.extractfile(each).read()  # type: ignore[union-attr]
+    except Exception as error:  # of this picture alone
+        return error
+    return LalicError(f"it is a link to {member.linkname}, which the tar does not hold")
 
 
 def _length(data: bytes | Exception) -> int:
@@ -472,7 +507,8 @@ def _stored(target: Target, form: str, shard: Shard, rows: Mapping[str, Mapping[
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             return {paths[m.name]: tar.extractfile(m).read() for m in tar if m.name in paths}  # type: ignore[union-attr]
     table = package("pyarrow.parquet", "bulk").read_table(io.BytesIO(data), columns=["path", "lalic"])
-    return {row["path"]: row["lalic"] for row in table.to_pylist() if row["path"] in rows}
+    paths = {utf8(path).decode(): path for path in rows}
+    return {paths[row["path"]]: row["lalic"] for row in table.to_pylist() if row["path"] in paths}
 
 
 def _store(target: Target, form: str, shard: Shard, entries: Sequence[Entry]) -> None:
@@ -507,7 +543,7 @@ def _write_parquet(out: io.BytesIO, entries: Sequence[Entry]) -> None:
             sample = _sample(entry.output)
             labels.setdefault(sample, []).append((entry.output[len(sample) + 1 :], entry.data))
     columns = {
-        "path": pa.array([entry.path for entry in pictures], pa.string()),
+        "path": pa.array([utf8(entry.path).decode() for entry in pictures], pa.string()),
         "lalic": pa.array([entry.data for entry in pictures], pa.large_binary()),
         "labels": pa.array([labels.get(_sample(e.output), []) for e in pictures], pa.map_(pa.string(), pa.binary())),
     }

@@ -77,7 +77,9 @@ def compile_kernels(model: LALIC, sizes: Iterable[tuple[int, int]], threads: int
         blank = copy.deepcopy(model)  # has caches of its own, whose contents get no values
         for height, width in sizes:
             size = (height // blank.downsampling, width // blank.downsampling)
-            gpu.launch_once(blank, torch.zeros(1, 3, height, width, device=device), [Stream(b"", 0)], size)
+            gpu.launch_once(
+                blank, torch.zeros(1, 3, height, width, device=device, dtype=torch.float32), [Stream(b"", 0)], size
+            )
 
 
 def _picture(width: int, height: int) -> torch.Tensor:

@@ -6,11 +6,12 @@
        "torch"      plain torch operations. Every device and floating dtype.
        "reference"  the definition. Every device and floating dtype; may need quadratic memory.
 2. CUDA tensors: "triton"; but "torch" for float64, which the kernels do not support, or without Triton.
-3. CPU tensors: "cpu" if the op has such code, numba is installed and the dtype is not float64; else "torch".
+3. CPU tensors: "cpu" if the op has such code, numba can compile it, and the dtype is not float64; else "torch".
    biwkv also takes "torch" if w or u is outside the range of its compiled code (biwkv/cpu.py, supports()).
 4. Other devices: "torch".
 
-The rule uses no environment variable and no timing, so an encoder and a decoder on equal machines choose the same.
+The rule uses no timing, and no environment variable but NUMBA_DISABLE_JIT, with which numba counts as not installed. So
+an encoder and a decoder on equal machines choose the same.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def choose(op: Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     if dtype == torch.float64:
         return "torch", "float64 is not computed in compiled CPU code"
     if not installed.NUMBA:
-        return "torch", "numba is not installed, so there is no compiled CPU code"
+        return "torch", f"{installed.WHY_NO_NUMBA}: there is no compiled CPU code"
     return "cpu", "CPU tensors, compiled by numba"
 
 
@@ -94,5 +95,5 @@ def _problem(op: Op, backend: str, device_type: str, dtype: torch.dtype) -> str:
         if dtype == torch.float64:
             return "it computes in float32, but the tensors are float64"
         if not installed.NUMBA:
-            return "numba is not installed"
+            return installed.WHY_NO_NUMBA
     return ""

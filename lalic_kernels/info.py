@@ -9,7 +9,7 @@ import sys
 import torch
 
 import lalic_kernels  # noqa: F401  (the import registers every op in OPS)
-from lalic_kernels import dispatch, installed, rans
+from lalic_kernels import code_cache, dispatch, installed, rans
 from lalic_kernels.biwkv.op import CPU_RANGE
 from lalic_kernels.exact import op as exact_op
 from lalic_kernels.op import OPS
@@ -53,7 +53,15 @@ def missing() -> list[str]:
     if not installed.TRITON:
         lines.append("triton: no kernels on CUDA tensors; plain torch is used instead")
     if not installed.NUMBA:
-        lines.append("numba: no compiled code for the CPU; plain torch is used instead, several times slower for biwkv")
+        lines.append(
+            f"numba: no compiled code for the CPU ({installed.WHY_NO_NUMBA}); plain torch is used instead, several "
+            "times slower for biwkv"
+        )
+    elif code_cache.kept_in() is None:
+        lines.append(
+            "a folder for compiled code: each process compiles for the CPU anew, which may take a minute; "
+            "NUMBA_CACHE_DIR names one"
+        )
     if installed.TRITON:
         lines += [f"{reason}: no kernels on CUDA tensors"] if (reason := installed.too_old()) else []
         lines += [f"{tool}: no kernels on CUDA tensors before it is installed" for tool in installed.missing_to_start()]
@@ -97,6 +105,8 @@ def report() -> str:
     width = [max(len(row[column]) for row in rows) for column in range(4)]
     lines += ["  " + "  ".join(row[i].ljust(width[i]) for i in range(4)) + f"  ({row[4]})" for row in rows]
     lines.append(f"  biwkv on the CPU takes torch instead of cpu where {CPU_RANGE}")
+    if installed.NUMBA and (folder := code_cache.kept_in()):
+        lines.append(f"compiled code for the CPU is kept in\n  {folder}")
     lines.append("backward")
     lines += [f"  {name}: {how}" for name, how in backwards().items()]
     missing_lines = missing()

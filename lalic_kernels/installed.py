@@ -1,6 +1,6 @@
-"""Whether Triton and numba are installed, found without importing them. Every op also works without both.
+"""Whether Triton and numba are installed, and let compile. Every op also works without both.
 
-Code that needs one of them is imported inside the function that calls it.
+Code that needs Triton is imported inside the function that calls it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,22 @@ import sysconfig
 from collections.abc import Callable
 from typing import Any
 
+from lalic_kernels import code_cache
+
 TRITON = importlib.util.find_spec("triton") is not None
 TRITON_FROM = (3, 3)  # older ones do not compile named tuples
-NUMBA = importlib.util.find_spec("numba") is not None
+
+
+def _why_no_numba() -> str:
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    from numba import config
+
+    return "NUMBA_DISABLE_JIT is set, so numba compiles nothing" if config.DISABLE_JIT else ""  # type: ignore[attr-defined]
+
+
+WHY_NO_NUMBA = _why_no_numba()
+NUMBA = not WHY_NO_NUMBA
 
 
 def interpreting() -> bool:
@@ -56,6 +69,8 @@ def start_triton() -> None:
 
     if reason := too_old():
         raise RuntimeError(reason)
+    if folder := code_cache.triton_folder():
+        os.environ["TRITON_CACHE_DIR"] = str(folder)
     try:
         driver.active.get_current_device()
     except Exception as error:

@@ -28,6 +28,7 @@ from lalic_kernels.biwkv.op import biwkv
 from lalic_kernels.block.op import BlockParameters, rwkv_block
 from lalic_kernels.cache import WeightCache
 from lalic_kernels.mix.op import channel_mix, spatial_mix
+from lalic_kernels.plain import PlainLayers, plain
 from lalic_kernels.shift.op import fold_token_shift, norm_shift, token_shift
 
 __all__ = ["BiWKVAttention", "ChannelMix", "OmniShift", "RWKVBlock"]
@@ -72,6 +73,10 @@ class _DepthwiseWeight(nn.Module):
         conv = nn.Conv2d(dim, dim, kernel, groups=dim, bias=False)
         self.weight = nn.Parameter(conv.weight.detach().clone())
 
+    def forward(self) -> Tensor:
+        """The weight: called so that hooks, such as those of torch's pruning, see to it first."""
+        return self.weight
+
 
 class OmniShift(nn.Module):
     """5x5 depth-wise token shift: four branches (identity, 1x1, 3x3, 5x5) folded into one kernel.
@@ -92,7 +97,7 @@ class OmniShift(nn.Module):
 
     def kernel(self) -> Tensor:
         """The folded kernel, shape (C, 5, 5)."""
-        return fold_token_shift(self.alpha, self.conv1x1.weight, self.conv3x3.weight, self.conv5x5.weight)
+        return fold_token_shift(self.alpha, self.conv1x1(), self.conv3x3(), self.conv5x5())
 
     def forward(self, x: Tensor, resolution: Resolution | None = None) -> Tensor:
         """x (B, H, W, C), or (B, T, C) with its resolution (H, W) -> the same shape."""
@@ -162,15 +167,20 @@ class BiWKVAttention(nn.Module):
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.key_norm = nn.LayerNorm(dim) if key_norm else None
         self.output = nn.Linear(dim, dim, bias=False)
+        self._plain = PlainLayers()
 
     def forward(self, x: Tensor, resolution: Resolution | None = None) -> Tensor:
         """x (B, H, W, C), or (B, T, C) with its resolution (H, W) -> the same shape."""
         image = _as_image(self, x, resolution)
         if self.form == "vision":
             return _like(x, self._vision(image))
-        s = token_shift(image, self.omni_shift.kernel())
+        s = self.omni_shift(image)
         if self.form == "restore":
             return _like(x, self._restore(s))
+        if not plain(self._plain, self):
+            w, u = (_a_token(p, image) for p in (self.decay, self.boost))
+            k, v, r = (layer(s).flatten(1, 2) for layer in (self.key, self.value, self.receptance))
+            return _like(x, self.output(biwkv(w, u, k, v, gate=r)).unflatten(1, image.shape[1:3]))
         matrices = self.key.weight, self.value.weight, self.receptance.weight, self.output.weight
         return _like(x, spatial_mix(s, self.decay, self.boost, *matrices))
 
@@ -226,6 +236,7 @@ class ChannelMix(nn.Module):
         self.key_norm = nn.LayerNorm(hidden) if key_norm else None
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(hidden, dim, bias=False)
+        self._plain = PlainLayers()
 
     def forward(self, x: Tensor, resolution: Resolution | None = None) -> Tensor:
         """x (B, H, W, C), or (B, T, C) with its resolution (H, W) -> the same shape."""
@@ -236,7 +247,9 @@ class ChannelMix(nn.Module):
             k = k if self.key_norm is None else self.key_norm(k)
             gate = torch.sigmoid(self.receptance(moved.lerp(image, self.spatial_mix_r)))
             return _like(x, gate * self.value(k))
-        s = token_shift(image, self.omni_shift.kernel())
+        s = self.omni_shift(image)
+        if not plain(self._plain, self):
+            return _like(x, torch.sigmoid(self.receptance(s)) * self.value(torch.relu(self.key(s)).square()))
         return _like(x, channel_mix(s, self.key.weight, self.receptance.weight, self.value.weight))
 
 
@@ -286,6 +299,7 @@ class RWKVBlock(nn.Module):
         self.att = BiWKVAttention(dim, form, key_norm=key_norm)
         self.ffn = ChannelMix(dim, hidden_rate, form, key_norm=key_norm)
         self._cache = WeightCache()
+        self._plain = PlainLayers()
 
     def forward(self, x: Tensor, resolution: Resolution | None = None) -> Tensor:
         """x (B, H, W, C), or (B, T, C) with its resolution (H, W) -> the same shape."""
@@ -297,9 +311,10 @@ class RWKVBlock(nn.Module):
         return _like(x, result)
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self.form == "lalic":
+        fused = self.form != "vision" and plain(self._plain, self)
+        if fused and self.form == "lalic":
             return rwkv_block(x, self.block_parameters())
-        if self.form == "restore":
+        if fused:
             att, ffn = self.att, self.ffn
             x = x + self.gamma1 * att._restore(_norm_shift(x, self.ln1, att.omni_shift))
             matrices = ffn.key.weight, ffn.receptance.weight, ffn.value.weight
@@ -318,7 +333,7 @@ class RWKVBlock(nn.Module):
         """
         parameters = [p for name, p in self.named_parameters() if "conv5x5_reparam" not in name]
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if differentiable or torch.compiler.is_compiling():
+        if differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._gather()
         return self._cache.get("parameters", parameters, self._gather)
 

@@ -10,14 +10,24 @@ registers, two or four on others.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 from numba.extending import intrinsic, models, register_model
+
+from lalic_kernels import code_cache
 
 f32 = np.float32
 _LOG2E = f32(1.4426950408889634)
@@ -34,22 +44,51 @@ EXACT_CALLEE: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True
 OPTIONS, CALLEE = ({**options, "fastmath": {"contract"}} for options in (EXACT, EXACT_CALLEE))
 
 
-def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with options; keeps no compiled code on disk where numba finds no folder to write to."""
+def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with options. cache: keep the compiled code on disk, where `lalic_kernels.code_cache` says."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(**options)(function)
-        except RuntimeError:
-            return numba.njit(**{**options, "cache": False})(function)
+        compiled = numba.njit(**options)(function)
+        source = code_cache.source_hash(function.__module__) if cache else None
+        if source is not None:
+            compiled._cache = _Kept(function, source)
+        return compiled
 
     return decorate
 
 
+_VERSIONS = numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, sys.hexversion
+
+
+class _Kept(NullCache):  # type: ignore[misc]
+    """The code of one function on disk. numba's own cache raises where files are damaged or a disk is full."""
+
+    def __init__(self, function: Callable[..., Any], source: str) -> None:
+        self.prefix = f"{function.__module__}-{function.__qualname__}".replace(".", "-") + f".{source}"
+
+    def _name(self, signature: Any, codegen: Any) -> str:
+        key = repr((signature, codegen.magic_tuple(), _VERSIONS))
+        return f"{self.prefix}.{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        context.refresh()
+        for data in code_cache.read(self._name(signature, context.codegen())):
+            with contextlib.suppress(Exception):  # whatever numba raises for what it did not write
+                return CompileResult._rebuild(context, *pickle.loads(data))
+        return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if not result.library.has_dynamic_globals:  # addresses in this process
+            code_cache.write(self._name(signature, result.codegen), dumps(result._reduce()))
+
+
 @njit(inline="always")
 def exp(x):
-    """exp for float32 in plain arithmetic, so that a loop over it vectorises; error 1e-7 relative, 0 below -87."""
-    clipped = max(x, _LOWEST)
+    """exp for float32 in plain arithmetic, so that a loop over it vectorises; error 1e-7 relative, 0 below -87.
+
+    NaN stays NaN, here and in the other functions, as in torch.
+    """
+    clipped = x if x > _LOWEST else _LOWEST
     n = np.floor(clipped * _LOG2E + f32(0.5))
     r = clipped - n * _LN2_HI
     r = r - n * _LN2_LO
@@ -61,7 +100,7 @@ def exp(x):
     p = p * r + f32(5.0000001201e-1)
     y = p * r * r + r + f32(1.0)
     scale = view(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)), f32)
-    return y * scale if x > _LOWEST else f32(0.0)
+    return y * scale if x > _LOWEST else (f32(0.0) if x <= _LOWEST else x)
 
 
 @njit(inline="always")
@@ -299,7 +338,7 @@ def minus_abs(typingctx: Any, a: Any) -> Any:
 
 @intrinsic
 def exp16(typingctx: Any, x: Any) -> Any:
-    """exp of 16 numbers by the method of `exp`: error 1e-7 relative for x up to 88; 0 for x <= -87 and for NaN."""
+    """exp of 16 numbers by the method of `exp`: error 1e-7 relative for x up to 88; 0 for x <= -87; NaN for NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = args[0]
@@ -315,7 +354,7 @@ def exp16(typingctx: Any, x: Any) -> Any:
         for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
             p = emit_fma(builder, p, r, _floats(c))
         y = builder.fadd(emit_fma(builder, builder.fmul(p, r), r, r), _floats(1.0))
-        above = builder.fcmp_ordered(">", x, _floats(-87.0))
+        above = builder.fcmp_unordered(">", x, _floats(-87.0))  # of NaN it selects y, which is NaN
         return builder.select(above, builder.fmul(y, scale), _floats(0.0))
 
     return VECTOR(VECTOR), codegen

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,29 @@ def run_ranges(kernel: Callable[[int, int], None], items: int, *, least: int = 1
         return
     edges = [items * i // threads for i in range(threads + 1)]
     executor = _executor(threads)
-    futures = [executor.submit(kernel, edges[i], edges[i + 1]) for i in range(1, threads)]
+    futures = [submit(executor, kernel, edges[i], edges[i + 1]) for i in range(1, threads)]
     kernel(edges[0], edges[1])
-    for future in futures:
-        future.result()
+    for i, future in enumerate(futures, 1):
+        # What no thread has begun, this one does: on a busy machine it would wait for a time slice of the other.
+        if future.cancel():
+            kernel(edges[i], edges[i + 1])
+        else:
+            future.result()
+
+
+def submit(executor: ThreadPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """`executor.submit`; in this thread once the main thread has ended.
+
+    Python ends all pools with the main thread, and then still waits for other threads and calls `atexit` functions.
+    """
+    try:
+        return executor.submit(function, *arguments)
+    except RuntimeError as error:
+        if "cannot schedule new futures" not in str(error):  # another error leaves the work in the pool
+            raise
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*arguments))
+        except BaseException as failure:
+            done.set_exception(failure)
+        return done

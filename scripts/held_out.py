@@ -8,12 +8,11 @@ DATA: the arguments of `lalic train`. The files are for choosing weights, with c
 from __future__ import annotations
 
 import argparse
-import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from lalic.errors import LalicError, sentence
 from lalic.train.data import Crops
 
 
@@ -26,10 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     sources = Crops(args.data, 64, 1, 0).held_out_sources()
-    for number, (name, data) in enumerate(sources):
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            image.convert("RGB").save(args.output / f"{number:03d}-{Path(name).stem}.png")
-    print(f"{args.output}: {len(sources)} pictures")
+    written = 0
+    for number, source in enumerate(sources):
+        try:
+            picture = source.open()
+        except (LalicError, OSError) as error:  # training leaves it out too
+            print(f"{source.name} is left out: {sentence(error)}", file=sys.stderr)
+            continue
+        picture.save(args.output / f"{number:03d}-{Path(source.name).stem}.png")
+        written += 1
+    print(f"{args.output}: {written} pictures")
     return 0
 
 

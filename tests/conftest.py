@@ -52,7 +52,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 # What `make test` leaves to `make test-all`: kernels in Triton's interpreter, ahead-of-time compilation, tests in other
-# processes, the benchmarks' own tests.
+# processes, the page in a browser, the benchmarks' own tests.
 SLOW = (
     "tests/benchmarks/",
     "tests/coder/test_decode_graph.py",
@@ -65,6 +65,8 @@ SLOW = (
     "tests/kernels/test_aot.py",
     "tests/kernels/test_rans_gpu.py",
     "tests/train/test_runs.py",
+    "tests/web/test_browser.py",
+    "tests/web/test_server.py",
 )
 
 

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 
 import lalic_kernels
 from lalic.coder.gpu_slices import GpuSliceState
-from lalic.coder.schedule import GpuRead, PassCoder, SliceState, StackWeights, code_slices, make_weights
+from lalic.coder.schedule import GpuRead, LayerState, PassCoder, SliceState, StackWeights, code_slices, make_weights
 from lalic.errors import CheckpointError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.checkpoints import matters
 from lalic.nn.context import SliceStack, full_precision, narrowed_for
 from lalic_kernels import exact
+from lalic_kernels.plain import plain
 
 if TYPE_CHECKING:
     from lalic.model import LatentCodec
@@ -81,6 +82,11 @@ class FloatEngine:
 
 
 FLOAT = FloatEngine()
+
+
+def float_state(stack: SliceStack, params: Tensor) -> SliceState | LayerState:
+    """A new state in floating point, for the stack and hyper parameters (B, M, h, w)."""
+    return SliceState(stack, params, FLOAT) if plain(stack.plain, stack) else LayerState(stack, params)
 
 
 class ExactEngine:
@@ -216,9 +222,15 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 def exact_entropy(latent_codec: LatentCodec) -> ExactEntropy:
     """The exact entropy model of `LALIC.latent_codec`, on its device: cached, and made again when a weight changes.
 
-    Raises `CheckpointError` if a weight is not finite.
+    Raises `CheckpointError` if a weight is not finite, or a layer is none that integers can be made of.
     """
     hyper, stack = latent_codec.hyper, latent_codec.y
+    if not latent_codec.plain.of(hyper.h_s, stack, inner=False):
+        raise CheckpointError(
+            f"the entropy model is coded in integers, made of the weights of plain layers, and "
+            f"{latent_codec.plain.first_other()!r} is another or has hooks: merge it, remove them (prune.remove, "
+            f"handle.remove), or only call forward"
+        )
     prior = hyper.entropy_bottleneck
     weights = [p for module in (hyper.h_s, stack) for name, p in module.named_parameters() if matters(name)]
     return latent_codec.cache.get(

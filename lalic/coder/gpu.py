@@ -325,7 +325,7 @@ class _DecodeGraph(Graph):
     ) -> None:
         device = model.device
         with torch.inference_mode(False), torch.no_grad():
-            self._qualities = None if qualities is None else torch.empty(len(data), device=device)
+            self._qualities = None if qualities is None else torch.empty(len(data), device=device, dtype=torch.float32)
             self._decoder = DeviceDecoder(data, model.tables(), device, capacity)
         rows = z_rows(model.config.dims[5], size[0] * size[1], device)
         with model.launch_lock:
@@ -377,7 +377,7 @@ def decode_latents(model: LALIC, decoder: DeviceDecoder, size: tuple[int, int], 
     entropy, kernels = exact_entropy(model.latent_codec), exact.slice_kernels(device)
     with exact.one_check(device):
         absmax_bits = None if kernels is None else kernels.zero_bits(batch)
-        view = OutputView(torch.empty((batch, *size, channels), device=device), None, absmax_bits)
+        view = OutputView(torch.empty((batch, *size, channels), device=device, dtype=torch.float32), None, absmax_bits)
         decoder.decode_channels(rows, entropy.medians, view)
         return entropy.code_hyper(view.image, coder, absmax_bits=absmax_bits)
 
@@ -410,7 +410,9 @@ class _InputGraph(Graph):
         device = x.device
         with torch.inference_mode(False):
             self._x = torch.empty(x.shape, dtype=x.dtype, device=device)
-            self._qualities = None if qualities is None else torch.empty(qualities.shape, device=device)
+            self._qualities = (
+                None if qualities is None else torch.empty(qualities.shape, device=device, dtype=torch.float32)
+            )
         self._finish = finish  # and neither `launch` nor the model, which has this graph in its cache
         with model.launch_lock:
             self.capture(

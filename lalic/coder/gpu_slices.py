@@ -21,7 +21,7 @@ from lalic_kernels.rans import OutputView
 @functools.lru_cache(maxsize=16)
 def _taps(device: torch.device) -> Tensor:
     """Offsets (row, column) of the checkerboard convolution's 12 taps, (12, 2) int32."""
-    return (torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32) - 2).to(device)
+    return (torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int32, device="cpu") - 2).to(device)
 
 
 class GpuSliceState(SliceState):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lalic.coder.engines import FLOAT, exact_entropy
-from lalic.coder.schedule import Collect, GpuRead, PassCoder, Read, SliceState, check_magnitudes, code_slices
+from lalic.coder.engines import exact_entropy, float_state
+from lalic.coder.schedule import Collect, GpuRead, PassCoder, Read, check_magnitudes, code_slices
 from lalic.coder.stream import Decoded, Stream, as_bitstream_errors, check_symbols, checksum_of
 from lalic.coder.tables import gaussian_tables
 from lalic.errors import BitstreamError
@@ -49,12 +49,12 @@ def decode_latents(model: LALIC, z: Tensor, coder: PassCoder | GpuRead) -> Tenso
     if model.entropy != "float":
         raise ValueError(f'entropy: expected "exact" or "float", got {model.entropy!r}')
     params = model.latent_codec.hyper_parameters(z + model.medians)
-    return code_slices(SliceState(model.latent_codec.y, params, FLOAT), coder)
+    return code_slices(float_state(model.latent_codec.y, params), coder)
 
 
 def z_rows(channels: int, positions: int) -> Tensor:
     """Row of the prior's tables for every symbol of z, which is its channel: (channels * positions,) int32."""
-    return torch.arange(channels, dtype=torch.int32).repeat_interleave(positions)
+    return torch.arange(channels, dtype=torch.int32, device="cpu").repeat_interleave(positions)
 
 
 class HostCoder:

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 import lalic_kernels
 from lalic.errors import BitstreamError, LalicError
 from lalic.nn.blocks import RWKVBlock
-from lalic.nn.context import CHECKERBOARD_TAPS, Slice, SliceStack, full_precision, interleave, pack
+from lalic.nn.context import CHECKERBOARD_TAPS, Slice, SliceStack, full_precision, interleave, pack, unpack
 from lalic.nn.noise import ALL, Share, rounded, uniform_like
 from lalic_kernels.rans import OutputView
 
@@ -112,7 +111,7 @@ def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeig
     contexts = [context[i] for context in stack.channel_context.values() for i in (0, -1)]  # type: ignore[index]
     sources = [p for module in (stack.latent_codec, *contexts) for p in module.parameters()]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-    if differentiable or torch.compiler.is_compiling():
+    if differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return make_weights(stack, engine)
     return stack.cache.get(engine.name, sources, lambda: make_weights(stack, engine))
 
@@ -178,6 +177,7 @@ class SliceState:
     def __init__(self, stack: SliceStack | StackWeights, params: Tensor, engine: Engine):
         self.engine = engine
         self.weights = stack_weights(stack, engine)
+        self.count = len(self.weights.slices)
         self.batch, self.channels, self.height, self.width = params.shape
         self.k = self.parity = 0
         self._expects_values = False
@@ -188,8 +188,9 @@ class SliceState:
 
     def _begin(self, params: Tensor) -> None:
         """Compute what all slices need of the hyper parameters (B, h, w, M)."""
-        rows = neighbours(self.batch, self.height, self.width)
-        self._neighbours = torch.as_tensor(rows, device="cpu").to(params.device)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        find = neighbours if traced else _cached_neighbours
+        self._neighbours = find(self.batch, self.height, self.width).to(params.device)
         self._hyper = self.hyper_parts(self._by_parity(params))
 
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -308,26 +309,83 @@ class SliceState:
         return torch.stack((pack(x, 0), pack(x, 1))).flatten(2, 3)
 
 
-@lru_cache(maxsize=32)
-def neighbours(batch: int, height: int, width: int) -> np.ndarray:
-    """Rows of the anchors that each of the P others has at its 12 taps, int64 (B, P, 12).
+class LayerState:
+    """`SliceState` in floating point that calls every layer: for hooks, adapters and others in place of plain layers.
+
+    Args: the model's slices, and hyper parameters from h_s, shape (B, M, h, w), h and w even.
+    """
+
+    def __init__(self, stack: SliceStack, params: Tensor):
+        self.stack, self._hyper, self.count = stack, params, len(stack.groups)
+        self.k = self.parity = 0
+        self._slices: list[Tensor] = []  # (B, g, h, w)
+        self._anchors = self._context = params.new_empty(0)
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """Scales and means of the next pass, each (B, h, w / 2, g)."""
+        part = cast(Slice, self.stack.latent_codec[f"y{self.k}"])
+        (batch, _, height, width), g = self._hyper.shape, self.stack.groups[self.k]
+        if self.parity == 0:
+            spatial = self._hyper.new_zeros((batch, 2 * g, height, width))
+            self._context = self._hyper.new_empty((batch, 0, height, width))
+            if self.k:
+                before = torch.cat(self._slices, dim=1).to(self._hyper.dtype)
+                self._context = self.stack.channel_context[f"y{self.k}"](before)
+        else:
+            anchors = unpack(self._anchors, 0).permute(0, 3, 1, 2)
+            spatial = part.context_prediction(anchors.to(self._hyper.dtype))
+        joint = torch.cat((spatial, self._context, self._hyper), dim=1).permute(0, 2, 3, 1)
+        joint = part.entropy_parameters(pack(joint, self.parity).flatten(1, 2))
+        scales, means = full_precision(joint).unflatten(1, (height, width // 2)).chunk(2, dim=3)
+        return scales, means
+
+    def take(self, coder: GpuRead) -> None:
+        """`parameters` and `add` in one step, with a coder on the device."""
+        parameters = torch.cat(self.parameters(), dim=3).flatten(1, 2)
+        self.add(
+            coder.read(parameters, None).view(
+                *self._hyper.shape[:1], *self._hyper.shape[2:3], -1, parameters.shape[2] // 2
+            )
+        )
+
+    def add(self, values: Tensor) -> None:
+        """Take y_hat at the positions of the last `parameters`, shape (B, h, w / 2, g)."""
+        if self.parity:
+            self._slices.append(interleave(self._anchors, values).permute(0, 3, 1, 2))
+            self.k += 1
+        self._anchors, self.parity = values, 1 - self.parity
+
+    def y_hat(self) -> Tensor:
+        """All latents, (B, M, h, w)."""
+        return torch.cat(self._slices, dim=1)
+
+
+def neighbours(batch: int, height: int, width: int) -> Tensor:
+    """Rows of the anchors that each of the P others has at its 12 taps, int64 (B, P, 12), on the CPU.
 
     They are rows of (B (P + 1), g): for each picture its packed anchors and then one row of zeros, which stands for
-    positions outside the picture.
+    positions outside the picture. Sizes may be symbols of torch.export or numbers of torch.jit.trace.
     """
-    row = np.arange(height)[:, None, None]
-    column = 2 * np.arange(width // 2)[None, :, None] + 1 - row % 2
-    taps = np.array(CHECKERBOARD_TAPS) - 2
+
+    def numbers(end: int) -> Tensor:
+        return torch.arange(end, dtype=torch.int64, device="cpu")
+
+    half = width // 2
+    row = numbers(height)[:, None, None]
+    column = 2 * numbers(half)[None, :, None] + 1 - row % 2
+    taps = torch.tensor(CHECKERBOARD_TAPS, dtype=torch.int64, device="cpu") - 2
     y, x = row + taps[:, 0], column + taps[:, 1]
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    count = height * width // 2
-    rows = np.where(inside, y * (width // 2) + x // 2, count).reshape(1, count, 12)
-    return rows + np.arange(batch)[:, None, None] * (count + 1)
+    rows = torch.where(inside, y * half + x // 2, height * half).reshape(1, height * half, 12)
+    return rows + numbers(batch)[:, None, None] * (height * half + 1)
 
 
-def code_slices(state: SliceState, coder: PassCoder | GpuRead) -> Tensor:
+_cached_neighbours = lru_cache(maxsize=32)(torch.inference_mode(mode=False)(neighbours))
+
+
+def code_slices(state: SliceState | LayerState, coder: PassCoder | GpuRead) -> Tensor:
     """Code all slices of a new state -> y_hat (B, M, h, w), channels last."""
-    for k in range(len(state.weights.slices)):
+    for k in range(state.count):
         for parity in (0, 1):
             if isinstance(coder, GpuRead):
                 state.take(coder)

@@ -19,6 +19,8 @@ from lalic.options import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lalic.eval.measure import Results
 
 _CODECS = (
@@ -55,6 +57,9 @@ def register(commands: Any, epilog: str) -> None:
     compare.add_argument(
         "-o", "--output", metavar="STEM", help="writes STEM.png; in a folder IN-compare.png (default: here)"
     )
+    compare.add_argument(
+        "--page", action="store_true", help="write STEM.html too: all in one file, with a divider and zoom"
+    )
     compare.add_argument("--pictures", action="store_true", help="write each whole picture too, STEM-1-CODEC.png ...")
     add_force_option(compare)
     _add_codec_options(compare)
@@ -84,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     _add_codec_options(parser)
 
 
+_EVAL_OPTIONS = ("published", "against", "name", "background")
 _CODEC_OPTIONS = ("checkpoints", "qualities", "precision", "device", "vtm", "vtm_config")
 
 
@@ -96,6 +102,7 @@ def _add_codec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q", "--quality", dest="qualities", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100"
     )
+    parser.add_argument("--background", metavar="COLOR", help="put this colour below transparent pixels")
     add_precision_option(parser)
     add_machine_options(parser)
     parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
@@ -107,7 +114,7 @@ def results_of(args: argparse.Namespace) -> Results:
     set_up_process(args.threads)
     from lalic.eval import evaluate
 
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("published", "against", "name", *_CODEC_OPTIONS)}
+    options: dict[str, Any] = {name: getattr(args, name) for name in (*_EVAL_OPTIONS, *_CODEC_OPTIONS)}
     bpp = args.bpp and (args.bpp[0], args.bpp[1])
     return evaluate(args.inputs, args.codecs or DEFAULT_CODECS, bpp=bpp, log=_log, **options)
 
@@ -130,36 +137,48 @@ def _run_eval(args: argparse.Namespace) -> int:
 def _run_compare(args: argparse.Namespace) -> int:
     """Write the sheet and the pictures. Returns the exit code, 1 if a codec that was named is not installed."""
     set_up_process(args.threads)
-    from lalic import images
     from lalic.codec import resolve_device
     from lalic.eval import compare
-    from lalic.eval.measure import caption
-    from lalic.eval.side_by_side import parse_box, sheet
+    from lalic.eval.measure import caption, load_one
+    from lalic.eval.side_by_side import parse_box, remarks, sheet
+    from lalic.eval.viewer import page
     from lalic.files import WouldOverwrite, write_atomic
 
     stem = args.output or ""
     if not stem or stem.endswith(("/", os.sep)) or os.path.isdir(stem):
         stem = os.path.join(stem, f"{Path(args.input).stem}-compare")
-    if os.path.exists(f"{stem}.png") and not args.force:
-        raise WouldOverwrite(f"{stem}.png")
-    picture = images.load(args.input)
+    for extension in ("png", "html") if args.page else ("png",):
+        if os.path.exists(f"{stem}.{extension}") and not args.force:
+            raise WouldOverwrite(f"{stem}.{extension}")
+    picture = load_one(args.input, args.background)
     boxes = [parse_box(text, picture) for text in args.crop]
     options: dict[str, Any] = {name: getattr(args, name) for name in ("match", *_CODEC_OPTIONS)}
     results = compare(picture, args.codecs, args.target, **options)
     for message in results.left_out:
         _log(f"left out: {message}")
-    outputs = {f"{stem}.png": sheet(picture, results.matches, boxes)}
+    machine = caption(resolve_device(args.device))
+    outputs = {f"{stem}.png": _png(sheet(picture, results.matches, boxes))}
+    if args.page:
+        name = Path(args.input).stem
+        outputs[f"{stem}.html"] = page(name, picture, results.matches, args.match, machine).encode()
     for number, match in enumerate(results.matches, 1):
         print(f"{match.codec.title}: {match.text()}; {match.codec.version}")
         if args.pictures:
-            outputs[f"{stem}-{number}-{match.codec.name}.png"] = match.coded.picture
-    print(caption(resolve_device(args.device)))
-    for path, image in outputs.items():
-        out = io.BytesIO()
-        image.save(out, "PNG", optimize=True)
-        write_atomic(path, out.getvalue(), overwrite=args.force)
+            outputs[f"{stem}-{number}-{match.codec.name}.png"] = _png(match.coded.picture)
+    for sentence in remarks(results.matches, args.match):
+        print(sentence)
+    print(machine)
+    for path, data in outputs.items():
+        write_atomic(path, data, overwrite=args.force)
         print(f"wrote {path}")
     return 1 if results.left_out else 0
+
+
+def _png(picture: Image.Image) -> bytes:
+    """A PNG file."""
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def _log(message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -30,9 +30,22 @@ from lalic.eval.curves import (
     read_curve,
 )
 from lalic.files import Name, walk
+from lalic.images import Color
+from lalic.memory import KEEP_MIB, Kept
 from lalic.metrics import MIN_SIDE, ms_ssim, psnr
 
-__all__ = ["Results", "caption", "code", "device_name", "evaluate", "load", "measure", "similarity"]
+__all__ = [
+    "Pictures",
+    "Results",
+    "caption",
+    "code",
+    "device_name",
+    "evaluate",
+    "figures_of",
+    "load",
+    "measure",
+    "similarity",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,7 @@ def evaluate(
     against: Sequence[Name] = (),
     bpp: tuple[float, float] | None = None,
     name: str | None = None,
+    background: Color | None = None,
     log: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> Results:
@@ -97,13 +111,11 @@ def evaluate(
         report(f"left out: {message}")
     if not opened:
         raise LalicError("nothing is left to measure")
-    loaded = load(sources)
+    loaded = load(sources, background)
     curves = []
     for codec in opened:
         report(f"{codec.title} ({codec.version})")
-        curves.append(
-            measure(codec, loaded, lambda p: report(f"  {p.label:>8}  {p.bpp:.4f} bits per pixel, {p.psnr:.3f} dB"))
-        )
+        curves.append(measure(codec, loaded, progress))
     return Results(
         name=name or Path(os.path.abspath(sources[0])).stem,
         pictures=len(loaded),
@@ -131,13 +143,39 @@ def _joined(curves: Sequence[Curve]) -> list[Curve]:
 # Pictures
 
 
-def load(sources: Iterable[Name]) -> dict[str, Image.Image]:
+def load_one(path: Name, background: Color | None = None) -> Image.Image:
+    """`lalic.images.load` of a file. Raises `LalicError` that names it."""
+    try:
+        return images.load(path, background=background)
+    except LalicError as error:
+        raise LalicError(f"{os.fspath(path)}: {error}") from None
+
+
+class Pictures(Mapping[str, Image.Image]):
+    """RGB pictures by name, of which `KEEP_MIB` stay in memory; others are opened again when they are asked for."""
+
+    def __init__(self, paths: Mapping[str, Path], background: Color | None = None) -> None:
+        self._paths, self._background = paths, background
+        self._kept: Kept[str, Image.Image] = Kept(KEEP_MIB << 20, lambda picture: 4 * picture.width * picture.height)
+
+    def __getitem__(self, name: str) -> Image.Image:
+        return self._kept.get(name, lambda: load_one(self._paths[name], self._background))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def load(sources: Iterable[Name], background: Color | None = None) -> Pictures:
     """The pictures of files and folders (`lalic.files.walk`), by name of the file without extension.
 
-    Loaded by the rules of `lalic.images`. Raises `LalicError` for a missing source, a folder without pictures, a file
-    that is not taken, and two pictures of one name, which results could not distinguish.
+    Loaded by the rules of `lalic.images`. background: colour to put below transparent pixels. Raises `LalicError` for a
+    missing source, a folder without pictures, a file that is not taken, and two pictures of one name, which results
+    could not distinguish; `OSError` for a file that cannot be opened.
     """
-    pictures: dict[str, Image.Image] = {}
+    found: dict[str, Path] = {}
     for source in map(Path, sources):
         if not source.exists():
             raise LalicError(f"{source}: there is no such file or folder")
@@ -145,23 +183,28 @@ def load(sources: Iterable[Name]) -> dict[str, Image.Image]:
         if not paths:
             raise LalicError(f"{source}: this folder holds no pictures")
         for path in paths:
-            if path.stem in pictures:
+            if path.stem in found:
                 raise LalicError(f"{path}: another picture is called {path.stem} as well, expected distinct names")
-            try:
-                pictures[path.stem] = images.load(path)
-            except LalicError as error:
-                raise LalicError(f"{path}: {error}") from None
+            found[path.stem] = path
+    pictures = Pictures(found, background)
+    for _ in pictures.values():  # opened once, so that a damaged one is found before anything is measured
+        pass
     return pictures
 
 
 # One codec
+
+_LARGE = 1 << 22  # pixels
 
 
 def similarity(a: Image.Image, b: Image.Image) -> float | None:
     """MS-SSIM of two RGB pictures of one size, in [0, 1], computed in float32; None if a side is below 161 pixels."""
     if min(a.size) < MIN_SIDE:
         return None
-    return float(ms_ssim(images.to_tensor(a), images.to_tensor(b)))
+    x, y = images.to_tensor(a), images.to_tensor(b)
+    # Channels are averaged, so of a large picture one at a time takes a third of the memory.
+    step = 3 if a.width * a.height <= _LARGE else 1
+    return sum(float(ms_ssim(x[:, i : i + step], y[:, i : i + step])) for i in range(0, 3, step)) * step / 3
 
 
 def code(codec: Codec, picture: Image.Image, quality: Quality) -> tuple[Coded, Figures]:
@@ -172,7 +215,12 @@ def code(codec: Codec, picture: Image.Image, quality: Quality) -> tuple[Coded, F
     coded = codec.code(picture, quality)
     if coded.picture.size != picture.size:
         raise LalicError(f"{codec.name} gave a picture of {coded.picture.size} back for one of {picture.size}")
-    return coded, Figures(
+    return coded, figures_of(picture, coded)
+
+
+def figures_of(picture: Image.Image, coded: Coded) -> Figures:
+    """The figures of a coded RGB picture."""
+    return Figures(
         bpp=8 * coded.size / (picture.width * picture.height),
         psnr=psnr(picture, coded.picture),
         ms_ssim=similarity(picture, coded.picture),

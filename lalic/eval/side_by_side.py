@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +16,29 @@ from lalic import images
 from lalic.errors import LalicError
 from lalic.eval.codecs import Codec, Coded, Options, Quality, open_codecs
 from lalic.eval.curves import Figures, decibels
-from lalic.eval.measure import code
-from lalic.search import check_target
+from lalic.eval.measure import code, figures_of
+from lalic.metrics import psnr
+from lalic.search import BPP_TOLERANCE, PSNR_TOLERANCE, check_target
 
-__all__ = ["Box", "Match", "SideBySide", "choose_crops", "coded_at", "compare", "nearest", "parse_box", "sheet"]
+__all__ = [
+    "Box",
+    "Known",
+    "Match",
+    "SideBySide",
+    "choose_crops",
+    "coded_at",
+    "compare",
+    "nearest",
+    "parse_box",
+    "remarks",
+    "sheet",
+    "shortfall",
+    "verdict",
+]
 
 Box = tuple[int, int, int, int]  # left, top, width, height
 
+_EQUAL_BPP, _EQUAL_PSNR = 0.05, 0.25  # a share, and dB: what counts as equal in a sentence
 _CROP, _ZOOM = 160, 2
 _MARGIN, _LINE = 8, 18
 
@@ -41,6 +58,7 @@ def compare(
     target: float | None = None,
     *,
     match: str = "bpp",
+    background: images.Color | None = None,
     **options: Unpack[Options],
 ) -> SideBySide:
     """Compress one picture with several codecs at equal size or PSNR.
@@ -48,7 +66,8 @@ def compare(
     picture: a path, bytes, or a `PIL.Image` (`lalic.images.load`). codecs: names, such as "webp" or "webp:20,40", or
     objects (`lalic.eval.codecs`); with qualities given, a codec is measured at them, else as near to the target as
     possible. match: "bpp" or "psnr". target: bits per pixel or dB; None: the value of the first codec at its first
-    given quality, or at the middle one of its defaults. options: `lalic.eval.codecs.Options`, such as checkpoints.
+    given quality, or at the middle one of its defaults. background: colour to put below transparent pixels.
+    options: `lalic.eval.codecs.Options`, such as checkpoints.
 
     Raises `LalicError` for wrong arguments, `ImageError` for a picture that is not taken, `OSError` if it cannot be
     opened.
@@ -62,7 +81,7 @@ def compare(
     opened, left_out = open_codecs(codecs, **options)
     if not opened:
         raise LalicError("nothing is left to compare")
-    loaded = images.load(picture)
+    loaded = images.load(picture, background=background)
     matches: list[Match] = []
     for codec in opened:
         if codec.chosen:
@@ -96,6 +115,10 @@ class Match(Figures):
         ms_ssim = "" if self.ms_ssim is None else f", MS-SSIM {decibels(self.ms_ssim):.2f} dB"
         return f"{quality}{self.coded.size} bytes, {self.bpp:.4f} bits per pixel, PSNR {self.psnr:.2f} dB{ms_ssim}"
 
+    def heading(self) -> str:
+        """Bits per pixel and PSNR in short, below a title."""
+        return f"{self.bpp:.3f} bpp, {self.psnr:.2f} dB"
+
 
 def coded_at(codec: Codec, picture: Image.Image, quality: Quality) -> Match:
     """Code an RGB picture at a quality, and measure it."""
@@ -103,30 +126,100 @@ def coded_at(codec: Codec, picture: Image.Image, quality: Quality) -> Match:
     return Match(**vars(figures), codec=codec, quality=quality, coded=coded)
 
 
-def nearest(codec: Codec, picture: Image.Image, metric: str, target: float) -> Match:
+Known = dict[Quality, tuple[float, float]]  # (bits per pixel, PSNR) of one picture with one codec
+
+
+def nearest(codec: Codec, picture: Image.Image, metric: str, target: float, known: Known | None = None) -> Match:
     """The match whose bits per pixel ("bpp", nearest by ratio) or PSNR ("psnr") is nearest to `target`.
 
     A binary search in the codec's steps, which assumes that both rise with the quality; if not, the result may be one
-    step off. If the codec does not reach the target, the result is the end of its range.
+    step off. If the codec does not reach the target, the result is the end of its range. known: what earlier searches
+    have measured, which this one uses and adds to.
     """
     if None in codec.qualities:
         return coded_at(codec, picture, None)
     low, high = codec.bounds
-    coded: dict[int, Match] = {}
+    known = {} if known is None else known
+    found: dict[Quality, Coded] = {}
+
+    def quality(step: int) -> Quality:
+        exact = low + step * codec.step if codec.increasing else high - step * codec.step
+        return int(exact) if exact == int(exact) else round(exact, 6)
 
     def value(step: int) -> float:
-        if step not in coded:
-            quality = low + step * codec.step if codec.increasing else high - step * codec.step
-            coded[step] = coded_at(codec, picture, int(quality) if quality == int(quality) else round(quality, 6))
-        return coded[step].value(metric)
+        at = quality(step)
+        if at not in known:
+            found[at] = codec.code(picture, at)
+            known[at] = 8 * found[at].size / (picture.width * picture.height), psnr(picture, found[at].picture)
+        return known[at][metric == "psnr"]
 
-    first = bisect_left(range(round((high - low) / codec.step)), target, key=value)  # that reaches it, or the last
+    def match(step: int) -> Match:
+        at = quality(step)
+        if at not in found:
+            return coded_at(codec, picture, at)
+        return Match(**vars(figures_of(picture, found[at])), codec=codec, quality=at, coded=found[at])
+
+    last = round((high - low) / codec.step)
+    begin, end = 0, last
+    for at, values in known.items():
+        assert at is not None
+        step = round((at - low) / codec.step if codec.increasing else (high - at) / codec.step)
+        if values[metric == "psnr"] < target:
+            begin = max(begin, min(step + 1, last))
+        else:
+            end = min(end, step)
+    first = bisect_left(range(last), target, min(begin, end), end, key=value)  # that reaches it, or the last
     above = value(first)
     if first == 0 or above < target:
-        return coded[first]
+        return match(first)
     below = value(first - 1)
     nearer_below = target / below < above / target if metric == "bpp" else target - below < above - target
-    return coded[first - 1] if nearer_below else coded[first]
+    return match(first - 1 if nearer_below else first)
+
+
+# Sentences
+
+
+def remarks(matches: Sequence[Match], metric: str) -> list[str]:
+    """Sentences on matches that follow the first: who is better, or that a codec does not come near.
+
+    Nothing is said of a match that differs for another reason, such as a quality that was given.
+    """
+    found = []
+    goal = matches[0].value(metric)
+    for match in matches[1:]:
+        value = match.value(metric)
+        if (short := shortfall(match, metric, goal)) is not None:
+            found.append(short)
+        elif abs(value / goal - 1) < _EQUAL_BPP if metric == "bpp" else abs(value - goal) < _EQUAL_PSNR:
+            found.append(verdict(matches[0], match, metric))
+    return found
+
+
+def shortfall(match: Match, metric: str, target: float) -> str | None:
+    """One sentence if the end of the codec's range is all that `nearest` could give for a target, else None."""
+    value = match.value(metric)
+    tolerance = BPP_TOLERANCE * target if metric == "bpp" else PSNR_TOLERANCE
+    if abs(value - target) <= tolerance or match.quality not in (None, *match.codec.bounds):
+        return None
+    unit = "bits per pixel" if metric == "bpp" else "dB"
+    return f"{match.codec.title} does not reach {target:.4g} {unit} for this picture; {value:.4g} is the nearest"
+
+
+def verdict(ours: Match, theirs: Match, metric: str) -> str:
+    """One sentence on two matches of about equal size ("bpp") or about equal PSNR ("psnr")."""
+    ours_title, theirs_title = ours.codec.title, theirs.codec.title
+    if metric == "psnr":
+        saved = 100 * (1 - ours.coded.size / theirs.coded.size)
+        if abs(saved) < 0.5:
+            return f"{ours_title} and {theirs_title} take the same size at this PSNR"
+        smaller = "smaller" if saved > 0 else "larger"
+        return f"{ours_title} is {abs(saved):.0f} % {smaller} than {theirs_title} at this PSNR"
+    gained = ours.psnr - theirs.psnr
+    if not math.isfinite(gained) or abs(gained) < 0.05:
+        return f"{ours_title} and {theirs_title} have the same PSNR at this size"
+    more = "more" if gained > 0 else "less"
+    return f"{ours_title} has {abs(gained):.1f} dB {more} PSNR than {theirs_title} at this size"
 
 
 # The sheet
@@ -175,7 +268,7 @@ def sheet(picture: Image.Image, matches: Sequence[Match], boxes: Sequence[Box] |
     boxes = boxes or choose_crops(picture)
     columns = [("original", f"{picture.width}x{picture.height}", picture)]
     for match in matches:
-        columns.append((match.codec.title, f"{match.bpp:.3f} bpp, {match.psnr:.2f} dB", match.coded.picture))
+        columns.append((match.codec.title, match.heading(), match.coded.picture))
     font = ImageFont.load_default(size=13)
     width = max(max(box[2] for box in boxes) * _ZOOM, 150)
     head = 2 * _LINE + _MARGIN

@@ -45,8 +45,15 @@ PRIOR_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
 TABLE_BUFFERS = (*PRIOR_TABLES, "scale_table")
 _PRIOR = "latent_codec.hyper.entropy_bottleneck."
 _ALIASED = "latent_codec.hyper."  # h_a and h_s have names with this prefix and without
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "network", "net", "module", "params", "weights",
+    "ema", "state_dict_ema", "ema_model", "params_ema",
+)  # fmt: skip
+_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel has it beside the model
+_MARK = "g_a.0.weight"  # what every LALIC state dict has
 _RENAMES = (
-    (re.compile(r"^module\."), ""),
+    # Of torch.compile, DataParallel and its kin, and wrappers for checkpointing and sharding, around a model or a part.
+    (re.compile(r"(?<![^.])(_orig_mod|module|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."), ""),
     (re.compile(r"\.downsample\."), ".skip."),
     (re.compile(r"entropy_bottleneck\.matrices\.(\d+)$"), r"entropy_bottleneck._matrix\1"),
     (re.compile(r"entropy_bottleneck\.biases\.(\d+)$"), r"entropy_bottleneck._bias\1"),
@@ -67,20 +74,57 @@ def normalise(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Integers of a converted checkpoint become floats, exactly. Raises ``CheckpointError`` if it has no state dict.
     """
-    for wrapper in ("network", "state_dict", "model_state_dict"):
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-            break
+    sd = _unpacked(unwrap(checkpoint))
+    return sd | {other: sd[name] for other, name in second_names(sd).items() if other.startswith(_ALIASED)}
+
+
+def second_names(sd: Mapping[str, Any]) -> dict[str, str]:
+    """Names of h_a and h_s that a state dict leaves out, and the name under which it has the same tensor."""
+    names = {}
+    for name in sd:
+        if name.startswith(("h_a.", "h_s.")):
+            names[_ALIASED + name] = name
+        elif name.startswith((_ALIASED + "h_a.", _ALIASED + "h_s.")):
+            names[name[len(_ALIASED) :]] = name
+    return {other: name for other, name in names.items() if other not in sd}
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint, with this package's key names.
+
+    Around it there may be dicts, as training scripts write them (`_WRAPPERS`, the first that has a model; averaged
+    weights come last), and in front of each name a prefix, such as that of a module which holds the model: then other
+    names are not the model's. Raises ``CheckpointError`` if it has no state dict.
+    """
+    checkpoint = _state_dict_in(checkpoint) or checkpoint
     result: dict[str, Tensor] = {}
     for name, value in checkpoint.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"not a state dict: {str(name)[:60]!r} holds {type(value).__name__}, expected a tensor"
             )
-        for pattern, replacement in _RENAMES:
-            name = pattern.sub(replacement, name)
-        result[name] = value
-    return _unpacked(result)
+        if name != _COUNTER:
+            result[_plain(name)] = value
+    prefixes = [name.removesuffix(_MARK) for name in result if name.endswith("." + _MARK)]
+    if _MARK in result or not prefixes:
+        return result
+    prefix = min(prefixes, key=lambda p: ("ema" in p, "avg" in p, len(p)))
+    return {name.removeprefix(prefix): value for name, value in result.items() if name.startswith(prefix)}
+
+
+def _plain(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _state_dict_in(checkpoint: Mapping[str, Any], depth: int = 3) -> Mapping[str, Any] | None:
+    """The mapping itself if it has a model's weights, else the first inside it, by the order of `_WRAPPERS`."""
+    if any("g_a." in str(name) and _plain(str(name)).endswith(_MARK) for name in checkpoint):
+        return checkpoint
+    inner = [name for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
+    found = (_state_dict_in(checkpoint[name], depth - 1) for name in inner if depth)
+    return next((each for each in found if each is not None), None)
 
 
 def matters(name: str) -> bool:
@@ -96,13 +140,14 @@ def complete(sd: dict[str, Tensor], model: LALIC) -> dict[str, Tensor]:
 
     Its ``conv5x5_reparam`` kernels are replaced by the model's: they can be out of date, and are never used.
     """
-    full = dict(sd)
-    for name, value in sd.items():
-        if name.startswith(("h_a.", "h_s.")):
-            full.setdefault(_ALIASED + name, value)
-        elif name.startswith((_ALIASED + "h_a.", _ALIASED + "h_s.")):
-            full.setdefault(name[len(_ALIASED) :], value)
-    for name, value in model.state_dict().items():
+    full = sd | {other: sd[name] for other, name in second_names(sd).items()}
+    own = model.state_dict()
+    if any(
+        value.is_meta and not matters(name) for name, value in own.items()
+    ):  # what is to be loaded has no such value
+        with torch.device("cpu"):
+            own = type(model).from_config(model.config).state_dict()
+    for name, value in own.items():
         table = name.rsplit(".", 1)[-1] in TABLE_BUFFERS
         if "conv5x5_reparam" in name:
             full[name] = value
@@ -179,7 +224,18 @@ def _candidates(shape: Mapping[str, Any], networks: list[list[int]]) -> Iterator
 
 
 class Uninitialised(TorchFunctionMode):
-    """In this context modules are made without drawing initial weights, for a model that is loaded next."""
+    """In this context modules are made without drawing initial weights, for a model that is loaded next.
+
+    The numbers that torch draws after it are those it would have drawn before.
+    """
+
+    def __enter__(self) -> Uninitialised:
+        self._generator = torch.get_rng_state()
+        return super().__enter__()
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        torch.set_rng_state(self._generator)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -215,7 +271,14 @@ def read(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Any
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # torch and safetensors raise many types for a damaged or foreign file
         reason = str(error).strip().split("\n")[0][:200]
-        if isinstance(error, pickle.UnpicklingError):  # torch's words name the way to load it nevertheless
+        if isinstance(
+            error, pickle.UnpicklingError
+        ):  # torch's words are many, and name the way to load it nevertheless
+            if found := re.search(r"(?:GLOBAL|but got|function|class) (?:<class ')?([\w.]+)", str(error)):
+                raise CheckpointError(
+                    f"{path}: cannot be read as a checkpoint: it holds an object of Python, {found[1]}, which could "
+                    f"run code when it is loaded; save the state dict alone: torch.save(model.state_dict(), path)"
+                ) from error
             reason = "it is none, or holds more than tensors"
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(loaded, Mapping):
@@ -292,7 +355,11 @@ def _integers(name: str, value: Tensor, config: Config) -> tuple[Tensor, Tensor,
     parts = [exact.quantise(part, range(1, value.ndim)) for part in rows.split(list(widths), dim=1)]
     q = torch.cat([q for q, _ in parts], dim=1).to(torch.int16)
     exponents = torch.cat([e.flatten(1) for _, e in parts], dim=1).to(torch.int8)
-    return (q.transpose(0, 1) if rows is not value else q), exponents, torch.tensor(widths, dtype=torch.int32)
+    return (
+        (q.transpose(0, 1) if rows is not value else q),
+        exponents,
+        torch.tensor(widths, dtype=torch.int32, device="cpu"),
+    )
 
 
 def _unpacked(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,9 +379,9 @@ def _unpacked(sd: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 ) from error
             if name.endswith(".omni_shift.conv5x5.weight"):
                 prefix, channels = name.removesuffix("conv5x5.weight"), plain[name].shape[0]
-                plain[prefix + "alpha"] = torch.tensor([0.0, 0.0, 0.0, 1.0])
-                plain[prefix + "conv1x1.weight"] = torch.zeros(channels, 1, 1, 1)
-                plain[prefix + "conv3x3.weight"] = torch.zeros(channels, 1, 3, 3)
+                plain[prefix + "alpha"] = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float32, device="cpu")
+                plain[prefix + "conv1x1.weight"] = torch.zeros(channels, 1, 1, 1, dtype=torch.float32, device="cpu")
+                plain[prefix + "conv3x3.weight"] = torch.zeros(channels, 1, 3, 3, dtype=torch.float32, device="cpu")
     return plain
 
 

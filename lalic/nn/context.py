@@ -13,6 +13,7 @@ import lalic_kernels
 from lalic.config import Config
 from lalic.nn.blocks import RWKVBlock
 from lalic_kernels.cache import WeightCache
+from lalic_kernels.plain import PlainLayers, plain
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -84,9 +85,15 @@ class EntropyParametersBlock(nn.Module):
         self.key = nn.Linear(cout, 2 * cout, bias=False)
         self.value = nn.Linear(2 * cout, cout, bias=False)
         self.receptance = nn.Linear(cout, cout, bias=False)
+        self._plain = PlainLayers()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, P, n) -> (B, P, cout). With n < cin, x has the last n inputs and the first cin - n are zero."""
+        if not plain(self._plain, self):
+            x = F.pad(x, (self.mix.in_channels - x.shape[2], 0))
+            m = self.mix(x.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
+            n = self.norm(m)
+            return m + torch.sigmoid(self.receptance(n)) * self.value(torch.relu(self.key(n)).square())
         mix, *others = self.tensors()
         return lalic_kernels.entropy_params(x, mix[:, mix.shape[1] - x.shape[2] :], *others)  # type: ignore[misc]
 
@@ -169,6 +176,7 @@ class SliceStack(nn.Module):
         super().__init__()
         self.groups = c.groups
         self.cache = WeightCache()  # weights prepared by engines
+        self.plain = PlainLayers()
         count = range(len(c.groups))
         self.channel_context = nn.ModuleDict({f"y{k}": channel_context(c, k) for k in count if k})
         self.latent_codec = nn.ModuleDict({f"y{k}": Slice(c, k) for k in count})

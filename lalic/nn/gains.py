@@ -9,6 +9,7 @@ interpolated between them in the log domain, for every quality in [1, 100]. The 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,17 @@ class Gains(nn.Module):
 
 def anchor_qualities(anchors: int) -> Tensor:
     """Quality of each anchor: (anchors,) float32, from 1 to 100."""
-    return torch.linspace(LOWEST, HIGHEST, anchors)
+    return torch.linspace(LOWEST, HIGHEST, anchors, dtype=torch.float32, device="cpu")
+
+
+def as_number(quality: Any) -> float:
+    """A quality as Python's float, from a number of Python, NumPy or torch. Raises `TypeError` for anything else."""
+    try:
+        if not isinstance(quality, str | bytes | bytearray):
+            return float(quality)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"quality is {str(quality)[:40]!r} of type {type(quality).__name__}, expected a number")
 
 
 def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tensor:
@@ -69,7 +80,7 @@ def as_qualities(quality: float | Sequence[float] | Tensor, batch: int) -> Tenso
     Raises ``QualityError`` for a number not in [1, 100], ``ValueError`` for another count.
     """
     if not isinstance(quality, Tensor):
-        numbers = [quality] if isinstance(quality, int | float) else list(quality)
+        numbers = [as_number(value) for value in (quality if isinstance(quality, list | tuple) else [quality])]
         for number in numbers:
             if not LOWEST <= number <= HIGHEST:
                 raise QualityError(f"quality is {number:g}, expected {LOWEST:g} to {HIGHEST:g}")

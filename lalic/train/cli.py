@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lalic.errors import LalicError
+from lalic.memory import KEEP_MIB
 from lalic.options import add_machine_options, set_up_process
 from lalic.train.recipe import PRESETS, Recipe, option, preset
 
@@ -46,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
     parser.add_argument("--log-every", type=int, default=100, help="steps a line of the log stands for (default: 100)")
+    parser.add_argument(
+        "--keep-mib", type=int, default=KEEP_MIB, metavar="N",
+        help="decoded pictures that stay in memory, MiB a process; others are decoded for each crop (default: "
+        f"{KEEP_MIB})",
+    )  # fmt: skip
     parser.add_argument("--compile", dest="compiled", action="store_true", help="through torch.compile")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside log.csv")
     add_machine_options(parser)
@@ -68,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     set_up_process(args.threads)
     from lalic.train.loop import train
 
-    names = ("qualities", "init", "device", "save_every", "log_every", "compiled", "tensorboard")
+    names = ("qualities", "init", "device", "save_every", "log_every", "compiled", "tensorboard", "keep_mib")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     train(args.data, args.out, recipe_of(args), args.model, **options, log=lambda message: print(message, flush=True))
     return 0

@@ -20,6 +20,7 @@ from lalic.codec import resolve_device
 from lalic.config import Config
 from lalic.errors import CheckpointError, LalicError
 from lalic.files import Name, write_atomic
+from lalic.memory import KEEP_MIB
 from lalic.metrics import MIN_SIDE
 from lalic.model import LALIC
 from lalic.nn import checkpoints
@@ -71,6 +72,7 @@ def train(
     log_every: int = 100,
     compiled: bool = False,
     tensorboard: bool = False,
+    keep_mib: int = KEEP_MIB,
     log: Callable[[str], None] | None = print,
 ) -> Run:
     """Train a model. Called again with the same arguments, continue a run that was stopped, with the same result.
@@ -80,7 +82,10 @@ def train(
     qualities: anchors of the gains, 0 for one lambda, None as the configuration. init: checkpoint to start from, which
     was trained with the recipe's lambda. device: None for the CPU; each process of torchrun takes one GPU. save_every,
     log_every: steps between checkpoints and between rows of the log. compiled: use `torch.compile`. tensorboard: write
-    its files too. log: called with each row as text; None for no output.
+    its files too. keep_mib: MiB of decoded pictures that each process keeps; others are decoded again. log: called with
+    each row as text; None for no output.
+
+    A picture that cannot be read is replaced by another one, and an ``ImageWarning`` names it.
 
     Raises ``LalicError`` for arguments that do not fit, ``ImageError`` for data without pictures, ``CheckpointError``
     for weights that do not fit and for a folder with a run of another model or recipe, ``FloatingPointError`` if the
@@ -91,9 +96,9 @@ def train(
     recipe = recipe if recipe is not None else Recipe()
     show = log if log is not None else lambda message: None
     folder = Path(out)
-    for name, value in (("save_every", save_every), ("log_every", log_every)):
-        if value < 1:
-            raise LalicError(f"{name}: expected at least 1, got {value}")
+    for name, value, least in (("save_every", save_every, 1), ("log_every", log_every, 1), ("keep_mib", keep_mib, 0)):
+        if value < least:
+            raise LalicError(f"{name}: expected at least {least}, got {value}")
     config = model if isinstance(model, Config) else configuration(model, init)
     if qualities is not None:
         config = replace(config, qualities=qualities)
@@ -105,15 +110,14 @@ def train(
     with process_group(resolve_device(device)) as (share, process_device):
         torch.manual_seed(recipe.seed)
         network = LALIC.from_config(config)
-        crops = Crops(sources, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink)
+        crops = Crops(sources, recipe.patch, recipe.batch, recipe.seed, shrink=recipe.shrink, keep_mib=keep_mib)
         start_weights(network)
         start_gains(network, recipe)
         if init is not None:
             init_from(network, init)
         elif recipe.start == "linear" and not (folder / "last.pt").exists():
             count = -(-BLOCKS * 16**2 // recipe.patch**2)
-            pictures = Crops(sources, recipe.patch, count, recipe.seed, shrink=recipe.shrink)[0]
-            linear_start(network, pictures, recipe.lmbda)
+            linear_start(network, crops.first(count), recipe.lmbda)
         options: dict[str, Any] = {"compiled": compiled, "tensorboard": tensorboard, "show": show}
         trainer = Trainer(network, crops, recipe, folder, process_device, share=share, **options)
         resumed_at = trainer.step if trainer.resume() else None

@@ -7,8 +7,8 @@ followed by zeros. Arrays of k's shape are flat; arrays of states are (items, ch
 
 numba compiles one version for None and one for an array, so an argument that is None costs nothing. k, v, gate, y, the
 upstream gradient and the gradients of k, v and gate may be uint16 that holds bfloat16: it is converted to float32 when
-read, and rounded when written. The forward's work space is np.empty with the dtype of an array: for np.zeros, and for a
-dtype that is written out, numba compiles more functions.
+read, and rounded when written. NaN in an argument is NaN in what depends on it. The forward's work space is np.empty
+with the dtype of an array: for np.zeros, and for a dtype that is written out, numba compiles more functions.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from lalic_kernels.numba_math import (
 )
 
 f32 = np.float32
+LOWEST = np.finfo(f32).min
 START, STEP = np.int64(0), np.int64(LANES)  # of a copy; plain integers would make other versions of `_copy`
 
 
@@ -79,7 +80,7 @@ def summaries(k, v, em1, T, C, chunk, start, stop, max_key, a1, a2, b1, b2, peak
                 _copy(v, at, C, edge_v, START, STEP, length, C - c)
                 keys, values, at, stride = edge_k, edge_v, 0, LANES
             # The largest key, and the value there.
-            peak, middle = splat(f32(-np.inf)), splat(f32(0.0))
+            peak, middle = splat(LOWEST), splat(f32(0.0))  # finite, as -inf - -inf would be NaN
             if peak_v is None:
                 for t in range(length):
                     prefetch(keys, at + t * stride + LANES)

@@ -151,7 +151,10 @@ def compile_forward(k: Tensor, arch: str, vec: int, gated: bool) -> None:
     if kind in _compiled or arch == "any":  # "any": the interpreter, which compiles nothing
         return
     _compiled.add(kind)
-    w, x = torch.zeros(vec, device=k.device), torch.zeros(1, 1, vec, dtype=k.dtype, device=k.device)
+    w, x = (
+        torch.zeros(vec, device=k.device, dtype=torch.float32),
+        torch.zeros(1, 1, vec, dtype=k.dtype, device=k.device),
+    )
     rows = [row.launch for row in rows_of("forward", arch, k.element_size())]
     starts = [max(row.start, folds(rows[-1]) + 1) for row in rows_of("scan", arch, None)]
     scans = dict.fromkeys(find("scan", arch, None, start) for start in starts)

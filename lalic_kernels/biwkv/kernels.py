@@ -23,6 +23,7 @@ from lalic_kernels.triton_math import Constant, barrier
 
 # The exponent of an empty sum: finite, so that differences are never NaN, and below any sensible key.
 EMPTY = Constant(-1.0e38)
+LOWEST = Constant(-3.4e38)
 # The fast form's range: max|w| times the tokens of a chunk, and max|u|.
 RANGE = Constant(20.0)
 # The constants of `factors`, rows from 2 L on; w and u are zero outside of the range.
@@ -114,10 +115,10 @@ def load_groups(k_ptr, v_ptr, g, remaining, channels, c, c_in):
     in1 = (4 * g + 1 < remaining)[:, None] & c_in[None, :]
     in2 = (4 * g + 2 < remaining)[:, None] & c_in[None, :]
     in3 = (4 * g + 3 < remaining)[:, None] & c_in[None, :]
-    k0 = tl.load(k_ptr + offset, mask=in0, other=EMPTY).to(tl.float32)
-    k1 = tl.load(k_ptr + offset + channels, mask=in1, other=EMPTY).to(tl.float32)
-    k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=EMPTY).to(tl.float32)
-    k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=EMPTY).to(tl.float32)
+    k0 = tl.load(k_ptr + offset, mask=in0, other=-float("inf")).to(tl.float32)
+    k1 = tl.load(k_ptr + offset + channels, mask=in1, other=-float("inf")).to(tl.float32)
+    k2 = tl.load(k_ptr + offset + 2 * channels, mask=in2, other=-float("inf")).to(tl.float32)
+    k3 = tl.load(k_ptr + offset + 3 * channels, mask=in3, other=-float("inf")).to(tl.float32)
     v0 = tl.load(v_ptr + offset, mask=in0, other=0.0).to(tl.float32)
     v1 = tl.load(v_ptr + offset + channels, mask=in1, other=0.0).to(tl.float32)
     v2 = tl.load(v_ptr + offset + 2 * channels, mask=in2, other=0.0).to(tl.float32)
@@ -171,6 +172,7 @@ def chunk_sums_kernel(
     w = constant(factors_ptr, LENGTH, DECAY, channels, c, c_in)  # [BLOCK_C]
     # The largest key; values relative to the value at that key.
     e = tl.max(tl.maximum(tl.maximum(k0, k1), tl.maximum(k2, k3)), axis=0)
+    e = tl.maximum(e, LOWEST)  # of a chunk of tokens that are masked by keys of -inf: finite, so that p is 0
     if CENTRED:
         z = tl.maximum(tl.where(k0 == e[None, :], v0, EMPTY), tl.where(k1 == e[None, :], v1, EMPTY))
         z = tl.maximum(z, tl.where(k2 == e[None, :], v2, EMPTY))

@@ -46,7 +46,7 @@ def chunk_rows(
     Returns U and W with exp(w), weights p and values v; the sums of p v and p from the left, and from the right; the
     denominator and y; the constants exp(|w| L), exp(|w| L + w) and exp(u), [1, BLOCK_C].
     """
-    k = tl.load(k_ptr + offset, mask=inside, other=EMPTY).to(tl.float32)
+    k = tl.load(k_ptr + offset, mask=inside, other=-float("inf")).to(tl.float32)
     v = tl.load(v_ptr + offset, mask=inside, other=0.0).to(tl.float32) - centre
     table = factors_ptr + row[:, None] * channels + c[None, :]
     up = tl.load(table, mask=c_in[None, :], other=1.0)

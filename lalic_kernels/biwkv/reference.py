@@ -30,7 +30,7 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None
     differs from it by O(w) (README.md in this folder). The denominator needs no epsilon: it is at least one, because
     the largest exponent of each row is subtracted.
     """
-    t = torch.arange(k.shape[1], device=k.device)
+    t = torch.arange(k.shape[1], device=k.device, dtype=torch.int64)
     gap = (t[:, None] - t[None, :]).abs()
     steps = (gap - 1).to(k.dtype)
     logits = k[:, None, :, :] - steps[None, :, :, None] * w

@@ -58,6 +58,7 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None
         k, v = k.float(), v.float()
         gate = None if gate is None else gate.float()
     w, u = w.to(k.dtype), u.to(k.dtype)
+    w = w + (w - w).detach()  # NaN in place of an infinite decay, which times no distance is none
     batch, tokens, channels = k.shape
     if k.numel() == 0:
         return (k + v + w + u if gate is None else k + v + w + u + gate).to(dtype)
@@ -66,9 +67,8 @@ def biwkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None
     span = min(CHUNK, tokens)
     chunks = -(-tokens // span)
     missing = chunks * span - tokens
-    low = _low(k)
     if missing:
-        k = torch.nn.functional.pad(k, (0, 0, 0, missing), value=low)
+        k = torch.nn.functional.pad(k, (0, 0, 0, missing), value=-torch.inf)
         v = torch.nn.functional.pad(v, (0, 0, 0, missing))
     k, v = k.reshape(batch, chunks, span, channels), v.reshape(batch, chunks, span, channels)
     scaled = uses_scaled_form(w, u, tokens) and v.detach().abs().max().item() <= SCALED_V_LIMIT
@@ -97,7 +97,7 @@ def centred(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = No
 
 def _row(w: Tensor, u: Tensor, k: Tensor, v: Tensor, row: int) -> Tensor:
     """Row `row` of y, (B, 1, C), by the definition."""
-    gap = (torch.arange(k.shape[1], device=k.device) - row).abs()[:, None]
+    gap = (torch.arange(k.shape[1], device=k.device, dtype=torch.int64) - row).abs()[:, None]
     logits = torch.where(gap == 0, u + k, k - (gap - 1) * w)
     return (torch.softmax(logits, dim=1) * v).sum(dim=1, keepdim=True)
 
@@ -107,10 +107,15 @@ def _low(k: Tensor) -> float:
     return torch.finfo(k.dtype).min / 4
 
 
+def _finite(k: Tensor) -> Tensor:
+    """Exponents of keys, without gradient: finite for a key of -inf too, which masks or pads a token."""
+    return k.detach().clamp(min=torch.finfo(k.dtype).min)
+
+
 def _scaled_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     span = k.shape[2]
     position = torch.arange(span, device=k.device, dtype=k.dtype)[:, None]
-    peak_k = k.detach().amax(dim=2, keepdim=True)
+    peak_k = _finite(k).amax(dim=2, keepdim=True)
     p = torch.exp(k - peak_k)
     pv = p * v
     fall = torch.exp(-position * w)  # (S, C): exp(-j w)
@@ -142,9 +147,9 @@ def _scaled_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     span = k.shape[2]
-    exponent = k.detach()
-    # exp(k - k.detach()) is one, with the gradient of k. A padded token gets weight zero.
-    p = torch.exp(k - exponent) * (exponent > _low(k))
+    exponent = _finite(k)
+    # exp(k - k.detach()) is one, with the gradient of k. A key of -inf, of a padded token too, has weight 0.
+    p = torch.exp(k - exponent)
     token = (p * v, p, exponent)
     left, right = _running(token, w), _flip(_running(_flip(token), w))
     into_right = left[0][:, :, -1], left[1][:, :, -1], left[2][:, :, -1]
@@ -171,7 +176,7 @@ def _logarithmic_form(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _exp(x: Tensor) -> Tensor:
     """exp of arguments that are at most a rounding error above zero, or belong to an empty state (a = b = 0)."""
-    return torch.exp(x.clamp(max=1.0))
+    return torch.exp(torch.where(x > 1.0, 1.0, x))  # not clamp, which gives a NaN no gradient
 
 
 # Functions of states along their second-last dimension, which counts tokens or chunks.

@@ -43,7 +43,7 @@ def linear_kernel(
     if partial_ptr is not None:
         y += tl.load(partial_ptr + offset, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if SQUARED_RELU:
-        y = tl.maximum(y, 0.0)
+        y = tl.where(y < 0.0, 0.0, y)  # not tl.maximum: a NaN must stay NaN
         y = y * y
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 

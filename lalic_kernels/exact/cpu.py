@@ -77,7 +77,10 @@ def _hidden_factor(key: ExactLinear, receptance: ExactLinear) -> Factor:
 
 def _multiply(x: np.ndarray, factor: Factor) -> tuple[Tensor, np.ndarray]:
     """The product (R, O) of x (R, K), and the magnitude bits (R,) of x's rows."""
-    y, bits = torch.empty(x.shape[0], factor[1].shape[0]), np.empty(x.shape[0], np.int32)
+    y, bits = (
+        torch.empty(x.shape[0], factor[1].shape[0], dtype=torch.float32, device="cpu"),
+        np.empty(x.shape[0], np.int32),
+    )
     out = y.numpy()
     over(lambda i, j: loops.linear_rows(x, factor, i, j, bits, out), x.shape[0], _product_cost(factor))
     return y, bits
@@ -88,7 +91,7 @@ def linear(x: Tensor, weights: ExactLinear) -> Tensor:
     require_float32(x)
     shape = (*x.shape[:-1], weights.weight.shape[0])
     if 0 in shape:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     y, bits = _multiply(array(x).reshape(-1, x.shape[-1]), _linear_factor(weights))
     require_finite(bits)
     return y.reshape(shape)
@@ -122,7 +125,7 @@ def conv(x: Tensor, weights: ExactConv) -> Tensor:
     phases: tuple[_Phase, ...] = weights.cache.get("cpu", (), lambda: _make_phases(weights))
     batch, height, width, channels = x.shape
     rows, columns = weights.output_size(height), weights.output_size(width)
-    y = torch.empty(batch, rows, columns, weights.weight.shape[0])
+    y = torch.empty(batch, rows, columns, weights.weight.shape[0], dtype=torch.float32, device="cpu")
     if y.numel() == 0:
         return y
     flat, size = array(x).reshape(-1, channels), height * width
@@ -259,7 +262,7 @@ def _rwkv_block(x: Tensor, block: ExactBlock) -> Tensor:
     require_float32(x)
     reference.check_norm(x)
     if x.numel() == 0:
-        return torch.empty(x.shape)
+        return torch.empty(x.shape, dtype=torch.float32, device="cpu")
     batch, height, width, channels = x.shape
     tokens, size = height * width, batch * height * width
     b: _Block = block.cache.get("cpu", (), lambda: _make_block(block))
@@ -312,7 +315,7 @@ def entropy_params(x: Tensor, block: ExactEntropyParams, partial: Tensor | None 
     reference.check_norm(block.norm_weight)
     shape = (*x.shape[:-1], channels)
     if 0 in shape:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     rows = array(x).reshape(-1, x.shape[-1]) if x.shape[-1] else np.empty((x.shape[:-1].numel(), 0), np.float32)
     added = np.empty((0, channels), np.float32)
     if partial is not None:
@@ -335,7 +338,10 @@ def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
     """parameters (..., 2 g) -> (scale indexes int32, means), each (..., g), in one call of compiled code."""
     require_float32(parameters)
     width = parameters.shape[-1] // 2
-    index, mean = (torch.empty((*parameters.shape[:-1], width), dtype=dtype) for dtype in (torch.int32, torch.float32))
+    index, mean = (
+        torch.empty((*parameters.shape[:-1], width), dtype=dtype, device="cpu")
+        for dtype in (torch.int32, torch.float32)
+    )
     if index.numel() == 0:
         return index, mean
     flat = array(parameters).reshape(-1, 2 * width)

@@ -205,7 +205,7 @@ def product(
     max_key (images, n): order keys that are raised to the maxima of the first n outputs over an image's rows.
     """
     outputs = factor.high.shape[0]
-    y = torch.empty(x.rows, outputs, device=x.high.device)
+    y = torch.empty(x.rows, outputs, device=x.high.device, dtype=torch.float32)
     launch = LAUNCHES["linear"]
     kernels.exact_linear_kernel[(blocks(x.rows, launch["BLOCK_M"]), blocks(outputs, launch["BLOCK_N"]))](
         x.high, x.low, x.scales, factor.high, factor.low, factor.scales,
@@ -337,7 +337,7 @@ def wkv(w: Tensor, u: Tensor, kvr: Tensor, max_key: Tensor, y: Tensor | None = N
         w, weights, entering, states, tokens, channels, **options("wkv_states")
     )
     launch, fits = channel_launch("wkv", digits.depth)
-    y = torch.empty(digits.rows, channels, device=device) if y is None and not fits else y
+    y = torch.empty(digits.rows, channels, device=device, dtype=torch.float32) if y is None and not fits else y
     kernels_wkv.exact_wkv_digits_kernel[(images * tokens,)](
         kvr, boost, weights, states, y, digits.high, digits.low, digits.scales, images * tokens, channels, digits.depth,
         **options(launch),
@@ -364,7 +364,7 @@ def _rwkv_block(x: Tensor, shape: torch.Size, block: ExactBlock, status: Tensor)
     tokens = height * width
 
     def shifted_norm(x: Tensor, weight: Tensor, bias: Tensor, shift: ExactDepthwise) -> Rows:
-        normal, bits = torch.empty(shape, device=x.device), zeros(x.device, images, channels)
+        normal, bits = torch.empty(shape, device=x.device, dtype=torch.float32), zeros(x.device, images, channels)
         layer_norm(x, weight, bias, normal, bits, status)
         return shift_digits(normal, bits, shift)
 
@@ -423,7 +423,7 @@ def gaussian_head(parameters: Tensor) -> tuple[Tensor, Tensor]:
     require_float32(parameters)
     shape = (*parameters.shape[:-1], parameters.shape[-1] // 2)
     index = torch.empty(shape, dtype=torch.int32, device=parameters.device)
-    mean = torch.empty(shape, device=parameters.device)
+    mean = torch.empty(shape, device=parameters.device, dtype=torch.float32)
     if index.numel():
         rows, launch = index.numel() // shape[-1], LAUNCHES["head"]
         with checked(parameters.device) as status:

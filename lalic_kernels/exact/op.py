@@ -12,7 +12,6 @@ Raises of every function:
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -28,7 +27,6 @@ from lalic_kernels.exact.weights import ExactBlock, ExactConv, ExactEntropyParam
 if TYPE_CHECKING:
     from lalic_kernels.exact.gpu_slices import SliceKernels
 
-NUMBA = importlib.util.find_spec("numba") is not None
 BACKENDS = ("reference", "cpu", "triton")
 
 
@@ -36,7 +34,7 @@ def backend_of(device: str) -> str:
     """The backend for tensors on a device type: "triton", "cpu" (compiled loops) or "reference" (eager torch)."""
     if device == "cuda" and installed.TRITON:
         return "triton"
-    return "cpu" if device == "cpu" and NUMBA else "reference"
+    return "cpu" if device == "cpu" and installed.NUMBA else "reference"
 
 
 def describe(device: str) -> str:
@@ -70,8 +68,10 @@ def _checked(backend: str, x: Tensor) -> str:
             f"backend='triton' needs triton and CUDA tensors, or its interpreter and CPU tensors; "
             f"triton: {installed.TRITON}, device: {x.device}"
         )
-    if backend == "cpu" and not (NUMBA and x.is_cpu):
-        raise BackendUnavailable(f"backend='cpu' needs numba and CPU tensors; numba: {NUMBA}, device: {x.device}")
+    if backend == "cpu" and not (installed.NUMBA and x.is_cpu):
+        raise BackendUnavailable(
+            f"backend='cpu' needs numba and CPU tensors; numba: {installed.NUMBA}, device: {x.device}"
+        )
     return backend
 
 

@@ -49,7 +49,7 @@ class PreparedWeight(Prepared):
             if isinstance(value, Tensor):
                 entries[field.name] = value.cpu().contiguous()
             elif value is not None:
-                entries[field.name] = torch.tensor(value, dtype=torch.int32)
+                entries[field.name] = torch.tensor(value, dtype=torch.int32, device="cpu")
         return entries
 
     def digest(self) -> str:

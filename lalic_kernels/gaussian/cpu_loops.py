@@ -70,12 +70,12 @@ def gradients(y, scales, means, grad, start, stop, grad_y, grad_scales, grad_mea
         for i in range(end - begin):
             scale, g = scales_[i], grad_[i]
             mass, per_s, a, b, at_a, at_b = _mass(y_[i], scale, means_[i])
-            passing = g if (mass >= _MASS_MIN) | (g < f32(0.0)) else f32(0.0)
+            passing = f32(0.0) if (mass < _MASS_MIN) & (g >= f32(0.0)) else g  # NaN passes
             passing = passing * (_DENSITY * per_s)
             grad_v = passing * (at_b - at_a)  # zero where y is the mean
             block_y[i] = -grad_v if y_[i] < means_[i] else grad_v
             grad_s = passing * (a * at_a - b * at_b)
-            block_scales[i] = grad_s if (scale >= _SCALE_MIN) | (grad_s < f32(0.0)) else f32(0.0)
+            block_scales[i] = f32(0.0) if (scale < _SCALE_MIN) & (grad_s >= f32(0.0)) else grad_s
         grad_y[begin:end] = block_y[: end - begin]
         grad_means[begin:end] = -block_y[: end - begin]
         grad_scales[begin:end] = block_scales[: end - begin]

@@ -98,11 +98,11 @@ def grad_likelihood_kernel(
     grad = _load(grad_ptr, row, column, mask, grad_stride, VEC)  # [GROUPS, VEC]
     # The forward again, and the gradients. A value below its bound gets a gradient only if a step would raise it.
     mass, per_s, a, b, at_a, at_b = _mass(y, scale, mean, SCALE_MIN)
-    passes = (mass >= MASS_MIN) | (grad < 0)
-    grad = tl.where(passes, grad, 0.0) * (0.3989422804014327 * per_s)
+    stops = (mass < MASS_MIN) & (grad >= 0)  # so written, a NaN passes
+    grad = tl.where(stops, 0.0, grad) * (0.3989422804014327 * per_s)
     grad_v, grad_s = grad * (at_b - at_a), grad * (a * at_a - b * at_b)
     grad_y = tl.where(y < mean, -grad_v, grad_v)  # both zero where y is the mean
-    grad_scale = tl.where((scale >= SCALE_MIN) | (grad_s < 0), grad_s, 0.0)
+    grad_scale = tl.where((scale < SCALE_MIN) & (grad_s >= 0), 0.0, grad_s)
     # Write.
     offset = row * (columns // VEC) * VEC + column
     tl.store(grad_y_ptr + offset, grad_y.to(grad_y_ptr.dtype.element_ty), mask=mask)

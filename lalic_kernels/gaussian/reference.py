@@ -21,7 +21,9 @@ def scale_table() -> Tensor:
 
     Source: Balle et al., 2018; constants as in CompressAI's GaussianConditional.
     """
-    return torch.exp(torch.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS, dtype=torch.float32))
+    return torch.exp(
+        torch.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS, dtype=torch.float32, device="cpu")
+    )
 
 
 def scale_index(scales: Tensor) -> Tensor:
@@ -50,8 +52,8 @@ class _LowerBound(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        passes = (x >= ctx.bound) | (grad < 0)
-        return grad * passes, None
+        stops = (x < ctx.bound) & (grad >= 0)
+        return grad * ~stops, None  # of a NaN too
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:

@@ -47,7 +47,7 @@ def forward(
     """
     if computes_in_torch(x, residual):
         return torch_path.channel_forward(x, key, receptance, value, residual, gamma)
-    out = torch.empty(x.shape, dtype=dtype_of(x, residual))
+    out = torch.empty(x.shape, dtype=dtype_of(x, residual), device="cpu")
     target, added = _array(out), None if residual is None else _array(residual)
     factor = None if gamma is None else gamma.detach().float().numpy()
     for part in token_chunks(x, key.shape[0]):
@@ -76,8 +76,8 @@ def backward(
     The same sums as in `torch_path.channel_backward`, with fewer roundings between them.
     """
     grad_x = torch.empty_like(x)
-    sums = [torch.zeros(matrix.shape, dtype=torch.float32) for matrix in (key, receptance, value)]
-    factor = torch.ones(x.shape[1]) if gamma is None else gamma.detach().float()
+    sums = [torch.zeros(matrix.shape, dtype=torch.float32, device="cpu") for matrix in (key, receptance, value)]
+    factor = torch.ones(x.shape[1], dtype=torch.float32, device="cpu") if gamma is None else gamma.detach().float()
     scaled = (factor[:, None] * value).to(x.dtype)
     for part in token_chunks(x, 2 * key.shape[0]):
         before, mixed, gate = (t[part] for t in saved)

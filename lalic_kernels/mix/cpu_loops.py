@@ -1,6 +1,6 @@
 """The channel mix's elementwise steps between its matrix products on CPUs, compiled by numba.
 
-Arrays are float32, or uint16 that holds bfloat16; computed in float32 and rounded once.
+Arrays are float32, or uint16 that holds bfloat16; computed in float32 and rounded once. NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from lalic_kernels.numba_math import OPTIONS, f32, njit, sigmoid, stored, wide
 
 @njit(**OPTIONS)
 def square_relu(hidden, start, stop):
-    """hidden[start:stop] = relu(hidden)^2, flat; NaN stays NaN."""
+    """hidden[start:stop] = relu(hidden)^2, flat."""
     part = hidden[start:stop]
     for i in range(part.size):
         x = wide(part[i])
@@ -37,7 +37,7 @@ def finish(mixed, gate, residual, gamma, start, stop, out):
 
 @njit(**OPTIONS)
 def squared(before, start, stop, out):
-    """out[start:stop] = relu(before)^2, flat; NaN stays NaN."""
+    """out[start:stop] = relu(before)^2, flat."""
     part, to = before[start:stop], out[start:stop]
     for i in range(part.size):
         x = wide(part[i])

@@ -121,7 +121,7 @@ def channel_mix_kernel(
         else:
             a = product(x_ptr, key_ptr, row, h, rows, channels, hidden, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
         # Squared relu; add the product with value to the sums.
-        a = tl.maximum(a, 0.0)
+        a = tl.where(a < 0.0, 0.0, a)  # not tl.maximum: a NaN must stay NaN
         a = (a * a).to(x_ptr.dtype.element_ty)
         acc0 = tl.dot(a, transposed_of(value_ptr, c0, h, channels, hidden), acc0, input_precision=PRECISION)
         if REST > 0:

@@ -66,7 +66,7 @@ def _by_numba(symbols: Tensor, first: int) -> Tensor:
     from lalic_kernels.rans.cpu_loops import add_up
 
     rows = symbols.contiguous().numpy()
-    sums = torch.zeros(symbols.shape[0], dtype=torch.int64)
+    sums = torch.zeros(symbols.shape[0], dtype=torch.int64, device="cpu")
     for row, total in zip(rows, sums, strict=True):
         parts: list[int] = []  # append is atomic, and the order does not matter
         run_ranges(lambda i, j, x=row, to=parts: to.append(add_up(x, first, i, j)), row.size, least=_LEAST)  # type: ignore[misc]

@@ -7,8 +7,7 @@ checks no array bounds, so this file does: rows by the index check, table entrie
 Array indices are unsigned, which saves numba's test for negative ones. Unsigned mixed with signed 64-bit integers would
 become float64, hence the typed constants. `control` is (working, steps_left, index in ramp_steps, section, ramp).
 
-Functions are compiled at their first call and cached on disk (in the package's __pycache__, NUMBA_CACHE_DIR, or the
-user's cache folder).
+Functions are compiled at their first call and kept on disk (`lalic_kernels.code_cache`).
 """
 
 from __future__ import annotations

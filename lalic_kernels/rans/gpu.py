@@ -159,7 +159,7 @@ class DeviceDecoder:
         self._fresh = True
         self._first = 0  # index of the next section's first symbol
         # The copy from pinned memory does not wait, and torch uses this memory again only after it.
-        staged = torch.empty(self._bounds[-1], dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        staged = torch.empty(self._bounds[-1], dtype=torch.int32, pin_memory=self.device.type == "cuda", device="cpu")
         joined = staged.numpy()
         joined.fill(0)
         heads = joined[self._bounds[1] : self._bounds[2]].reshape(-1, self._head)
@@ -238,7 +238,7 @@ class DeviceDecoder:
                 f"tables must have {len(THRESHOLDS) + 1} rows for scales, but have {self._tables.rows} in all"
             )
         if view is None:
-            values = torch.empty((*size[:2], size[2] // 2), device=self.device)
+            values = torch.empty((*size[:2], size[2] // 2), device=self.device, dtype=torch.float32)
             self.decode_parameters(parameters, OutputView(values[:, None], None))
             return values
         if (view.image.shape[0], view.positions, 2 * view.image.shape[3]) != size:

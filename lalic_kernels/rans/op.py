@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lalic_kernels import installed
 from lalic_kernels.rans import layout, reference
 from lalic_kernels.rans.layout import GROUP, MAX_GROUPS, RansError
 from lalic_kernels.rans.tables import COST_UNIT, CodingTables, integer_array
@@ -24,14 +24,11 @@ FAULTS = {
 }
 
 
-@functools.cache
 def _numba_backend() -> ModuleType | None:
-    try:
-        from lalic_kernels.rans import cpu
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("numba", "llvmlite"):
-            raise
+    if not installed.NUMBA:
         return None
+    from lalic_kernels.rans import cpu
+
     return cpu
 
 
@@ -48,7 +45,7 @@ def backend_of(name: str | None) -> Any:
         return reference
     compiled = _numba_backend()
     if compiled is None and name == "numba":
-        raise ValueError("backend is 'numba', but numba is not installed; install it or use backend='numpy'")
+        raise ValueError(f"backend is 'numba', but {installed.WHY_NO_NUMBA}; use backend='numpy'")
     return reference if compiled is None else compiled
 
 

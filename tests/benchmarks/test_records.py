@@ -131,6 +131,12 @@ def check_complexity(record: Record) -> None:
             assert row[direction]["peak bytes"] is None or row[direction]["peak bytes"] >= 0
 
 
+def check_load(record: Record) -> None:
+    """Memory is flat: what a process needs, it needs for the first half of its work."""
+    has("load", "process", "pictures", "tenth MiB", "half MiB", "end MiB")(record)
+    assert all(row["end MiB"] <= 1.05 * row["half MiB"] for row in record["load"])
+
+
 def of_older_commands(record: Record) -> None:
     """No more of them are made, and lines never change."""
 
@@ -155,6 +161,7 @@ KINDS = {
     "large pictures": has(
         "large pictures", "size", "picture MiB", "compress MiB", "decompress MiB", "bits per pixel"
     ),
+    "load": check_load,
     "regions": has("regions", "size", "region", "tiles", "read", "seconds", "seconds a tile"),
     "seams": has(
         "seams", "picture", "size", "quality", "rate", "one tile dB", "one tile at borders dB", "one tile elsewhere dB",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -152,6 +153,55 @@ def test_a_damaged_tar_keeps_what_was_read(here):
     compress("cut.tar")
     assert [(row["path"], row["status"]) for row in rows()] == [("cut.tar/a.png", "ok"), ("cut.tar", "failed")]
     assert "the tar is damaged" in rows()[1]["error"]
+
+
+def test_the_second_name_of_a_file_in_a_tar(here):
+    """tar writes a file with two names once, and a link for the second."""
+    Path("photos/more/second.png").hardlink_to("photos/0.png")
+    with tarfile.open("a.tar", "w") as tar:
+        tar.add("photos", ".")
+        dangling = tarfile.TarInfo("third.png")
+        dangling.type, dangling.linkname = tarfile.LNKTYPE, "absent.png"
+        tar.addfile(dangling)
+    (done,) = compress("a.tar")
+    assert (done.pictures, done.failed) == (10, 1)
+    written = tree()
+    names = sorted(name for name in written if name.startswith("a.tar/"))
+    assert len(names) == 9 and written["a.tar/more/second.lalic"] == written["a.tar/0.lalic"] == expected(0)
+    assert done.failures == (("a.tar/third.png", "it is a link to absent.png, which the tar does not hold"),)
+
+
+@pytest.mark.parametrize("name", ["a::b", "c#d", "e [2020]", "f*?", "g%20h", "i{j}", "~k", "l:m", "m\\n"])
+def test_folders_with_names_that_mean_something_in_urls(here, name):
+    Path(name).mkdir()
+    Path(name, f"{name}.png").write_bytes(png(0))
+    (done,) = compress(name, f"out {name}")
+    assert (done.pictures, done.failed) == (1, 0)
+    assert tree(f"out {name}")[f"{name}.lalic"] == expected(0)
+    Path("list.txt").write_text(f"{name}/{name}.png\n")
+    (done,) = compress("list.txt", "out list")
+    assert (done.pictures, done.failed) == (1, 0)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_names_that_are_no_text(here, form):
+    """A file of another encoding's name, among others; the manifest is JSON all the same, and is read again."""
+    if form == "parquet":
+        pytest.importorskip("pyarrow", reason="needs the package pyarrow")
+    name = os.fsdecode(b"photos/caf\xe9.png")
+    try:
+        Path(name).write_bytes(png(0))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names of UTF-8 only")
+    done = compress(form=form)
+    assert sum(each.coded for each in done) == 9 and not any(each.failed or each.error for each in done)
+    assert os.path.basename(name) in {row["path"] for row in rows()}
+    if form == "files":
+        assert tree()[os.path.basename(name).replace(".png", ".lalic")] == expected(0)
+    assert sum(each.coded for each in compress(form=form)) == 0
+    for manifest in Path("out", "_bulk").glob("*.jsonl"):
+        manifest.write_text(manifest.read_text().replace('"ok"', '"failed"', 1))
+    assert sum(each.coded for each in compress(form=form)) == len(list(Path("out", "_bulk").glob("*.jsonl")))
 
 
 def test_memory_and_lists_of_urls(here):

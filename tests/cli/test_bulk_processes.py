@@ -135,13 +135,21 @@ def test_workers_end_when_their_parent_is_killed(here):
     wait_for(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers), seconds=60)
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
-def test_a_signal_leaves_nothing_half_written(here, number, group):
+@pytest.mark.parametrize(
+    ("number", "group", "code", "word"),
+    [
+        (signal.SIGTERM, False, 143, "terminated"),  # as of any command: 128 and the number of the signal
+        (signal.SIGTERM, True, 143, "terminated"),
+        (signal.SIGHUP, True, 129, "terminated"),
+        (signal.SIGINT, True, 130, "interrupted"),
+    ],
+)
+def test_a_signal_leaves_nothing_half_written(here, number, group, code, word):
     process = command(here)
     assert wait_for(lambda: manifests(here) >= 1, process)
     (os.killpg if group else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and errors.strip().endswith("lalic: interrupted") and "Traceback" not in errors
+    assert process.returncode == code and errors.strip().endswith(f"lalic: {word}") and "Traceback" not in errors
     assert parts(here) == [] and manifests(here) < 11
     for name, data in tree(here).items():
         assert data == tree("one")[name], name

@@ -124,7 +124,7 @@ def test_one_file(tree):
     assert plan(["a.png"], "x/y.bin", ".lalic", PICTURES) == [Job("a.png", "x/y.bin")]
     assert plan(["a.png"], "in", ".lalic", PICTURES) == [Job("a.png", "in/a.lalic")]
     assert plan(["a.png"], "new/", ".lalic", PICTURES) == [Job("a.png", "new/a.lalic")]
-    assert plan(["in/notes.txt"], None, ".lalic", PICTURES) == [Job("in/notes.txt", "in/notes.lalic")]  # asked by name
+    assert plan(["in/notes.txt"], None, ".lalic", PICTURES) == [Job("in/notes.txt", "in/notes.txt.lalic")]  # by name
 
 
 def test_a_folder_is_searched_and_mirrored(tree):

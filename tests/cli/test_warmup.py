@@ -36,7 +36,7 @@ def test_a_size_that_is_none(run, size: str) -> None:
 
 def test_a_device_that_is_not_there(run) -> None:
     done = run("warmup", "--device", "cuda:99")
-    assert done.code == 1 and "cuda:99" in done.err[0]
+    assert done.code == 2 and "cuda:99" in done.err[0]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from tiny import astronaut, tiny
 from lalic import images
 from lalic.errors import LalicError
 from lalic.eval import evaluate
+from lalic.eval import measure as measuring
 from lalic.eval.codecs import LalicCodec, make
 from lalic.eval.curves import Curve, Point, Row, compressai_json, decibels, read_curve
 from lalic.eval.measure import load, measure, similarity
@@ -134,3 +136,30 @@ def test_evaluate_from_python(folder: Path) -> None:
     assert {comparison.test for comparison in results.comparisons()} == {"mine"}
     with pytest.raises(LalicError, match="published is 'moon', expected one of clic, kodak, tecnick"):
         evaluate(folder, ["jpeg:20"], published="moon")
+
+
+def test_pictures_beyond_the_limit_are_opened_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are the same, whatever is kept; a damaged picture is named before anything is measured."""
+    wanted = measure(make("jpeg", (20, 40)), load([folder]))
+    opened: list[object] = []
+    original = images.load
+    monkeypatch.setattr(images, "load", lambda path, **options: opened.append(path) or original(path, **options))
+    monkeypatch.setattr(measuring, "KEEP_MIB", 0)
+    found = measure(make("jpeg", (20, 40)), load([folder]))
+    assert [p.bpp for p in found.points] == [p.bpp for p in wanted.points]
+    assert len(opened) == 2 + 1 + 2 * 2  # to find damage, the call that is not timed, and each point
+    (folder / "more" / "arm.png").write_bytes((folder / "more" / "arm.png").read_bytes()[:900])
+    with pytest.raises(LalicError, match=r"arm\.png: the picture is damaged or truncated"):
+        load([folder])
+
+
+def test_transparent_pictures_need_a_background(command: Any, tmp_path: Path) -> None:
+    """The sentence names an option that the commands have."""
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (64, 64), (200, 0, 0, 0)).save(path)
+    for words in (("eval", path, "--codecs", "jpeg:50"), ("compare", path, "jpeg:50", "-o", tmp_path / "out")):
+        refused = command(*words)
+        assert refused.code == 1 and f"{path}: the picture has transparent pixels" in refused.err
+        assert "--background white" in refused.err
+        assert command(*words, "--background", "#00ff00").code == 0
+    assert load([path], "white")["clear"].getpixel((0, 0)) == (255, 255, 255)

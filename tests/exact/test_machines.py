@@ -15,7 +15,7 @@ from benchmarks import portability
 from lalic_kernels.exact import op
 
 SCRIPT = Path(__file__).with_name("exact_inputs.py")
-PATHS = ("reference", "cpu") if op.NUMBA else ("reference",)
+PATHS = ("reference", "cpu") if op.installed.NUMBA else ("reference",)
 MACHINES = {
     "default": ({}, 1),
     "least": ({"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "NUMBA_CPU_NAME": "generic"}, 2),

@@ -20,7 +20,7 @@ from lalic_kernels.exact import numbers, op, reference
 
 GOLDEN = Path(__file__).with_name("golden.json")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the kernels
-NEEDS_NUMBA = pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference is used")
+NEEDS_NUMBA = pytest.mark.skipif(not op.installed.NUMBA, reason="numba is not installed; the reference is used")
 NEEDS_TRITON = [
     pytest.mark.skipif(
         not installed.TRITON or (DEVICE == "cpu" and not installed.interpreting()),
@@ -95,7 +95,7 @@ def test_flushing_subnormal_numbers_does_not_matter(path: str, threads: Callable
 
 
 def test_without_numba_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "NUMBA", False)
+    monkeypatch.setattr(op.installed, "NUMBA", False)
     assert op.describe("cpu") == "reference"
     x = Source(9).normal
     rows, weight = x(3, 4), exact.prepare_linear(x(2, 4))

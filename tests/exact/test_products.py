@@ -10,7 +10,7 @@ import pytest
 from lalic_kernels.exact import numbers as n
 from lalic_kernels.exact import op
 
-if not op.NUMBA:
+if not op.installed.NUMBA:
     pytest.skip("numba is not installed; the reference is used", allow_module_level=True)
 
 from numba import njit

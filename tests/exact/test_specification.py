@@ -89,7 +89,7 @@ def test_layer_norm_by_the_text() -> None:
     rows, weight, bias = x(5, 23), x(23), x(23)
     rows[1] *= 2.0**-50
     result = reference.layer_norm(rows, weight, bias, 1e-5)
-    if op.NUMBA:
+    if op.installed.NUMBA:
         assert torch.equal(result, Cpu().layer_norm(rows, weight, bias))
     for r in range(5):
         q, e = quantise(list(rows[r].numpy()), -40, 16, 2**17)
@@ -121,7 +121,7 @@ def test_biwkv_by_the_text() -> None:
     x, tokens = Source(33).normal, 135
     w, u, k, v = x(2), x(2), x(1, tokens, 2) * 20, x(1, tokens, 2)
     result = reference.biwkv(w, u, k, v)
-    if op.NUMBA:
+    if op.installed.NUMBA:
         assert torch.equal(reference.gate(k, result), Cpu().gated_biwkv(w, u, k, v, k))
     limit = f64(256) / f64(tokens)
     for c in range(2):
@@ -152,7 +152,7 @@ def test_biwkv_by_the_text() -> None:
 def test_sigmoid_by_the_text() -> None:
     x = Source(34).wild(300)
     result = reference.sigmoid(x)
-    if op.NUMBA:
+    if op.installed.NUMBA:
         assert torch.equal(result, Cpu().sigmoid(x))
     low, *rest = (single(w) for w in words("P0..P5 =", 8, 6))
     for i in range(300):

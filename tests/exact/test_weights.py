@@ -60,7 +60,7 @@ def test_the_cache_is_not_part_of_the_digest(backend) -> None:
     assert list(again.cache) == [] and torch.equal(exact.rwkv_block(image, again, backend=backend), expected)
 
 
-@pytest.mark.skipif(not op.NUMBA, reason="numba is not installed; the reference caches nothing")
+@pytest.mark.skipif(not op.installed.NUMBA, reason="numba is not installed; the reference caches nothing")
 def test_pictures_of_many_sizes_do_not_fill_the_cache() -> None:
     block = make_block(x, 8, 2)
     for height in (2, 3, 4, 2):

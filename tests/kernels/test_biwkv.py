@@ -273,3 +273,22 @@ def test_long_sequences_take_linear_memory() -> None:
         assert (exact[0, t] - row).abs().max() <= 1e-13 * v.abs().max()  # float64 sums of 40 000 terms
     for backend in [b for b in BIWKV.backends("cpu") if b != "triton"]:
         assert worst(by(backend)(**args), exact) <= 32 * EPS * v.abs().max(), backend
+
+
+@pytest.mark.parametrize("backend", BIWKV.backends("cpu"))
+def test_masked_tokens_have_no_weight(backend: str) -> None:
+    """A key of -inf masks a token, also all of a chunk and its padding; with every token masked there is no result."""
+    w, u, k, v = (x.float() for x in BIWKV.make((1, 200, 3), torch.Generator().manual_seed(0)).values())
+    for masked in (slice(64, 128), slice(0, 64), slice(190, 200), slice(1, 200), slice(30, 170)):
+        leaves = [x.clone().requires_grad_() for x in (w, u, k, v)]
+        with torch.no_grad():
+            leaves[2][:, masked] = -torch.inf
+        truth = lalic_kernels.biwkv(*leaves, backend="reference")
+        true_grads = torch.autograd.grad(truth, leaves, torch.ones_like(v))
+        result = lalic_kernels.biwkv(*leaves, backend=backend)
+        torch.testing.assert_close(result, truth, rtol=1e-4, atol=1e-5)
+        grads = torch.autograd.grad(result, leaves, torch.ones_like(v))
+        # Of sum(y), those of w, u and k are sums whose terms cancel.
+        for grad, true in zip(grads, true_grads, strict=True):
+            torch.testing.assert_close(grad, true, rtol=1e-3, atol=2e-3)
+    assert lalic_kernels.biwkv(w, u, torch.full_like(k, -torch.inf), v, backend=backend).isnan().all()

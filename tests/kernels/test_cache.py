@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lalic_kernels import cache
 from lalic_kernels.cache import ModuleCache, WeightCache, one_look
@@ -48,6 +49,10 @@ CHANGES = {
     "a buffer": lambda net: net.table.zero_(),
     "loaded": lambda net: net.load_state_dict(net.state_dict()),
     "of another dtype": lambda net: net.to(torch.float64),
+    "written to through .data": lambda net: net.first.weight.data.mul_(0.9),
+    "written to through NumPy": lambda net: net.first.weight.numpy().__imul__(0.9),
+    "an average of weights": lambda net: [p.data.lerp_(torch.ones(()), 0.1) for p in net.parameters()],
+    "a buffer through .data": lambda net: net.table.data.fill_(1),
 }
 
 
@@ -133,3 +138,38 @@ def test_what_was_made_on_one_stream_may_be_read_on_another(capturing: bool, mon
         kept.get("a", (), lambda: 1)
         results.look(net).get("a", lambda: 1)
     assert len(waits) == (0 if capturing else 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.rand(3, 5),
+        lambda: torch.rand(1),
+        lambda: torch.rand(40, 50).t(),
+        lambda: torch.rand(9, 9)[2:, ::3],
+        lambda: torch.rand(1).expand(7),
+        lambda: torch.arange(5),
+        lambda: torch.rand(300).bfloat16(),
+    ],
+)
+def test_a_write_through_data_is_noticed_in_any_layout(make: Any) -> None:
+    weights, results = [make(), torch.ones(2)], WeightCache()
+
+    def total() -> float:
+        return float(results.get("sum", weights, lambda: sum(w.double().sum() for w in weights)))
+
+    assert total() == total()
+    before = total()
+    weights[0].data.as_strided((1,), (1,), weights[0].storage_offset()).add_(3)
+    assert total() != before
+
+
+def test_what_has_no_memory_is_not_looked_into() -> None:
+    """Empty, on the meta device, fake, sparse: nothing to compare, and no address to read."""
+    with FakeTensorMode():
+        fake = torch.ones(4)
+    tensors = [torch.ones(0), torch.ones(4, device="meta"), fake, torch.eye(3).to_sparse()]
+    assert cache.Samples(tensors)._places == [] and not cache.Samples(tensors).changed()
+    freed = torch.ones(4)
+    freed.untyped_storage().resize_(0)
+    assert cache.Samples([freed])._places == []

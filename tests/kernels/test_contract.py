@@ -138,6 +138,42 @@ def test_float32_parameters_beside_low_precision(spec: OpSpec) -> None:
     assert worst(result, truth) <= 8 * torch.finfo(torch.bfloat16).eps * truth.abs().max().item()
 
 
+DATA = ("x", "k", "v", "gate", "residual", "partial", "y", "scales", "means", "result")  # the others are parameters
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning", "ignore:All-NaN:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@IMPLEMENTATIONS
+def test_what_is_not_finite_comes_out_not_finite(spec: OpSpec, device: str, backend: str, dtype: torch.dtype) -> None:
+    """Where the definition gives NaN or infinity, so does every backend, or it raises: nothing hides a broken run."""
+    interpreted = (device, backend) == ("cpu", "triton")
+    if interpreted and dtype != torch.float32:
+        pytest.skip("kernels compute in float32, and Triton's interpreter takes long")
+    arguments = make(spec, spec.gradient_case if interpreted else list(spec.cases.values())[-1], dtype, device)
+    upstream = torch.ones_like(spec.reference(**arguments))
+    everything = {**arguments, "upstream": upstream}
+    for name, value in everything.items():
+        for bad in (torch.nan,) if interpreted else (torch.nan, torch.inf, -torch.inf):
+            changed = dict(everything)
+            changed[name] = value.clone()
+            changed[name].view(-1)[value.numel() // 2] = bad
+            grad = changed.pop("upstream")
+            truth, true_grads = gradients(spec.reference, changed, grad)
+            try:
+                result, grads = gradients(lambda **a: spec.public(**a, backend=backend), changed, grad)
+            except dispatch.BackendUnavailable:  # compiled BiWKV, of w and u; the default is then torch
+                assert backend == "cpu"
+                continue
+            for each, got, right in (("result", result, truth), *((n, grads[n], true_grads[n]) for n in grads)):
+                what = f"{bad} in {name}: {each}"
+                if each == "result":
+                    assert torch.equal(got.isfinite(), right.isfinite()), what
+                elif each in DATA:
+                    assert not (got.isfinite() & ~right.isfinite()).any(), what
+                else:  # a definition that pads with zeros has more of NaN times zero
+                    assert right.isfinite().all() or not got.isfinite().all(), what
+
+
 @IMPLEMENTATIONS
 def test_every_element_is_written(spec: OpSpec, device: str, backend: str, poisoned_memory) -> None:
     assert torch.empty(3, device=device).isnan().all(), "new memory is not NaN, so this test shows nothing"

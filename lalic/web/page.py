@@ -1,0 +1,381 @@
+"""The components of the page, and which event does what."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import resources
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from lalic.container import parse
+from lalic.errors import LalicError, sentence
+from lalic.eval.bits import heat_map
+from lalic.eval.curve_figure import curve_figure
+from lalic.eval.measure import caption
+from lalic.eval.side_by_side import remarks
+from lalic.eval.viewer import asset, figures_table, shown_factor, shown_picture, size_text, view
+from lalic.eval.viewer import page as whole_page
+from lalic.images import dump
+from lalic.web.desk import (
+    AIMS,
+    CURVE_PIXELS,
+    Closed,
+    Desk,
+    Opened,
+    Request,
+    Results,
+    Superseded,
+    opponents,
+    sample,
+)
+from lalic.web.follow import Step, follow
+from lalic.web.shelf import Shelf
+
+__all__ = ["build", "look"]
+
+_DROP = """
+<div class="drop">
+  <label>Choose a photo<input type="file" accept="image/*,.lalic,.tif,.tiff,.avif,.heic,.jxl,.jp2"></label>
+  <button type="button" data-sample>Sample photo</button>
+  <span>or drop or paste one anywhere. A .lalic file opens too.</span>
+  <span role="status"></span><progress max="1"></progress>
+</div>"""
+_VIEWER = """
+const viewer = lalicViewer(element.firstElementChild);
+const update = () => viewer.show(props.value ?? { views: [], message: "Drop a photo to begin" });
+watch("value", update);
+update();
+"""
+_SHORT = {
+    "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "avif-psnr": "AVIF for PSNR", "jxl": "JPEG XL", "heic": "HEVC"
+}  # fmt: skip
+_NUMBERS = {"bpp": ("Bits per pixel", 2), "psnr": ("PSNR in dB", 2), "size": ("File size in kB", 1)}
+
+
+def _text(name: str) -> str:
+    return resources.files("lalic.web").joinpath(name).read_text(encoding="utf-8")
+
+
+def look() -> dict[str, Any]:
+    """Theme and style, for `gradio.mount_gradio_app`: with fonts of the system, so that none is loaded."""
+    sans = [gr.themes.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")]
+    mono = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
+    theme = gr.themes.Default(
+        primary_hue="blue", neutral_hue="zinc", font=sans, font_mono=mono, spacing_size="sm", radius_size="md"
+    )
+    # Not as `css`, whose selectors Gradio rewrites, and not always rightly.
+    return {"theme": theme, "head": f"<style>{asset('viewer.css')}{_text('page.css')}</style>"}
+
+
+_AT_ONCE = 16
+Changes = dict[Any, Any]  # new values of components
+
+
+def build(desk: Desk, shelf: Shelf) -> gr.Blocks:
+    """The page of a desk. Files for browsers are put on the shelf."""
+    names = opponents()
+    with gr.Blocks(title="lalic", analytics_enabled=False) as blocks:
+        key = gr.State(None, delete_callback=desk.close)
+        gr.HTML(
+            "<h1>lalic</h1><p>A learned image codec beside the ones you know. Pictures stay in this server.</p>",
+            elem_id="title",
+        )
+        drop = gr.HTML(html_template=_DROP, js_on_load=_text("drop.js"), elem_id="drop", apply_default_css=False)
+        with gr.Row(elem_id="says"):
+            status = gr.HTML(elem_id="status", min_height=28, scale=1)
+            stop = gr.Button("Stop", visible=False, size="sm", elem_id="stop", scale=0, min_width=80)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                viewer = gr.HTML(
+                    html_template="<div></div>",
+                    js_on_load=asset("viewer.js") + _VIEWER,
+                    elem_id="viewer",
+                    apply_default_css=False,
+                )
+            with gr.Column(scale=1, min_width=320):
+                with gr.Column() as controls:
+                    aim = gr.Radio(
+                        [(title, name) for name, title in AIMS.items()], value="quality", label="Aim for",
+                        visible=desk.has_qualities,
+                    )  # fmt: skip
+                    quality = gr.Slider(
+                        1, 100, 50, step=1, label="Quality", elem_id="quality", visible=desk.has_qualities
+                    )
+                    target = gr.Number(visible=False, label="Target", elem_id="target", minimum=0)
+                    other = gr.Radio([(_SHORT[name], name) for name in names], value=names[0], label="Compare with")
+                    match = gr.Radio([("equal size", "bpp"), ("equal PSNR", "psnr")], value="bpp", label="At")
+                figures = gr.HTML(elem_id="figures")
+        curve = gr.HTML(elem_id="curve")
+        page = _Page(desk, shelf, key, viewer, status, stop, controls, figures, curve)
+        wishes = [key, aim, quality, target, other, match]
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # The desk lets codings take turns, so Gradio may start many; more requests wait in its queue.
+        coding = quiet | {"concurrency_limit": _AT_ONCE, "concurrency_id": "coding"}
+        drawing = quiet | {"concurrency_limit": _AT_ONCE, "concurrency_id": "drawing"}
+        shown = [viewer, status, stop, figures]
+        for event, function in ((drop.opened, page.open), (drop.sample, page.sample), (blocks.load, page.sample)):
+            done = event(function, wishes, [key, controls, curve, *shown], **coding)
+            done.then(page.draw, wishes, curve, **drawing)
+        aim.input(page.choose_aim, [key, aim], [quality, target], queue=False, **quiet)
+        for event in (quality.release, target.submit, other.input, match.input):
+            event(page.want, wishes, None, queue=False, **quiet)
+            done = event(page.code, wishes, shown, trigger_mode="always_last", **coding)
+            done.then(page.draw, wishes, curve, **drawing)
+        stop.click(desk.stop, key, None, queue=False, **quiet)
+    return blocks
+
+
+def _request(aim: str, quality: float, target: float | None, other: str, match: str) -> Request:
+    """What the controls ask for."""
+    return Request(aim, float(quality if aim == "quality" else target or 0), other, match)
+
+
+class _Page:
+    """What the events do. The components are those that they change."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        shelf: Shelf,
+        key: gr.State,
+        viewer: gr.HTML,
+        status: gr.HTML,
+        stop: gr.Button,
+        controls: gr.Column,
+        figures: gr.HTML,
+        curve: gr.HTML,
+    ) -> None:
+        self.desk, self.shelf = desk, shelf
+        self.key, self.viewer, self.status, self.stop = key, viewer, status, stop
+        self.controls, self.figures, self.curve = controls, figures, curve
+
+    def open(
+        self,
+        old: str | None,
+        aim: str,
+        quality: float,
+        target: float | None,
+        other: str,
+        match: str,
+        event: gr.EventData,
+    ) -> Iterator[Changes]:
+        """Open an upload, whose key the event has."""
+        request = _request(aim, quality, target, other, match)
+        yield from self._open(old, request, lambda: self.shelf.take(str(event._data["key"])))
+
+    def sample(
+        self, old: str | None, aim: str, quality: float, target: float | None, other: str, match: str
+    ) -> Iterator[Changes]:
+        """Open the photo that ships."""
+        request = _request(aim, quality, target, other, match)
+        yield from self._open(old, request, lambda: (sample(), "astronaut.png"))
+
+    def _open(self, old: str | None, request: Request, take: Callable[[], tuple[bytes, str]]) -> Iterator[Changes]:
+        yield {self.status: _busy("Opening")}
+        try:
+            data, name = take()
+            key = ""
+            for message in follow(lambda report: iter([self.desk.open(data, name, report)])):
+                if isinstance(message, Step):
+                    yield {self.status: _busy(message)}
+                else:
+                    key = message
+        except Exception as error:
+            yield {self.status: _failed(error)}
+            return
+        self.desk.close(old)
+        opened = self.desk.get(key)
+        shown = {self.key: key, self.controls: gr.update(visible=opened.file is None), self.figures: ""}
+        if opened.file is None:
+            yield shown | {self.viewer: self._views(opened, None), self.curve: ""}
+            yield from self._code(key, request)
+        else:
+            yield shown | self._decoded(opened) | {self.curve: "", self.status: _notes(opened)}
+
+    def want(self, key: str | None, aim: str, quality: float, target: float | None, other: str, match: str) -> None:
+        """End what is being made for other wishes."""
+        self.desk.want(key, _request(aim, quality, target, other, match))
+
+    def code(
+        self, key: str | None, aim: str, quality: float, target: float | None, other: str, match: str
+    ) -> Iterator[Changes]:
+        """Code the picture as the controls wish."""
+        yield from self._code(key, _request(aim, quality, target, other, match))
+
+    def _code(self, key: str | None, request: Request) -> Iterator[Changes]:
+        try:
+            opened = self.desk.get(key)
+            yield {self.status: _busy("Encoding"), self.stop: gr.update(visible=opened.pixels > CURVE_PIXELS)}
+            for message in follow(lambda report: self.desk.code(key, request, report)):
+                if isinstance(message, Step):
+                    yield {self.status: _busy(message)}
+                else:
+                    yield {
+                        self.viewer: self._views(opened, message),
+                        self.figures: self._figures(opened, message),
+                    }
+            yield {self.status: _notes(opened), self.stop: gr.update(visible=False)}
+        except Superseded:
+            stopped = opened.wanted is None
+            yield {self.status: _says("Stopped") if stopped else gr.skip(), self.stop: gr.update(visible=False)}
+        except Exception as error:
+            yield {self.status: _failed(error), self.stop: gr.update(visible=False)}
+
+    def draw(
+        self, key: str | None, aim: str, quality: float, target: float | None, other: str, match: str
+    ) -> Iterator[Any]:
+        """Draw the curve of the picture, point by point."""
+        try:
+            opened = self.desk.get(key)
+            if opened.file is not None or opened.pixels > CURVE_PIXELS or not self.desk.has_qualities:
+                yield ""
+                return
+            for points in self.desk.curve(key, _request(aim, quality, target, other, match)):
+                marks = [(match.bpp, match.psnr) for match in opened.results.matches] if opened.results else []
+                wide, narrow = (curve_figure(points, marks, size) for size in ((1200, 260), (360, 240)))
+                yield f"<div class=wide>{wide}</div><div class=narrow>{narrow}</div>"
+        except (Superseded, LalicError):
+            return
+
+    def choose_aim(self, key: str | None, aim: str) -> tuple[Any, Any]:
+        """Show the slider, or the number of another aim with what the picture has now."""
+        if aim == "quality":
+            return gr.update(visible=True), gr.update(visible=False)
+        label, digits = _NUMBERS[aim]
+        value = None
+        with contextlib.suppress(Closed):
+            if (results := self.desk.get(key).results) is not None:
+                value = results.ours.coded.size / 1000 if aim == "size" else results.ours.value(aim)
+        value = None if value is None else round(value, digits)
+        return gr.update(visible=False), gr.update(visible=True, label=f"{label}, then Enter", value=value)
+
+    # What is shown
+
+    def _address(self, opened: Opened, name: str, make: Callable[[], tuple[bytes, str, str]]) -> str:
+        """The address of a file of a picture. make: gives its bytes, media type and name if it is not on the shelf."""
+        address = opened.addresses.get(name)
+        if address is None or not self.shelf.has(address):
+            opened.addresses[name] = address = self.shelf.put(*make())
+        return address
+
+    def _picture(self, opened: Opened, name: str, picture: Image.Image) -> str:
+        return self._address(opened, f"view {name}", lambda: (shown_picture(picture), "image/webp", "view.webp"))
+
+    def _views(self, opened: Opened, results: Results | None) -> dict[str, Any]:
+        """What the viewer shows."""
+        width, height = opened.picture.size
+        views = [view("original", "Original", self._picture(opened, "original", opened.picture), f"{width}x{height}")]
+        for match in results.matches if results else []:
+            name = f"{match.codec.name} {match.quality}"
+            identity = "lalic" if match.codec.name == "lalic" else "other"
+            source = self._picture(opened, name, match.coded.picture)
+            views.append(view(identity, match.codec.title, source, match.heading()))
+        shown: dict[str, Any] = {"picture": opened.identity, "width": width, "height": height, "views": views}
+        if results is not None and results.bits is not None:
+            heat, top = heat_map(results.bits, opened.picture.size)
+            source = self._picture(opened, f"bits {results.ours.quality}", heat)
+            shown["bits"] = {"src": source, "note": f"0 to {top:.2g} bits per pixel, dark to bright"}
+        return shown
+
+    def _figures(self, opened: Opened, results: Results) -> str:
+        """The figures, links to the files, and what follows from them."""
+        links = {}
+        for match in results.matches:
+            if match.coded.data is not None:
+                extension = _EXTENSIONS.get(match.codec.name, match.codec.name)
+                key = f"file {match.codec.name} {match.quality}"
+                make = partial(_download, match.coded.data, f"{opened.name}.{extension}")
+                links[match.codec.name] = self._address(opened, key, make)
+        if results.bits is not None and opened.pixels <= CURVE_PIXELS:
+            links_below = f'<p><a href="{self._page(opened, results)}" download>Save this comparison as a page</a></p>'
+        else:
+            links_below = ""
+        sentences = [
+            f"<p class=verdict>{html.escape(each)}</p>" for each in remarks(results.matches, results.request.match)
+        ]
+        return figures_table(results.matches, links) + "".join(sentences) + links_below
+
+    def _page(self, opened: Opened, results: Results) -> str:
+        """The address of a page of one file that shows what is shown here."""
+        matches, metric = results.matches, results.request.match
+        name = " ".join(["page", metric, *(f"{match.codec.name} {match.quality}" for match in matches)])
+
+        def make() -> tuple[bytes, str, str]:
+            machine = caption(self.desk.model.device)
+            text = whole_page(opened.name, opened.picture, matches, metric, machine)
+            return text.encode(), "application/octet-stream", f"{opened.name}-compare.html"
+
+        return self._address(opened, name, make)
+
+    def _decoded(self, opened: Opened) -> Changes:
+        """A .lalic file that was opened."""
+        assert opened.file is not None
+        container = parse(opened.file, None)
+        width, height = opened.picture.size
+        note = f"{width}x{height}, {8 * len(opened.file) / opened.pixels:.3f} bpp"
+        source = self._picture(opened, "decoded", opened.picture)
+        saved = self._address(opened, "png", lambda: (dump(opened.picture, ".png"), "image/png", f"{opened.name}.png"))
+        facts = {
+            "Size": size_text(len(opened.file)),
+            "Bits per pixel": f"{8 * len(opened.file) / opened.pixels:.3f}",
+            "Quality": "-" if container.quality is None else f"{container.quality:g}",
+            "Model": html.escape(container.model_name),
+            "Decoding": f"{opened.decode_seconds:.2f} s",
+            "Picture": f'<a href="{saved}" download>Save as PNG</a>',
+        }
+        rows = "".join(f"<tr><th scope=row>{name}</th><td>{fact}</td></tr>" for name, fact in facts.items())
+        return {
+            self.viewer: {
+                "picture": opened.identity,
+                "width": width,
+                "height": height,
+                "views": [view("lalic", f"{opened.name}.lalic", source, note)],
+            },
+            self.figures: f"<table class=lalic-figures><tbody>{rows}</tbody></table>"
+            "<p>A .lalic file has no original to compare it with. Drop a photo to compare.</p>",
+        }
+
+
+_EXTENSIONS = {"jpeg": "jpg", "avif-psnr": "avif"}
+
+
+def _download(data: bytes, name: str) -> tuple[bytes, str, str]:
+    """What `Shelf.put` takes."""
+    return data, "application/octet-stream", name
+
+
+def _says(text: str, kind: str = "", more: str = "") -> str:
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="says {kind}" role="{role}"><span>{html.escape(text)}</span>{more}</div>'
+
+
+def _busy(step: Step | str) -> str:
+    """A step that is being made."""
+    if isinstance(step, str) or step.share is None:
+        return _says(step if isinstance(step, str) else step.text, "busy")
+    left = "" if step.left is None else f", about {max(1, round(step.left))} s left"
+    return _says(step.text + left, "busy", f'<i style="--share: {100 * step.share:.0f}%"></i>')
+
+
+def _notes(opened: Opened) -> str:
+    """What is to be said of a picture when all is done."""
+    factor = shown_factor(opened.picture.size)
+    notes = [f"{opened.name}, {opened.picture.width}x{opened.picture.height}", *opened.notes]
+    if factor > 1:
+        notes.append(f"Shown at 1/{factor} of its width and height; the figures are those of the whole picture")
+    return _says(". ".join(notes))
+
+
+def _failed(error: Exception) -> str:
+    """The sentence of an error, as the command line prints it."""
+    if not isinstance(error, (LalicError, OSError)) and os.environ.get("LALIC_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    text = sentence(error)
+    return _says(text[:1].upper() + text[1:], "error")
