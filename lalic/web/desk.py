@@ -156,6 +156,7 @@ class _Watched(codec.Prepared):
 
     def __init__(self, picture: Image.Image, model: LALIC) -> None:
         super().__init__(picture, model)
+        self.keeps = picture.width * picture.height <= KEPT_LATENTS
         self.report: Report = _silent
         self.analysis_seconds, self.reused = 0.0, False
         self._kept: list[torch.Tensor] | None = None
@@ -168,7 +169,7 @@ class _Watched(codec.Prepared):
         found, seconds, start = [], 0.0, time.perf_counter()
         for y in super().latents():
             seconds += time.perf_counter() - start
-            if self.picture.image.width * self.picture.image.height <= KEPT_LATENTS:
+            if self.keeps:
                 found.append(y)
             yield y
             start = time.perf_counter()
@@ -274,8 +275,10 @@ class Desk:
                 warnings.simplefilter("always", images.ImageWarning)
                 loaded = images.open_picture(data, strip=True, max_pixels=self.max_pixels)
             transparent = loaded.alpha is not None
-            picture = images.load(data, background="white", max_pixels=self.max_pixels) if transparent else loaded.image
-            opened = Opened(stem, picture if picture.mode == "RGB" else picture.convert("RGB"))
+            if transparent or not isinstance(loaded.image, Image.Image):
+                opened = Opened(stem, images.load(data, background="white", max_pixels=self.max_pixels))
+            else:
+                opened = Opened(stem, loaded.image.convert("RGB"))
             opened.notes = [_capital(str(each.message)) for each in caught if each.category is images.ImageWarning]
             if transparent:
                 opened.notes.append(

@@ -14,7 +14,8 @@ pytest.importorskip("gradio", reason="the page needs gradio (pip install lalic[w
 from starlette.testclient import TestClient
 
 from lalic.web.desk import Desk
-from lalic.web.server import Shelf, application
+from lalic.web.server import application
+from lalic.web.shelf import Shelf
 
 ROOT = Path(__file__).parents[2]
 
