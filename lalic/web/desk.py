@@ -155,7 +155,7 @@ class _Watched(codec.Prepared):
     """
 
     def __init__(self, picture: Image.Image, model: LALIC) -> None:
-        super().__init__(picture, model)
+        super().__init__(picture, model, strip=True)
         self.keeps = picture.width * picture.height <= KEPT_LATENTS
         self.report: Report = _silent
         self.analysis_seconds, self.reused = 0.0, False
