@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,12 +21,14 @@ __all__ = ["bit_map", "code_lengths", "heat_map"]
 _UNIT = 2.0**-24  # bits, of `CodingTables.priced`
 
 
-def bit_map(prepared: Prepared, quality: float | None = None) -> NDArray[np.float32]:
+def bit_map(
+    prepared: Prepared, quality: float | None = None, progress: Callable[[int, int], None] | None = None
+) -> NDArray[np.float32]:
     """Bits that a picture's symbols take at a quality: float32 (H / 16, W / 16), one number for 16x16 pixels.
 
     The picture is padded to multiples of 64. The sum is the length of the streams to about a percent; what is beside
     the symbols in a file (header, checksums, alpha, metadata) is no part of it. Bits of a hyper latent are divided
-    among the 4x4 places that it describes. Raises `LalicError` like `Prepared.encode`.
+    among the 4x4 places that it describes. progress and errors are those of `Prepared.encode`.
     """
     quality = coded_quality(prepared.model, quality)
     grid = prepared.grid
@@ -33,6 +37,8 @@ def bit_map(prepared: Prepared, quality: float | None = None) -> NDArray[np.floa
         for index, y in enumerate(prepared.latents()):
             left, top, right, bottom = (side // LATENT for side in grid.box(index))
             result[top:bottom, left:right] = _of_latents(prepared.model, y, quality)
+            if progress is not None:
+                progress(index + 1, len(grid))
     return result
 
 

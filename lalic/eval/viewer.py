@@ -106,8 +106,8 @@ def page(name: str, picture: Image.Image, matches: Sequence[Match], metric: str,
         pictures.append((f"{match.codec.name}-{number}", match.codec.title, match.coded.picture, match.heading()))
     views = []
     for identity, title, one, note in pictures:
-        shown = base64.b64encode(shown_picture(one)).decode("ascii")
-        views.append(view(identity, title, f"data:image/webp;base64,{shown}", note))
+        inside = base64.b64encode(shown_picture(one)).decode("ascii")
+        views.append(view(identity, title, f"data:image/webp;base64,{inside}", note))
     data = {"width": picture.width, "height": picture.height, "views": views}
     texts = {
         "name": html.escape(name),

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -52,6 +53,7 @@ __all__ = [
 MAX_PIXELS = 1 << 26  # of a picture, unless the command says otherwise
 CURVE_PIXELS = 1 << 21  # of a picture whose curve is made unasked: some seconds
 KEPT_PIXELS = 1 << 27  # of all pictures together
+KEPT_LATENTS = 1 << 25  # pixels of a picture whose latents are kept: 4 bytes a pixel
 AIMS = {"quality": "Quality", "bpp": "Bits per pixel", "psnr": "PSNR", "size": "File size"}
 OFFERED = ("jpeg", "webp", "avif", "avif-psnr", "jxl", "heic")
 
@@ -114,7 +116,6 @@ class Opened:
     file: bytes | None = None
     decode_seconds: float = 0.0
     prepared: _Watched | None = None
-    analysis_seconds: float = 0.0
     known: dict[str, Known] = field(default_factory=dict)
     newest: OrderedDict[Quality, Match] = field(default_factory=OrderedDict)
     addresses: dict[str, str] = field(default_factory=dict)
@@ -148,9 +149,32 @@ def _silent(text: str, share: float | None = None) -> None:
 
 
 class _Watched(codec.Prepared):
-    """A prepared picture whose encoding is reported, tile by tile."""
+    """A picture whose latents are kept, up to a size, and whose encoding is reported, tile by tile.
 
-    report: Report = staticmethod(_silent)
+    Attributes: report; analysis_seconds, of all latents; reused, whether the last use found them kept.
+    """
+
+    def __init__(self, picture: Image.Image, model: LALIC) -> None:
+        super().__init__(picture, model, strip=True)
+        self.keeps = picture.width * picture.height <= KEPT_LATENTS
+        self.report: Report = _silent
+        self.analysis_seconds, self.reused = 0.0, False
+        self._kept: list[torch.Tensor] | None = None
+
+    def latents(self) -> Iterator[torch.Tensor]:
+        self.reused = self._kept is not None
+        if self._kept is not None:
+            yield from self._kept
+            return
+        found, seconds, start = [], 0.0, time.perf_counter()
+        for y in super().latents():
+            seconds += time.perf_counter() - start
+            if self.keeps:
+                found.append(y)
+            yield y
+            start = time.perf_counter()
+        self.analysis_seconds = seconds
+        self._kept = found or None
 
     def encode(self, quality: float | None = None, **options: object) -> bytes:
         self.report("Encoding", 0)
@@ -158,7 +182,7 @@ class _Watched(codec.Prepared):
 
 
 class _Lalic(LalicCodec):
-    """lalic, with the latents of one picture kept. The time of their analysis counts as if they were not."""
+    """lalic, of one open picture. The time of the analysis counts, even where its result was kept."""
 
     def __init__(self, model: LALIC, opened: Opened, report: Report) -> None:
         super().__init__(model)
@@ -170,20 +194,16 @@ class _Lalic(LalicCodec):
         data = prepared.encode(quality)
         middle = time.perf_counter()
         decoded = _decoded(data, self.model, self.report)
-        analysis = self.opened.analysis_seconds if len(prepared.grid) == 1 else 0.0
-        return Coded(decoded, len(data), middle - start + analysis, time.perf_counter() - middle, data)
+        end = time.perf_counter()
+        self.report("Measuring", None)
+        analysis = prepared.analysis_seconds if prepared.reused else 0.0
+        return Coded(decoded, len(data), middle - start + analysis, end - middle, data)
 
 
 def _prepared(opened: Opened, model: LALIC, report: Report) -> _Watched:
-    """The picture, analysed if it is one tile."""
+    """The picture as lalic codes it; its steps go to `report`."""
     if opened.prepared is None:
-        report("Analysing", None)
-        prepared = _Watched(opened.picture, model)
-        start = time.perf_counter()
-        if len(prepared.grid) == 1:
-            next(prepared.latents())
-        opened.analysis_seconds = time.perf_counter() - start
-        opened.prepared = prepared
+        opened.prepared = _Watched(opened.picture, model)
     opened.prepared.report = report
     return opened.prepared
 
@@ -212,10 +232,11 @@ class _Other(PillowCodec):
 
     def __init__(self, name: str, report: Report) -> None:
         super().__init__(name)
-        self.report = report
+        self.report, self.tried = report, 0
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        self.report(f"Matching {self.title}", None)
+        self.report(f"Matching {self.title}", self.tried / (self.tried + 2))
+        self.tried += 1
         return super().code(picture, quality)
 
 
@@ -254,12 +275,10 @@ class Desk:
                 warnings.simplefilter("always", images.ImageWarning)
                 loaded = images.open_picture(data, strip=True, max_pixels=self.max_pixels)
             transparent = loaded.alpha is not None
-            if transparent:
-                picture = images.load(data, background="white", max_pixels=self.max_pixels)
+            if transparent or not isinstance(loaded.image, Image.Image):
+                opened = Opened(stem, images.load(data, background="white", max_pixels=self.max_pixels))
             else:
-                assert isinstance(loaded.image, Image.Image)  # strips are for pictures above any page's limit
-                picture = loaded.image
-            opened = Opened(stem, picture if picture.mode == "RGB" else picture.convert("RGB"))
+                opened = Opened(stem, loaded.image.convert("RGB"))
             opened.notes = [_capital(str(each.message)) for each in caught if each.category is images.ImageWarning]
             if transparent:
                 opened.notes.append(
@@ -320,8 +339,12 @@ class Desk:
             opened.results = results = replace(results, theirs=theirs)
             yield results
         with self._turn(watched):
-            watched("Counting bits", None)
-            bits = bit_map(_prepared(opened, self.model, watched), results.ours.quality)
+            watched("Counting bits", 0)
+            bits = bit_map(
+                _prepared(opened, self.model, watched),
+                results.ours.quality,
+                lambda done, count: watched("Counting bits", done / count),
+            )
         yield replace(results, bits=bits)
 
     @contextlib.contextmanager

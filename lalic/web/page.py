@@ -7,7 +7,6 @@ import html
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -19,7 +18,7 @@ from lalic.errors import LalicError, sentence
 from lalic.eval.bits import heat_map
 from lalic.eval.curve_figure import curve_figure
 from lalic.eval.measure import caption
-from lalic.eval.side_by_side import remarks
+from lalic.eval.side_by_side import Match, remarks
 from lalic.eval.viewer import asset, figures_table, shown_factor, shown_picture, size_text, view
 from lalic.eval.viewer import page as whole_page
 from lalic.images import dump
@@ -125,7 +124,7 @@ def build(desk: Desk, shelf: Shelf) -> gr.Blocks:
             done.then(page.draw, wishes, curve, **drawing)
         aim.input(page.choose_aim, [key, aim], [quality, target], queue=False, **quiet)
         for event in (quality.release, target.submit, other.input, match.input):
-            event(page.want, wishes, None, queue=False, **quiet)
+            event(page.want, wishes, None, queue=False, trigger_mode="multiple", **quiet)
             done = event(page.code, wishes, shown, trigger_mode="always_last", **coding)
             done.then(page.draw, wishes, curve, **drawing)
         stop.click(desk.stop, key, None, queue=False, **quiet)
@@ -286,13 +285,7 @@ class _Page:
 
     def _figures(self, opened: Opened, results: Results) -> str:
         """The figures, links to the files, and what follows from them."""
-        links = {}
-        for match in results.matches:
-            if match.coded.data is not None:
-                extension = _EXTENSIONS.get(match.codec.name, match.codec.name)
-                key = f"file {match.codec.name} {match.quality}"
-                make = partial(_download, match.coded.data, f"{opened.name}.{extension}")
-                links[match.codec.name] = self._address(opened, key, make)
+        links = {match.codec.name: self._file(opened, match) for match in results.matches}
         if results.bits is not None and opened.pixels <= CURVE_PIXELS:
             links_below = f'<p><a href="{self._page(opened, results)}" download>Save this comparison as a page</a></p>'
         else:
@@ -301,6 +294,12 @@ class _Page:
             f"<p class=verdict>{html.escape(each)}</p>" for each in remarks(results.matches, results.request.match)
         ]
         return figures_table(results.matches, links) + "".join(sentences) + links_below
+
+    def _file(self, opened: Opened, match: Match) -> str:
+        """The address of a match's file."""
+        name = match.codec.name
+        file = match.coded.data or b"", "application/octet-stream", f"{opened.name}.{_EXTENSIONS.get(name, name)}"
+        return self._address(opened, f"file {name} {match.quality}", lambda: file)
 
     def _page(self, opened: Opened, results: Results) -> str:
         """The address of a page of one file that shows what is shown here."""
@@ -344,11 +343,6 @@ class _Page:
 
 
 _EXTENSIONS = {"jpeg": "jpg", "avif-psnr": "avif"}
-
-
-def _download(data: bytes, name: str) -> tuple[bytes, str, str]:
-    """What `Shelf.put` takes."""
-    return data, "application/octet-stream", name
 
 
 def _says(text: str, kind: str = "", more: str = "") -> str:

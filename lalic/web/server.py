@@ -165,6 +165,7 @@ def serve(desk: Desk, place: socket.socket, ready: Any = lambda: None) -> None:
 
     with tempfile.TemporaryDirectory(prefix="lalic-web-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ.setdefault("MPLCONFIGDIR", folder)  # gradio imports matplotlib, which keeps a list of fonts
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: Any = None) -> None:
