@@ -176,7 +176,7 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
             return _convert(_from_array(source), None, below, strip, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         file = io.BytesIO(bytes(source))
-    elif hasattr(source, "read"):
+    elif hasattr(source, "read") and not isinstance(source, type):
         contents = source.read()
         if not isinstance(contents, bytes):
             raise TypeError("image is a text file, expected one that is opened in binary mode")

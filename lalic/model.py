@@ -320,8 +320,6 @@ class LALIC(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> y (B, M, H / 16, W / 16), before gains and rounding: equal for every quality."""
         self.check_picture(x)
-        if x.is_cpu:  # elsewhere it would wait for the device
-            _check_values(x)
         return self._transform("g_a", _channels_last(x))
 
     # Tensors to bytes
@@ -334,6 +332,9 @@ class LALIC(nn.Module):
         coded with these weights.
         """
         _check_one(x)
+        self.check_picture(x)
+        if x.is_cpu:  # elsewhere it would wait for the device
+            _check_values(x)
         return self.coder(graph).encode(x, quality)
 
     @torch.no_grad()
@@ -547,7 +548,7 @@ class LALIC(nn.Module):
 def _check_values(x: Tensor) -> None:
     """Raise ``ValueError`` for values that are not of a picture in [0, 1], which may overshoot a little."""
     low, high = (float(value) for value in x.aminmax())
-    if not (low >= -0.5 and high <= 1.5):  # also for NaN
+    if low < -0.5 or high > 1.5:  # not for NaN, which gives latents that cannot be coded
         raise ValueError(f"x: expected values in [0, 1], got {low:g} to {high:g}")
 
 

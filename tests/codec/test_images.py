@@ -472,7 +472,7 @@ def test_too_little_memory_is_no_damage(monkeypatch):
         open_picture(Image.fromarray(np.dstack([RGB, GREY])))
 
 
-@pytest.mark.parametrize("source", [0, True, None, 1.5, ["a.png"], io.StringIO, {}])
+@pytest.mark.parametrize("source", [0, True, None, 1.5, ["a.png"], io.BytesIO, {}])
 def test_what_is_no_source(source):
     """Among them integers, which `open` takes for file descriptors, and would close."""
     with pytest.raises(TypeError, match=f"image is of type {type(source).__name__}, expected a path, the bytes"):

@@ -97,8 +97,9 @@ def test_values_that_are_not_a_pictures_are_not_coded(scale: str) -> None:
     wrong = {"255": 255 * x, "-1 to 1": 2 * x - 1, "nan": x.clone(), "inf": x.clone()}[scale]
     if scale in ("nan", "inf"):
         wrong[0, 1, 2, 3] = float(scale)
-    for code in (tiny().compress, tiny().encode, tiny().latents):
-        with pytest.raises(ValueError, match=r"^x: expected values in \[0, 1\], got "):
+    message = "cannot be coded" if scale == "nan" else r"^x: expected values in \[0, 1\], got "
+    for code in (tiny().compress, tiny().encode):
+        with pytest.raises(ValueError, match=message):
             code(wrong)
         code(x * 1.2 - 0.1)  # an overshoot, as of resampling
 
