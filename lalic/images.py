@@ -176,7 +176,7 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
             return _convert(_from_array(source), None, below, strip, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         file = io.BytesIO(bytes(source))
-    elif hasattr(source, "read"):
+    elif hasattr(source, "read") and not isinstance(source, type):
         contents = source.read()
         if not isinstance(contents, bytes):
             raise TypeError("image is a text file, expected one that is opened in binary mode")
@@ -185,7 +185,8 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
         file = open(source, "rb")  # noqa: SIM115
         if not file.seekable():  # a pipe, such as /dev/stdin or what a shell makes of <(command)
             with file:
-                file = io.BytesIO(file.read())
+                source = file.read()
+            file = io.BytesIO(source)
     else:  # among them integers, which `open` would take for file descriptors
         raise TypeError(
             f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file, a binary file, "
