@@ -152,10 +152,13 @@ def open_standard_streams() -> None:
 
 
 def check_standard_stream(name: str) -> None:
-    """Raise `OSError` if the process was started without this standard stream, "stdin" or "stdout"."""
+    """Raise `OSError` if the process was started without this standard stream, "stdin" or "stdout", or if what a
+    program has put in its place, as notebooks do, takes text alone."""
+    words = {"stdin": "standard input", "stdout": "standard output"}[name]
     if name in _closed:
-        words = {"stdin": "standard input", "stdout": "standard output"}[name]
         raise OSError(errno.EBADF, "is closed", words)
+    if not hasattr(getattr(sys, name), "buffer"):
+        raise OSError(errno.EBADF, "holds text only in this program, expected bytes; give the name of a file", words)
 
 
 def read(source: str) -> bytes:

@@ -183,6 +183,10 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
         file = io.BytesIO(contents)
     elif isinstance(source, str | os.PathLike):
         file = open(source, "rb")  # noqa: SIM115
+        if not file.seekable():  # a pipe, such as /dev/stdin or what a shell makes of <(command)
+            with file:
+                source = file.read()
+            file = io.BytesIO(source)
     else:  # among them integers, which `open` would take for file descriptors
         raise TypeError(
             f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file, a binary file, "

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def parse(table: Iterable[dict[str, Any]]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-TABLE = parse(json.loads(FILE.read_text(encoding="utf-8")))
+TABLE = parse(json.loads(resources.files(__package__).joinpath(FILE.name).read_text(encoding="utf-8")))
 FACTORS = Launch((("BLOCK_T", 64), ("BLOCK_C", 16)), num_warps=4)
 # The logarithmic form, in at most this many programs: where it is not needed, its launch must cost little.
 LOG = Launch((("LENGTH", 64), ("BLOCK_C", 16)), num_warps=8)

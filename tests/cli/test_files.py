@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from lalic.batch import Job, plan
 from lalic.errors import RequestError
-from lalic.files import STREAM, write, write_atomic
+from lalic.files import STREAM, read, write, write_atomic
 
 PICTURES = [".png", ".jpg"]
 
@@ -194,3 +195,14 @@ def test_an_empty_folder(tree):
         plan(["empty"], None, ".lalic", PICTURES)
     with pytest.raises(RequestError, match=r"sub: this folder holds no file that ends in \.lalic"):
         plan(["in/sub"], None, ".png", [".lalic"])
+
+
+def test_a_stream_of_text_in_place_of_a_standard_stream(monkeypatch):
+    """As in a notebook."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("text"))
+    with pytest.raises(OSError, match="holds text only in this program") as caught:
+        write(STREAM, b"bytes")
+    assert caught.value.filename == "standard output"
+    with pytest.raises(OSError, match="holds text only in this program"):
+        read(STREAM)

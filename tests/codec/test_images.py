@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
+import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -606,3 +608,17 @@ def test_a_full_disk_is_an_error_of_the_disk(extension):
     with pytest.raises(OSError, match="No space left") as caught:
         save(Image.fromarray(RGB), extension, Full())
     assert not isinstance(caught.value, ImageError)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_has_a_name_and_cannot_seek(tmp_path):
+    """As what a shell makes of <(command)."""
+    out = io.BytesIO()
+    Image.fromarray(RGB).save(out, "PNG")
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(out.getvalue(),))
+    writer.start()
+    picture = open_picture(path)
+    writer.join()
+    assert np.array_equal(np.asarray(picture.image), RGB)

@@ -147,7 +147,7 @@ def test_without_the_optional_packages_the_rest_is_there(run, monkeypatch, tmp_p
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(run, words, sentence) -> None:
     result = run(*words)
-    assert result.code == 1 and sentence in result.err and not result.out
+    assert result.code == 2 and sentence in result.err and not result.out
     assert "bits per pixel" not in result.err
 
 

@@ -159,7 +159,7 @@ def test_transparent_pictures_need_a_background(command: Any, tmp_path: Path) ->
     Image.new("RGBA", (64, 64), (200, 0, 0, 0)).save(path)
     for words in (("eval", path, "--codecs", "jpeg:50"), ("compare", path, "jpeg:50", "-o", tmp_path / "out")):
         refused = command(*words)
-        assert refused.code == 1 and f"{path}: the picture has transparent pixels" in refused.err
+        assert refused.code == 2 and f"{path}: the picture has transparent pixels" in refused.err
         assert "--background white" in refused.err
         assert command(*words, "--background", "#00ff00").code == 0
     assert load([path], "white")["clear"].getpixel((0, 0)) == (255, 255, 255)

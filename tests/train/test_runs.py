@@ -181,7 +181,7 @@ def test_the_command_takes_other_shapes_and_starts_them_linearly(pictures, tmp_p
     }
     for text, reason in wrong.items():
         shape.write_text(text)
-        assert main([*words[:-3], str(shape)]) == 1
+        assert main([*words[:-3], str(shape)]) == 2
         assert reason in capsys.readouterr().err
     assert main([*words[:-3], "absent.json"]) != 0
     assert "model: expected slim, full, init or a JSON file, got 'absent.json'" in capsys.readouterr().err
@@ -198,7 +198,7 @@ def test_a_start_that_cannot_be_is_refused_before_anything_is_done(tmp_path, cap
         (["--metric", "ms-ssim"], "--start: linear is for the metric mse"),
         (["--batch", "6"], "--batch: expected a multiple of 4 with large crops (large 4), got 6"),
     ):
-        assert main([*words, *more]) == 1
+        assert main([*words, *more]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
