@@ -361,8 +361,8 @@ def _convert(
     image = replace(converted)
     if name is not None and not strip:
         metadata.note_conversion(boxes, name)
-    if image is own:
-        image = image.copy()
+    if image is own or type(image) is not Image.Image:  # the classes of file formats hold texts and EXIF themselves
+        image = replace(image.copy())
     image.info = {}
     if alpha is not None and below is not None:
         if image.mode == "L" and len(set(below)) > 1:

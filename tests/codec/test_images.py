@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from lalic.errors import ImageError
 from lalic.images import (
@@ -58,6 +59,21 @@ def file(image, kind="PNG", **options) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP"])
+def test_a_loaded_picture_holds_no_metadata(kind):
+    """Pillow's classes of file formats hold texts and tags beside `info`: what is coded next would carry them."""
+    texts = PngInfo()
+    texts.add_text("Author", "somebody")
+    exif = Image.Exif()
+    exif[0x8298] = "somebody"
+    options = {"pnginfo": texts} if kind == "PNG" else {}
+    data = file(Image.fromarray(RGB), kind, exif=exif, dpi=(300, 300), **options)
+    assert open_picture(data).metadata
+    assert not open_picture(load(data)).metadata
+    assert not open_picture(Image.open(io.BytesIO(data)), strip=True).metadata
+    assert not open_picture(load(Image.open(io.BytesIO(data)))).metadata
 
 
 def png(width, height, depth, color_type, rows: bytes, extra=b"") -> bytes:
