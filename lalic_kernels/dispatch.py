@@ -8,7 +8,7 @@
 2. CUDA tensors: "triton"; but "torch" for float64, which the kernels do not support, or without Triton.
 3. CPU tensors: "cpu" if the op has such code, numba can compile it, and the dtype is not float64; else "torch".
    biwkv also takes "torch" if w or u is outside the range of its compiled code (biwkv/cpu.py, supports()).
-4. Other devices: "torch".
+4. Other devices, and while torch.onnx exports: "torch".
 
 The rule uses no timing, and no environment variable but NUMBA_DISABLE_JIT, with which numba counts as not installed. So
 an encoder and a decoder on equal machines choose the same.
@@ -39,6 +39,8 @@ class Op:
 
 def choose(op: Op, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The implementation chosen for a device type and dtype, and the reason in a few words."""
+    if torch.onnx.is_in_onnx_export():
+        return "torch", "torch.onnx exports"
     if device_type == "cuda":
         if dtype == torch.float64:
             return "torch", "float64 is not computed in kernels"

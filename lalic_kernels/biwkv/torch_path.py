@@ -32,6 +32,8 @@ _State = tuple[Tensor, Tensor, Tensor]
 
 def uses_scaled_form(w: Tensor, u: Tensor, tokens: int) -> bool:
     """Whether w (C,), u (C,) and the number of tokens allow the scaled form (the module's docstring describes it)."""
+    if torch.onnx.is_in_onnx_export():  # whose tensors have no values
+        return False
     if w.numel() == 0:
         return True
     span = min(CHUNK, max(tokens, 1))

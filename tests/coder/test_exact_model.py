@@ -171,7 +171,7 @@ def test_the_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["convert", str(tmp_path / "a.pth"), str(out)]) == 1
     assert "--force" in capsys.readouterr().err
     assert cli.main(["convert", "--force", str(tmp_path / "a.pth"), str(out)]) == 0
-    assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 1
+    assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 2
     assert "must end in .safetensors" in capsys.readouterr().err
 
 
