@@ -10,7 +10,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-all triton bench gpu report lint setup clean
+.PHONY: demo test test-slow test-all triton bench gpu report dist lint setup clean
 
 demo: $(VENV)/installed
 	$(BIN)/lalic demo
@@ -44,6 +44,18 @@ gpu: $(VENV)/installed-test
 report: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[report]"
 	$(BIN)/python -m benchmarks.report
+
+# What is published, in dist/: built from a clean copy, checked, installed where nothing else is, and used there.
+dist: $(VENV)/installed-test
+	rm -rf build/dist build/empty dist
+	git clone --quiet . build/dist
+	$(BIN)/pip install --quiet --disable-pip-version-check "build>=1.2" "twine>=6"
+	$(BIN)/python -m build --outdir dist build/dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	build/empty/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/empty && bin/lalic demo
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
