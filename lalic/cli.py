@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lalic.container import VERSION, parse
+from lalic.container import MAGIC, VERSION, parse
 from lalic.errors import ImageWarning, LalicError, RequestError, RunError, as_request, sentence
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, check_standard_stream, open_standard_streams, read
@@ -529,7 +529,7 @@ def _info(args: argparse.Namespace) -> int:
     entries = []
     for source in args.inputs:
         try:
-            data = read(source)
+            data = read(source, MAGIC)
             entry = _entry(source, data)
             entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
         except (LalicError, OSError) as error:
