@@ -2,7 +2,7 @@
 
 Pillow takes no compressed text or profile above 1 MiB, and no texts above 64 MiB together, as small files can hold long
 texts. Here a longer one is stored plain, up to the limit of `lalic.metadata`; what is above is left out, and so is a
-profile or a text that is none. The picture is read in any case.
+profile or a text that is none, and what has a wrong checksum. The picture is read in any case.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = ["Prepared", "prepared"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_ANCILLARY = 32  # the bit of a kind which says that a reader may leave the chunk out
+_LEAST = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}  # bytes; Pillow refuses a file with fewer
 
 
 class Prepared(NamedTuple):
@@ -47,14 +49,22 @@ def prepared(stream: IO[bytes]) -> Prepared:
     texts = 0
     for kind, begin, length in _chunks(stream):
         new: bytes | None = None
-        if kind == b"cICP" and length == 4:
-            cicp = struct.unpack("BBxx", stream.read(4))
+        if not kind[0] & _ANCILLARY:
+            continue
+        contents = stream.read(length)
+        if len(contents) < length:
+            break
+        if stream.read(4) != _checksum(kind, contents) or length < _LEAST.get(kind, 0):
+            _warn(f"the chunk {kind.decode('latin-1')} is left out (it is damaged)")
+            new = b""
+        elif kind == b"cICP" and length == 4:
+            cicp = (contents[0], contents[1])
         elif kind == b"iCCP":
-            profile, new = _long_profile(stream.read(length))
+            profile, new = _long_profile(contents)
         elif kind in _TEXTS and texts > PngImagePlugin.MAX_TEXT_MEMORY:
             new = b""
         elif kind in _TEXTS:
-            size, new = _long_text(kind, stream.read(length))
+            size, new = _long_text(kind, contents)
             texts += size
             if texts > PngImagePlugin.MAX_TEXT_MEMORY:
                 _warn(f"texts are dropped: the limit is {PngImagePlugin.MAX_TEXT_MEMORY} bytes together")
@@ -124,7 +134,11 @@ def _expanded(packed: bytes) -> bytes | None:
 
 
 def _chunk(kind: bytes, contents: bytes) -> bytes:
-    return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
+    return struct.pack(">I", len(contents)) + kind + contents + _checksum(kind, contents)
+
+
+def _checksum(kind: bytes, contents: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(contents, zlib.crc32(kind)))
 
 
 def _changed(stream: IO[bytes], changes: list[tuple[int, int, bytes]]) -> IO[bytes]:

@@ -73,6 +73,23 @@ def test_a_profile_chunk_that_is_none(contents):
         reads(png(chunk(b"iCCP", contents)))
 
 
+@pytest.mark.parametrize("kind", [b"iCCP", b"tEXt", b"pHYs", b"tIME", b"prVt"])
+def test_a_wrong_checksum_beside_the_picture_does_not_lose_it(kind):
+    damaged = chunk(kind, bytes(20))[:-1] + b"?"
+    with pytest.warns(ImageWarning, match=f"the chunk {kind.decode()} is left out"):
+        reads(png(damaged))
+    with pytest.warns(ImageWarning, match=f"the chunk {kind.decode()} is left out"):
+        reads(png(late=(damaged,)))
+    with pytest.raises(ImageError, match="damaged"):
+        open_picture(png().replace(b"IDAT", b"IDAT" + b"?", 1))
+
+
+@pytest.mark.parametrize("kind", [b"gAMA", b"cHRM", b"sRGB", b"pHYs"])
+def test_a_chunk_that_is_too_short_does_not_lose_the_picture(kind):
+    with pytest.warns(ImageWarning, match=f"the chunk {kind.decode()} is left out"):
+        reads(png(chunk(kind, b"")))
+
+
 def test_a_text_chunk_that_is_none():
     with pytest.warns(ImageWarning, match=r"a text is dropped \(it is damaged\)"):
         reads(png(chunk(b"zTXt", b"key\0\7" + packed(9))))
