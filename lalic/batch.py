@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from lalic import codec, images, search
-from lalic.container import MAX_PIXELS, parse
+from lalic.container import MAGIC, MAX_PIXELS, parse
 from lalic.errors import LalicError, RequestError, as_request
 from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, replacing, write, writing
 from lalic.files import search as search_folder
@@ -188,7 +188,7 @@ def decompress_files(
             write_strips(parts, (container.width, container.height), temporary, container.metadata)
         return Saved(os.path.getsize(target), container.width, container.height)
 
-    steps = Steps(read, decode, save, GPU_BATCH if several else 1)
+    steps = Steps(lambda source: read(source, MAGIC), decode, save, GPU_BATCH if several else 1)
     return run(jobs, steps, overwrite=overwrite, skip_existing=skip_existing, progress=progress)
 
 
@@ -234,17 +234,22 @@ def plan(
     that cannot be read. An `ImageWarning` says what is left out of a folder.
 
     Raises `RequestError` if a source is missing, a folder has no such files, two sources that are named have one
-    target, a target is a source, or `output` names a file for several sources. It does not check whether targets exist.
+    target, a target is a source, a name is empty, or `output` names a file for several sources. It does not check
+    whether targets exist.
     """
     if isinstance(sources, str | bytes | os.PathLike):
         raise TypeError(f"sources is of type {type(sources).__name__}, expected a list of names")
     names = [os.fspath(source) for source in sources]
     out = None if output is None else os.fspath(output)
+    if out == "":
+        raise RequestError("-o is an empty name, expected that of a file or a folder")
     if STREAM in names:
         if len(names) > 1:
             raise RequestError(f"{STREAM} (standard input) cannot be combined with other inputs")
         return [Job(STREAM, STREAM if out is None else out)]
     for source in names:
+        if not source:
+            raise RequestError("an input is an empty name, expected that of a file or a folder")
         if not os.path.exists(source):
             raise RequestError(f"{source}: there is no such file or folder")
     single = len(names) == 1 and not os.path.isdir(names[0])

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lalic.container import VERSION, parse
-from lalic.errors import ImageWarning, LalicError, RequestError, RunError, as_request, sentence
+from lalic.container import MAGIC, VERSION, parse
+from lalic.errors import ImageWarning, LalicError, RequestError, RunError, as_request, one_line, sentence
 from lalic.eval import cli as evaluation
 from lalic.files import STREAM, WouldOverwrite, check_standard_stream, open_standard_streams, read
 from lalic.metadata import describe
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(argv: Sequence[str] | None) -> int:
     try:
-        with _terminated_by_an_exception(), _warnings_in_one_line():
+        with _terminated_by_an_exception(), _warnings_inone_line():
             args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
             return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
@@ -109,7 +109,7 @@ def _code(argv: Sequence[str] | None) -> int:
 
 
 @contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
+def _warnings_inone_line() -> Iterator[None]:
     """Print warnings about pictures as a sentence, without a line of code."""
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -309,17 +309,9 @@ def _scale(text: str) -> int:
 # Messages
 
 
-_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
-
-
-def _one_line(text: str) -> str:
-    """A text with its control characters as escapes: file names may have line breaks, and codes for terminals."""
-    return text.translate(_CONTROL)
-
-
 def _log(message: str) -> None:
     with suppress(OSError, ValueError):  # standard error may be a full disk, or have been closed
-        print(f"lalic: {_one_line(message)}", file=sys.stderr, flush=True)
+        print(f"lalic: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def _message(error: Exception) -> str:
@@ -440,10 +432,10 @@ def _run_batch(
             for warning in done.warnings:
                 _log(f"{done.source}: warning: {warning}")
         if done.skipped and count == 1 and not args.quiet:
-            bar.write(_one_line(f"{done.source}: skipped, {done.target} exists already"), file=sys.stdout)
+            bar.write(one_line(f"{done.source}: skipped, {done.target} exists already"), file=sys.stdout)
         elif done.error is None and not done.skipped and not args.quiet and done.target != STREAM:
             words = f"{done.source} -> {done.target}: {line(done)}, {done.seconds:.2f} s"
-            bar.write(_one_line(words), file=sys.stdout)
+            bar.write(one_line(words), file=sys.stdout)
         bar.update()
 
     with ExitStack() as stack:
@@ -529,7 +521,7 @@ def _info(args: argparse.Namespace) -> int:
     entries = []
     for source in args.inputs:
         try:
-            data = read(source)
+            data = read(source, MAGIC)
             entry = _entry(source, data)
             entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
         except (LalicError, OSError) as error:
@@ -572,7 +564,7 @@ def _described(entry: Mapping[str, Any], symbols: bool) -> str:
     at_quality = "" if entry["quality"] is None else f", quality {entry['quality']:g}"
     tiles = "one tile" if entry["tile"] is None else f"{entry['tiles']} tiles of {entry['tile']} pixels"
     text = (_INFO + _SYMBOLS if symbols else _INFO).format(
-        **{**entry, "file": _one_line(entry["file"]), "tiles": tiles}, kind=kind, at_quality=at_quality
+        **{**entry, "file": one_line(entry["file"]), "tiles": tiles}, kind=kind, at_quality=at_quality
     )
     for name, value in entry["metadata"].items():
         for key, word in value.items() if isinstance(value, dict) else ((name.replace("_", " "), value),):
@@ -588,7 +580,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     model = hub.convert(args.checkpoint, args.output, overwrite=args.force)
     size = os.path.getsize(args.output)
-    names = _one_line(f"{args.checkpoint} -> {args.output}")
+    names = one_line(f"{args.checkpoint} -> {args.output}")
     print(f"{names}: {model.config.name}, hash {model.weights_hash().hex()}, {size} bytes")
     return 0
 

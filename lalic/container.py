@@ -42,6 +42,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from lalic.errors import BitstreamError
+from lalic.files import read_stream
 from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
 
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse", "too_large"]
@@ -210,7 +211,7 @@ def contents(source: FileSource) -> memoryview:
     """The bytes of a file that is given as bytes, by its path, or as an open file, which is read to its end."""
     if isinstance(source, str | os.PathLike):
         with open(source, "rb") as file:
-            return memoryview(file.read())
+            return memoryview(read_stream(file, MAGIC))
     data = source.read() if hasattr(source, "read") else source
     try:
         return memoryview(data).cast("B")

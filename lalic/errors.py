@@ -22,6 +22,7 @@ __all__ = [
     "RunError",
     "as_request",
     "is_out_of_memory",
+    "one_line",
     "sentence",
 ]
 
@@ -88,6 +89,14 @@ def as_request() -> Iterator[None]:
         yield
     except (LalicError, OSError) as error:
         raise RequestError(sentence(error)) from None
+
+
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
+def one_line(text: str) -> str:
+    """A text with its control characters as escapes: file names may have line breaks, and codes for terminals."""
+    return text.translate(_CONTROL)
 
 
 def sentence(error: Exception) -> str:

@@ -8,6 +8,7 @@ import io
 import mimetypes
 import os
 import secrets
+import stat
 import sys
 import time
 import warnings
@@ -20,6 +21,8 @@ from typing import IO
 from lalic.errors import ImageWarning
 
 __all__ = [
+    "LFS_POINTER",
+    "LFS_WORDS",
     "PACKAGES",
     "STREAM",
     "Found",
@@ -29,6 +32,7 @@ __all__ = [
     "make_folder_of",
     "open_standard_streams",
     "read",
+    "read_stream",
     "replacing",
     "search",
     "walk",
@@ -64,21 +68,27 @@ class Found:
     """What a folder holds, in order.
 
     files: those that are taken. unreadable: a reason for each folder in it that cannot be listed. links: to folders.
-    others: where pictures are taken, the number of other files by extension, without what is surely no picture.
+    special: what has the name of such a file and is none. others: where pictures are taken, the number of other files
+    by extension, without what is surely no picture.
     """
 
     folder: str
     files: list[Path] = field(default_factory=list)
     unreadable: list[OSError] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
 
     def left_out(self) -> str:
         """A sentence about what is left out and why; empty if there is nothing to say."""
         reasons = []
-        if self.links:
-            named = ", ".join(self.links[:3]) + (", ..." if len(self.links) > 3 else "")
-            reasons.append(f"{_count(len(self.links), 'link')} to a folder, which is not followed ({named})")
+        for paths, what, why in (
+            (self.links, "link", "to a folder, which is not followed"),
+            (self.special, "name", "of a pipe, a socket or a device, which is not opened"),
+        ):
+            if paths:
+                named = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+                reasons.append(f"{_count(len(paths), what)} {why} ({named})")
         for package in (*sorted(set(PACKAGES.values())), None):
             endings = sorted(ending for ending in self.others if PACKAGES.get(ending) == package)
             if endings:
@@ -92,6 +102,9 @@ class Found:
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
+
+LFS_POINTER = b"version https://git-lfs"
+LFS_WORDS = "a pointer of Git LFS to a file that was not fetched: git lfs pull"
 
 _TYPES = mimetypes.MimeTypes()  # without the lists of this machine
 _NO_PICTURES = {".lalic", ".db", ".ini", ".log", ".md", ".toml", ".xmp", ".yaml", ".yml"}  # beside those of `_TYPES`
@@ -112,13 +125,26 @@ def search(folder: Name, extensions: Collection[str]) -> Found:
             if name.startswith("."):
                 continue
             if ending in extensions:
-                found.files.append(Path(parent, name))
+                path = os.path.join(parent, name)
+                if _is_special(path):
+                    found.special.append(path)
+                else:
+                    found.files.append(Path(path))
             elif (
                 pictures and ending not in _NO_PICTURES and (_TYPES.guess_type(name)[0] or "image").startswith("image")
             ):
                 found.others[ending] += 1
     found.files.sort()
+    found.special.sort()
     return found
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path leads to what is no file: opening a pipe waits for a writer, and a device may have no end."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # such as a link to nothing, which fails when it is read, and is named
+        return False
 
 
 def walk(folder: Name, extensions: Collection[str]) -> list[Path]:
@@ -161,13 +187,19 @@ def check_standard_stream(name: str) -> None:
         raise OSError(errno.EBADF, "holds text only in this program, expected bytes; give the name of a file", words)
 
 
-def read(source: str) -> bytes:
-    """The bytes of a file, or of standard input."""
+def read(source: str, start: bytes = b"") -> bytes:
+    """The bytes of a file, or of standard input. start: as of `read_stream`."""
     if source == STREAM:
         check_standard_stream("stdin")
-        return sys.stdin.buffer.read()
+        return read_stream(sys.stdin.buffer, start)
     with open(source, "rb") as stream:
-        return stream.read()
+        return read_stream(stream, start)
+
+
+def read_stream(stream: IO[bytes], start: bytes) -> bytes:
+    """The rest of a stream that begins with `start`; of another one a few bytes, as it may have no end."""
+    first = stream.read(len(start)) if start else b""
+    return first + stream.read() if first == start else first
 
 
 def write(target: str, data: bytes, *, overwrite: bool = True) -> None:

@@ -12,12 +12,15 @@
       entry or colour)                            pixel is opaque. With `background` the picture is blended with this
                                                   colour instead (in sRGB, as browsers do)
     fully transparent pixels                    their hidden colour is replaced by a smooth one
+    alpha of BMP and TGA that is 0 everywhere   ignored with an `ImageWarning`
     16-bit grey (I;16, and I within 0..65535)   v -> round(v / 257), so 0 -> 0 and 65535 -> 255; of a TIFF also 12 bits,
                                                   and white being 0
     32-bit integers (I) outside 0..65535        refused: the range is unknown
     16-bit RGB, RGBA, CMYK, grey with alpha     rounded in the same way if in a PNG or TIFF file; Pillow's 8 bits, which
-                                                  may be the high bytes, of other formats, of a TIFF with separate
+                                                  may be the high bytes, of other formats, of a TIFF with compressed
                                                   planes or premultiplied alpha, and of a `PIL.Image`
+    16 bits of a TIFF in separate planes,       refused: Pillow does not read them
+      not compressed
     floating point (F)                          refused: the range is unknown
     several frames (GIF, APNG, WebP, TIFF)      refused; a multi-picture JPEG (MPO, as phones write) and a layered PSD
                                                   give their main picture
@@ -28,6 +31,8 @@
                                                   the profile's greys; unchanged if the profile moves no colour by more
                                                   than 1 of 255; a profile that is broken or does not fit the picture is
                                                   ignored with an `ImageWarning`
+    colours named by code points (PNG's cICP,   taken as sRGB, with an `ImageWarning` if they are others
+      AVIF's and HEIF's nclx), no profile
     EXIF, XMP, text, resolution                 kept (`lalic.metadata`), unless `strip`
     other metadata, gamma and chromaticity      dropped
       chunks
@@ -47,6 +52,7 @@ import importlib
 import io
 import os
 import re
+import struct
 import sys
 import threading
 import warnings
@@ -62,7 +68,8 @@ from lalic import metadata
 from lalic.alpha import fill_transparent, strips
 from lalic.container import MAGIC, MAX_PIXELS, too_large
 from lalic.errors import ImageError, ImageWarning, LalicError, is_out_of_memory
-from lalic.files import PACKAGES
+from lalic.files import LFS_POINTER, LFS_WORDS, PACKAGES
+from lalic.png import prepared
 from lalic.strips import StripImage, needs_strips, open_strips
 
 if TYPE_CHECKING:
@@ -87,6 +94,8 @@ ImageSource = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
 Color = str | tuple[int, int, int]
 
 _MAIN_PICTURE_FIRST = {"MPO", "PSD"}
+_ALPHA_MAY_BE_UNUSED = {"BMP", "DIB", "TGA"}  # formats of which many writers leave the fourth byte of a pixel 0
+_KNOWN_BY_THEIR_START = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "JPEG2000")
 _MODES_OF_RGB = {"RGBX", "P", "HSV", "YCbCr"}
 
 
@@ -192,8 +201,12 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
             f"image is of type {type(source).__name__}, expected a path, the bytes of a picture file, a binary file, "
             "a PIL.Image, an array or a tensor"
         )
-    with file as stream, _pillow_limit(max_pixels), _damage_in_one_sentence():
+    with file, _pillow_limit(max_pixels), _damage_in_one_sentence():
+        stream, long_profile, cicp = prepared(file)
         image = _open(stream, max_pixels)
+        if long_profile is not None:
+            image.info["icc_profile"] = long_profile
+        _warn_of_other_colors(image, cicp or _nclx(image, stream))
         if max_pixels >= image.width * image.height and needs_strips(*image.size):
             _check_kind(image)
             # Of a PNG, Pillow would load all pixels to look for EXIF or text behind them.
@@ -214,6 +227,8 @@ def _from_array(array: Any) -> Image.Image:
     pixels, form = array, "an array uint8 (H, W), (H, W, 3) or (H, W, 4)"
     if not isinstance(array, np.ndarray):
         form = "a tensor (3, H, W), or 1 or 4 channels, perhaps a batch of 1: uint8, or floating point in [0, 1]"
+        if array.layout != sys.modules["torch"].strided or array.is_meta or array.is_quantized:
+            raise ImageError(f"image: expected {form}, got one that is sparse, quantized or without data")
         pixels = array.detach().cpu()
         if pixels.ndim == 4 and pixels.shape[0] == 1:
             pixels = pixels[0]
@@ -263,7 +278,7 @@ def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
     if stream.read(len(MAGIC)) == MAGIC:  # which Pillow would open after `import lalic.pillow`
         raise ImageError("this is not a picture to compress, but a .lalic file; lalic decompress reads it")
     stream.seek(0)
-    start = stream.read(16)
+    start = stream.read(32)
     package = next((package for pattern, package in _NEED_A_PACKAGE if pattern.match(start)), "")
     if package:
         _register_packages()
@@ -275,6 +290,14 @@ def _open(stream: IO[bytes], max_pixels: int) -> Image.Image:
             raise ImageError(
                 f"this is a picture of a format that Pillow reads with the package {package}: pip install {package}"
             ) from None
+        for name in _KNOWN_BY_THEIR_START:
+            if name in Image.OPEN and (accept := Image.OPEN[name][1]) is not None and accept(start) is True:
+                raise ImageError(
+                    f"the picture is damaged or truncated, or of a rare kind: it begins like {name}, and Pillow "
+                    "cannot read it"
+                ) from None
+        if start.startswith(LFS_POINTER):
+            raise ImageError(f"this is not a picture, but {LFS_WORDS}") from None
         raise ImageError("this is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
         raise ImageError(too_large(max_pixels)) from None
@@ -297,6 +320,37 @@ def _register_packages() -> list[str]:
                 module.register_heif_opener()
             found.append(package)
     return found
+
+
+_NCLX = re.compile(rb"colrnclx(....)", re.DOTALL)  # in an AVIF or HEIF file: a box with code points
+_LIKE_SRGB = ({1, 2, 5, 6}, {1, 2, 6, 13, 14, 15})  # of primaries and transfer functions; 2 is "unspecified"
+_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+_TRANSFERS = {4: "gamma 2.2", 5: "gamma 2.8", 8: "linear light", 16: "PQ", 18: "HLG"}
+
+
+def _nclx(image: Image.Image, stream: IO[bytes]) -> tuple[int, int] | None:
+    """Code points of an AVIF or HEIF file, as of `lalic.png.Prepared.cicp`."""
+    if image.format not in ("AVIF", "HEIF"):
+        return None
+    before = stream.tell()
+    stream.seek(0)
+    found = _NCLX.search(stream.read(1 << 16))
+    stream.seek(before)
+    return struct.unpack(">HH", found[1]) if found else None
+
+
+def _warn_of_other_colors(image: Image.Image, cicp: tuple[int, int] | None) -> None:
+    """Say that code points, which Pillow passes over, name other colours than sRGB's. A profile is read instead."""
+    if cicp is None or "icc_profile" in image.info or all(c in like for c, like in zip(cicp, _LIKE_SRGB, strict=True)):
+        return
+    primaries, transfer = (
+        names.get(code, f"code {code}") for code, names in zip(cicp, (_PRIMARIES, _TRANSFERS), strict=True)
+    )
+    warnings.warn(
+        f"the colours are taken as sRGB, and the file names others (primaries {primaries}, transfer {transfer})",
+        ImageWarning,
+        stacklevel=4,
+    )
 
 
 @contextlib.contextmanager
@@ -322,6 +376,16 @@ def _check_kind(image: Image.Image) -> None:
         raise ImageError(f"the file holds {frames} frames, and a .lalic file holds one picture; extract one first")
 
 
+def _check_planes(image: Any) -> None:
+    """Raise `ImageError` for samples of 16 bits in separate planes, of which Pillow would make bytes one by one."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS_A_SAMPLE, (1,))) > 8 and any(t[0] == "raw" for t in image.tile):
+        raise ImageError(
+            "the TIFF holds 16 bits a sample in separate planes, which Pillow does not read; store it interleaved, or "
+            "compressed"
+        )
+
+
 def _convert(
     source: Image.Image, stream: IO[bytes] | None, below: tuple[int, int, int] | None, strip: bool, max_pixels: int
 ) -> Picture:
@@ -343,6 +407,7 @@ def _convert(
         return new
 
     _check_kind(source)
+    _check_planes(source)
     tags = getattr(source, "tag_v2", {})
     turned = tags.get(metadata.ORIENTATION)  # Pillow turns a TIFF when it loads it
     pixels = _load_pixels(source, stream)
@@ -355,6 +420,9 @@ def _convert(
     if orientation in _TURNS:
         image = replace(image.transpose(_TURNS[orientation]))
     colors, alpha = _split_alpha(image)
+    if alpha is not None and source.format in _ALPHA_MAY_BE_UNUSED and alpha.getextrema()[1] == 0:
+        warnings.warn("alpha is ignored (it is 0 in every pixel, as where it is not used)", ImageWarning, stacklevel=4)
+        alpha = None
     image = replace(colors)
     image = replace(_to_8_bit(image, tags))
     converted, name = _to_srgb(image, profile, image is not own)
@@ -386,6 +454,7 @@ _TURNS: dict[int | None, Image.Transpose] = {
 # 16 bits: Pillow keeps the high byte of each sample, by what it calls a raw mode; another raw mode gives the low byte.
 
 _BOTH_BYTES_OF_LA = "LA;16B"  # PNG; as raw mode RGBA it gives four bytes: high and low of grey, high and low of alpha
+_LEVELS_OF = {"1": 1, "L;2": 3, "L;4": 15}  # the highest value of grey
 _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -398,6 +467,10 @@ def _load_pixels(source: Image.Image, stream: IO[bytes] | None) -> Image.Image:
         source.load()
         return _mapped(source, "LA", lambda strip: _rounded(strip[..., ::2] * np.uint16(256) + strip[..., 1::2]))
     source.load()
+    clear = source.info.get("transparency")
+    if source.format == "PNG" and raw_mode in _LEVELS_OF and isinstance(clear, int) and source.mode in ("1", "L"):
+        # The file says it in bits, and Pillow passes it on, but for pixels it makes 0 to 255 of them.
+        source.info["transparency"] = min(255, clear * 255 // _LEVELS_OF[raw_mode])
     mode, _, order = raw_mode.partition(";16")
     if mode in ("RGB", "RGBX", "RGBA", "CMYK") and order in _LOW_BYTE and stream is not None:
         stream.seek(0)
@@ -513,7 +586,7 @@ def _to_8_bit(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     raise ImageError(f"the picture has Pillow's mode {mode}, which lalic does not read; convert it to RGB first")
 
 
-_BITS_A_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_BITS_A_SAMPLE, _PHOTOMETRIC, _PLANES, _WHITE_IS_ZERO = 258, 262, 284, 0
 
 
 def _rounded_grey(values: np.ndarray, largest: int) -> np.ndarray:

@@ -180,7 +180,9 @@ def _listed(source: str, target: str) -> list[tuple[str, str]]:
     if _extension(path) == ".txt":
         if not fs.exists(path):
             raise RequestError(f"{source}: there is no such file")
-        lines = [line.strip() for line in fs.cat_file(path).decode().splitlines()]
+        # As names of files are text to Python: any bytes. Some editors put a byte order mark first.
+        text = fs.cat_file(path).decode("utf-8-sig", "surrogateescape")
+        lines = [line.strip(" \t\r") for line in text.split("\n")]
         folder = posixpath.dirname(url)
         urls = [absolute(a if "://" in a or a.startswith("/") else f"{folder}/{a}") for a in lines if a]
     elif fs.isfile(path):

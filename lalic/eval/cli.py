@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lalic.errors import one_line
 from lalic.eval import DEFAULT_CODECS
 from lalic.options import (
     add_force_option,
@@ -170,7 +171,7 @@ def _run_compare(args: argparse.Namespace) -> int:
     print(machine)
     for path, data in outputs.items():
         write_atomic(path, data, overwrite=args.force)
-        print(f"wrote {path}")
+        print(one_line(f"wrote {path}"))
     return 1 if results.left_out else 0
 
 
@@ -183,4 +184,4 @@ def _png(picture: Image.Image) -> bytes:
 
 def _log(message: str) -> None:
     """Print to standard error."""
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)

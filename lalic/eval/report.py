@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lalic.errors import LalicError
+from lalic.errors import LalicError, one_line
 from lalic.eval.curves import METRICS, Comparison, Curve, Figures, compressai_json, decibels
 from lalic.eval.measure import Results
 from lalic.files import write_atomic
@@ -26,7 +26,7 @@ def text(results: Results, each: bool = False) -> str:
     """The table, the comparisons, and a line on pictures and machine. each: also a line for each picture."""
     lines = [table(results.curves, each), ""]
     lines += [comparison_line(comparison) for comparison in results.comparisons()]
-    lines.append(f"{_title(results)}; {results.caption}")
+    lines.append(one_line(f"{_title(results)}; {results.caption}"))
     return "\n".join(lines)
 
 
@@ -86,7 +86,7 @@ def table(curves: Sequence[Curve], each: bool = False) -> str:
 
 def _line(name: str, of: Figures) -> str:
     ms_ssim, decode_seconds = of.ms_ssim, of.decode_seconds
-    cells = [f"{name:>16}", f"{of.bpp:7.4f}", f"{of.psnr:6.3f}"]
+    cells = [f"{one_line(name):>16}", f"{of.bpp:7.4f}", f"{of.psnr:6.3f}"]
     cells.append(f"{'-':>8}" if ms_ssim is None else f"{ms_ssim:8.5f}")
     cells.append(f"{'-':>6}" if ms_ssim is None else f"{decibels(ms_ssim):6.2f}")
     cells += [f"{of.encode_seconds:7.4f} s", f"{'-':>9}" if decode_seconds is None else f"{decode_seconds:7.4f} s"]

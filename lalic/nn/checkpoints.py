@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from lalic.config import FULL, SLIM, Config
 from lalic.errors import CheckpointError
-from lalic.files import write_atomic
+from lalic.files import LFS_POINTER, LFS_WORDS, write_atomic
 from lalic.nn.blocks import OmniShift
 from lalic.nn.context import aggregation_ramp
 from lalic_kernels import exact
@@ -262,11 +262,17 @@ def read(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Any
     Raises ``CheckpointError`` when the file is missing, is no checkpoint, or holds pickled objects beyond tensors.
     """
     try:
-        if os.fspath(path).endswith(".safetensors"):
+        with open(path, "rb") as file:
+            start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            raise CheckpointError(f"{path}: this is no checkpoint, but {LFS_WORDS}")
+        if start[8:9] == b"{" or os.fspath(path).endswith(".safetensors"):  # the name may have the wrong ending
             from safetensors.torch import load_file
 
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # torch and safetensors raise many types for a damaged or foreign file

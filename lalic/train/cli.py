@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lalic.errors import LalicError
+from lalic.errors import LalicError, one_line
 from lalic.memory import KEEP_MIB
 from lalic.options import add_machine_options, set_up_process
 from lalic.train.recipe import PRESETS, Recipe, option, preset
@@ -69,6 +69,10 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         raise LalicError(f"{option(name)}:{problem}") from None
 
 
+def _log(message: str) -> None:
+    print(one_line(message), flush=True)
+
+
 def run(args: argparse.Namespace) -> int:
     """Train, or continue. Returns the exit code."""
     set_up_process(args.threads)
@@ -76,5 +80,5 @@ def run(args: argparse.Namespace) -> int:
 
     names = ("qualities", "init", "device", "save_every", "log_every", "compiled", "tensorboard", "keep_mib")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    train(args.data, args.out, recipe_of(args), args.model, **options, log=lambda message: print(message, flush=True))
+    train(args.data, args.out, recipe_of(args), args.model, **options, log=_log)
     return 0

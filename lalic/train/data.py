@@ -244,7 +244,7 @@ class Crops:
             pixels = _enlarged(readable, 64)
             h, w = (min(side, n // 64 * 64) for n in pixels.shape[:2])
             top, left = (pixels.shape[0] - h) // 2, (pixels.shape[1] - w) // 2
-            crop = np.ascontiguousarray(pixels[top : top + h, left : left + w])
+            crop = pixels[top : top + h, left : left + w].copy()  # which torch may write to
             result.append(torch.from_numpy(crop).permute(2, 0, 1)[None].float().div_(255))
         return result
 

@@ -53,7 +53,7 @@ def tree(folder="out") -> dict[str, bytes]:
 
 def rows(folder="out") -> list[dict]:
     files = sorted(Path(folder, "_bulk").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
 
 def tar_of(path, files: dict[str, bytes]) -> None:
@@ -202,6 +202,20 @@ def test_names_that_are_no_text(here, form):
     for manifest in Path("out", "_bulk").glob("*.jsonl"):
         manifest.write_text(manifest.read_text().replace('"ok"', '"failed"', 1))
     assert sum(each.coded for each in compress(form=form)) == len(list(Path("out", "_bulk").glob("*.jsonl")))
+
+
+def test_lists_of_any_editor_and_any_names(here):
+    """A byte order mark, line ends of Windows, names that are no text, and characters that some call line ends."""
+    names = [b"photos/0.png", b"photos/caf\xe9.png", "photos/a\x85b\u2028c.png".encode()]
+    try:
+        for name in names[1:]:
+            Path(os.fsdecode(name)).write_bytes(png(0))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names of UTF-8 only")
+    Path("list.txt").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(names) + b"\r\n\r\n")
+    (done,) = compress("list.txt")
+    assert (done.pictures, done.failed) == (3, 0)
+    assert [row["path"] for row in rows()] == [os.fsdecode(name).removeprefix("photos/") for name in names]
 
 
 def test_memory_and_lists_of_urls(here):

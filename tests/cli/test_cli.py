@@ -325,6 +325,10 @@ def test_names_with_control_characters_are_one_line(run, here):
     done = run("info", "line\nbreak \x1b[31mred.lalic")
     assert done.code == 0 and done.out[0] == r"line\nbreak \x1b[31mred.lalic"
     assert run("compress", "no\nfile").err == [r"lalic: no\nfile: there is no such file or folder"]
+    done = run("eval", name, "--codecs", "jpeg:50", "--each", "-o", "out\x1b[31m")
+    assert done.code == 0 and any(r"  line\nbreak \x1b[31mred " in line for line in done.out)
+    assert not any("\x1b" in line for line in done.out + done.err)
+    assert any(r"wrote out\x1b[31m" in line for line in done.err)
 
 
 def test_memory_that_torch_cannot_get(run, here, monkeypatch):

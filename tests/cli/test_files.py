@@ -154,6 +154,9 @@ def test_streams(tree):
         (["a.png"], "./in/../a.png", "itself an input"),
         (["a.png", "a.png"], None, "a.png is named twice"),
         (["in", "in/sub/c.png"], None, "c.png is named twice"),
+        ([""], None, "an input is an empty name"),  # of a shell's variable that is not set
+        (["a.png"], "", "-o is an empty name"),
+        (["-"], "", "-o is an empty name"),
     ],
 )
 def test_what_is_refused(tree, sources, out, match):

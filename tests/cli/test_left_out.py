@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lalic.data import Pictures
 from lalic.errors import ImageWarning, RequestError
 from lalic.eval.measure import load
 from lalic.files import search, walk
+from lalic.train.data import Crops
 
 
 @pytest.fixture
@@ -79,6 +81,28 @@ def test_links_and_formats_that_are_left_out_are_said(run, folder):
     assert done.code == 0 and done.err == [
         "lalic: warning: out: left out: 1 link to a folder, which is not followed (out/album)"
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_sockets_and_devices_are_left_out(run, folder, capfd):
+    """Opening a pipe waits until somebody writes to it, and some devices have no end."""
+    os.mkfifo("in/pipe.png")
+    Path("in/device.PNG").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("in/private/socket.png")
+    done = run("compress", "in", "-o", "out", "--quiet")
+    assert done.code == 0 and len(list(Path("out").rglob("*.lalic"))) == 3
+    assert done.err == [
+        "lalic: warning: in: left out: 3 names of a pipe, a socket or a device, which is not opened (in/device.PNG, "
+        "in/pipe.png, in/private/socket.png)"
+    ]
+    os.mkfifo("out/pipe.lalic")
+    done = run("decompress", "out", "-o", "back", "--quiet")
+    assert done.code == 0 and "1 name of a pipe" in done.err[0]
+    with pytest.warns(ImageWarning, match=r"3 names of a pipe"):
+        assert len(Crops(["in"], 64, 1, 1)) == 2
+    with pytest.warns(ImageWarning, match=r"1 name of a pipe"):
+        assert len(Pictures("out")) == 3
 
 
 def test_a_folder_without_anything_left_out_says_nothing(folder):

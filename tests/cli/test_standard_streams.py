@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import noise as picture
 from tiny import save, tiny
 
+import lalic
 from lalic import cli, codec, files
-from lalic.errors import LalicError, RequestError, RunError, as_request, is_out_of_memory, sentence
+from lalic.container import MAGIC, parse
+from lalic.errors import BitstreamError, LalicError, RequestError, RunError, as_request, is_out_of_memory, sentence
 
 ROOT = Path(__file__).parents[2]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
@@ -34,6 +37,20 @@ def shell(tmp_path):
         return int((tmp_path / "code").read_text()), done.stdout, done.stderr
 
     return call
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of POSIX")
+def test_what_has_no_end_is_not_read_to_it(run, monkeypatch):
+    """What does not begin as a .lalic file is not read further."""
+    endless = f"this is not a .lalic file: it does not begin with the bytes {MAGIC.hex(' ').upper()}"
+    for words in (["decompress", "/dev/zero", "-o", "a.png"], ["info", "/dev/zero"]):
+        done = run(*words)
+        assert done.code == 1 and done.err == [f"lalic: /dev/zero: {endless}"]
+    with open("/dev/zero", "rb") as zeros, pytest.raises(BitstreamError, match=r"not a \.lalic file"):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=zeros))
+        parse(files.read(files.STREAM, MAGIC))
+    with pytest.raises(BitstreamError, match=r"not a \.lalic file"):
+        lalic.decode("/dev/zero", tiny())
 
 
 @POSIX

@@ -210,6 +210,17 @@ def test_kept_values_are_the_first_that_fit():
     assert made == ["aaaa", "bbbbb", "cccc", "d", "cccc"]
 
 
+def test_a_held_out_picture_of_the_size_of_a_crop_warns_about_nothing(tmp_path):
+    """As torch does of arrays that may not be written to, which Pillow's are."""
+    for i in range(2):
+        noise(i, 64).save(tmp_path / f"{i}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (crop,) = Crops([tmp_path], 64, 1, seed=1).held_out(1)
+        Crops([tmp_path], 64, 1, seed=1)[0].add_(1)
+    assert crop.shape == (1, 3, 64, 64)
+
+
 def test_one_picture_is_trained_on_and_not_held_out(five):
     crops = Crops([five / "0.png"], 64, 2, seed=1)
     assert len(crops) == 1 and crops.held_out(1) == [] and crops[0].shape == (2, 3, 64, 64)
