@@ -1,4 +1,9 @@
-"""Run a compiled kernel that releases the GIL over independent work items, on as many threads as torch uses.
+"""Run work that releases the GIL over independent items, on as many threads as torch uses.
+
+`run_ranges` is for compiled kernels, `run_each` for several operations of torch on each item. An operation of torch on
+several threads ends with a wait in which they spin. On cores that another process uses too, the last thread is often
+not running then, so each operation may take a time slice or two, however small it is. In `run_each` an operation has
+one thread, and the only wait is at the end, without spinning.
 
 numba's own ``parallel=True`` is not used: it multiplies compile time, loads a second OpenMP runtime into a process that
 forks data-loader workers, and one of its threading layers aborts when two Python threads call it at once.
@@ -6,14 +11,18 @@ forks data-loader workers, and one of its threading layers aborts when two Pytho
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -26,7 +35,7 @@ def _executor(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if _pool is None or _pool_size < threads:
             # A smaller old pool finishes its work; then it is garbage-collected.
-            _pool, _pool_size = ThreadPoolExecutor(threads, thread_name_prefix="lalic-kernels"), threads
+            _pool, _pool_size = ThreadPoolExecutor(threads, "lalic-kernels", initializer=_limit_this_thread), threads
         return _pool
 
 
@@ -38,6 +47,36 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _limit_this_thread() -> None:
+    """Let torch's operations use no other thread when this one calls them.
+
+    `torch.set_num_threads` would also change the number for all threads that the program starts later.
+    """
+    torch.get_num_threads()  # at its first need in a thread, torch sets the numbers
+    for setter in _setters():
+        setter(1)
+
+
+@functools.cache
+def _setters() -> tuple[Callable[[int], Any], ...]:
+    """The functions of OpenMP and MKL that set the calling thread's number of threads; none if one is missing."""
+    names = ["omp_set_num_threads"]
+    if torch.backends.mkl.is_available():
+        names.append("MKL_Set_Num_Threads_Local")
+    try:
+        library = ctypes.CDLL(torch._C.__file__)  # finds the names in the libraries that torch is linked with
+        return tuple(getattr(library, name) for name in names)
+    except (OSError, AttributeError):
+        return ()
+
+
+@functools.cache
+def _can_limit() -> bool:
+    """Whether `_limit_this_thread` has an effect with this build of torch."""
+    with ThreadPoolExecutor(1, initializer=_limit_this_thread) as pool:
+        return bool(submit(pool, torch.get_num_threads).result() == 1)
 
 
 def flat_array(x: torch.Tensor) -> np.ndarray:
@@ -66,6 +105,36 @@ def run_ranges(kernel: Callable[[int, int], None], items: int, *, least: int = 1
             kernel(edges[i], edges[i + 1])
         else:
             future.result()
+
+
+def workers() -> int:
+    """The number of threads of `run_each`: as many as torch uses; 1 where operations cannot be kept to one thread."""
+    threads = torch.get_num_threads()
+    return threads if threads > 1 and _can_limit() else 1
+
+
+def run_each(function: Callable[[T], object], items: Sequence[T]) -> None:
+    """Call ``function(item)`` for each item, on `workers()` threads, in which torch's operations use one thread each.
+
+    A thread takes the next item when it has done one. No gradients are recorded. With one worker or one item the caller
+    does all, and torch uses its threads. An exception is raised again by this function.
+    """
+    threads = min(workers(), len(items))
+    if threads <= 1:
+        for item in items:
+            function(item)
+        return
+    rest = iter(items)
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+
+    def work() -> None:
+        with mode():
+            for item in rest:
+                function(item)
+
+    executor = _executor(threads)
+    for future in [submit(executor, work) for _ in range(threads)]:
+        future.result()
 
 
 def submit(executor: ThreadPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:

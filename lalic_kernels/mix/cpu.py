@@ -1,7 +1,7 @@
 """The channel mix on CPUs: torch's matrix products, and compiled code (`cpu_loops.py`) between them.
 
 For float32 and bfloat16; float16 takes `torch_path.py`, because plain x86-64 cannot convert it. The bits do not depend
-on the number of threads, if those of torch's products do not.
+on the number of threads, if those of a row of torch's products depend neither on it nor on the number of rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lalic_kernels import installed
 from lalic_kernels.mix import torch_path
-from lalic_kernels.mix.torch_path import add_product_, dtype_of, token_chunks
+from lalic_kernels.mix.torch_path import add_product_, dtype_of, over_tokens, token_chunks
 from lalic_kernels.threads import flat_array, run_ranges
 
 if installed.NUMBA:
@@ -50,7 +50,8 @@ def forward(
     out = torch.empty(x.shape, dtype=dtype_of(x, residual), device="cpu")
     target, added = _array(out), None if residual is None else _array(residual)
     factor = None if gamma is None else gamma.detach().float().numpy()
-    for part in token_chunks(x, key.shape[0]):
+
+    def mix(part: slice) -> None:
         tokens = x[part]
         if saved is None:
             hidden = torch.mm(tokens, key.t())
@@ -65,6 +66,8 @@ def forward(
             torch.mm(tokens, receptance.t(), out=gate)
         arguments = (_array(mixed), _array(gate), None if added is None else added[part], factor)
         _over_rows(loops.finish, arguments, target[part])
+
+    over_tokens(mix, x, key.shape[0])
     return out
 
 

@@ -8,7 +8,8 @@ Tensors are contiguous and of one dtype, except residual and gamma. Rows are tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from lalic_kernels.biwkv.op import OP as BIWKV
 from lalic_kernels.biwkv.op import gated_over
 from lalic_kernels.checks import no_autocast
+from lalic_kernels.threads import run_each, workers
 
 # Work space for a chunk of tokens. It fits a core's cache on a CPU, and the L2 cache on a GPU.
 CHUNK_BYTES = {"cpu": 3 << 19, "cuda": 32 << 20}
@@ -40,6 +42,24 @@ def token_chunks(x: Tensor, width: int) -> Iterator[slice]:
     step = max(64, capacity // (max(width, 1) * x.element_size()) // 64 * 64)
     for start in range(0, x.shape[0], step):
         yield slice(start, min(start + step, x.shape[0]))
+
+
+def over_tokens(work: Callable[[slice], object], x: Tensor, width: int) -> None:
+    """Call work(rows) for slices that cover the rows of x (rows, C), with a work space of `width` elements per row.
+
+    On a CPU threads share the slices, and wait for each other once, not after each product of each chunk; with fewer
+    chunks than threads all work on one chunk. Slices are whole vectors of 32 rows or more, with which no row's result
+    depends on the others; but float64 products differ.
+    """
+    rows, chunks = x.shape[0], list(token_chunks(x, width))
+    threads = 1 if not x.is_cpu or x.dtype == torch.float64 or torch.onnx.is_in_onnx_export() else workers()
+    if 1 < threads <= len(chunks):
+        count = -(-len(chunks) // threads) * threads
+        edges = [*(rows * i // count // 32 * 32 for i in range(count)), rows]
+        run_each(work, [slice(start, stop) for start, stop in itertools.pairwise(edges)])
+    else:
+        for chunk in chunks:
+            work(chunk)
 
 
 def finish(mixed: Tensor, residual: Tensor | None, gamma: Tensor | None, out: Tensor) -> None:
@@ -89,9 +109,12 @@ def project(y: Tensor, output: Tensor, residual: Tensor | None, gamma: Tensor | 
     out = torch.empty(y.shape, dtype=dtype_of(output, residual), device=y.device)
     flat, flat_out = y.flatten(0, 1), out.flatten(0, 1)
     added = None if residual is None else residual.flatten(0, 1)
-    for rows in token_chunks(flat, 2 * flat.shape[1]):
+
+    def product(rows: slice) -> None:
         part = None if added is None else added[rows]
         finish(torch.mm(flat[rows].to(output.dtype), output.t()), part, gamma, flat_out[rows])
+
+    over_tokens(product, flat, 2 * flat.shape[1])
     return out
 
 
@@ -155,11 +178,14 @@ def channel_forward(
 ) -> Tensor:
     """The channel mix of x (rows, C), shape (rows, C), in the residual's dtype or x's."""
     out = torch.empty(x.shape, dtype=dtype_of(x, residual), device=x.device)
-    for rows in token_chunks(x, key.shape[0]):
+
+    def mix(rows: slice) -> None:
         part = x[rows]
         hidden = F.linear(part, key).relu_()
         mixed = F.linear(hidden.mul_(hidden), value).mul_(F.linear(part, receptance).sigmoid_())
         finish(mixed, None if residual is None else residual[rows], gamma, out[rows])
+
+    over_tokens(mix, x, key.shape[0])
     return out
 
 

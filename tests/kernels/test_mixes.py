@@ -15,6 +15,7 @@ from torch import Tensor
 import lalic_kernels
 from lalic_kernels import installed
 from lalic_kernels.mix import gpu, op, torch_path
+from lalic_kernels.threads import run_each, workers
 
 MIXES = pytest.mark.parametrize("spec", [CHANNEL_MIX, SPATIAL_MIX], ids=lambda spec: spec.name)
 BACKENDS = [None, "torch", *(["triton"] if INTERPRETER else [])]
@@ -117,8 +118,9 @@ def _largest(call: Callable[[], object]) -> int:
     return max(sizes)
 
 
-def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hidden_layer_of_the_whole_image(threads, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither forward nor backward has a tensor larger than the image or a chunk's work space."""
+    threads(1)  # `Calls` sees this thread
     arguments = make(CHANNEL_MIX, (1, 16, 64, 24, 8), torch.float32, "cpu")
     x, key, receptance, value, residual, gamma = arguments.values()
     monkeypatch.setitem(torch_path.CHUNK_BYTES, "cpu", 4 * 64 * key.shape[0])
@@ -131,8 +133,9 @@ def test_no_hidden_layer_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_gated_result_takes_the_memory_of_r(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gated_result_takes_the_memory_of_r(dtype: torch.dtype, threads, monkeypatch) -> None:
     """Without gradients k, v, r and the result are all that the compiled spatial mix makes of the image's size."""
+    threads(1)  # `Calls` sees this thread
     if not installed.NUMBA:
         pytest.skip("needs numba")
     arguments = make(SPATIAL_MIX, (1, 16, 64, 24), dtype, "cpu")
@@ -179,6 +182,32 @@ def test_saved_results_change_no_gradient(spec: OpSpec, dtype: torch.dtype, monk
     for one, other, true in zip(first, again, truth, strict=True):
         # Twice the error of the other path, and a few roundings in case that is exact by luck.
         assert worst(one, true) <= 2 * worst(other, true) + 8 * torch.finfo(dtype).eps * true.abs().max().item()
+
+
+@MIXES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [False, True])
+def test_threads_share_the_tokens(spec: OpSpec, dtype: torch.dtype, training: bool, threads) -> None:
+    """All tokens are done, with the bits of one thread, in slices of 32 tokens or more."""
+    sizes = (2, 23, 29, 24, 4) if spec is CHANNEL_MIX else (2, 23, 29, 24)  # 1334 tokens
+    arguments = make(spec, sizes, dtype, "cpu")
+    arguments["x"].requires_grad_(training)
+    results, slices = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(torch_path.CHUNK_BYTES, "cpu", 1)  # chunks of 64 tokens, 21 of them
+        patch.setattr(torch_path, "run_each", lambda work, items: (slices.append(items), run_each(work, items)))
+        for number in (32, 1, 2, 5, 16):
+            threads(number)
+            with torch.inference_mode(not training):
+                results.append(spec.public(**arguments).detach().clone())
+    if workers() == 1:
+        pytest.skip("this build of torch has no number of threads for each thread")
+    assert {len(each) for each in slices} == {22, 25, 32}  # with more threads than chunks all work on one chunk
+    if spec is CHANNEL_MIX:  # products of whole images, which the spatial mix has too, depend on threads at odd widths
+        assert all(torch.equal(results[1], result) for result in results[2:])
+    for each in slices:
+        rows = [row for part in each for row in range(1334)[part]]
+        assert rows == [*range(1334)] and min(part.stop - part.start for part in each) >= 32
 
 
 @MIXES
