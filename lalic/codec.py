@@ -46,7 +46,9 @@ MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
-GIVE_BACK = 32  # windows: as often free memory goes back, between whose parts lies what is in use. It takes 0.3 % of time
+GIVE_BACK = (
+    32  # windows: as often free memory goes back, between whose parts lies what is in use. It takes 0.3 % of time
+)
 GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
 GPU_PIXELS = 1 << 22  # together
 
@@ -380,8 +382,8 @@ def _decoded_tiles(
         yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
     coder, at_once = model.coder(graph), _at_once(model, grid)
-    # In bands of columns from top to bottom: however wide the picture is, latents of one row of a band are held, and the
-    # last lines of the row above.
+    # In bands of columns from top to bottom: however wide the picture is, latents of one row of a band are held, and
+    # the last lines of the row above.
     order = sorted(grid.meeting(box), key=lambda i: (i % grid.columns // BAND, i))
     latents: dict[int, _Part] = {}
 
@@ -553,7 +555,8 @@ def _decode_batch(
 
 
 def _stream(container: Container, index: int) -> Stream:
-    return Stream(*container.tiles[index])
+    stream, checksum = container.tiles[index]
+    return Stream(bytes(stream), checksum)
 
 
 def symbol_hashes(

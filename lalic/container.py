@@ -162,7 +162,9 @@ class Container:
         def box(letter: str, payload: bytes) -> bytes:
             return checked(letter.encode() + _varint(len(payload)) + payload)
 
-        tiles: list[bytes | memoryview] = []  # of each a checksum, the stream and a CRC, which are joined once, at the end
+        tiles: list[
+            bytes | memoryview
+        ] = []  # of each a checksum, the stream and a CRC, which are joined once, at the end
         for stream, checksum in self.tiles:
             begin = checksum.to_bytes(6, "big")
             tiles += [begin, stream, struct.pack(">I", zlib.crc32(stream, zlib.crc32(begin, crc)))]
@@ -240,8 +242,9 @@ def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS, *, copy: bool =
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file, its path or an open binary file. max_pixels: limit on width * height, None for no limit beyond 2^31
-    - 1 a side. copy: False for streams of tiles that are views of `data`. Metadata is limited to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is
-    allocated. Raises `BitstreamError` with one sentence about the fault.
+    - 1 a side. copy: False for streams of tiles that are views of `data`. Metadata is limited to 2^24 bytes a box, a
+    window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
+    the fault.
     """
     reader = _Reader(contents(data))
     fields, boxes = _read_header(reader, max_pixels)

@@ -1,15 +1,18 @@
 """Pictures above `MAX_PIXELS`, which Pillow would hold whole: libvips reads and writes them strip by strip.
 
-Their pixels lie in a temporary file meanwhile, 3 bytes a pixel (1 if grey, 1 more with alpha). Parts of it are read and
-not mapped: pages of a mapped file count as the memory of the process. It needs pyvips (`pip install "lalic[large]"`). `StripImage` has what the codec asks of a `PIL.Image`: size, mode, crop.
+It needs pyvips (`pip install "lalic[large]"`). `StripImage` has what the codec asks of a `PIL.Image`: size, mode, crop.
 Colours are converted to sRGB, 16 bits rounded to 8, the orientation applied; grey stays grey, its profile unused.
 Text is dropped, and hidden colours below transparent pixels are coded as they are.
+
+Pixels lie in a temporary file meanwhile: 3 bytes each, 1 if grey, and 1 more with alpha. The file is read and not
+mapped, as mapped pages count as memory of the process.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
@@ -108,12 +111,14 @@ def open_strips(
     folder, needed = tempfile.gettempdir(), size[0] * size[1] * bands
     if shutil.disk_usage(folder).free < needed:
         raise LalicError(f"the picture needs {needed} bytes in {folder}, where fewer are free (TMPDIR names a folder)")
-    file = tempfile.NamedTemporaryFile(suffix=".lalic-raw", buffering=0)  # noqa: SIM115
-    try:
-        image.rawsave(file.name)
-    except vips.Error as error:
-        file.close()
-        raise ImageError(f"the picture is damaged or truncated and cannot be decoded ({_line(error)})") from None
+    # Without a name the file is gone when it is closed, also if the process is killed.
+    with tempfile.TemporaryDirectory(prefix="lalic-", ignore_cleanup_errors=True) as unnamed:
+        try:
+            image.rawsave(name := os.path.join(unnamed, "pixels"))
+        except vips.Error as error:
+            raise ImageError(f"the picture is damaged or truncated and cannot be decoded ({_line(error)})") from None
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_TEMPORARY", 0)  # those of Windows
+        file = open(os.open(name, flags), "rb", buffering=0)  # noqa: SIM115
     colours = bands if alpha is None else bands - 1
     pixels = StripImage(file, size, bands, slice(0, colours))
     return pixels, None if alpha is None else StripImage(file, size, bands, slice(colours, bands))
@@ -143,17 +148,19 @@ def write_strips(
     if extension not in vips.get_suffixes():  # now, and not after decoding
         raise ImageError(f"libvips writes no {extension} files, and this picture is too large for Pillow; try .png")
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".", suffix=".lalic-raw") as raw:
+        begin = 0
         for place, pixels in parts:
             bands = 1 if pixels.ndim == 2 else pixels.shape[2]
             if bands == 4 and extension in _JPEG:
                 raise ImageError(f"{extension} files hold no alpha channel, and the picture has one; try .png or .tif")
+            if not begin:
+                begin = raw.write(_tiff_header(size, bands))
             for row, values in enumerate(np.ascontiguousarray(pixels)):
-                raw.seek(((place.top + row) * size[0] + place.left) * bands)
+                raw.seek(begin + ((place.top + row) * size[0] + place.left) * bands)
                 raw.write(values.data)
         raw.flush()
         give_back()
-        image = vips.Image.rawload(raw.name, *size, bands)
-        image = image.copy(interpretation="b-w" if bands == 1 else "srgb")
+        image = vips.Image.tiffload(raw.name, access="sequential")
         if metadata and extension not in _WITH_METADATA:
             warnings.warn("EXIF and XMP are written to PNG, JPEG and WebP only", ImageWarning, stacklevel=2)
         for letter, name, prefix in (("e", "exif-data", b"Exif\0\0"), ("x", "xmp-data", b"")):
@@ -166,6 +173,24 @@ def write_strips(
             image.write_to_file(target, **options)
         except vips.Error as error:
             raise ImageError(f"libvips cannot write this picture to {target} ({_line(error)})") from None
+
+
+def _tiff_header(size: tuple[int, int], bands: int) -> bytes:
+    """What makes the file of pixels that follow, row by row, a BigTIFF file: libvips would map a file without one."""
+    (width, height), short, long = size, 3, 16  # types of 2 and 8 bytes
+    count, row = 10, width * bands
+    lists = 16 + 8 + 20 * count + 8  # where the offsets of rows begin, and after them their sizes
+    offsets = lists + 16 * height + row * np.arange(height, dtype="<u8")
+    out = b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, count)
+    for tag, kind, values in (
+        (256, long, [width]), (257, long, [height]), (258, short, [8] * bands), (259, short, [1]),
+        (262, short, [1 if bands == 1 else 2]), (273, long, [int(offsets[0]) if height == 1 else lists]),
+        (277, short, [bands]), (278, long, [1]), (279, long, [row if height == 1 else lists + 8 * height]),
+        (338, short, [2] * (bands == 4)),  # alpha
+    ):  # fmt: skip
+        packed = struct.pack("<" + ("H" if kind == short else "Q") * len(values), *values)
+        out += struct.pack("<HHQ", tag, kind, height if tag in (273, 279) else len(values)) + packed.ljust(8, b"\0")
+    return out + bytes(8) + offsets.tobytes() + np.full(height, row, "<u8").tobytes()
 
 
 def _line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from lalic_kernels.rans import RansError, symbol_checksum
 class Stream:
     """One picture's hyper latents and latents, entropy-coded together. checksum: `checksum_of` its symbols."""
 
-    data: bytes | memoryview
+    data: bytes
     checksum: int
 
 
