@@ -120,7 +120,7 @@ def compress_files(
 
     def save(target: str, data: bytes) -> Saved:
         write(target, data, overwrite=overwrite)
-        container = parse(data, None)
+        container = parse(data, None, copy=False)
         return Saved(len(data), container.width, container.height, container.quality)
 
     steps = Steps(load, lambda pictures: [encode(picture) for picture in pictures], save)
@@ -165,7 +165,7 @@ def decompress_files(
     def decode(files: list[bytes]) -> list[Any]:
         if len(files) > 1:
             return list(codec.decode_many(files, model, batch=len(files), **options))
-        container = parse(files[0], max_pixels)
+        container = parse(files[0], max_pixels, copy=False)
         if whole and needs_strips(container.width, container.height):
             return files  # `save` decodes it while it writes
         return [codec.decode(files[0], model, **part, **options)]
@@ -179,7 +179,7 @@ def decompress_files(
         return Saved(size, picture.width, picture.height)
 
     def save_strips(target: str, data: bytes) -> Saved:
-        container = parse(data, max_pixels)
+        container = parse(data, max_pixels, copy=False)
         if target == STREAM:
             raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
         make_folder_of(target)

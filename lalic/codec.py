@@ -16,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Coder, Stream, codes_on_gpu
 from lalic.container import MAX_PIXELS, Container, FileSource, Tile, contents, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
-from lalic.memory import give_back
+from lalic.memory import apart, give_back
 from lalic.tiles import MAX_WINDOW, SCALES, STEP, Box, Grid
 from lalic_kernels.cache import one_look
 
@@ -45,6 +46,9 @@ MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
+GIVE_BACK = (
+    32  # windows: as often free memory goes back, between whose parts lies what is in use. It takes 0.3 % of time
+)
 GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
 GPU_PIXELS = 1 << 22  # together
 
@@ -221,20 +225,24 @@ class Prepared:
         coder, at_once = self.model.coder(self.graph), _at_once(self.model, self.grid)
         if at_once == 1:  # what is cached for a model is made now, and does not lie between the arrays of a window
             coder.encode_latents(coder.latents(self._pixels(Box(0, 0, STEP, STEP))), None)
-            give_back()
         for begin in range(0, len(self.grid), at_once):
+            if begin % GIVE_BACK == 0:
+                give_back()
             indexes = range(begin, min(begin + at_once, len(self.grid)))
             windows = [self.grid.window(index) for index in indexes]
-            latents = coder.latents(torch.cat([self._pixels(window) for window in windows]))
+            latents = coder.latents(_batch([self._pixels(window) for window in windows]))
             for index, window, y in zip(indexes, windows, latents.split(1), strict=True):
                 tile = _latent_box(self.grid.box(index), window)
                 yield y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous()
+            del latents, y  # before the next ones are made
 
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""
         inside = box.intersection(self.grid.whole)
-        x = images.to_tensor(self.picture.image.crop(inside).convert("RGB"), self._device)
-        return pad(x, STEP)
+        part = self.picture.image.crop(inside)
+        part = part if part.mode == "RGB" else part.convert("RGB")
+        order = torch.channels_last if self._device.type == "cpu" else torch.contiguous_format  # which needs no copy
+        return pad(images.to_tensor(part, self._device, order), STEP)
 
 
 def grid_of(width: int, height: int) -> Grid:
@@ -294,7 +302,7 @@ def decode(
     is decoded to the picture that was written, or not at all. Raises `RequestError` for a region that is not inside the
     picture, or another scale.
     """
-    container = parse(data, max_pixels)
+    container = parse(data, max_pixels, copy=False)
     model = _matching_model(container, model, device)
     box = _region(region, container.grid)
     _check_scale(scale)
@@ -308,7 +316,8 @@ def decode(
                 picture = part
                 break
             if picture is None:
-                picture = Image.new(container.mode, (-(-box.width // step), -(-box.height // step)))
+                with apart():
+                    picture = Image.new(container.mode, (-(-box.width // step), -(-box.height // step)))
             picture.paste(part, ((place.left - box.left) // step, (place.top - box.top) // step))
     assert picture is not None
     picture = picture if step == scale else picture.reduce(scale)
@@ -328,7 +337,7 @@ def decode_parts(
     Pixels are uint8 (h, w, 3), (h, w, 4) with alpha, or (h, w) if grey. Arguments and errors are those of `decode`; an
     error may come after some parts.
     """
-    container = parse(data, max_pixels)
+    container = parse(data, max_pixels, copy=False)
     model = _matching_model(container, model, device)
     parts = _decoded_parts(container, model, container.grid.whole, None)
     while True:
@@ -346,6 +355,7 @@ def _decoded_parts(
     for index, tile, x in _decoded_tiles(container, model, box, graph):
         common = tile.intersection(box)
         part = _with_alpha(images.from_tensor(x), container, index)
+        del x  # a view of the window's pixels
         yield common, part if common == tile else part.crop(common.moved(-tile.left, -tile.top))
 
 
@@ -372,31 +382,65 @@ def _decoded_tiles(
         yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
     coder, at_once = model.coder(graph), _at_once(model, grid)
-    # In bands of columns from top to bottom: latents of two rows of a band are held, however wide the picture is.
+    # In bands of columns from top to bottom: however wide the picture is, latents of one row of a band are held, and
+    # the last lines of the row above.
     order = sorted(grid.meeting(box), key=lambda i: (i % grid.columns // BAND, i))
-    latents: dict[int, torch.Tensor] = {}
+    latents: dict[int, _Part] = {}
 
-    def near(begin: int, count: int) -> set[int]:
-        """The tiles that some windows meet."""
-        return {i for index in order[begin : begin + count] for i in grid.meeting(grid.window(index))}
+    def near(begin: int, count: int) -> dict[int, int]:
+        """The tiles that some windows meet, and the first of a tile's lines of pixels that is in one of them."""
+        first: dict[int, int] = {}
+        for window in map(grid.window, order[begin : begin + count]):
+            for tile in grid.meeting(window):
+                top = max(window.top, grid.box(tile).top)
+                first[tile] = min(top, first.get(tile, top))
+        return first
+
+    def missing(begin: int, count: int) -> list[int]:
+        needed = near(begin, count).items()
+        return sorted(tile for tile, top in needed if tile not in latents or latents[tile].box.top > top)
 
     for begin in range(0, len(order), at_once):
-        if not near(begin, at_once) <= latents.keys():
-            missing = near(begin, at_once if at_once == 1 else BAND) - latents.keys()
-            latents |= _read_tiles(container, coder, sorted(missing), at_once)
+        if missing(begin, at_once):
+            indexes = missing(begin, at_once if at_once == 1 else BAND)
+            for index, y_hat in _read_tiles(container, coder, indexes, at_once):
+                latents[index] = _Part(grid.box(index), _kept(y_hat))
         windows = {index: grid.window(index) for index in order[begin : begin + at_once]}
         if begin == 0 and at_once == 1:  # as in the encoder
-            first = latents[order[0]][:, :, :4, :4]
+            first = latents[order[0]].y_hat[:, :, :4, :4]
             coder.synthesise(first.contiguous(), model.as_qualities(quality, 1))
+        if begin % GIVE_BACK == 0:
             give_back()
-        joined = torch.cat([_joined_latents(grid, latents, window) for window in windows.values()])
-        pictures = coder.synthesise(joined, model.as_qualities([quality] * len(windows), len(windows)))
-        for (index, window), x in zip(windows.items(), pictures.split(1), strict=True):
+        joined = [_joined_latents(grid, latents, window) for window in windows.values()]
+        pictures = coder.synthesise(_batch(joined), model.as_qualities([quality] * len(windows), len(windows)))
+        for index, x in zip(windows, pictures.split(1), strict=True):
             tile = grid.box(index)
-            inside = tile.moved(-window.left, -window.top)
+            inside = tile.moved(-windows[index].left, -windows[index].top)
             yield index, tile, x[:, :, inside.top : inside.bottom, inside.left : inside.right]
-        for index in latents.keys() - near(begin + at_once, BAND):
-            del latents[index]
+        del joined, pictures, x  # before the next ones are made
+        later = near(begin + at_once, BAND + 1)
+        latents = {tile: part.cut(later[tile]) for tile, part in latents.items() if tile in later}
+
+
+class _Part(NamedTuple):
+    """Latents (1, M, h, w) of a box of the picture."""
+
+    box: Box
+    y_hat: torch.Tensor
+
+    def cut(self, top: int) -> _Part:
+        """Without the lines of pixels above `top`."""
+        if top <= self.box.top:
+            return self
+        return _Part(self.box._replace(top=top), _kept(self.y_hat[:, :, (top - self.box.top) // LATENT :]))
+
+
+def _kept(x: torch.Tensor) -> torch.Tensor:
+    """A copy; on the CPU outside of the heap, where it would lie between the arrays of the windows that come and go."""
+    if not x.is_cpu:
+        return x.clone()
+    memory = mmap.mmap(-1, x.nbytes)
+    return torch.frombuffer(memory, dtype=x.dtype).view(x.shape).copy_(x)
 
 
 def _read_tiles(
@@ -416,13 +460,13 @@ def _read_tiles(
                 yield index, y_hat
 
 
-def _joined_latents(grid: Grid, latents: Mapping[int, torch.Tensor], window: Box) -> torch.Tensor:
+def _joined_latents(grid: Grid, latents: Mapping[int, _Part], window: Box) -> torch.Tensor:
     """Latents (1, M, h, w) of a window, from those of its tiles."""
     joined: torch.Tensor | None = None
     for near in grid.meeting(window):
+        box, y_hat = latents[near]
         part = grid.box(near).intersection(window)
-        source, target = _latent_box(part, grid.box(near)), _latent_box(part, window)
-        y_hat = latents[near]
+        source, target = _latent_box(part, box), _latent_box(part, window)
         if joined is None:
             joined = y_hat.new_empty(1, y_hat.shape[1], window.height // LATENT, window.width // LATENT)
         joined[:, :, target.top : target.bottom, target.left : target.right] = y_hat[
@@ -481,7 +525,7 @@ def _decode_batch(
     models = {}
     for i, data in enumerate(files):
         try:
-            container = parse(data, max_pixels)
+            container = parse(data, max_pixels, copy=False)
             matching = _matching_model(container, model, device)
         except LalicError as error:
             results[i] = error
@@ -511,7 +555,8 @@ def _decode_batch(
 
 
 def _stream(container: Container, index: int) -> Stream:
-    return Stream(*container.tiles[index])
+    stream, checksum = container.tiles[index]
+    return Stream(bytes(stream), checksum)
 
 
 def symbol_hashes(
@@ -528,7 +573,7 @@ def symbol_hashes(
     32 bytes each. They are equal on two machines if and only if both decode the same bits. Arguments and errors are
     those of `decode`; no picture is made.
     """
-    container = parse(data, max_pixels)
+    container = parse(data, max_pixels, copy=False)
     model = _matching_model(container, model, device)
     symbols, latents = [], []
     for index in range(len(container.grid)):
@@ -568,7 +613,17 @@ def _matching_model(container: Container, model: LALIC | None, device: str | tor
     return model
 
 
+def _batch(images: list[torch.Tensor]) -> torch.Tensor:
+    """The images (1, C, H, W) as one tensor; a single one is not copied."""
+    return images[0] if len(images) == 1 else torch.cat(images)
+
+
 def pad(x: torch.Tensor, step: int) -> torch.Tensor:
-    """(1, 3, H, W) with its last row and column repeated until both sides are multiples of `step`."""
+    """(1, 3, H, W) with its last row and column repeated until both sides are multiples of `step`.
+
+    x itself if they are.
+    """
     height, width = x.shape[-2:]
+    if height % step == width % step == 0:
+        return x
     return torch.nn.functional.pad(x, (0, -width % step, 0, -height % step), mode="replicate")

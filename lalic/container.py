@@ -71,9 +71,12 @@ def _varint(value: int) -> bytes:
 
 
 class Tile(NamedTuple):
-    """The stream of one tile, shorter than 2^28 bytes. checksum: 48 bits, 16 of z and then 32 of all symbols."""
+    """The stream of one tile, shorter than 2^28 bytes. checksum: 48 bits, 16 of z and then 32 of all symbols.
 
-    stream: bytes
+    stream: a view of the file's bytes if `parse` was asked for that.
+    """
+
+    stream: bytes | memoryview
     checksum: int
 
 
@@ -160,10 +163,16 @@ class Container:
         def box(letter: str, payload: bytes) -> bytes:
             return checked(letter.encode() + _varint(len(payload)) + payload)
 
-        tiles = [checked(checksum.to_bytes(6, "big") + stream) for stream, checksum in self.tiles]
-        out = [header, struct.pack(">I", crc)]
+        tiles: list[
+            bytes | memoryview
+        ] = []  # of each a checksum, the stream and a CRC, which are joined once, at the end
+        for stream, checksum in self.tiles:
+            begin = checksum.to_bytes(6, "big")
+            tiles += [begin, stream, struct.pack(">I", zlib.crc32(stream, zlib.crc32(begin, crc)))]
+        out: list[bytes | memoryview] = [header, struct.pack(">I", crc)]
         if self.grid.tile:
-            sizes = [self.grid.tile // STEP, self.grid.margin // STEP, *map(len, tiles)]
+            lengths = (len(stream) + _TILE_OVERHEAD for stream, _ in self.tiles)
+            sizes = [self.grid.tile // STEP, self.grid.margin // STEP, *lengths]
             out.append(box("I", b"".join(map(_varint, sizes))))
         out += [b"P" + _varint(sum(map(len, tiles))), *tiles]
         if self.alpha is not None:
@@ -181,10 +190,13 @@ class _Reader:
         self.crc = 0  # what checksums are continued from
 
     def take(self, count: int, what: str) -> bytes:
+        return bytes(self.view(count, what))
+
+    def view(self, count: int, what: str) -> memoryview:
         if self.at + count > len(self.data):
             raise BitstreamError(f"the file is truncated: its {len(self.data)} bytes end inside {what}")
         self.at += count
-        return bytes(self.data[self.at - count : self.at])
+        return self.data[self.at - count : self.at]
 
     def varint(self, what: str) -> int:
         value = 0
@@ -214,7 +226,8 @@ def contents(source: FileSource) -> memoryview:
             return memoryview(read_stream(file, MAGIC))
     data = source.read() if hasattr(source, "read") else source
     try:
-        return memoryview(data).cast("B")
+        view = memoryview(data).cast("B")
+        return view if view.readonly else memoryview(bytes(view))  # which the caller cannot change meanwhile
     except TypeError:
         kind = "a text file" if isinstance(data, str) else f"of type {type(source).__name__}"
         raise TypeError(f"data is {kind}, expected the bytes of a .lalic file, its path or a binary file") from None
@@ -226,12 +239,13 @@ def too_large(max_pixels: int, width: int = 0, height: int = 0) -> str:
     return f"the picture is too large: {size}the limit is {max_pixels} pixels (max_pixels, --max-pixels)"
 
 
-def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS) -> Container:
+def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS, *, copy: bool = True) -> Container:
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file, its path or an open binary file. max_pixels: limit on width * height, None for no limit beyond 2^31
-    - 1 a side. Metadata is limited to 2^24 bytes a box, a window to 2^20 pixels; nothing else larger than `data` is
-    allocated. Raises `BitstreamError` with one sentence about the fault.
+    - 1 a side. copy: False for streams of tiles that are views of `data`. Metadata is limited to 2^24 bytes a box, a
+    window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
+    the fault.
     """
     reader = _Reader(contents(data))
     fields, boxes = _read_header(reader, max_pixels)
@@ -255,7 +269,7 @@ def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS) -> Container:
                 raise BitstreamError(
                     f"the file is invalid: its windows have {grid.window_pixels} pixels, expected at most {MAX_WINDOW}"
                 )
-            found[letter] = _read_tiles(reader, lengths, length)
+            found[letter] = _read_tiles(reader, lengths, length, copy)
             continue
         payload = reader.take(length, what)
         reader.check(begin, what)
@@ -333,7 +347,7 @@ def _read_index(payload: bytes, grid: Grid) -> tuple[Grid, list[int]]:
     return grid, lengths
 
 
-def _read_tiles(reader: _Reader, lengths: list[int], length: int) -> tuple[Tile, ...]:
+def _read_tiles(reader: _Reader, lengths: list[int], length: int, copy: bool) -> tuple[Tile, ...]:
     """The payload of P, whose length and the lengths of whose tiles are given."""
     if sum(lengths) != length or min(lengths) < _TILE_OVERHEAD:
         raise BitstreamError(f"the box 'P' is invalid: tiles of {sum(lengths)} bytes do not fill its {length}")
@@ -341,9 +355,9 @@ def _read_tiles(reader: _Reader, lengths: list[int], length: int) -> tuple[Tile,
     for number, size in enumerate(lengths):
         what, begin = f"tile {number} of the picture", reader.at
         checksum = int.from_bytes(reader.take(6, what), "big")
-        stream = reader.take(size - _TILE_OVERHEAD, what)
+        stream = reader.view(size - _TILE_OVERHEAD, what)
         reader.check(begin, what)
-        tiles.append(Tile(stream, checksum))
+        tiles.append(Tile(bytes(stream) if copy else stream, checksum))
     return tuple(tiles)
 
 

@@ -429,8 +429,10 @@ def _convert(
     image = replace(converted)
     if name is not None and not strip:
         metadata.note_conversion(boxes, name)
-    if image is own or type(image) is not Image.Image:  # the classes of file formats hold texts and EXIF themselves
-        image = replace(image.copy())
+    if image is own:
+        image = image.copy()
+    elif type(image) is not Image.Image:  # the classes of file formats hold texts and EXIF themselves
+        image = image._new(image.im)  # the same pixels: a copy would be as large as the picture
     image.info = {}
     if alpha is not None and below is not None:
         if image.mode == "L" and len(set(below)) > 1:
@@ -657,8 +659,10 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
 # Tensors
 
 
-def to_tensor(image: Image.Image, device: torch.device | None = None) -> torch.Tensor:
-    """An RGB picture as float32 (1, 3, H, W) in [0, 1], contiguous, on a device (None: the CPU).
+def to_tensor(
+    image: Image.Image, device: torch.device | None = None, memory_format: torch.memory_format | None = None
+) -> torch.Tensor:
+    """An RGB picture as float32 (1, 3, H, W) in [0, 1] on a device (None: the CPU). memory_format: None: contiguous.
 
     Bytes are copied to the device, and divided there. Raises `ImageError` for other modes.
     """
@@ -671,7 +675,10 @@ def to_tensor(image: Image.Image, device: torch.device | None = None) -> torch.T
         (image.height, image.width, 3), dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu"
     )
     pixels.numpy()[:] = np.asarray(image)
-    planes = torch.empty((1, 3, image.height, image.width), device=device, dtype=torch.float32)
+    planes = torch.empty(
+        (1, 3, image.height, image.width),
+        device=device, dtype=torch.float32, memory_format=memory_format or torch.contiguous_format,
+    )  # fmt: skip
     planes.copy_(pixels.to(device, non_blocking=True).permute(2, 0, 1)[None])
     # A tensor as divisor: torch may divide by a number as a product with its reciprocal, which rounds twice.
     return planes.div_(torch.full((1,), 255.0, device=device, dtype=torch.float32))

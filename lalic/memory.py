@@ -1,10 +1,11 @@
-"""Values that are kept up to a limit; and a setting of the C library's memory allocator, for the command line."""
+"""Values that are kept up to a limit; and settings of the C library's memory allocator, for the command line."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 KEEP_MIB = 1024  # of decoded pictures
@@ -41,7 +42,10 @@ class Kept(Generic[K, V]):
 # The allocator
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
+_MMAP_MAX = 65536  # glibc's default
 _keeps = False
+_apart = 0  # blocks of `apart` that run now
+_apart_lock = threading.Lock()
 
 
 def keep_memory() -> bool:
@@ -64,3 +68,27 @@ def give_back() -> None:
     """Return what is free now to the system, once, if the process keeps memory: before work that needs other sizes."""
     if _keeps:
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside, arrays above 128 KiB get memory outside of the heap, if the process keeps memory: for what stays long.
+
+    It goes back to the system when such an array is freed. In the heap, arrays that stay would lie between those that
+    come and go, and the heap would grow, as gaps between them are too small. The setting is one for all threads.
+    """
+    if not _keeps:
+        yield
+        return
+    _count_apart(1)
+    try:
+        yield
+    finally:
+        _count_apart(-1)
+
+
+def _count_apart(change: int) -> None:
+    global _apart
+    with _apart_lock:
+        _apart += change
+        ctypes.CDLL(None).mallopt(_M_MMAP_MAX, _MMAP_MAX if _apart else 0)

@@ -3,21 +3,27 @@
 It needs pyvips (`pip install "lalic[large]"`). `StripImage` has what the codec asks of a `PIL.Image`: size, mode, crop.
 Colours are converted to sRGB, 16 bits rounded to 8, the orientation applied; grey stays grey, its profile unused.
 Text is dropped, and hidden colours below transparent pixels are coded as they are.
+
+Pixels lie in a temporary file meanwhile: 3 bytes each, 1 if grey, and 1 more with alpha. The file is read and not
+mapped, as mapped pages count as memory of the process.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from lalic.container import MAX_PIXELS
 from lalic.errors import ImageError, ImageWarning, LalicError
+from lalic.memory import give_back
 from lalic.tiles import Box
 
 __all__ = ["StripImage", "needs_strips", "open_strips", "write_strips"]
@@ -44,22 +50,24 @@ def _vips() -> Any:
 
 
 class StripImage:
-    """A picture that libvips holds: RGB or L, 8 bits. A part is read, and converted, when it is asked for."""
+    """A picture whose pixels lie in a file: RGB or L, 8 bits. A part is read when it is asked for.
 
-    def __init__(self, image: Any) -> None:
-        self._image = image
-        self.size = (int(image.width), int(image.height))
-        self.mode = "L" if image.bands == 1 else "RGB"
+    file: row by row, `bands` bytes a pixel, and not buffered. channels: those of the picture, 1 or 3.
+    """
+
+    def __init__(self, file: IO[bytes], size: tuple[int, int], bands: int, channels: slice) -> None:
+        self.size = size
+        self._file, self._bands, self._channels = file, bands, channels
+        self.mode = "L" if len(range(bands)[channels]) == 1 else "RGB"
 
     def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
         """A part as a `PIL.Image`. box: (left, top, right, bottom), inside of the picture."""
         left, top, right, bottom = box
-        part = self._image.crop(left, top, right - left, bottom - top)
-        try:
-            pixels = part.write_to_memory()
-        except _vips().Error as error:
-            raise _damaged(error) from None
-        return Image.frombytes(self.mode, (right - left, bottom - top), pixels)
+        pixels = np.empty((bottom - top, right - left, self._bands), np.uint8)
+        for row, line in enumerate(pixels, top):
+            self._file.seek((row * self.size[0] + left) * self._bands)
+            self._file.readinto(line.data)  # type: ignore[attr-defined]
+        return Image.frombytes(self.mode, (right - left, bottom - top), pixels[..., self._channels].tobytes())
 
 
 def open_strips(
@@ -71,12 +79,13 @@ def open_strips(
     `ImageError` for what libvips cannot read, `LalicError` without pyvips.
     """
     vips = _vips()
+    access = "sequential" if orientation == 1 else "random"
     try:
         if isinstance(source, str | os.PathLike):
             # revalidate: the file may have changed since libvips opened one of this name.
-            image = vips.Image.new_from_file(os.fspath(source), access="random", fail_on="error", revalidate=True)
+            image = vips.Image.new_from_file(os.fspath(source), access=access, fail_on="error", revalidate=True)
         else:
-            image = vips.Image.new_from_buffer(bytes(source), "", access="random", fail_on="error")
+            image = vips.Image.new_from_buffer(bytes(source), "", access=access, fail_on="error")
         if image.format not in ("uchar", "ushort"):
             raise ImageError(f"the picture has pixels of libvips' format {image.format}, expected 8 or 16 bits")
         image = image.copy()
@@ -86,17 +95,33 @@ def open_strips(
         if image.hasalpha() and below is not None:
             image = image.flatten(background=list(below) if image.bands > 2 else below[0])
         elif image.hasalpha():
-            alpha = StripImage(_to_8_bit(image[image.bands - 1], grey=True))
+            alpha = _to_8_bit(image[image.bands - 1], grey=True)
             image = image[: image.bands - 1]
         grey = image.bands == 1
         if image.get_typeof("icc-profile-data") and not grey:
             image = image.icc_transform("srgb", embedded=True, intent="perceptual")
         image = _to_8_bit(image, grey).colourspace("b-w" if grey else "srgb")
-        return StripImage(image), alpha
+        if alpha is not None:
+            image = image.bandjoin(alpha)
     except vips.Error as error:
         raise ImageError(
             f"libvips, which reads pictures above {MAX_PIXELS} pixels, cannot open this one ({_line(error)})"
         ) from None
+    size, bands = (int(image.width), int(image.height)), int(image.bands)
+    folder, needed = tempfile.gettempdir(), size[0] * size[1] * bands
+    if shutil.disk_usage(folder).free < needed:
+        raise LalicError(f"the picture needs {needed} bytes in {folder}, where fewer are free (TMPDIR names a folder)")
+    # Without a name the file is gone when it is closed, also if the process is killed.
+    with tempfile.TemporaryDirectory(prefix="lalic-", ignore_cleanup_errors=True) as unnamed:
+        try:
+            image.rawsave(name := os.path.join(unnamed, "pixels"))
+        except vips.Error as error:
+            raise ImageError(f"the picture is damaged or truncated and cannot be decoded ({_line(error)})") from None
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_TEMPORARY", 0)  # those of Windows
+        file = open(os.open(name, flags), "rb", buffering=0)  # noqa: SIM115
+    colours = bands if alpha is None else bands - 1
+    pixels = StripImage(file, size, bands, slice(0, colours))
+    return pixels, None if alpha is None else StripImage(file, size, bands, slice(colours, bands))
 
 
 def _to_8_bit(image: Any, grey: bool) -> Any:
@@ -123,16 +148,19 @@ def write_strips(
     if extension not in vips.get_suffixes():  # now, and not after decoding
         raise ImageError(f"libvips writes no {extension} files, and this picture is too large for Pillow; try .png")
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".", suffix=".lalic-raw") as raw:
+        begin = 0
         for place, pixels in parts:
             bands = 1 if pixels.ndim == 2 else pixels.shape[2]
             if bands == 4 and extension in _JPEG:
                 raise ImageError(f"{extension} files hold no alpha channel, and the picture has one; try .png or .tif")
+            if not begin:
+                begin = raw.write(_tiff_header(size, bands))
             for row, values in enumerate(np.ascontiguousarray(pixels)):
-                raw.seek(((place.top + row) * size[0] + place.left) * bands)
+                raw.seek(begin + ((place.top + row) * size[0] + place.left) * bands)
                 raw.write(values.data)
         raw.flush()
-        image = vips.Image.rawload(raw.name, *size, bands)
-        image = image.copy(interpretation="b-w" if bands == 1 else "srgb")
+        give_back()
+        image = vips.Image.tiffload(raw.name, access="sequential")
         if metadata and extension not in _WITH_METADATA:
             warnings.warn("EXIF and XMP are written to PNG, JPEG and WebP only", ImageWarning, stacklevel=2)
         for letter, name, prefix in (("e", "exif-data", b"Exif\0\0"), ("x", "xmp-data", b"")):
@@ -147,8 +175,22 @@ def write_strips(
             raise ImageError(f"libvips cannot write this picture to {target} ({_line(error)})") from None
 
 
-def _damaged(error: Exception) -> ImageError:
-    return ImageError(f"the picture is damaged or truncated and cannot be decoded ({_line(error)})")
+def _tiff_header(size: tuple[int, int], bands: int) -> bytes:
+    """What makes the file of pixels that follow, row by row, a BigTIFF file: libvips would map a file without one."""
+    (width, height), short, long = size, 3, 16  # types of 2 and 8 bytes
+    count, row = 10, width * bands
+    lists = 16 + 8 + 20 * count + 8  # where the offsets of rows begin, and after them their sizes
+    offsets = lists + 16 * height + row * np.arange(height, dtype="<u8")
+    out = b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, count)
+    for tag, kind, values in (
+        (256, long, [width]), (257, long, [height]), (258, short, [8] * bands), (259, short, [1]),
+        (262, short, [1 if bands == 1 else 2]), (273, long, [int(offsets[0]) if height == 1 else lists]),
+        (277, short, [bands]), (278, long, [1]), (279, long, [row if height == 1 else lists + 8 * height]),
+        (338, short, [2] * (bands == 4)),  # alpha
+    ):  # fmt: skip
+        packed = struct.pack("<" + ("H" if kind == short else "Q") * len(values), *values)
+        out += struct.pack("<HHQ", tag, kind, height if tag in (273, 279) else len(values)) + packed.ljust(8, b"\0")
+    return out + bytes(8) + offsets.tobytes() + np.full(height, row, "<u8").tobytes()
 
 
 def _line(error: Exception) -> str:

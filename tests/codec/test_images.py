@@ -76,6 +76,14 @@ def test_a_loaded_picture_holds_no_metadata(kind):
     assert not open_picture(load(Image.open(io.BytesIO(data)))).metadata
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP", "BMP", "PPM"])
+def test_a_picture_is_not_copied_to_be_loaded(kind, monkeypatch):
+    data = file(Image.fromarray(RGB), kind)
+    monkeypatch.setattr(Image.Image, "copy", None)
+    found = open_picture(data).image
+    assert type(found) is Image.Image and found.size == Image.fromarray(RGB).size and found.getpixel((0, 0))
+
+
 def png(width, height, depth, color_type, rows: bytes, extra=b"") -> bytes:
     """A PNG made by hand, for the kinds that Pillow does not write."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))

@@ -167,12 +167,18 @@ def test_bands_change_no_pixel(monkeypatch) -> None:
     whole = codec.decode(data, tiny())
     monkeypatch.setattr(codec, "BAND", 2)
     held: list[int] = []
+    area: list[int] = []
+
+    def note(parts) -> None:
+        held.append(len(parts))
+        area.append(sum(part.box.width * part.box.height for part in parts))
+        assert all(part.y_hat.shape[2:] == (part.box.height // 16, part.box.width // 16) for part in parts)
+
     joined = codec._joined_latents
-    monkeypatch.setattr(
-        codec, "_joined_latents", lambda g, latents, w: held.append(len(latents)) or joined(g, latents, w)
-    )
+    monkeypatch.setattr(codec, "_joined_latents", lambda g, latents, w: note(latents.values()) or joined(g, latents, w))
     assert np.array_equal(pixels(codec.decode(data, tiny())), pixels(whole))
     assert len(held) == 12 and max(held) <= 9 < 12
+    assert max(area) <= 7 * 128 * 128, "of the row above, the last lines alone"
     parts = np.zeros((*SIZE[::-1], 3), np.uint8)
     for place, part in codec.decode_parts(data, tiny()):
         parts[place.top : place.bottom, place.left : place.right] = part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -160,3 +161,45 @@ def test_without_pyvips_there_is_a_sentence(monkeypatch, tmp_path) -> None:
     astronaut(0, 0, *SIZE).save(tmp_path / "a.png")
     with pytest.raises(LalicError, match=r"read and written by libvips, which cannot be loaded .*lalic\[large\]"):
         codec.encode(tmp_path / "a.png", tiny())
+
+
+PROBE = """
+import resource, sys
+import numpy as np
+import pyvips
+from lalic.strips import open_strips, write_strips
+from lalic.tiles import Box
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+before, part = peak(), np.full((256, 256, 3), 7, np.uint8)
+boxes = [Box(x, y, x + 256, y + 256) for y in range(0, 16384, 256) for x in range(0, 4096, 256)]
+write_strips(((box, part) for box in boxes), (4096, 16384), sys.argv[1])
+written = peak()
+image, _ = open_strips(sys.argv[1])
+assert all(image.crop(box).getextrema() == ((7, 7),) * 3 for box in boxes)
+print(written - before, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="units of ru_maxrss")
+def test_files_of_pixels_are_not_mapped(vips, tmp_path) -> None:
+    """Of 192 MiB of pixels, few are in memory at a time. Nothing is left of the file."""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "VIPS_CONCURRENCY": "2"}
+    command = [sys.executable, "-c", PROBE, str(tmp_path / "a.tif")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    written, opened = map(int, out.split())
+    assert written < 96 and opened < 96, out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4])
+@pytest.mark.parametrize("size", [(300, 200), (7, 1), (1, 7)])
+def test_parts_that_are_written_come_back(vips, size, bands, tmp_path) -> None:
+    values = np.random.default_rng(bands).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    values = values[..., 0] if bands == 1 else values
+    for ending in (".png", ".tif"):
+        strips.write_strips([(Box(0, 0, *size), values)], size, str(tmp_path / f"a{ending}"))
+        with Image.open(tmp_path / f"a{ending}") as found:
+            assert np.array_equal(np.asarray(found), values)
