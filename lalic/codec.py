@@ -46,9 +46,7 @@ MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
-GIVE_BACK = (
-    32  # windows: as often free memory goes back, between whose parts lies what is in use. It takes 0.3 % of time
-)
+GIVE_BACK = 16  # windows after which free memory goes back, for heaps grow around what is in use
 GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
 GPU_PIXELS = 1 << 22  # together
 

@@ -163,9 +163,8 @@ class Container:
         def box(letter: str, payload: bytes) -> bytes:
             return checked(letter.encode() + _varint(len(payload)) + payload)
 
-        tiles: list[
-            bytes | memoryview
-        ] = []  # of each a checksum, the stream and a CRC, which are joined once, at the end
+        # Of each tile a checksum, the stream and a CRC: they are joined once, at the end.
+        tiles: list[bytes | memoryview] = []
         for stream, checksum in self.tiles:
             begin = checksum.to_bytes(6, "big")
             tiles += [begin, stream, struct.pack(">I", zlib.crc32(stream, zlib.crc32(begin, crc)))]
