@@ -191,6 +191,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
     )
     target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
+    compress.add_argument(
+        "--effort", type=float, metavar="SECONDS",
+        help="for archives: up to so many seconds a picture for a smaller file of equal PSNR; inf for all steps",
+    )  # fmt: skip
 
     decompress = command(
         "decompress", _decompress, ".lalic files to pictures",
@@ -376,7 +380,8 @@ def _compress(args: argparse.Namespace) -> int:
     options = _options(args)
     from lalic.batch import compress_files
 
-    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background", "strip")}
+    names = ("quality", "target_bpp", "target_psnr", "effort", "background", "strip")
+    options |= {name: getattr(args, name) for name in names}
     return _run_batch(args, compress_files, options, line)
 
 
