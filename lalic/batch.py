@@ -85,16 +85,19 @@ def compress_files(
     skip_existing: bool = False,
     keep_extension: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
+    effort_progress: Callable[[float, int], None] | None = None,
 ) -> list[Outcome]:
     """Compress pictures to .lalic files. A file that fails does not stop the others. Returns the outcomes in order.
 
-    sources, output, keep_extension: arguments of `plan`. model, device, quality, effort (for each picture), background, strip,
-    max_pixels, graph: of `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or this
-    PSNR in dB (`lalic.search`), in place of `quality`. overwrite: replace files that exist. skip_existing: leave them,
-    which is then no error. progress: called with each outcome in order, and the number of files.
+    sources, output, keep_extension: arguments of `plan`. model, device, quality, effort (of each picture), background,
+    strip, max_pixels, graph: of `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or
+    this PSNR in dB (`lalic.search`), in place of `quality` and without effort. overwrite: replace files that exist.
+    skip_existing: leave them, which is then no error. progress: called with each outcome in order, and the number of
+    files. effort_progress: called in each picture with effort, as `lalic.codec.Prepared.encode` calls it.
 
-    Raises `RequestError` before any work for names that clash, a device that does not exist, a quality that the model
-    does not have, an effort or a target that no file can meet, a background that is no colour, and options that contradict.
+    Raises `RequestError` before any work for names that clash, a device that does not exist, a quality or an effort
+    that the model does not have, a target that no file can meet, a background that is no colour, and options that
+    contradict.
     """
     given = [value for value in (quality, target_bpp, target_psnr) if value is not None]
     if len(given) > 1:
@@ -122,7 +125,10 @@ def compress_files(
             return search.encode_to_bpp(picture, target_bpp, model, **options).data
         if target_psnr is not None:
             return search.encode_to_psnr(picture, target_psnr, model, **options).data
-        return codec.encode(picture, model, quality=quality, effort=effort, **options)
+        if effort is not None:
+            prepared = codec.Prepared(picture, model, **options)
+            return prepared.encode(quality, effort=effort, progress=effort_progress)
+        return codec.encode(picture, model, quality=quality, **options)
 
     def save(target: str, data: bytes) -> Saved:
         write(target, data, overwrite=overwrite)

@@ -382,7 +382,19 @@ def _compress(args: argparse.Namespace) -> int:
 
     names = ("quality", "target_bpp", "target_psnr", "effort", "background", "strip")
     options |= {name: getattr(args, name) for name in names}
-    return _run_batch(args, compress_files, options, line)
+    if args.effort is None or args.quiet or not sys.stderr.isatty():
+        return _run_batch(args, compress_files, options, line)
+    from tqdm import tqdm
+
+    with tqdm(
+        total=1.0, position=1, leave=False, file=sys.stderr, bar_format="effort {percentage:3.0f} %|{bar}|"
+    ) as bar:
+
+        def effort_progress(done: float, count: int) -> None:
+            bar.n = done / count
+            bar.refresh()
+
+        return _run_batch(args, compress_files, options | {"effort_progress": effort_progress}, line)
 
 
 def _decompress(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,16 +87,19 @@ class Refiner:
             # Without gradients of weights, which take time, and would be added to those of a caller who trains.
             self._constant = copy.deepcopy(model).requires_grad_(False)
 
-    def __call__(self, x: Tensor, tile: Box, seconds: float) -> Refined:
+    def __call__(
+        self, x: Tensor, tile: Box, seconds: float, progress: Callable[[float], None] = lambda share: None
+    ) -> Refined:
         """The stream of a tile of a window, refined for about so many seconds, or less.
 
         x: the window's pixels (1, 3, H, W) in [0, 1]. tile: its place in latents. Latents around the tile stay plain.
+        progress: called after each step with the share that is done.
         """
         end = time.perf_counter() + seconds
         with torch.inference_mode(False):
-            return self._refined(x.clone(), tile, end)
+            return self._refined(x.clone(), tile, end, progress)
 
-    def _refined(self, x: Tensor, tile: Box, end: float) -> Refined:
+    def _refined(self, x: Tensor, tile: Box, end: float, progress: Callable[[float], None]) -> Refined:
         start = time.perf_counter()
         with torch.no_grad():
             latents = self.model.latents(x)
@@ -112,12 +116,14 @@ class Refiner:
         if weight == 0:
             return Refined(plain.stream, 0, 0, plain.cost(0), plain.cost(0))
         with torch.enable_grad():
-            gained, steps = self._descend(window, weight, end - took)  # the result has to be coded as well
+            gained, steps = self._descend(window, weight, end - took, progress)  # the result has to be coded as well
         with torch.no_grad():
             better = min(plain, window.code(gained), key=lambda each: each.cost(weight))
         return Refined(better.stream, steps, weight, plain.cost(weight), better.cost(weight))
 
-    def _descend(self, window: _Window, weight: float, end: float) -> tuple[Tensor, int]:
+    def _descend(
+        self, window: _Window, weight: float, end: float, progress: Callable[[float], None]
+    ) -> tuple[Tensor, int]:
         """Refined gained latents of the tile, and the number of steps."""
         model, start = self._constant, time.perf_counter()
         params = model.latent_codec.hyper_parameters(torch.round(window.z - model.medians) + model.medians)
@@ -135,6 +141,7 @@ class Refiner:
             (y.grad,) = torch.autograd.grad(bits + weight * error, y)
             optimiser.step()
             steps += 1
+            progress(done)
         return y.detach(), steps
 
 
