@@ -55,7 +55,7 @@ def test_files_with_effort_are_another_codec(monkeypatch: pytest.MonkeyPatch) ->
     assert (refined.name, refined.title, refined.qualities) == ("lalic-effort", "lalic, effort 0.5 s", (30,))
     coded = [codec.code(astronaut(150, 20, 64, 64), 30) for codec in (plain, refined)]
     assert all(each.data is not None and each.data[:4] == coded[0].data[:4] for each in coded)
-    with pytest.raises(LalicError, match="effort 9 s: effort: expected a model of every quality"):
+    with pytest.raises(LalicError, match="lalic: effort: expected a model of every quality"):
         LalicCodec(tiny(), effort=9)
 
 
