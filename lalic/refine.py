@@ -37,8 +37,8 @@ from lalic.tiles import Box
 __all__ = ["Refined", "Refiner", "check_effort"]
 
 STEPS = 200  # more bring little
-RATE = 0.005  # of Adam, in units of a symbol; falls to a twentieth as a cosine
-WARMEST, COLDEST = 0.2, 0.05  # temperatures of the first and the last step
+RATE = 0.008  # of Adam, in units of a symbol; falls to a twentieth as a cosine
+WARMEST, COLDEST = 0.3, 0.05  # temperatures of the first and the last step
 APART = 3.0  # qualities on both sides between which the slope is measured
 LEVELS = 255  # of a decoded picture's values
 
@@ -59,7 +59,8 @@ def check_effort(model: LALIC, effort: float | None) -> None:
 @dataclass(frozen=True)
 class Refined:
     """A stream, and how it came. steps: gradient steps done. weight: lambda, bits for a squared error of 1, values in
-    [0, 1]; 0 if the picture has no slope. before, after: R + lambda D in bits, of the plain stream and of this one.
+    [0, 1]; 0 if there was no time for it, or the picture has no slope. before, after: R + lambda D in bits, of the
+    plain stream and of this one.
     """
 
     stream: Stream
@@ -106,6 +107,8 @@ class Refiner:
             window = _Window(self.model, x, latents, tile, self.quality)
             plain = window.code(window.gained)
         took = time.perf_counter() - start
+        if time.perf_counter() + 3 * took > end:  # two more codings for the slope, and one of the result
+            return Refined(plain.stream, 0, 0, plain.cost(0), plain.cost(0))
         with torch.no_grad():
             ends = [
                 _Window(self.model, x, latents, tile, min(HIGHEST, max(LOWEST, self.quality + apart)))

@@ -87,7 +87,7 @@ def test_tiles_are_refined_in_their_windows(few_steps, monkeypatch) -> None:
     data = prepared.encode(50, effort=math.inf, progress=lambda *counts: done.append(counts))
     plain = prepared.encode(50)
     assert done == sorted(done) and {(i, 4) for i in range(1, 5)} <= set(done) and len(done) == 4 * 21
-    weight = Refiner(MODEL, 50)(to_tensor(picture.crop((0, 0, 256, 128))), Box(0, 0, 16, 8), 1e-9).weight
+    weight = Refiner(MODEL, 50)(to_tensor(picture.crop((0, 0, 256, 128))), Box(0, 0, 16, 8), math.inf).weight
     assert cost(data, picture, weight) < cost(plain, picture, weight)
 
 
