@@ -29,6 +29,7 @@ from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, repl
 from lalic.files import search as search_folder
 from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
+from lalic.refine import check_effort
 from lalic.strips import needs_strips, write_strips
 from lalic_kernels.threads import submit
 
@@ -75,6 +76,7 @@ def compress_files(
     quality: float | None = None,
     target_bpp: float | None = None,
     target_psnr: float | None = None,
+    effort: float | None = None,
     background: Color | None = None,
     strip: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -83,26 +85,33 @@ def compress_files(
     skip_existing: bool = False,
     keep_extension: bool = False,
     progress: Callable[[Outcome, int], None] | None = None,
+    effort_progress: Callable[[float, int], None] | None = None,
 ) -> list[Outcome]:
     """Compress pictures to .lalic files. A file that fails does not stop the others. Returns the outcomes in order.
 
-    sources, output, keep_extension: arguments of `plan`. model, device, quality, background, strip, max_pixels, graph:
-    of `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or this PSNR in dB
-    (`lalic.search`), in place of `quality`. overwrite: replace files that exist. skip_existing: leave them, which is
-    then no error. progress: called with each outcome in order, and the number of files.
+    sources, output, keep_extension: arguments of `plan`. model, device, quality, effort (of each picture), background,
+    strip, max_pixels, graph: of `lalic.encode`. target_bpp, target_psnr: search the quality for these bits per pixel or
+    this PSNR in dB (`lalic.search`), in place of `quality` and without effort. overwrite: replace files that exist.
+    skip_existing: leave them, which is then no error. progress: called with each outcome in order, and the number of
+    files. effort_progress: called in each picture with effort, as `lalic.codec.Prepared.encode` calls it.
 
-    Raises `RequestError` before any work for names that clash, a device that does not exist, a quality that the model
-    does not have, a target that no file can meet, a background that is no colour, and options that contradict.
+    Raises `RequestError` before any work for names that clash, a device that does not exist, a quality or an effort
+    that the model does not have, a target that no file can meet, a background that is no colour, and options that
+    contradict.
     """
     given = [value for value in (quality, target_bpp, target_psnr) if value is not None]
     if len(given) > 1:
         raise RequestError(f"quality, target_bpp, target_psnr: expected at most one of them, got {len(given)}")
+    if effort is not None and (target_bpp is not None or target_psnr is not None):
+        raise RequestError("effort: expected with a quality, got it with a target, which the refined file would miss")
     jobs = plan(sources, output, ".lalic", images.readable_extensions(), keep_extension=keep_extension)
     with as_request():  # once, not for each picture
         codec.resolve_device(device)
         if background is not None:
             images.parse_color(background)
-        codec.coded_quality(model or codec.shipped_model(device=device), quality)
+        first = model or codec.shipped_model(device=device)
+        codec.coded_quality(first, quality)
+        check_effort(first, effort)
         search.check_target(target_bpp, "bits per pixel")
         search.check_target(target_psnr, "dB")
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
@@ -116,6 +125,9 @@ def compress_files(
             return search.encode_to_bpp(picture, target_bpp, model, **options).data
         if target_psnr is not None:
             return search.encode_to_psnr(picture, target_psnr, model, **options).data
+        if effort is not None:
+            prepared = codec.Prepared(picture, model, **options)
+            return prepared.encode(quality, effort=effort, progress=effort_progress)
         return codec.encode(picture, model, quality=quality, **options)
 
     def save(target: str, data: bytes) -> Saved:

@@ -191,6 +191,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
     )
     target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
+    compress.add_argument(
+        "--effort", type=float, metavar="SECONDS",
+        help="for archives: up to so many seconds a picture for a smaller file of equal PSNR; inf for all steps",
+    )  # fmt: skip
 
     decompress = command(
         "decompress", _decompress, ".lalic files to pictures",
@@ -368,8 +372,21 @@ def _compress(args: argparse.Namespace) -> int:
     options = _options(args)
     from lalic.batch import compress_files
 
-    options |= {name: getattr(args, name) for name in ("quality", "target_bpp", "target_psnr", "background", "strip")}
-    return _run_batch(args, compress_files, options, line)
+    names = ("quality", "target_bpp", "target_psnr", "effort", "background", "strip")
+    options |= {name: getattr(args, name) for name in names}
+    if args.effort is None or args.quiet or not sys.stderr.isatty():
+        return _run_batch(args, compress_files, options, line)
+    from tqdm import tqdm
+
+    with tqdm(
+        total=1.0, position=1, leave=False, file=sys.stderr, bar_format="effort {percentage:3.0f} %|{bar}|"
+    ) as bar:
+
+        def effort_progress(done: float, count: int) -> None:
+            bar.n = done / count
+            bar.refresh()
+
+        return _run_batch(args, compress_files, options | {"effort_progress": effort_progress}, line)
 
 
 def _decompress(args: argparse.Namespace) -> int:

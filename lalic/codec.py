@@ -1,7 +1,7 @@
 """Pictures to the bytes of .lalic files and back: `encode`, `decode`, `decode_many`.
 
     encode:  picture -> images.open_picture -> for each tile: its window -> model.latents -> the tile's part
-             -> model.encode_latents; then Container.pack
+             -> model.encode_latents, or with effort `lalic.refine`; then Container.pack
     decode:  bytes -> container.parse -> choose the model, check its hash -> for each tile: model.read; for each window:
              model.synthesise -> the tile's part -> picture
 
@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import mmap
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +32,7 @@ from lalic.coder import Coder, Stream, codes_on_gpu
 from lalic.container import MAX_PIXELS, Container, FileSource, Tile, contents, parse
 from lalic.errors import BitstreamError, LalicError, ModelMismatchError, RequestError
 from lalic.memory import apart, give_back
+from lalic.refine import Refiner, check_effort
 from lalic.tiles import MAX_WINDOW, SCALES, STEP, Box, Grid
 from lalic_kernels.cache import one_look
 
@@ -116,6 +118,7 @@ def encode(
     *,
     device: str | torch.device | None = None,
     quality: float | None = None,
+    effort: float | None = None,
     background: Color | None = None,
     strip: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -127,13 +130,15 @@ def encode(
     the rules of `lalic.images.open_picture`; or what that gave.
     model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model (None:
     the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
-    quality takes None only. background: colour below transparent pixels; None: alpha is stored, losslessly. strip:
-    leave out metadata (EXIF, XMP, text, resolution), which is stored otherwise. max_pixels: limit on width * height.
-    graph: of a model on a GPU, True to capture its launches as a CUDA graph, False to launch one by one, None for a
-    graph from the second picture of a size on. `lalic.search` finds the quality for a size or a PSNR.
+    quality takes None only. effort: seconds that may go into a smaller file of equal PSNR (`lalic.refine`); with
+    `math.inf`, for all steps, one machine makes the same file each time. background: colour below transparent pixels;
+    None: alpha is stored, losslessly. strip: leave out metadata (EXIF, XMP, text, resolution), which is stored
+    otherwise. max_pixels: limit on width * height. graph: of a model on a GPU, True to capture its launches as a CUDA
+    graph, False to launch one by one, None for a graph from the second picture of a size on. `lalic.search` finds the
+    quality for a size or a PSNR.
 
-    Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality or device, `OSError` for a path
-    that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
+    Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality, effort or device, `OSError` for
+    a path that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
 
         >>> data = lalic.encode("photo.png")
         >>> lalic.decode(data).save("decoded.png")
@@ -141,7 +146,7 @@ def encode(
     prepared = Prepared(
         image, model, device=device, background=background, strip=strip, max_pixels=max_pixels, graph=graph
     )
-    return prepared.encode(quality, once=True)
+    return prepared.encode(quality, once=True, effort=effort)
 
 
 class Prepared:
@@ -176,17 +181,25 @@ class Prepared:
         quality: float | None = None,
         *,
         once: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        effort: float | None = None,
+        progress: Callable[[float, int], None] | None = None,
     ) -> bytes:
         """The bytes of a .lalic file.
 
-        once: this is the only call, so the latents need not be stored. progress: called after each tile with how many
-        are coded, and their number; what it raises ends the call.
+        once: this is the only call, so the latents need not be stored. effort: as in the function `encode`. progress:
+        called after each tile, with effort after each step too, with how many tiles are coded and their number; what it
+        raises ends the call.
         """
         quality = coded_quality(self.model, quality)
+        check_effort(self.model, effort)
         streams: list[Stream] = []
         with torch.inference_mode():
-            if once and self._latents is None and len(self.grid) == 1:
+            if effort is not None:
+                for stream in self._refined(quality, effort, progress):
+                    streams.append(stream)
+                    if progress is not None:
+                        progress(len(streams), len(self.grid))
+            elif once and self._latents is None and len(self.grid) == 1:
                 streams = [self.model.encode(self._pixels(self.grid.padded), quality, graph=self.graph)]
             else:
                 for y in self.latents():
@@ -233,6 +246,23 @@ class Prepared:
                 tile = _latent_box(self.grid.box(index), window)
                 yield y[:, :, tile.top : tile.bottom, tile.left : tile.right].contiguous()
             del latents, y  # before the next ones are made
+
+    def _refined(
+        self, quality: float | None, effort: float, progress: Callable[[float, int], None] | None
+    ) -> Iterator[Stream]:
+        """Streams of the tiles, each refined in its window for an equal share of the time that is left."""
+        assert quality is not None  # as in every model that `check_effort` takes
+        end = time.perf_counter() + effort
+        refiner, count = Refiner(self.model, quality), len(self.grid)
+
+        def step(share: float) -> None:
+            if progress is not None:
+                progress(index + share, count)
+
+        for index in range(count):
+            window = self.grid.window(index)
+            seconds = (end - time.perf_counter()) / (count - index)
+            yield refiner(self._pixels(window), _latent_box(self.grid.box(index), window), seconds, step).stream
 
     def _pixels(self, box: Box) -> torch.Tensor:
         """A part (1, 3, H, W) of the padded picture, in [0, 1], on the model's device."""

@@ -33,7 +33,12 @@ class Symbols(NamedTuple):
 def symbols_of(model: LALIC, y: Tensor, quality: float | Tensor | None) -> Symbols:
     """Symbols of latents y (B, M, h, w), before gains. Raises ``LalicError`` for latents that cannot be coded."""
     y = model.gain(y, model.as_qualities(quality, y.shape[0]))
-    z = torch.round(model.hyper_latents(y) - model.medians)
+    return symbols_of_gained(model, y, model.hyper_latents(y))
+
+
+def symbols_of_gained(model: LALIC, y: Tensor, z: Tensor) -> Symbols:
+    """Symbols of gained latents y (B, M, h, w) with any hyper latents z (B, C, h / 4, w / 4), else as `symbols_of`."""
+    z = torch.round(z - model.medians)
     check_magnitudes("z", z)
     check_magnitudes("y", y)
     coder = Collect(y, model.config.groups)
@@ -57,6 +62,14 @@ def z_rows(channels: int, positions: int) -> Tensor:
     return torch.arange(channels, dtype=torch.int32, device="cpu").repeat_interleave(positions)
 
 
+def stream_of(model: LALIC, coded: Symbols) -> Stream:
+    """The stream of one picture's symbols."""
+    z, rows = coded.z[0][0], coded.z[1][0] + gaussian_tables().rows
+    sections = [(z, rows), *((symbols[0], indexes[0]) for symbols, indexes in coded.passes)]
+    checksum = checksum_of(z, torch.cat([symbols for symbols, _ in sections]))
+    return Stream(rans.encode(sections, model.tables()), checksum)
+
+
 class HostCoder:
     """The `lalic.coder.Coder` that codes symbols on the CPU, for a model on any device."""
 
@@ -69,11 +82,7 @@ class HostCoder:
 
     def encode_latents(self, y: Tensor, quality: float | None) -> Stream:
         """The stream of a picture's latents y (1, M, h, w)."""
-        coded = symbols_of(self.model, y, quality)
-        z, rows = coded.z[0][0], coded.z[1][0] + gaussian_tables().rows
-        sections = [(z, rows), *((symbols[0], indexes[0]) for symbols, indexes in coded.passes)]
-        checksum = checksum_of(z, torch.cat([symbols for symbols, _ in sections]))
-        return Stream(rans.encode(sections, self.model.tables()), checksum)
+        return stream_of(self.model, symbols_of(self.model, y, quality))
 
     def decode(
         self, streams: Sequence[Stream], size: tuple[int, int], qualities: Sequence[float | None]

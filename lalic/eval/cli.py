@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from lalic.eval.measure import Results
 
 _CODECS = (
-    "lalic, jpeg, jpeg-444, webp, avif, avif-psnr, jxl, heic, vtm, compressai-NAME; qualities of one after a colon"
+    "lalic, lalic-effort, jpeg, jpeg-444, webp, avif, avif-psnr, jxl, heic, vtm, compressai-NAME; qualities of one "
+    "after a colon"
 )
 
 
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
 
 
 _EVAL_OPTIONS = ("published", "against", "name", "background")
-_CODEC_OPTIONS = ("checkpoints", "qualities", "precision", "device", "vtm", "vtm_config")
+_CODEC_OPTIONS = ("checkpoints", "qualities", "effort", "precision", "device", "vtm", "vtm_config")
 
 
 def _add_codec_options(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +103,9 @@ def _add_codec_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-q", "--quality", dest="qualities", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100"
+    )
+    parser.add_argument(
+        "--effort", type=float, metavar="SECONDS", help="a picture, of the codec lalic-effort (default 120)"
     )
     parser.add_argument("--background", metavar="COLOR", help="put this colour below transparent pixels")
     add_precision_option(parser)

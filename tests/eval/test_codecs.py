@@ -16,9 +16,10 @@ from PIL import Image, ImageCms, features
 from tiny import astronaut, tiny
 
 import lalic
+import lalic.codec
 from lalic import images
 from lalic.errors import LalicError
-from lalic.eval.codecs import Codec, LalicCodec, NotInstalled, make, parse, vtm
+from lalic.eval.codecs import Codec, LalicCodec, NotInstalled, make, open_codecs, parse, vtm
 from lalic.metrics import psnr
 
 PILLOW = ["jpeg", "jpeg-444", "webp", "avif", "avif-psnr", "jxl", "heic"]
@@ -46,6 +47,16 @@ def test_more_quality_is_a_larger_and_better_file(name: str) -> None:
     low, high = (psnr(picture, each.picture) for each in coded)
     assert 18 < low < high - 3
     assert re.search(r" \d+\.\d+", codec.version) and list(codec.qualities) == sorted(codec.qualities)
+
+
+def test_files_with_effort_are_another_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lalic.codec, "_cache", {("slim", "cpu"): tiny(qualities=3)})
+    (plain, refined), _ = open_codecs(["lalic", "lalic-effort"], qualities=[30], effort=0.5)
+    assert (refined.name, refined.title, refined.qualities) == ("lalic-effort", "lalic, effort 0.5 s", (30,))
+    coded = [codec.code(astronaut(150, 20, 64, 64), 30) for codec in (plain, refined)]
+    assert all(each.data is not None and each.data[:4] == coded[0].data[:4] for each in coded)
+    with pytest.raises(LalicError, match="lalic: effort: expected a model of every quality"):
+        LalicCodec(tiny(), effort=9)
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp", "avif"])

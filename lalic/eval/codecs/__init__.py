@@ -2,6 +2,7 @@
 
     name        what it is                                            quality       needs
     lalic       .lalic files; models of `--checkpoint`                1..100        -
+    lalic-effort  lalic's files for more encoding time (`effort`)     1..100        a model of every quality
     jpeg        Pillow, 4:2:0, progressive, optimised Huffman tables  1..95         -
     jpeg-444    jpeg at 4:4:4                                         1..95         -
     webp        Pillow, lossy, method 6 (the slowest)                 0..100        Pillow with WebP
@@ -35,7 +36,8 @@ from lalic.hub import load_model
 
 __all__ = ["NAMES", "Codec", "Coded", "LalicCodec", "NotInstalled", "Quality", "Vtm", "make", "open_codecs", "parse"]
 
-NAMES = ("lalic", *FORMATS, "vtm", "compressai-NAME")
+NAMES = ("lalic", "lalic-effort", *FORMATS, "vtm", "compressai-NAME")
+EFFORT = 120.0  # seconds a picture
 
 
 def parse(word: str) -> tuple[str, tuple[float, ...]]:
@@ -52,7 +54,7 @@ def parse(word: str) -> tuple[str, tuple[float, ...]]:
 
 
 def make(name: str, qualities: Sequence[float] = (), *, vtm: Name | None = None, config: Name | None = None) -> Codec:
-    """The codec `name` (all but lalic), to be measured at `qualities` (empty: its defaults).
+    """The codec `name` (all but lalic and lalic-effort), to be measured at `qualities` (empty: its defaults).
 
     vtm, config: VTM's files (`Vtm`). Raises `NotInstalled` if something that the codec needs is missing, `LalicError`
     for another name or a quality out of bounds.
@@ -76,12 +78,14 @@ class Options(TypedDict, total=False):
     """Options of `open_codecs`, `lalic.eval.evaluate` and `lalic.eval.compare` for lalic and VTM; none is required.
 
     checkpoints: weights of lalic, one codec for each; empty: the model that ships. qualities: of lalic, 1 to 100.
-    precision: of its transforms, "float32", "bfloat16" or "float16". device: of its models, None for the CPU. vtm:
+    effort: seconds a picture of lalic-effort, 120 if none are given. precision: of the transforms, "float32",
+    "bfloat16" or "float16". device: of its models, None for the CPU. vtm:
     VTM's EncoderAppStatic. vtm_config: its encoder_intra_vtm.cfg; None: searched in ../cfg of the binary's folder.
     """
 
     checkpoints: Sequence[Name]
     qualities: Sequence[float]
+    effort: float | None
     precision: str | None
     device: str | torch.device | None
     vtm: Name | None
@@ -103,11 +107,12 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
             opened.append(word)
             continue
         name, qualities = parse(word)
-        if name == "lalic":
+        if name in ("lalic", "lalic-effort"):
+            effort = (options.get("effort") or EFFORT) if name == "lalic-effort" else None
             for path in paths:
                 model = load_model(path, device=device, precision=options.get("precision"))
                 title = f"lalic {Path(path).stem}" if path is not None and len(paths) > 1 else "lalic"
-                opened.append(LalicCodec(model, qualities or options.get("qualities", ()), title))
+                opened.append(LalicCodec(model, qualities or options.get("qualities", ()), title, effort))
             continue
         try:
             opened.append(make(name, qualities, vtm=options.get("vtm"), config=options.get("vtm_config")))
