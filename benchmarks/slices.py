@@ -208,7 +208,7 @@ def count(what: str, variant: str = "all kept") -> Counted:
         with (
             seen,
             labelled(seen.part, places),
-            mock.patch("lalic.model.SliceState", lambda stack, params, engine: (stack, params)),
+            mock.patch("lalic.model.float_state", lambda stack, params: (stack, params)),
             mock.patch("lalic.model.code_slices", lambda given, coder: loop(*given, coder)),
         ):
             if what == "decompress":

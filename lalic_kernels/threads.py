@@ -108,9 +108,15 @@ def run_ranges(kernel: Callable[[int, int], None], items: int, *, least: int = 1
 
 
 def workers() -> int:
-    """The number of threads of `run_each`: as many as torch uses; 1 where operations cannot be kept to one thread."""
+    """The number of threads of `run_each`: as many as torch uses.
+
+    1 where operations cannot be kept to one thread, and under a mode or a tracer, which would not see other threads.
+    """
     threads = torch.get_num_threads()
-    return threads if threads > 1 and _can_limit() else 1
+    followed = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    if threads == 1 or followed or torch._C._get_tracing_state() is not None or not _can_limit():
+        return 1
+    return threads
 
 
 def run_each(function: Callable[[T], object], items: Sequence[T]) -> None:

@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 import lalic_kernels
 from lalic.errors import BitstreamError, LalicError
@@ -189,8 +191,9 @@ class SliceState:
     def _begin(self, params: Tensor) -> None:
         """Compute what all slices need of the hyper parameters (B, h, w, M)."""
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        find = neighbours if traced else _cached_neighbours
-        self._neighbours = find(self.batch, self.height, self.width).to(params.device)
+        find = neighbours if traced else _kept_neighbours
+        rows = torch.as_tensor(find(self.batch, self.height, self.width), device="cpu")
+        self._neighbours = rows.to(params.device)
         self._hyper = self.hyper_parts(self._by_parity(params))
 
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -380,7 +383,11 @@ def neighbours(batch: int, height: int, width: int) -> Tensor:
     return rows + numbers(batch)[:, None, None] * (height * half + 1)
 
 
-_cached_neighbours = lru_cache(maxsize=32)(torch.inference_mode(mode=False)(neighbours))
+@lru_cache(maxsize=32)
+def _kept_neighbours(batch: int, height: int, width: int) -> np.ndarray:
+    """`neighbours` as an array, because a tensor would belong to the mode of the call that made it."""
+    with _disable_current_modes():
+        return neighbours(batch, height, width).numpy()
 
 
 def code_slices(state: SliceState | LayerState, coder: PassCoder | GpuRead) -> Tensor:

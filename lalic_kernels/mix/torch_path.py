@@ -52,7 +52,7 @@ def over_tokens(work: Callable[[slice], object], x: Tensor, width: int) -> None:
     depends on the others; but float64 products differ.
     """
     rows, chunks = x.shape[0], list(token_chunks(x, width))
-    threads = 1 if not x.is_cpu or x.dtype == torch.float64 or torch.onnx.is_in_onnx_export() else workers()
+    threads = workers() if x.is_cpu and x.dtype != torch.float64 else 1
     if 1 < threads <= len(chunks):
         count = -(-len(chunks) // threads) * threads
         edges = [*(rows * i // count // 32 * 32 for i in range(count)), rows]
