@@ -198,7 +198,7 @@ class _Page:
 
     def _open(self, tab: _Tab, wishes: tuple[Any, ...], take: Callable[[], tuple[bytes, str]]) -> Iterator[Changes]:
         """Open a file, and code it as the controls wish. A newer file of the tab ends this."""
-        turn, name = object(), ""
+        turn, name, key = object(), "", ""
         tab.opening, tab.fault = turn, ""
 
         def opened_key(report: Report) -> Iterator[str]:
@@ -209,25 +209,21 @@ class _Page:
 
             nonlocal name
             data, name = take()
-            key = self.desk.open(data, name, watched)
-            if tab.opening is not turn:
-                self.desk.close(key)
-                raise Superseded
-            yield key
+            yield self.desk.open(data, name, watched)
 
         yield {self.status: _busy("Opening")}
         try:
-            key = ""
             for message in follow(opened_key):
-                if isinstance(message, Step):
-                    yield {self.status: _busy(message)}
-                else:
+                if not isinstance(message, Step):
                     key = message
-        except Superseded:
-            yield self._nothing()
-            return
+                elif tab.opening is turn:
+                    yield {self.status: _busy(message)}
         except Exception as error:
-            yield self._failed(tab, error, name)
+            yield self._failed(tab, error, name) if tab.opening is turn else self._nothing()
+            return
+        if tab.opening is not turn:
+            self.desk.close(key)
+            yield self._nothing()
             return
         self.desk.close(tab.key)
         tab.key = key
@@ -235,7 +231,7 @@ class _Page:
         shown = {self.tab: tab, self.controls: gr.update(visible=opened.file is None), self.figures: "", self.curve: ""}
         if opened.file is None:
             yield shown | {self.viewer: self._views(opened, None)}
-            yield from self._code(tab, wishes)
+            yield from self._code(tab, key, wishes)
         else:
             yield shown | self._decoded(opened) | {self.status: _notes(opened), self.stop: gr.update(visible=False)}
 
@@ -246,18 +242,23 @@ class _Page:
 
     def code(self, tab: _Tab, *wishes: Any) -> Iterator[Changes]:
         """Code the picture as the controls wish."""
-        yield from self._code(tab, wishes)
+        tab.fault = ""
+        yield from self._code(tab, tab.key, wishes)
 
-    def _code(self, tab: _Tab, wishes: tuple[Any, ...]) -> Iterator[Changes]:
-        key = tab.key
+    def _code(self, tab: _Tab, key: str | None, wishes: tuple[Any, ...]) -> Iterator[Changes]:
+        if tab.key != key:
+            yield self._nothing()
+            return
         try:
             request, opened = _request(*wishes), self.desk.get(key)
         except LalicError as error:
             yield self._failed(tab, error)
             return
         try:
-            tab.fault = ""
-            yield {self.status: _busy("Encoding"), self.stop: gr.update(visible=opened.pixels > CURVE_PIXELS)}
+            yield {
+                self.status: tab.fault + _busy("Encoding"),
+                self.stop: gr.update(visible=opened.pixels > CURVE_PIXELS),
+            }
             for message in follow(lambda report: self.desk.code(key, request, report)):
                 if tab.key != key:
                     raise Superseded
@@ -296,7 +297,7 @@ class _Page:
         with contextlib.suppress(LalicError):
             results, request = self.desk.get(tab.key).results, _request(*wishes)
             if results and (results.request.other, results.request.match) != (request.other, request.match):
-                yield from self._code(tab, wishes)
+                yield from self._code(tab, tab.key, wishes)
 
     def draw(self, tab: _Tab, *wishes: Any) -> Iterator[Any]:
         """Draw the curve of the picture, point by point."""
