@@ -370,12 +370,12 @@ class Desk:
         quality = codec.coded_quality(self.model, request.value) if self._is_quality(request) else None
         if quality is None and request.aim != "quality":
             prepared = _prepared(opened, self.model, report)
-            searches = {
-                "bpp": search.encode_to_bpp,
-                "psnr": search.encode_to_psnr,
-                "size": search.encode_to_size,
-            }
-            quality = searches[request.aim](prepared, request.value).quality
+            if request.aim == "psnr":
+                quality = search.encode_to_psnr(prepared, request.value).quality
+            elif request.aim == "bpp":
+                quality = search.encode_to_bpp(prepared, request.value).quality
+            else:
+                quality = search.encode_to_size(prepared, request.value).quality
         if quality not in opened.newest:
             opened.newest[quality] = match = coded_at(ours, opened.picture, quality)
             opened.known.setdefault("lalic", {})[quality] = match.bpp, match.psnr
