@@ -265,11 +265,10 @@ class _Page:
                 if isinstance(message, Step):
                     yield {self.status: tab.fault + _busy(message)}
                 else:
-                    yield {
-                        self.viewer: self._views(opened, message),
-                        self.figures: self._figures(opened, message),
-                    }
-            yield {self.status: tab.fault or _notes(opened), self.stop: gr.update(visible=False)}
+                    made = {self.viewer: self._views(opened, message), self.figures: self._figures(opened, message)}
+                    yield made
+            # Of values that follow each other within milliseconds, Gradio may lose some, so the last come once more.
+            yield made | {self.status: tab.fault or _notes(opened), self.stop: gr.update(visible=False)}
         except Superseded:
             if tab.key == key and opened.wanted is None:
                 text = "Stopped. Any change of the controls begins anew"

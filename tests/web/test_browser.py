@@ -285,6 +285,16 @@ def test_a_file_is_dropped_while_another_is_coded(tab, folder):
     shows(page, "astronaut")
 
 
+def test_the_answers_are_timed(tab, server, monkeypatch):
+    """The benchmark of the page finds what it looks for, also where all results come within milliseconds."""
+    from benchmarks import page as bench
+
+    monkeypatch.setattr(bench, "PAUSE", 100)
+    (row,) = bench.releases(tab(), server, (128, 64), ("WebP",), (31, 62))
+    assert row["other"] == "WebP" and row["size"] == "128x64" and row["releases"] == 2
+    assert 0 < row["seconds"] <= row["largest seconds"] <= row["largest all seconds"] < 60
+
+
 def test_a_file_above_the_limit_is_not_sent(tab):
     page = tab()
     page.evaluate(
