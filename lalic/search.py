@@ -1,4 +1,4 @@
-"""Search for the quality at which a picture's file has a given size or a given PSNR.
+"""Search for the quality at which a picture's file has a given size, or its decoded picture a given PSNR.
 
 Every step encodes a file; the size is that of the whole file, and PSNR is measured on the decoded picture. The analysis
 transform runs once.
@@ -16,7 +16,15 @@ from lalic.metrics import psnr
 from lalic.model import LALIC
 from lalic.strips import StripImage
 
-__all__ = ["BPP_TOLERANCE", "PSNR_TOLERANCE", "Encoded", "check_target", "encode_to_bpp", "encode_to_psnr"]
+__all__ = [
+    "BPP_TOLERANCE",
+    "PSNR_TOLERANCE",
+    "Encoded",
+    "check_target",
+    "encode_to_bpp",
+    "encode_to_psnr",
+    "encode_to_size",
+]
 
 BPP_TOLERANCE = 0.01  # of the target: one percent
 PSNR_TOLERANCE = 0.05  # dB
@@ -24,7 +32,7 @@ _LOWEST, _HIGHEST = 100, 10000  # hundredths
 
 
 class Encoded(NamedTuple):
-    """Result of a search. data: the .lalic file. quality: of the file. value: its bits per pixel, or its PSNR in dB."""
+    """Result of a search. data: the .lalic file. quality: of the file. value: what was searched for, as it came out."""
 
     data: bytes
     quality: float
@@ -64,6 +72,21 @@ def encode_to_psnr(
     return _search(image, decibels, model, tolerance, "dB", options)
 
 
+def encode_to_size(
+    image: ImageSource | Picture | codec.Prepared,
+    kilobytes: float,
+    model: LALIC | None = None,
+    *,
+    tolerance: float = BPP_TOLERANCE,
+    **options: Any,
+) -> Encoded:
+    """Encode a picture to a file of `kilobytes` times 1000 bytes.
+
+    tolerance: allowed difference, relative to `kilobytes`. Otherwise as `encode_to_bpp`.
+    """
+    return _search(image, kilobytes, model, tolerance * kilobytes, "kB", options)
+
+
 def check_target(target: float | None, unit: str) -> None:
     """Raise `LalicError` for a target that no file can have, whatever the picture is."""
     if target is not None and not 0 < target < math.inf:
@@ -91,7 +114,7 @@ def _search(
 
     def at(hundredths: int) -> Encoded:
         data = prepared.encode(hundredths / 100)
-        value = 8 * len(data) / pixels
+        value = len(data) / 1000 if unit == "kB" else 8 * len(data) / pixels
         if unit == "dB" and original is not None:
             decoded = codec.decode(data, prepared.model, max_pixels=pixels, graph=prepared.graph)
             value = psnr(original, decoded.convert("RGB"))

@@ -127,6 +127,11 @@ class Opened:
     def pixels(self) -> int:
         return self.picture.width * self.picture.height
 
+    @property
+    def kept_pixels(self) -> int:
+        """With those of its results."""
+        return self.pixels * (1 + len(self.newest))
+
 
 def opponents() -> list[str]:
     """Names of the codecs to compare with that are installed."""
@@ -290,14 +295,16 @@ class Desk:
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._open[key] = opened
-            while len(self._open) > 1 and sum(each.pixels for each in self._open.values()) > KEPT_PIXELS:
+            while len(self._open) > 1 and sum(each.kept_pixels for each in self._open.values()) > KEPT_PIXELS:
                 self._open.popitem(last=False)
         return key
 
     def get(self, key: str | None) -> Opened:
         """The open picture of a key. Raises `Closed`."""
+        if key is None:
+            raise Closed("no picture is open; drop one")
         with self._lock:
-            if key is None or key not in self._open:
+            if key not in self._open:
                 raise Closed("this picture was closed to make room for others; open it again")
             self._open.move_to_end(key)
             return self._open[key]
@@ -365,9 +372,10 @@ class Desk:
             prepared = _prepared(opened, self.model, report)
             if request.aim == "psnr":
                 quality = search.encode_to_psnr(prepared, request.value).quality
+            elif request.aim == "bpp":
+                quality = search.encode_to_bpp(prepared, request.value).quality
             else:
-                bpp = request.value if request.aim == "bpp" else 8000 * request.value / opened.pixels
-                quality = search.encode_to_bpp(prepared, bpp).quality
+                quality = search.encode_to_size(prepared, request.value).quality
         if quality not in opened.newest:
             opened.newest[quality] = match = coded_at(ours, opened.picture, quality)
             opened.known.setdefault("lalic", {})[quality] = match.bpp, match.psnr

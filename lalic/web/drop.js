@@ -1,4 +1,5 @@
 // Where a file comes in: dropped anywhere, pasted, or chosen. `element`, `trigger` are Gradio's.
+const most = Number(element.querySelector(".drop").dataset.most);
 const input = element.querySelector("input"), progress = element.querySelector("progress"), text = element.querySelector("[role=status]");
 
 function say(words, share, kind = "") {
@@ -8,9 +9,17 @@ function say(words, share, kind = "") {
   progress.value = share ?? 0;
 }
 
+let sending = null;
+
 function send(file) {
   if (!file) return;
-  const request = new XMLHttpRequest();
+  sending?.abort(); // the newest file is wanted
+  mend();
+  if (file.size > most) {
+    const size = most >= 1 << 20 ? `${Math.floor(most / (1 << 20))} MiB` : `${most} bytes`;
+    return say(`${file.name}: the file is too large, the limit is ${size}`, undefined, "error");
+  }
+  const request = (sending = new XMLHttpRequest());
   request.open("POST", new URL("lalic/open", document.baseURI));
   request.setRequestHeader("X-File-Name", encodeURIComponent(file.name || "picture"));
   request.upload.onprogress = (event) => say(`Sending ${file.name}`, event.total ? event.loaded / event.total : 0);
@@ -31,7 +40,12 @@ input.addEventListener("change", () => {
   send(input.files[0]);
   input.value = "";
 });
-element.querySelector("[data-sample]").addEventListener("click", () => trigger("sample", {}));
+element.querySelector("[data-sample]").addEventListener("click", () => {
+  sending?.abort();
+  mend();
+  say("");
+  trigger("sample", {});
+});
 const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 let depth = 0;
 for (const [name, change] of [["dragenter", 1], ["dragleave", -1]])
@@ -52,10 +66,28 @@ window.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])][0];
   if (file) send(file);
 });
+// A quality beyond the ends becomes the end, and no number the last one, before Gradio refuses it.
+let quality = "50";
+const isNumber = (event) => event.target.matches?.("#quality input[type=number]");
+function mend() {
+  const [number, range] = ["number", "range"].map((type) => document.querySelector(`#quality input[type=${type}]`));
+  if (!number) return; // another aim is chosen
+  const { min, max } = range;
+  const value = number.value === "" ? quality : String(Math.min(max, Math.max(min, number.value)));
+  if (value === number.value) return;
+  number.value = value;
+  number.dispatchEvent(new Event("input", { bubbles: true }));
+}
+const keep = (event) => {
+  if (event.target.closest?.("#quality") && event.target.value) quality = event.target.value;
+};
+for (const name of ["input", "focus"]) window.addEventListener(name, keep, true);
+window.addEventListener("blur", (event) => isNumber(event) && mend(), true);
+window.addEventListener("keydown", (event) => isNumber(event) && event.key === "Enter" && mend(), true);
 // Gradio's sliders and numbers tell of a release by the pointer alone; keys are to do the same.
 window.addEventListener("keyup", (event) => {
   const range = event.target.matches?.("input[type=range]");
   const moved = range && /^(Arrow|Page|Home|End)/.test(event.key);
-  if (moved || (event.key === "Enter" && event.target.matches?.("#quality input[type=number]")))
+  if (moved || (event.key === "Enter" && isNumber(event)))
     event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
 });

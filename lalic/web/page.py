@@ -7,6 +7,7 @@ import html
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -28,6 +29,7 @@ from lalic.web.desk import (
     Closed,
     Desk,
     Opened,
+    Report,
     Request,
     Results,
     Superseded,
@@ -40,7 +42,7 @@ from lalic.web.shelf import Shelf
 __all__ = ["build", "look"]
 
 _DROP = """
-<div class="drop">
+<div class="drop" data-most="%d">
   <label>Choose a photo<input type="file" accept="image/*,.lalic,.tif,.tiff,.avif,.heic,.jxl,.jp2"></label>
   <button type="button" data-sample>Sample photo</button>
   <span>or drop or paste one anywhere. A .lalic file opens too.</span>
@@ -55,7 +57,7 @@ update();
 _SHORT = {
     "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "avif-psnr": "AVIF for PSNR", "jxl": "JPEG XL", "heic": "HEVC"
 }  # fmt: skip
-_NUMBERS = {"bpp": ("Bits per pixel", 2), "psnr": ("PSNR in dB", 2), "size": ("File size in kB", 1)}
+_NUMBERS = {"bpp": ("Bits per pixel", 3), "psnr": ("PSNR in dB", 2), "size": ("File size in kB", 1)}
 
 
 def _text(name: str) -> str:
@@ -77,16 +79,31 @@ _AT_ONCE = 16
 Changes = dict[Any, Any]  # new values of components
 
 
-def build(desk: Desk, shelf: Shelf) -> gr.Blocks:
-    """The page of a desk. Files for browsers are put on the shelf."""
+@dataclass
+class _Tab:
+    """What a browser's tab has open.
+
+    key: of its picture on the desk. opening: the newest file that it opens, which older ones make way for. fault: the
+    sentence of what failed last, which is shown until something else is asked for.
+    """
+
+    key: str | None = None
+    opening: object = None
+    fault: str = ""
+
+
+def build(desk: Desk, shelf: Shelf, most_bytes: int) -> gr.Blocks:
+    """The page of a desk. Files for browsers are put on the shelf. most_bytes: of an upload."""
     names = opponents()
     with gr.Blocks(title="lalic", analytics_enabled=False) as blocks:
-        key = gr.State(None, delete_callback=desk.close)
+        tab = gr.State(_Tab(), delete_callback=lambda tab: desk.close(tab.key))
         gr.HTML(
             "<h1>lalic</h1><p>A learned image codec beside the ones you know. Pictures stay in this server.</p>",
             elem_id="title",
         )
-        drop = gr.HTML(html_template=_DROP, js_on_load=_text("drop.js"), elem_id="drop", apply_default_css=False)
+        drop = gr.HTML(
+            html_template=_DROP % most_bytes, js_on_load=_text("drop.js"), elem_id="drop", apply_default_css=False
+        )
         with gr.Row(elem_id="says"):
             status = gr.HTML(elem_id="status", min_height=28, scale=1)
             stop = gr.Button("Stop", visible=False, size="sm", elem_id="stop", scale=0, min_width=80)
@@ -107,33 +124,39 @@ def build(desk: Desk, shelf: Shelf) -> gr.Blocks:
                     quality = gr.Slider(
                         1, 100, 50, step=1, label="Quality", elem_id="quality", visible=desk.has_qualities
                     )
-                    target = gr.Number(visible=False, label="Target", elem_id="target", minimum=0)
+                    target = gr.Number(visible=False, label="Target", elem_id="target")
                     other = gr.Radio([(_SHORT[name], name) for name in names], value=names[0], label="Compare with")
                     match = gr.Radio([("equal size", "bpp"), ("equal PSNR", "psnr")], value="bpp", label="At")
                 figures = gr.HTML(elem_id="figures")
         curve = gr.HTML(elem_id="curve")
-        page = _Page(desk, shelf, key, viewer, status, stop, controls, figures, curve)
-        wishes = [key, aim, quality, target, other, match]
+        page = _Page(desk, shelf, tab, viewer, status, stop, controls, figures, curve)
+        wishes = [tab, aim, quality, target, other, match]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         # The desk lets codings take turns, so Gradio may start many; more requests wait in its queue.
         coding = quiet | {"concurrency_limit": _AT_ONCE, "concurrency_id": "coding"}
-        drawing = quiet | {"concurrency_limit": _AT_ONCE, "concurrency_id": "drawing"}
+        drawing = quiet | {
+            "concurrency_limit": _AT_ONCE, "concurrency_id": "drawing", "trigger_mode": "always_last"
+        }  # fmt: skip
         shown = [viewer, status, stop, figures]
         for event, function in ((drop.opened, page.open), (drop.sample, page.sample), (blocks.load, page.sample)):
-            done = event(function, wishes, [key, controls, curve, *shown], **coding)
+            done = event(function, wishes, [tab, controls, curve, *shown], trigger_mode="multiple", **coding)
             done.then(page.draw, wishes, curve, **drawing)
-        aim.input(page.choose_aim, [key, aim], [quality, target], queue=False, **quiet)
+        chosen = aim.input(page.choose_aim, [tab, aim], [quality, target, status], queue=False, **quiet)
+        chosen.then(page.catch_up, wishes, shown, trigger_mode="always_last", **coding)
         for event in (quality.release, target.submit, other.input, match.input):
             event(page.want, wishes, None, queue=False, trigger_mode="multiple", **quiet)
             done = event(page.code, wishes, shown, trigger_mode="always_last", **coding)
             done.then(page.draw, wishes, curve, **drawing)
-        stop.click(desk.stop, key, None, queue=False, **quiet)
+        stop.click(lambda tab: desk.stop(tab.key), tab, None, queue=False, **quiet)
     return blocks
 
 
-def _request(aim: str, quality: float, target: float | None, other: str, match: str) -> Request:
-    """What the controls ask for."""
-    return Request(aim, float(quality if aim == "quality" else target or 0), other, match)
+def _request(aim: str, quality: float | None, target: float | None, other: str, match: str) -> Request:
+    """What the controls ask for. Raises `LalicError` if a number is missing."""
+    value = quality if aim == "quality" else target
+    if not isinstance(value, int | float):
+        raise LalicError(f"{AIMS[aim]} has no number; enter one")
+    return Request(aim, float(value), other, match)
 
 
 class _Page:
@@ -143,7 +166,7 @@ class _Page:
         self,
         desk: Desk,
         shelf: Shelf,
-        key: gr.State,
+        tab: gr.State,
         viewer: gr.HTML,
         status: gr.HTML,
         stop: gr.Button,
@@ -152,108 +175,163 @@ class _Page:
         curve: gr.HTML,
     ) -> None:
         self.desk, self.shelf = desk, shelf
-        self.key, self.viewer, self.status, self.stop = key, viewer, status, stop
+        self.tab, self.viewer, self.status, self.stop = tab, viewer, status, stop
         self.controls, self.figures, self.curve = controls, figures, curve
 
     def open(
         self,
-        old: str | None,
+        tab: _Tab,
         aim: str,
-        quality: float,
+        quality: float | None,
         target: float | None,
         other: str,
         match: str,
         event: gr.EventData,
     ) -> Iterator[Changes]:
         """Open an upload, whose key the event has."""
-        request = _request(aim, quality, target, other, match)
-        yield from self._open(old, request, lambda: self.shelf.take(str(event._data["key"])))
+        wishes = aim, quality, target, other, match
+        yield from self._open(tab, wishes, lambda: self.shelf.take(str(event._data["key"])))
 
-    def sample(
-        self, old: str | None, aim: str, quality: float, target: float | None, other: str, match: str
-    ) -> Iterator[Changes]:
+    def sample(self, tab: _Tab, *wishes: Any) -> Iterator[Changes]:
         """Open the photo that ships."""
-        request = _request(aim, quality, target, other, match)
-        yield from self._open(old, request, lambda: (sample(), "astronaut.png"))
+        yield from self._open(tab, wishes, lambda: (sample(), "astronaut.png"))
 
-    def _open(self, old: str | None, request: Request, take: Callable[[], tuple[bytes, str]]) -> Iterator[Changes]:
+    def _open(self, tab: _Tab, wishes: tuple[Any, ...], take: Callable[[], tuple[bytes, str]]) -> Iterator[Changes]:
+        """Open a file, and code it as the controls wish. A newer file of the tab ends this."""
+        turn, name, key = object(), "", ""
+        tab.opening, tab.fault = turn, ""
+
+        def opened_key(report: Report) -> Iterator[str]:
+            def watched(text: str, share: float | None = None) -> None:
+                if tab.opening is not turn:
+                    raise Superseded
+                report(text, share)
+
+            nonlocal name
+            data, name = take()
+            yield self.desk.open(data, name, watched)
+
         yield {self.status: _busy("Opening")}
         try:
-            data, name = take()
-            key = ""
-            for message in follow(lambda report: iter([self.desk.open(data, name, report)])):
-                if isinstance(message, Step):
-                    yield {self.status: _busy(message)}
-                else:
+            for message in follow(opened_key):
+                if not isinstance(message, Step):
                     key = message
-        except Exception as error:
-            yield {self.status: _failed(error)}
-            return
-        self.desk.close(old)
-        opened = self.desk.get(key)
-        shown = {self.key: key, self.controls: gr.update(visible=opened.file is None), self.figures: ""}
-        if opened.file is None:
-            yield shown | {self.viewer: self._views(opened, None), self.curve: ""}
-            yield from self._code(key, request)
-        else:
-            yield shown | self._decoded(opened) | {self.curve: "", self.status: _notes(opened)}
-
-    def want(self, key: str | None, aim: str, quality: float, target: float | None, other: str, match: str) -> None:
-        """End what is being made for other wishes."""
-        self.desk.want(key, _request(aim, quality, target, other, match))
-
-    def code(
-        self, key: str | None, aim: str, quality: float, target: float | None, other: str, match: str
-    ) -> Iterator[Changes]:
-        """Code the picture as the controls wish."""
-        yield from self._code(key, _request(aim, quality, target, other, match))
-
-    def _code(self, key: str | None, request: Request) -> Iterator[Changes]:
-        try:
-            opened = self.desk.get(key)
-            yield {self.status: _busy("Encoding"), self.stop: gr.update(visible=opened.pixels > CURVE_PIXELS)}
-            for message in follow(lambda report: self.desk.code(key, request, report)):
-                if isinstance(message, Step):
+                elif tab.opening is turn:
                     yield {self.status: _busy(message)}
-                else:
-                    yield {
-                        self.viewer: self._views(opened, message),
-                        self.figures: self._figures(opened, message),
-                    }
-            yield {self.status: _notes(opened), self.stop: gr.update(visible=False)}
-        except Superseded:
-            stopped = opened.wanted is None
-            yield {self.status: _says("Stopped") if stopped else gr.skip(), self.stop: gr.update(visible=False)}
         except Exception as error:
-            yield {self.status: _failed(error), self.stop: gr.update(visible=False)}
+            yield self._failed(tab, error, name) if tab.opening is turn else self._nothing()
+            return
+        if tab.opening is not turn:
+            self.desk.close(key)
+            yield self._nothing()
+            return
+        self.desk.close(tab.key)
+        tab.key = key
+        opened = self.desk.get(key)
+        shown = {self.tab: tab, self.controls: gr.update(visible=opened.file is None), self.figures: "", self.curve: ""}
+        if opened.file is None:
+            yield shown | {self.viewer: self._views(opened, None)}
+            yield from self._code(tab, key, wishes)
+        else:
+            yield shown | self._decoded(opened) | {self.status: _notes(opened), self.stop: gr.update(visible=False)}
 
-    def draw(
-        self, key: str | None, aim: str, quality: float, target: float | None, other: str, match: str
-    ) -> Iterator[Any]:
+    def want(self, tab: _Tab, *wishes: Any) -> None:
+        """End what is being made for other wishes."""
+        with contextlib.suppress(LalicError):
+            self.desk.want(tab.key, _request(*wishes))
+
+    def code(self, tab: _Tab, *wishes: Any) -> Iterator[Changes]:
+        """Code the picture as the controls wish."""
+        tab.fault = ""
+        yield from self._code(tab, tab.key, wishes)
+
+    def _code(self, tab: _Tab, key: str | None, wishes: tuple[Any, ...]) -> Iterator[Changes]:
+        if tab.key != key:
+            yield self._nothing()
+            return
+        try:
+            request, opened = _request(*wishes), self.desk.get(key)
+        except LalicError as error:
+            yield self._failed(tab, error)
+            return
+        try:
+            yield {
+                self.status: tab.fault + _busy("Encoding"),
+                self.stop: gr.update(visible=opened.pixels > CURVE_PIXELS),
+            }
+            for message in follow(lambda report: self.desk.code(key, request, report)):
+                if tab.key != key:
+                    raise Superseded
+                if isinstance(message, Step):
+                    yield {self.status: tab.fault + _busy(message)}
+                else:
+                    made = {self.viewer: self._views(opened, message), self.figures: self._figures(opened, message)}
+                    yield made
+            # Of values that follow each other within milliseconds, Gradio may lose some, so the last come once more.
+            yield made | {self.status: tab.fault or _notes(opened), self.stop: gr.update(visible=False)}
+        except Superseded:
+            if tab.key == key and opened.wanted is None:
+                text = "Stopped. Any change of the controls begins anew"
+                yield {self.status: tab.fault + _says(text), self.stop: gr.update(visible=False)}
+            else:
+                yield self._nothing()
+        except Exception as error:
+            if tab.key == key:
+                yield self._failed(tab, error) | {self.stop: gr.update(visible=False)}
+            else:
+                yield self._nothing()
+
+    def _nothing(self) -> Changes:
+        """No change. The last changes of an event come to the browser twice, so one that makes way ends with this."""
+        return {self.status: gr.skip()}
+
+    def _failed(self, tab: _Tab, error: Exception, name: str = "") -> Changes:
+        """Show an error in one sentence. name: of the file that it is about."""
+        tab.fault = _fault(error, name)
+        return {self.status: tab.fault}
+
+    def catch_up(self, tab: _Tab, *wishes: Any) -> Iterator[Changes]:
+        """Code the picture if another codec is chosen than is shown: its number was wrong, and is gone now."""
+        yield self._nothing()
+        with contextlib.suppress(LalicError):
+            results, request = self.desk.get(tab.key).results, _request(*wishes)
+            if results and (results.request.other, results.request.match) != (request.other, request.match):
+                yield from self._code(tab, tab.key, wishes)
+
+    def draw(self, tab: _Tab, *wishes: Any) -> Iterator[Any]:
         """Draw the curve of the picture, point by point."""
+        key = tab.key
         try:
             opened = self.desk.get(key)
             if opened.file is not None or opened.pixels > CURVE_PIXELS or not self.desk.has_qualities:
                 yield ""
                 return
-            for points in self.desk.curve(key, _request(aim, quality, target, other, match)):
+            for points in self.desk.curve(key, _request(*wishes)):
+                if tab.key != key:
+                    raise Superseded
                 marks = [(match.bpp, match.psnr) for match in opened.results.matches] if opened.results else []
                 wide, narrow = (curve_figure(points, marks, size) for size in ((1200, 260), (360, 240)))
                 yield f"<div class=wide>{wide}</div><div class=narrow>{narrow}</div>"
         except (Superseded, LalicError):
-            return
+            yield gr.skip()
 
-    def choose_aim(self, key: str | None, aim: str) -> tuple[Any, Any]:
-        """Show the slider, or the number of another aim with what the picture has now."""
-        if aim == "quality":
-            return gr.update(visible=True), gr.update(visible=False)
-        label, digits = _NUMBERS[aim]
-        value = None
+    def choose_aim(self, tab: _Tab, aim: str) -> tuple[Any, Any, Any]:
+        """Show the slider, or the number of another aim, with what the picture has now. An old fault is gone."""
+        value, status = None, gr.skip()
         with contextlib.suppress(Closed):
-            if (results := self.desk.get(key).results) is not None:
-                value = results.ours.coded.size / 1000 if aim == "size" else results.ours.value(aim)
+            opened = self.desk.get(tab.key)
+            if tab.fault:
+                tab.fault, status = "", _notes(opened)
+            if (results := opened.results) is not None:
+                ours = results.ours
+                values = {"quality": ours.quality, "size": ours.coded.size / 1000, "bpp": ours.bpp, "psnr": ours.psnr}
+                value = values[aim]
+        if aim == "quality":
+            slider = gr.update(visible=True) if value is None else gr.update(visible=True, value=value)
+            return slider, gr.update(visible=False), status
+        label, digits = _NUMBERS[aim]
         value = None if value is None else round(value, digits)
-        return gr.update(visible=False), gr.update(visible=True, label=f"{label}, then Enter", value=value)
+        return gr.update(visible=False), gr.update(visible=True, label=f"{label}, then Enter", value=value), status
 
     # What is shown
 
@@ -367,9 +445,9 @@ def _notes(opened: Opened) -> str:
     return _says(". ".join(notes))
 
 
-def _failed(error: Exception) -> str:
-    """The sentence of an error, as the command line prints it."""
+def _fault(error: Exception, name: str) -> str:
+    """The sentence of an error, as the command line prints it. name: of the file that it is about, if there is one."""
     if not isinstance(error, (LalicError, OSError)) and os.environ.get("LALIC_TRACEBACK") == "1":
         traceback.print_exception(error)
     text = sentence(error)
-    return _says(text[:1].upper() + text[1:], "error")
+    return _says(f"{name}: {text}" if name else text[:1].upper() + text[1:], "error")

@@ -6,6 +6,8 @@ read or write files, or fetch addresses, are closed, so that no request opens a 
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
 import os
 import re
@@ -18,6 +20,8 @@ from lalic.errors import LalicError
 from lalic.web.shelf import Shelf
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from fastapi import FastAPI, Request, Response
 
     from lalic.web.desk import Desk
@@ -25,17 +29,22 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BYTES", "OPEN", "application", "listen", "serve"]
 
 MAX_BYTES = 1 << 28  # of an upload
+_PATIENCE = 30.0  # seconds without a byte after which a request is given up
 _MOST_OF_AN_EVENT = 1 << 16  # bytes
 
 # What Gradio may answer, of its routes: the page, its scripts, and events.
 OPEN = re.compile(
     r"/|/config/?|/(assets|static|svelte)/.+|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json"
-    r"|/gradio_api/(theme\.css|startup-events|queue/(join|data)|run/predict|heartbeat/[a-z0-9]+|cancel|reset/?)"
+    r"|/gradio_api/(theme\.css|startup-events|app_id/?|queue/(join|data)|run/predict|heartbeat/[a-z0-9]+|cancel|reset/?)"
 )
 
 
-def application(desk: Desk, shelf: Shelf, max_bytes: int = MAX_BYTES) -> FastAPI:
-    """The page and its routes."""
+def application(desk: Desk, shelf: Shelf, max_bytes: int = MAX_BYTES, local: bool = False) -> FastAPI:
+    """The page and its routes.
+
+    max_bytes: of an upload; all that arrive at once have at most twice as many. local: only this machine is to use it,
+    so requests that name another host are refused: a page of the web whose name leads here would send them.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing goes to other machines
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio
@@ -44,13 +53,24 @@ def application(desk: Desk, shelf: Shelf, max_bytes: int = MAX_BYTES) -> FastAPI
 
     from lalic.web import page
 
+    size = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes} bytes"
+    arriving = 0  # bytes of all uploads
+
     async def receive(request: Request) -> Response:
-        data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > max_bytes:
-                size = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes} bytes"
-                return JSONResponse({"error": f"The file is too large: the limit is {size}"}, 413)
+        nonlocal arriving
+        data, own = bytearray(), 0
+        try:
+            async for chunk in _patiently(request.stream()):
+                data += chunk
+                own, arriving = len(data), arriving + len(chunk)
+                if own > max_bytes:
+                    return JSONResponse({"error": f"The file is too large: the limit is {size}"}, 413)
+                if arriving > 2 * max_bytes:
+                    return JSONResponse({"error": "Too many files are being sent; drop it again later"}, 503)
+        except TimeoutError:
+            return JSONResponse({"error": "The file stopped arriving; drop it again"}, 408)
+        finally:
+            arriving -= own
         name = urllib.parse.unquote(request.headers.get("x-file-name", ""))[:200]
         return JSONResponse({"key": shelf.receive(bytes(data), name)})
 
@@ -64,20 +84,32 @@ def application(desk: Desk, shelf: Shelf, max_bytes: int = MAX_BYTES) -> FastAPI
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_route("/lalic/open", receive, methods=["POST"])
     app.add_route("/lalic/file/{key}/{name}", send)
-    blocks = page.build(desk, shelf)
+    blocks = page.build(desk, shelf, max_bytes)
     gradio.mount_gradio_app(
         app, blocks, "/", footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False,
         show_error=False, enable_monitoring=False, **page.look(),
     )  # fmt: skip
-    app.add_middleware(_Guard)
+    app.add_middleware(_Guard, local=local)
     return app
 
 
-class _Guard:
-    """ASGI middleware: takes what `OPEN` names, from the page itself, and events of plain values."""
+async def _patiently(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks of a request. Raises `TimeoutError` if none comes for long."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(chunks), _PATIENCE)
+        except StopAsyncIteration:
+            return
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+
+class _Guard:
+    """ASGI middleware: takes what `OPEN` names, from the page itself, and events of plain values.
+
+    local: of `application`.
+    """
+
+    def __init__(self, app: Any, local: bool) -> None:
+        self.app, self.local = app, local
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -86,7 +118,9 @@ class _Guard:
         path = scope["path"]
         headers = {name.lower(): value for name, value in scope["headers"]}
         origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        if not (path.startswith("/lalic/") or OPEN.fullmatch(path)) or ".." in path.split("/"):
+        if self.local and not _is_loopback(host.decode("latin-1")):
+            await _refuse(send, 403, "this page is served to this machine alone; lalic web --host lets others in")
+        elif not (path.startswith("/lalic/") or OPEN.fullmatch(path)) or ".." in path.split("/"):
             await _refuse(send, 404, "there is nothing here")
         elif origin is not None and urllib.parse.urlsplit(origin).netloc != host:
             await _refuse(send, 403, "requests of other pages are refused")
@@ -105,11 +139,23 @@ class _Guard:
             await self.app(scope, receive, send)
 
 
+def _is_loopback(place: str) -> bool:
+    """Whether a host, with or without a port, can only be this machine."""
+    try:
+        host = urllib.parse.urlsplit(f"//{place}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 async def _body(receive: Any) -> bytes | None:
-    """The body of a request, None if it is too long."""
+    """The body of a request, None if it is too long, or does not come."""
     body, more = b"", True
     while more:
-        message = await receive()
+        try:
+            message = await asyncio.wait_for(receive(), _PATIENCE)
+        except TimeoutError:
+            return None
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if message["type"] != "http.request" or len(body) > _MOST_OF_AN_EVENT:
@@ -172,7 +218,7 @@ def serve(desk: Desk, place: socket.socket, ready: Any = lambda: None) -> None:
                 await super().startup(sockets)
                 ready()
 
-        config = uvicorn.Config(
-            application(desk, Shelf()), log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
+        local = ipaddress.ip_address(place.getsockname()[0].partition("%")[0]).is_loopback
+        app = application(desk, Shelf(), local=local)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         Server(config).run([place])

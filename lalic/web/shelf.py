@@ -12,7 +12,8 @@ from lalic.errors import LalicError
 __all__ = ["Shelf"]
 
 _HELD_BYTES = 1 << 29  # of all that browsers may ask for
-_WAITING = 4  # uploads that no page has opened yet
+_WAITING = 4  # uploads that no page has opened yet,
+_WAITING_BYTES = 1 << 29  # and their bytes
 
 
 class Shelf:
@@ -51,7 +52,9 @@ class Shelf:
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._uploads[key] = data, name
-            while len(self._uploads) > _WAITING:
+            held = [len(each) for each, _ in self._uploads.values()]
+            while len(held) > 1 and (len(held) > _WAITING or sum(held) > _WAITING_BYTES):
+                held.pop(0)
                 self._uploads.popitem(last=False)
         return key
 

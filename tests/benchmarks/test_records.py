@@ -162,6 +162,9 @@ KINDS = {
         "large pictures", "size", "picture MiB", "compress MiB", "decompress MiB", "bits per pixel"
     ),
     "load": check_load,
+    "page": has(
+        "page", "other", "size", "releases", "seconds", "largest seconds", "all seconds", "largest all seconds"
+    ),
     "regions": has("regions", "size", "region", "tiles", "read", "seconds", "seconds a tile"),
     "seams": has(
         "seams", "picture", "size", "quality", "rate", "one tile dB", "one tile at borders dB", "one tile elsewhere dB",

@@ -78,6 +78,8 @@ def test_a_size_is_met(picture, share, monkeypatch):
     assert found.value == 8 * len(found.data) / (130 * 90)
     assert found.quality == parse(found.data).quality
     assert len(analysed) == 1
+    in_bytes = search.encode_to_size(picture, target * 130 * 90 / 8000, model)
+    assert in_bytes.data == found.data and in_bytes.value == len(found.data) / 1000
 
 
 @pytest.mark.parametrize("target", [18.5, 22.0, 24.4])
@@ -99,6 +101,8 @@ def test_out_of_reach_says_what_is_in_reach(picture):
         with pytest.raises(LalicError) as caught:
             search.encode_to_bpp(picture, target, model)
         assert f"{low:.4g} to {high:.4g} bits per pixel" in str(caught.value)
+    with pytest.raises(LalicError, match=r"the target is 1000 kB, but .* kB for this picture"):
+        search.encode_to_size(picture, 1000, model)
     with pytest.raises(LalicError, match="dB for this picture"):
         search.encode_to_psnr(picture, 99.0, model)
     with pytest.raises(LalicError, match="more than 0"):

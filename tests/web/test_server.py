@@ -182,3 +182,82 @@ def test_a_file_comes_back_as_it_was_put(client, shelf):
     other = address.split("/")
     other[2] = other[2][:-1] + ("A" if other[2][-1] != "A" else "B")
     assert client.get("/" + "/".join(other)).status_code == 404
+
+
+def test_the_page_of_this_machine_answers_to_its_names_alone(app, tmp_path):
+    """A page of the web may have a name that leads here: its requests are of the same origin, but name its host."""
+    public, local = (
+        application(Desk(tiny(qualities=3)), Shelf()),
+        application(Desk(tiny(qualities=3)), Shelf(), local=True),
+    )
+    good = ("localhost", "localhost:8000", "127.0.0.1:7860", "127.0.0.2", "[::1]:7860")
+    bad = (
+        "evil.example:7860",
+        "192.0.2.1",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[",
+        "0.0.0.0:7860",
+    )
+    for host in (*good, *bad):
+        headers = {"Host": host, "Origin": f"http://{host}"} if host != "[" else {"Host": host}
+        for served, status in ((public, 200), (local, 200 if host in good else 403)):
+            client = TestClient(served)
+            answer = client.post("/lalic/open", content=b"x", headers=headers)
+            assert answer.status_code == status, host
+    assert "this machine alone" in answer.text
+
+
+def test_a_page_finds_its_server_again(client):
+    """Gradio reloads a page whose server was started anew, which it knows by this."""
+    assert client.get("/gradio_api/app_id").json()["app_id"] == client.get("/config").json()["app_id"]
+
+
+def upload(app, *chunks: bytes, then=None) -> tuple[int, bytes]:
+    """Status and body of an upload of these chunks. then: awaited for what comes after them, if not its end."""
+    waiting, sent = [*chunks], []
+
+    async def receive():
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or then is not None}
+        return await then()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/lalic/open", "raw_path": b"/lalic/open", "query_string": b"", "root_path": "",
+        "headers": [(b"host", b"127.0.0.1:7860")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 7860),
+    }  # fmt: skip
+
+    async def answer():
+        await asyncio.wait_for(app(scope, receive, send), 20)
+        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+    return answer()
+
+
+def test_uploads_that_stop_or_are_too_many_are_given_up(app, monkeypatch):
+    monkeypatch.setattr("lalic.web.server._PATIENCE", 0.3)
+    never = asyncio.sleep
+
+    async def at_once():
+        three = [upload(app, bytes(90_000), then=lambda: never(60)) for _ in range(3)]
+        return await asyncio.gather(*three)
+
+    answers = asyncio.run(at_once())
+    assert sorted(status for status, _ in answers) == [408, 408, 503]
+    assert b"Too many files are being sent" in dict(answers)[503] and b"stopped arriving" in dict(answers)[408]
+    assert asyncio.run(upload(app, bytes(90_000)))[0] == 200  # nothing of them is counted any more
+
+
+def test_waiting_uploads_have_a_limit(monkeypatch):
+    monkeypatch.setattr("lalic.web.shelf._WAITING_BYTES", 1000)
+    shelf = Shelf()
+    keys = [shelf.receive(bytes(size), "x") for size in (400, 500, 300, 2000)]
+    for key in keys[:3]:
+        with pytest.raises(ValueError, match="drop the file again"):
+            shelf.take(key)
+    assert len(shelf.take(keys[3])[0]) == 2000
