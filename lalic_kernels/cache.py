@@ -31,7 +31,7 @@ class Samples:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._places = []
         for t in tensors:
-            if type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.layout is torch.strided and t.numel():
+            if _is_plain(t) and t.is_cpu and t.layout is torch.strided and t.numel():
                 end = t.untyped_storage().data_ptr() + t.untyped_storage().nbytes()
                 for place in {t.data_ptr(), t.data_ptr() + t.numel() // 2 * t.element_size()}:
                     if place and (size := min(SAMPLE, end - place)) > 0:
@@ -76,6 +76,8 @@ class WeightCache:
                 samples = Samples(tensors)
                 with torch.inference_mode(False), torch.no_grad():
                     entry = key, [t.detach() for t in tensors], make(), samples
+                if not _may_be_kept(entry[2], tensors):
+                    return entry[2]
                 _wait_until_made(entry[2])
             if self.size is not None:
                 self._entries.pop(name, None)  # moves to the end: used last
@@ -83,6 +85,15 @@ class WeightCache:
                     del self._entries[next(iter(self._entries))]
             self._entries[name] = entry
             return entry[2]
+
+
+def _may_be_kept(result: Any, weights: Iterable[Tensor]) -> bool:
+    """Not tensors of a mode, such as fake ones, that come of plain weights: the weights outlast the mode."""
+    return not all(map(_is_plain, weights)) or all(map(_is_plain, tensors_of(result)))
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter)
 
 
 def _wait_until_made(result: Any) -> None:
@@ -211,6 +222,8 @@ class ModuleWeights:
             if name not in self._results:
                 with torch.inference_mode(False), torch.no_grad():
                     result = make()
+                if not _may_be_kept(result, self._tensors):
+                    return result
                 _wait_until_made(result)
                 self._results[name] = result
             return self._results[name]

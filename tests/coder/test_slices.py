@@ -172,6 +172,15 @@ def test_neighbours_by_hand() -> None:
             assert seen.tolist() == expected
 
 
+def test_a_fake_forward_leaves_nothing_behind() -> None:
+    """A size that a program first tries with tensors without memory, as estimators do."""
+    model, x = small(), torch.rand(1, 3, 128, 448)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(x))["x_hat"].shape == x.shape
+    with torch.no_grad():
+        assert model(x)["x_hat"].isfinite().all()
+
+
 def test_weights_are_kept_until_one_changes() -> None:
     model = small()
     stack = model.latent_codec.y

@@ -129,6 +129,7 @@ def test_what_was_made_on_one_stream_may_be_read_on_another(capturing: bool, mon
     waits: list[int] = []
     found: Any = [SimpleNamespace(is_cuda=True, device="cuda:1"), SimpleNamespace(is_cuda=False, device="cpu")]
     monkeypatch.setattr(cache, "tensors_of", lambda _: found)
+    monkeypatch.setattr(cache, "_may_be_kept", lambda *_: True)  # stand-ins are no tensors
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     stream = SimpleNamespace(synchronize=lambda: waits.append(1))
