@@ -188,10 +188,7 @@ class _Reader:
         self.at = 0
         self.crc = 0  # what checksums are continued from
 
-    def take(self, count: int, what: str) -> bytes:
-        return bytes(self.view(count, what))
-
-    def view(self, count: int, what: str) -> memoryview:
+    def take(self, count: int, what: str) -> memoryview:
         if self.at + count > len(self.data):
             raise BitstreamError(f"the file is truncated: its {len(self.data)} bytes end inside {what}")
         self.at += count
@@ -270,7 +267,7 @@ def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS, *, copy: bool =
                 )
             found[letter] = _read_tiles(reader, lengths, length, copy)
             continue
-        payload = reader.take(length, what)
+        payload = bytes(reader.take(length, what))
         reader.check(begin, what)
         if (letter == "I" and "P" in found) or (letter == "A" and "P" not in found):
             raise BitstreamError(f"{what} comes {'after' if letter == 'I' else 'before'} the picture")
@@ -305,8 +302,8 @@ def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any
     flags, name_length = reader.take(2, what)
     if not 1 <= name_length <= 8:
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
-    name = reader.take(name_length, what)
-    model_hash = reader.take(_HASH_BYTES, what)
+    name = bytes(reader.take(name_length, what))
+    model_hash = bytes(reader.take(_HASH_BYTES, what))
     hundredths = int.from_bytes(reader.take(2, what), "big")
     width, height = reader.varint(what), reader.varint(what)
     reader.crc = zlib.crc32(data[: reader.at])
@@ -354,7 +351,7 @@ def _read_tiles(reader: _Reader, lengths: list[int], length: int, copy: bool) ->
     for number, size in enumerate(lengths):
         what, begin = f"tile {number} of the picture", reader.at
         checksum = int.from_bytes(reader.take(6, what), "big")
-        stream = reader.view(size - _TILE_OVERHEAD, what)
+        stream = reader.take(size - _TILE_OVERHEAD, what)
         reader.check(begin, what)
         tiles.append(Tile(bytes(stream) if copy else stream, checksum))
     return tuple(tiles)
@@ -368,7 +365,7 @@ def _read_alpha(payload: bytes, count: int) -> tuple[bytes, ...]:
     lengths = [reader.varint(what) for _ in range(count)]
     if reader.at + sum(lengths) != len(payload):
         raise BitstreamError(f"{what} is invalid: files of {sum(lengths)} bytes do not fill it")
-    return tuple(reader.take(length, what) for length in lengths)
+    return tuple(bytes(reader.take(length, what)) for length in lengths)
 
 
 def _decompress(payload: bytes, what: str) -> bytes:

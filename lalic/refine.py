@@ -188,8 +188,8 @@ class _Annealed(Estimate):
         part = (difference - below).clamp(1e-4, 1 - 1e-4)
         # The logit of rounding up, and the difference of two Gumbel variables.
         logit = (torch.atanh(part) - torch.atanh(1 - part)) / self.temperature
-        uniform = torch.rand(part.shape, generator=self.draw).clamp_(1e-6, 1 - 1e-6).to(part)
-        y_hat = below + torch.sigmoid((logit + torch.logit(uniform)) / self.temperature) + means
+        uniform = torch.rand(part.shape, generator=self.draw, dtype=torch.float32, device="cpu").to(part)
+        y_hat = below + torch.sigmoid((logit + torch.logit(uniform, 1e-6)) / self.temperature) + means
         self._likelihoods.append(lalic_kernels.gaussian_likelihood(y_hat, scales, means))
         return y_hat
 

@@ -192,7 +192,7 @@ class SliceState:
         """Compute what all slices need of the hyper parameters (B, h, w, M)."""
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         find = neighbours if traced else _kept_neighbours
-        rows = torch.as_tensor(find(self.batch, self.height, self.width), device="cpu")
+        rows = torch.as_tensor(find(self.batch, self.height, self.width), dtype=torch.int64, device="cpu")
         self._neighbours = rows.to(params.device)
         self._hyper = self.hyper_parts(self._by_parity(params))
 

@@ -176,7 +176,7 @@ def test_a_file_says_what_the_model_made(monkeypatch):
 
 def test_weights_that_were_written_to_without_torch_knowing():
     """Averages of weights are often written through .data, which bumps no version; nothing stale is coded with."""
-    model, picture = tiny(), astronaut(0, 0, 64, 64)
+    model, picture = copy.deepcopy(tiny()), astronaut(0, 0, 64, 64)
     before = lalic.encode(picture, model)
     for parameter in model.parameters():
         parameter.data.mul_(1.01)
