@@ -355,6 +355,12 @@ def long_use(records: Sequence[Record]) -> Iterator[Piece]:
     yield from _rows(of_kind(records, "load"), "load")
 
 
+def page_answers(records: Sequence[Record]) -> Iterator[Piece]:
+    """From the release of the slider to the picture of lalic in the browser, and to the match of the other codec, the
+    figures and the map of bits. Medians and the largest of several releases."""
+    yield from _rows(of_kind(records, "page"), "page")
+
+
 def regions(records: Sequence[Record]) -> Iterator[Piece]:
     """Time of decoding a region, and of the whole. Its tiles are synthesised; of those that are read the windows see
     latents."""
@@ -443,6 +449,7 @@ KINDS: dict[str, tuple[str, str, Make]] = {
     "cold start": ("The first picture of a process", "cold", cold),
     "large pictures": ("Memory of large pictures", "large", large),
     "load": ("Memory of long use", "load", long_use),
+    "page": ("Answers of the page", "page", page_answers),
     "regions": ("Regions of large pictures", "large --megapixels 24 --regions", regions),
     "seams": ("Tiles of large pictures", "large --seams PICTURE", seams),
     "rows": ("Speed", "run", speed),
