@@ -66,6 +66,7 @@ SLOW = (
     "tests/kernels/test_rans_gpu.py",
     "tests/train/test_runs.py",
     "tests/web/test_browser.py",
+    "tests/web/test_page.py",
     "tests/web/test_server.py",
 )
 
