@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(argv: Sequence[str] | None) -> int:
     try:
-        with _terminated_by_an_exception(), _warnings_inone_line():
+        with _terminated_by_an_exception(), _warnings_in_one_line():
             args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
             return args.run(args) or 0
     except SystemExit as stop:  # argparse: --help, --version, usage errors
@@ -109,7 +109,7 @@ def _code(argv: Sequence[str] | None) -> int:
 
 
 @contextmanager
-def _warnings_inone_line() -> Iterator[None]:
+def _warnings_in_one_line() -> Iterator[None]:
     """Print warnings about pictures as a sentence, without a line of code."""
     with warnings.catch_warnings():
         show = warnings.showwarning

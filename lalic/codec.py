@@ -194,16 +194,12 @@ class Prepared:
         check_effort(self.model, effort)
         streams: list[Stream] = []
         with torch.inference_mode():
-            if effort is not None:
-                for stream in self._refined(quality, effort, progress):
-                    streams.append(stream)
-                    if progress is not None:
-                        progress(len(streams), len(self.grid))
-            elif once and self._latents is None and len(self.grid) == 1:
+            if effort is None and once and self._latents is None and len(self.grid) == 1:
                 streams = [self.model.encode(self._pixels(self.grid.padded), quality, graph=self.graph)]
             else:
-                for y in self.latents():
-                    streams.append(self.model.encode_latents(y, quality, graph=self.graph))
+                plain = (self.model.encode_latents(y, quality, graph=self.graph) for y in self.latents())
+                for stream in plain if effort is None else self._refined(quality, effort, progress):
+                    streams.append(stream)
                     if progress is not None:
                         progress(len(streams), len(self.grid))
         alpha: tuple[bytes, ...] | None = None
@@ -429,8 +425,8 @@ def _decoded_tiles(
         return sorted(tile for tile, top in needed if tile not in latents or latents[tile].box.top > top)
 
     for begin in range(0, len(order), at_once):
-        if missing(begin, at_once):
-            indexes = missing(begin, at_once if at_once == 1 else BAND)
+        if indexes := missing(begin, at_once):
+            indexes = indexes if at_once == 1 else missing(begin, BAND)
             for index, y_hat in _read_tiles(container, coder, indexes, at_once):
                 latents[index] = _Part(grid.box(index), _kept(y_hat))
         windows = {index: grid.window(index) for index in order[begin : begin + at_once]}
