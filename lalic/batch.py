@@ -25,7 +25,7 @@ from PIL import Image
 from lalic import codec, images, search
 from lalic.container import MAGIC, MAX_PIXELS, parse
 from lalic.errors import LalicError, RequestError, as_request
-from lalic.files import STREAM, Name, WouldOverwrite, make_folder_of, read, replacing, write, writing
+from lalic.files import STREAM, FileBytes, Name, WouldOverwrite, make_folder_of, read, replacing, write, writing
 from lalic.files import search as search_folder
 from lalic.images import Color, ImageWarning, Picture
 from lalic.model import LALIC
@@ -39,6 +39,7 @@ READ_AHEAD = 2  # files that are read in advance, beyond one batch
 WRITERS = 2  # threads
 WRITE_BEHIND = 3  # files that wait to be written
 GPU_BATCH = 8  # files that a GPU decodes at once
+LARGE_FILE = 1 << 24  # bytes from which a .lalic file is read part by part, while it is decoded
 
 
 @dataclass
@@ -174,7 +175,12 @@ def decompress_files(
     several = on_gpu and whole and max_pixels <= MAX_PIXELS
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "graph": graph}
 
-    def decode(files: list[bytes]) -> list[Any]:
+    def load(source: str) -> bytes | FileBytes:
+        if source == STREAM or not os.path.isfile(source) or os.path.getsize(source) < LARGE_FILE:
+            return read(source, MAGIC)
+        return FileBytes(open(source, "rb"))
+
+    def decode(files: list[bytes | FileBytes]) -> list[Any]:
         if len(files) > 1:
             return list(codec.decode_many(files, model, batch=len(files), **options))
         container = parse(files[0], max_pixels, copy=False)
@@ -182,15 +188,15 @@ def decompress_files(
             return files  # `save` decodes it while it writes
         return [codec.decode(files[0], model, **part, **options)]
 
-    def save(target: str, picture: Image.Image | bytes) -> Saved:
-        if isinstance(picture, bytes):
+    def save(target: str, picture: Image.Image | bytes | FileBytes) -> Saved:
+        if isinstance(picture, bytes | FileBytes):
             return save_strips(target, picture)
         with writing(target, overwrite=overwrite) as out:
             images.save(picture, _extension(target), out)
             size = out.seek(0, os.SEEK_END)
         return Saved(size, picture.width, picture.height)
 
-    def save_strips(target: str, data: bytes) -> Saved:
+    def save_strips(target: str, data: bytes | FileBytes) -> Saved:
         container = parse(data, max_pixels, copy=False)
         if target == STREAM:
             raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
@@ -200,7 +206,7 @@ def decompress_files(
             write_strips(parts, (container.width, container.height), temporary, container.metadata)
         return Saved(os.path.getsize(target), container.width, container.height)
 
-    steps = Steps(lambda source: read(source, MAGIC), decode, save, GPU_BATCH if several else 1)
+    steps = Steps(load, decode, save, GPU_BATCH if several else 1)
     return run(jobs, steps, overwrite=overwrite, skip_existing=skip_existing, progress=progress)
 
 

@@ -542,7 +542,11 @@ def decode_many(
 
 @_coding()
 def _decode_batch(
-    files: list[memoryview], model: LALIC | None, device: str | torch.device | None, max_pixels: int, graph: bool | None
+    files: Sequence[FileSource],
+    model: LALIC | None,
+    device: str | torch.device | None,
+    max_pixels: int,
+    graph: bool | None,
 ) -> list[Image.Image | LalicError]:
     results: list[Any] = [None] * len(files)
     groups: dict[tuple[int, int, int], list[tuple[int, Container]]] = {}

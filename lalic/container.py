@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from lalic.errors import BitstreamError
-from lalic.files import read_stream
+from lalic.files import FileBytes, read_stream
 from lalic.tiles import MAX_SIDE, MAX_WINDOW, STEP, Grid
 
 __all__ = ["MAGIC", "MAX_OVERHEAD", "MAX_PIXELS", "VERSION", "Container", "parse", "too_large"]
@@ -73,10 +73,10 @@ def _varint(value: int) -> bytes:
 class Tile(NamedTuple):
     """The stream of one tile, shorter than 2^28 bytes. checksum: 48 bits, 16 of z and then 32 of all symbols.
 
-    stream: a view of the file's bytes if `parse` was asked for that.
+    stream: a part of the file if `parse` was asked for that.
     """
 
-    stream: bytes | memoryview
+    stream: bytes | memoryview | FileBytes
     checksum: int
 
 
@@ -164,11 +164,11 @@ class Container:
             return checked(letter.encode() + _varint(len(payload)) + payload)
 
         # Of each tile a checksum, the stream and a CRC: they are joined once, at the end.
-        tiles: list[bytes | memoryview] = []
-        for stream, checksum in self.tiles:
-            begin = checksum.to_bytes(6, "big")
+        tiles: list[bytes] = []
+        for part, checksum in self.tiles:
+            begin, stream = checksum.to_bytes(6, "big"), bytes(part)
             tiles += [begin, stream, struct.pack(">I", zlib.crc32(stream, zlib.crc32(begin, crc)))]
-        out: list[bytes | memoryview] = [header, struct.pack(">I", crc)]
+        out: list[bytes] = [header, struct.pack(">I", crc)]
         if self.grid.tile:
             lengths = (len(stream) + _TILE_OVERHEAD for stream, _ in self.tiles)
             sizes = [self.grid.tile // STEP, self.grid.margin // STEP, *lengths]
@@ -183,12 +183,12 @@ class Container:
 class _Reader:
     """Reads fields in order, and continues a CRC over them. Raises `BitstreamError` if the data ends too early."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview | FileBytes) -> None:
         self.data = data
         self.at = 0
         self.crc = 0  # what checksums are continued from
 
-    def take(self, count: int, what: str) -> memoryview:
+    def take(self, count: int, what: str) -> memoryview | FileBytes:
         if self.at + count > len(self.data):
             raise BitstreamError(f"the file is truncated: its {len(self.data)} bytes end inside {what}")
         self.at += count
@@ -207,16 +207,22 @@ class _Reader:
 
     def check(self, begin: int, what: str) -> None:
         """Compare the checksum that comes next with that of the bytes since `begin`."""
-        crc = zlib.crc32(self.data[begin : self.at], self.crc)
-        if int.from_bytes(self.take(4, what), "big") != crc:
+        part = self.data[begin : self.at]
+        crc = zlib.crc32(bytes(part) if isinstance(part, FileBytes) else part, self.crc)
+        if int.from_bytes(bytes(self.take(4, what)), "big") != crc:
             raise BitstreamError(f"{what} is damaged: its checksum does not match")
 
 
-FileSource = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
+FileSource = bytes | bytearray | memoryview | FileBytes | str | os.PathLike[str] | IO[bytes]
 
 
-def contents(source: FileSource) -> memoryview:
-    """The bytes of a file that is given as bytes, by its path, or as an open file, which is read to its end."""
+def contents(source: FileSource) -> memoryview | FileBytes:
+    """The bytes of a file that is given as bytes, by its path, or as an open file, which is read to its end.
+
+    `FileBytes` stay what they are.
+    """
+    if isinstance(source, FileBytes):
+        return source
     if isinstance(source, str | os.PathLike):
         with open(source, "rb") as file:
             return memoryview(read_stream(file, MAGIC))
@@ -239,7 +245,7 @@ def parse(data: FileSource, max_pixels: int | None = MAX_PIXELS, *, copy: bool =
     """Read a whole .lalic file. A missing, changed or additional byte is an error.
 
     data: the file, its path or an open binary file. max_pixels: limit on width * height, None for no limit beyond 2^31
-    - 1 a side. copy: False for streams of tiles that are views of `data`. Metadata is limited to 2^24 bytes a box, a
+    - 1 a side. copy: False for streams of tiles that are parts of `data`. Metadata is limited to 2^24 bytes a box, a
     window to 2^20 pixels; nothing else larger than `data` is allocated. Raises `BitstreamError` with one sentence about
     the fault.
     """
@@ -299,15 +305,15 @@ def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any
     version = reader.take(1, what)[0]
     if version != VERSION:
         raise BitstreamError(f"format version {version} is not readable by this release, which reads version {VERSION}")
-    flags, name_length = reader.take(2, what)
+    flags, name_length = bytes(reader.take(2, what))
     if not 1 <= name_length <= 8:
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
     name = bytes(reader.take(name_length, what))
     model_hash = bytes(reader.take(_HASH_BYTES, what))
-    hundredths = int.from_bytes(reader.take(2, what), "big")
+    hundredths = int.from_bytes(bytes(reader.take(2, what)), "big")
     width, height = reader.varint(what), reader.varint(what)
-    reader.crc = zlib.crc32(data[: reader.at])
-    if int.from_bytes(reader.take(4, what), "big") != reader.crc:
+    reader.crc = zlib.crc32(bytes(data[: reader.at]))
+    if int.from_bytes(bytes(reader.take(4, what)), "big") != reader.crc:
         raise BitstreamError("the header is damaged: its checksum does not match")
 
     # The header is as written. Checksums of a file made on purpose match too, so each value is checked.
@@ -350,7 +356,7 @@ def _read_tiles(reader: _Reader, lengths: list[int], length: int, copy: bool) ->
     tiles = []
     for number, size in enumerate(lengths):
         what, begin = f"tile {number} of the picture", reader.at
-        checksum = int.from_bytes(reader.take(6, what), "big")
+        checksum = int.from_bytes(bytes(reader.take(6, what)), "big")
         stream = reader.take(size - _TILE_OVERHEAD, what)
         reader.check(begin, what)
         tiles.append(Tile(bytes(stream) if copy else stream, checksum))

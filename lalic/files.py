@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import io
 import mimetypes
@@ -10,21 +11,23 @@ import os
 import secrets
 import stat
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, overload
 
-from lalic.errors import ImageWarning
+from lalic.errors import BitstreamError, ImageWarning
 
 __all__ = [
     "LFS_POINTER",
     "LFS_WORDS",
     "PACKAGES",
     "STREAM",
+    "FileBytes",
     "Found",
     "Name",
     "WouldOverwrite",
@@ -200,6 +203,45 @@ def read_stream(stream: IO[bytes], start: bytes) -> bytes:
     """The rest of a stream that begins with `start`; of another one a few bytes, as it may have no end."""
     first = stream.read(len(start)) if start else b""
     return first + stream.read() if first == start else first
+
+
+class FileBytes:
+    """The bytes of an open file, read when they are needed: `bytes(part)`, `part[5]`. A slice, such as `part[5:9]`,
+    reads nothing. What is read of a file that was cut meanwhile raises `BitstreamError`.
+
+    file: seekable and binary; it may be used from several threads, if by objects of this class alone.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self._begin, self._length = 0, file.seek(0, os.SEEK_END)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> FileBytes: ...
+
+    def __getitem__(self, at: int | slice) -> int | FileBytes:
+        if isinstance(at, int):
+            return bytes(self[range(self._length)[at] :][:1])[0]
+        part = copy.copy(self)
+        places = range(self._begin, self._begin + self._length)[at]
+        if places.step != 1:
+            raise ValueError(f"the slice has step {places.step}, expected 1")
+        part._begin, part._length = places.start, len(places)
+        return part
+
+    def __bytes__(self) -> bytes:
+        with self._lock:
+            self._file.seek(self._begin)
+            data = self._file.read(self._length)
+        if len(data) < self._length:
+            raise BitstreamError(f"the file was cut while it was read: {self._length - len(data)} bytes are missing")
+        return data
 
 
 def write(target: str, data: bytes, *, overwrite: bool = True) -> None:

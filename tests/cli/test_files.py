@@ -12,7 +12,7 @@ import pytest
 
 from lalic.batch import Job, plan
 from lalic.errors import RequestError
-from lalic.files import STREAM, read, write, write_atomic
+from lalic.files import STREAM, FileBytes, read, write, write_atomic
 
 PICTURES = [".png", ".jpg"]
 
@@ -209,3 +209,16 @@ def test_a_stream_of_text_in_place_of_a_standard_stream(monkeypatch):
     assert caught.value.filename == "standard output"
     with pytest.raises(OSError, match="holds text only in this program"):
         read(STREAM)
+
+
+def test_bytes_of_a_file_are_like_bytes():
+    data = bytes(range(100))
+    whole = FileBytes(io.BytesIO(data))
+    part, same = whole[10:90][5:50], data[10:90][5:50]
+    assert bytes(whole) == data and bytes(part) == same and len(part) == len(same) == 45
+    assert part[0] == same[0] and part[-1] == same[-1] and list(part) == list(same)
+    assert bytes(whole[90:200]) == data[90:200] and bytes(whole[200:]) == b"" and not whole[5:5]
+    with pytest.raises(IndexError):
+        part[45]
+    with pytest.raises(ValueError, match="step 2, expected 1"):
+        part[::2]

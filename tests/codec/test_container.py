@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from lalic import container as container_module
 from lalic.container import MAX_OVERHEAD, MAX_PIXELS, VERSION, Container, Tile, parse
 from lalic.errors import BitstreamError
+from lalic.files import FileBytes
 from lalic.tiles import Grid
 
 SMALL = Container("slim", b"12345678", Grid(300, 200), (Tile(b"s" * 530, 0xC0DEDEADBEEF),), 33.25)
@@ -59,6 +61,9 @@ def refused(data: bytes, match: str, **options) -> None:
         parse(data, **options)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 200
+    with pytest.raises(BitstreamError) as caught:
+        parse(FileBytes(io.BytesIO(data)), **options)
+    assert str(caught.value) == message
 
 
 def test_the_layout_is_the_one_in_the_docstring() -> None:
@@ -75,17 +80,35 @@ def test_round_trip(name, width, height, stream, monkeypatch) -> None:
     data = container.pack()
     assert parse(data, None) == container
     assert parse(bytearray(data), None) == parse(memoryview(data), None) == container
+    assert parse(FileBytes(io.BytesIO(data)), None) == container
     assert container.stream_bytes == len(stream) and (container.width, container.height) == (width, height)
 
 
 def test_round_trip_of_every_box() -> None:
-    assert parse(TILED.pack()) == TILED
+    assert parse(TILED.pack()) == parse(FileBytes(io.BytesIO(TILED.pack()))) == TILED
     for letter in "extrc":
         container = replace(SMALL, metadata={letter: bytes(1000)})
         assert parse(container.pack()) == container
         assert len(container.pack()) < len(SMALL.pack()) + 100, "metadata is compressed"
         added = len(container.pack()) - len(SMALL.pack())
         assert parse(container.pack()).metadata_bytes == added - 6, "less type, length and checksum of the box"
+
+
+def test_parts_of_a_file_are_read_when_they_are_needed() -> None:
+    """A container of a large file takes no memory for its streams; a file that is cut meanwhile is said to be."""
+    stream = bytes(range(256)) * 4096
+    file = io.BytesIO(replace(TILED, tiles=(Tile(stream, 1),) * 6).pack())
+    tracemalloc.start()
+    container = parse(FileBytes(file), copy=False)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 20000 and peak < 2.1 * len(stream)
+    assert container.stream_bytes == 6 * len(stream) and bytes(container.tiles[3].stream) == stream
+    assert container.pack() == file.getvalue()
+    file.truncate(5 * len(stream))
+    assert bytes(container.tiles[0].stream) == stream
+    with pytest.raises(BitstreamError, match=r"was cut while it was read: \d+ bytes are missing"):
+        bytes(container.tiles[5].stream)
 
 
 @pytest.mark.parametrize("quality", [1.0, 1.01, 33.33, 50.0, 99.99, 100.0])

@@ -13,7 +13,7 @@ from kinds import KINDS, file, xmp
 from PIL import Image
 from tiny import astronaut, tiny
 
-from lalic import codec, images, search, strips
+from lalic import batch, codec, images, search, strips
 from lalic.batch import compress_files, decompress_files
 from lalic.errors import ImageError, LalicError
 from lalic.tiles import Box
@@ -59,6 +59,25 @@ def test_files_are_those_of_pillow(vips, mode, tmp_path, monkeypatch) -> None:
         assert found.mode == mode and found.getexif()[0x010F] == "a scanner"
         assert (pixels(found) == pixels(codec.decode(data, tiny()))).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.lalic", "a.tif", "b.png"]
+
+
+def test_large_files_are_read_part_by_part(vips, tmp_path, monkeypatch) -> None:
+    data = codec.encode(astronaut(0, 0, *SIZE), tiny())
+    (tmp_path / "a.lalic").write_bytes(data)
+    monkeypatch.setattr(batch, "LARGE_FILE", len(data) + 1)
+    (back,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "whole.png", tiny())
+    assert back.error is None
+    monkeypatch.setattr(batch, "LARGE_FILE", len(data) - 1)
+    monkeypatch.setattr(batch, "read", None)
+    for limit, name in ((LIMIT, "strips.png"), (10**9, "pillow.png")):
+        monkeypatch.setattr(strips, "MAX_PIXELS", limit)
+        (back,) = decompress_files([tmp_path / "a.lalic"], tmp_path / name, tiny())
+        assert back.error is None
+        with Image.open(tmp_path / "whole.png") as whole, Image.open(tmp_path / name) as found:
+            assert (pixels(found) == pixels(whole)).all()
+    (tmp_path / "a.lalic").write_bytes(data[:-1])
+    (back,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "b.png", tiny())
+    assert "truncated" in str(back.error) and not (tmp_path / "b.png").exists()
 
 
 def test_colours_orientation_and_depth(vips, tmp_path) -> None:
