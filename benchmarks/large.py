@@ -78,7 +78,11 @@ def _write(width: int, height: int, target: str) -> None:
 
 
 def all_memory(sizes: Iterable[int], checkpoint: str | None = None, say: Say = print) -> list[dict[str, Any]]:
-    """`memory` of each size. Says before each how long it may take."""
+    """`memory` of each size. Says before each how long it may take.
+
+    A first picture, which does not count, lets the loops be compiled: that takes memory once.
+    """
+    memory(2, checkpoint, lambda words: None)
     rows, a_megapixel = [], None
     for megapixels in sizes:
         expected = "" if a_megapixel is None else f", some {megapixels * a_megapixel / 60:.0f} minutes"
