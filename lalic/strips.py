@@ -52,22 +52,34 @@ def _vips() -> Any:
 class StripImage:
     """A picture whose pixels lie in a file: RGB or L, 8 bits. A part is read when it is asked for.
 
-    file: row by row, `bands` bytes a pixel, and not buffered. channels: those of the picture, 1 or 3.
+    file: row by row, `bands` bytes a pixel, and not buffered. width, height: of what is in the file. channels: those of
+    the picture, 1 or 3. orientation: 1 to 8, how each part is turned after it was read.
     """
 
-    def __init__(self, file: IO[bytes], size: tuple[int, int], bands: int, channels: slice) -> None:
-        self.size = size
-        self._file, self._bands, self._channels = file, bands, channels
+    def __init__(
+        self, file: IO[bytes], width: int, height: int, bands: int, channels: slice, orientation: int = 1
+    ) -> None:
+        self._file, self._width, self._bands, self._channels = file, width, bands, channels
+        self._transposed = orientation > 4  # first; then rows and columns may be reversed
+        self._flips = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+        self.size = (height, width) if self._transposed else (width, height)
         self.mode = "L" if len(range(bands)[channels]) == 1 else "RGB"
 
     def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
         """A part as a `PIL.Image`. box: (left, top, right, bottom), inside of the picture."""
-        left, top, right, bottom = box
+        sides = [(box[axis], box[axis + 2]) for axis in (1, 0)]
+        for axis in (0, 1):
+            if self._flips[axis]:
+                begin, end = sides[axis]
+                sides[axis] = self.size[1 - axis] - end, self.size[1 - axis] - begin
+        (top, bottom), (left, right) = reversed(sides) if self._transposed else sides
         pixels = np.empty((bottom - top, right - left, self._bands), np.uint8)
         for row, line in enumerate(pixels, top):
-            self._file.seek((row * self.size[0] + left) * self._bands)
+            self._file.seek((row * self._width + left) * self._bands)
             self._file.readinto(line.data)  # type: ignore[attr-defined]
-        return Image.frombytes(self.mode, (right - left, bottom - top), pixels[..., self._channels].tobytes())
+        pixels = pixels.swapaxes(0, 1) if self._transposed else pixels
+        pixels = np.flip(pixels, tuple(axis for axis in (0, 1) if self._flips[axis]))
+        return Image.frombytes(self.mode, pixels.shape[1::-1], pixels[..., self._channels].tobytes())
 
 
 def open_strips(
@@ -75,22 +87,18 @@ def open_strips(
 ) -> tuple[StripImage, StripImage | None]:
     """Open a picture from a path or the bytes of a file: its colours, and alpha if it has some.
 
-    below: colour to blend transparent pixels with instead. orientation: 1 to 8, by which it is turned. Raises
+    below: colour to blend transparent pixels with instead. orientation: that of EXIF, 1 to 8, to apply. Raises
     `ImageError` for what libvips cannot read, `LalicError` without pyvips.
     """
     vips = _vips()
-    access = "sequential" if orientation == 1 else "random"
     try:
         if isinstance(source, str | os.PathLike):
             # revalidate: the file may have changed since libvips opened one of this name.
-            image = vips.Image.new_from_file(os.fspath(source), access=access, fail_on="error", revalidate=True)
+            image = vips.Image.new_from_file(os.fspath(source), access="sequential", fail_on="error", revalidate=True)
         else:
-            image = vips.Image.new_from_buffer(bytes(source), "", access=access, fail_on="error")
+            image = vips.Image.new_from_buffer(bytes(source), "", access="sequential", fail_on="error")
         if image.format not in ("uchar", "ushort"):
             raise ImageError(f"the picture has pixels of libvips' format {image.format}, expected 8 or 16 bits")
-        image = image.copy()
-        image.set_type(vips.GValue.gint_type, "orientation", orientation)
-        image = image.autorot()
         alpha = None
         if image.hasalpha() and below is not None:
             image = image.flatten(background=list(below) if image.bands > 2 else below[0])
@@ -107,8 +115,8 @@ def open_strips(
         raise ImageError(
             f"libvips, which reads pictures above {MAX_PIXELS} pixels, cannot open this one ({_line(error)})"
         ) from None
-    size, bands = (int(image.width), int(image.height)), int(image.bands)
-    folder, needed = tempfile.gettempdir(), size[0] * size[1] * bands
+    width, height, bands = int(image.width), int(image.height), int(image.bands)
+    folder, needed = tempfile.gettempdir(), width * height * bands
     if shutil.disk_usage(folder).free < needed:
         raise LalicError(f"the picture needs {needed} bytes in {folder}, where fewer are free (TMPDIR names a folder)")
     # Without a name the file is gone when it is closed, also if the process is killed.
@@ -120,8 +128,10 @@ def open_strips(
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_TEMPORARY", 0)  # those of Windows
         file = open(os.open(name, flags), "rb", buffering=0)  # noqa: SIM115
     colours = bands if alpha is None else bands - 1
-    pixels = StripImage(file, size, bands, slice(0, colours))
-    return pixels, None if alpha is None else StripImage(file, size, bands, slice(colours, bands))
+    pixels = StripImage(file, width, height, bands, slice(0, colours), orientation)
+    if alpha is None:
+        return pixels, None
+    return pixels, StripImage(file, width, height, bands, slice(colours, bands), orientation)
 
 
 def _to_8_bit(image: Any, grey: bool) -> Any:

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from kinds import KINDS, file, xmp
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny import astronaut, tiny
 
 from lalic import batch, codec, images, search, strips
@@ -114,6 +114,30 @@ def test_kinds_that_libvips_would_take_otherwise(vips, name, monkeypatch) -> Non
     difference = pixels(opened.image.crop((0, 0, *opened.image.size))) - pixels(whole.image)
     assert np.abs(difference).mean() < (40 if "CMYK" in name else 1)  # without a profile, libvips has one of its own
     assert opened.metadata.keys() == whole.metadata.keys() and opened.metadata.get("e") == whole.metadata.get("e")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(vips, orientation, monkeypatch) -> None:
+    """Whole and in parts, colours and alpha; libvips reads from top to bottom alone, which takes little memory."""
+    picture = astronaut(0, 0, *SIZE).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(SIZE))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file(picture, "TIFF", exif=exif)
+    accesses = []
+    load = vips.Image.new_from_buffer
+    monkeypatch.setattr(
+        vips.Image,
+        "new_from_buffer",
+        lambda *args, **options: accesses.append(options["access"]) or load(*args, **options),
+    )
+    turned = images.open_picture(data)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert accesses == ["sequential"] and isinstance(turned.image, strips.StripImage)
+    assert turned.image.size == expected.size
+    for box in ((0, 0, *expected.size), (10, 20, 150, 190), (37, 0, 38, 200)):
+        assert turned.image.crop(box).tobytes() == expected.convert("RGB").crop(box).tobytes()
+        assert turned.alpha.crop(box).tobytes() == expected.getchannel("A").crop(box).tobytes()
 
 
 def test_the_orientation_of_xmp_is_applied(vips, monkeypatch) -> None:
