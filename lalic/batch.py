@@ -104,7 +104,7 @@ def compress_files(
     if len(given) > 1:
         raise RequestError(f"quality, target_bpp, target_psnr: expected at most one of them, got {len(given)}")
     if effort is not None and (target_bpp is not None or target_psnr is not None):
-        raise RequestError("effort: expected with a quality, got it with a target, which the refined file would miss")
+        raise RequestError("effort: expected with a quality, not with a target, which the refined file would miss")
     jobs = plan(sources, output, ".lalic", images.readable_extensions(), keep_extension=keep_extension)
     with as_request():  # once, not for each picture
         codec.resolve_device(device)

@@ -188,12 +188,15 @@ def build_parser() -> argparse.ArgumentParser:
     target = compress.add_mutually_exclusive_group()
     target.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
     target.add_argument(
-        "--target-bpp", type=float, metavar="X", help="search the quality for X bits per pixel, to 1 %%"
+        "--target-bpp", type=float, metavar="X", help="find the quality that gives X bits per pixel, within 1 %%"
     )
-    target.add_argument("--target-psnr", type=float, metavar="X", help="search the quality for X dB, to 0.05 dB")
+    target.add_argument(
+        "--target-psnr", type=float, metavar="X", help="find the quality that gives a PSNR of X dB, within 0.05 dB"
+    )
     compress.add_argument(
         "--effort", type=float, metavar="SECONDS",
-        help="for archives: up to so many seconds a picture for a smaller file of equal PSNR; inf for all steps",
+        help="for archives: spend up to so many seconds on each picture for a smaller file of equal PSNR; inf for as "
+        "many as all steps take (default: none)",
     )  # fmt: skip
 
     decompress = command(
@@ -209,17 +212,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     for each in (compress, decompress):
-        each.add_argument("-o", "--output", metavar="OUT", help="file; folder for several inputs; - standard output")
         each.add_argument(
-            "--keep-extension", action="store_true",
-            help=f"add to the whole name: {'a.jpg becomes a.jpg.lalic' if each is compress else 'a.lalic.png'}",
-        )  # fmt: skip
+            "-o", "--output", metavar="OUT", help="file, or - for standard output; a folder for several inputs"
+        )
+        example = "a.jpg becomes a.jpg.lalic" if each is compress else "a.lalic becomes a.lalic.png"
+        each.add_argument("--keep-extension", action="store_true", help=f"add to the whole name: {example}")
         add_existing_options(each)
         each.add_argument(
             "--no-graph", action="store_true", help="on a GPU, make launches one by one instead of as a CUDA graph"
         )
         each.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-        each.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^28)")
+        each.add_argument(
+            "--max-pixels", type=positive, metavar="N", help="refuse pictures of more pixels (default 2^28)"
+        )
         add_checkpoint_option(each)
         add_precision_option(each)
         add_machine_options(each)
@@ -234,16 +239,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", dest="form", choices=FORMATS, default="files", help="what is written (default %(default)s)"
     )
     bulk.add_argument(
-        "--shard", type=positive, metavar="N", help="pictures of a shard (default 1000, fewer for a small source)"
+        "--shard", type=positive, metavar="N", help="pictures in a shard (default 1000, fewer for a small source)"
     )
     bulk.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
-    bulk.add_argument("--background", metavar="COLOR", help="blend transparent pixels with a colour, such as white")
-    bulk.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
-    bulk.add_argument("--psnr", action="store_true", help="decode each picture, and note its PSNR in the manifest")
     bulk.add_argument(
-        "--executor", choices=EXECUTORS, default="local", help="processes here, or a Ray cluster (default %(default)s)"
+        "--background",
+        metavar="COLOR",
+        help="blend transparent pixels with a colour, such as white (default: keep alpha)",
     )
-    bulk.add_argument("--workers", type=positive, metavar="N", help="how many (default: one a core, or a GPU)")
+    bulk.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
+    bulk.add_argument(
+        "--psnr", action="store_true", help="decode each picture too, and write its PSNR in dB to the manifest"
+    )
+    bulk.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default="local",
+        help="where it runs: processes here, or a Ray cluster (default %(default)s)",
+    )
+    bulk.add_argument("--workers", type=positive, metavar="N", help="processes (default: one for each core, or GPU)")
     bulk.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
     bulk.add_argument("--quiet", action="store_true", help="print errors only")
     add_checkpoint_option(bulk)
@@ -257,8 +271,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="decode, and print SHA-256 of the symbols and of the latents: equal on every machine",
     )
-    add_checkpoint_option(info)
-    add_machine_options(info)
+    decoding = info.add_argument_group("options of --symbols")
+    add_checkpoint_option(decoding)
+    add_machine_options(decoding)
 
     convert = command(
         "convert", _convert, "a checkpoint with its entropy model as integers",
@@ -274,8 +289,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Compress and decompress the picture that ships, and compare with a JPEG of equal PSNR.",
     )  # fmt: skip
     demo.add_argument(
-        "--out-dir", default="lalic-demo", metavar="DIR", help="where the pictures go (default %(default)s)"
-    )
+        "--out-dir", default="lalic-demo", metavar="DIR",
+        help="folder for the pictures; those of an earlier demo are replaced (default %(default)s)",
+    )  # fmt: skip
     add_machine_options(demo)
 
     warmup = command(
@@ -292,7 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluation.register(commands, _EXIT_CODES)
     page.register(commands, _EXIT_CODES)
-    training.register(commands)
+    training.register(commands, _EXIT_CODES)
     return parser
 
 
@@ -532,8 +548,10 @@ _SYMBOLS = """
 def _info(args: argparse.Namespace) -> int:
     if args.symbols:
         set_up_process(args.threads)
-        from lalic.codec import symbol_hashes
+        from lalic.codec import resolve_device, symbol_hashes
 
+        with as_request():
+            resolve_device(args.device)
         model = _given_model(args)
     entries = []
     for source in args.inputs:
@@ -614,7 +632,10 @@ def _demo(args: argparse.Namespace) -> int:
 def _size(text: str) -> tuple[int, int]:
     """Type for argparse: width and height as 768x512."""
     width, _, height = text.partition("x")
-    return positive(width), positive(height)
+    try:
+        return positive(width), positive(height)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected width and height such as 768x512, got {text!r}") from None
 
 
 def _warmup(args: argparse.Namespace) -> int:

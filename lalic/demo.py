@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from lalic import codec, images
-from lalic.files import write_atomic
+from lalic.files import check_folder, write_atomic
 from lalic.metrics import psnr
 
 __all__ = ["JpegMatch", "jpeg_of_equal_psnr", "run"]
@@ -69,6 +69,7 @@ def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None)
     `LalicError` or `OSError`.
     """
     folder = Path(out_dir)
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     original = resources.files("lalic").joinpath("assets", "astronaut.png").read_bytes()
     picture = images.load(original)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, overload
 
-from lalic.errors import BitstreamError, ImageWarning
+from lalic.errors import BitstreamError, ImageWarning, RequestError
 
 __all__ = [
     "LFS_POINTER",
@@ -31,6 +31,7 @@ __all__ = [
     "Found",
     "Name",
     "WouldOverwrite",
+    "check_folder",
     "check_standard_stream",
     "make_folder_of",
     "open_standard_streams",
@@ -263,6 +264,13 @@ def writing(target: str, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     yield held
     sys.stdout.buffer.write(held.getbuffer())
     sys.stdout.buffer.flush()
+
+
+def check_folder(name: Name) -> None:
+    """Raise `RequestError`, before any work, for a folder to write to that is a file, or would be in one."""
+    for place in (Path(name), *Path(name).parents):
+        if place.exists() and not place.is_dir():
+            raise RequestError(f"{place}: is a file, expected a folder")
 
 
 def make_folder_of(target: str) -> None:

@@ -40,13 +40,13 @@ def _threads(text: str) -> int:
     return int(text)
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
+def add_machine_options(parser: argparse._ActionsContainer) -> None:
     """--device and --threads."""
     parser.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: as torch chooses)")
 
 
-def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     """--checkpoint."""
     parser.add_argument(
         "--checkpoint",
@@ -60,7 +60,7 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "float16"),
-        help="of the transforms between picture and latents; files do not depend on it (default float32)",
+        help="of the transforms between picture and latents; a file is read with any of them (default float32)",
     )
 
 
@@ -68,7 +68,7 @@ def add_existing_options(parser: argparse.ArgumentParser) -> None:
     """-f, --force, or --skip-existing."""
     either = parser.add_mutually_exclusive_group()
     add_force_option(either)
-    either.add_argument("--skip-existing", action="store_true", help="leave out what is done: whose output exists")
+    either.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output exists")
 
 
 def add_force_option(parser: argparse._ActionsContainer) -> None:

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from glob import has_magic
 from typing import TYPE_CHECKING, Any
 
 from lalic import files
@@ -125,6 +126,8 @@ class Target:
 
     def __init__(self, url: str) -> None:
         self.fs, self.root = _filesystem(url)
+        if _is_local(self.fs):
+            files.check_folder(self.root)
 
     def get(self, name: str) -> bytes | None:
         try:
@@ -198,7 +201,8 @@ def _listed(source: str, target: str) -> list[tuple[str, str]]:
         take = _picture_extensions() | {".tar"}
         urls = [fs.unstrip_protocol(file) for file in sorted(paths) if _extension(file) in take]
     if not urls:
-        raise RequestError(f"{source}: there are no pictures")
+        there = root is not None or has_magic(path)
+        raise RequestError(f"{source}: there {'are no pictures' if there else 'is no such file or folder'}")
     folders = [root.split("/")] if root else [url.split("/")[:-1] for url in urls]
     pairs = zip(min(folders), max(folders), strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

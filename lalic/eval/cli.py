@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lalic.errors import one_line
+from lalic.errors import as_request, one_line
 from lalic.eval import DEFAULT_CODECS
+from lalic.files import check_folder
 from lalic.options import (
     add_force_option,
     add_machine_options,
@@ -46,15 +47,29 @@ def register(commands: Any, epilog: str) -> None:
         "compare",
         help="one picture through several codecs, side by side",
         description="Compress a picture with several codecs at matched size or PSNR, and write a sheet of crops (PNG). "
-        "The others are matched to the first codec.",
+        "The other codecs are matched to the first one.",
         epilog=epilog,
     )
     compare.add_argument("input", metavar="IN", help="picture")
-    compare.add_argument("codecs", nargs="+", metavar="CODEC[:Q]", help=f"the first leads, unless --target: {_CODECS}")
-    compare.add_argument("--match", choices=("bpp", "psnr"), default="bpp", help="what is matched (default bpp)")
-    compare.add_argument("--target", type=float, metavar="X", help="bits per pixel or dB, for the first codec too")
     compare.add_argument(
-        "--crop", action="append", default=[], metavar="X,Y,W,H", help="a crop of the sheet; repeatable"
+        "codecs",
+        nargs="+",
+        metavar="CODEC[:Q]",
+        help=f"the others are matched to the first, or all to --target: {_CODECS}",
+    )
+    compare.add_argument("--match", choices=("bpp", "psnr"), default="bpp", help="what is matched (default bpp)")
+    compare.add_argument(
+        "--target",
+        type=float,
+        metavar="X",
+        help="size in bits per pixel, or PSNR in dB, for all codecs (default: that of the first)",
+    )
+    compare.add_argument(
+        "--crop",
+        action="append",
+        default=[],
+        metavar="X,Y,W,H",
+        help="a crop of the sheet, in pixels; repeatable (default: up to three, chosen by detail)",
     )
     compare.add_argument(
         "-o", "--output", metavar="STEM", help="writes STEM.png; in a folder IN-compare.png (default: here)"
@@ -64,7 +79,7 @@ def register(commands: Any, epilog: str) -> None:
     )
     compare.add_argument("--pictures", action="store_true", help="write each whole picture too, STEM-1-CODEC.png ...")
     add_force_option(compare)
-    _add_codec_options(compare)
+    _add_codec_options(compare, "50, or what matches")
     compare.set_defaults(run=_run_compare)
 
 
@@ -83,31 +98,57 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str = "+") -> None:
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="FILE", help="more curves, JSON files in CompressAI's format"
     )
-    parser.add_argument("--bpp", nargs=2, type=float, metavar=("LOW", "HIGH"), help="points that count for BD-rates")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for JSON files and plots (PNG, SVG)")
-    parser.add_argument("--each", action="store_true", help="a line for each picture too")
+    parser.add_argument(
+        "--bpp",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="bits per pixel of the points that count in BD-rates (default: all)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for JSON files and plots, PNG and SVG (default: none are written)",
+    )
+    parser.add_argument("--each", action="store_true", help="print a line for each picture too")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
     parser.add_argument("--name", help="name of the set of pictures (default: the first input's name)")
-    _add_codec_options(parser)
+    _add_codec_options(parser, "all of 5 20 35 50 65 80 95")
 
 
 _EVAL_OPTIONS = ("published", "against", "name", "background")
 _CODEC_OPTIONS = ("checkpoints", "qualities", "effort", "precision", "device", "vtm", "vtm_config")
 
 
-def _add_codec_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of lalic's models and of VTM, `_CODEC_OPTIONS` and --threads."""
+def _add_codec_options(parser: argparse.ArgumentParser, qualities: str) -> None:
+    """Declare the options of lalic's models and of VTM, `_CODEC_OPTIONS` and --threads. qualities: the default."""
     parser.add_argument(
         "--checkpoint", dest="checkpoints", nargs="+", default=[], metavar="PATH",
         help="weights to use instead of those that ship; several files are several models",
     )  # fmt: skip
     parser.add_argument(
-        "-q", "--quality", dest="qualities", nargs="+", type=float, default=[], metavar="Q", help="lalic's, 1 to 100"
+        "-q",
+        "--quality",
+        dest="qualities",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="Q",
+        help=f"of lalic, 1 to 100 (default {qualities})",
     )
     parser.add_argument(
-        "--effort", type=float, metavar="SECONDS", help="a picture, of the codec lalic-effort (default 120)"
+        "--effort",
+        type=float,
+        metavar="SECONDS",
+        help="that the codec lalic-effort may spend on each picture (default 120)",
     )
-    parser.add_argument("--background", metavar="COLOR", help="put this colour below transparent pixels")
+    parser.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="blend transparent pixels with a colour, such as white (default: refuse them)",
+    )
     add_precision_option(parser)
     add_machine_options(parser)
     parser.add_argument("--vtm", metavar="FILE", help="VTM's EncoderAppStatic, for the codec vtm")
@@ -116,6 +157,8 @@ def _add_codec_options(parser: argparse.ArgumentParser) -> None:
 
 def results_of(args: argparse.Namespace) -> Results:
     """Measure with the arguments of `lalic eval`; progress goes to standard error."""
+    if args.output is not None:
+        check_folder(args.output)
     set_up_process(args.threads)
     from lalic.eval import evaluate
 
@@ -155,7 +198,9 @@ def _run_compare(args: argparse.Namespace) -> int:
     for extension in ("png", "html") if args.page else ("png",):
         if os.path.exists(f"{stem}.{extension}") and not args.force:
             raise WouldOverwrite(f"{stem}.{extension}")
-    picture = load_one(args.input, args.background)
+    check_folder(Path(stem).parent)
+    with as_request():
+        picture = load_one(args.input, args.background)
     boxes = [parse_box(text, picture) for text in args.crop]
     options: dict[str, Any] = {name: getattr(args, name) for name in ("match", *_CODEC_OPTIONS)}
     results = compare(picture, args.codecs, args.target, **options)
@@ -165,12 +210,12 @@ def _run_compare(args: argparse.Namespace) -> int:
     outputs = {f"{stem}.png": _png(sheet(picture, results.matches, boxes))}
     if args.page:
         name = Path(args.input).stem
-        outputs[f"{stem}.html"] = page(name, picture, results.matches, args.match, machine).encode()
+        outputs[f"{stem}.html"] = page(name, picture, results.matches, args.match, machine, args.target).encode()
     for number, match in enumerate(results.matches, 1):
         print(f"{match.codec.title}: {match.text()}; {match.codec.version}")
         if args.pictures:
             outputs[f"{stem}-{number}-{match.codec.name}.png"] = _png(match.coded.picture)
-    for sentence in remarks(results.matches, args.match):
+    for sentence in remarks(results.matches, args.match, args.target):
         print(sentence)
     print(machine)
     for path, data in outputs.items():

@@ -103,6 +103,8 @@ def evaluate(
     def progress(point: Point) -> None:
         report(f"  {point.label:>8}  {point.bpp:.4f} bits per pixel, {point.psnr:.3f} dB")
 
+    if bpp is not None and not 0 <= bpp[0] < bpp[1]:
+        raise LalicError(f"bpp is {bpp[0]:g} {bpp[1]:g}, expected the lowest rate that counts, then a higher one")
     sources = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
     others = [read_curve(path) for path in against]
     others += [] if published is None else published_curves(published)

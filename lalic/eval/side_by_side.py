@@ -180,18 +180,21 @@ def nearest(codec: Codec, picture: Image.Image, metric: str, target: float, know
 # Sentences
 
 
-def remarks(matches: Sequence[Match], metric: str) -> list[str]:
-    """Sentences on matches that follow the first: who is better, or that a codec does not come near.
+def remarks(matches: Sequence[Match], metric: str, target: float | None = None) -> list[str]:
+    """Sentences on matches: which is better, the first or another, or that a codec does not come near the target.
 
-    Nothing is said of a match that differs for another reason, such as a quality that was given.
+    target: of `compare`; None for the value of the first match. Nothing is said of a match that differs for another
+    reason, such as a quality that was given.
     """
-    found = []
-    goal = matches[0].value(metric)
+    first = matches[0].value(metric)
+    goal = first if target is None else target
+    short = shortfall(matches[0], metric, goal)
+    found = [] if short is None else [short]
     for match in matches[1:]:
         value = match.value(metric)
         if (short := shortfall(match, metric, goal)) is not None:
             found.append(short)
-        elif abs(value / goal - 1) < _EQUAL_BPP if metric == "bpp" else abs(value - goal) < _EQUAL_PSNR:
+        elif abs(value / first - 1) < _EQUAL_BPP if metric == "bpp" else abs(value - first) < _EQUAL_PSNR:
             found.append(verdict(matches[0], match, metric))
     return found
 

@@ -96,10 +96,18 @@ def size_text(count: int) -> str:
     return f"{count} bytes"
 
 
-def page(name: str, picture: Image.Image, matches: Sequence[Match], metric: str, caption: str) -> str:
+def page(
+    name: str,
+    picture: Image.Image,
+    matches: Sequence[Match],
+    metric: str,
+    caption: str,
+    target: float | None = None,
+) -> str:
     """An HTML page with the viewer, the figures and all pictures in it, which loads nothing.
 
     name: of the picture. metric: "bpp" or "psnr", what was matched. caption: on the machine, below the figures.
+    target: of `compare`.
     """
     pictures = [("original", "Original", picture, f"{picture.width}x{picture.height}")]
     for number, match in enumerate(matches, 1):
@@ -115,6 +123,6 @@ def page(name: str, picture: Image.Image, matches: Sequence[Match], metric: str,
         "script": asset("viewer.js"),
         "data": json.dumps(data).replace("<", "\\u003c"),
         "figures": figures_table(matches),
-        "remarks": html.escape(". ".join([*remarks(matches, metric), caption])),
+        "remarks": html.escape(". ".join([*remarks(matches, metric, target), caption])),
     }
     return re.sub(r"\[\[(\w+)\]\]", lambda found: texts[found[1]], asset("page.html"))

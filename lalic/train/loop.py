@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lalic.codec import resolve_device
 from lalic.config import Config
 from lalic.errors import CheckpointError, LalicError
-from lalic.files import Name, write_atomic
+from lalic.files import Name, check_folder, write_atomic
 from lalic.memory import KEEP_MIB
 from lalic.metrics import MIN_SIDE
 from lalic.model import LALIC
@@ -96,12 +96,16 @@ def train(
     recipe = recipe if recipe is not None else Recipe()
     show = log if log is not None else lambda message: None
     folder = Path(out)
+    check_folder(folder)
     for name, value, least in (("save_every", save_every, 1), ("log_every", log_every, 1), ("keep_mib", keep_mib, 0)):
         if value < least:
             raise LalicError(f"{name}: expected at least {least}, got {value}")
     config = model if isinstance(model, Config) else configuration(model, init)
     if qualities is not None:
-        config = replace(config, qualities=qualities)
+        try:
+            config = replace(config, qualities=qualities)
+        except ValueError as error:
+            raise LalicError(str(error)) from None
     if recipe.start == "linear":
         if init is not None:
             raise LalicError("start: expected random beside init, whose weights are not fresh, got linear")

@@ -30,26 +30,30 @@ class Recipe:
     """
 
     metric: str = _setting("mse", "distortion", ("mse", "ms-ssim"))
-    lmbda: float = _setting(0.013, "weight of the distortion; with gains, that of the initial weights' training")
-    lowest: float = _setting(0.0012, "lambda at quality 1 of a model with gains; log-linear up to the highest")
+    lmbda: float = _setting(
+        0.013, "weight of the distortion; for a model with gains, the lambda that the --init weights were trained with"
+    )
+    lowest: float = _setting(0.0012, "lambda at quality 1 of a model with gains; log-linear up to --highest")
     highest: float = _setting(0.06, "lambda at quality 100")
-    balance: float = _setting(0.5, "losses are divided by lambda to this power")
-    start: str = _setting("random", "of fresh weights; linear for kernels without overlap", ("random", "linear"))
+    balance: float = _setting(0.5, "the loss at a quality is divided by its lambda to this power")
+    start: str = _setting(
+        "random", "how weights begin without --init; linear for kernels without overlap", ("random", "linear")
+    )
     steps: int = _setting(10000, "updates")
     batch: int = _setting(8, "crops an update, over all processes")
     patch: int = _setting(128, "side of a crop in pixels, a multiple of 64")
-    large: int = _setting(0, "every so many updates have crops of twice the side, a quarter as many; 0: none")
-    shrink: float = _setting(1.0, "crops of up to this many times the side, scaled down")
+    large: int = _setting(0, "every so many updates take crops of twice the side, a quarter as many; 0: never")
+    shrink: float = _setting(1.0, "cut crops of up to this many times the side too, and scale them down")
     lr: float = _setting(5e-4, "peak learning rate")
-    schedule: str = _setting("cosine", "of the learning rate", ("cosine", "trapezoid", "step"))
-    decay: float = _setting(0.25, "share of the steps in which a trapezoid or step falls")
-    optimizer: str = _setting("adam", "of the weights", ("adam", "soap"))
-    warmup: int = _setting(200, "steps to the peak learning rate")
+    schedule: str = _setting("cosine", "course of the learning rate", ("cosine", "trapezoid", "step"))
+    decay: float = _setting(0.25, "share of the steps, at the end, in which the rate of a trapezoid or step is lower")
+    optimizer: str = _setting("adam", "optimiser of the weights", ("adam", "soap"))
+    warmup: int = _setting(200, "steps until the peak learning rate")
     auxiliary_lr: float = _setting(1e-2, "learning rate of the prior's quantiles, which move by tens of units")
     clip: float = _setting(1.0, "largest gradient norm")
     ema: float = _setting(0.999, "decay of the averaged weights, which are evaluated and saved; 0: none")
-    bf16: bool = _setting(False, "matrix products and convolutions in bfloat16")
-    seed: int = _setting(1, "of weights, crops, qualities and noise")
+    bf16: bool = _setting(False, "compute matrix products and convolutions in bfloat16")
+    seed: int = _setting(1, "of random weights, crops, qualities and noise")
 
     def __post_init__(self) -> None:
         for name in ("lmbda", "lowest", "highest", "steps", "batch", "patch", "lr", "auxiliary_lr", "decay", "clip"):
@@ -61,7 +65,12 @@ class Recipe:
                 raise ValueError(f"{f.name}: expected one of {', '.join(allowed)}, got {value!r}")
         if self.decay > 1:
             raise ValueError(f"decay: expected a share of at most 1, got {self.decay}")
-        if self.shrink < 1:
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest: expected at most the highest lambda, {self.highest}, got {self.lowest}")
+        for name in ("warmup", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not self.shrink >= 1:
             raise ValueError(f"shrink: expected at least 1, got {self.shrink}")
         if self.large < 0:
             raise ValueError(f"large: expected 0 for never, or more, got {self.large}")

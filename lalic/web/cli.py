@@ -32,7 +32,7 @@ def register(commands: Any, epilog: str) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default %(default)s)"
     )
     web.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
-    web.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default 2^26)")
+    web.add_argument("--max-pixels", type=positive, metavar="N", help="refuse pictures of more pixels (default 2^26)")
     add_checkpoint_option(web)
     add_precision_option(web)
     add_machine_options(web)

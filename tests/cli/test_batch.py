@@ -197,7 +197,7 @@ def test_there_and_back_from_python(tmp_path: Path, capfd: pytest.CaptureFixture
         ({"quality": 0}, "quality is 0, expected 1 to 100"),
         ({"quality": 50, "target_bpp": 1.0}, "expected at most one of them, got 2"),
         ({"effort": -1.0}, "effort is -1 seconds, expected more than 0"),
-        ({"effort": 9.0, "target_psnr": 30.0}, "expected with a quality, got it with a target"),
+        ({"effort": 9.0, "target_psnr": 30.0}, "expected with a quality, not with a target"),
         ({"background": "greenish"}, "background is 'greenish'"),
     ],
 )

@@ -364,7 +364,8 @@ def test_other_options_for_a_target_are_refused(here):
 @pytest.mark.parametrize(
     ("source", "target", "options", "words"),
     [
-        ("none", "out", {}, "none: there are no pictures"),
+        ("none", "out", {}, "none: there is no such file or folder"),
+        ("photos", "tiny.pth", {}, "tiny.pth: is a file, expected a folder"),
         ("none.txt", "out", {}, "none.txt: there is no such file"),
         ("tiny.pth*", "out", {}, "there are no pictures"),
         ("photos", "photos/out", {}, "is inside the source"),

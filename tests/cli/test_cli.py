@@ -420,10 +420,14 @@ def test_wrong_usage(run, words):
     assert done.code == 2 and done.out == [] and len(done.err) == 1 and "--help" in done.err[0]
 
 
-@pytest.mark.parametrize("words", [[], ["compress"], ["decompress"], ["info"], ["demo"]])
+COMMANDS = ["compress", "decompress", "bulk", "info", "convert", "demo", "warmup", "eval", "compare", "web", "train"]
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
 def test_help(run, words):
     done = run(*words, "--help")
     assert done.code == 0 and done.out[0].startswith("usage: lalic") and done.err == []
+    assert any(line.startswith("exit codes: ") for line in done.out)
 
 
 def test_train_hands_its_arguments_on(run, monkeypatch):
@@ -441,8 +445,9 @@ def test_train_hands_its_arguments_on(run, monkeypatch):
 def test_a_device_that_is_not_there_is_said_once(run, here):
     for name in ("a.png", "b.png"):
         picture().save(name)
-    done = run("compress", "a.png", "b.png", "--device", "cuda:99")
-    assert done.code == 2 and len(done.err) == 1 and "cuda:99" in done.err[0]
+    for words in (["compress"], ["info", "--symbols"]):
+        done = run(*words, "a.png", "b.png", "--device", "cuda:99")
+        assert done.code == 2 and len(done.err) == 1 and "cuda:99" in done.err[0]
 
 
 def test_threads(run, here, threads):

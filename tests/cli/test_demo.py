@@ -76,4 +76,5 @@ def test_another_folder(run, here):
     assert run("demo", "--out-dir", "a/b").code == 0
     assert (here / "a" / "b" / "astronaut.lalic").exists()
     (here / "file").touch()
-    assert run("demo", "--out-dir", "file").code == 1
+    done = run("demo", "--out-dir", "file")
+    assert (done.code, done.err) == (2, ["lalic: file: is a file, expected a folder"])

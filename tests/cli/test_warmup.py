@@ -31,7 +31,8 @@ def test_on_a_cpu(run) -> None:
 @pytest.mark.parametrize("size", ["40", "0x4", "4x", "x"])
 def test_a_size_that_is_none(run, size: str) -> None:
     done = run("warmup", "--size", size)
-    assert done.code == 2 and len(done.err) == 1 and "--size" in done.err[0]
+    assert done.code == 2 and len(done.err) == 1
+    assert f"--size: expected width and height such as 768x512, got {size!r}" in done.err[0]
 
 
 def test_a_device_that_is_not_there(run) -> None:

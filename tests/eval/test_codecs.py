@@ -55,6 +55,8 @@ def test_files_with_effort_are_another_codec(monkeypatch: pytest.MonkeyPatch) ->
     assert (refined.name, refined.title, refined.qualities) == ("lalic-effort", "lalic, effort 0.5 s", (30,))
     coded = [codec.code(astronaut(150, 20, 64, 64), 30) for codec in (plain, refined)]
     assert all(each.data is not None and each.data[:4] == coded[0].data[:4] for each in coded)
+    with pytest.raises(LalicError, match="lalic: effort is 0 seconds, expected more than 0"):
+        open_codecs(["lalic-effort"], effort=0)
     with pytest.raises(LalicError, match="lalic: effort: expected a model of every quality"):
         LalicCodec(tiny(), effort=9)
 

@@ -143,6 +143,8 @@ def test_without_the_optional_packages_the_rest_is_there(run, monkeypatch, tmp_p
         (["--codecs", "vtm"], "nothing is left to measure"),
         (["--against", "nothing.json"], "cannot be read as JSON"),
         (["--device", "tpu"], "device is 'tpu'"),
+        (["--bpp", "2", "1"], "bpp is 2 1, expected the lowest rate that counts, then a higher one"),
+        (["-o", __file__], "test_evaluate.py: is a file, expected a folder"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(run, words, sentence) -> None:

@@ -92,6 +92,8 @@ def test_sentences_say_who_is_better_and_who_does_not_come_near():
     assert shortfall(best, "psnr", 60).startswith("JPEG 4:2:0 does not reach 60 dB for this picture; ")
     assert remarks([jpeg, webp], "bpp") == []  # given qualities, and no equal sizes
     assert len(remarks([jpeg, jpeg, best], "psnr")) == 2
+    out_of_reach = remarks([best, best], "psnr", 60)
+    assert len(out_of_reach) == 2 and all("does not reach 60 dB" in each for each in out_of_reach)
 
 
 def test_the_table_escapes_and_leaves_out_what_nobody_has():

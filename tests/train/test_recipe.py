@@ -72,7 +72,14 @@ def test_a_preset_for_fresh_weights_serves_trained_ones():
 
 
 def test_wrong_numbers_are_named_as_options():
-    for words, option in ((["--lambda", "-1"], "--lambda"), (["--auxiliary-lr", "0"], "--auxiliary-lr")):
+    for words, option in (
+        (["--lambda", "-1"], "--lambda"),
+        (["--auxiliary-lr", "0"], "--auxiliary-lr"),
+        (["--lowest", "3"], "--lowest: expected at most the highest lambda"),
+        (["--warmup", "-1"], "--warmup"),
+        (["--seed", "-1"], "--seed"),
+        (["--shrink", "nan"], "--shrink"),
+    ):
         with pytest.raises(LalicError, match=option):
             recipe_from(*words)
 

@@ -196,6 +196,8 @@ def test_a_start_that_cannot_be_is_refused_before_anything_is_done(tmp_path, cap
         ),
         (["--init", str(tmp_path), "--start", "linear"], "start: expected random beside init"),
         (["--metric", "ms-ssim"], "--start: linear is for the metric mse"),
+        (["-o", __file__], "test_runs.py: is a file, expected a folder"),
+        (["--qualities", "1"], "qualities: expected 0 for no gains, or at least 2 anchors, got 1"),
         (["--batch", "6"], "--batch: expected a multiple of 4 with large crops (large 4), got 6"),
     ):
         assert main([*words, *more]) == 2

@@ -108,7 +108,8 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
             continue
         name, qualities = parse(word)
         if name in ("lalic", "lalic-effort"):
-            effort = (options.get("effort") or EFFORT) if name == "lalic-effort" else None
+            given = options.get("effort")
+            effort = None if name == "lalic" else EFFORT if given is None else given
             for path in paths:
                 model = load_model(path, device=device, precision=options.get("precision"))
                 title = f"lalic {Path(path).stem}" if path is not None and len(paths) > 1 else "lalic"
