@@ -49,6 +49,7 @@ TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmark
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
 GIVE_BACK = 16  # windows after which free memory goes back, for heaps grow around what is in use
+MANY = 64  # windows, some 38 megapixels
 GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
 GPU_PIXELS = 1 << 22  # together
 
@@ -405,6 +406,16 @@ def _decoded_tiles(
         side = grid.padded
         yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
+    # Where a picture has many windows, the heap would grow by a tenth: windows give their memory back, and take longer.
+    with apart() if len(grid) >= MANY else contextlib.nullcontext():
+        yield from _decoded_windows(container, model, box, graph)
+
+
+def _decoded_windows(
+    container: Container, model: LALIC, box: Box, graph: bool | None
+) -> Iterator[tuple[int, Box, torch.Tensor]]:
+    """`_decoded_tiles` of a picture in several tiles."""
+    grid, quality = container.grid, container.quality
     coder, at_once = model.coder(graph), _at_once(model, grid)
     # In bands of columns from top to bottom: however wide the picture is, latents of one row of a band are held, and
     # the last lines of the row above.

@@ -41,8 +41,9 @@ class Kept(Generic[K, V]):
 
 # The allocator
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from malloc.h
 _MMAP_MAX = 65536  # glibc's default
+_APART = 1 << 22  # bytes: with less, the system clears pages for more arrays than it is worth
 _keeps = False
 _apart = 0  # blocks of `apart` that run now
 _apart_lock = threading.Lock()
@@ -60,7 +61,8 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     global _keeps
-    _keeps = bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    settings = (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_MMAP_THRESHOLD, _APART)
+    _keeps = all(mallopt(*setting) for setting in settings)
     return _keeps
 
 
@@ -72,7 +74,8 @@ def give_back() -> None:
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Inside, arrays above 128 KiB get memory outside of the heap, if the process keeps memory: for what stays long.
+    """Inside, arrays from 4 MiB get memory outside of the heap, if the process keeps memory: for what stays long, or
+    where little memory matters more than time.
 
     It goes back to the system when such an array is freed. In the heap, arrays that stay would lie between those that
     come and go, and the heap would grow, as gaps between them are too small. The setting is one for all threads.

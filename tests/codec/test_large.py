@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -183,6 +185,30 @@ def test_bands_change_no_pixel(monkeypatch) -> None:
     for place, part in codec.decode_parts(data, tiny()):
         parts[place.top : place.bottom, place.left : place.right] = part
     assert np.array_equal(parts, np.asarray(whole))
+
+
+@pytest.mark.parametrize(("many", "blocks"), [(12, 1), (13, 0)])
+def test_many_windows_give_their_memory_back(many, blocks, monkeypatch) -> None:
+    """Also when a decode is left before its end. The picture itself lies apart in any case."""
+    _, data = coded()
+    begun, ended = [], []
+
+    @contextlib.contextmanager
+    def apart() -> Iterator[None]:
+        begun.append(1)
+        try:
+            yield
+        finally:
+            ended.append(1)
+
+    monkeypatch.setattr(codec, "apart", apart)
+    monkeypatch.setattr(codec, "MANY", many)
+    codec.decode(data, tiny())
+    assert len(begun) == len(ended) == blocks + 1
+    parts = codec.decode_parts(data, tiny())
+    next(parts)
+    parts.close()
+    assert len(begun) == len(ended) == 2 * blocks + 1
 
 
 def test_a_region_across_tiles_is_reduced_as_a_whole() -> None:
