@@ -144,9 +144,9 @@ def grad_scan_kernel(
     # The addresses of this direction's sums.
     plane = plane.to(tl.int64)
     base = item * chunks * channels + c[None, :]
-    sums = sums_ptr + base + leftward * 2 * plane
-    running = running_ptr + base + leftward * 2 * plane
-    ref_ptr = entering_ptr + base + 2 * plane
+    sums = sums_ptr + leftward * 2 * plane
+    running = running_ptr + leftward * 2 * plane
+    ref_ptr = entering_ptr + 2 * plane
     row = tl.arange(0, PIECE)[:, None]
     # Running states, PIECE chunks at a time.
     a_carry = tl.zeros([BLOCK_C], tl.float64)
@@ -155,17 +155,17 @@ def grad_scan_kernel(
     for start in range(0, chunks, PIECE):
         j = start + row
         mask = (j >= 1) & (j < chunks) & c_in[None, :]
-        source = tl.where(leftward == 0, j - 1, chunks - j).to(tl.int64) * channels
+        source = tl.where(leftward == 0, j - 1, chunks - j).to(tl.int64) * channels + base
         a = tl.load(sums + source, mask=mask, other=0.0).to(tl.float64)  # [PIECE, BLOCK_C]
-        b = tl.load(sums + source + plane, mask=mask, other=0.0).to(tl.float64)  # [PIECE, BLOCK_C]
+        b = tl.load(sums + plane + source, mask=mask, other=0.0).to(tl.float64)  # [PIECE, BLOCK_C]
         e = -tl.load(ref_ptr + source, mask=mask, other=-EMPTY).to(tl.float64)  # [PIECE, BLOCK_C]
         a, b, e, a_carry, b_carry, e_carry = running_states(a, b, e, a_carry, b_carry, e_carry, decay, PIECE, BLOCK_C)
-        target = tl.where(leftward == 0, j, chunks - 1 - j).to(tl.int64) * channels
+        target = tl.where(leftward == 0, j, chunks - 1 - j).to(tl.int64) * channels + base
         mask = (j < chunks) & c_in[None, :]
         ref = tl.load(ref_ptr + target, mask=mask, other=0.0).to(tl.float64)  # [PIECE, BLOCK_C]
         scale = tl.exp(tl.minimum(e + ref + left_out, 80.0))
         tl.store(running + target, (a * scale).to(tl.float32), mask=mask)
-        tl.store(running + target + plane, (b * scale).to(tl.float32), mask=mask)
+        tl.store(running + plane + target, (b * scale).to(tl.float32), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -74,7 +74,9 @@ def state_of(k_ptr, v_ptr, w, begin, end, edge, channels, c, c_in, PIECE: tl.con
 
 
 @triton.jit
-def row_sums(k_ptr, v_ptr, w, u, row, first, tokens, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr):
+def row_sums(
+    k_ptr, v_ptr, w, u_ptr, row, first, tokens, channels, c, c_in, LENGTH: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """(numerator, denominator), [LENGTH, BLOCK_C], of the tokens `row` from `first` on: y = numerator / denominator.
 
     Two passes over the piece's tokens: the rows' largest exponents, then the sums. The tokens before and after the
@@ -85,7 +87,8 @@ def row_sums(k_ptr, v_ptr, w, u, row, first, tokens, channels, c, c_in, LENGTH: 
     a_right, b_right, e_right = state_of(
         k_ptr, v_ptr, w, behind, tokens, behind - 1, channels, c, c_in, LENGTH, BLOCK_C
     )
-    # Load the rows' tokens.
+    # Load the rows' tokens, and u: loaded earlier, it would take registers from the sums above.
+    u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
     offset = row.to(tl.int64)[:, None] * channels + c[None, :]
     inside = (row < tokens)[:, None] & c_in[None, :]
     k = tl.load(k_ptr + offset, mask=inside, other=0.0).to(tl.float32)  # [LENGTH, BLOCK_C]
@@ -97,8 +100,8 @@ def row_sums(k_ptr, v_ptr, w, u, row, first, tokens, channels, c, c_in, LENGTH: 
     e_max = tl.maximum(k + u[None, :], tl.maximum(e_left - decay_left, e_right - decay_right))
     end = tl.minimum(tokens, behind)
     for i in range(first, end):
-        at = tl.cast(i, tl.int64) * channels + c
-        k_i = tl.load(k_ptr + at, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
+        token = tl.cast(i, tl.int64) * channels
+        k_i = tl.load(k_ptr + token + c, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
         gap = tl.abs(row - i)[:, None]
         reach = k_i - (gap - 1).to(tl.float32) * w[None, :]
         e_max = tl.maximum(e_max, tl.where(gap > 0, reach, EMPTY))
@@ -112,9 +115,9 @@ def row_sums(k_ptr, v_ptr, w, u, row, first, tokens, channels, c, c_in, LENGTH: 
     num += scale * a_right[None, :]
     den += scale * b_right[None, :]
     for i in range(first, end):
-        at = tl.cast(i, tl.int64) * channels + c
-        k_i = tl.load(k_ptr + at, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
-        v_i = tl.load(v_ptr + at, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
+        token = tl.cast(i, tl.int64) * channels
+        k_i = tl.load(k_ptr + token + c, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
+        v_i = tl.load(v_ptr + token + c, mask=c_in, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_C]
         gap = tl.abs(row - i)[:, None]
         p = weight((k_i - e_max) - (gap - 1).to(tl.float32) * w[None, :])
         p = tl.where(gap > 0, p, 0.0)
@@ -144,7 +147,6 @@ def log_rows_kernel(
     c, c_in, any_outside = outside_channels(factors_ptr, channels, length, BLOCK_C)
     if any_outside:
         w = tl.load(w_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
-        u = tl.load(u_ptr + c, mask=c_in, other=0.0)  # [BLOCK_C]
         pieces = tl.cdiv(tokens, LENGTH)
         across = tl.cdiv(channels, BLOCK_C)
         for item in range(tl.program_id(0) // across, items, tl.num_programs(0) // across):
@@ -152,7 +154,7 @@ def log_rows_kernel(
             first = item % pieces * LENGTH
             row = first + tl.arange(0, LENGTH)
             num, den = row_sums(
-                k_ptr + origin, v_ptr + origin, w, u, row, first, tokens, channels, c, c_in, LENGTH, BLOCK_C
+                k_ptr + origin, v_ptr + origin, w, u_ptr, row, first, tokens, channels, c, c_in, LENGTH, BLOCK_C
             )
             offset = origin + row.to(tl.int64)[:, None] * channels + c[None, :]
             mask = (row < tokens)[:, None] & c_in[None, :]
