@@ -8,17 +8,20 @@ each end before it is halved.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["MIN_SIDE", "ms_ssim", "psnr"]
+__all__ = ["MIN_SIDE", "ms_ssim", "picture_ms_ssim", "psnr"]
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, finest first
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
-_STRIP = 1 << 22  # numbers that `psnr` holds at a time
+_STRIP = 1 << 20  # numbers of a picture that are held as floats at a time
 MIN_SIDE = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1  # 161: below it the coarsest scale is smaller than the window
 
 
@@ -28,13 +31,22 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     The mean square error is over all pixels and channels, summed strip by strip, which is exact. Infinite for equal
     pictures. Raises `ValueError` for two sizes.
     """
-    x, y = np.asarray(a), np.asarray(b)
-    if x.shape != y.shape:
-        raise ValueError(f"a and b have shapes {x.shape} and {y.shape}, expected one")
-    rows = max(1, _STRIP // max(1, x[:1].size))
-    strips = (np.subtract(x[i : i + rows], y[i : i + rows], dtype=np.float64) for i in range(0, len(x), rows))
-    mean_square = sum(float(np.sum(strip**2)) for strip in strips) / x.size
+    shapes = [(each.height, each.width, len(each.getbands())) for each in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"a and b have shapes {shapes[0]} and {shapes[1]}, expected one")
+    height, width, channels = shapes[0]
+    step = max(1, _STRIP // (width * channels))
+    total = 0.0
+    for top in range(0, height, step):
+        x, y = (_rows(each, top, min(top + step, height)) for each in (a, b))
+        total += float(np.sum(np.subtract(x, y, dtype=np.float64) ** 2))
+    mean_square = total / (height * width * channels)
     return float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
+
+
+def _rows(picture: Image.Image, top: int, bottom: int) -> NDArray[np.uint8]:
+    """Some rows of a picture: uint8 (bottom - top, W, 3)."""
+    return np.asarray(picture.crop((0, top, picture.width, bottom)))
 
 
 def ms_ssim(x: torch.Tensor, y: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
@@ -63,6 +75,51 @@ def ms_ssim(x: torch.Tensor, y: torch.Tensor, data_range: float = 1.0) -> torch.
         term = luminance * contrast if scale == len(WEIGHTS) - 1 else contrast
         values.append(term.mean(dim=(2, 3)).relu() ** weight)
     return torch.stack(values).prod(dim=0).mean(dim=1)
+
+
+def picture_ms_ssim(a: Image.Image, b: Image.Image) -> float:
+    """`ms_ssim` of two 8-bit RGB pictures of equal size, each side at least `MIN_SIDE`: in float32, sums in float64.
+
+    It is computed strip by strip, so beside the pictures it holds one copy of both at half the width and height.
+    """
+    width, height = a.size
+    whole: torch.Tensor | None = None
+
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        """Rows of both pictures at the present scale: (2, 3, bottom - top, width)."""
+        if whole is not None:
+            return whole[:, :, top:bottom]
+        pixels = torch.from_numpy(np.stack([_rows(each, top, bottom) for each in (a, b)]))
+        return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+    with torch.inference_mode():
+        window = _gaussian(torch.empty(0))
+        values = []
+        for scale, weight in enumerate(WEIGHTS):
+            if scale:
+                halves = []
+                odd, left = height % 2, width % 2  # the zero at the far end of an odd side is in no average
+                height, width = (height + odd) // 2, (width + left) // 2
+                for top, bottom in _strips(height, 2 * width):
+                    part = rows(max(0, 2 * top - odd), 2 * bottom - odd)
+                    halves.append(F.avg_pool2d(F.pad(part, (left, 0, 0 if top else odd, 0)), 2))
+                whole = torch.cat(halves, dim=2)
+                del halves
+            places = height - WINDOW + 1
+            total = torch.zeros(3, dtype=torch.float64)
+            for top, bottom in _strips(places, width):
+                x, y = rows(top, bottom + WINDOW - 1).split(1)
+                luminance, contrast = _terms(x, y, window, 1.0)
+                term = luminance * contrast if scale == len(WEIGHTS) - 1 else contrast
+                total += term.sum(dim=(0, 2, 3), dtype=torch.float64)
+            values.append((total / (places * (width - WINDOW + 1))).relu() ** weight)
+    return float(torch.stack(values).prod(dim=0).mean())
+
+
+def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """First row, and the row after the last, of each strip of both pictures."""
+    step = max(4 * WINDOW, _STRIP // (6 * width))
+    return ((top, min(top + step, height)) for top in range(0, height, step))
 
 
 def _gaussian(like: torch.Tensor) -> torch.Tensor:

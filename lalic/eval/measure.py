@@ -32,7 +32,7 @@ from lalic.eval.curves import (
 from lalic.files import Name, walk
 from lalic.images import Color
 from lalic.memory import KEEP_MIB, Kept
-from lalic.metrics import MIN_SIDE, ms_ssim, psnr
+from lalic.metrics import MIN_SIDE, picture_ms_ssim, psnr
 
 __all__ = [
     "Pictures",
@@ -196,17 +196,10 @@ def load(sources: Iterable[Name], background: Color | None = None) -> Pictures:
 
 # One codec
 
-_LARGE = 1 << 22  # pixels
-
 
 def similarity(a: Image.Image, b: Image.Image) -> float | None:
     """MS-SSIM of two RGB pictures of one size, in [0, 1], computed in float32; None if a side is below 161 pixels."""
-    if min(a.size) < MIN_SIDE:
-        return None
-    x, y = images.to_tensor(a), images.to_tensor(b)
-    # Channels are averaged, so of a large picture one at a time takes a third of the memory.
-    step = 3 if a.width * a.height <= _LARGE else 1
-    return sum(float(ms_ssim(x[:, i : i + step], y[:, i : i + step])) for i in range(0, 3, step)) * step / 3
+    return None if min(a.size) < MIN_SIDE else picture_ms_ssim(a, b)
 
 
 def code(codec: Codec, picture: Image.Image, quality: Quality) -> tuple[Coded, Figures]:

@@ -140,7 +140,7 @@ def nearest(codec: Codec, picture: Image.Image, metric: str, target: float, know
         return coded_at(codec, picture, None)
     low, high = codec.bounds
     known = {} if known is None else known
-    found: dict[Quality, Coded] = {}
+    found: dict[bool, tuple[Quality, Coded]] = {}  # the newest that reaches the target, and that does not
 
     def quality(step: int) -> Quality:
         exact = low + step * codec.step if codec.increasing else high - step * codec.step
@@ -149,15 +149,17 @@ def nearest(codec: Codec, picture: Image.Image, metric: str, target: float, know
     def value(step: int) -> float:
         at = quality(step)
         if at not in known:
-            found[at] = codec.code(picture, at)
-            known[at] = 8 * found[at].size / (picture.width * picture.height), psnr(picture, found[at].picture)
+            coded = codec.code(picture, at)
+            known[at] = 8 * coded.size / (picture.width * picture.height), psnr(picture, coded.picture)
+            found[known[at][metric == "psnr"] >= target] = at, coded
         return known[at][metric == "psnr"]
 
     def match(step: int) -> Match:
         at = quality(step)
-        if at not in found:
-            return coded_at(codec, picture, at)
-        return Match(**vars(figures_of(picture, found[at])), codec=codec, quality=at, coded=found[at])
+        for tried, coded in found.values():
+            if tried == at:
+                return Match(**vars(figures_of(picture, coded)), codec=codec, quality=at, coded=coded)
+        return coded_at(codec, picture, at)
 
     last = round((high - low) / codec.step)
     begin, end = 0, last

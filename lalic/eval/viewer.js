@@ -81,6 +81,7 @@ function lalicViewer(root) {
     const layer = find(".lv-layer", side);
     layer.className = `lv-layer ${view.kind ?? "plain"}`;
     layer.replaceChildren(...loaded.map((image) => image.cloneNode()));
+    layer.firstChild.alt = view.title; // of one picture, however many images make it
     find(".lv-note", side).replaceChildren(Object.assign(document.createElement("b"), { textContent: view.title }), ` ${view.note ?? ""}`);
     find("select", side).value = view.id;
     place();

@@ -66,7 +66,8 @@ def figures_table(matches: Sequence[Match], links: Mapping[str, str] | None = No
     )
     if links:
         cells = "".join(
-            f'<td><a href="{html.escape(links[match.codec.name])}" download>Download</a></td>'
+            f'<td><a href="{html.escape(links[match.codec.name])}" download '
+            f'aria-label="Download the file of {html.escape(match.codec.title)}">Download</a></td>'
             if match.codec.name in links
             else "<td>-</td>"
             for match in matches

@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from lalic.eval.bits import bit_map
 from lalic.eval.codecs import Codec, Coded, LalicCodec, NotInstalled, Quality
 from lalic.eval.codecs.pillow import PillowCodec
 from lalic.eval.side_by_side import Known, Match, coded_at, nearest
+from lalic.memory import give_back
 from lalic.metrics import psnr
 from lalic.model import LALIC
 
@@ -52,8 +54,10 @@ __all__ = [
 
 MAX_PIXELS = 1 << 26  # of a picture, unless the command says otherwise
 CURVE_PIXELS = 1 << 21  # of a picture whose curve is made unasked: some seconds
-KEPT_PIXELS = 1 << 27  # of all pictures together
-KEPT_LATENTS = 1 << 25  # pixels of a picture whose latents are kept: 4 bytes a pixel
+KEPT_BYTES = 1 << 29  # of all pictures together, with what is kept for their next requests
+KEPT_LATENTS = 1 << 25  # pixels of a picture whose latents are kept
+LARGE = codec.ONE_TILE  # pixels of a picture after whose coding free memory goes back to the system
+PIXEL_BYTES = 4  # of a pixel in Pillow, and of its share of the latents
 AIMS = {"quality": "Quality", "bpp": "Bits per pixel", "psnr": "PSNR", "size": "File size"}
 OFFERED = ("jpeg", "webp", "avif", "avif-psnr", "jxl", "heic")
 
@@ -106,7 +110,8 @@ class Opened:
     """An open picture.
 
     name: of its file, without extension. picture: RGB. notes: sentences about it. file: if a .lalic file was opened,
-    its bytes; then there is no original, and nothing to compare. known: what is known of codecs, by their names.
+    its bytes; then there is no original, and nothing to compare. prepared: the picture as lalic codes it, None for a
+    .lalic file. known: what is known of codecs, by their names.
     newest: lalic's matches that are kept. addresses: of its files for browsers. results: what was made last.
     """
 
@@ -128,9 +133,16 @@ class Opened:
         return self.picture.width * self.picture.height
 
     @property
-    def kept_pixels(self) -> int:
-        """With those of its results."""
-        return self.pixels * (1 + len(self.newest))
+    def large(self) -> bool:
+        """Whether free memory goes back to the system after work with it."""
+        return self.pixels > LARGE
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the picture, its results and its latents."""
+        pictures = 1 + len(self.newest) + (self.results is not None and self.results.theirs is not None)
+        latents = self.prepared is not None and self.prepared.keeps
+        return PIXEL_BYTES * self.pixels * (pictures + latents)
 
 
 def opponents() -> list[str]:
@@ -160,7 +172,7 @@ class _Watched(codec.Prepared):
     """
 
     def __init__(self, picture: Image.Image, model: LALIC) -> None:
-        super().__init__(picture, model, strip=True)
+        super().__init__(images.Picture(picture), model)  # which is not copied
         self.keeps = picture.width * picture.height <= KEPT_LATENTS
         self.report: Report = _silent
         self.analysis_seconds, self.reused = 0.0, False
@@ -189,12 +201,12 @@ class _Watched(codec.Prepared):
 class _Lalic(LalicCodec):
     """lalic, of one open picture. The time of the analysis counts, even where its result was kept."""
 
-    def __init__(self, model: LALIC, opened: Opened, report: Report) -> None:
+    def __init__(self, model: LALIC, prepared: _Watched | None, report: Report) -> None:
         super().__init__(model)
-        self.opened, self.report = opened, report
+        self.prepared, self.report = prepared, report
 
     def code(self, picture: Image.Image, quality: Quality) -> Coded:
-        prepared = _prepared(self.opened, self.model, self.report)
+        prepared = _reporting(self.prepared, self.report)
         start = time.perf_counter()
         data = prepared.encode(quality)
         middle = time.perf_counter()
@@ -205,12 +217,11 @@ class _Lalic(LalicCodec):
         return Coded(decoded, len(data), middle - start + analysis, end - middle, data)
 
 
-def _prepared(opened: Opened, model: LALIC, report: Report) -> _Watched:
-    """The picture as lalic codes it; its steps go to `report`."""
-    if opened.prepared is None:
-        opened.prepared = _Watched(opened.picture, model)
-    opened.prepared.report = report
-    return opened.prepared
+def _reporting(prepared: _Watched | None, report: Report) -> _Watched:
+    """A prepared picture, whose steps go to `report` from now on."""
+    assert prepared is not None
+    prepared.report = report
+    return prepared
 
 
 def _decoded(data: bytes, model: LALIC, report: Report, max_pixels: int | None = None) -> Image.Image:
@@ -252,7 +263,10 @@ class Desk:
     """The open pictures of all browsers. Thread-safe.
 
     model: what codes. max_pixels: of a picture. The least recently used pictures are closed when all have together more
-    than `KEPT_PIXELS`.
+    than `KEPT_BYTES`.
+
+    The process keeps freed memory (`lalic.memory.keep_memory`), which makes small pictures fast. After each step with a
+    picture above `LARGE` what is free goes back to the system: a server would hold the peak of its largest picture.
     """
 
     def __init__(self, model: LALIC, max_pixels: int = MAX_PIXELS) -> None:
@@ -283,21 +297,26 @@ class Desk:
             if transparent or not isinstance(loaded.image, Image.Image):
                 opened = Opened(stem, images.load(data, background="white", max_pixels=self.max_pixels))
             else:
-                opened = Opened(stem, loaded.image.convert("RGB"))
+                opened = Opened(stem, loaded.image if loaded.image.mode == "RGB" else loaded.image.convert("RGB"))
+            opened.prepared = _Watched(opened.picture, self.model)
             opened.notes = [_capital(str(each.message)) for each in caught if each.category is images.ImageWarning]
             if transparent:
                 opened.notes.append(
                     "Transparent pixels are on white here, so that codecs are comparable; lalic compress keeps them"
                 )
-        return self._put(opened)
-
-    def _put(self, opened: Opened) -> str:
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._open[key] = opened
-            while len(self._open) > 1 and sum(each.kept_pixels for each in self._open.values()) > KEPT_PIXELS:
-                self._open.popitem(last=False)
+        self._make_room()
+        if opened.large:
+            give_back()
         return key
+
+    def _make_room(self) -> None:
+        """Close pictures until the others have at most `KEPT_BYTES`, or one is left."""
+        with self._lock:
+            while len(self._open) > 1 and sum(each.kept_bytes for each in self._open.values()) > KEPT_BYTES:
+                self._open.popitem(last=False)
 
     def get(self, key: str | None) -> Opened:
         """The open picture of a key. Raises `Closed`."""
@@ -309,12 +328,14 @@ class Desk:
             self._open.move_to_end(key)
             return self._open[key]
 
-    def close(self, key: str | None) -> None:
-        """Forget a picture."""
+    def close(self, key: str | None) -> list[str]:
+        """Forget a picture. Returns the addresses of its files."""
         with self._lock:
             opened = self._open.pop(key, None) if key is not None else None
-        if opened is not None:
-            opened.wanted = _CLOSED
+        if opened is None:
+            return []
+        opened.wanted = _CLOSED
+        return list(opened.addresses.values())
 
     def want(self, key: str | None, request: Request) -> None:
         """End what is being made for other requests of a picture."""
@@ -335,41 +356,44 @@ class Desk:
         opened = self.get(key)
         opened.wanted = request
         watched = _watched(opened, request, report)
-        with self._turn(watched):
+        with self._turn(watched, opened):
             opened.results = results = Results(request, self._ours(opened, request, watched))
         yield results
         if request.other is not None:
             known = opened.known.setdefault(request.other, {})
             target = results.ours.value(request.match)
-            with self._turn(watched):
+            with self._turn(watched, opened):
                 theirs = nearest(_Other(request.other, watched), opened.picture, request.match, target, known)
             opened.results = results = replace(results, theirs=theirs)
             yield results
-        with self._turn(watched):
+        with self._turn(watched, opened):
             watched("Counting bits", 0)
             bits = bit_map(
-                _prepared(opened, self.model, watched),
+                _reporting(opened.prepared, watched),
                 results.ours.quality,
                 lambda done, count: watched("Counting bits", done / count),
             )
+        self._make_room()
         yield replace(results, bits=bits)
 
     @contextlib.contextmanager
-    def _turn(self, report: Report) -> Iterator[None]:
-        """Wait until no other coding runs."""
+    def _turn(self, report: Report, opened: Opened | None = None) -> Iterator[None]:
+        """Wait until no other coding runs. opened: what is coded, None if that is not known yet."""
         while not self._coding.acquire(timeout=0.2):
             report("Waiting for another picture", None)
         try:
             yield
         finally:
+            if opened is not None and opened.large:
+                give_back()
             self._coding.release()
 
     def _ours(self, opened: Opened, request: Request, report: Report) -> Match:
         """lalic's match for a request."""
-        ours = _Lalic(self.model, opened, report)
+        ours = _Lalic(self.model, opened.prepared, report)
         quality = codec.coded_quality(self.model, request.value) if self._is_quality(request) else None
         if quality is None and request.aim != "quality":
-            prepared = _prepared(opened, self.model, report)
+            prepared = _reporting(opened.prepared, report)
             if request.aim == "psnr":
                 quality = search.encode_to_psnr(prepared, request.value).quality
             elif request.aim == "bpp":
@@ -380,7 +404,7 @@ class Desk:
             opened.newest[quality] = match = coded_at(ours, opened.picture, quality)
             opened.known.setdefault("lalic", {})[quality] = match.bpp, match.psnr
         opened.newest.move_to_end(quality)
-        while len(opened.newest) > 1 and len(opened.newest) * opened.pixels > KEPT_PIXELS // 16:
+        while len(opened.newest) > 1 and PIXEL_BYTES * len(opened.newest) * opened.pixels > KEPT_BYTES // 16:
             opened.newest.popitem(last=False)
         return opened.newest[quality]
 
@@ -391,7 +415,7 @@ class Desk:
         """Measure points of both codecs: yields all that is known, at first and after each. Ends like `code`."""
         opened = self.get(key)
         watched = _watched(opened, request, report)
-        ours = _Lalic(self.model, opened, _silent)
+        ours = _Lalic(self.model, opened.prepared, _silent)
         codecs: list[Codec] = [ours]
         if request.other is not None:
             codecs.append(PillowCodec(request.other))
@@ -403,7 +427,7 @@ class Desk:
         ]
         yield _points(opened, codecs)
         for each, quality in missing:
-            with self._turn(watched):
+            with self._turn(watched, opened):
                 watched("Drawing the curve", None)
                 coded = each.code(opened.picture, quality)
                 point = 8 * coded.size / opened.pixels, psnr(opened.picture, coded.picture)
@@ -417,10 +441,15 @@ def _points(opened: Opened, codecs: Sequence[Codec]) -> Points:
 
 
 def _watched(opened: Opened, request: Request, report: Report) -> Report:
-    """`report`, which raises `Superseded` when the picture is wanted otherwise."""
+    """`report`, which raises `Superseded` when the picture is wanted otherwise.
+
+    Results hold it, so it does not hold the picture: in a circle both would stay until Python looks for circles.
+    """
+    reference = weakref.ref(opened)
 
     def call(text: str, share: float | None = None) -> None:
-        if opened.wanted != request:
+        now = reference()
+        if now is None or now.wanted != request:
             raise Superseded
         report(text, share)
 

@@ -66,28 +66,3 @@ window.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])][0];
   if (file) send(file);
 });
-// A quality beyond the ends becomes the end, and no number the last one, before Gradio refuses it.
-let quality = "50";
-const isNumber = (event) => event.target.matches?.("#quality input[type=number]");
-function mend() {
-  const [number, range] = ["number", "range"].map((type) => document.querySelector(`#quality input[type=${type}]`));
-  if (!number) return; // another aim is chosen
-  const { min, max } = range;
-  const value = number.value === "" ? quality : String(Math.min(max, Math.max(min, number.value)));
-  if (value === number.value) return;
-  number.value = value;
-  number.dispatchEvent(new Event("input", { bubbles: true }));
-}
-const keep = (event) => {
-  if (event.target.closest?.("#quality") && event.target.value) quality = event.target.value;
-};
-for (const name of ["input", "focus"]) window.addEventListener(name, keep, true);
-window.addEventListener("blur", (event) => isNumber(event) && mend(), true);
-window.addEventListener("keydown", (event) => isNumber(event) && event.key === "Enter" && mend(), true);
-// Gradio's sliders and numbers tell of a release by the pointer alone; keys are to do the same.
-window.addEventListener("keyup", (event) => {
-  const range = event.target.matches?.("input[type=range]");
-  const moved = range && /^(Arrow|Page|Home|End)/.test(event.key);
-  if (moved || (event.key === "Enter" && isNumber(event)))
-    event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
-});

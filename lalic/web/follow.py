@@ -70,4 +70,5 @@ def follow(work: Callable[[Report], Iterator[_T]]) -> Iterator[_T | Step]:
                 raise message
             yield message
     finally:
+        message = None  # an error holds the frames that it went through, this one too
         closed.set()

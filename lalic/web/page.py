@@ -7,7 +7,7 @@ import html
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -23,6 +23,7 @@ from lalic.eval.side_by_side import Match, remarks
 from lalic.eval.viewer import asset, figures_table, shown_factor, shown_picture, size_text, view
 from lalic.eval.viewer import page as whole_page
 from lalic.images import dump
+from lalic.memory import give_back
 from lalic.web.desk import (
     AIMS,
     CURVE_PIXELS,
@@ -46,7 +47,7 @@ _DROP = """
   <label>Choose a photo<input type="file" accept="image/*,.lalic,.tif,.tiff,.avif,.heic,.jxl,.jp2"></label>
   <button type="button" data-sample>Sample photo</button>
   <span>or drop or paste one anywhere. A .lalic file opens too.</span>
-  <span role="status"></span><progress max="1"></progress>
+  <span role="status"></span><progress max="1" aria-label="Sent"></progress>
 </div>"""
 _VIEWER = """
 const viewer = lalicViewer(element.firstElementChild);
@@ -84,26 +85,31 @@ class _Tab:
     """What a browser's tab has open.
 
     key: of its picture on the desk. opening: the newest file that it opens, which older ones make way for. fault: the
-    sentence of what failed last, which is shown until something else is asked for.
+    sentence of what failed last, which is shown until something else is asked for. before: addresses of the files of
+    the picture before, which the browser may be loading still. offered: whether the number of another aim is on its way
+    to the browser, whose wishes may lack it until then.
     """
 
     key: str | None = None
     opening: object = None
     fault: str = ""
+    before: list[str] = field(default_factory=list)
+    offered: bool = False
 
 
 def build(desk: Desk, shelf: Shelf, most_bytes: int) -> gr.Blocks:
     """The page of a desk. Files for browsers are put on the shelf. most_bytes: of an upload."""
     names = opponents()
     with gr.Blocks(title="lalic", analytics_enabled=False) as blocks:
-        tab = gr.State(_Tab(), delete_callback=lambda tab: desk.close(tab.key))
+        tab = gr.State(_Tab(), delete_callback=lambda tab: shelf.drop([*tab.before, *desk.close(tab.key)]))
         gr.HTML(
             "<h1>lalic</h1><p>A learned image codec beside the ones you know. Pictures stay in this server.</p>",
             elem_id="title",
         )
         drop = gr.HTML(
-            html_template=_DROP % most_bytes, js_on_load=_text("drop.js"), elem_id="drop", apply_default_css=False
-        )
+            html_template=_DROP % most_bytes, js_on_load=_text("drop.js") + _text("controls.js"), elem_id="drop",
+            apply_default_css=False,
+        )  # fmt: skip
         with gr.Row(elem_id="says"):
             status = gr.HTML(elem_id="status", min_height=28, scale=1)
             stop = gr.Button("Stop", visible=False, size="sm", elem_id="stop", scale=0, min_width=80)
@@ -225,8 +231,8 @@ class _Page:
             self.desk.close(key)
             yield self._nothing()
             return
-        self.desk.close(tab.key)
-        tab.key = key
+        self.shelf.drop(tab.before)
+        tab.before, tab.key = self.desk.close(tab.key), key
         opened = self.desk.get(key)
         shown = {self.tab: tab, self.controls: gr.update(visible=opened.file is None), self.figures: "", self.curve: ""}
         if opened.file is None:
@@ -252,7 +258,7 @@ class _Page:
         try:
             request, opened = _request(*wishes), self.desk.get(key)
         except LalicError as error:
-            yield self._failed(tab, error)
+            yield self._nothing() if tab.offered else self._failed(tab, error)
             return
         try:
             yield {
@@ -292,6 +298,7 @@ class _Page:
 
     def catch_up(self, tab: _Tab, *wishes: Any) -> Iterator[Changes]:
         """Code the picture if another codec is chosen than is shown: its number was wrong, and is gone now."""
+        tab.offered = False
         yield self._nothing()
         with contextlib.suppress(LalicError):
             results, request = self.desk.get(tab.key).results, _request(*wishes)
@@ -326,6 +333,7 @@ class _Page:
                 ours = results.ours
                 values = {"quality": ours.quality, "size": ours.coded.size / 1000, "bpp": ours.bpp, "psnr": ours.psnr}
                 value = values[aim]
+                tab.offered = aim != "quality"
         if aim == "quality":
             slider = gr.update(visible=True) if value is None else gr.update(visible=True, value=value)
             return slider, gr.update(visible=False), status
@@ -340,6 +348,8 @@ class _Page:
         address = opened.addresses.get(name)
         if address is None or not self.shelf.has(address):
             opened.addresses[name] = address = self.shelf.put(*make())
+            if opened.large:
+                give_back()
         return address
 
     def _picture(self, opened: Opened, name: str, picture: Image.Image) -> str:

@@ -6,12 +6,13 @@ import secrets
 import threading
 import urllib.parse
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from lalic.errors import LalicError
 
 __all__ = ["Shelf"]
 
-_HELD_BYTES = 1 << 29  # of all that browsers may ask for
+_HELD_BYTES = 1 << 28  # of all that browsers may ask for
 _WAITING = 4  # uploads that no page has opened yet,
 _WAITING_BYTES = 1 << 29  # and their bytes
 
@@ -46,6 +47,12 @@ class Shelf:
             if key in self._files:
                 self._files.move_to_end(key)
             return key in self._files
+
+    def drop(self, addresses: Iterable[str]) -> None:
+        """Forget files that nobody will ask for any more."""
+        with self._lock:
+            for address in addresses:
+                self._files.pop(address.split("/")[2], None)
 
     def receive(self, data: bytes, name: str) -> str:
         """Keep an upload until a page opens it, and return its key."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lalic.metrics import MIN_SIDE, ms_ssim, psnr
+from lalic import images, metrics
+from lalic.metrics import MIN_SIDE, ms_ssim, picture_ms_ssim, psnr
 
 
 def test_psnr():
@@ -48,6 +49,23 @@ def pair(height: int, width: int, channels: int = 3, amount: float = 0.1) -> tup
     c, i, j = c[:, None, None], i[:, None], j[None]
     x = 0.5 + 0.25 * torch.sin(0.11 * i + c) + 0.2 * torch.cos(0.07 * j + 0.03 * i * (1 + c))
     return x[None], (x + amount * torch.sin(1.7 * i * j + 3 * c)).clamp(0, 1)[None]
+
+
+@pytest.mark.parametrize("size", [(MIN_SIDE, 200), (176, 163), (187, 219), (301, 177)])
+def test_strips_change_nothing(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """MS-SSIM of pictures is that of tensors, for odd sides too, and holds strips alone at full size."""
+    a, b = (images.from_tensor(each.float()) for each in pair(*size))
+    wanted = float(ms_ssim(images.to_tensor(a).double(), images.to_tensor(b).double()))
+    calls = []
+    inner = metrics._terms
+    monkeypatch.setattr(metrics, "_terms", lambda x, *rest: calls.append(x.shape[2]) or inner(x, *rest))
+    for strip in (1, 1 << 16, 1 << 20):
+        calls.clear()
+        monkeypatch.setattr(metrics, "_STRIP", strip)
+        # Float32 beside float64, as in `test_it_is_the_definition`.
+        assert picture_ms_ssim(a, b) == pytest.approx(wanted, abs=1e-5)
+        assert calls[0] == min(max(44, strip // (6 * size[1])), size[0] - 10) + 10
+    assert picture_ms_ssim(a, a) == 1
 
 
 @pytest.mark.parametrize("size", [(MIN_SIDE, 200), (176, 163), (187, 219)])

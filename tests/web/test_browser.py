@@ -335,3 +335,84 @@ def test_a_file_dropped_or_pasted_anywhere(tab, folder):
     for name, kind in (("dropped.png", "drop"), ("pasted.png", "paste")):
         page.evaluate(make, [data, name, kind])
         shows(page, f"{name[:-4]}, 256x192")
+
+
+NAMED = {"button", "combobox", "group", "image", "img", "link", "progressbar", "radio", "radiogroup", "slider",
+         "spinbutton", "textbox"}  # fmt: skip
+
+
+def named(page) -> list[tuple[str, str]]:
+    """Role and name of what people use, as a screen reader gets them."""
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    return [(role, name) for role, name in found if role in NAMED]
+
+
+def test_every_control_has_a_name(tab, folder):
+    page = tab()
+    page.locator("#curve svg:visible").first.wait_for()
+    controls = named(page)
+    assert all(name.strip() for _, name in controls), controls
+    assert {role for role, _ in controls} >= NAMED - {"img", "progressbar", "textbox"}
+    groups = [name for role, name in controls if role == "radiogroup"]
+    assert groups == ["Aim for", "Compare with", "At"]
+    links = [name for role, name in controls if role == "link"]
+    assert len(links) == len(set(links)) == 3
+    assert {("image", "Original"), ("image", "lalic")} <= set(controls)
+    assert ("slider", "Divider between left and right") in controls
+    page.get_by_role("radio", name="PSNR", exact=True).check()
+    page.locator("#target input").wait_for()
+    assert ("spinbutton", "PSNR in dB, then Enter") in named(page)
+    drop(page, folder / "face.png")
+    shows(page, "face")
+    page.get_by_role("radio", name="Quality").check()
+    page.locator("#quality input[type=range]").wait_for()
+    assert all(name.strip() for _, name in named(page))  # parts that have gone and come
+
+
+def test_radios_are_one_stop_of_the_keyboard(tab):
+    page = tab()
+    stops = []
+    page.locator("#drop input").focus()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        seen = page.evaluate(
+            """() => {
+              const at = document.activeElement, parts = [at, at.closest("label"), at.querySelector("span")];
+              const marked = (part) => {
+                const style = part && getComputedStyle(part);
+                return part && (style.outlineStyle !== "none" || style.boxShadow !== "none");
+              };
+              return [at.type || at.role || at.tagName, !parts.some(marked)];
+            }"""
+        )
+        if seen[0] == "BODY":
+            break
+        stops.append(seen)
+    assert [kind for kind, _ in stops] == [
+        "button", "slider", "select-one", "button", "button", "button", "button", "select-one",
+        "radio", "number", "submit", "range", "radio", "radio", "A", "A", "A",
+    ]  # fmt: skip
+    assert not any(hidden for _, hidden in stops), stops  # the eye finds the focus too
+    page.get_by_role("radio", name="JPEG", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("radio", name="WebP", exact=True).is_checked()
+    playwright.expect(page.locator("#figures thead th").nth(1)).to_have_text("WebP", timeout=WAIT)
+
+
+def test_leaving_the_number_of_the_quality_asks_for_nothing(tab):
+    """Gradio takes it for a release, whose wishes would lack the number of an aim that is chosen by that click."""
+    page = tab()
+    asked = []  # with the value that a release has
+    page.on("request", lambda request: asked.append(1) if '"event_data":50' in (request.post_data or "") else None)
+    number = page.locator("#quality input[type=number]")
+    number.focus()
+    page.locator("#title h1").click()
+    page.wait_for_timeout(300)
+    assert not asked
+    number.fill("60")
+    page.get_by_role("radio", name="Bits per pixel").check()
+    playwright.expect(page.locator("#target input")).not_to_have_value("", timeout=WAIT)
+    shows(page, "astronaut, 512x512")
+    page.wait_for_timeout(500)
+    assert "no number" not in page.locator("#status").inner_text()

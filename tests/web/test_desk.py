@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import threading
 import time
+import tracemalloc
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -207,7 +211,7 @@ def test_a_newer_request_ends_an_older_one(desk):
 
 
 def test_pictures_are_closed_to_make_room(desk, monkeypatch):
-    monkeypatch.setattr(desks, "KEPT_PIXELS", 2 * 192 * 176)
+    monkeypatch.setattr(desks, "KEPT_BYTES", 2 * 8 * 192 * 176)  # with latents
     keys = [desk.open(png(PHOTO), f"{i}.png") for i in range(2)]
     desk.get(keys[0])
     keys.append(desk.open(png(PHOTO), "2.png"))
@@ -296,3 +300,98 @@ def test_errors_and_the_end_of_interest_reach_the_work():
     next(following)
     following.close()
     assert ended.wait(10)
+
+
+# Memory
+
+
+def traced(work) -> int:
+    """The most bytes of numpy's and Python's that work() holds at a time."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_closed_picture_leaves_at_once(desk):
+    """Neither its results nor an error hold it in a circle, which stays until Python looks for circles."""
+    key = desk.open(png(PHOTO), "face.png")
+    list(follow(lambda report: desk.code(key, Request(value=40), report)))
+    list(follow(lambda report: desk.curve(key, Request(value=40), report)))
+    older = follow(lambda report: desk.code(key, Request(value=20), report))
+    while isinstance(next(older), Step):
+        pass
+    desk.want(key, Request(value=30))
+    with contextlib.suppress(Superseded):
+        list(older)
+    with pytest.raises(LalicError):
+        list(follow(lambda report: desk.code(key, Request("size", 0.0), report)))
+    opened = desk.get(key)
+    held = [weakref.ref(each) for each in (opened, opened.picture, opened.results.ours.coded.picture, opened.prepared)]
+    gc.collect()
+    gc.disable()
+    try:
+        desk.close(key)
+        del opened, older
+        end = time.monotonic() + 5
+        while any(each() is not None for each in held) and time.monotonic() < end:
+            time.sleep(0.01)  # threads end
+        assert not [each() for each in held if each() is not None]
+    finally:
+        gc.enable()
+
+
+def test_a_search_keeps_two_pictures(monkeypatch):
+    """Not all that it has tried, which are many and large."""
+    made = []
+
+    class Watched(desks.PillowCodec):
+        def code(self, picture, quality):
+            coded = super().code(picture, quality)
+            made.append(weakref.ref(coded.picture))
+            most.append(sum(each() is not None for each in made))
+            return coded
+
+    for target in (0.2, 0.7, 1.9, 90.0):
+        most = []
+        found = nearest(Watched("webp"), PHOTO, "bpp", target)
+        assert len(most) > 4 and max(most) <= 3  # the new one too
+        assert found.quality == nearest(make("webp"), PHOTO, "bpp", target).quality
+        made.clear()
+
+
+def test_what_pictures_hold_is_counted(desk, monkeypatch):
+    """Results and latents count, so pictures that were opened and coded one after another are closed."""
+    size = PHOTO.width * PHOTO.height
+    monkeypatch.setattr(desks, "KEPT_BYTES", 3 * 16 * size)
+    keys = []
+    for number in range(6):
+        keys.append(desk.open(png(PHOTO), f"{number}.png"))
+        list(desk.code(keys[-1], Request()))
+        assert desk.get(keys[-1]).kept_bytes == 16 * size  # the picture, both results, latents
+    assert len(desk._open) == 3
+    assert desk.get(keys[-1]).prepared.picture.image is desk.get(keys[-1]).picture  # no copy
+
+
+def test_free_memory_goes_back_after_large_pictures_alone(desk, monkeypatch):
+    given = []
+    monkeypatch.setattr(desks, "give_back", lambda: given.append(desk._coding.locked()))
+    key = desk.open(png(PHOTO), "face.png")
+    list(desk.code(key, Request()))
+    assert not given  # a small one would only be slower
+    monkeypatch.setattr(desks, "LARGE", PHOTO.width * PHOTO.height - 1)
+    key = desk.open(png(PHOTO), "face.png")
+    assert given == [False]
+    list(desk.code(key, Request(value=40)))
+    assert given == [False, True, True, True]  # after each codec and the bits, before the next coding begins
+    with contextlib.suppress(LalicError):
+        list(desk.code(key, Request("size", 0.0)))
+    assert len(given) == 5
+
+
+def test_pictures_are_measured_in_strips(monkeypatch):
+    large, other = PHOTO.resize((768, 704)), PHOTO.rotate(1).resize((768, 704))
+    monkeypatch.setattr(metrics, "_STRIP", 1 << 14)
+    assert traced(lambda: metrics.psnr(large, other)) < 768 * 704  # not even a copy of one in bytes
