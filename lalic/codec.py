@@ -49,7 +49,7 @@ TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmark
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
 GIVE_BACK = 16  # windows after which free memory goes back, for heaps grow around what is in use
-MANY = 64  # windows, some 38 megapixels
+MANY = 64  # windows, some 38 megapixels: from here on memory goes back after each, as do arrays of each at once
 GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
 GPU_PIXELS = 1 << 22  # together
 
@@ -407,14 +407,15 @@ def _decoded_tiles(
         yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
     # Where a picture has many windows, the heap would grow by a tenth: windows give their memory back, and take longer.
-    with apart() if len(grid) >= MANY else contextlib.nullcontext():
-        yield from _decoded_windows(container, model, box, graph)
+    many = len(grid) >= MANY
+    with apart() if many else contextlib.nullcontext():
+        yield from _decoded_windows(container, model, box, graph, 1 if many else GIVE_BACK)
 
 
 def _decoded_windows(
-    container: Container, model: LALIC, box: Box, graph: bool | None
+    container: Container, model: LALIC, box: Box, graph: bool | None, give_back_every: int
 ) -> Iterator[tuple[int, Box, torch.Tensor]]:
-    """`_decoded_tiles` of a picture in several tiles."""
+    """`_decoded_tiles` of a picture in several tiles. give_back_every: windows after which free memory goes back."""
     grid, quality = container.grid, container.quality
     coder, at_once = model.coder(graph), _at_once(model, grid)
     # In bands of columns from top to bottom: however wide the picture is, latents of one row of a band are held, and
@@ -444,7 +445,7 @@ def _decoded_windows(
         if begin == 0 and at_once == 1:  # as in the encoder
             first = latents[order[0]].y_hat[:, :, :4, :4]
             coder.synthesise(first.contiguous(), model.as_qualities(quality, 1))
-        if begin % GIVE_BACK == 0:
+        if begin % give_back_every == 0:
             give_back()
         joined = [_joined_latents(grid, latents, window) for window in windows.values()]
         pictures = coder.synthesise(_batch(joined), model.as_qualities([quality] * len(windows), len(windows)))
