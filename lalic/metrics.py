@@ -93,7 +93,7 @@ def picture_ms_ssim(a: Image.Image, b: Image.Image) -> float:
         return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
     with torch.inference_mode():
-        window = _gaussian(torch.empty(0))
+        window = _gaussian(torch.empty(0, dtype=torch.float32, device="cpu"))
         values = []
         for scale, weight in enumerate(WEIGHTS):
             if scale:
@@ -106,7 +106,7 @@ def picture_ms_ssim(a: Image.Image, b: Image.Image) -> float:
                 whole = torch.cat(halves, dim=2)
                 del halves
             places = height - WINDOW + 1
-            total = torch.zeros(3, dtype=torch.float64)
+            total = torch.zeros(3, dtype=torch.float64, device="cpu")
             for top, bottom in _strips(places, width):
                 x, y = rows(top, bottom + WINDOW - 1).split(1)
                 luminance, contrast = _terms(x, y, window, 1.0)
