@@ -273,6 +273,8 @@ class _Page:
                 else:
                     made = {self.viewer: self._views(opened, message), self.figures: self._figures(opened, message)}
                     yield made
+            if tab.key != key:
+                raise Superseded
             # Of values that follow each other within milliseconds, Gradio may lose some, so the last come once more.
             yield made | {self.status: tab.fault or _notes(opened), self.stop: gr.update(visible=False)}
         except Superseded:
