@@ -55,15 +55,13 @@ def with_rates(text: str) -> str:
 
 def draw(folder: Path) -> None:
     """The figures of the README: rates on Kodak, and the picture that ships beside other codecs."""
-    rd.draw(rd.newest("Kodak"), folder / "kodak")
-    for path in folder.glob("kodak-*"):
-        if path.name != "kodak-psnr.png":
-            path.unlink()
-    picture, target = str(ROOT / "lalic" / "assets" / "astronaut.png"), str(folder / "astronaut")
-    with tempfile.TemporaryDirectory() as other:
-        if code := cli.main(["compare", picture, *COMPARISON, "-o", f"{other}/astronaut", "-f"]):
+    picture = str(ROOT / "lalic" / "assets" / "astronaut.png")
+    with tempfile.TemporaryDirectory() as drawn:
+        rd.draw(rd.newest("Kodak"), Path(drawn, "kodak"))
+        if code := cli.main(["compare", picture, *COMPARISON, "-o", f"{drawn}/astronaut", "-f"]):
             raise SystemExit(code)
-        Path(f"{target}.png").write_bytes(Path(f"{other}/astronaut.png").read_bytes())
+        for name in ("kodak-psnr.png", "astronaut.png"):
+            (folder / name).write_bytes(Path(drawn, name).read_bytes())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

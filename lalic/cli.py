@@ -179,12 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     compress.add_argument(
         "inputs", nargs="+", metavar="IN", help="picture, folder of pictures, or - for standard input"
     )
-    compress.add_argument(
-        "--background",
-        metavar="COLOR",
-        help="blend transparent pixels with a colour, such as white (default: keep alpha)",
-    )
-    compress.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
+    _add_storing_options(compress)
     target = compress.add_mutually_exclusive_group()
     target.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
     target.add_argument(
@@ -242,12 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--shard", type=positive, metavar="N", help="pictures in a shard (default 1000, fewer for a small source)"
     )
     bulk.add_argument("-q", "--quality", type=float, metavar="Q", help="1 (smallest) to 100 (finest), default 50")
-    bulk.add_argument(
-        "--background",
-        metavar="COLOR",
-        help="blend transparent pixels with a colour, such as white (default: keep alpha)",
-    )
-    bulk.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
+    _add_storing_options(bulk)
     bulk.add_argument(
         "--psnr", action="store_true", help="decode each picture too, and write its PSNR in dB to the manifest"
     )
@@ -310,6 +300,16 @@ def build_parser() -> argparse.ArgumentParser:
     page.register(commands, _EXIT_CODES)
     training.register(commands, _EXIT_CODES)
     return parser
+
+
+def _add_storing_options(parser: argparse.ArgumentParser) -> None:
+    """Declare --background and --strip."""
+    parser.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="blend transparent pixels with a colour, such as white (default: keep alpha)",
+    )
+    parser.add_argument("--strip", action="store_true", help="leave out EXIF, XMP, text and resolution")
 
 
 def _region(text: str) -> tuple[int, ...]:

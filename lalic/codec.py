@@ -49,7 +49,7 @@ TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmark
 LATENT = 16  # pixels a side for one latent
 BAND = 12  # tiles
 GIVE_BACK = 16  # windows after which free memory goes back, for heaps grow around what is in use
-MANY = 64  # windows, some 38 megapixels: from here on memory goes back after each, as do arrays of each at once
+MANY = 64  # windows, some 38 megapixels: with as many, free memory goes back after each
 GPU_WINDOWS = 4  # that a GPU transforms at once, and tiles whose latents it decodes at once, of at most
 GPU_PIXELS = 1 << 22  # together
 
@@ -406,21 +406,22 @@ def _decoded_tiles(
         side = grid.padded
         yield 0, side, model.decode(_stream(container, 0), side.height, side.width, quality, graph=graph)
         return
-    # Where a picture has many windows, the heap would grow by a tenth: windows give their memory back, and take longer.
-    many = len(grid) >= MANY
+    # While many windows come and go the heap grows, so their arrays lie outside of it, which takes a little longer.
+    tiles = list(grid.meeting(box))
+    many = len(tiles) >= MANY
     with apart() if many else contextlib.nullcontext():
-        yield from _decoded_windows(container, model, box, graph, 1 if many else GIVE_BACK)
+        yield from _decoded_windows(container, model, tiles, graph, 1 if many else GIVE_BACK)
 
 
 def _decoded_windows(
-    container: Container, model: LALIC, box: Box, graph: bool | None, give_back_every: int
+    container: Container, model: LALIC, tiles: Sequence[int], graph: bool | None, give_back_every: int
 ) -> Iterator[tuple[int, Box, torch.Tensor]]:
-    """`_decoded_tiles` of a picture in several tiles. give_back_every: windows after which free memory goes back."""
+    """`_decoded_tiles` of some of several tiles. give_back_every: windows after which free memory goes back."""
     grid, quality = container.grid, container.quality
     coder, at_once = model.coder(graph), _at_once(model, grid)
     # In bands of columns from top to bottom: however wide the picture is, latents of one row of a band are held, and
     # the last lines of the row above.
-    order = sorted(grid.meeting(box), key=lambda i: (i % grid.columns // BAND, i))
+    order = sorted(tiles, key=lambda i: (i % grid.columns // BAND, i))
     latents: dict[int, _Part] = {}
 
     def near(begin: int, count: int) -> dict[int, int]:

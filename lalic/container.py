@@ -194,6 +194,10 @@ class _Reader:
         self.at += count
         return self.data[self.at - count : self.at]
 
+    def number(self, count: int, what: str) -> int:
+        """An integer of `count` bytes."""
+        return int.from_bytes(bytes(self.take(count, what)), "big")
+
     def varint(self, what: str) -> int:
         value = 0
         for i in range(5):
@@ -209,7 +213,7 @@ class _Reader:
         """Compare the checksum that comes next with that of the bytes since `begin`."""
         part = self.data[begin : self.at]
         crc = zlib.crc32(bytes(part) if isinstance(part, FileBytes) else part, self.crc)
-        if int.from_bytes(bytes(self.take(4, what)), "big") != crc:
+        if self.number(4, what) != crc:
             raise BitstreamError(f"{what} is damaged: its checksum does not match")
 
 
@@ -310,10 +314,10 @@ def _read_header(reader: _Reader, max_pixels: int | None) -> tuple[dict[str, Any
         raise BitstreamError(f"the header is damaged: the model name has {name_length} characters, expected 1 to 8")
     name = bytes(reader.take(name_length, what))
     model_hash = bytes(reader.take(_HASH_BYTES, what))
-    hundredths = int.from_bytes(bytes(reader.take(2, what)), "big")
+    hundredths = reader.number(2, what)
     width, height = reader.varint(what), reader.varint(what)
     reader.crc = zlib.crc32(bytes(data[: reader.at]))
-    if int.from_bytes(bytes(reader.take(4, what)), "big") != reader.crc:
+    if reader.number(4, what) != reader.crc:
         raise BitstreamError("the header is damaged: its checksum does not match")
 
     # The header is as written. Checksums of a file made on purpose match too, so each value is checked.
@@ -356,7 +360,7 @@ def _read_tiles(reader: _Reader, lengths: list[int], length: int, copy: bool) ->
     tiles = []
     for number, size in enumerate(lengths):
         what, begin = f"tile {number} of the picture", reader.at
-        checksum = int.from_bytes(bytes(reader.take(6, what)), "big")
+        checksum = reader.number(6, what)
         stream = reader.take(size - _TILE_OVERHEAD, what)
         reader.check(begin, what)
         tiles.append(Tile(bytes(stream) if copy else stream, checksum))

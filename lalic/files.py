@@ -228,7 +228,8 @@ class FileBytes:
 
     def __getitem__(self, at: int | slice) -> int | FileBytes:
         if isinstance(at, int):
-            return bytes(self[range(self._length)[at] :][:1])[0]
+            at = range(self._length)[at]
+            return bytes(self[at : at + 1])[0]
         part = copy.copy(self)
         places = range(self._begin, self._begin + self._length)[at]
         if places.step != 1:

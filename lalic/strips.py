@@ -67,8 +67,8 @@ class StripImage:
 
     def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
         """A part as a `PIL.Image`. box: (left, top, right, bottom), inside of the picture."""
-        sides = [(box[axis], box[axis + 2]) for axis in (1, 0)]
-        for axis in (0, 1):
+        sides = [(box[axis], box[axis + 2]) for axis in (1, 0)]  # rows, then columns
+        for axis in (0, 1):  # where they are in the file: what is done last to a part is undone first
             if self._flips[axis]:
                 begin, end = sides[axis]
                 sides[axis] = self.size[1 - axis] - end, self.size[1 - axis] - begin

@@ -209,6 +209,8 @@ def test_many_windows_give_their_memory_back(many, blocks, monkeypatch) -> None:
     next(parts)
     parts.close()
     assert len(begun) == len(ended) == 2 * blocks + 1
+    codec.decode(data, tiny(), region=(0, 0, 100, 100))  # of one window
+    assert len(begun) == len(ended) == 2 * blocks + 1
 
 
 def test_a_region_across_tiles_is_reduced_as_a_whole() -> None:
