@@ -106,6 +106,10 @@ def compress_files(
     if effort is not None and (target_bpp is not None or target_psnr is not None):
         raise RequestError("effort: expected with a quality, not with a target, which the refined file would miss")
     jobs = plan(sources, output, ".lalic", images.readable_extensions(), keep_extension=keep_extension)
+    for job in jobs:
+        ending = os.path.splitext(job.target)[1].lower()
+        if ending != ".lalic" and ending in images.readable_extensions():
+            raise RequestError(f"-o {job.target} ends as a picture does, expected the name of a .lalic file")
     with as_request():  # once, not for each picture
         codec.resolve_device(device)
         if background is not None:

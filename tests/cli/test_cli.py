@@ -73,6 +73,8 @@ def test_the_extension_chooses_the_format(run, here, extension):
         *((f"decompress old.lalic -o {name}", "no picture format") for name in ("b.xyz", "b", "b.lalic2", "b.docx")),
         ("decompress none.lalic", "none.lalic: there is no such file or folder"),
         ("compress a.png -o a.png --force", "itself an input"),
+        ("compress a.png -o x.PNG", "-o x.PNG ends as a picture does, expected the name of a .lalic file"),
+        ("compress a.png -o x.jpg --keep-extension", "ends as a picture does"),
         ("compress a.png a.jpg", "would both be written to a.lalic"),
         ("compress a.png --background greenish", "greenish"),
         ("compress a.png --precision int8", "int8"),

@@ -61,6 +61,23 @@ def test_files_with_effort_are_another_codec(monkeypatch: pytest.MonkeyPatch) ->
         LalicCodec(tiny(), effort=9)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "codec"),
+    [
+        ("effort", 60.0, "lalic-effort"),
+        ("qualities", [30.0], "lalic or lalic-effort"),
+        ("checkpoints", ["a.pth"], "lalic or lalic-effort"),
+        ("precision", "bfloat16", "lalic or lalic-effort"),
+        ("vtm", "EncoderAppStatic", "vtm"),
+        ("vtm_config", "intra.cfg", "vtm"),
+    ],
+)
+def test_an_option_of_a_codec_that_is_not_named_is_refused(option: str, value: object, codec: str) -> None:
+    with pytest.raises(LalicError) as caught:
+        open_codecs(["jpeg"], **{option: value})  # type: ignore[misc]
+    assert str(caught.value) == f"{option} is {value}, expected none without the codec {codec}, which is not asked for"
+
+
 @pytest.mark.parametrize("name", ["jpeg", "webp", "avif"])
 def test_a_files_metadata_is_no_codecs_cost(name: str, tmp_path: Path) -> None:
     """A colour profile that a picture brings would make the file of a codec that keeps it some kilobytes larger."""

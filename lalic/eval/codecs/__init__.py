@@ -79,8 +79,8 @@ class Options(TypedDict, total=False):
 
     checkpoints: weights of lalic, one codec for each; empty: the model that ships. qualities: of lalic, 1 to 100.
     effort: seconds a picture of lalic-effort, 120 if none are given. precision: of the transforms, "float32",
-    "bfloat16" or "float16". device: of its models, None for the CPU. vtm:
-    VTM's EncoderAppStatic. vtm_config: its encoder_intra_vtm.cfg; None: searched in ../cfg of the binary's folder.
+    "bfloat16" or "float16". device: of its models, None for the CPU. vtm: VTM's EncoderAppStatic. vtm_config: its
+    encoder_intra_vtm.cfg; None: searched in ../cfg of the binary's folder.
     """
 
     checkpoints: Sequence[Name]
@@ -92,12 +92,30 @@ class Options(TypedDict, total=False):
     vtm_config: Name | None
 
 
+_LALIC = {"lalic", "lalic-effort"}
+_CODECS_OF_OPTION = {
+    "checkpoints": _LALIC,
+    "qualities": _LALIC,
+    "precision": _LALIC,
+    "effort": {"lalic-effort"},
+    "vtm": {"vtm"},
+    "vtm_config": {"vtm"},
+}
+
+
 def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tuple[list[Codec], list[str]]:
     """The codecs with these names, and one sentence for each that is not installed.
 
     codecs: names, such as "webp" or "webp:20,40", or objects, which are returned. Raises `LalicError` for a codec or a
-    device that does not exist, a quality out of bounds, or weights that cannot be read.
+    device that does not exist, a quality out of bounds, weights that cannot be read, or an option of a codec that is
+    not named.
     """
+    named = {parse(word)[0] for word in codecs if isinstance(word, str)}
+    for option, takers in _CODECS_OF_OPTION.items():
+        given = options.get(option)
+        if given not in (None, (), []) and not named & takers:
+            codec = " or ".join(sorted(takers))
+            raise LalicError(f"{option} is {given}, expected none without the codec {codec}, which is not asked for")
     opened: list[Codec] = []
     left_out = []
     device = resolve_device(options.get("device"))
@@ -107,9 +125,9 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
             opened.append(word)
             continue
         name, qualities = parse(word)
-        if name in ("lalic", "lalic-effort"):
-            given = options.get("effort")
-            effort = None if name == "lalic" else EFFORT if given is None else given
+        if name in _LALIC:
+            seconds = options.get("effort")
+            effort = None if name == "lalic" else EFFORT if seconds is None else seconds
             for path in paths:
                 model = load_model(path, device=device, precision=options.get("precision"))
                 title = f"lalic {Path(path).stem}" if path is not None and len(paths) > 1 else "lalic"
