@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,7 +205,7 @@ def decompress_files(
         if target == STREAM:
             raise LalicError(f"a picture above {MAX_PIXELS} pixels is not written to standard output; give -o OUT")
         make_folder_of(target)
-        parts = codec.decode_parts(data, model, device=device, max_pixels=max_pixels)
+        parts = codec.decode_parts(data, model, **options)
         with replacing(target, overwrite=overwrite) as temporary:
             write_strips(parts, (container.width, container.height), temporary, container.metadata)
         return Saved(os.path.getsize(target), container.width, container.height)
@@ -408,7 +408,7 @@ def run(
         def step() -> Any:
             if job.problem is not None:
                 raise job.problem
-            if not overwrite and os.path.isfile(job.target):
+            if job.target != STREAM and not overwrite and os.path.isfile(job.target):
                 raise WouldOverwrite(job.target)
             return steps.open(job.source)
 
@@ -495,19 +495,32 @@ def _attempt(outcome: Outcome, step: Callable[[], Any]) -> Any:
 
 
 _thread = threading.local()
+_runs, _runs_lock = 0, threading.Lock()  # runs in several threads share the warnings of the process
+_callers_warnings = ExitStack()
 
 
 @contextmanager
 def _warnings_by_thread() -> Iterator[None]:
     """Ignore warnings of libraries; those about a picture go to the outcome of the file that the thread works on."""
 
-    def note(message: Warning | str, *_: Any, **__: Any) -> None:
-        into = getattr(_thread, "warnings", None)
-        if into is not None:
-            into.append(str(message))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ImageWarning)
-        warnings.showwarning = note
+    global _runs
+    with _runs_lock:
+        if _runs == 0:
+            _callers_warnings.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", ImageWarning)
+            warnings.showwarning = _note
+        _runs += 1
+    try:
         yield
+    finally:
+        with _runs_lock:
+            _runs -= 1
+            if _runs == 0:
+                _callers_warnings.close()
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    into = getattr(_thread, "warnings", None)
+    if into is not None:
+        into.append(str(message))

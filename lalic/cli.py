@@ -105,7 +105,7 @@ def _code(argv: Sequence[str] | None) -> int:
     except Exception as error:  # users get one sentence for any error
         _log(str(error) if isinstance(error, RequestError) else _message(error))
         # What is wrong with one file is not raised by a command.
-        return 2 if isinstance(error, LalicError) and not isinstance(error, RunError) else 1
+        return 2 if isinstance(error, LalicError | WouldOverwrite) and not isinstance(error, RunError) else 1
 
 
 @contextmanager
@@ -558,7 +558,9 @@ def _info(args: argparse.Namespace) -> int:
         try:
             data = read(source, MAGIC)
             entry = _entry(source, data)
-            entries.append(entry | (symbol_hashes(data, model, device=args.device) if args.symbols else {}))
+            if args.symbols:
+                entry |= symbol_hashes(data, model, device=args.device, max_pixels=None)
+            entries.append(entry)
         except (LalicError, OSError) as error:
             _log(_message_of(source, error))
     if args.json:

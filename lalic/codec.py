@@ -14,6 +14,7 @@ the right and the last row to the bottom, up to a multiple of 64; the file has t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import mmap
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lalic import images, metadata
+from lalic import images, metadata, weights
 from lalic.alpha import decode_alpha, encode_alpha
 from lalic.coder import Coder, Stream, codes_on_gpu
 from lalic.container import MAX_PIXELS, Container, FileSource, Tile, contents, parse
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Prepared", "coded_quality", "decode", "decode_many", "encode", "resolve_device", "shipped_model"]
 
-SHIPPED = ("slim",)  # names of the models whose weights are part of the package
 ONE_TILE = MAX_WINDOW  # pixels, after padding
 MAX_TILE_SIDE = 1 << 14  # pixels, of alpha in a WebP file
 TILE, MARGIN = 768, 64  # pixels; larger margins give no better seams (benchmarks/results)
@@ -66,8 +66,8 @@ def shipped_model(name: str = "slim", device: str | torch.device | None = None) 
     It is loaded once for each device and shared between threads: treat it as read-only. Raises `LalicError` for another
     name, or a device that does not exist.
     """
-    if name not in SHIPPED:
-        raise LalicError(f"no model named {name!r} ships with this release, expected one of {', '.join(SHIPPED)}")
+    if name not in (names := weights.shipped()):
+        raise LalicError(f"no model named {name!r} ships with this release, expected one of {', '.join(names)}")
     target = resolve_device(device)
     with _cache_lock:
         key = (name, str(target))
@@ -128,9 +128,9 @@ def encode(
     """Compress a picture to the bytes of a .lalic file.
 
     image: a path, the bytes of a picture file, an open binary file, a `PIL.Image`, an array or a tensor, converted by
-    the rules of `lalic.images.open_picture`; or what that gave.
-    model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model (None:
-    the CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
+    the rules of `lalic.images.open_picture`; or what that gave, then without background and strip, which it takes
+    itself. model: None for the slim model that ships, or one from `lalic.load`. device: of the shipped model (None: the
+    CPU); a given model stays on its device. quality: 1 to 100, rounded to hundredths, None for 50; a model of one
     quality takes None only. effort: seconds that may go into a smaller file of equal PSNR (`lalic.refine`); with
     `math.inf`, for all steps, one machine makes the same file each time. background: colour below transparent pixels;
     None: alpha is stored, losslessly. strip: leave out metadata (EXIF, XMP, text, resolution), which is stored
@@ -138,8 +138,9 @@ def encode(
     graph, False to launch one by one, None for a graph from the second picture of a size on. `lalic.search` finds the
     quality for a size or a PSNR.
 
-    Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality, effort or device, `OSError` for
-    a path that cannot be opened, `ValueError` for `graph=True` if symbols are not coded on a GPU.
+    Raises `ImageError` for a picture that is not taken, `LalicError` for a bad quality, effort or device and options
+    that contradict, `OSError` for a path that cannot be opened, `ValueError` for `graph=True` if symbols are not coded
+    on a GPU.
 
         >>> data = lalic.encode("photo.png")
         >>> lalic.decode(data).save("decoded.png")
@@ -167,7 +168,10 @@ class Prepared:
         max_pixels: int = MAX_PIXELS,
         graph: bool | None = None,
     ) -> None:
-        if not isinstance(image, images.Picture):
+        if isinstance(image, images.Picture):
+            if background is not None or strip:
+                raise RequestError("background, strip: expected none beside a Picture; open_picture takes them")
+        else:
             image = images.open_picture(image, background=background, strip=strip, max_pixels=max_pixels)
         self.picture = image
         self.model = shipped_model(device=device) if model is None else model
@@ -203,9 +207,6 @@ class Prepared:
                     streams.append(stream)
                     if progress is not None:
                         progress(len(streams), len(self.grid))
-        alpha: tuple[bytes, ...] | None = None
-        if (channel := self.picture.alpha) is not None:
-            alpha = tuple(encode_alpha(channel.crop(box)) for box in self._boxes())
         return Container(
             model_name=self.model.config.name,
             model_hash=self.model.weights_hash(),
@@ -213,14 +214,19 @@ class Prepared:
             tiles=tuple(Tile(stream.data, stream.checksum) for stream in streams),
             quality=quality,
             grey=self.picture.image.mode == "L",
-            alpha=alpha if alpha and any(alpha) else None,
+            alpha=self._alpha,
             metadata=self.picture.metadata,
         ).pack()
 
-    def _boxes(self) -> Iterator[Box]:
-        """The tiles, without what lies outside of the picture."""
-        for index in range(len(self.grid)):
-            yield self.grid.box(index).intersection(self.grid.whole)
+    @functools.cached_property
+    def _alpha(self) -> tuple[bytes, ...] | None:
+        """The alpha of each tile, None if there is none: equal for every quality."""
+        channel = self.picture.alpha
+        if channel is None:
+            return None
+        boxes = (self.grid.box(index).intersection(self.grid.whole) for index in range(len(self.grid)))
+        files = tuple(encode_alpha(channel.crop(box)) for box in boxes)
+        return files if any(files) else None
 
     def latents(self) -> Iterator[torch.Tensor]:
         """Latents (1, M, h, w) of each tile, before gains: equal for every quality. Those of one tile are kept."""
@@ -356,6 +362,7 @@ def decode_parts(
     *,
     device: str | torch.device | None = None,
     max_pixels: int = MAX_PIXELS,
+    graph: bool | None = None,
 ) -> Iterator[tuple[Box, np.ndarray]]:
     """Decompress the bytes of a .lalic file tile by tile, in bounded memory: (place, pixels) of each.
 
@@ -364,7 +371,7 @@ def decode_parts(
     """
     container = parse(data, max_pixels, copy=False)
     model = _matching_model(container, model, device)
-    parts = _decoded_parts(container, model, container.grid.whole, None)
+    parts = _decoded_parts(container, model, container.grid.whole, graph)
     while True:
         with _coding(), torch.inference_mode():  # and not in what the caller does between the parts
             found = next(parts, None)
@@ -544,13 +551,24 @@ def decode_many(
     batch: number of files that are read at a time. On a GPU those of one padded size are decoded together; this changes
     no symbol, and no pixel by more than the rounding of the synthesis transform. A damaged file affects no other. On a
     CPU they are decoded one by one. The other arguments are those of `decode`. Raises `ValueError` for a batch below
-    one, and errors that are not about a file, such as too little memory.
+    one, `OSError` for a path that cannot be opened, after the files before it, and errors that are not about a file,
+    such as too little memory.
     """
     if batch < 1:
         raise ValueError(f"batch: expected at least 1, got {batch}")
     remaining = iter(files)
-    while batch_files := [contents(file) for file in itertools.islice(remaining, batch)]:
-        yield from _decode_batch(batch_files, model, device, max_pixels, graph)
+    problem: OSError | None = None
+    while problem is None:
+        read: list[FileSource] = []
+        try:
+            for file in itertools.islice(remaining, batch):
+                read.append(contents(file))
+        except OSError as error:
+            problem = error
+        if not read and problem is None:
+            return
+        yield from _decode_batch(read, model, device, max_pixels, graph)
+    raise problem
 
 
 @_coding()
@@ -589,9 +607,12 @@ def _decode_batch(
             if isinstance(x, LalicError):
                 results[i] = x
                 continue
-            picture = _with_alpha(images.from_tensor(x), container, 0).crop(container.grid.whole)
-            metadata.attach(picture, container.metadata)
-            results[i] = picture
+            try:
+                picture = _with_alpha(images.from_tensor(x), container, 0).crop(container.grid.whole)
+                metadata.attach(picture, container.metadata)
+                results[i] = picture
+            except LalicError as error:
+                results[i] = error
     return results
 
 
@@ -605,14 +626,14 @@ def symbol_hashes(
     model: LALIC | None = None,
     *,
     device: str | torch.device | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> dict[str, str]:
     """Hashes of a .lalic file's symbols and latents: {"symbols_sha256", "latents_sha256"}, 64 hex digits each.
 
     The first is over all symbols as little-endian int32 in coding order; the second over y_hat, symbols plus predicted
     means, as little-endian float32 (channel, row, column). Of several tiles each is the SHA-256 of the tiles' digests,
     32 bytes each. They are equal on two machines if and only if both decode the same bits. Arguments and errors are
-    those of `decode`; no picture is made.
+    those of `decode`; no picture is made, so with max_pixels None a large one takes no more memory.
     """
     container = parse(data, max_pixels, copy=False)
     model = _matching_model(container, model, device)
@@ -635,7 +656,7 @@ def _matching_model(container: Container, model: LALIC | None, device: str | tor
     """The model for the file, the given one or one that ships. Raises `ModelMismatchError` if it did not write it."""
     writer = f"{container.model_name!r} with hash {container.model_hash.hex()}"
     if model is None:
-        if container.model_name not in SHIPPED:
+        if container.model_name not in weights.shipped():
             raise ModelMismatchError(
                 f"the file was written by the model {writer}, which does not ship with this release;"
                 " give its weights (--checkpoint PATH, or model=)"

@@ -52,7 +52,6 @@ VERSION = 1
 MAX_PIXELS = 2**28  # default limit; a picture itself takes 4 bytes a pixel
 MAX_OVERHEAD = 48  # bytes of a file beside the stream: one tile, sides below 2^14, no further boxes
 METADATA = "extrc"  # types of the boxes that may be skipped, in their order
-_MAX_VARINT = 2**35 - 1  # of five bytes
 _NAME = re.compile(rb"[a-z0-9-]{1,8}")
 _HASH_BYTES = 8
 _TILE_OVERHEAD = 6 + 4  # checksums
@@ -121,6 +120,9 @@ class Container:
             raise ValueError(f"quality is {self.quality}, expected 1 to 100 in whole hundredths")
         if unknown := set(self.metadata) - set(METADATA):
             raise ValueError(f"metadata has the boxes {sorted(unknown)}, expected some of {list(METADATA)}")
+        for letter, payload in self.metadata.items():
+            if len(payload) > MAX_METADATA:
+                raise ValueError(f"metadata {letter!r} has {len(payload)} bytes, expected at most {MAX_METADATA}")
 
     @property
     def width(self) -> int:

@@ -81,7 +81,7 @@ def run(out_dir: str | os.PathLike = "lalic-demo", *, device: str | None = None)
     write_atomic(paths[".png"], original)
     write_atomic(paths[".lalic"], data)
     decoded, decode_seconds = _timed(lambda: codec.decode(data, device=device))
-    decoded.save(paths["-lalic.png"])
+    write_atomic(paths["-lalic.png"], images.dump(decoded, ".png"))
     ours = psnr(picture, decoded)
 
     target = codec.resolve_device(device)

@@ -39,6 +39,7 @@ __all__ = [
     "read_stream",
     "replacing",
     "search",
+    "temporary_beside",
     "walk",
     "write",
     "write_atomic",
@@ -319,24 +320,34 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[st
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "is not a file", os.fspath(path))
     path = os.path.realpath(path)  # follows links, so that the file is replaced and not the link
-    folder, ending = os.path.dirname(path), os.path.splitext(path)[1]
+    with temporary_beside(path) as temporary:
+        yield temporary
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _rename_new(temporary, path)
+
+
+@contextlib.contextmanager
+def temporary_beside(path: str) -> Iterator[str]:
+    """The name of an empty hidden file in the folder of `path`, with its extension. It is removed at the end; if the
+    process is killed, by the next one that writes there. An `OSError` about it names `path`.
+    """
+    folder, ending = os.path.dirname(path) or ".", os.path.splitext(path)[1]
     _remove_parts(folder)
     temporary = os.path.join(folder, f".{secrets.token_hex(8)}{_PART}{ending}")
     try:
         with _locked(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)):
             yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _rename_new(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename == temporary:
+    except OSError as error:
+        if error.filename == temporary:
             error.filename = path
         raise
+    finally:
+        with contextlib.suppress(OSError):  # it may have become `path`
+            os.unlink(temporary)
 
 
 _PART = ".lalic-part"

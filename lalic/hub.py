@@ -9,6 +9,7 @@ import torch
 from lalic import pretrained, weights
 from lalic.config import SLIM
 from lalic.errors import CheckpointError
+from lalic.files import WouldOverwrite
 from lalic.model import LALIC
 from lalic.nn import checkpoints
 
@@ -67,6 +68,8 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, o
     """
     if not os.fspath(target).endswith(".safetensors"):
         raise CheckpointError(f"{os.fspath(target)}: a converted checkpoint's name must end in .safetensors")
+    if not overwrite and os.path.exists(target):
+        raise WouldOverwrite(os.fspath(target))
     model = load(source)
     checkpoints.save_tensors(model.converted(), target, overwrite)
     return model

@@ -189,7 +189,8 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
         contents = source.read()
         if not isinstance(contents, bytes):
             raise TypeError("image is a text file, expected one that is opened in binary mode")
-        file = io.BytesIO(contents)
+        source = contents
+        file = io.BytesIO(source)
     elif isinstance(source, str | os.PathLike):
         file = open(source, "rb")  # noqa: SIM115
         if not file.seekable():  # a pipe, such as /dev/stdin or what a shell makes of <(command)
@@ -213,7 +214,7 @@ def _read(source: ImageSource, background: Color | None, strip: bool, max_pixels
             orientation = 1 if image.format == "PNG" and "exif" not in image.info else metadata.orientation(image)
             picture = Picture(*open_strips(source, below, orientation or 1))
             if not strip:
-                picture.metadata = metadata.collect(image, orientation, text=False)
+                picture.metadata = metadata.collect(image, orientation, loaded=False)
                 if picture.image.mode == "RGB" and (name := _converted_from(image)) is not None:
                     metadata.note_conversion(picture.metadata, name)
             return picture

@@ -29,7 +29,16 @@ from PIL import ExifTags, Image, PngImagePlugin
 from lalic.container import MAX_METADATA
 from lalic.errors import BitstreamError, ImageWarning
 
-__all__ = ["ORIENTATION", "attach", "collect", "describe", "note_conversion", "orientation", "save_options"]
+__all__ = [
+    "ORIENTATION",
+    "attach",
+    "collect",
+    "describe",
+    "note_conversion",
+    "orientation",
+    "parse_resolution",
+    "save_options",
+]
 
 ORIENTATION = 0x0112
 _X_RESOLUTION = 0x011A
@@ -82,16 +91,16 @@ def orientation(image: Image.Image) -> int | None:
     return value if value in range(1, 9) else 1
 
 
-def collect(image: Image.Image, orientation: int | None = 1, *, text: bool = True) -> dict[str, bytes]:
+def collect(image: Image.Image, orientation: int | None = 1, *, loaded: bool = True) -> dict[str, bytes]:
     """The boxes of a picture that `Image.open` gave, by their letter: those that it has something for.
 
-    image: loaded, and not turned yet. orientation: how it will be turned, None if its EXIF data is damaged. text: False
-    to leave text out, for which Pillow would load a PNG that is not loaded.
+    image: not turned yet. orientation: how it will be turned, None if its EXIF data is damaged. loaded: False if its
+    pixels are not loaded, and shall not be for the text that lies behind them in a PNG.
     """
     boxes = {
         "e": b"" if orientation is None else _exif(image),
         "x": re.sub(_XMP_ORIENTATION, rb"\g<1>1", _xmp(image)),
-        "t": _text_box(image) if text else b"",
+        "t": _text_box(image, loaded),
         "r": _resolution(image, orientation in (5, 6, 7, 8)),
     }
     for letter, contents in boxes.items():
@@ -144,17 +153,17 @@ def _xmp(image: Image.Image) -> bytes:
     return xmp if isinstance(xmp, bytes) else b""
 
 
-def _text_box(image: Image.Image) -> bytes:
-    texts = _texts(image)
+def _text_box(image: Image.Image, loaded: bool) -> bytes:
+    texts = _texts(image, loaded)
     if len(texts) > _MAX_TEXTS:
         _warn(f"{len(texts)} texts are dropped; the limit is {_MAX_TEXTS}")
         return b""
     return json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace") if texts else b""
 
 
-def _texts(image: Image.Image) -> dict[str, str]:
+def _texts(image: Image.Image, loaded: bool = True) -> dict[str, str]:
     """Texts by their keyword: of a PNG its text chunks; of another image the strings in its `info`, and its comment."""
-    texts = getattr(image, "text", None)
+    texts = getattr(image, "text", None) if loaded else None
     if not isinstance(texts, dict):
         texts = {key: text for key, text in image.info.items() if key not in _NOT_TEXT}
     found = {
@@ -290,7 +299,7 @@ def attach(image: Image.Image, metadata: Mapping[str, bytes]) -> None:
     if "x" in metadata:
         image.info["xmp"] = metadata["x"]
     if "r" in metadata:
-        image.info["dpi"] = _parse_resolution(metadata["r"])
+        image.info["dpi"] = parse_resolution(metadata["r"])
     if "t" in metadata:
         texts = _parse_text(metadata["t"])
         if "comment" in texts:
@@ -299,7 +308,8 @@ def attach(image: Image.Image, metadata: Mapping[str, bytes]) -> None:
         image.text = texts  # type: ignore[attr-defined]
 
 
-def _parse_resolution(contents: bytes) -> tuple[float, float]:
+def parse_resolution(contents: bytes) -> tuple[float, float]:
+    """Pixels an inch across and down, from the box of a file. Raises `BitstreamError` for an invalid one."""
     if len(contents) != 8 or not all(values := struct.unpack(">II", contents)):
         raise BitstreamError("the box 'r' is invalid: it is not two integers of 4 bytes above 0")
     return (values[0] / 10000, values[1] / 10000)
@@ -404,7 +414,7 @@ def describe(metadata: Mapping[str, bytes]) -> dict[str, Any]:
     if "t" in metadata:
         words["text"] = {_printable(key): _printable(text) for key, text in _parse_text(metadata["t"]).items()}
     if "r" in metadata:
-        words["resolution"] = "{:g} x {:g} dpi".format(*_parse_resolution(metadata["r"]))
+        words["resolution"] = "{:g} x {:g} dpi".format(*parse_resolution(metadata["r"]))
     if "c" in metadata:
         words["colour"] = _printable(metadata["c"].decode("utf-8", "replace"))
     return words

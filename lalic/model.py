@@ -192,7 +192,7 @@ class LALIC(nn.Module):
         """A model ready to code, in eval mode, from a folder of `save_pretrained` or from the Hugging Face Hub.
 
         options: revision, token, cache_dir, force_download, local_files_only, as in huggingface_hub. `lalic.load` takes
-        files too. Raises ``CheckpointError`` if there is no such model, ``ImportError`` without the package.
+        files too. Raises ``CheckpointError`` if there is no such model, or one of the Hub needs the package.
         """
         return cls.from_state_dict(pretrained.read(pretrained_model_name_or_path, **options))
 

@@ -113,15 +113,18 @@ def push(model: LALIC, repository: str, **options: Any) -> str:
 def read(source: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """The state dict in a folder, or of a model of the Hub: "user/model" or "user/model@revision".
 
-    options: of `PyTorchModelHubMixin.from_pretrained`, for the Hub. Raises ``CheckpointError`` if there is none, and
-    ``ImportError`` without the package, which a folder does not need.
+    options: of `PyTorchModelHubMixin.from_pretrained`, for the Hub. Raises ``CheckpointError`` if there is none, also
+    without the package, which a folder does not need.
     """
     if os.path.isdir(source):
         for name in WEIGHTS:
             if os.path.exists(path := os.path.join(source, name)):
                 return checkpoints.read(path, mapped=True)
         raise CheckpointError(f"{os.fspath(source)}: the folder has no {' or '.join(WEIGHTS)}")
-    mixin = _mixin()
+    try:
+        mixin = _mixin()
+    except ImportError as error:
+        raise CheckpointError(f"{os.fspath(source)}: no such file or folder, and {error}") from error
     name, _, revision = os.fspath(source).partition("@")
     if revision:
         options = {"revision": revision} | options

@@ -49,9 +49,8 @@ def encode_to_bpp(
 ) -> Encoded:
     """Encode a picture to a file of `bpp` bits per pixel.
 
-    tolerance: allowed difference, relative to `bpp`. image, model, options: arguments of `lalic.encode`; or a
-    `lalic.codec.Prepared` alone. Raises `LalicError` for a model of one quality, and if no quality from 1 to 100 gives
-    the target.
+    tolerance: allowed difference, relative to `bpp`. image, model, options: arguments of `lalic.codec.Prepared`; or one
+    of these alone. Raises `LalicError` for a model of one quality, and if no quality from 1 to 100 gives the target.
     """
     return _search(image, bpp, model, tolerance * bpp, "bits per pixel", options)
 
@@ -66,7 +65,7 @@ def encode_to_psnr(
 ) -> Encoded:
     """Encode a picture to a file with a PSNR (`lalic.metrics.psnr`) of `decibels`.
 
-    tolerance: allowed difference in dB. image, model, options: arguments of `lalic.encode`; or a `lalic.codec.Prepared`
+    tolerance: allowed difference in dB. image, model, options: arguments of `lalic.codec.Prepared`; or one of these
     alone. Raises `LalicError` for a model of one quality, and if no quality from 1 to 100 gives the target.
     """
     return _search(image, decibels, model, tolerance, "dB", options)
@@ -102,6 +101,8 @@ def _search(
     options: dict[str, Any],
 ) -> Encoded:
     check_target(target, unit)
+    if isinstance(image, codec.Prepared) and (model is not None or options):
+        raise TypeError(f"{', '.join(options) or 'model'}: expected none beside a Prepared, which has its own")
     prepared = image if isinstance(image, codec.Prepared) else codec.Prepared(image, model, **options)
     name = prepared.model.config.name
     if codec.coded_quality(prepared.model, None) is None:

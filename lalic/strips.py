@@ -2,7 +2,7 @@
 
 It needs pyvips (`pip install "lalic[large]"`). `StripImage` has what the codec asks of a `PIL.Image`: size, mode, crop.
 Colours are converted to sRGB, 16 bits rounded to 8, the orientation applied; grey stays grey, its profile unused.
-Text is dropped, and hidden colours below transparent pixels are coded as they are.
+Text behind the pixels of a PNG is left out, and hidden colours below transparent pixels are coded as they are.
 
 Pixels lie in a temporary file meanwhile: 3 bytes each, 1 if grey, and 1 more with alpha. The file is read and not
 mapped, as mapped pages count as memory of the process.
@@ -23,7 +23,9 @@ from PIL import Image
 
 from lalic.container import MAX_PIXELS
 from lalic.errors import ImageError, ImageWarning, LalicError
+from lalic.files import temporary_beside
 from lalic.memory import give_back
+from lalic.metadata import parse_resolution
 from lalic.tiles import Box
 
 __all__ = ["StripImage", "needs_strips", "open_strips", "write_strips"]
@@ -31,6 +33,7 @@ __all__ = ["StripImage", "needs_strips", "open_strips", "write_strips"]
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _WITH_METADATA = (".png", ".webp", *_JPEG)
+MM_PER_INCH = 25.4
 
 
 def needs_strips(width: int, height: int) -> bool:
@@ -100,17 +103,19 @@ def open_strips(
         if image.format not in ("uchar", "ushort"):
             raise ImageError(f"the picture has pixels of libvips' format {image.format}, expected 8 or 16 bits")
         alpha = None
-        if image.hasalpha() and below is not None:
-            image = image.flatten(background=list(below) if image.bands > 2 else below[0])
-        elif image.hasalpha():
+        if image.hasalpha():
             alpha = _to_8_bit(image[image.bands - 1], grey=True)
             image = image[: image.bands - 1]
         grey = image.bands == 1
         if image.get_typeof("icc-profile-data") and not grey:
             image = image.icc_transform("srgb", embedded=True, intent="perceptual")
-        image = _to_8_bit(image, grey).colourspace("b-w" if grey else "srgb")
+        stays_grey = grey and (alpha is None or below is None or len(set(below)) == 1)
+        image = _to_8_bit(image, grey).colourspace("b-w" if stays_grey else "srgb")
         if alpha is not None:
             image = image.bandjoin(alpha)
+        if alpha is not None and below is not None:  # in 8 bits of sRGB, as the colour is
+            image = image.flatten(background=below[0] if stays_grey else list(below))
+            alpha = None
     except vips.Error as error:
         raise ImageError(
             f"libvips, which reads pictures above {MAX_PIXELS} pixels, cannot open this one ({_line(error)})"
@@ -149,15 +154,15 @@ def write_strips(
 ) -> None:
     """Write a picture of `size` = (width, height) that comes in parts, of `lalic.codec.decode_parts`, to a file.
 
-    The extension of `target` names the format, one that libvips writes. metadata: boxes of `lalic.metadata`, of which
-    EXIF and XMP are written where libvips can. Pixels lie in a temporary file beside the target meanwhile. Raises
-    `ImageError` if the format cannot hold the picture.
+    The extension of `target` names the format, one that libvips writes. metadata: boxes of `lalic.metadata`; the
+    resolution, EXIF and XMP are written where libvips can, text is not. Pixels lie in a temporary file beside the
+    target meanwhile. Raises `ImageError` if the format cannot hold the picture, `BitstreamError` for an invalid box.
     """
     vips = _vips()
     extension, bands = os.path.splitext(target)[1].lower(), 3
     if extension not in vips.get_suffixes():  # now, and not after decoding
         raise ImageError(f"libvips writes no {extension} files, and this picture is too large for Pillow; try .png")
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".", suffix=".lalic-raw") as raw:
+    with temporary_beside(target) as name, open(name, "w+b") as raw:
         begin = 0
         for place, pixels in parts:
             bands = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -170,12 +175,18 @@ def write_strips(
                 raw.write(values.data)
         raw.flush()
         give_back()
-        image = vips.Image.tiffload(raw.name, access="sequential")
-        if metadata and extension not in _WITH_METADATA:
+        image = vips.Image.tiffload(name, access="sequential")
+        boxes = metadata or {}
+        if boxes.keys() & {"e", "x"} and extension not in _WITH_METADATA:
             warnings.warn("EXIF and XMP are written to PNG, JPEG and WebP only", ImageWarning, stacklevel=2)
-        for letter, name, prefix in (("e", "exif-data", b"Exif\0\0"), ("x", "xmp-data", b"")):
-            if metadata and letter in metadata:
-                image.set_type(vips.GValue.blob_type, name, prefix + metadata[letter])
+        if "t" in boxes:
+            warnings.warn("text is not written to a picture as large as this one", ImageWarning, stacklevel=2)
+        if "r" in boxes:
+            across, down = (pixels / MM_PER_INCH for pixels in parse_resolution(boxes["r"]))
+            image = image.copy(xres=across, yres=down)
+        for letter, field, prefix in (("e", "exif-data", b"Exif\0\0"), ("x", "xmp-data", b"")):
+            if letter in boxes:
+                image.set_type(vips.GValue.blob_type, field, prefix + boxes[letter])
         try:
             options: dict[str, Any] = {"Q": 95, "subsample_mode": "off"} if extension in _JPEG else {}
             if extension in (".tif", ".tiff"):

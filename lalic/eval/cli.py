@@ -218,6 +218,9 @@ def _run_compare(args: argparse.Namespace) -> int:
     for sentence in remarks(results.matches, args.match, args.target):
         print(sentence)
     print(machine)
+    for path in outputs:  # before the first one is written
+        if os.path.exists(path) and not args.force:
+            raise WouldOverwrite(path)
     for path, data in outputs.items():
         write_atomic(path, data, overwrite=args.force)
         print(one_line(f"wrote {path}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import textwrap
@@ -40,7 +41,9 @@ def write(results: Results, folder: Path, log: Callable[[str], None] | None = No
     contents: dict[Path, Any] = {folder / "comparisons.json": [asdict(each) for each in results.comparisons()]}
     for curve in results.curves:
         name = re.sub(r"[^a-z0-9.]+", "-", curve.title.lower()).strip("-")
-        contents[folder / f"{name}.json"] = compressai_json(curve, results.caption)
+        names = (f"{name}{end}.json" for end in ("", *(f"-{n}" for n in range(2, len(results.curves) + 1))))
+        path = next(path for path in map(folder.joinpath, names) if path not in contents)
+        contents[path] = compressai_json(curve, results.caption)
     for path, content in contents.items():
         write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
     paths = list(contents)
@@ -142,6 +145,10 @@ def draw(lines: Sequence[Line], metric: str, stem: Path, title: str, caption: st
         axes.legend(loc="lower right", fontsize=9)
         figure.supxlabel(textwrap.fill(caption, 120), fontsize=7, color="0.35")
         paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        of_png: dict[str, Any] = {"format": "png", "dpi": 150, "metadata": {"Software": None}}
+        of_svg: dict[str, Any] = {"format": "svg", "metadata": {"Date": None, "Creator": None}}
+        for path, options in zip(paths, (of_png, of_svg), strict=True):
+            out = io.BytesIO()
+            figure.savefig(out, **options)
+            write_atomic(path, out.getvalue())
     return paths

@@ -332,7 +332,7 @@ class Trainer:
     def run(self, *, every: int = 100, save_every: int = 500, held_out: int = 8) -> None:
         """Train to ``recipe.steps``. every, save_every: steps between rows of the log, and between checkpoints.
 
-        held_out: number of held-out pictures to evaluate when a checkpoint is written.
+        held_out: number of held-out pictures to evaluate at each row of the log beside which a checkpoint is written.
         """
         first = self.share.number == 0
         if first:

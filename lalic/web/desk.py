@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,9 +194,9 @@ class _Watched(codec.Prepared):
         self.analysis_seconds = seconds
         self._kept = found or None
 
-    def encode(self, quality: float | None = None, **options: object) -> bytes:
+    def encode(self, quality: float | None = None, **options: Any) -> bytes:
         self.report("Encoding", 0)
-        return super().encode(quality, progress=lambda done, count: self.report("Encoding", done / count))
+        return super().encode(quality, **options, progress=lambda done, count: self.report("Encoding", done / count))
 
 
 class _Lalic(LalicCodec):
@@ -293,11 +294,12 @@ class Desk:
             with _warnings_lock, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", images.ImageWarning)
                 loaded = images.open_picture(data, strip=True, max_pixels=self.max_pixels)
-            transparent = loaded.alpha is not None
-            if transparent or not isinstance(loaded.image, Image.Image):
-                opened = Opened(stem, images.load(data, background="white", max_pixels=self.max_pixels))
-            else:
-                opened = Opened(stem, loaded.image if loaded.image.mode == "RGB" else loaded.image.convert("RGB"))
+                transparent = loaded.alpha is not None
+                shown = None if transparent or not isinstance(loaded.image, Image.Image) else loaded.image
+                if shown is None:
+                    caught.clear()  # the same ones come again
+                    shown = images.load(data, background="white", max_pixels=self.max_pixels)
+            opened = Opened(stem, shown if shown.mode == "RGB" else shown.convert("RGB"))
             opened.prepared = _Watched(opened.picture, self.model)
             opened.notes = [_capital(str(each.message)) for each in caught if each.category is images.ImageWarning]
             if transparent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ def load(name: str) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
 
 
+@cache
 def shipped() -> list[str]:
     """Names of the models whose weights ship."""
     names = (file.name for file in resources.files(__name__).iterdir())

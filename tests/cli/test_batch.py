@@ -233,3 +233,27 @@ def test_a_damaged_file_fails_alone_where_several_are_decoded_at_once(
     monkeypatch.setattr(codec, "resolve_device", lambda device: torch.device("cuda"))
     outcomes = decompress_files([tmp_path / "out"], tmp_path / "back", tiny())
     assert [outcome.error is None for outcome in outcomes] == [False, True, True]
+
+
+def test_runs_that_overlap_give_the_callers_warnings_back(jobs: list[Job]) -> None:
+    shown, filters = warnings.showwarning, list(warnings.filters)
+    begun, first_done = threading.Barrier(2), threading.Event()
+
+    def first(values: list[int]) -> list[Any]:
+        begun.wait(10)
+        return [10 * value for value in values]
+
+    def second(values: list[int]) -> list[Any]:
+        begun.wait(10)
+        first_done.wait(10)
+        warnings.warn("of a picture", ImageWarning, stacklevel=1)
+        return [10 * value for value in values]
+
+    outcomes: list[Outcome] = []
+    other = threading.Thread(target=lambda: outcomes.extend(run(jobs[1:2], steps(code=second))))
+    other.start()
+    run(jobs[:1], steps(code=first))
+    first_done.set()
+    other.join()
+    assert outcomes[0].warnings == ["of a picture"]
+    assert warnings.showwarning is shown and list(warnings.filters) == filters

@@ -21,7 +21,7 @@ from tiny import noise as picture
 from tiny import save, tiny
 
 import lalic
-from lalic import cli, codec
+from lalic import cli, codec, pretrained
 from lalic.container import parse
 
 ROOT = Path(__file__).parents[2]
@@ -215,7 +215,7 @@ def test_max_pixels(run, here):
     assert done.code == 1 and "limit is 1199" in done.err[0] and "--max-pixels" in done.err[0]
 
 
-def test_checkpoint(run, here):
+def test_checkpoint(run, here, monkeypatch):
     picture().save("a.png")
     save(Path("weights.pth"), tiny(lmbda=0.002))
     assert run("compress", "a.png", "--checkpoint", "weights.pth").code == 0
@@ -226,6 +226,13 @@ def test_checkpoint(run, here):
     assert same("b.png", decoded("a.lalic", tiny("custom", lmbda=0.002)))
     done = run("compress", "a.png", "--checkpoint", "none.pth", "--force")
     assert (done.code, done.err) == (2, ["lalic: none.pth: no such file"])  # nothing was started
+    with monkeypatch.context() as patch:
+        pretrained._mixin.cache_clear()
+        patch.setitem(sys.modules, "huggingface_hub", None)
+        done = run("compress", "a.png", "--checkpoint", "runs/slim", "--force")
+    assert done.code == 2 and done.err[0].startswith(
+        "lalic: runs/slim: no such file or folder, and models of the Hugging"
+    )
     done = run("compress", "a.png", "--checkpoint", "a.png", "--force")
     assert done.code == 2 and "cannot be read as a checkpoint" in done.err[0] and "weights_only" not in done.err[0]
 
@@ -371,6 +378,8 @@ def test_standard_input_and_output(run, here, monkeypatch):
     Path("a.png").write_bytes(data.getvalue())
     code, again = collect("compress", "a.png", "-o", "-")
     assert code == 0 and again == packed
+    Path("-").touch()  # a file of this name is another thing
+    assert collect("compress", "a.png", "-o", "-", "--skip-existing") == (0, packed)
     feed(b"nothing")
     code, nothing = collect("decompress", "-")
     assert (code, nothing) == (1, b"")
@@ -412,6 +421,18 @@ def test_info(run, here):
     assert (entry["width"], entry["height"], entry["file_bytes"], entry["model"]) == (40, 30, size, "slim")
     assert entry["stream_bytes"] + entry["overhead_bytes"] == size
     assert entry["bits_per_pixel"] == 8 * size / 1200
+
+
+def test_symbols_of_a_large_picture(run, here, monkeypatch):
+    """No picture is made, so there is no limit on its size."""
+    picture().save("a.png")
+    run("compress", "a.png")
+    monkeypatch.setattr(codec, "MAX_PIXELS", 100)
+    monkeypatch.setattr(
+        codec.symbol_hashes, "__kwdefaults__", {**codec.symbol_hashes.__kwdefaults__, "max_pixels": 100}
+    )
+    done = run("info", "a.lalic", "--symbols")
+    assert (done.code, done.err) == (0, []) and "symbols   sha256" in "\n".join(done.out)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from tiny import astronaut, noise, tiny
 
 import lalic
 from lalic import codec, images
+from lalic.alpha import encode_alpha
 from lalic.coder import Stream
 from lalic.container import MAX_OVERHEAD, parse
-from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError
+from lalic.errors import BitstreamError, ImageError, LalicError, ModelMismatchError, RequestError
 from lalic.model import LALIC
 
 
@@ -78,6 +79,22 @@ def test_alpha_comes_back_as_it_was():
     assert decoded.mode == "RGBA" and decoded.getchannel("A").tobytes() == alpha.tobytes()
     part = codec.decode(codec.encode(clear, tiny()), tiny(), region=(10, 20, 50, 60), scale=2)
     assert part.tobytes()[3::4] == decoded.crop((10, 20, 50, 60)).getchannel("A").reduce(2).tobytes()
+
+
+def test_what_open_picture_decides_is_not_asked_for_again():
+    picture = images.open_picture(noise(size=(20, 10)))
+    for option in ({"strip": True}, {"background": "white"}):
+        with pytest.raises(RequestError, match=r"^background, strip: expected none beside a Picture"):
+            codec.encode(picture, tiny(), **option)
+
+
+def test_alpha_is_coded_once_for_every_quality(monkeypatch):
+    clear = noise(size=(20, 10)).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    calls = []
+    monkeypatch.setattr(codec, "encode_alpha", lambda channel: calls.append(channel.size) or encode_alpha(channel))
+    prepared = codec.Prepared(clear, tiny(qualities=3))
+    assert prepared.encode(10) != prepared.encode(90) and calls == [(20, 10)]
 
 
 def test_metadata_comes_back_unless_stripped():

@@ -133,7 +133,8 @@ def test_overhead_of_one_tile() -> None:
         {"model_name": ""}, {"model_name": "Slim"}, {"model_name": "slim\n"}, {"model_name": "schön"},
         {"model_name": "abcdefghi"}, {"model_hash": b"1234567"}, {"tiles": ()}, {"tiles": (Tile(b"", 2**48),)},
         {"tiles": (Tile(b"", -1),)}, {"quality": 0.99}, {"quality": 100.01}, {"quality": 33.333},
-        {"quality": float("nan")}, {"metadata": {"q": b""}}, {"alpha": ()}, {"grid": Grid(300, 200, 64)},
+        {"quality": float("nan")}, {"metadata": {"q": b""}}, {"metadata": {"t": bytes(2**24 + 1)}}, {"alpha": ()},
+        {"grid": Grid(300, 200, 64)},
     ],
 )  # fmt: skip
 def test_a_container_with_a_bad_field_cannot_be_made(change) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import astronaut, tiny
+from tiny import astronaut, noise, tiny
 
 from lalic import codec, search
 from lalic.coder.host import HostCoder
@@ -249,6 +249,29 @@ def test_many_files_with_tiles_among_them(monkeypatch) -> None:
     assert np.array_equal(pixels(results[0]), pixels(codec.decode(data, tiny())))
     assert results[1].size == (100, 80) and results[3].size == SIZE
     assert isinstance(results[2], BitstreamError)
+
+
+def test_many_files_with_bad_boxes_and_missing_ones_among_them(tmp_path) -> None:
+    """What is wrong beside the streams is the error of its file too; a missing one comes after those before it."""
+    clear = noise(size=(100, 80)).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    good = codec.encode(clear, tiny())
+    container = parse(good)
+    bad = [
+        replace(container, **change).pack()
+        for change in ({"metadata": {"r": b"1234567"}}, {"metadata": {"t": b"[1]"}}, {"alpha": (b"RIFF no WebP",)})
+    ]
+    found = list(codec.decode_many([good, *bad, good], tiny()))
+    assert [type(each) for each in found] == [Image.Image, *[BitstreamError] * 3, Image.Image]
+    for error, data in zip(found[1:4], bad, strict=True):
+        with pytest.raises(BitstreamError) as alone:
+            codec.decode(data, tiny())
+        assert str(error) == str(alone.value)
+    (tmp_path / "a.lalic").write_bytes(good)
+    read = codec.decode_many([tmp_path / "a.lalic", tmp_path / "none.lalic", good], tiny())
+    assert next(read).size == (100, 80)
+    with pytest.raises(FileNotFoundError):
+        next(read)
 
 
 def test_hashes_of_several_tiles() -> None:

@@ -94,6 +94,13 @@ def test_tolerance_can_be_chosen(picture):
     assert abs(found.value - 22.0) <= 0.005
 
 
+def test_a_prepared_picture_comes_alone(picture):
+    prepared = codec.Prepared(picture, tiny(**GAINED))
+    for model, options, name in ((tiny(**GAINED), {}, "model"), (None, {"background": "white"}, "background")):
+        with pytest.raises(TypeError, match=f"^{name}: expected none beside a Prepared"):
+            search.encode_to_bpp(prepared, 1.0, model, **options)
+
+
 def test_out_of_reach_says_what_is_in_reach(picture):
     model = tiny(**GAINED)
     low, high = (8 * len(codec.encode(picture, model, quality=q)) / (130 * 90) for q in (1, 100))

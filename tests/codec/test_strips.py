@@ -10,12 +10,14 @@ import sys
 import numpy as np
 import pytest
 from kinds import KINDS, file, xmp
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from tiny import astronaut, tiny
 
-from lalic import batch, codec, images, search, strips
+from lalic import batch, codec, files, images, search, strips
 from lalic.batch import compress_files, decompress_files
+from lalic.container import parse
 from lalic.errors import ImageError, LalicError
+from lalic.model import LALIC
 from lalic.tiles import Box
 
 SIZE = (300, 200)
@@ -246,3 +248,74 @@ def test_parts_that_are_written_come_back(vips, size, bands, tmp_path) -> None:
         strips.write_strips([(Box(0, 0, *size), values)], size, str(tmp_path / f"a{ending}"))
         with Image.open(tmp_path / f"a{ending}") as found:
             assert np.array_equal(np.asarray(found), values)
+
+
+@pytest.mark.parametrize("name", ["16 bits", "grey", "wide gamut"])
+@pytest.mark.parametrize("below", ["white", "red"])
+def test_a_background_is_below_what_a_viewer_shows(vips, name, below, monkeypatch) -> None:
+    """The colour is one of 8 bits and sRGB, whatever the file has."""
+    alpha = np.asarray(Image.linear_gradient("L").resize(SIZE))
+    if name == "16 bits":
+        rgb = np.asarray(astronaut(0, 0, *SIZE)).astype(np.uint16) * 257
+        deep = np.dstack([rgb, alpha.astype(np.uint16) * 257])
+        data = vips.Image.new_from_array(deep, interpretation="rgb16").write_to_buffer(".png")
+    else:
+        picture = astronaut(0, 0, *SIZE).convert("L" if name == "grey" else "RGB")
+        picture.putalpha(Image.fromarray(alpha))
+        profile = next(kind for kind in KINDS if kind.name == "wide-gamut JPEG (Display P3)").make()
+        wide = {"icc_profile": Image.open(io.BytesIO(profile)).info["icc_profile"]} if name == "wide gamut" else {}
+        data = file(picture, "PNG", **wide)
+    found = images.open_picture(data, background=below)
+    monkeypatch.setattr(strips, "MAX_PIXELS", 10**9)
+    whole = images.open_picture(data, background=below)
+    assert isinstance(found.image, strips.StripImage) and found.alpha is None is whole.alpha
+    assert found.image.mode == whole.image.mode
+    part = (20, 0, 250, SIZE[1])
+    assert np.abs(pixels(found.image.crop(part)) - pixels(whole.image.crop(part))).max() <= 3
+
+
+def test_an_open_file_is_taken(vips) -> None:
+    data = file(astronaut(0, 0, *SIZE), "PNG")
+    found = images.open_picture(io.BytesIO(data))
+    assert isinstance(found.image, strips.StripImage) and found.image.size == SIZE
+
+
+def test_text_and_resolution(vips, tmp_path) -> None:
+    """Text is stored, but libvips does not write it; resolution goes both ways."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Title", "a scan")
+    astronaut(0, 0, *SIZE).save(tmp_path / "a.png", pnginfo=info, dpi=(300, 150))
+    (done,) = compress_files([tmp_path / "a.png"], model=tiny())
+    assert done.error is None and done.warnings == []
+    assert parse((tmp_path / "a.lalic").read_bytes(), None).metadata.keys() == {"t", "r"}
+    for ending in (".png", ".tif"):
+        (back,) = decompress_files([tmp_path / "a.lalic"], tmp_path / f"b{ending}", tiny())
+        assert back.error is None and back.warnings == ["text is not written to a picture as large as this one"]
+        with Image.open(tmp_path / f"b{ending}") as found:
+            assert found.info["dpi"] == pytest.approx((300, 150), abs=0.05)
+
+
+def test_launches_one_by_one_where_that_is_asked_for(vips, tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.lalic").write_bytes(codec.encode(astronaut(0, 0, *SIZE), tiny()))
+    asked = []
+    coder = LALIC.coder
+    monkeypatch.setattr(LALIC, "coder", lambda model, graph=None: asked.append(graph) or coder(model, None))
+    (back,) = decompress_files([tmp_path / "a.lalic"], tmp_path / "b.png", tiny(), graph=False)
+    assert back.error is None and asked and set(asked) == {False}
+
+
+def test_pixels_of_a_process_that_was_killed_are_removed(vips, tmp_path, monkeypatch) -> None:
+    """They lie in a hidden file that is locked while it is used, as every temporary file beside a target."""
+    names = []
+
+    def parts():
+        names.extend(path.name for path in tmp_path.iterdir())
+        yield Box(0, 0, *SIZE), np.zeros((SIZE[1], SIZE[0]), np.uint8)
+
+    strips.write_strips(parts(), SIZE, str(tmp_path / "a.png"))
+    assert len(names) == 1 and names[0].startswith(".") and files._PART in names[0]
+    (left := tmp_path / names[0]).write_bytes(b"pixels")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(files, "_swept", set())
+    strips.write_strips(parts(), SIZE, str(tmp_path / "a.png"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

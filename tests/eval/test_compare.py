@@ -145,7 +145,12 @@ def test_the_command(run, tmp_path) -> None:
     assert "quality 30" in result.out and "Pillow" in result.out and "torch" in result.out
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a-compare.png"}
     again = run(*words)
-    assert again.code == 1 and "a-compare.png exists already, --force overwrites it" in again.err
+    assert again.code == 2 and "a-compare.png exists already, --force overwrites it" in again.err
+    (tmp_path / "a-compare.png").unlink()
+    (tmp_path / "a-compare-2-webp.png").touch()
+    half = run(*words, "--pictures")
+    assert half.code == 2 and "a-compare-2-webp.png exists already" in half.err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a-compare-2-webp.png"}
     assert run(*words, "--force", "--pictures").code == 0
     decoded = [np.asarray(Image.open(tmp_path / f"a-compare-{name}.png")) for name in ("1-jpeg", "2-webp", "3-lalic")]
     assert np.array_equal(decoded[0], np.asarray(make("jpeg").code(astronaut(150, 20, 192, 176), 30).picture))

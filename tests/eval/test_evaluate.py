@@ -72,6 +72,27 @@ def test_table_deltas_and_files(run, family, tmp_path) -> None:
     assert sum(line.split()[:1] == ["face"] for line in again.out.splitlines()) == 9  # a line a picture and point
 
 
+def test_files_of_one_name_stay_apart(run, tmp_path) -> None:
+    """Training calls all weights by one name; a codec may be named twice."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    paths = [save(tmp_path / name / "weights.pth", tiny(qualities=n)) for name, n in (("one", 2), ("other", 3))]
+    result = run("--checkpoint", *paths, "--codecs", "lalic:30,70", "webp:20", "webp:60", "-o", tmp_path / "out")
+    assert result.code == 0 and "lalic one/weights against WebP" in result.out
+    names = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert names == {
+        "comparisons.json",
+        "lalic-one-weights.json",
+        "lalic-other-weights.json",
+        "webp.json",
+        "webp-2.json",
+    }
+    qualities = [
+        json.loads((tmp_path / "out" / name).read_text())["qualities"] for name in ("webp.json", "webp-2.json")
+    ]
+    assert qualities == [["20"], ["60"]]
+
+
 def test_plots_say_what_they_show(run, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     words = ("--codecs", "jpeg:20,40", "webp:20,40", "--published", "kodak")

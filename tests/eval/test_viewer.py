@@ -130,4 +130,4 @@ def test_the_command_writes_a_page(command, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a-compare.png", "a-compare.html"}
     (tmp_path / "a-compare.png").unlink()
     again = command("compare", "a.png", "jpeg:30", "webp", "--page")
-    assert again.code == 1 and "a-compare.html exists already" in again.err
+    assert again.code == 2 and "a-compare.html exists already" in again.err

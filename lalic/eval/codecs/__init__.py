@@ -128,9 +128,8 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
         if name in _LALIC:
             seconds = options.get("effort")
             effort = None if name == "lalic" else EFFORT if seconds is None else seconds
-            for path in paths:
+            for path, title in zip(paths, _titles(paths), strict=True):
                 model = load_model(path, device=device, precision=options.get("precision"))
-                title = f"lalic {Path(path).stem}" if path is not None and len(paths) > 1 else "lalic"
                 opened.append(LalicCodec(model, qualities or options.get("qualities", ()), title, effort))
             continue
         try:
@@ -138,3 +137,12 @@ def open_codecs(codecs: Sequence[str | Codec], **options: Unpack[Options]) -> tu
         except NotInstalled as error:
             left_out.append(str(error))
     return opened, left_out
+
+
+def _titles(checkpoints: Sequence[Name | None]) -> list[str]:
+    """A title for each model: the names of several files, with their folder if there is another file of the name."""
+    paths = [Path(path).with_suffix("") for path in checkpoints if path is not None]
+    if len(paths) < 2:
+        return ["lalic"] * len(checkpoints)
+    names = [path.name for path in paths]
+    return [f"lalic {path.name if names.count(path.name) == 1 else '/'.join(path.parts[-2:])}" for path in paths]
