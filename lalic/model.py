@@ -32,7 +32,7 @@ from lalic.nn.gains import Gains, as_number, as_qualities
 from lalic.nn.noise import ALL, Share
 from lalic.nn.transforms import Float32, analysis, dtype_of, hyper_analysis, hyper_synthesis, narrowed, synthesis
 from lalic_kernels import exact, rans
-from lalic_kernels.cache import ModuleCache, WeightCache
+from lalic_kernels.cache import ModuleCache, WeightCache, named_weights
 from lalic_kernels.layers import derived
 from lalic_kernels.plain import PlainLayers
 
@@ -66,7 +66,7 @@ class LatentCodec(nn.Module):
 
         z: hyper latents (B, C, h / 4, w / 4) that are computed already. share: this process's part of the batch.
         """
-        z = self.hyper.h_a(narrowed_for(next(self.hyper.h_a.parameters()), y)) if z is None else z
+        z = self.hyper.h_a(narrowed_for(_a_weight(self.hyper.h_a), y)) if z is None else z
         z_hat, z_likelihoods = self.hyper.entropy_bottleneck(full_precision(z), share)
         coder = Estimate(y, self.y.groups, self.training, share)
         y_hat = code_slices(float_state(self.y, self.hyper_parameters(z_hat)), coder)
@@ -74,7 +74,7 @@ class LatentCodec(nn.Module):
 
     def hyper_parameters(self, z_hat: Tensor) -> Tensor:
         """Rounded hyper latents (B, C, h / 4, w / 4) -> hyper parameters (B, hyper_width, h, w), in floating point."""
-        return self.hyper.h_s(_channels_last(narrowed_for(next(self.hyper.h_s.parameters()), z_hat)))
+        return self.hyper.h_s(_channels_last(narrowed_for(_a_weight(self.hyper.h_s), z_hat)))
 
 
 class LALIC(nn.Module):
@@ -538,11 +538,16 @@ class LALIC(nn.Module):
     def _transform(self, name: str, x: Tensor) -> Tensor:
         """g_a, h_a or g_s of x, without gradients in the model's precision; a model in 16 bits computes in its own."""
         transform, dtype = getattr(self, name), dtype_of(self.precision)
-        x = narrowed_for(next(transform.parameters()), x)
+        x = narrowed_for(_a_weight(transform), x)
         if dtype == torch.float32 or x.dtype != torch.float32 or torch.is_grad_enabled():
             with Float32() if _wants_float32(x) else nullcontext():
                 return transform(x)
         return narrowed(self.cache, name, transform, x, dtype)
+
+
+def _a_weight(transform: nn.Module) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    return next(transform.parameters()) if compiling else next(named_weights(transform))[1]
 
 
 def _check_values(x: Tensor) -> None:

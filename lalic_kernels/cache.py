@@ -46,6 +46,18 @@ class Samples:
         return self._then != self._now()
 
 
+def named_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """`module.named_parameters()`, also of a replica that nn.DataParallel made: there they are plain attributes.
+
+    torch.compile is to be asked first: it traces the method alone.
+    """
+    for prefix, part in module.named_modules():
+        held = part.__dict__.get("_former_parameters") or part._parameters
+        for name, weight in held.items():
+            if weight is not None:
+                yield f"{prefix}.{name}" if prefix else name, weight
+
+
 class WeightCache:
     """Results computed from weights, by name. Thread-safe; copies and pickles start empty.
 

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lalic_kernels.biwkv.op import biwkv
 from lalic_kernels.block.op import BlockParameters, rwkv_block
-from lalic_kernels.cache import WeightCache
+from lalic_kernels.cache import WeightCache, named_weights
 from lalic_kernels.mix.op import channel_mix, spatial_mix
 from lalic_kernels.plain import PlainLayers, plain
 from lalic_kernels.shift.op import fold_token_shift, norm_shift, token_shift
@@ -331,9 +331,10 @@ class RWKVBlock(nn.Module):
         With gradients the shifts are folded at every call. Without, they are folded once and cached until a parameter
         changes.
         """
-        parameters = [p for name, p in self.named_parameters() if "conv5x5_reparam" not in name]
-        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._gather()
+        parameters = [p for name, p in named_weights(self) if "conv5x5_reparam" not in name]
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return self._gather()
         return self._cache.get("parameters", parameters, self._gather)
 

@@ -35,6 +35,7 @@ from lalic.errors import BitstreamError, LalicError
 from lalic.nn.blocks import RWKVBlock
 from lalic.nn.context import CHECKERBOARD_TAPS, Slice, SliceStack, full_precision, interleave, pack, unpack
 from lalic.nn.noise import ALL, Share, rounded, uniform_like
+from lalic_kernels.cache import named_weights
 from lalic_kernels.rans import OutputView
 
 
@@ -109,11 +110,12 @@ def stack_weights(stack: SliceStack | StackWeights, engine: Engine) -> StackWeig
     """
     if isinstance(stack, StackWeights):
         return stack
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return make_weights(stack, engine)
     # What `make_weights` reads, but for the RWKV blocks, which have caches of their own.
     contexts = [context[i] for context in stack.channel_context.values() for i in (0, -1)]  # type: ignore[index]
-    sources = [p for module in (stack.latent_codec, *contexts) for p in module.parameters()]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-    if differentiable or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    sources = [p for module in (stack.latent_codec, *contexts) for _, p in named_weights(module)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
         return make_weights(stack, engine)
     return stack.cache.get(engine.name, sources, lambda: make_weights(stack, engine))
 

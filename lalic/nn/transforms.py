@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from lalic.config import Config, stride
 from lalic.errors import LalicError
 from lalic.nn.blocks import RWKVBlock
-from lalic_kernels.cache import WeightCache
+from lalic_kernels.cache import WeightCache, named_weights
 
 
 def down(cin: int, cout: int, kernel: int) -> nn.Conv2d:
@@ -114,7 +114,7 @@ def narrowed(cache: WeightCache, name: str, transform: nn.Module, x: Tensor, dty
 
     Raises ``LalicError`` if values are beyond the range of float16.
     """
-    narrow = cache.get(name, list(transform.parameters()), lambda: _narrow(transform, dtype), dtype)
+    narrow = cache.get(name, [p for _, p in named_weights(transform)], lambda: _narrow(transform, dtype), dtype)
     result = narrow(x.to(dtype)).float()
     if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
         raise LalicError(f"{name}: values beyond float16's range; use precision bfloat16 or float32")
