@@ -4,9 +4,12 @@
 until one of its weights is replaced or written to. An assignment to .data changes the storage, most writes change the
 version. Writes through .data, as in `p.data.mul_(0.9)`, and through NumPy change neither. On a CPU they are noticed
 where they change one of some values of each weight (`Samples`), as averages, optimisers and clipping do. On a GPU, and
-for single values, they are not: write in torch.no_grad() instead. The caches hold the weights (detached), so that no
-new tensor can get the memory of an old one. Tensors made in torch.inference_mode have no version: nothing is cached for
-them.
+for single values, they are not: write in torch.no_grad() instead. Nor are the writes of a CUDA graph that is replayed.
+The caches hold the weights (detached), so that no new tensor can get the memory of an old one. Tensors made in
+torch.inference_mode have no version: nothing is cached for them.
+
+A CUDA graph reads results where they were when it was captured, and does not hold them. Who captures one holds
+`tensors_of` the module as long as the graph, and captures again after a write to a weight.
 """
 
 from __future__ import annotations

@@ -83,9 +83,12 @@ def choices() -> list[tuple[str, str, str, str, str]]:
             for dtype in _DTYPES:
                 groups.setdefault(dispatch.choose(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
             rows += [(op.name, device, " ".join(names), *choice) for choice, names in groups.items()]
-    rows.append(
-        ("rans", "host", "int32", rans.available_backends()[0], "entropy coding is on the host, whatever the device")
-    )
+    host = rans.available_backends()[0]
+    same = "the same bytes either way"
+    rows += [
+        ("rans", "cuda", "int32", "triton" if installed.TRITON else host, same),
+        ("rans", "cpu", "int32", host, same),
+    ]
     same = "exact arithmetic, the same bits either way"
     rows += [("exact", device, "float32", exact_op.describe(device), same) for device in ("cuda", "cpu")]
     return rows

@@ -196,11 +196,17 @@ class BiWKVAttention(nn.Module):
         moved = _neighbours(image)
         mixes = (self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r)
         layers = (self.key, self.value, self.receptance)
-        k, v, r = (layer(moved.lerp(image, m)).flatten(1, 2) for layer, m in zip(layers, mixes, strict=True))
+        k, v, r = (layer(_between(moved, image, m)).flatten(1, 2) for layer, m in zip(layers, mixes, strict=True))
         w, u = (_a_token(p, image) for p in (self.spatial_decay, self.spatial_first))
         y = biwkv(w, u, k, v, gate=r if self.key_norm is None else None)
         y = y if self.key_norm is None else torch.sigmoid(r) * self.key_norm(y)
         return self.output(y).unflatten(1, image.shape[1:3])
+
+
+def _between(moved: Tensor, image: Tensor, share: Tensor) -> Tensor:
+    """Vision-RWKV's mix of both images, `share` (1, 1, C) being that of `image`; in 16 bits if all three are."""
+    wide = torch.promote_types(image.dtype, share.dtype)
+    return moved.to(wide).lerp(image.to(wide), share)
 
 
 def _a_token(parameter: Tensor, image: Tensor) -> Tensor:
@@ -243,9 +249,9 @@ class ChannelMix(nn.Module):
         image = _as_image(self, x, resolution)
         if self.form == "vision":
             moved = _neighbours(image)
-            k = torch.relu(self.key(moved.lerp(image, self.spatial_mix_k))).square()
+            k = torch.relu(self.key(_between(moved, image, self.spatial_mix_k))).square()
             k = k if self.key_norm is None else self.key_norm(k)
-            gate = torch.sigmoid(self.receptance(moved.lerp(image, self.spatial_mix_r)))
+            gate = torch.sigmoid(self.receptance(_between(moved, image, self.spatial_mix_r)))
             return _like(x, gate * self.value(k))
         s = self.omni_shift(image)
         if not plain(self._plain, self):

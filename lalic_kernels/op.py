@@ -265,6 +265,18 @@ def _enter_flop_formulas() -> None:
             mode.counter.flop_registry = module.flop_registry | mode.counter.flop_registry
 
 
+def needs_ops(arguments: tuple[Any, ...]) -> bool:
+    """Whether launches past the ops would go wrong or go unseen: for torch.compile, torch.func, tracers, a counter of
+    operations and tensor subclasses. The profiler and other modes show what a call consists of.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or _traced_or_special(arguments):
+        return True
+    module = sys.modules.get("torch.utils.flop_counter") if torch._C._len_torch_dispatch_stack() else None
+    return module is not None and any(
+        isinstance(mode, module._FlopCounterMode) for mode in _get_current_dispatch_mode_stack()
+    )
+
+
 def _observed(arguments: tuple[Any, ...]) -> bool:
     """Whether a call must go through torch's dispatcher: for a mode, a tracer, the profiler or a tensor subclass."""
     if torch._C._len_torch_dispatch_stack():
@@ -272,7 +284,11 @@ def _observed(arguments: tuple[Any, ...]) -> bool:
         return True
     if torch._C._len_torch_function_stack():
         return True
-    if torch._C._get_tracing_state() is not None or torch.autograd.profiler._is_profiler_enabled:
+    return torch.autograd.profiler._is_profiler_enabled or _traced_or_special(arguments)
+
+
+def _traced_or_special(arguments: tuple[Any, ...]) -> bool:
+    if torch._C._get_tracing_state() is not None:
         return True
     for x in arguments:
         kind = type(x)

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lalic_kernels.triton_math import barrier
+
 NOTHING = tl.constexpr(-1.0e38)
 CHUNKS = 32
 BLOCK_C = 16
@@ -76,7 +78,7 @@ def published_kernel(
     tl.store(own + 3 * plane, f, mask=c_in)
     tl.store(own + 4 * plane, g, mask=c_in)
     tl.store(own + 5 * plane, h, mask=c_in)
-    tl.debug_barrier()
+    barrier()
     a = tl.zeros([CHUNKS, BLOCK_C], tl.float32)  # all that is left of the chunk
     b = tl.zeros([CHUNKS, BLOCK_C], tl.float32)
     e = tl.full([CHUNKS, BLOCK_C], NOTHING, tl.float32)
@@ -142,7 +144,7 @@ def walking_kernel(
         tl.store(log_ptr + at, top + tl.log(den), mask=c_in)
         a, b, e = _join(a, b, e - w, v, one, k)
         at += channels
-    tl.debug_barrier()
+    barrier()
     a = tl.zeros([BLOCK_C], tl.float32)
     b = tl.zeros([BLOCK_C], tl.float32)
     e = tl.full([BLOCK_C], NOTHING, tl.float32)

@@ -127,19 +127,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """(gw, gu (C,) float32, gk, gv, ggate (B, T, C) in k's dtype or None) from `forward`'s inputs and gy (B, T, C).
 
-    k, v, gy and gate are all float32 or all bfloat16. Arithmetic is float32; bfloat16 gradients are rounded once. The
-    forward sums are recomputed. Work space of k's shape: y and gy / denominator in float32; for float32 they use the
-    memory of gv and gk. Deterministic: the chunks' parts of gw and gu are added in a fixed order in float64.
+    k, v, gy and gate are all float32 or all bfloat16, not empty, of two tokens or more. Arithmetic is float32; bfloat16
+    gradients are rounded once. The forward sums are recomputed. Work space of k's shape: y and gy / denominator in
+    float32; for float32 they use the memory of gv and gk. Deterministic: the chunks' parts of gw and gu are added in a
+    fixed order in float64.
     """
-    if k.numel() == 0:
-        empty = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k), torch.zeros_like(v)
-        return *empty, None if gate is None else torch.zeros_like(gate)
-    if k.shape[1] == 1:
-        zeros = torch.zeros_like(w), torch.zeros_like(u), torch.zeros_like(k)
-        if gate is None:
-            return *zeros, gy.clone(), None
-        s = torch.sigmoid(gate.float())  # the other factors are float32 too
-        return *zeros, (gy * s).to(v.dtype), (gy.float() * v * s * (1 - s)).to(gate.dtype)
     call = _Call(w, u, k, v)
     B, T, C, chunk, per, shape = call.B, call.T, call.C, call.chunk, call.per, (call.items, call.width)
     peak_v, centre = np.empty(shape, np.float32), np.empty((B, call.width), np.float32)

@@ -13,6 +13,7 @@ from lalic_kernels import checks, dispatch
 from lalic_kernels.block import gpu, reference
 from lalic_kernels.cache import WeightCache
 from lalic_kernels.mix.op import SPATIAL_MIX, channel_mix, spatial_mix
+from lalic_kernels.op import needs_ops
 from lalic_kernels.shift.op import norm_shift
 
 SHAPES = {
@@ -31,7 +32,9 @@ class BlockParameters:
     Each is float16, bfloat16, float32 or float64, all on one device. They may require gradients, and may be results of
     other operations, such as a folded shift. In inference on a GPU a cache holds them in the kernels' layout (matrices
     of k, v and r as one, taps transposed, BiWKV's powers). It is filled at the first call for a dtype and number of
-    tokens, on the current stream, and filled again after a tensor was written to.
+    tokens, on the current stream, and filled again after a tensor was written to. A CUDA graph of yours reads from it:
+    call once before the capture, hold `lalic_kernels.cache.tensors_of(parameters)` as long as the graph, and capture
+    again after a write.
 
     Attributes:
         norm1_weight, norm1_bias, norm2_weight, norm2_bias: LayerNorms, shape (C,).
@@ -103,7 +106,8 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
 
     Four ops: `norm_shift`, `spatial_mix`, `norm_shift`, `channel_mix`. For training each saves its inputs, four images
     per block, and its backward computes the rest again. Without gradients on a GPU, eight or nine kernels are launched
-    directly on cached weights; but torch.compile, autocast, float64 and images of one token always take the four ops.
+    directly on cached weights; but torch.compile, torch.func, tracers, FlopCounterMode, tensor subclasses, autocast,
+    float64 and images of one token always take the four ops.
 
     Args:
         x: image, shape (B, H, W, C), float16, bfloat16, float32 or float64, any strides.
@@ -135,12 +139,13 @@ def rwkv_block(x: Tensor, parameters: BlockParameters, *, backend: str | None = 
     chosen = dispatch.resolve(SPATIAL_MIX, backend, x.device.type, dtype)
     if chosen == "triton" and x.numel() and x.shape[1] * x.shape[2] > 1 and not _needs_ops(x, p):
         return gpu.rwkv_block(x.contiguous(), p)
-    narrow = _autocast_dtype(x)
-    s = norm_shift(x, p.norm1_weight, p.norm1_bias, p.shift1, eps=p.eps, dtype=narrow, backend=backend)
+    s = norm_shift(x, p.norm1_weight, p.norm1_bias, p.shift1, eps=p.eps, dtype=_autocast_dtype(x), backend=backend)
     x = spatial_mix(
         s, p.decay, p.boost, p.key, p.value, p.receptance, p.output, residual=x, gamma=p.gamma1, backend=backend
     )
-    s = norm_shift(x, p.norm2_weight, p.norm2_bias, p.shift2, eps=p.eps, dtype=narrow, backend=backend)
+    # Under autocast the image may have become float32 beside parameters in 16 bits.
+    norm2 = [checks.beside(x, tensor) for tensor in (p.norm2_weight, p.norm2_bias, p.shift2)]
+    s = norm_shift(x, *norm2, eps=p.eps, dtype=_autocast_dtype(x), backend=backend)
     matrices = (p.channel_key, p.channel_receptance, p.channel_value)
     return channel_mix(s, *matrices, residual=x, gamma=p.gamma2, backend=backend)
 
@@ -153,7 +158,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _needs_ops(x: Tensor, p: BlockParameters) -> bool:
-    """Whether gradients, torch.compile or autocast need the registered ops."""
-    if torch.compiler.is_compiling() or checks.autocast_enabled(x.device):
+    """Whether gradients, autocast, or what `lalic_kernels.op.needs_ops` names, need the registered ops."""
+    if needs_ops((x, *p.tensors())) or checks.autocast_enabled(x.device):
         return True
     return torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in p.tensors()))

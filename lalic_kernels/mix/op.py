@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def spatial_mix(
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. k, v, r and y are rounded to x's
         dtype; sums are float32. float32 products are as exact as float32. Inside `torch.autocast` x and the matrices
-        are cast as for F.linear, other arguments are not.
+        are cast as for F.linear; of the others, those in a 16-bit dtype that is not autocast's become float32.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -67,7 +69,7 @@ def spatial_mix(
         *((name, matrix, "C C") for name, matrix in matrices.items()),
         ("residual", residual, "B H W C?"), ("gamma", gamma, "C?"),
     )  # fmt: skip
-    x, (key, value, receptance, output) = _in_one_dtype(
+    x, (key, value, receptance, output), (residual, gamma, decay, boost) = _in_one_dtype(
         "spatial_mix", x, matrices, residual, gamma, decay=decay, boost=boost
     )
     chosen = dispatch.resolve(SPATIAL_MIX, backend, x.device.type, x.dtype)
@@ -108,8 +110,8 @@ def channel_mix(
     Returns:
         Shape (B, H, W, C), contiguous, in the residual's dtype, or x's without one. Sums are float32; the hidden layer
         is rounded to x's dtype, and in float16 overflows where relu(K x) exceeds 255. float32 products are
-        as exact as float32. Inside `torch.autocast` x and the matrices are cast as for F.linear, residual and gamma
-        are not.
+        as exact as float32. Inside `torch.autocast` x and the matrices are cast as for F.linear; residual and gamma,
+        if in a 16-bit dtype that is not autocast's, become float32.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -130,7 +132,7 @@ def channel_mix(
         ("x", x, "B H W C"), ("key", key, "F C"), ("receptance", receptance, "C C"), ("value", value, "C F"),
         ("residual", residual, "B H W C?"), ("gamma", gamma, "C?"),
     )  # fmt: skip
-    x, (key, receptance, value) = _in_one_dtype("channel_mix", x, matrices, residual, gamma)
+    x, (key, receptance, value), (residual, gamma) = _in_one_dtype("channel_mix", x, matrices, residual, gamma)
     chosen = dispatch.resolve(CHANNEL_MIX, backend, x.device.type, x.dtype)
     if chosen == "reference":
         return reference.channel_mix(x, key, receptance, value, residual, gamma)
@@ -140,8 +142,9 @@ def channel_mix(
 
 def _in_one_dtype(
     op: str, x: Tensor, matrices: dict[str, Tensor], residual: Tensor | None, gamma: Tensor | None, **vectors: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x and the matrices in one dtype: autocast's if it is on, like F.linear, else x's. Checks the other arguments too.
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Any, ...]]:
+    """x and the matrices in one dtype: autocast's if it is on, like F.linear, else x's. Checks the other arguments too,
+    and returns them in the order of the call, in a dtype that goes with it.
 
     Raises:
         TypeError, ValueError: a dtype or device does not fit, or one of residual and gamma is missing.
@@ -150,13 +153,16 @@ def _in_one_dtype(
         given, missing = ("residual", "gamma") if gamma is None else ("gamma", "residual")
         raise ValueError(f"{op}: {missing} must be given with {given}, but is None")
     dtype = checks.floating(op, "x", x)
-    others = (("residual", residual), ("gamma", gamma), *vectors.items())
-    checks.same_device(op, ("x", x), *matrices.items(), *others)
+    others = {"residual": residual, "gamma": gamma, **vectors}
+    checks.same_device(op, ("x", x), *matrices.items(), *others.items())
+    allowed: tuple[torch.dtype, ...] = (dtype, torch.float32)
+    why = "beside x"
     if checks.autocast_enabled(x.device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x = x.to(dtype)
-    checks.dtype_in(op, (dtype, torch.float32), "beside x", *matrices.items(), *others)
-    return x, tuple(matrix.to(dtype) for matrix in matrices.values())
+        x, allowed, why = x.to(dtype), (torch.float16, torch.bfloat16, torch.float32), "inside autocast"
+    checks.dtype_in(op, allowed, why, *matrices.items(), *others.items())
+    fitting = tuple(None if other is None else checks.beside(x, other) for other in others.values())
+    return x, tuple(matrix.to(dtype) for matrix in matrices.values()), fitting
 
 
 def saves_activations(chosen: str, x: Tensor, width: int, *others: Tensor | None) -> bool:

@@ -62,6 +62,21 @@ def test_autocast_casts_as_linear_does(spec: OpSpec) -> None:
     assert torch.equal(result, spec.public(**narrowed))
 
 
+@MIXES
+@pytest.mark.parametrize("given", ["x", "parameters", "all"])
+def test_autocast_takes_the_other_16_bits(spec: OpSpec, given: str) -> None:
+    """As F.linear does. What is not cast becomes float32 beside it, and so does the result."""
+    arguments = make(spec, list(spec.cases.values())[-1], torch.float32, "cpu")
+    narrow = {n for n in arguments if given == "all" or (n in ("x", "residual")) == (given == "x")}
+    arguments = {n: a.bfloat16() if n in narrow else a for n, a in arguments.items()}
+    with torch.autocast("cpu", dtype=torch.float16):
+        result = spec.public(**arguments)
+    assert result.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.float16):
+        expected = spec.public(**{n: a.float() for n, a in arguments.items()})
+    assert worst(result, expected) <= 4 * torch.finfo(torch.float16).eps * expected.abs().max().item()
+
+
 def test_a_width_beyond_the_table_uses_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     if not INTERPRETER:
         pytest.skip("needs the interpreter")

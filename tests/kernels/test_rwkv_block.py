@@ -14,6 +14,7 @@ from op_specs import INTERPRETER, WHY_NO_INTERPRETER
 from test_contract import awkward, gradients, wide, worst
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
 
 import lalic_kernels
 from lalic_kernels import BlockParameters
@@ -192,6 +193,32 @@ def test_compiles_without_graph_breaks() -> None:
         expected = lalic_kernels.rwkv_block(x, p)
         assert (compiled(x) - expected).abs().max() <= 16 * EPS32 * expected.abs().max()
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("backend", [None, pytest.param("triton", marks=KERNELS)])
+def test_what_sees_calls_sees_the_ops(backend: str | None) -> None:
+    """Launches past torch's dispatcher would escape modes, transforms and tracers, also without gradients."""
+    p, x = make(16, 4), image(2, 3, 4, 16)
+    with torch.no_grad():
+        expected = lalic_kernels.rwkv_block(x, p, backend=backend)
+        with FlopCounterMode(display=False) as counter:
+            lalic_kernels.rwkv_block(x, p, backend=backend)
+        assert counter.get_total_flops() > 2 * x.numel() * 16 * (5 + 8)  # at least the nine matrices
+        found = torch.vmap(lambda x: lalic_kernels.rwkv_block(x[None], p, backend=backend)[0])(x)
+        torch.testing.assert_close(found, expected)  # its products may be others
+        traced = torch.jit.trace(lambda x: lalic_kernels.rwkv_block(x, p, backend=backend), x)
+        assert "lalic_kernels::spatial_mix" in str(traced.graph)
+        torch.testing.assert_close(traced(x), expected)
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_autocast_takes_the_other_16_bits(backend: str | None) -> None:
+    p, x = make(16, 4), image(1, 5, 7, 16)
+    truth = reference(x.double(), p.to(torch.float64))
+    for block, given in ((p, x.bfloat16()), (p.to(torch.bfloat16), x.bfloat16())):
+        with torch.no_grad(), torch.autocast(DEVICE, dtype=torch.float16):
+            result = lalic_kernels.rwkv_block(given, block, backend=backend)
+        assert (result - truth).abs().max() <= 8 * 2**-8 * truth.abs().max()
 
 
 def test_autocast_narrows_only_the_products() -> None:
