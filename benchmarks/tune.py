@@ -51,7 +51,7 @@ FORWARD_SIZES = (
 )
 SIZES: dict[str, tuple[tuple[int, tuple[int, int, int]], ...]] = {
     "forward": FORWARD_SIZES,
-    "scan": ((0, (1, 2040, 256)), (33, (1, 24576, 144)), (257, (1, 98304, 96))),  # begins are counted in chunks
+    "scan": ((0, (1, 2040, 256)), (33, (1, 6144, 256)), (257, (1, 98304, 96))),  # begins are counted in chunks
     "backward": FORWARD_SIZES,
 }
 DTYPES = {2: torch.bfloat16, 4: torch.float32, None: torch.bfloat16}
@@ -119,10 +119,10 @@ def case(row: launches.Row, candidates: Sequence[Launch], shape: tuple[int, int,
             y = lalic_kernels.biwkv(*leaves, backend="triton")
             return torch.autograd.grad(y, leaves, upstream)
 
-    run: Callable[..., Any] = backward if row.use == "backward" else forward
+    run: Callable[..., Any] = forward
     check: Callable[..., None] = partial(check_biwkv, arguments)
-    if row.use == "backward":
-        check = partial(check_biwkv_gradients, arguments, upstream)
+    if row.use != "forward":  # which scans long sequences alone; every backward does
+        run, check = backward, partial(check_biwkv_gradients, arguments, upstream)
     calls = []
     for launch in candidates:
         table = with_row(launches.TABLE, replace(row, start=0, launch=launch))
@@ -135,12 +135,9 @@ def name_of(launch: Launch) -> str:
     return " ".join(f"{name} {number}" for name, number in launch.options().items())
 
 
-def tune(
-    architecture: str, setting: Setting, timed: Callable[[Case], list[Measured]]
-) -> tuple[list[launches.Row], list[Measured]]:
-    """The architecture's best rows, and all that was measured. Raises `WrongResult` for a candidate that is wrong."""
+def tune(architecture: str, setting: Setting, timed: Callable[[Case], list[Measured]]) -> Iterator[list[launches.Row]]:
+    """The architecture's best rows: those found so far, after each use. Raises `WrongResult` for a wrong candidate."""
     best: list[launches.Row] = []
-    measured: list[Measured] = []
     # The forward first: how many chunks there are decides what the scan has to do.
     for (use, itemsize), sizes in CANDIDATES.items():
         candidates = [launch_of(use, each) for each in sizes]
@@ -149,11 +146,10 @@ def tune(
             for start, shape in SIZES[use]:
                 row = launches.Row(use, architecture, itemsize, start, candidates[0])
                 rows = timed(case(row, candidates, shape, setting))
-                measured += rows
                 fastest = min(rows, key=lambda row: row["seconds"])["call"]
                 found.append(replace(row, launch=next(x for x in candidates if name_of(x) == fastest)))
         best += merged(found)
-    return best, measured
+        yield best
 
 
 def compile_candidates(architecture: str) -> Iterator[dict[str, Any]]:
@@ -197,9 +193,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         records.keep(record | {"rows": rows}, options)
         return rows
 
-    best, _ = tune(architecture, setting, timed)
-    write([*(row for row in launches.TABLE if row.architecture != architecture), *best], options.output)
-    print(f"wrote {len(best)} rows for {architecture} to {options.output}")
+    others = [row for row in launches.TABLE if row.architecture != architecture]
+    for best in tune(architecture, setting, timed):  # what is cut short keeps what it has
+        uses = {(row.use, row.itemsize) for row in best}
+        mine = (row for row in launches.TABLE if row.architecture == architecture)
+        write([*others, *(row for row in mine if (row.use, row.itemsize) not in uses), *best], options.output)
+        print(f"wrote {len(best)} rows for {architecture} to {options.output}")
     return 0
 
 

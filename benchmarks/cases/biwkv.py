@@ -20,7 +20,7 @@ from lalic_kernels.op import bytes_of
 PICTURES = ((HEIGHT, WIDTH), (1088, 1920), (2176, 3840))
 QUADRATIC_LIMIT = 1 << 24  # elements of the reference's largest tensor; in float64 this is 128 MiB
 NAIVE_LIMIT = 1 << 28  # elements of it where it is a yardstick, in float32: 1 GiB
-WALK_LIMIT = 1 << 17  # tokens of a walk one by one: beyond, a call takes seconds
+WALK_LIMIT = 1 << 15  # tokens of a walk one by one: beyond, a call takes a tenth of a second
 WHOLE_LIMIT = 1 << 28  # elements up to which float64 copies of everything are made
 ROWS = 8  # rows of a long sequence that are computed by the definition
 CHANNELS = 4  # channels of a long sequence that are computed by the linear-time path in float64

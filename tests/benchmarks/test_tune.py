@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,7 @@ def test_the_fastest_candidates_become_rows(tmp_path: Path) -> None:
     shapes = {use: tuple((start, (1, 2, 8)) for start, _ in sizes) for use, sizes in tune.SIZES.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "SIZES", shapes)
-        best, _ = tune.tune("cuda 90", Setting(torch.device("cpu")), timed)
+        *_, best = tune.tune("cuda 90", Setting(torch.device("cpu")), timed)
     assert len(seen) == 4 * len(tune.FORWARD_SIZES) + len(tune.SIZES["scan"])
     found = [(row.start, row.launch["GROUPS"], row.launch["BLOCK_C"]) for row in best if row.use == "forward"]
     assert found == [(0, 16, 8), (1 << 16, 128, 16)] * 2  # merged: one row for each run of equal winners
@@ -94,6 +96,41 @@ def test_a_candidate_runs_with_its_own_launch(monkeypatch: pytest.MonkeyPatch) -
         assert call.check is not None
         call.check(call.run())
     assert [choice.rows for choice in used] == candidates
+
+
+def test_a_scan_candidate_is_the_one_that_is_launched() -> None:
+    """By the backward, in each class of sizes; the forward adds the sums of so few chunks itself."""
+    architecture = "cuda 90"
+    begins = [start for start, _ in tune.SIZES["scan"]]
+    for start, (_, tokens, channels) in tune.SIZES["scan"]:
+        row = launches.Row("scan", architecture, None, start, tune.launch_of("scan", (64, 4, 2)))
+        with tune.using(tune.with_row(launches.TABLE, replace(row, start=0))):
+            choice = launches.choose("backward", architecture, tokens, channels, 2)
+        assert choice.scan == row.launch
+        assert max(begin for begin in begins if begin <= launches.blocks(tokens, choice.chunk)) == start
+    found = tune.case(row, [row.launch], (1, 70, 5), Setting(torch.device("cpu")))
+    assert "gradients" in str(found.calls[0].check)
+
+
+def test_a_table_is_written_after_each_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a day that is cut short has the rows that were found; for other uses it has those that were there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launches, "architecture", lambda device: "cuda 90")
+    monkeypatch.setattr(tune.records, "environment", lambda device: {})
+    forward = launches.Row("forward", "cuda 90", 2, 0, tune.launch_of("forward", (32, 16, 2)))
+
+    def cut(*_: object) -> Iterator[list[launches.Row]]:
+        yield [forward]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "tune", cut)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(["biwkv", "--output", str(tmp_path / "table.json")])
+    old = launches.Row("scan", "cuda 90", None, 0, tune.launch_of("scan", (64, 4, 2)))
+    assert set(read(tmp_path / "table.json")) == {*launches.TABLE, forward}
+    with tune.using((*launches.TABLE, old)), pytest.raises(KeyboardInterrupt):
+        tune.main(["biwkv", "--output", str(tmp_path / "table.json")])
+    assert set(read(tmp_path / "table.json")) == {*launches.TABLE, forward, old}
 
 
 def test_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

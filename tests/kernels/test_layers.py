@@ -261,7 +261,7 @@ def test_autocast(name: str) -> None:
 
 @EACH_LAYER
 def test_autocast_takes_what_a_convolution_before_gives(name: str) -> None:
-    """An image in 16 bits beside parameters in float32. float16 in an autocast to bfloat16 is too much for torch.cat."""
+    """An image in 16 bits beside parameters in float32. torch.cat refuses float16 in an autocast to bfloat16."""
     layer = make(name)
     with torch.no_grad():
         expected = layer(image())
