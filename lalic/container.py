@@ -120,9 +120,9 @@ class Container:
             raise ValueError(f"quality is {self.quality}, expected 1 to 100 in whole hundredths")
         if unknown := set(self.metadata) - set(METADATA):
             raise ValueError(f"metadata has the boxes {sorted(unknown)}, expected some of {list(METADATA)}")
-        for letter, payload in self.metadata.items():
-            if len(payload) > MAX_METADATA:
-                raise ValueError(f"metadata {letter!r} has {len(payload)} bytes, expected at most {MAX_METADATA}")
+        for letter in self.metadata:
+            if (size := len(self.metadata[letter])) > MAX_METADATA:
+                raise ValueError(f"metadata {letter!r} has {size} bytes, expected at most {MAX_METADATA}")
 
     @property
     def width(self) -> int:

@@ -168,7 +168,7 @@ def test_the_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert DIGEST in stored and any(value.dtype == torch.int16 for value in stored.values())
     assert "latent_codec.hyper.entropy_bottleneck._quantized_cdf" in stored
     assert lalic.load_checkpoint(out).weights_hash() == model.weights_hash()
-    assert cli.main(["convert", str(tmp_path / "a.pth"), str(out)]) == 1
+    assert cli.main(["convert", str(tmp_path / "a.pth"), str(out)]) == 2
     assert "--force" in capsys.readouterr().err
     assert cli.main(["convert", "--force", str(tmp_path / "a.pth"), str(out)]) == 0
     assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 2
