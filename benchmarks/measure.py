@@ -242,7 +242,7 @@ def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
     """
     peaks = {}
     one_round = 0.0
-    launching: dict[str, float] = {}
+    lead: dict[str, float] = {}  # seconds that the device waits before a call
     for call in calls:
         call.run()
         torch.cuda.synchronize()
@@ -250,9 +250,9 @@ def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
         torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         call.run()
-        launching[call.name] = time.perf_counter() - start
+        lead[call.name] = 1.5 * (time.perf_counter() - start)
         torch.cuda.synchronize()
-        one_round += time.perf_counter() - start + launching[call.name]
+        one_round += time.perf_counter() - start + lead[call.name]
         peaks[call.name] = {"peak MiB": (torch.cuda.max_memory_allocated() - before) / 2**20}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=setting.device)
     pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {call.name: [] for call in calls}
@@ -261,7 +261,7 @@ def _cuda_rounds(calls: Sequence[Call], setting: Setting) -> Times:
         for call in calls:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             flush.zero_()
-            keep_busy(1.5 * launching[call.name])
+            keep_busy(lead[call.name])
             begin.record()
             call.run()
             end.record()

@@ -105,10 +105,10 @@ def compress_files(
         raise RequestError(f"quality, target_bpp, target_psnr: expected at most one of them, got {len(given)}")
     if effort is not None and (target_bpp is not None or target_psnr is not None):
         raise RequestError("effort: expected with a quality, not with a target, which the refined file would miss")
-    jobs = plan(sources, output, ".lalic", images.readable_extensions(), keep_extension=keep_extension)
+    pictures = images.readable_extensions()
+    jobs = plan(sources, output, ".lalic", pictures, keep_extension=keep_extension)
     for job in jobs:
-        ending = os.path.splitext(job.target)[1].lower()
-        if ending != ".lalic" and ending in images.readable_extensions():
+        if os.path.splitext(job.target)[1].lower() in pictures:
             raise RequestError(f"-o {job.target} ends as a picture does, expected the name of a .lalic file")
     with as_request():  # once, not for each picture
         codec.resolve_device(device)

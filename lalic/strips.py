@@ -33,7 +33,7 @@ __all__ = ["StripImage", "needs_strips", "open_strips", "write_strips"]
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _WITH_METADATA = (".png", ".webp", *_JPEG)
-MM_PER_INCH = 25.4
+_MM_PER_INCH = 25.4
 
 
 def needs_strips(width: int, height: int) -> bool:
@@ -113,9 +113,9 @@ def open_strips(
         image = _to_8_bit(image, grey).colourspace("b-w" if stays_grey else "srgb")
         if alpha is not None:
             image = image.bandjoin(alpha)
-        if alpha is not None and below is not None:  # in 8 bits of sRGB, as the colour is
-            image = image.flatten(background=below[0] if stays_grey else list(below))
-            alpha = None
+            if below is not None:  # in 8 bits of sRGB, as the colour is
+                image = image.flatten(background=below[0] if stays_grey else list(below))
+                alpha = None
     except vips.Error as error:
         raise ImageError(
             f"libvips, which reads pictures above {MAX_PIXELS} pixels, cannot open this one ({_line(error)})"
@@ -159,7 +159,8 @@ def write_strips(
     target meanwhile. Raises `ImageError` if the format cannot hold the picture, `BitstreamError` for an invalid box.
     """
     vips = _vips()
-    extension, bands = os.path.splitext(target)[1].lower(), 3
+    extension, bands, boxes = os.path.splitext(target)[1].lower(), 3, metadata or {}
+    resolution = parse_resolution(boxes["r"]) if "r" in boxes else None
     if extension not in vips.get_suffixes():  # now, and not after decoding
         raise ImageError(f"libvips writes no {extension} files, and this picture is too large for Pillow; try .png")
     with temporary_beside(target) as name, open(name, "w+b") as raw:
@@ -176,13 +177,12 @@ def write_strips(
         raw.flush()
         give_back()
         image = vips.Image.tiffload(name, access="sequential")
-        boxes = metadata or {}
         if boxes.keys() & {"e", "x"} and extension not in _WITH_METADATA:
             warnings.warn("EXIF and XMP are written to PNG, JPEG and WebP only", ImageWarning, stacklevel=2)
         if "t" in boxes:
             warnings.warn("text is not written to a picture as large as this one", ImageWarning, stacklevel=2)
-        if "r" in boxes:
-            across, down = (pixels / MM_PER_INCH for pixels in parse_resolution(boxes["r"]))
+        if resolution is not None:
+            across, down = (pixels / _MM_PER_INCH for pixels in resolution)
             image = image.copy(xres=across, yres=down)
         for letter, field, prefix in (("e", "exif-data", b"Exif\0\0"), ("x", "xmp-data", b"")):
             if letter in boxes:

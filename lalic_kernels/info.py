@@ -84,11 +84,9 @@ def choices() -> list[tuple[str, str, str, str, str]]:
                 groups.setdefault(dispatch.choose(op, device, dtype), []).append(str(dtype).removeprefix("torch."))
             rows += [(op.name, device, " ".join(names), *choice) for choice, names in groups.items()]
     host = rans.available_backends()[0]
-    same = "the same bytes either way"
-    rows += [
-        ("rans", "cuda", "int32", "triton" if installed.TRITON else host, same),
-        ("rans", "cpu", "int32", host, same),
-    ]
+    coders = {"cuda": "triton" if installed.TRITON else host, "cpu": host}
+    for device, coder in coders.items():
+        rows.append(("rans", device, "int32", coder, "the same bytes either way"))
     same = "exact arithmetic, the same bits either way"
     rows += [("exact", device, "float32", exact_op.describe(device), same) for device in ("cuda", "cpu")]
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import textwrap
@@ -41,23 +42,22 @@ def write(results: Results, folder: Path, log: Callable[[str], None] | None = No
     contents: dict[Path, Any] = {folder / "comparisons.json": [asdict(each) for each in results.comparisons()]}
     for curve in results.curves:
         name = re.sub(r"[^a-z0-9.]+", "-", curve.title.lower()).strip("-")
-        names = (f"{name}{end}.json" for end in ("", *(f"-{n}" for n in range(2, len(results.curves) + 1))))
-        path = next(path for path in map(folder.joinpath, names) if path not in contents)
-        contents[path] = compressai_json(curve, results.caption)
+        paths = (folder / f"{name}{'' if n == 1 else f'-{n}'}.json" for n in itertools.count(1))
+        contents[next(path for path in paths if path not in contents)] = compressai_json(curve, results.caption)
     for path, content in contents.items():
         write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
-    paths = list(contents)
+    written = list(contents)
     caption = "; ".join([results.caption, *(f"{curve.title}: {curve.version}" for curve in results.curves)])
     for metric in METRICS:
         lines = [Line(curve.title, curve.rd_points(metric), ours=curve.name == "lalic") for curve in results.curves]
         lines += [Line(curve.title, curve.rd_points(metric), published=True) for curve in results.others]
         if any(line.points for line in lines):
             try:
-                paths += draw(lines, metric, folder / metric, _title(results), caption)
+                written += draw(lines, metric, folder / metric, _title(results), caption)
             except LalicError as error:
                 if log is not None:
                     log(f"no {metric} plot: {error}")
-    return paths
+    return written
 
 
 def _title(results: Results) -> str:

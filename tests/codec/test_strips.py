@@ -16,7 +16,7 @@ from tiny import astronaut, tiny
 from lalic import batch, codec, files, images, search, strips
 from lalic.batch import compress_files, decompress_files
 from lalic.container import parse
-from lalic.errors import ImageError, LalicError
+from lalic.errors import BitstreamError, ImageError, LalicError
 from lalic.model import LALIC
 from lalic.tiles import Box
 
@@ -293,6 +293,12 @@ def test_text_and_resolution(vips, tmp_path) -> None:
         assert back.error is None and back.warnings == ["text is not written to a picture as large as this one"]
         with Image.open(tmp_path / f"b{ending}") as found:
             assert found.info["dpi"] == pytest.approx((300, 150), abs=0.05)
+
+
+def test_a_bad_resolution_is_found_before_decoding(vips, tmp_path) -> None:
+    with pytest.raises(BitstreamError, match="the box 'r' is invalid"):
+        strips.write_strips(iter(lambda: pytest.fail("decoded"), None), SIZE, str(tmp_path / "a.png"), {"r": b"1"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_launches_one_by_one_where_that_is_asked_for(vips, tmp_path, monkeypatch) -> None:
